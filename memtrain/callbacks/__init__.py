@@ -1,0 +1,1 @@
+"""Lightning callbacks: the monitor, each mitigation, and the export of a pipeline. One file is one callback."""

@@ -1,0 +1,36 @@
+"""Writes the trained model as a diffusers pipeline folder when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from memtrain.errors import ConfigurationError
+
+
+class PipelineExport(Callback):
+    """Save a diffusers pipeline folder at the end of `fit`, with the averaged weights.
+
+    Args:
+        folder: where to save; by default `pipeline/` in the trainer's `default_root_dir`.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module that cannot be exported, before any work is done."""
+        if not hasattr(pl_module, "components"):
+            raise ConfigurationError(
+                f"PipelineExport cannot export {type(pl_module).__name__}",
+                expected="a module with components() and averaged_weights(), such as TextToImageModule",
+                remedy="remove PipelineExport from the callbacks",
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save on rank 0."""
+        if trainer.is_global_zero:
+            folder = Path(self.folder or Path(trainer.default_root_dir) / "pipeline")
+            with pl_module.averaged_weights():  # type: ignore[operator]
+                pl_module.components().pipeline().save_pretrained(folder)  # type: ignore[operator]

@@ -1,0 +1,120 @@
+"""The map-style dataset over a source: one item per visit, with pixel values or cached latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm.auto import tqdm
+
+from memtrain.data.images import to_pixel_values
+from memtrain.data.source import SampleSource
+
+Batch = dict[str, Any]
+"""See :mod:`memtrain.data.source` for the fields."""
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is used."""
+
+    model_max_length: int
+
+    def __call__(self, text: Sequence[str], **kwargs: Any) -> Any: ...
+
+
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded to the tokenizer's maximum, and the number of tokens that belong to each caption.
+
+    Args:
+        tokenizer: a CLIP tokenizer.
+        captions: B captions; longer ones are cut.
+
+    Returns:
+        `input_ids` `(B, T)` int64, and `prompt_length` `(B,)` int64 with BOS and EOS counted.
+    """
+    encoded = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return encoded["input_ids"], encoded["attention_mask"].sum(dim=1)
+
+
+class CaptionedImages(Dataset[dict[str, Any]]):
+    """Visits of samples of a source.
+
+    Args:
+        source: the samples.
+        indices: the samples of `source` in this dataset, each once.
+        resolution: image size, pixels.
+        tokenizer: for `input_ids` and `prompt_length`; None leaves them out.
+        visits: how often each sample occurs; default once.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        indices: Sequence[int],
+        *,
+        resolution: int,
+        tokenizer: Tokenizer | None = None,
+        visits: Sequence[int] | None = None,
+    ) -> None:
+        self.source = source
+        self.resolution = resolution
+        self.indices = list(indices)
+        self.samples = [source.samples[index] for index in self.indices]
+        repeats = [1] * len(self.indices) if visits is None else list(visits)
+        self._rows = [row for row, count in enumerate(repeats) for _ in range(count)]
+        self._latents: torch.Tensor | None = None
+        self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+        if tokenizer is not None and self.samples:
+            self._tokens = tokenize(tokenizer, [sample.caption for sample in self.samples])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row = self._rows[position]
+        sample = self.samples[row]
+        item: dict[str, Any] = {"key": sample.key, "caption": sample.caption}
+        if self._latents is None:
+            item["pixel_values"] = self.pixel_values(row)
+        else:
+            item["latents"] = self._latents[row]
+        if self._tokens is not None:
+            item["input_ids"], item["prompt_length"] = self._tokens[0][row], self._tokens[1][row]
+        return item
+
+    def pixel_values(self, row: int) -> torch.Tensor:
+        """`(3, H, W)` pixel values of the sample in `row` (of `samples`)."""
+        return to_pixel_values(self.source.load_image(self.indices[row]), self.resolution)
+
+    def cache_latents(self, encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int = 64) -> None:
+        """Encode every sample once and keep its latents in memory; items then carry `latents`.
+
+        Args:
+            encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
+            batch_size: samples encoded at once.
+        """
+        starts = range(0, len(self.samples), batch_size)
+        chunks = []
+        for start in tqdm(starts, desc="encoding latents", unit="batch", leave=False):
+            rows = range(start, min(start + batch_size, len(self.samples)))
+            chunks.append(encode(torch.stack([self.pixel_values(row) for row in rows])).float().cpu())
+        self._latents = torch.cat(chunks) if chunks else None
+
+    def unique(self) -> CaptionedImages:
+        """The same samples once each, sharing tokens and cached latents."""
+        dataset = CaptionedImages(self.source, self.indices, resolution=self.resolution)
+        dataset._latents, dataset._tokens = self._latents, self._tokens
+        return dataset
+
+
+def loader(dataset: CaptionedImages, **options: Any) -> DataLoader[Batch]:
+    """A DataLoader with torch's own collation, which turns items into a batch as the contract has it."""
+    return DataLoader(dataset, collate_fn=default_collate, **options)

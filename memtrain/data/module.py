@@ -1,0 +1,187 @@
+"""The LightningDataModule: any source, a fixed held-out split, planted duplicates, cached latents, exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from memtrain.data.dataset import Batch, CaptionedImages, Tokenizer, loader, tokenize
+from memtrain.data.sampler import ResumableDistributedSampler
+from memtrain.data.selection import Duplicates, plant, split_heldout
+from memtrain.data.source import SampleSource, open_source
+from memtrain.errors import ConfigurationError, DataError
+
+
+class TextImageDataModule(LightningDataModule):
+    """Captioned images for fine-tuning.
+
+    Args:
+        path: a folder with `metadata.jsonl`, or WebDataset shards (see :mod:`memtrain.data.webdataset`).
+        heldout_path: take held-out samples from this source instead of splitting `path`.
+        heldout_fraction: share of `path` that is held out, chosen by a hash of the key.
+        exclude: keys that are left out of training.
+        duplicates: plant repeated images, to have a known truth in experiments.
+        resolution: image size, pixels.
+        batch_size: samples per step and rank.
+        num_workers: loader processes; 0 is fastest with cached latents.
+        cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
+        caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
+        tokenizer: folder of the tokenizer; by default the module's own is used.
+        seed: of the order of visits and of caption dropout.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        heldout_path: str | None = None,
+        heldout_fraction: float = 0.1,
+        exclude: list[str] | None = None,
+        duplicates: Duplicates | None = None,
+        resolution: int = 512,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        cache_latents: bool = False,
+        caption_dropout: float = 0.0,
+        tokenizer: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout < 1:
+            raise ConfigurationError(
+                f"caption_dropout={caption_dropout}", expected="a share from 0 to below 1", remedy="change it"
+            )
+        self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
+        self.exclude = frozenset(exclude or ())
+        self.duplicates = duplicates or Duplicates()
+        self.resolution, self.batch_size, self.num_workers = resolution, batch_size, num_workers
+        self.cache_latents, self.caption_dropout = cache_latents, caption_dropout
+        self.tokenizer_path, self.seed = tokenizer, seed
+        self.train_dataset: CaptionedImages | None = None
+        self.heldout_dataset: CaptionedImages | None = None
+        self.visits_per_epoch: dict[str, int] = {}
+
+    def build(self, tokenizer: Tokenizer | None = None) -> None:
+        """Read the sources, split, plant duplicates and check every image.
+
+        Needs no trainer, so that evaluation finds the same samples again.
+
+        Args:
+            tokenizer: for `input_ids`; None leaves tokens out.
+
+        Raises:
+            DataError: if the data cannot be used.
+            ConfigurationError: if settings contradict each other.
+        """
+        source = open_source(self.path)
+        keys = [sample.key for sample in source.samples]
+        train, held = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction)
+        held_source = source
+        if self.heldout_path:
+            held_source = open_source(self.heldout_path)
+            held = list(range(len(held_source)))
+            shared = {sample.key for sample in held_source.samples} & set(keys)
+            if shared:
+                raise DataError(
+                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
+                    expected="held-out samples that are not trained on",
+                    remedy="remove or rename them",
+                )
+        unknown = self.exclude - set(keys)
+        if unknown:
+            raise DataError(
+                f"exclude names {len(unknown)} key(s) that are not in {self.path}, first {sorted(unknown)[:3]}",
+                expected="keys of samples",
+                remedy="check that the list belongs to this data",
+            )
+        train = [index for index in train if keys[index] not in self.exclude]
+        visits = plant(train, keys, self.duplicates)
+        _check_images(source)
+        if held_source is not source:
+            _check_images(held_source)
+        self.visits_per_epoch = {keys[index]: count for index, count in visits.items()}
+        self.train_dataset = CaptionedImages(
+            source, train, resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())
+        )
+        self.heldout_dataset = CaptionedImages(held_source, held, resolution=self.resolution, tokenizer=tokenizer)
+        self._empty_caption = tokenize(tokenizer, [""]) if tokenizer is not None else None
+
+    def setup(self, stage: str) -> None:
+        """Build once, then cache latents with the module's autoencoder where asked."""
+        if self.train_dataset is not None:
+            return
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path) if self.tokenizer_path else None
+        self.build(tokenizer or getattr(module, "tokenizer", None))
+        if self.cache_latents:
+            encode = getattr(module, "encode_images", None)
+            if encode is None:
+                raise ConfigurationError(
+                    f"cache_latents is on, but {type(module).__name__} has no encode_images(pixel_values)",
+                    expected="a module that encodes images, such as TextToImageModule",
+                    remedy="set data.init_args.cache_latents to false",
+                )
+            for dataset in self._built():
+                dataset.cache_latents(encode)
+
+    def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
+        if self.train_dataset is None or self.heldout_dataset is None:
+            raise ConfigurationError("The data module was not set up", remedy="call setup() or build() first")
+        return self.train_dataset, self.heldout_dataset
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled visits of this rank, continued where a checkpoint left off."""
+        train, _ = self._built()
+        trainer = self.trainer
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer is not None else 0
+        sampler = ResumableDistributedSampler(
+            train,
+            num_replicas=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else 0,
+            seed=self.seed,
+            start=done * self.batch_size,
+        )
+        return loader(
+            train,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """The held-out samples, each once."""
+        _, held = self._built()
+        return loader(held, batch_size=self.batch_size, num_workers=self.num_workers) if len(held) else []
+
+    def unique_dataloader(self, dataset: CaptionedImages) -> DataLoader[Batch]:
+        """Each sample of `dataset` once, in fixed order, for a reference profile."""
+        return loader(dataset.unique(), batch_size=4 * self.batch_size, num_workers=self.num_workers)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""
+        trainer = self.trainer
+        if not self.caption_dropout or trainer is None or not trainer.training or "input_ids" not in batch:
+            return batch
+        name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
+        generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
+        drop = torch.rand(len(batch["key"]), generator=generator) < self.caption_dropout
+        assert self._empty_caption is not None
+        ids, length = self._empty_caption
+        batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
+        batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
+        batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
+        return batch
+
+
+def _check_images(source: SampleSource) -> None:
+    """Decode every image once, so that a broken file stops the run before any work is done."""
+    for index in tqdm(range(len(source)), desc="checking images", unit="image", leave=False, mininterval=0.5):
+        source.load_image(index)

@@ -1,0 +1,137 @@
+"""What a source of captioned images is, and the batch contract that every trainer of this project consumes.
+
+A **source** lists samples (`key`, `caption`) and opens one image at a time. Random access is what makes resuming
+exact, held-out splits fixed, and evaluation able to find a training image again from its key.
+
+A **batch** is a dict with
+
+| field | type | meaning |
+|---|---|---|
+| `key` | `list[str]`, length B | stable name of the sample; repeated visits carry the same key |
+| `caption` | `list[str]`, length B | the caption |
+| `pixel_values` | `(B, 3, H, W)` float in [-1, 1] | the image; absent when latents are cached |
+| `latents` | `(B, C, h, w)` float | scaled latents (`vae.config.scaling_factor` applied); absent without a cache |
+| `input_ids` | `(B, T)` int64 | token ids, padded to the tokenizer's maximum length |
+| `prompt_length` | `(B,)` int64 | tokens of the caption, BOS and EOS included |
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from memtrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captioned image: `key` names it for good, `caption` is its text."""
+
+    key: str
+    caption: str
+
+
+class SampleSource(ABC):
+    """A list of captioned images with random access.
+
+    Subclasses read the listing in `__init__`, store it in `samples`, and call :meth:`check_samples`.
+    """
+
+    samples: Sequence[Sample]
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @staticmethod
+    @abstractmethod
+    def accepts(path: str) -> bool:
+        """Whether `path` looks like this kind of source."""
+
+    @abstractmethod
+    def open_image(self, index: int) -> Image.Image:
+        """The image of `samples[index]`, not yet decoded.
+
+        Raises:
+            DataError: if the file cannot be opened as an image.
+        """
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load_image(self, index: int) -> Image.Image:
+        """The decoded RGB image of `samples[index]`; transparent parts become white.
+
+        Raises:
+            DataError: if the image cannot be read.
+        """
+        try:
+            image = self.open_image(index)
+            image.load()
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"The image of sample {self.samples[index].key!r} in {self.path} cannot be read: {error}",
+                expected="an image file that Pillow decodes (PNG, JPEG, WebP, ...)",
+                remedy="repair or remove this sample, then start again",
+            ) from error
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+
+    def check_samples(self) -> None:
+        """Refuse an empty source, an empty caption or a key that names two samples.
+
+        Raises:
+            DataError: naming the samples concerned.
+        """
+        if not self.samples:
+            raise DataError(
+                f"No captioned image was found in {self.path}",
+                expected="at least one image with a caption",
+                remedy="check the path",
+            )
+        repeated = [key for key, count in Counter(sample.key for sample in self.samples).items() if count > 1]
+        if repeated:
+            raise DataError(
+                f"{len(repeated)} key(s) name more than one sample in {self.path}, first {repeated[:3]}",
+                expected="one key per sample: records, flags and the held-out split go by it",
+                remedy="rename the samples; to plant repetitions on purpose use the `duplicates` setting",
+            )
+        empty = [sample.key for sample in self.samples if not sample.caption.strip()]
+        if empty:
+            raise DataError(
+                f"{len(empty)} sample(s) in {self.path} have an empty caption, first {empty[:3]}",
+                expected="a non-empty caption for every image",
+                remedy="write the captions, or remove these samples",
+            )
+
+
+def open_source(path: str) -> SampleSource:
+    """Open `path` with the source class that accepts it; classes are found by walking this package.
+
+    Raises:
+        DataError: if nothing is there, or no source reads it.
+    """
+    package = importlib.import_module(__package__ or "memtrain.data")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    kinds = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
+    for kind in kinds:
+        if kind.accepts(path):
+            return kind(path)
+    exists = Path(path).exists()
+    raise DataError(
+        f"{path!r} exists but is no data source" if exists else f"The data path {path!r} does not exist",
+        expected="a folder with images and metadata.jsonl, or WebDataset shards (a .tar file, a pattern such as "
+        "'shards/{0000..0009}.tar', or a folder of .tar files)",
+        remedy="check the path; a folder of images needs a metadata.jsonl with one line per image: "
+        '{"file_name": "a.png", "text": "a caption"}',
+    )

@@ -1,0 +1,124 @@
+"""WebDataset shards with random access.
+
+A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp), `key.txt` with
+the caption, and whatever else, which is ignored. Shards are given as one file, a brace pattern or a folder. The tar
+index is read once; images are then read by seeking, so shuffling, resuming and the held-out split are exact. Shards
+have to be on a file system: streaming from object stores is not supported.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from PIL import Image
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from memtrain.data.source import Sample, SampleSource
+from memtrain.errors import DataError
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+"""Extensions looked for, in this order of preference."""
+
+
+class WebDatasetSource(SampleSource):
+    """Samples of one or more tar shards.
+
+    Args:
+        path: a .tar file, a brace pattern of them, or a folder of .tar files.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._members: list[tuple[Path, int, int]] = []
+        samples = []
+        for shard in self._shards(str(path)):
+            for key, files in self._index(shard).items():
+                image = next((files[ext] for ext in IMAGE_EXTENSIONS if ext in files), None)
+                if image is None:
+                    raise DataError(
+                        f"Sample {key!r} in {shard} has no image, only {sorted(files)}",
+                        expected=f"a file with one of the extensions {IMAGE_EXTENSIONS}",
+                        remedy="repair the shard",
+                    )
+                samples.append(Sample(key, self._caption(shard, key, files)))
+                self._members.append((shard, *image))
+        self.samples = samples
+        self.check_samples()
+
+    @staticmethod
+    def accepts(path: str) -> bool:
+        """A .tar file, a pattern ending in .tar, or a folder holding .tar files."""
+        folder = Path(path)
+        return path.endswith(".tar") and ("{" in path or folder.exists()) or any(folder.glob("*.tar"))
+
+    @staticmethod
+    def _shards(path: str) -> list[Path]:
+        folder = Path(path)
+        shards = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(url) for url in expand_urls(path)]
+        missing = [str(shard) for shard in shards if not shard.is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(shards)} shards of {path!r} do not exist, first {missing[0]}",
+                expected="every shard of the pattern on disk",
+                remedy="check the pattern's range",
+            )
+        return shards
+
+    @staticmethod
+    def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
+        """`key -> extension -> (offset, size)` in the tar."""
+        index: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with tarfile.open(shard, mode="r:") as tar:
+                for member in tar:
+                    key, extension = base_plus_ext(member.name)
+                    if not member.isfile() or key is None or extension is None:
+                        continue
+                    files = index.setdefault(key, {})
+                    if extension.lower() in files:
+                        raise DataError(
+                            f"{member.name!r} occurs twice in {shard}: key {key!r} names more than one sample",
+                            expected="one key per sample",
+                            remedy="rename the samples",
+                        )
+                    files[extension.lower()] = (member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise DataError(
+                f"{shard} cannot be read as an uncompressed tar: {error}",
+                expected="a WebDataset shard",
+                remedy="copy or write the shard again",
+            ) from error
+        return index
+
+    @staticmethod
+    def _read(shard: Path, offset: int, size: int) -> bytes:
+        with shard.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    @classmethod
+    def _caption(cls, shard: Path, key: str, files: dict[str, tuple[int, int]]) -> str:
+        try:
+            if "txt" in files:
+                return cls._read(shard, *files["txt"]).decode("utf-8").strip()
+            if "json" in files:
+                return str(json.loads(cls._read(shard, *files["json"])).get("caption", "")).strip()
+        except ValueError as error:
+            raise DataError(
+                f"The caption of sample {key!r} in {shard} cannot be read: {error}",
+                expected="UTF-8 text in .txt, or JSON with a 'caption'",
+                remedy="write the caption again",
+            ) from error
+        raise DataError(
+            f"Sample {key!r} in {shard} has no caption, only {sorted(files)}",
+            expected="a .txt file with the caption, or a .json file with a 'caption'",
+            remedy="add the caption to the shard",
+        )
+
+    def open_image(self, index: int) -> Image.Image:
+        """The image of `samples[index]`, not yet decoded."""
+        return Image.open(io.BytesIO(self._read(*self._members[index])))

@@ -1,0 +1,83 @@
+"""Per-sample diffusion losses and their weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample, in fp32.
+
+    Args:
+        prediction: `(B, ...)`.
+        target: same shape.
+
+    Returns:
+        `(B,)`.
+    """
+    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """SNR(t) = ᾱ_t / (1 − ᾱ_t) (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
+
+    Args:
+        alphas_cumprod: `(steps,)` of the noise schedule.
+        timesteps: `(B,)` int64.
+
+    Returns:
+        `(B,)`.
+    """
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps]
+    return alpha / (1 - alpha)
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Min-SNR loss weight (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023).
+
+    Args:
+        snr: `(B,)`.
+        gamma: cap on the SNR; the paper uses 5.
+        prediction_type: `epsilon` (weight min(SNR, γ) / SNR) or `v_prediction` (min(SNR, γ) / (SNR + 1)).
+
+    Returns:
+        `(B,)`.
+    """
+    capped = snr.clamp(max=gamma)
+    return capped / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
+def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0) -> Tensor:
+    """Each sample's MSE, recovered from the gradient of a batch-mean MSE at the denoiser's output.
+
+    For `loss = loss_scale * mean((prediction - target)²)` over a batch of B samples with n elements each, the gradient
+    is `2 * loss_scale * (prediction - target) / (B * n)`, so it carries every sample's residual.
+
+    Args:
+        gradient: `(B, ...)` gradient of the scaled loss with respect to the prediction.
+        loss_scale: factor between the mean and the loss that was differentiated: 1 / accumulation steps, times the
+            gradient scaler's scale.
+
+    Returns:
+        `(B,)` mean squared residual of each sample, in fp32.
+    """
+    residual = gradient.float() * (gradient.numel() / (2 * loss_scale))
+    return residual.square().flatten(1).mean(1)
+
+
+def gate_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
+    """Re-weight the samples of a mini-batch at the denoiser's output.
+
+    For a loss that is a mean over samples this is exactly the gradient of the mean of `weights * sample_loss`. A weight
+    of zero also stops non-finite gradients.
+
+    Args:
+        gradient: `(B, ...)`.
+        weights: `(B,)`, non-negative.
+
+    Returns:
+        Same shape and dtype as `gradient`.
+    """
+    shaped = weights.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
+    return torch.where(shaped > 0, shaped * gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))

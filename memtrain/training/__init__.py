@@ -1,0 +1,1 @@
+"""LightningModules, the per-sample objective, and checkpoints that survive being killed."""
