@@ -21,7 +21,8 @@ class Tokenizer(Protocol):
 
     model_max_length: int
 
-    def __call__(self, text: Sequence[str], **kwargs: Any) -> Any: ...
+    def __call__(self, text: Sequence[str], **kwargs: Any) -> Any:
+        """Encode captions."""
 
 
 def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

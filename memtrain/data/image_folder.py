@@ -1,14 +1,14 @@
 """A folder of images with `metadata.jsonl`, as the diffusers examples and Hugging Face `imagefolder` use it.
 
 One line of metadata.jsonl per image: `{"file_name": "cats/a.png", "text": "a cat"}`; the caption may also stand under
-`caption`. The key of a sample is its `file_name`. Images in the folder without a line are an error, because leaving
-out a photo silently is worse than asking.
+`caption`. The key of a sample is its `file_name`, without a leading `./`. Images in the folder without a line are an
+error, because leaving out a photo silently is worse than asking.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -61,14 +61,16 @@ class ImageFolderSource(SampleSource):
         caption = next((row[field] for field in CAPTION_FIELDS if field in row), None) if name else None
         if not isinstance(name, str) or not isinstance(caption, str):
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{where} lacks a file name or a caption: found {found}", expected=expected, remedy="mend it")
+            raise DataError(
+                f"{where} lacks a file name or a caption: found {found}", expected=expected, remedy="mend it"
+            )
         if not (self.path / name).resolve().is_relative_to(self.path.resolve()):
             raise DataError(
                 f"{where} points outside the folder: {name!r}",
                 expected="a file below the folder",
                 remedy="move the image into the folder",
             )
-        return Sample(name, caption.strip())
+        return Sample(PurePosixPath(name).as_posix(), caption.strip())
 
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from memtrain.data.dataset import Batch, CaptionedImages, Tokenizer, loader, tokenize
-from memtrain.data.sampler import ResumableDistributedSampler
+from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
 from memtrain.data.selection import Duplicates, plant, split_heldout
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
@@ -33,7 +34,7 @@ class TextImageDataModule(LightningDataModule):
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
         caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
         tokenizer: folder of the tokenizer; by default the module's own is used.
-        seed: of the order of visits and of caption dropout.
+        seed: of the order of visits and of caption dropout; default `seed_everything`'s.
     """
 
     def __init__(
@@ -50,19 +51,24 @@ class TextImageDataModule(LightningDataModule):
         cache_latents: bool = False,
         caption_dropout: float = 0.0,
         tokenizer: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ConfigurationError(
                 f"caption_dropout={caption_dropout}", expected="a share from 0 to below 1", remedy="change it"
             )
+        if resolution < 1 or batch_size < 1:
+            raise ConfigurationError(
+                f"resolution={resolution}, batch_size={batch_size}", expected="at least 1 each", remedy="change it"
+            )
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
         self.exclude = frozenset(exclude or ())
         self.duplicates = duplicates or Duplicates()
         self.resolution, self.batch_size, self.num_workers = resolution, batch_size, num_workers
         self.cache_latents, self.caption_dropout = cache_latents, caption_dropout
-        self.tokenizer_path, self.seed = tokenizer, seed
+        self.tokenizer_path = tokenizer
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
         self.visits_per_epoch: dict[str, int] = {}
@@ -139,15 +145,21 @@ class TextImageDataModule(LightningDataModule):
         """Shuffled visits of this rank, continued where a checkpoint left off."""
         train, _ = self._built()
         trainer = self.trainer
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer is not None else 0
         sampler = ResumableDistributedSampler(
             train,
             num_replicas=trainer.world_size if trainer is not None else 1,
             rank=trainer.global_rank if trainer is not None else 0,
             seed=self.seed,
-            start=done * self.batch_size,
+            place=self._place if trainer is not None else None,
         )
-        return loader(
+        if len(sampler) < self.batch_size:
+            raise ConfigurationError(
+                f"{len(train)} training visit(s) per epoch, {len(sampler)} per rank, do not fill one batch of "
+                f"{self.batch_size}",
+                expected="at least one full batch per epoch and rank",
+                remedy="lower data.init_args.batch_size, or add images",
+            )
+        return ResumableLoader(
             train,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -155,6 +167,12 @@ class TextImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _place(self) -> tuple[int, int]:
+        """The epoch, and the samples of this rank that are done in it."""
+        assert self.trainer is not None
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, batches * self.batch_size
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """The held-out samples, each once."""
@@ -168,15 +186,15 @@ class TextImageDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""
         trainer = self.trainer
-        if not self.caption_dropout or trainer is None or not trainer.training or "input_ids" not in batch:
+        if not self.caption_dropout or trainer is None or not trainer.training:
             return batch
         name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
         generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
         drop = torch.rand(len(batch["key"]), generator=generator) < self.caption_dropout
-        assert self._empty_caption is not None
-        ids, length = self._empty_caption
-        batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
-        batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
+        if self._empty_caption is not None:
+            ids, length = self._empty_caption
+            batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
+            batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
         batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
         return batch
 

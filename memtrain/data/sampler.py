@@ -1,33 +1,65 @@
-"""A distributed sampler that continues in the middle of an epoch.
+"""A distributed sampler and a loader that continue in the middle of an epoch.
 
-The order is a function of (seed, epoch) alone, so the position is one number, the same on every rank, and rank 0's
-checkpoint is enough to resume exactly.
+The order is a function of (seed, epoch) alone, so the place in a run is two numbers, the same on every rank, and rank
+0's checkpoint is enough to resume exactly. They are not kept here: the trainer counts epochs and batches, and saves
+and restores both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
 class ResumableDistributedSampler(DistributedSampler[int]):
-    """:class:`torch.utils.data.DistributedSampler` that can skip the first samples of one epoch.
+    """:class:`torch.utils.data.DistributedSampler` that leaves out the samples that an epoch has already seen.
 
     Args:
         dataset: what is sampled.
         num_replicas: number of processes.
         rank: this process.
         seed: of the order.
-        start: samples *per rank* that the first epoch to be iterated leaves out.
+        place: gives the current epoch and the samples *per rank* that are done in it; asked when an iteration begins.
+            By default the epoch is that of `set_epoch`, from its start. (After some checkpoints Lightning 2.6 hands
+            `set_epoch` another epoch than the trainer is in.)
     """
 
-    def __init__(self, dataset: Dataset, *, num_replicas: int, rank: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        place: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=False)
-        self.start = start
+        self.place = place
 
     def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        for position, index in enumerate(super().__iter__()):
-            if position >= start:
-                yield index
+        done = 0
+        if self.place is not None:
+            self.epoch, done = self.place()
+        yield from islice(super().__iter__(), done, None)
+
+
+class ResumableLoader(DataLoader[dict[str, Any]]):
+    """A loader that begins to work when the first batch is asked for, not when `iter` is called.
+
+    Lightning calls `iter` before its restored counters are final; worker processes would by then have loaded batches
+    of another epoch. `state_dict` and `load_state_dict` tell Lightning that resuming in the middle of an epoch is
+    exact; there is nothing to store.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the place is known from the trainer's counters."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take up."""

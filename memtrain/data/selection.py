@@ -65,6 +65,12 @@ def split_heldout(keys: Sequence[str], fraction: float) -> tuple[list[int], list
     count = round(fraction * len(keys))
     if fraction > 0:
         count = max(count, min(MINIMUM_HELDOUT, len(keys) // 3))
+    if count and count >= len(keys):
+        raise ConfigurationError(
+            f"heldout_fraction={fraction} holds out all of {len(keys)} sample(s)",
+            expected="samples left to train on",
+            remedy="lower heldout_fraction, or add images",
+        )
     held = set(sorted(range(len(keys)), key=lambda index: hash_order(keys[index], "heldout"))[:count])
     return [index for index in range(len(keys)) if index not in held], sorted(held)
 
@@ -87,7 +93,7 @@ def plant(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> 
         unknown = set(duplicates.keys) - {keys[index] for index in train}
         if unknown:
             raise DataError(
-                f"duplicates.keys names {len(unknown)} key(s) that are not training samples, first {sorted(unknown)[:3]}",
+                f"duplicates.keys: {len(unknown)} key(s) are not training samples, first {sorted(unknown)[:3]}",
                 expected="keys of training samples",
                 remedy="check the names, and that they are not held out",
             )

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from memtrain.errors import DataError
 
@@ -66,7 +67,7 @@ class SampleSource(ABC):
         return len(self.samples)
 
     def load_image(self, index: int) -> Image.Image:
-        """The decoded RGB image of `samples[index]`; transparent parts become white.
+        """The decoded RGB image of `samples[index]`, upright as its EXIF entry says; transparent parts become white.
 
         Raises:
             DataError: if the image cannot be read.
@@ -74,12 +75,21 @@ class SampleSource(ABC):
         try:
             image = self.open_image(index)
             image.load()
+            image = ImageOps.exif_transpose(image)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"The image of sample {self.samples[index].key!r} in {self.path} cannot be read: {error}",
                 expected="an image file that Pillow decodes (PNG, JPEG, WebP, ...)",
                 remedy="repair or remove this sample, then start again",
             ) from error
+        if image.mode in ("I", "F"):
+            raise DataError(
+                f"The image of sample {self.samples[index].key!r} in {self.path} has 32-bit pixels of unknown range",
+                expected="8 or 16 bits per channel",
+                remedy="convert it to 8 bits",
+            )
+        if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255, which is white almost everywhere
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
@@ -122,7 +132,8 @@ def open_source(path: str) -> SampleSource:
     """
     package = importlib.import_module(__package__ or "memtrain.data")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+        if module.name != "module":  # holds no source, and would import Lightning
+            importlib.import_module(f"{package.__name__}.{module.name}")
     kinds = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
     for kind in kinds:
         if kind.accepts(path):

@@ -53,12 +53,19 @@ class WebDatasetSource(SampleSource):
     def accepts(path: str) -> bool:
         """A .tar file, a pattern ending in .tar, or a folder holding .tar files."""
         folder = Path(path)
-        return path.endswith(".tar") and ("{" in path or folder.exists()) or any(folder.glob("*.tar"))
+        return (path.endswith(".tar") and ("{" in path or folder.exists())) or any(folder.glob("*.tar"))
 
     @staticmethod
     def _shards(path: str) -> list[Path]:
         folder = Path(path)
-        shards = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(url) for url in expand_urls(path)]
+        try:
+            shards = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(url) for url in expand_urls(path)]
+        except ValueError as error:
+            raise DataError(
+                f"The shard pattern {path!r} cannot be expanded: {error}",
+                expected="a pattern such as 'shards/{0000..0009}.tar'",
+                remedy="mend the braces",
+            ) from error
         missing = [str(shard) for shard in shards if not shard.is_file()]
         if missing:
             raise DataError(
@@ -104,9 +111,13 @@ class WebDatasetSource(SampleSource):
     def _caption(cls, shard: Path, key: str, files: dict[str, tuple[int, int]]) -> str:
         try:
             if "txt" in files:
-                return cls._read(shard, *files["txt"]).decode("utf-8").strip()
+                return cls._read(shard, *files["txt"]).decode("utf-8-sig").strip()
             if "json" in files:
-                return str(json.loads(cls._read(shard, *files["json"])).get("caption", "")).strip()
+                row = json.loads(cls._read(shard, *files["json"]))
+                caption = row.get("caption") if isinstance(row, dict) else None
+                if not isinstance(caption, str):
+                    raise ValueError(f"'caption' is {type(caption).__name__}")
+                return caption.strip()
         except ValueError as error:
             raise DataError(
                 f"The caption of sample {key!r} in {shard} cannot be read: {error}",

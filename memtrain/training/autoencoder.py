@@ -75,8 +75,9 @@ class AutoencoderModule(LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weight average."""
+        super().optimizer_step(*args, **kwargs)
         self.ema.step(self.vae.parameters())
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

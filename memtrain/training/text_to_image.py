@@ -7,6 +7,7 @@ callbacks see the same noise, and a resumed run continues as if it had never sto
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,7 @@ class TextToImageModule(LightningModule):
         noise_offset: strength of a per-channel constant added to the noise.
         train_text_encoder: train the text encoder too (the embedded base model needs it).
         gradient_checkpointing: trade time for memory (non-reentrant).
-        seed: of timesteps and noise.
+        seed: of timesteps and noise; default `seed_everything`'s.
 
     Logged metrics: `train/loss` (mean over the batch, before any re-weighting), `heldout/loss` (mean over held-out
     samples under the averaged weights, at timesteps and noise that are the same in every validation).
@@ -55,13 +56,14 @@ class TextToImageModule(LightningModule):
         noise_offset: float = 0.0,
         train_text_encoder: bool = False,
         gradient_checkpointing: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.schedule, self.warmup_steps = schedule, warmup_steps
-        self.min_snr_gamma, self.noise_offset, self.seed = min_snr_gamma, noise_offset, seed
+        self.min_snr_gamma, self.noise_offset = min_snr_gamma, noise_offset
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         components = load_components(pretrained)
         self.prediction_type = str(components.scheduler.config["prediction_type"])
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -162,10 +164,10 @@ class TextToImageModule(LightningModule):
         self.log("train/loss", sample_loss.detach().mean(), prog_bar=True, batch_size=count)
         return {"loss": loss, "sample_loss": sample_loss.detach(), "key": batch["key"]}
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Update the weight average after each optimizer step."""
-        trainer = self.trainer
-        if self.ema is not None and (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weight average with each optimizer step, so that a checkpoint of this step holds it."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
             self.ema.step(self.parameters())
 
     @contextmanager

@@ -1,0 +1,395 @@
+"""The monitor: watches every training batch, names the samples being memorized, and keeps the record.
+
+On every training batch it reads the signals through the probe, compares them with the reference profile, adds them to
+each sample's evidence, and lets the mitigations weight the samples of the batch. Now and then it measures held-out
+samples (the validation data) under the model as it is, which calibrates the threshold.
+
+It works in any LightningModule whose loss is a batch mean of squared errors at the output of a known denoiser and whose
+batches carry sample keys. What needs the base model (the profile) and held-out samples needs one more thing: a method
+`sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once. Without it,
+set `reference: false`: values are then compared with the other training samples of the run, and the threshold rests on
+their bulk (median and spread) instead of held-out samples.
+
+Cost: two projections per attention site and step; the profile, once; a forward of `heldout_batch` samples every
+`calibrate_every` steps.
+
+Logged metrics: `memorization/flagged` (samples flagged so far), `memorization/threshold` (score above which a sample is
+flagged), `memorization/weight` (mean weight in the batch).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from memtrain.calibration import Calibration
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.models.backbones.base import find_denoiser
+from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet
+from memtrain.reference import ReferenceProfile
+from memtrain.signals.attention_entropy import AttentionEntropy
+from memtrain.signals.base import Signal
+from memtrain.signals.denoising_loss import DenoisingLoss
+
+log = logging.getLogger(__name__)
+
+
+class MemorizationMonitor(Callback):
+    """Watch training for memorized samples.
+
+    Args:
+        signals: what is measured; default denoising loss and attention entropy.
+        flag_by: name of the signal that flags go by.
+        false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run.
+        sites: glob over attention sites.
+        denoiser: module path of the denoiser; found by itself if there is one.
+        key_field: field of the batch that holds the sample keys.
+        maximum_timestep: visits at or above this timestep are recorded but are no evidence.
+        minimum_visits: visits before a sample can be flagged.
+        evidence_window: visits that a sample's evidence remembers.
+        reference: compare with the base model and calibrate on held-out samples.
+        reference_folder: where reference profiles are kept; default `profiles/` in the run folder.
+        reference_timesteps: where the profile is measured.
+        reference_draws: noises per timestep and sample.
+        calibrate_every: batches between measurements of held-out samples.
+        heldout_batch: held-out samples measured then, per process.
+        seed: of the noise for profile and held-out samples.
+    """
+
+    def __init__(
+        self,
+        signals: list[Signal] | None = None,
+        *,
+        flag_by: str = "denoising_loss",
+        false_positive_rate: float = 0.01,
+        sites: str = "*",
+        denoiser: str | None = None,
+        key_field: str = "key",
+        maximum_timestep: int = 800,
+        minimum_visits: int = 6,
+        evidence_window: int = 12,
+        reference: bool = True,
+        reference_folder: str | None = None,
+        reference_timesteps: tuple[int, ...] = (100, 300, 500, 700),
+        reference_draws: int = 2,
+        calibrate_every: int = 8,
+        heldout_batch: int = 16,
+        seed: int = 0,
+    ) -> None:
+        self.signals = list(signals) if signals else [DenoisingLoss(), AttentionEntropy()]
+        self.names = [signal.name for signal in self.signals]
+        if flag_by not in self.names:
+            raise ConfigurationError(
+                f"flag_by={flag_by!r} is no measured signal", expected=f"one of {self.names}", remedy="change flag_by"
+            )
+        self.flag_by, self.false_positive_rate = flag_by, false_positive_rate
+        self.sites, self.denoiser, self.key_field = sites, denoiser, key_field
+        self.maximum_timestep, self.minimum_visits, self.window = maximum_timestep, minimum_visits, evidence_window
+        self.reference, self.reference_folder = reference, reference_folder
+        self.reference_timesteps, self.reference_draws = reference_timesteps, reference_draws
+        self.calibrate_every, self.heldout_batch, self.seed = calibrate_every, heldout_batch, seed
+        self.probe: DenoiserProbe | None = None
+        self.profile: ReferenceProfile | None = None
+        self.columns: list[str] = []
+        self._batches_done = 0
+        self._heldout_done = 0
+        self._state: dict[str, Any] = {}
+
+    # Start and end
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach the probe, measure the reference profile, calibrate, open the record."""
+        _, denoiser, backbone = find_denoiser(pl_module, self.denoiser)
+        self.probe = DenoiserProbe(denoiser, sites=self.sites, backbone=backbone)
+        self.columns = [name for signal in self.signals for name in signal.columns(list(self.probe.sites))]
+        start = 0
+        for signal in self.signals:
+            width = len(signal.columns(list(self.probe.sites)))
+            if signal.name == self.flag_by:
+                scored, memorized_when = slice(start, start + width), signal.memorized_when
+            start += width
+        self.mitigations = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
+        self.calibration = Calibration(
+            len(self.columns),
+            scored=scored,
+            memorized_when=memorized_when,
+            buckets=len(self.reference_timesteps),
+            false_positive_rate=self.false_positive_rate,
+            minimum_visits=self.minimum_visits,
+            window=self.window,
+            heldout=self.reference,
+        )
+        self.profile = ReferenceProfile(
+            Path(self.reference_folder or Path(trainer.default_root_dir) / "profiles"),
+            self.signals,
+            self.columns,
+            timesteps=self.reference_timesteps,
+            draws=self.reference_draws,
+            seed=self.seed,
+        )
+        self.probe.attach()
+        resumed = bool(self._state)
+        if resumed:
+            self.calibration.load_state_dict(self._state["calibration"])
+            self._batches_done, self._heldout_done = self._state["batches_done"], self._state["heldout_done"]
+        self._open_records(trainer, resumed)
+        if self.reference:
+            self._prepare_reference(trainer, pl_module, resumed)
+
+    def _open_records(self, trainer: Trainer, resumed: bool) -> None:
+        self.folder = Path(trainer.default_root_dir) / "records"
+        if trainer.is_global_zero:
+            if resumed:
+                drop_newer(self.folder, self._batches_done)
+            elif (kept := set_aside(self.folder)) is not None:
+                log.warning("The records of an earlier run are kept in %s", kept)
+        trainer.strategy.barrier()
+        self.writer = RecordWriter(self.folder, rank=trainer.global_rank)
+        data = getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and getattr(data, "train_dataset", None) is not None:
+            rows = [(s.key, s.caption, "train", data.visits_per_epoch[s.key]) for s in data.train_dataset.samples]
+            rows += [(s.key, s.caption, "heldout", 0) for s in data.heldout_dataset.samples]
+            names = ("key", "caption", "split", "visits_per_epoch")
+            table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+            write_parquet(table, self.folder / "samples.parquet")
+
+    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, resumed: bool) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not hasattr(pl_module, "sample_loss") or not hasattr(data, "unique_dataloader"):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} with {type(data).__name__} cannot be measured under the base model",
+                expected="a module with sample_loss(batch, timesteps, generator) and a data module with "
+                "train_dataset, heldout_dataset and unique_dataloader(dataset), such as TextImageDataModule",
+                remedy="add them, or set `reference: false` on MemorizationMonitor",
+            )
+        self._heldout = data.heldout_dataset.unique()
+        method = self.calibration.require_heldout(len(self._heldout))
+        if method == "normal distribution" and trainer.is_global_zero:
+            log.warning(
+                "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
+                len(self._heldout),
+            )
+        assert self.profile is not None and self.probe is not None
+        if resumed:
+            self.profile.fingerprint = self._state["fingerprint"]
+        elif trainer.is_global_zero:
+            self.profile.name_after(self.probe.denoiser)
+        self.profile.fingerprint = trainer.strategy.broadcast(self.profile.fingerprint)
+        loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
+        batches = (move_data_to_device(batch, pl_module.device) for loader in loaders for batch in loader)
+        with self._precision(trainer):
+            self.profile.measure(
+                self.probe,
+                pl_module.sample_loss,  # type: ignore[arg-type]
+                batches,
+                total=sum(map(len, loaders)),
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                cached_only=resumed,
+            )
+        trainer.strategy.barrier()
+        self.profile.load()
+        if not resumed:
+            per_round = 4 * self.heldout_batch * trainer.world_size
+            rounds = -(-len(self._heldout) * self.minimum_visits // per_round)
+            for _ in range(rounds + 1):
+                self._calibrate(trainer, pl_module, 4 * self.heldout_batch)
+
+    @contextmanager
+    def _precision(self, trainer: Trainer) -> Iterator[None]:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            yield
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove every hook."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what was recorded, remove every hook."""
+        if hasattr(self, "writer"):
+            self.writer.flush()
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove every hook."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.probe is not None:
+            self.probe.detach()
+
+    # Each batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Calibrate when due, and arm the probe."""
+        if self.reference and self._batches_done % self.calibrate_every == 0:
+            self._calibrate(trainer, pl_module, self.heldout_batch)
+        keys = self._keys(batch)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = (1.0 if scaler is None else scaler.get_scale()) / trainer.accumulate_grad_batches
+        self._flags = Flags(
+            self.calibration.flagged(keys), self.calibration.ever_flagged(keys), self.calibration.scores(keys)
+        )
+        self._weights = torch.ones(len(keys))
+        assert self.probe is not None
+        self.probe.begin(Observation(keys, batch.get("prompt_length"), loss_scale=scale), self._gate)
+
+    def _keys(self, batch: Any) -> list[str]:
+        keys = batch.get(self.key_field) if isinstance(batch, dict) else None
+        if keys is None or not all(isinstance(key, str) for key in keys):
+            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
+            raise DataError(
+                f"The batch holds no sample keys: found {found}",
+                expected=f"a dict with a list of strings under {self.key_field!r}",
+                remedy="give every sample a stable name in the dataset, or set key_field",
+            )
+        return list(keys)
+
+    def _gate(self, observation: Observation) -> Tensor | None:
+        if not self.mitigations:
+            return None
+        device = observation.timesteps.device
+        flags = Flags(self._flags.now.to(device), self._flags.ever.to(device), self._flags.score.to(device))
+        weights = torch.ones(len(observation.keys), device=device)
+        for mitigation in self.mitigations:
+            weights = weights * mitigation.weights(observation, flags)
+        self._weights = weights
+        return weights
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the signals, add them to the evidence, record the rows."""
+        assert self.probe is not None
+        observation = self.probe.end()
+        if hasattr(pl_module, "loss_weight"):
+            observation.loss_weight = pl_module.loss_weight(observation.timesteps)  # type: ignore[operator]
+        values = self._read(observation)
+        timesteps = observation.timesteps.tolist()
+        self._record(trainer, observation, timesteps, values)
+        for keys, steps, gathered in _gather(trainer, (list(observation.keys), timesteps, values)):
+            self.calibration.add(keys, self._buckets(steps), self._compare(keys, steps, gathered), trainer.global_step)
+        self._batches_done += 1
+        pl_module.log_dict(
+            {
+                "memorization/flagged": float(len(self.calibration.first_flagged)),
+                "memorization/threshold": self.calibration.threshold,
+                "memorization/weight": float(self._weights.mean()),
+            },
+            batch_size=len(timesteps),
+        )
+
+    def _read(self, observation: Observation) -> Tensor:
+        return torch.cat([signal(observation) for signal in self.signals], dim=1).float().cpu()
+
+    def _buckets(self, timesteps: Sequence[int]) -> list[int | None]:
+        assert self.profile is not None
+        return [self.profile.bucket(t) if t < self.maximum_timestep else None for t in timesteps]
+
+    def _compare(self, keys: Sequence[str], timesteps: Sequence[int], values: Tensor) -> Tensor:
+        """Values relative to the base model where there is a profile, `(B, columns)`."""
+        assert self.profile is not None
+        reference = self.profile.lookup(keys, timesteps) if self.reference else None
+        parts, start = [], 0
+        for signal in self.signals:
+            columns = slice(start, start + len(signal.columns(list(self.probe.sites))))  # type: ignore[union-attr]
+            part = values[:, columns]
+            parts.append(signal.absolute(part) if reference is None else signal.relative(part, reference[:, columns]))
+            start = columns.stop
+        return torch.cat(parts, dim=1)
+
+    def _record(self, trainer: Trainer, observation: Observation, timesteps: list[int], values: Tensor) -> None:
+        count = len(timesteps)
+        length = observation.prompt_length
+        rows: dict[str, Sequence[Any]] = {
+            "key": list(observation.keys),
+            "epoch": [trainer.current_epoch] * count,
+            "step": [trainer.global_step] * count,
+            "batch": [self._batches_done] * count,
+            "rank": [trainer.global_rank] * count,
+            "timestep": timesteps,
+            "prompt_length": [None] * count if length is None else length.tolist(),
+            **dict(zip(self.columns, values.T.tolist(), strict=True)),
+            "score": self._flags.score.tolist(),
+            "flagged": self._flags.now.tolist(),
+            "weight": self._weights.tolist(),
+        }
+        self.writer.append(self._batches_done, rows)
+
+    def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
+        """Measure the next held-out samples, dealt out to the processes, and update the calibration of all."""
+        total = len(self._heldout)
+        first = self._heldout_done + trainer.global_rank * count
+        batch = default_collate([self._heldout[(first + offset) % total] for offset in range(min(count, total))])
+        batch = move_data_to_device(batch, pl_module.device)
+        generator = torch.Generator(pl_module.device).manual_seed(self.seed * 1_000_003 + first)
+        keys = batch["key"]
+        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=pl_module.device)
+        assert self.probe is not None
+        with self._precision(trainer), self.probe.measure(Observation(keys, batch.get("prompt_length"))) as observation:
+            observation.sample_loss = pl_module.sample_loss(batch, timesteps, generator)  # type: ignore[operator]
+        self._heldout_done += count * trainer.world_size
+        for names, steps, values in _gather(trainer, (keys, timesteps.tolist(), self._read(observation))):
+            buckets = [bucket for bucket in self._buckets(steps) if bucket is not None]
+            self.calibration.add_heldout(names, buckets, self._compare(names, steps, values))
+
+    # Checkpoints and the end of training
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make the records end where the checkpoint does."""
+        if hasattr(self, "writer"):
+            self.writer.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Evidence, calibration and positions; the same on every process."""
+        if self.profile is None:
+            return self._state
+        return {
+            "calibration": self.calibration.state_dict(),
+            "batches_done": self._batches_done,
+            "heldout_done": self._heldout_done,
+            "fingerprint": self.profile.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training starts."""
+        self._state = state_dict
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write evidence.parquet and flagged.csv, print the most suspicious samples."""
+        self.writer.flush()
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        captions = {}
+        data = getattr(trainer, "datamodule", None)
+        if getattr(data, "train_dataset", None) is not None:
+            captions = {sample.key: sample.caption for sample in data.train_dataset.samples}
+        table = evidence_table(
+            read_steps(self.folder), self.calibration, self.columns, captions, getattr(data, "visits_per_epoch", {})
+        )
+        write_parquet(table, self.folder / "evidence.parquet")
+        write_flagged(table, Path(trainer.default_root_dir) / "flagged.csv")
+        print_summary(table, self.calibration, Path(trainer.default_root_dir))
+
+
+def _gather(trainer: Trainer, rows: tuple[list[str], list[int], Tensor]) -> list[tuple[list[str], list[int], Tensor]]:
+    """The rows of every process, in the order of ranks."""
+    if trainer.world_size == 1:
+        return [rows]
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, rows)
+    return gathered

@@ -1,0 +1,113 @@
+"""What the monitor leaves at the end of training: the evidence table, flagged.csv, and a table on the screen.
+
+Columns of `evidence.parquet`, one row per training sample: `key`, `caption`, `visits_per_epoch` (above 1: planted),
+`visits`, one column per signal value (mean over the counted visits, relative to the base model: log-ratio for
+`denoising_loss`, difference in nats for `attention_entropy.<site>`), `score` (accumulated evidence, high when
+memorized), `flagged` (was above the threshold at some visit), `first_flagged_step`, `flagged_share` (of visits),
+`skipped` (share of visits with weight 0).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from memtrain.calibration import Calibration
+
+
+def evidence_table(
+    steps: pa.Table,
+    calibration: Calibration,
+    columns: Sequence[str],
+    captions: Mapping[str, str],
+    visits_per_epoch: Mapping[str, int],
+) -> pa.Table:
+    """One row per training sample, most suspicious first.
+
+    Args:
+        steps: the step rows of the run.
+        calibration: holds the accumulated evidence.
+        columns: names of the signal values.
+        captions: caption of each key, where known.
+        visits_per_epoch: planned visits of each key, where known.
+    """
+    steps = steps.append_column("skipped", pc.equal(steps["weight"], 0.0).cast(pa.float32()))
+    steps = steps.set_column(
+        steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32())
+    )
+    visits = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
+    keys = visits["key"].to_pylist()
+    rows = calibration.samples.rows(keys)
+    means = calibration.samples.total[rows] / calibration.samples.visits[rows, None].clamp(min=1)
+    table = pa.table(
+        {
+            "key": keys,
+            "caption": pa.array([captions.get(key) for key in keys], pa.string()),
+            "visits_per_epoch": pa.array([visits_per_epoch.get(key) for key in keys], pa.int32()),
+            "visits": visits["key_count"],
+            **dict(zip(columns, means.T.tolist(), strict=True)),
+            "score": calibration.scores(keys).tolist(),
+            "flagged": calibration.ever_flagged(keys).tolist(),
+            "first_flagged_step": pa.array([calibration.first_flagged.get(key) for key in keys], pa.int64()),
+            "flagged_share": visits["flagged_share_mean"],
+            "skipped": visits["skipped_mean"],
+        }
+    )
+    order = [("flagged", "descending"), ("first_flagged_step", "ascending"), ("score", "descending")]
+    return table.sort_by(order)
+
+
+def write_flagged(table: pa.Table, path: Path) -> None:
+    """The flagged rows as CSV: key, caption, visits, score, first_flagged_step."""
+    names = ["key", "caption", "visits", "score", "first_flagged_step"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([row[name] for name in names] for row in table.to_pylist() if row["flagged"])
+
+
+def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most: int = 15) -> None:
+    """The most suspicious samples, and what to do next."""
+    flagged = sum(table["flagged"].to_pylist())
+    screen = Table(title="Most suspicious training samples", title_justify="left")
+    for name, justify in (
+        ("key", "left"),
+        ("caption", "left"),
+        ("visits", "right"),
+        ("loss vs base", "right"),
+        ("entropy vs base", "right"),
+        ("score", "right"),
+        ("visits flagged", "right"),
+        ("skipped", "right"),
+    ):
+        screen.add_column(name, justify=justify, no_wrap=name != "caption", max_width=34)  # type: ignore[arg-type]
+    entropies = [name for name in table.column_names if name.startswith("attention_entropy.")]
+    for row in table.slice(0, most).to_pylist():
+        ratio = f"{100 * (2.718281828 ** row['denoising_loss'] - 1):+.0f} %" if "denoising_loss" in row else ""
+        change = max((row[name] for name in entropies), key=abs) if entropies else None
+        screen.add_row(
+            row["key"],
+            (row["caption"] or "")[:60],
+            str(row["visits"]),
+            ratio,
+            "" if change is None else f"{change:+.3f}",
+            f"{row['score']:.1f}",
+            f"{100 * row['flagged_share']:.0f} %",
+            f"{100 * row['skipped']:.0f} %",
+        )
+    console = Console()
+    console.print(screen, markup=False) if flagged else None
+    console.print(
+        f"{flagged} of {len(table)} training samples were flagged (score above {calibration.threshold:.2f} at some "
+        f"visit; at most {100 * calibration.false_positive_rate:g} % of samples like the held-out ones may be).\n"
+        "loss vs base: mean change of the sample's denoising loss since the base model; entropy vs base: the largest "
+        "mean change of attention entropy at one site, in nats.",
+        markup=False,
+    )
+    console.print(f"Next: python evaluate.py --run {run}", markup=False)

@@ -1,0 +1,93 @@
+"""The figures of `results.json` as a newcomer reads them on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MOST_SIGNALS = 5
+"""Signals listed; the rest is in results.json."""
+
+
+def _share(value: Mapping[str, Any]) -> str:
+    """`3 of 12 (25 %, 95 % interval 9-53 %)`."""
+    if value.get("share") is None:
+        return "none to count"
+    low, high = value["interval"]
+    return f"{value['k']} of {value['n']} ({value['share']:.0%}, interval {low:.0%} to {high:.0%})"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def print_results(results: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Print the verdict and the main tables.
+
+    Args:
+        results: content of `results.json`.
+        folder: where the files are.
+        console: where to print; default the standard output.
+    """
+    console = console or Console()
+    replication = results["replication"]
+    table = _table("Reproduced training images", "prompts", "reproduced", "of", "95 % interval", "best ratio, median")
+    for name, group in replication["groups"].items():
+        low, high = group["interval"]
+        median = f"{group['best_ratio']['median']:.2f}"
+        table.add_row(name, str(group["reproduced"]), str(group["n"]), f"{low:.0%} to {high:.0%}", median)
+    console.print(table, markup=False)
+    console.print(
+        f"A prompt is reproduced if any of its {len(results['sampling']['seeds'])} images is closer than "
+        f"{replication['threshold']:.2f} times the mean distance of its {replication['neighbours']} nearest training "
+        f"images; {replication['n_heldout']} held-out prompts set that threshold at a false-positive rate of "
+        f"{replication['false_positive_rate']:g}.",
+        markup=False,
+    )
+    _print_detectors(results["detectors"], console)
+    if results["training"] is not None:
+        _print_training(results["training"], console)
+    if results["quality"]["heldout_loss"] is not None:
+        console.print(f"Denoising loss on held-out images: {results['quality']['heldout_loss']:.4f}", markup=False)
+    console.print(results["verdict"]["text"], markup=False)
+    console.print(f"Report: {folder / 'report.html'}   Figures: {folder / 'results.json'}", markup=False)
+
+
+def _print_detectors(detectors: Mapping[str, Any], console: Console) -> None:
+    table = _table("Detectors, from the prompt alone", "detector", "positives against", "AUROC", "95 % interval")
+    for name, detector in detectors.items():
+        for pair, found in detector["comparisons"].items():
+            low, high = found["interval"]
+            table.add_row(name, pair.replace("_", " "), f"{found['auroc']:.3f}", f"{low:.3f} to {high:.3f}")
+    if table.row_count:
+        console.print(table, markup=False)
+
+
+def _print_training(training: Mapping[str, Any], console: Console) -> None:
+    if training["signals"]:
+        table = _table(
+            "What training saw: planted against unique samples",
+            "mean signal of a sample",
+            "memorized when",
+            "AUROC",
+            "TPR at 1 % FPR",
+        )
+        for signal in training["signals"][:MOST_SIGNALS]:
+            direction = signal["observed"] + (" (as observed)" if signal["declared"] == "unknown" else "")
+            rate = f"{signal['true_positive_rate']:.2f}"
+            table.add_row(signal["column"], direction, f"{signal['auroc']:.3f}", rate)
+        console.print(table, markup=False)
+    flags = training["flags"]
+    if flags is not None and training["planted"]:
+        console.print(
+            f"Flags: precision {_share(flags['precision'])}; recall {_share(flags['recall'])}; "
+            f"unique samples flagged {_share(flags['false_positive_rate'])}",
+            markup=False,
+        )

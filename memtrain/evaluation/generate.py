@@ -1,0 +1,213 @@
+"""Sample images with a stock Stable Diffusion pipeline, and let detectors read the denoiser while it works.
+
+The denoiser is observed through a forward hook, so the pipeline is not forked and any scheduler works. With
+classifier-free guidance the pipeline calls the denoiser on `[n unconditional; n conditional]` latents: the second half
+is the conditional one, for any n. The hook is removed whatever happens.
+
+Each image has its own generator, seeded with its seed alone. So an image depends on its prompt and seed but not on the
+batch it was sampled in (beyond rounding: kernels may sum in another order for another batch size), all prompts start
+from the same noise for the same seed, and any image can be had again with
+`pipeline(prompt, generator=torch.Generator().manual_seed(seed))`.
+
+A safety checker of the pipeline is not applied: an image that it blackens could not be compared with anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from memtrain.detectors.base import DenoiserStep, Detector
+from memtrain.errors import ConfigurationError, ProbeError
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was sampled and what the detectors kept.
+
+    Attributes:
+        prompts: P prompts.
+        seeds: K seeds, the same for every prompt.
+        images: `(P, K, 3, H, W)` uint8, on the CPU.
+        readings: per detector name `(P, K, R, ...)` fp32, on the CPU.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    images: Tensor
+    readings: dict[str, Tensor]
+
+
+def to_uint8(pixel_values: Tensor) -> Tensor:
+    """Pixel values in [-1, 1], of any shape, to uint8 by rounding, as diffusers does when it makes PNG files."""
+    return pixel_values.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu()
+
+
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    detectors: Sequence[Detector] = (),
+    batch_size: int = 8,
+    size: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Trace:
+    """Sample one image for every prompt and seed.
+
+    Args:
+        pipeline: a Stable Diffusion 1.x or 2.x pipeline; it is left as it was.
+        prompts: P prompts.
+        seeds: K distinct seeds.
+        steps: sampling steps.
+        guidance_scale: of classifier-free guidance; up to 1 means without.
+        detectors: read the denoiser's predictions; their names must differ.
+        batch_size: images sampled at once.
+        size: height and width in pixels; by default the pipeline's own.
+        progress: show a progress bar over images.
+
+    Raises:
+        ConfigurationError: if settings contradict each other.
+        ProbeError: if the denoiser was not seen working as expected.
+    """
+    _check(prompts, seeds, guidance_scale, detectors, batch_size)
+    guided = guidance_scale > 1
+    height, width = size or (None, None)
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    images: list[Tensor] = []
+    readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+    with _prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
+        for start in range(0, len(pairs), batch_size):
+            batch = pairs[start : start + batch_size]
+            with _observed(pipeline.unet, detectors, images=len(batch), guided=guided) as kept:
+                latents = pipeline(
+                    prompt=[prompt for prompt, _ in batch],
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance_scale,
+                    height=height,
+                    width=width,
+                    output_type="latent",
+                ).images
+            for name, values in kept.items():
+                if not values:
+                    raise ProbeError(
+                        f"The detector {name!r} read nothing in {steps} sampling steps",
+                        expected="at least one reading per image",
+                        remedy="check the detector's steps; if the denoiser was compiled, evaluate the uncompiled one",
+                    )
+                readings[name].append(torch.stack(values, dim=1).float().cpu())
+            with torch.no_grad():
+                decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+            images.append(to_uint8(decoded))
+            bar.update(len(batch))
+    return Trace(
+        prompts=tuple(prompts),
+        seeds=tuple(seeds),
+        images=_by_prompt(images, len(seeds)),
+        readings={name: _by_prompt(values, len(seeds)) for name, values in readings.items()},
+    )
+
+
+def _by_prompt(batches: list[Tensor], seeds: int) -> Tensor:
+    """Batches `(B, ...)` of images in the order of prompts, then seeds, to `(P, K, ...)`."""
+    images = torch.cat(batches)
+    return images.view(-1, seeds, *images.shape[1:])
+
+
+def _check(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance_scale: float,
+    detectors: Sequence[Detector],
+    batch_size: int,
+) -> None:
+    """Refuse settings that would fail, or silently measure nothing, after minutes of sampling."""
+    if not prompts or not seeds or len(set(seeds)) < len(seeds) or batch_size < 1:
+        raise ConfigurationError(
+            f"Nothing sensible to sample: {len(prompts)} prompts, seeds {list(seeds)}, batch_size={batch_size}",
+            expected="at least one prompt, distinct seeds and a batch size from 1",
+            remedy="change the settings",
+        )
+    names = [detector.name for detector in detectors]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"Detectors share a name: {names}", expected="distinct names", remedy="remove the repeated detector"
+        )
+    blind = [detector.name for detector in detectors if "unconditional" in detector.needs]
+    if blind and guidance_scale <= 1:
+        raise ConfigurationError(
+            f"{', '.join(blind)} needs unconditional predictions, but guidance_scale={guidance_scale} makes none",
+            expected="guidance_scale above 1",
+            remedy="raise guidance_scale, or leave the detector out",
+        )
+
+
+@contextmanager
+def _prepared(pipeline: StableDiffusionPipeline) -> Iterator[None]:
+    """Modules in evaluation mode and the pipeline's own progress bar silent, for the duration."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
+    bar = dict(getattr(pipeline, "_progress_bar_config", {}))
+    for module in modules:
+        module.eval()
+    pipeline.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**bar)
+        for module in modules:
+            module.train()
+
+
+@contextmanager
+def _observed(
+    denoiser: nn.Module, detectors: Sequence[Detector], *, images: int, guided: bool
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what `detectors` keep of each denoiser call, per detector name.
+
+    Raises:
+        ProbeError: if a call has another batch than `images`, doubled when `guided`.
+    """
+    kept: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+    calls = 0
+    halves = 2 if guided else 1
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
+        nonlocal calls
+        prediction = output[0]
+        if len(prediction) != halves * images:
+            raise ProbeError(
+                f"The denoiser was called with {len(prediction)} latents for {images} images",
+                expected=f"{halves * images}: [unconditional; conditional]" if guided else f"{images}, unguided",
+                remedy="use a pipeline with plain classifier-free guidance",
+            )
+        parts = prediction.chunk(halves)
+        step = DenoiserStep(
+            index=calls,
+            timestep=float(args[1] if len(args) > 1 else kwargs["timestep"]),
+            conditional=parts[-1],
+            unconditional=parts[0] if guided else None,
+        )
+        calls += 1
+        for detector in detectors:
+            reading = detector.read(step)
+            if reading is not None:
+                kept[detector.name].append(reading)
+
+    remove: Callable[[], None] | None = None
+    if detectors:
+        remove = denoiser.register_forward_hook(hook, with_kwargs=True).remove
+    try:
+        yield kept
+    finally:
+        if remove is not None:
+            remove()

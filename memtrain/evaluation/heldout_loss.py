@@ -1,0 +1,72 @@
+"""Denoising loss on held-out images: what a run costs in quality, measured the same way for every checkpoint.
+
+Each image is noised at timesteps spread evenly over the schedule, with noise that depends on the seed alone, so that two
+checkpoints are compared on the same noise and the difference is paired.
+
+Source: the training objective of Ho et al., "Denoising Diffusion Probabilistic Models", 2020, unweighted.
+Cost: `timesteps` forward passes per image. Cannot: say how images look.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from memtrain.errors import DataError
+from memtrain.functional.diffusion import per_sample_mse
+
+
+@torch.no_grad()
+def heldout_loss(
+    pipeline: StableDiffusionPipeline,
+    images: Tensor,
+    *,
+    captions: list[str],
+    timesteps: int = 16,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Mean denoising loss of each image.
+
+    Args:
+        pipeline: of epsilon or v prediction.
+        images: `(P, 3, H, W)` uint8.
+        captions: P captions.
+        timesteps: number of timesteps per image, evenly spread.
+        seed: of the noise.
+        batch_size: images per forward pass.
+
+    Returns:
+        `(P,)`.
+
+    Raises:
+        DataError: if images and captions do not belong together.
+    """
+    if len(images) != len(captions) or not captions:
+        raise DataError(f"{len(images)} images and {len(captions)} captions", expected="as many, at least one")
+    unet, vae, scheduler, tokenizer = pipeline.unet, pipeline.vae, pipeline.scheduler, pipeline.tokenizer
+    spacing = int(scheduler.config["num_train_timesteps"]) // timesteps
+    losses = []
+    for start in range(0, len(captions), batch_size):
+        pixels = images[start : start + batch_size].to(pipeline.device, vae.dtype) / 127.5 - 1
+        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        tokens = tokenizer(
+            captions[start : start + batch_size],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        text = pipeline.text_encoder(tokens["input_ids"].to(pipeline.device))[0]
+        total = torch.zeros(len(latents), device=pipeline.device)
+        for index in range(timesteps):
+            generator = torch.Generator().manual_seed((seed * 100_003 + start) * 1009 + index)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            steps = torch.full((len(latents),), index * spacing + spacing // 2, device=latents.device)
+            noisy = scheduler.add_noise(latents, noise, steps)
+            velocity = scheduler.config["prediction_type"] == "v_prediction"
+            target = scheduler.get_velocity(latents, noise, steps) if velocity else noise
+            total += per_sample_mse(unet(noisy, steps, text).sample, target)
+        losses.append(total.cpu() / timesteps)
+    return torch.cat(losses)

@@ -1,0 +1,168 @@
+"""Is a generation a copy of its own training image? A distance ratio that needs no pretrained weights.
+
+What: the pixel ℓ2 distance between a generation and the image of its caption, divided by the generation's mean
+distance to its 50 nearest training images (the own image excluded). The division takes out what makes an image close
+to everything, such as a flat background.
+Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §5; the paper divides
+by half of that mean, so its ratios are twice these.
+Direction: lower means copied; 1 is no closer than the nearest others.
+Threshold: from held-out prompts, whose own image the model never saw, at a stated false-positive rate. A prompt counts
+as reproduced if any of its seeds is below, and the threshold is set on the same minimum over seeds.
+Cost: one matrix product of all generations with all training images; memory is bounded by `chunk_bytes`.
+Cannot: see copies that are shifted, mirrored, recoloured or partial (a learned copy detector can), nor count a training
+image that another caption brings back (the index of the nearest training image is returned for that).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memtrain.errors import CalibrationError, ConfigurationError, DataError
+from memtrain.functional.ranking import lower_threshold
+
+
+@dataclass(frozen=True)
+class Replication:
+    """Distances of generations, each `(P, K)`; pixel ℓ2 with values in [0, 1].
+
+    Attributes:
+        ratio: own distance over neighbour distance.
+        own_distance: to the own image.
+        neighbour_distance: mean over the nearest training images, the own one excluded.
+        nearest: index of the nearest training image, the own one included.
+        nearest_distance: to that image.
+        neighbours: how many training images the mean is over.
+    """
+
+    ratio: Tensor
+    own_distance: Tensor
+    neighbour_distance: Tensor
+    nearest: Tensor
+    nearest_distance: Tensor
+    neighbours: int
+
+    @property
+    def best(self) -> Tensor:
+        """`(P,)` lowest ratio over seeds."""
+        return self.ratio.amin(dim=1)
+
+
+def replication(
+    generated: Tensor,
+    own: Tensor,
+    *,
+    training: Tensor,
+    own_index: Tensor,
+    neighbours: int = 50,
+    chunk_bytes: int = 1 << 26,
+    device: torch.device | str = "cpu",
+) -> Replication:
+    """Compare generations with their own and with all training images.
+
+    Args:
+        generated: `(P, K, 3, H, W)` uint8.
+        own: `(P, 3, H, W)` uint8, the image that belongs to each prompt.
+        training: `(M, 3, H, W)` uint8, each training image once.
+        own_index: `(P,)` int64 index of the own image in `training`; -1 where it is not in there (held-out).
+        neighbours: nearest training images in the mean; all of them if there are fewer.
+        chunk_bytes: memory for a block of images in fp32; a few blocks are held at once.
+        device: where to compute.
+
+    Raises:
+        DataError: if image sizes differ or there are fewer than two training images.
+        ConfigurationError: if `neighbours` is below 1.
+    """
+    check_images(generated, own, training, neighbours=neighbours)
+    prompts, seeds = generated.shape[:2]
+    neighbours = min(neighbours, len(training) - 1)
+    rows = max(1, chunk_bytes // (4 * own[0].numel()))
+    flat, member = generated.flatten(0, 1), own_index.repeat_interleave(seeds).to(device)
+    prompt_of = torch.arange(prompts).repeat_interleave(seeds)
+    columns: list[list[Tensor]] = [[], [], [], []]
+    for start in range(0, prompts * seeds, rows):
+        part = torch.arange(start, min(start + rows, prompts * seeds))
+        queries = _pixels(flat[part], device)
+        own_distance = _distance(queries, _pixels(own[prompt_of[part]], device))
+        mean, nearest = _scan(queries, training, exclude=member[part.to(device)], neighbours=neighbours, rows=rows)
+        # The scan expands the square, which loses digits for near-copies; the distances that matter are taken directly.
+        nearest_distance = _distance(queries, _pixels(training[nearest.cpu()], device))
+        for column, values in zip(columns, (own_distance, mean, nearest, nearest_distance), strict=True):
+            column.append(values.cpu())
+    own_distance, mean, nearest, nearest_distance = (torch.cat(c).view(prompts, seeds) for c in columns)
+    ratio = own_distance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return Replication(ratio, own_distance, mean, nearest, nearest_distance, neighbours)
+
+
+def reproduction_threshold(heldout_best: Tensor, false_positive_rate: float) -> float:
+    """Ratio below which a prompt counts as reproduced.
+
+    Args:
+        heldout_best: `(n,)` lowest ratio over seeds of each held-out prompt.
+        false_positive_rate: probability that a prompt whose image was never trained on falls below.
+
+    Raises:
+        CalibrationError: if there are too few held-out prompts for the rate.
+    """
+    try:
+        return lower_threshold(heldout_best, false_positive_rate)
+    except ValueError as error:
+        raise CalibrationError(
+            f"No replication threshold: {error}",
+            expected="at least 1 / rate − 1 held-out prompts",
+            remedy="evaluate more held-out prompts, or raise false_positive_rate",
+        ) from error
+
+
+def _pixels(images: Tensor, device: torch.device | str) -> Tensor:
+    """`(n, 3, H, W)` uint8 to `(n, 3HW)` in [-½, ½]: distances are those in [0, 1], rounding errors are smaller."""
+    return images.to(device).flatten(1).float().div_(255).sub_(0.5)
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """`(n,)` distances of rows."""
+    return (a - b).square_().sum(dim=1).sqrt()
+
+
+def _scan(queries: Tensor, training: Tensor, *, exclude: Tensor, neighbours: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Mean distance `(n,)` to the nearest `neighbours` training images without `exclude`, and the nearest of all."""
+    count = len(queries)
+    closest = queries.new_full((count, neighbours), torch.inf)
+    nearest_value = queries.new_full((count,), torch.inf)
+    nearest = torch.zeros(count, dtype=torch.int64, device=queries.device)
+    norm = queries.square().sum(dim=1, keepdim=True)
+    for start in range(0, len(training), rows):
+        block = _pixels(training[start : start + rows], queries.device)
+        squared = torch.addmm(norm + block.square().sum(dim=1), queries, block.T, alpha=-2).clamp_(min=0)
+        value, index = squared.min(dim=1)
+        closer = value < nearest_value
+        nearest_value = torch.where(closer, value, nearest_value)
+        nearest = torch.where(closer, index + start, nearest)
+        inside = ((exclude >= start) & (exclude < start + len(block))).nonzero().squeeze(1)
+        squared[inside, exclude[inside] - start] = torch.inf
+        closest = torch.cat([closest, squared.sqrt_()], dim=1).topk(neighbours, largest=False).values
+    return closest.mean(dim=1), nearest
+
+
+def check_images(generated: Tensor, own: Tensor, training: Tensor, *, neighbours: int) -> None:
+    """Refuse images that :func:`replication` cannot compare; arguments and errors are as there."""
+    if neighbours < 1:
+        raise ConfigurationError(f"neighbours={neighbours}", expected="at least 1", remedy="the paper uses 50")
+    shapes = {"generated": generated.shape[2:], "own": own.shape[1:], "training": training.shape[1:]}
+    types = {generated.dtype, own.dtype, training.dtype}
+    if len(set(shapes.values())) > 1 or types != {torch.uint8} or len(generated) != len(own):
+        found = {name: tuple(shape) for name, shape in shapes.items()}
+        raise DataError(
+            f"Images cannot be compared: {found}, types {sorted(map(str, types))}, {len(generated)} prompts with "
+            f"{len(own)} own images",
+            expected="uint8 images of one size, and one own image per prompt",
+            remedy="load the images at the resolution that is sampled, and convert them with to_uint8",
+        )
+    if len(training) < 2:
+        raise DataError(
+            f"Only {len(training)} training image(s) to compare with",
+            expected="at least 2, better more than 50",
+            remedy="pass all training images",
+        )

@@ -1,0 +1,104 @@
+"""Running moments that follow a drifting process, and thresholds at a stated false-positive rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class DriftingMoments:
+    """Mean and variance of the last observations of several quantities, in groups.
+
+    The first `window` observations of a group are averaged plainly; later ones with weight 1 / window, so that the
+    moments follow a model that changes while it is watched.
+
+    Args:
+        groups: number of groups (timestep buckets).
+        columns: quantities observed together.
+        window: observations remembered.
+    """
+
+    def __init__(self, groups: int, columns: int, *, window: int) -> None:
+        self.window = window
+        self.count = torch.zeros(groups, dtype=torch.float64)
+        self.mean = torch.zeros(groups, columns, dtype=torch.float64)
+        self.square = torch.zeros(groups, columns, dtype=torch.float64)
+
+    def update(self, group: int, values: Tensor) -> None:
+        """Take in one observation `(columns,)` of `group`."""
+        self.count[group] += 1
+        rate = 1 / min(float(self.count[group]), self.window)
+        difference = values.double() - self.mean[group]
+        self.mean[group] += rate * difference
+        self.square[group] = (1 - rate) * (self.square[group] + rate * difference.square())
+
+    def standardise(self, group: int, values: Tensor) -> Tensor:
+        """`(values − mean) / standard deviation` of `group`, `(columns,)`; NaN before two observations."""
+        count = min(float(self.count[group]), self.window)
+        if count < 2:
+            return torch.full_like(values, math.nan, dtype=torch.float64)
+        deviation = (self.square[group] * count / (count - 1)).sqrt().clamp(min=1e-12)
+        return (values.double() - self.mean[group]) / deviation
+
+
+def samples_needed(false_positive_rate: float) -> int:
+    """Held-out samples below which no order statistic can promise `false_positive_rate`."""
+    return math.ceil(1 / false_positive_rate - 1e-9) - 1
+
+
+def conformal_threshold(scores: Tensor, false_positive_rate: float) -> float:
+    """Threshold that a new score from the distribution of `scores` exceeds with at most the stated probability.
+
+    The ⌈(n + 1)(1 − rate)⌉-th smallest score: split-conformal prediction (Vovk et al., "Algorithmic Learning in a
+    Random World", 2005). No assumption but exchangeability.
+
+    Args:
+        scores: `(n,)` scores of held-out samples.
+        false_positive_rate: in (0, 1).
+
+    Raises:
+        ValueError: if n is below :func:`samples_needed`.
+    """
+    count = len(scores)
+    if count < samples_needed(false_positive_rate):
+        raise ValueError(
+            f"a false-positive rate of {false_positive_rate} needs at least {samples_needed(false_positive_rate)} "
+            f"held-out scores, found {count}"
+        )
+    rank = min(count, math.ceil((count + 1) * (1 - false_positive_rate) - 1e-9))
+    return float(scores.sort().values[rank - 1])
+
+
+def normal_threshold(scores: Tensor, false_positive_rate: float) -> float:
+    """The same promise from fewer scores, at the price of assuming that they are normally distributed.
+
+    The upper end of the one-sided prediction interval, `mean + z · s · √(1 + 1/n)`, with the Student quantile
+    approximated from the normal one (Hill, "Algorithm 396: Student's t-quantiles", 1970, first two terms).
+
+    Args:
+        scores: `(n,)` scores of held-out samples, n at least 3.
+        false_positive_rate: in (0, 1).
+    """
+    count = len(scores)
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * false_positive_rate, dtype=torch.float64)))
+    freedom = count - 1
+    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    spread = float(scores.double().std()) * math.sqrt(1 + 1 / count)
+    return float(scores.double().mean()) + student * spread
+
+
+def robust_threshold(scores: Tensor, false_positive_rate: float) -> float:
+    """Threshold from the bulk of scores that contain some memorized samples: median + z · 1.4826 · MAD.
+
+    Assumes that the bulk is normally distributed and that less than half of the samples are memorized.
+
+    Args:
+        scores: `(n,)`.
+        false_positive_rate: in (0, 1).
+    """
+    median = scores.median()
+    deviation = 1.4826 * (scores - median).abs().median()
+    z = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * false_positive_rate, dtype=torch.float64))
+    return float(median + z * deviation)

@@ -1,0 +1,171 @@
+"""The record table: one row per sample and training step, in Parquet, readable without memtrain.
+
+Layout below a run's `records/`:
+
+- `steps/rank-00000/part-00000000-00000049.parquet`: rows of one rank for a range of batches. A part is written under
+  another name and renamed into place when complete.
+- `samples.parquet`: one row per sample of the data: `key`, `caption`, `split` (`train` or `heldout`),
+  `visits_per_epoch`.
+- `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.callbacks.monitor`).
+
+Columns of the step rows: `key`, `epoch`, `step` (optimizer step), `batch` (batches since the start, the unit of
+resuming), `rank`, `timestep`, `prompt_length`, one column per signal value, `score` (accumulated evidence before this
+visit), `flagged`, `weight` (of the sample in the mini-batch).
+
+On resume, parts newer than the checkpoint are dropped, so a crash neither loses nor doubles a row.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from memtrain.errors import RecordError
+
+PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
+Columns = Mapping[str, Sequence[Any]]
+"""Column name to values, all of the same length."""
+
+_TYPES = {
+    "key": pa.string(),
+    "epoch": pa.int32(),
+    "step": pa.int64(),
+    "batch": pa.int64(),
+    "rank": pa.int32(),
+    "timestep": pa.int32(),
+    "prompt_length": pa.int32(),
+    "flagged": pa.bool_(),
+}
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write `path` so that it is either complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, unfinished)
+    unfinished.replace(path)
+
+
+class RecordWriter:
+    """Appends the rows of one rank.
+
+    Args:
+        folder: the run's `records` folder.
+        rank: this process.
+        batches_per_part: batches collected before a part is written.
+    """
+
+    def __init__(self, folder: Path, *, rank: int, batches_per_part: int = 50) -> None:
+        self.folder = folder / "steps" / f"rank-{rank:05d}"
+        self.batches_per_part = batches_per_part
+        self._tables: list[pa.Table] = []
+        self._first = 0
+
+    def append(self, batch: int, columns: Columns) -> None:
+        """Add the rows of one batch.
+
+        Args:
+            batch: number of the batch since the start of training; ascending.
+            columns: `key` and the other columns.
+        """
+        if not self._tables:
+            self._first = batch
+        schema = pa.schema([(name, _TYPES.get(name, pa.float32())) for name in columns])
+        self._tables.append(pa.table(dict(columns), schema=schema))
+        self._last = batch
+        if len(self._tables) >= self.batches_per_part:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected as a part."""
+        if self._tables:
+            name = f"part-{self._first:08d}-{self._last:08d}.parquet"
+            write_parquet(pa.concat_tables(self._tables), self.folder / name)
+            self._tables = []
+
+
+def drop_newer(folder: Path, batches_done: int) -> int:
+    """Delete the parts of all ranks that hold batches from `batches_done` on.
+
+    Args:
+        folder: the run's `records` folder.
+        batches_done: batches that the checkpoint contains.
+
+    Returns:
+        Number of parts deleted.
+
+    Raises:
+        RecordError: if a part straddles the checkpoint, so that rows would be lost or doubled.
+    """
+    dropped = 0
+    for part in sorted((folder / "steps").glob("rank-*/part-*.parquet")):
+        match = PART.fullmatch(part.name)
+        if match is None or int(match[2]) < batches_done:
+            continue
+        if int(match[1]) < batches_done:
+            raise RecordError(
+                f"{part} holds batches before and after the checkpoint's {batches_done}",
+                expected="parts that end at each checkpoint",
+                remedy="resume from the checkpoint that belongs to these records, or start a new run folder",
+            )
+        part.unlink()
+        dropped += 1
+    for unfinished in (folder / "steps").glob("rank-*/.part-*"):
+        unfinished.unlink()
+    return dropped
+
+
+def read_steps(folder: Path) -> pa.Table:
+    """All step rows of a run, ordered by batch and rank.
+
+    Raises:
+        RecordError: if there are none.
+    """
+    parts = sorted((folder / "steps").glob("rank-*/part-*.parquet"))
+    if not parts:
+        raise RecordError(
+            f"No records in {folder}", expected="the records folder of a run", remedy="train with MemorizationMonitor"
+        )
+    table = pyarrow.dataset.dataset(parts, format="parquet").to_table()
+    return table.sort_by([("batch", "ascending"), ("rank", "ascending")])
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """`samples` or `evidence` of a run.
+
+    Raises:
+        RecordError: if the run has none.
+    """
+    path = folder / f"{name}.parquet"
+    if not path.is_file():
+        raise RecordError(
+            f"{path} does not exist",
+            expected="the records of a finished run",
+            remedy="let the run end (continue it with --ckpt_path last), or check the path",
+        )
+    return pq.read_table(path)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move an earlier result out of the way, keeping everything it holds.
+
+    Args:
+        folder: a run folder or a part of one.
+
+    Returns:
+        Its new place beside the old one, or None if there was nothing.
+    """
+    if not folder.exists():
+        return None
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    return kept

@@ -1,0 +1,214 @@
+"""The reference profile: what each sample looks like under the base model.
+
+Plain losses and entropies mostly say how easy an image is and what its prompt is like. Measured once before training, at
+a few timesteps with the same noise for the whole run, and subtracted at the nearest of those timesteps, they leave what
+training changed (the idea of reference-model membership inference, e.g. Carlini et al., "Membership Inference Attacks
+From First Principles", 2022).
+
+The profile is cached by content: the base model's weights, the settings, and for each sample its latents and tokens. It
+is written in parts, so an interrupted measurement continues, and shared by every run that names the same folder.
+
+Cost: `len(timesteps) * draws` forward passes per sample, once. Nothing is added to a training step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from memtrain.errors import ConfigurationError, RecordError
+from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.records import write_parquet
+from memtrain.signals.base import Signal
+
+SampleLoss = Callable[[dict[str, Any], Tensor, torch.Generator], Tensor]
+"""`(batch, timesteps (B,), generator) -> (B,)` denoising losses: one forward of the denoiser."""
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """sha256 over the names and values of all parameters."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def content_fingerprints(batch: dict[str, Any]) -> list[str]:
+    """sha256 of each sample's latents (or pixels) and token ids."""
+    image = batch["latents"] if "latents" in batch else batch["pixel_values"]
+    rows = zip(image.cpu().contiguous(), batch["input_ids"].cpu(), strict=True)
+    return [hashlib.sha256(row.numpy().tobytes() + ids.numpy().tobytes()).hexdigest() for row, ids in rows]
+
+
+def _rows(part: Path) -> list[tuple[str, list[float]]]:
+    table = pq.read_table(part)
+    return list(zip(table["content"].to_pylist(), table["values"].to_pylist(), strict=True))
+
+
+class ReferenceProfile:
+    """Signal values of each sample under the base model.
+
+    Args:
+        folder: where profiles are kept.
+        signals: what is measured.
+        columns: names of the values of all signals together.
+        timesteps: where to measure; visits are compared at the nearest.
+        draws: noises per timestep, averaged (the loss on the scale of the signal, i.e. as a logarithm's argument).
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        signals: Sequence[Signal],
+        columns: Sequence[str],
+        *,
+        timesteps: Sequence[int] = (100, 300, 500, 700),
+        draws: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if not timesteps or draws < 1:
+            raise ConfigurationError(
+                f"A reference profile at timesteps {list(timesteps)} with {draws} draws measures nothing",
+                expected="at least one timestep and one draw",
+                remedy="change reference_timesteps or reference_draws",
+            )
+        self.folder, self.signals, self.columns = folder, list(signals), list(columns)
+        self.timesteps, self.draws, self.seed = sorted(timesteps), draws, seed
+        self.fingerprint = ""
+        self._content: dict[str, str] = {}
+        self._row: dict[str, int] = {}
+        self._values = torch.empty(0, len(self.timesteps), len(self.columns))
+
+    def name_after(self, denoiser: nn.Module) -> str:
+        """The profile's name, from the base model's weights and the settings."""
+        settings = json.dumps([weights_fingerprint(denoiser), self.columns, self.timesteps, self.draws, self.seed])
+        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        return self.fingerprint
+
+    def measure(
+        self,
+        probe: DenoiserProbe,
+        sample_loss: SampleLoss,
+        batches: Iterable[dict[str, Any]],
+        *,
+        total: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        cached_only: bool = False,
+    ) -> int:
+        """Measure the samples that the cache lacks; call :meth:`load` when all processes are done.
+
+        Args:
+            probe: on the base model.
+            sample_loss: one forward of the denoiser.
+            batches: every sample once, on the model's device; the same on every process.
+            total: number of batches, for the progress bar.
+            rank: this process; batches are dealt out to processes in turn.
+            world_size: number of processes.
+            cached_only: the model is no longer the base model; refuse to measure.
+
+        Returns:
+            Number of samples measured now by this process.
+
+        Raises:
+            RecordError: if `cached_only` and the cache lacks a sample.
+        """
+        known = set(self._cached())
+        measured = 0
+        progress = tqdm(batches, total=total, desc="reference profile", unit="batch", disable=cached_only or rank > 0)
+        for index, batch in enumerate(progress):
+            contents = content_fingerprints(batch)
+            self._content.update(zip(batch["key"], contents, strict=True))
+            if index % world_size != rank or known.issuperset(contents):
+                continue
+            if cached_only:
+                raise RecordError(
+                    f"The reference profile {self.fingerprint!r} in {self.folder} lacks samples of this data",
+                    expected="the profile that was measured when this run began, and the same data",
+                    remedy="restore the folder and the data, or start a new run",
+                )
+            values = torch.stack([self._measure_at(probe, sample_loss, batch, t) for t in self.timesteps], dim=1)
+            table = pa.table({"content": contents, "values": values.flatten(1).double().tolist()})
+            write_parquet(table, self.folder / self.fingerprint / f"{contents[0][:24]}.parquet")
+            measured += len(contents)
+        return measured
+
+    def _measure_at(
+        self, probe: DenoiserProbe, sample_loss: SampleLoss, batch: dict[str, Any], timestep: int
+    ) -> Tensor:
+        """`(B, columns)`, averaged over draws."""
+        device = batch["input_ids"].device
+        steps = torch.full((len(batch["key"]),), timestep, device=device)
+        total = torch.zeros(len(batch["key"]), len(self.columns))
+        for draw in range(self.draws):
+            generator = torch.Generator(device).manual_seed((self.seed * 1009 + timestep) * 1009 + draw)
+            with probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation:
+                observation.sample_loss = sample_loss(batch, steps, generator)
+            total += torch.cat([signal(observation) for signal in self.signals], dim=1).cpu()
+        return total / self.draws
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.folder / self.fingerprint).glob("*.parquet"))
+
+    def _cached(self) -> list[str]:
+        return [content for part in self._parts() for content in pq.read_table(part)["content"].to_pylist()]
+
+    def load(self) -> int:
+        """Read the measured values of the samples that :meth:`measure` went through.
+
+        Returns:
+            Number of samples.
+
+        Raises:
+            RecordError: if one was not measured.
+        """
+        values = {
+            content: row
+            for part in self._parts()
+            for content, row in _rows(part)
+        }
+        missing = [key for key, content in self._content.items() if content not in values]
+        if missing or not self._content:
+            raise RecordError(
+                f"The reference profile {self.fingerprint!r} in {self.folder} lacks {len(missing)} samples",
+                expected="a value for every sample",
+                remedy="start the run again: measuring continues where it stopped",
+            )
+        self._row = {key: row for row, key in enumerate(self._content)}
+        table = torch.tensor([list(values[content]) for content in self._content.values()], dtype=torch.float32)
+        self._values = table.view(len(table), len(self.timesteps), len(self.columns))
+        return len(self._row)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._row
+
+    def bucket(self, timestep: int) -> int:
+        """Index of the nearest measured timestep."""
+        return min(range(len(self.timesteps)), key=lambda index: abs(self.timesteps[index] - timestep))
+
+    def lookup(self, keys: Sequence[str], timesteps: Sequence[int]) -> Tensor:
+        """Values of samples at the measured timestep nearest to each visit, `(B, columns)`.
+
+        Raises:
+            RecordError: if a sample was never measured.
+        """
+        missing = [key for key in keys if key not in self._row]
+        if missing:
+            raise RecordError(
+                f"{len(missing)} sample(s) are not in the reference profile, first {missing[0]!r}",
+                expected="every training and held-out sample",
+                remedy="start the run anew, so that the profile covers the data",
+            )
+        rows = torch.tensor([self._row[key] for key in keys])
+        return self._values[rows, torch.tensor([self.bucket(timestep) for timestep in timesteps])]

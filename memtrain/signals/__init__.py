@@ -1,0 +1,1 @@
+"""Per-sample training signals. One file is one signal."""

@@ -1,0 +1,46 @@
+"""Entropy of the token attention at each cross-attention site.
+
+Source: MemAttn (Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through Cross
+Attention", ECCV 2024): attention is averaged over image tokens and heads, then the entropy over all text tokens is
+taken. Published for inference: high means memorized, averaged over layers or at one layer.
+
+In fine-tuning single sites move apart in both directions, and the average over sites hides it. So each site is a column
+of its own, compared with the same sample's entropy at that site under the base model (which cancels what the words and
+the length of the prompt contribute), and no sign is assumed.
+
+Cost: one more query and key projection per site. Cannot: say without calibration which direction a site takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memtrain.functional.attention import entropy
+from memtrain.models.probe import Observation
+from memtrain.signals.base import Signal
+
+
+class AttentionEntropy(Signal):
+    """Entropy in nats per site, `(B, S)`; compared as a difference."""
+
+    name = "attention_entropy"
+    memorized_when = "unknown"
+
+    def columns(self, sites: Sequence[str]) -> list[str]:
+        """`attention_entropy.<site>` for each site."""
+        return [f"{self.name}.{site}" for site in sites]
+
+    def __call__(self, observation: Observation) -> Tensor:
+        """Entropy of each site's token attention."""
+        return entropy(torch.stack(list(observation.token_attention.values()), dim=1))
+
+    def relative(self, values: Tensor, reference: Tensor) -> Tensor:
+        """Change since the base model."""
+        return values - reference
+
+    def absolute(self, values: Tensor) -> Tensor:
+        """The entropy itself."""
+        return values

@@ -1,0 +1,57 @@
+"""Denoising loss of each sample: low means memorized.
+
+Source: IET-AGC (Liu et al., "Iterative Ensemble Training with Anti-Gradient Control for Mitigating Memorization in
+Diffusion Models", ECCV 2024) skips samples whose loss is low for their timestep. Here the loss is compared with the same
+sample's loss under the base model, as reference-model membership tests do, because the plain loss mostly says how easy
+an image is.
+
+Cost: none. The gradient of a batch-mean MSE at the denoiser's output is the scaled residual, so every sample's loss is
+read from it, in any trainer.
+
+Cannot: losses that are not a (weighted) batch mean of squared errors. A host that weights samples has to say how
+(`loss_weight(timesteps)` on its module).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from memtrain.errors import ProbeError
+from memtrain.functional.diffusion import loss_from_gradient
+from memtrain.models.probe import Observation
+from memtrain.signals.base import Signal
+
+SMALLEST = 1e-12
+"""Losses are clamped to this before the logarithm."""
+
+
+class DenoisingLoss(Signal):
+    """Mean squared error of each sample's prediction, `(B, 1)`; compared as a logarithm of the ratio."""
+
+    name = "denoising_loss"
+    memorized_when = "low"
+
+    def columns(self, sites: Sequence[str]) -> list[str]:
+        """One column."""
+        return [self.name]
+
+    def __call__(self, observation: Observation) -> Tensor:
+        """From `sample_loss` if known, else from the gradient."""
+        if observation.sample_loss is not None:
+            return observation.sample_loss.detach().float()[:, None]
+        if observation.gradient is None:
+            raise ProbeError("The observation holds neither a loss nor a gradient", remedy="read it after backward")
+        loss = loss_from_gradient(observation.gradient, observation.loss_scale)
+        if observation.loss_weight is not None:
+            loss = loss / observation.loss_weight.square().clamp(min=SMALLEST)
+        return loss[:, None]
+
+    def relative(self, values: Tensor, reference: Tensor) -> Tensor:
+        """ln(loss / loss under the base model)."""
+        return self.absolute(values) - self.absolute(reference)
+
+    def absolute(self, values: Tensor) -> Tensor:
+        """ln(loss)."""
+        return values.clamp(min=SMALLEST).log()

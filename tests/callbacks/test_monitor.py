@@ -1,0 +1,186 @@
+"""The monitor in a host of somebody else: exact re-weighting, records, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.callbacks.sample_skipping import SampleSkipping
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.models.probe import Observation
+from memtrain.records import read_steps, read_table
+
+WEIGHT = {"a": 1.0, "b": 0.0, "c": 0.5, "d": 2.0}
+
+
+class Foreign(LightningModule):
+    """A user's own module: one scalar mean-squared error, nothing of ours."""
+
+    def __init__(self, unet: UNet2DConditionModel, *, by_hand: bool = False) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel.from_config(unet.config)
+        self.unet.load_state_dict(unet.state_dict())
+        self.noise = DDPMScheduler()
+        self.by_hand = by_hand
+        self.gradients: list[Tensor] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        generator = torch.Generator().manual_seed(batch_idx)
+        noise = torch.randn(batch["latents"].shape, generator=generator)
+        timesteps = torch.randint(1000, (len(noise),), generator=generator)
+        noisy = self.noise.add_noise(batch["latents"], noise, timesteps)
+        prediction = self.unet(noisy, timesteps, batch["text"]).sample
+        if self.by_hand:
+            weights = torch.tensor([WEIGHT[key] for key in batch["key"]])
+            return (weights * (prediction - noise).square().flatten(1).mean(1)).mean()
+        return F.mse_loss(prediction, noise)
+
+    def on_after_backward(self) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters()]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+class FixedWeights(Mitigation):
+    """Weights by key, so that a hand-written loss can do the same."""
+
+    def weights(self, observation: Observation, flags: Flags) -> Tensor:
+        return torch.tensor([WEIGHT[key] for key in observation.keys])
+
+
+def batches(count: int = 16) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(3)
+    items = [
+        {
+            "key": "abcd"[index % 4],
+            "latents": torch.randn(4, 8, 8, generator=generator),
+            "text": torch.randn(5, 16, generator=generator),
+        }
+        for index in range(count)
+    ]
+    return DataLoader(items, batch_size=4)
+
+
+def fit(module: LightningModule, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+    trainer = Trainer(
+        default_root_dir=folder,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 2, "accelerator": "cpu", **options},
+    )
+    trainer.fit(module, batches())
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_foreign_module_gets_the_gradients_of_hand_written_re_weighting(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, accumulate: int
+) -> None:
+    ours, by_hand = Foreign(pipeline.unet), Foreign(pipeline.unet, by_hand=True)
+    callbacks = [MemorizationMonitor(reference=False), FixedWeights()]
+    fit(ours, tmp_path / "a", callbacks, accumulate_grad_batches=accumulate)
+    fit(by_hand, tmp_path / "b", [], accumulate_grad_batches=accumulate)
+    assert len(ours.gradients) == 8
+    for gated, expected in zip(ours.gradients, by_hand.gradients, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(gated, expected, atol=1e-7, rtol=1e-4)
+    rows = read_steps(tmp_path / "a" / "records").to_pylist()
+    assert len(rows) == 32
+    assert all(row["weight"] == WEIGHT[row["key"]] for row in rows)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in ours.modules())
+
+
+def test_recorded_losses_are_the_hosts(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    module = Foreign(pipeline.unet)
+    fit(module, tmp_path, [MemorizationMonitor(reference=False)], max_steps=1, accumulate_grad_batches=1)
+    fresh, batch = Foreign(pipeline.unet), next(iter(batches()))
+    mean = fresh.training_step(batch, 0).item()
+    losses = read_steps(tmp_path / "records")["denoising_loss"].to_pylist()
+    assert sum(losses) / 4 == pytest.approx(mean, rel=1e-5)
+    evidence = read_table(tmp_path / "records", "evidence")
+    assert set(evidence["key"].to_pylist()) == set("abcd")
+    assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,visits,score")
+
+
+DISTRIBUTED = """
+import sys, torch
+from pathlib import Path
+from tests.callbacks.test_monitor import *
+
+def main():
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    unet = UNet2DConditionModel.from_pretrained(sys.argv[3], subfolder="unet")
+    module = Foreign(unet, by_hand=kind == "hand")
+    callbacks = [] if kind == "hand" else [MemorizationMonitor(reference=False), FixedWeights()]
+    trainer = fit(module, folder, callbacks, devices=2, strategy="ddp", max_epochs=1)
+    torch.save(module.gradients, folder / f"{kind}-{trainer.global_rank}.pt")
+
+main()
+"""
+
+
+def test_the_same_holds_on_two_ddp_processes(pipeline_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "distributed.py"
+    script.write_text(DISTRIBUTED)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    for kind in ("ours", "hand"):
+        command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), kind, str(pipeline_folder)]
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)  # noqa: S603
+        assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        ours = torch.load(tmp_path / f"ours-{rank}.pt", weights_only=True)
+        hand = torch.load(tmp_path / f"hand-{rank}.pt", weights_only=True)
+        assert len(ours) == 2
+        for gated, expected in zip(ours, hand, strict=True):
+            torch.testing.assert_close(gated, expected, atol=1e-7, rtol=1e-4)
+    table = read_steps(tmp_path / "records")
+    assert sorted(table["rank"].to_pylist()) == [0] * 8 + [1] * 8
+
+
+def test_skipping_without_a_monitor_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no MemorizationMonitor"):
+        fit(Foreign(pipeline.unet), tmp_path, [SampleSkipping()])
+
+
+def test_batches_without_keys_are_refused_and_hooks_removed(
+    pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    module = Foreign(pipeline.unet)
+    with pytest.raises(DataError, match=r"no sample keys: found \['key', 'latents', 'text'\]"):
+        fit(module, tmp_path, [MemorizationMonitor(reference=False, key_field="name")])
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+
+
+def test_a_reference_needs_a_module_that_can_be_measured(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="reference: false"):
+        fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor()])
+
+
+def test_an_unknown_signal_to_flag_by_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'mood' is no measured signal"):
+        MemorizationMonitor(flag_by="mood")
+
+
+def test_skipping_follows_the_flags() -> None:
+    flags = Flags(torch.tensor([True, False, False]), torch.tensor([True, True, False]), torch.zeros(3))
+    observation = Observation(["a", "b", "c"])
+    assert SampleSkipping().weights(observation, flags).tolist() == [0.0, 0.0, 1.0]
+    assert SampleSkipping(permanent=False).weights(observation, flags).tolist() == [0.0, 1.0, 1.0]

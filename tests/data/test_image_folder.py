@@ -1,0 +1,137 @@
+"""A folder of images with metadata.jsonl."""
+
+import json
+
+import pytest
+
+from memtrain.data.image_folder import ImageFolderSource
+from memtrain.errors import DataError
+
+from ..conftest import encoded_image
+
+
+def rewrite(folder, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_keys_captions_and_images(write_folder):
+    source = ImageFolderSource(write_folder({"b.png": " a boat ", "sub/a.png": "a cat – résumé"}))
+    assert [(sample.key, sample.caption) for sample in source.samples] == [
+        ("b.png", "a boat"),
+        ("sub/a.png", "a cat – résumé"),
+    ]
+    assert source.load_image(1).getpixel((0, 0)) == (10, 40, 80)
+
+
+def test_caption_field_and_blank_lines(write_folder):
+    folder = write_folder(2)
+    rows = [{"file_name": "image_00.png", "caption": "one"}, "", {"file_name": "image_01.png", "text": "two"}]
+    rewrite(folder, *rows, " ")
+    assert [sample.caption for sample in ImageFolderSource(folder).samples] == ["one", "two"]
+
+
+def test_byte_order_mark_is_ignored(write_folder):
+    folder = write_folder(1)
+    path = folder / "metadata.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(ImageFolderSource(folder)) == 1
+
+
+def test_not_utf8(write_folder):
+    folder = write_folder(1)
+    (folder / "metadata.jsonl").write_bytes('{"file_name": "image_00.png", "text": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"not UTF-8[\s\S]*save the file as UTF-8"):
+        ImageFolderSource(folder)
+
+
+def test_not_json(write_folder):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", "text": "x"}, "image_01.png, a cat")
+    with pytest.raises(DataError, match=r"metadata\.jsonl, line 2 is not JSON"):
+        ImageFolderSource(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"file_name": "image_00.png"}, r"\['file_name'\]"),
+        ({"text": "x"}, r"\['text'\]"),
+        ({"file_name": "image_00.png", "text": None}, r"\['file_name', 'text'\]"),
+        ({"file_name": 7, "text": "x"}, r"\['file_name', 'text'\]"),
+        (["image_00.png", "x"], "list"),
+    ],
+)
+def test_line_without_name_or_caption(write_folder, row, found):
+    folder = write_folder(1)
+    rewrite(folder, row)
+    with pytest.raises(DataError, match=rf"line 1 lacks a file name or a caption: found {found}"):
+        ImageFolderSource(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "sub/../../outside.png", "{absolute}"])
+def test_path_out_of_the_folder(write_folder, name):
+    folder = write_folder(1)
+    outside = folder.parent / "outside.png"
+    outside.write_bytes(encoded_image())
+    rewrite(folder, {"file_name": name.format(absolute=outside), "text": "x"})
+    with pytest.raises(DataError, match="line 1 points outside the folder"):
+        ImageFolderSource(folder)
+
+
+def test_link_out_of_the_folder(write_folder):
+    folder = write_folder(1)
+    outside = folder.parent / "outside.png"
+    outside.write_bytes(encoded_image())
+    (folder / "link.png").symlink_to(outside)
+    rewrite(folder, {"file_name": "link.png", "text": "x"})
+    with pytest.raises(DataError, match="points outside the folder"):
+        ImageFolderSource(folder)
+
+
+def test_listed_image_is_missing(write_folder):
+    folder = write_folder(3)
+    (folder / "image_01.png").unlink()
+    with pytest.raises(DataError, match=r"1 image\(s\) listed in .* do not exist, first \['image_01\.png'\]"):
+        ImageFolderSource(folder)
+
+
+def test_image_without_a_line(write_folder):
+    folder = write_folder(2)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "photo.JPG").write_bytes(encoded_image(kind="JPEG"))
+    with pytest.raises(DataError, match=r"1 image\(s\) in .* have no line in metadata\.jsonl, first \['sub/photo"):
+        ImageFolderSource(folder)
+
+
+def test_other_files_are_ignored(write_folder):
+    folder = write_folder(2)
+    (folder / "notes.txt").write_text("hello")
+    assert len(ImageFolderSource(folder)) == 2
+
+
+@pytest.mark.parametrize("again", ["image_00.png", "./image_00.png"])
+def test_image_listed_twice(write_folder, again):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", "text": "x"}, {"file_name": again, "text": "y"})
+    with pytest.raises(DataError, match="name more than one sample"):
+        ImageFolderSource(folder)
+
+
+def test_empty_caption(write_folder):
+    with pytest.raises(DataError, match=r"empty caption, first \['b\.png'\]"):
+        ImageFolderSource(write_folder({"a.png": "x", "b.png": " "}))
+
+
+def test_empty_metadata(write_folder):
+    with pytest.raises(DataError, match="No captioned image"):
+        ImageFolderSource(write_folder(0))
+
+
+def test_file_that_is_no_image(write_folder):
+    folder = write_folder(2)
+    (folder / "image_01.png").write_text("not an image")
+    source = ImageFolderSource(folder)
+    source.load_image(0)
+    with pytest.raises(DataError, match=r"'image_01\.png' in .* cannot be read[\s\S]*Remedy: repair or remove"):
+        source.load_image(1)

@@ -1,0 +1,264 @@
+"""The data module: what it builds, refuses, drops, and how a run goes on from any checkpoint."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from memtrain.data.module import TextImageDataModule
+from memtrain.data.selection import Duplicates, split_heldout
+from memtrain.errors import ConfigurationError, DataError
+
+
+class Recorder(LightningModule):
+    """Trains one number and writes down what it sees."""
+
+    def __init__(self, tokenizer=None):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+        self.validated = []
+
+    def encode_images(self, pixel_values):
+        return pixel_values[:, :1, ::2, ::2]
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch["key"], batch["caption"]))
+        return self.weight.sum() * 0.0
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(tmp_path, **options):
+    defaults = {
+        "accelerator": "cpu",
+        "default_root_dir": tmp_path,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(**{**defaults, **options})
+
+
+def keys(dataset):
+    return [sample.key for sample in dataset.samples]
+
+
+def test_split_duplicates_and_exclusion(write_folder):
+    path = str(write_folder(20))
+    data = TextImageDataModule(
+        path,
+        heldout_fraction=0.2,
+        exclude=["image_03.png"],
+        duplicates=Duplicates(count=2, repeats=5),
+        resolution=8,
+    )
+    data.build()
+    everything = [f"image_{index:02}.png" for index in range(20)]
+    train, held = split_heldout(everything, 0.2)
+    assert keys(data.heldout_dataset) == [everything[index] for index in held]
+    assert keys(data.train_dataset) == [everything[index] for index in train if index != 3]
+    assert sorted(data.visits_per_epoch.values())[-3:] == [1, 5, 5]
+    assert len(data.train_dataset) == len(data.train_dataset.samples) + 2 * 4
+
+
+def test_exclusion_does_not_change_what_is_held_out(write_folder):
+    path = str(write_folder(20))
+    plain = TextImageDataModule(path, resolution=8)
+    plain.build()
+    excluding = TextImageDataModule(path, resolution=8, exclude=keys(plain.train_dataset)[:5])
+    excluding.build()
+    assert keys(excluding.heldout_dataset) == keys(plain.heldout_dataset)
+
+
+def test_held_out_samples_from_another_source(write_folder):
+    held = write_folder({"other.png": "another"}, name="held")
+    data = TextImageDataModule(str(write_folder(6)), heldout_path=str(held), resolution=8)
+    data.build()
+    assert len(data.train_dataset) == 6
+    assert keys(data.heldout_dataset) == ["other.png"]
+
+
+def test_held_out_source_that_shares_a_key(write_folder):
+    held = write_folder({"image_01.png": "another"}, name="held")
+    with pytest.raises(DataError, match=r"1 key\(s\) are both in .*images and in .*held"):
+        TextImageDataModule(str(write_folder(6)), heldout_path=str(held), resolution=8).build()
+
+
+def test_exclusion_of_an_unknown_key(write_folder):
+    with pytest.raises(DataError, match=r"exclude names 1 key\(s\) that are not in .*, first \['cat\.png'\]"):
+        TextImageDataModule(str(write_folder(6)), exclude=["cat.png"], resolution=8).build()
+
+
+@pytest.mark.parametrize("where", ["images", "held"])
+def test_broken_image_stops_the_run_before_it_starts(write_folder, where):
+    train, held = write_folder(6), write_folder({"a.png": "x", "b.png": "y"}, name="held")
+    broken = next((train if where == "images" else held).glob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(DataError, match=f"'{broken.name}' in .* cannot be read"):
+        TextImageDataModule(str(train), heldout_path=str(held), resolution=8).build()
+
+
+@pytest.mark.parametrize("settings", [{"caption_dropout": 1.0}, {"batch_size": 0}, {"resolution": 0}])
+def test_settings_out_of_range(settings):
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        TextImageDataModule("anywhere", **settings)
+
+
+def test_loader_before_setup():
+    with pytest.raises(ConfigurationError, match=r"was not set up[\s\S]*call setup\(\) or build\(\)"):
+        TextImageDataModule("anywhere").train_dataloader()
+
+
+def test_fewer_images_than_a_batch(write_folder):
+    data = TextImageDataModule(str(write_folder(6)), heldout_fraction=0.0, resolution=8, batch_size=16)
+    data.build()
+    with pytest.raises(ConfigurationError, match=r"6 training visit\(s\)[\s\S]*do not fill one batch of 16"):
+        data.train_dataloader()
+
+
+def test_cache_needs_a_module_that_encodes(write_folder):
+    data = TextImageDataModule(str(write_folder(6)), resolution=8, cache_latents=True)
+    with pytest.raises(ConfigurationError, match=r"has no encode_images[\s\S]*cache_latents to false"):
+        data.setup("fit")
+
+
+def test_seed_defaults_to_that_of_seed_everything(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert TextImageDataModule("anywhere").seed == 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert TextImageDataModule("anywhere").seed == 7
+    assert TextImageDataModule("anywhere", seed=3).seed == 3
+
+
+def test_fit_visits_everything_as_often_as_planned(write_folder, tmp_path, tokenizer):
+    path = str(write_folder(20))
+    data = TextImageDataModule(
+        path, duplicates=Duplicates(count=1, repeats=6), resolution=8, batch_size=1, cache_latents=True
+    )
+    module = Recorder(tokenizer)
+    trainer(tmp_path, max_epochs=2).fit(module, data)
+    seen = [key for _, batch, _ in module.seen for key in batch]
+    assert {key: seen.count(key) for key in seen} == {key: 2 * n for key, n in data.visits_per_epoch.items()}
+    held = module.validated[: len(module.validated) // 2]
+    assert [key for batch in held for key in batch["key"]] == keys(data.heldout_dataset)
+    assert held[0]["latents"].shape == (1, 1, 4, 4)
+    assert held[0]["input_ids"].shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("saving", "run"),
+    [
+        ({"every_n_train_steps": 1}, {"max_epochs": 3}),
+        ({"every_n_train_steps": 1}, {"max_steps": 8, "val_check_interval": 2}),
+        ({"save_on_train_epoch_end": True}, {"max_epochs": 3}),
+        ({"save_on_train_epoch_end": True}, {"max_steps": 8}),
+        ({"save_on_train_epoch_end": False}, {"max_steps": 8}),
+    ],
+    ids=["steps, by epochs", "steps, by steps", "epochs, by epochs", "epochs, by steps", "validations, by steps"],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`, callbacks"
+)  # a resumed run keeps no checkpoints
+def test_run_resumed_from_any_checkpoint_sees_what_it_would_have_seen(write_folder, tmp_path, saving, run, workers):
+    path = str(write_folder(20))
+
+    def fit(checkpoint=None, callbacks=()):
+        module = Recorder()
+        data = TextImageDataModule(
+            path, heldout_fraction=0.2, resolution=8, batch_size=4, num_workers=workers, caption_dropout=0.5
+        )
+        trainer(tmp_path, callbacks=list(callbacks), enable_checkpointing=bool(callbacks), **run).fit(
+            module, data, ckpt_path=checkpoint
+        )
+        return module.seen
+
+    keep = ModelCheckpoint(dirpath=tmp_path / "checkpoints", filename="{step}", save_top_k=-1, **saving)
+    full = fit(callbacks=[keep])
+    assert len(full) == run.get("max_steps", 9)
+    assert len({tuple(batch) for _, batch, _ in full}) == len(full)
+    checkpoints = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
+    assert len(checkpoints) >= 2
+    for checkpoint in checkpoints:
+        done = int(checkpoint.stem.removeprefix("step="))
+        assert fit(checkpoint) == full[done:], f"resumed after {done} steps"
+
+
+@pytest.fixture
+def dropping(write_folder, tokenizer):
+    """A module with caption dropout in a pretended training, and a way to make batches for it."""
+    data = TextImageDataModule(str(write_folder(20)), resolution=8, caption_dropout=0.3)
+    data.build(tokenizer)
+    data.trainer = SimpleNamespace(training=True, current_epoch=0)
+
+    def batch(number, *, tokens=True):
+        captions = [f"caption {number}"] * 50
+        result = {"key": [f"{number} {index}" for index in range(50)], "caption": captions}
+        if tokens:
+            ids = tokenizer(captions, padding="max_length", max_length=6, truncation=True, return_tensors="pt")[
+                "input_ids"
+            ]
+            result |= {"input_ids": ids, "prompt_length": (ids > 0).sum(1)}
+        return result
+
+    return data, batch
+
+
+def test_dropout_takes_its_share_of_captions(dropping):
+    data, batch = dropping
+    dropped = 0
+    for number in range(40):
+        result = data.on_before_batch_transfer(batch(number), 0)
+        gone = torch.tensor([caption == "" for caption in result["caption"]])
+        assert torch.equal(gone, result["prompt_length"] == 2)
+        assert torch.equal(gone, (result["input_ids"] == torch.tensor([1, 2, 0, 0, 0, 0])).all(1))
+        assert result["key"] == batch(number)["key"]
+        dropped += int(gone.sum())
+    assert 0.26 < dropped / 2000 < 0.34
+
+
+def test_dropout_is_a_function_of_seed_epoch_and_keys(dropping):
+    data, batch = dropping
+
+    def captions():
+        return data.on_before_batch_transfer(batch(0), 0)["caption"]
+
+    first = captions()
+    assert captions() == first
+    data.trainer.current_epoch = 1
+    assert captions() != first
+    data.trainer.current_epoch = 0
+    data.seed += 1
+    assert captions() != first
+
+
+def test_dropout_works_without_tokens(dropping):
+    data, batch = dropping
+    data.build()
+    result = data.on_before_batch_transfer(batch(0, tokens=False), 0)
+    assert set(result["caption"]) == {"", "caption 0"}
+
+
+def test_no_dropout_outside_training(dropping):
+    data, batch = dropping
+    data.trainer.training = False
+    assert set(data.on_before_batch_transfer(batch(0), 0)["caption"]) == {"caption 0"}
+
+
+def test_lightning_applies_dropout_to_training_batches_only(write_folder, tmp_path, tokenizer):
+    data = TextImageDataModule(str(write_folder(20)), resolution=8, batch_size=4, caption_dropout=0.5)
+    module = Recorder(tokenizer)
+    trainer(tmp_path, max_epochs=3).fit(module, data)
+    trained = [caption for _, _, captions in module.seen for caption in captions]
+    assert 0.2 < trained.count("") / len(trained) < 0.8
+    assert not any(caption == "" for batch in module.validated for caption in batch["caption"])

@@ -1,0 +1,96 @@
+"""The held-out split and planted duplicates."""
+
+import pytest
+
+from memtrain.data.selection import MINIMUM_HELDOUT, Duplicates, plant, split_heldout
+from memtrain.errors import ConfigurationError, DataError
+
+KEYS = [f"sample {index}" for index in range(400)]
+
+
+def test_split_is_a_partition_of_the_asked_size():
+    train, held = split_heldout(KEYS, 0.1)
+    assert len(held) == 40
+    assert sorted(train + held) == list(range(400))
+    assert train == sorted(train)
+    assert held == sorted(held)
+
+
+def test_split_does_not_depend_on_the_order_of_samples():
+    reordered = KEYS[::-1]
+    expected = {KEYS[index] for index in split_heldout(KEYS, 0.1)[1]}
+    assert {reordered[index] for index in split_heldout(reordered, 0.1)[1]} == expected
+
+
+def test_held_out_samples_stay_held_out_when_samples_are_added():
+    more = [f"new {index}" for index in range(20)] + KEYS
+    before = {KEYS[index] for index in split_heldout(KEYS, 0.1)[1]}
+    after = {more[index] for index in split_heldout(more, 0.1)[1]}
+    assert len(before - after) <= 4
+    assert any(key.startswith("new") for key in after)
+
+
+def test_split_is_the_same_on_every_machine():
+    assert split_heldout([f"k{index}" for index in range(8)], 0.3)[1] == [1, 2]
+
+
+def test_small_sources_keep_a_minimum_held_out():
+    assert len(split_heldout(KEYS[:100], 0.01)[1]) == MINIMUM_HELDOUT
+    assert len(split_heldout(KEYS[:12], 0.01)[1]) == 4
+
+
+def test_nothing_is_held_out_at_fraction_zero():
+    assert split_heldout(KEYS, 0.0) == (list(range(400)), [])
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.95, float("nan")])
+def test_fraction_out_of_range(fraction):
+    with pytest.raises(ConfigurationError, match=r"heldout_fraction=.*[\s\S]*a share from 0 to 0\.9"):
+        split_heldout(KEYS, fraction)
+
+
+def test_fraction_that_leaves_nothing_to_train_on():
+    with pytest.raises(ConfigurationError, match=r"holds out all of 2 sample\(s\)"):
+        split_heldout(KEYS[:2], 0.9)
+
+
+def test_planted_samples_are_visited_as_often_as_asked():
+    train = list(range(0, 400, 2))
+    visits = plant(train, KEYS, Duplicates(count=5, repeats=30))
+    assert list(visits) == train
+    assert sorted(visits.values()) == [1] * 195 + [30] * 5
+
+
+def test_seed_chooses_the_planted_samples():
+    def chosen(seed):
+        visits = plant(range(400), KEYS, Duplicates(count=10, seed=seed))
+        return {index for index, count in visits.items() if count > 1}
+
+    assert chosen(0) == chosen(0)
+    assert chosen(0) != chosen(1)
+    assert len(chosen(1)) == 10
+
+
+def test_nothing_is_planted_by_default():
+    assert set(plant(range(9), KEYS, Duplicates()).values()) == {1}
+
+
+def test_named_samples_are_planted():
+    visits = plant(range(9), KEYS, Duplicates(keys=("sample 3", "sample 7"), repeats=4))
+    assert [index for index, count in visits.items() if count == 4] == [3, 7]
+
+
+def test_named_sample_that_is_not_trained_on():
+    with pytest.raises(DataError, match=r"1 key\(s\) are not training samples, first \['sample 9'\]"):
+        plant(range(9), KEYS, Duplicates(keys=("sample 3", "sample 9")))
+
+
+def test_more_duplicates_than_samples():
+    with pytest.raises(DataError, match="10 duplicates asked for, but only 9 training samples are there"):
+        plant(range(9), KEYS, Duplicates(count=10))
+
+
+@pytest.mark.parametrize("settings", [{"count": -1}, {"count": 3, "repeats": 1}])
+def test_settings_that_plant_nothing(settings):
+    with pytest.raises(ConfigurationError, match=r"plants nothing[\s\S]*leave `duplicates` out"):
+        Duplicates(**settings)

@@ -1,0 +1,193 @@
+"""The report: escaping, nothing external, the same file every time, and what is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from memtrain.errors import RecordError
+from memtrain.evaluation.report import write_report
+
+ATTACK = "<script>alert('x')</script>\" onerror=\"alert(1) & $\\frac$"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Tags(HTMLParser):
+    """Collects tags and attributes, and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def group(n: int, k: int) -> dict[str, Any]:
+    """A group of `results.json`."""
+    ratio = {"min": 0.1, "median": 0.5, "max": 1.0}
+    return {
+        "n": n,
+        "reproduced": k,
+        "share": k / n,
+        "interval": [0.0, 0.5],
+        "share_of_images": 0.25,
+        "best_ratio": ratio,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An evaluation of one hostile planted prompt and thirty held-out ones, each with five seeds; 400-pixel images."""
+    results = {
+        "schema_version": 1,
+        "created": "2024-01-01T00:00:00Z",
+        "versions": {"memtrain": "0", "torch": "2"},
+        "config": {"name": ATTACK},
+        "sampling": {"seeds": [0, 1, 2, 3, 4], "steps": 5, "guidance_scale": 4.0, "scheduler": ATTACK, "images": 155},
+        "statistics": {"seed": 0, "resamples": 10, "level": 0.95},
+        "verdict": {"level": "reproduces", "text": "1 of 1 " + ATTACK},
+        "replication": {
+            "threshold": 0.6,
+            "false_positive_rate": 0.05,
+            "n_heldout": 30,
+            "neighbours": 50,
+            "n_training_images": 100,
+            "groups": {"planted": group(1, 1), "heldout": group(30, 0), ATTACK: group(1, 0)},
+        },
+        "detectors": {
+            ATTACK: {
+                "higher_means_memorized": True,
+                "cost": "none",
+                "comparisons": {
+                    "planted_vs_heldout": {
+                        "positives": 1,
+                        "negatives": 30,
+                        "auroc": 0.987,
+                        "interval": [0.9, 1.0],
+                        "true_positive_rate": 1.0,
+                        "false_positive_rate": 0.05,
+                    }
+                },
+            }
+        },
+        "training": {
+            "planted": 1,
+            "unique": 9,
+            "signals": [
+                {
+                    "column": ATTACK,
+                    "auroc": 0.9,
+                    "interval": [0.8, 1.0],
+                    "true_positive_rate": 0.5,
+                    "false_positive_rate": 0.01,
+                    "declared": "unknown",
+                    "observed": "low",
+                }
+            ],
+            "flags": {
+                "planted_flagged": 1,
+                "planted_missed": 0,
+                "unique_flagged": 0,
+                "unique_not_flagged": 9,
+                "precision": {"k": 1, "n": 1, "share": 1.0, "interval": [0.2, 1.0]},
+                "recall": {"k": 1, "n": 1, "share": 1.0, "interval": [0.2, 1.0]},
+                "false_positive_rate": {"k": 0, "n": 0, "share": None, "interval": [0.0, 1.0]},
+                "first_flagged_step": {"min": 7, "median": 7, "max": 7},
+            },
+            "sampled": {"flagged": {"n": 1, "reproduced": 1}, "not_flagged": {"n": 0, "reproduced": 0}},
+            "skipped": {"planted": 0.5, "unique": None},
+        },
+        "quality": {"heldout_loss": 0.1234},
+    }
+    keys = ["planted-" + ATTACK, *(f"held-{index}" for index in range(30)), "mine"]
+    groups = ["planted", *["heldout"] * 30, ATTACK]
+    rows = [
+        {
+            "key": key,
+            "group": name,
+            "caption": f"{ATTACK} {key}",
+            "seed": seed,
+            "ratio": (0.5 if name == "planted" and seed != 2 else 0.9) + 0.01 * index,
+            "nearest_key": key if seed else "elsewhere " + ATTACK,
+            "reproduced": name == "planted" and seed != 2,
+            "image": "image.png",
+            "own_image": "image.png",
+            "training.flagged": None if name == "heldout" else True,
+            "training.first_flagged_step": None if name == "heldout" else 7,
+        }
+        for index, (key, name) in enumerate(zip(keys, groups, strict=True))
+        for seed in range(5)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "samples.parquet")
+    Image.fromarray(np.zeros((400, 300, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    return tmp_path
+
+
+def parsed(folder: Path) -> tuple[str, Tags]:
+    """The text and its tags."""
+    text = write_report(folder).read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    assert not tags.open
+    return text, tags
+
+
+def test_hostile_text_is_escaped_wherever_it_appears(folder: Path) -> None:
+    """In captions, keys, groups, names, the verdict and the configuration, as text and inside attributes."""
+    text, tags = parsed(folder)
+    assert "script" not in {tag for tag, _ in tags.seen}
+    assert not [attributes for _, attributes in tags.seen if any(name.startswith("on") for name in attributes)]
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") > 20
+
+
+def test_nothing_is_fetched(folder: Path) -> None:
+    """Every image is inside the file, and nothing else is referred to."""
+    text, tags = parsed(folder)
+    sources = [value for _, attributes in tags.seen for name, value in attributes.items() if name in ("src", "href")]
+    assert sources
+    assert all(source is not None and source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_what_is_shown(folder: Path) -> None:
+    """The best four of five seeds, six of thirty held-out prompts, reproductions framed, large images made smaller."""
+    text, tags = parsed(folder)
+    classes = [attributes.get("class") for tag, attributes in tags.seen if tag == "figure"]
+    assert classes.count("own") == 1 + 6 + 1
+    assert len(classes) == 5 * 8
+    assert classes.count("copy") == 4
+    assert "6 of 30 prompts" in text
+    assert "flagged in training from step 7" in text
+    assert len(text) < 400_000
+    for section in ("What training said", "Detectors", "What this cannot tell", "0.987", "0.1234", "0.600"):
+        assert section in text
+
+
+def test_report_is_a_function_of_its_files(folder: Path) -> None:
+    """Made again, it is the same to the byte."""
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_incomplete_evaluation_is_refused(tmp_path: Path) -> None:
+    """Naming the file."""
+    with pytest.raises(RecordError, match=r"results\.json"):
+        write_report(tmp_path)

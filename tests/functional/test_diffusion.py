@@ -1,0 +1,48 @@
+"""Losses, weights, and the gradient gate against autograd and hand-written re-weighting."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from memtrain.functional.diffusion import (
+    gate_gradient,
+    loss_from_gradient,
+    min_snr_weight,
+    per_sample_mse,
+    signal_to_noise_ratio,
+)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 1024.0])
+def test_each_loss_is_recovered_from_the_gradient_of_the_batch_mean(scale: float) -> None:
+    prediction, target = torch.randn(5, 4, 3, 3, requires_grad=True), torch.randn(5, 4, 3, 3)
+    (gradient,) = torch.autograd.grad(scale * F.mse_loss(prediction, target), prediction)
+    torch.testing.assert_close(loss_from_gradient(gradient, scale), per_sample_mse(prediction, target).detach())
+
+
+def test_the_gate_is_the_gradient_of_the_re_weighted_mean() -> None:
+    parameter = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    inputs, target = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    weights = torch.tensor([1.0, 0.0, 0.5, 2.0, 0.0], dtype=torch.float64)
+    (expected,) = torch.autograd.grad(
+        (weights * ((inputs @ parameter - target) ** 2).mean(1)).mean(), parameter
+    )
+    prediction = inputs @ parameter
+    prediction.register_hook(lambda gradient: gate_gradient(gradient, weights))
+    (gated,) = torch.autograd.grad(F.mse_loss(prediction, target), parameter)
+    torch.testing.assert_close(gated, expected)
+
+
+def test_a_weight_of_zero_stops_non_finite_gradients() -> None:
+    gradient = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")]])
+    torch.testing.assert_close(
+        gate_gradient(gradient, torch.tensor([1.0, 0.0])), torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    )
+
+
+def test_min_snr_weights() -> None:
+    alphas = torch.tensor([0.99, 0.5, 0.01])
+    snr = signal_to_noise_ratio(alphas, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(snr, torch.tensor([99.0, 1.0, 1 / 99]))
+    torch.testing.assert_close(min_snr_weight(snr, 5.0, "epsilon"), torch.tensor([5 / 99, 1.0, 1.0]))
+    torch.testing.assert_close(min_snr_weight(snr, 5.0, "v_prediction"), torch.tensor([0.05, 0.5, 0.01]))

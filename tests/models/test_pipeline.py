@@ -1,0 +1,33 @@
+"""Loading and saving pipeline folders."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.pipeline import load_components
+
+
+def test_what_was_loaded_is_saved_again(pipeline_folder: Path, tmp_path: Path) -> None:
+    components = load_components(str(pipeline_folder))
+    components.pipeline().save_pretrained(tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    for a, b in zip(components.denoiser.parameters(), again.unet.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert again.scheduler.config["clip_sample"] is False
+    torch.testing.assert_close(again.scheduler.alphas_cumprod, components.scheduler.alphas_cumprod)
+
+
+def test_half_precision_on_disk_is_trained_in_fp32(pipeline_folder: Path, tmp_path: Path) -> None:
+    load_components(str(pipeline_folder)).pipeline().to(torch.float16).save_pretrained(tmp_path)
+    components = load_components(str(tmp_path))
+    parts = (components.denoiser, components.vae, components.text_encoder)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+
+
+def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"Stable Diffusion 1\.x or 2\.x"):
+        load_components(str(tmp_path))

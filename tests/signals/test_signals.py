@@ -1,0 +1,75 @@
+"""One contract over every signal: shapes, columns, direction; and each one's formula."""
+
+import importlib
+import math
+import pkgutil
+
+import pytest
+import torch
+
+import memtrain.signals
+from memtrain.errors import ProbeError
+from memtrain.models.probe import Observation
+from memtrain.signals.attention_entropy import AttentionEntropy
+from memtrain.signals.base import Signal
+from memtrain.signals.denoising_loss import DenoisingLoss
+
+for module in pkgutil.iter_modules(memtrain.signals.__path__):
+    importlib.import_module(f"memtrain.signals.{module.name}")
+SIGNALS = sorted(Signal.__subclasses__(), key=lambda kind: kind.name)
+SITES = ["down.attn2", "up.attn2"]
+
+
+def observation(batch: int = 3) -> Observation:
+    attention = {site: torch.softmax(torch.randn(batch, 7), -1) for site in SITES}
+    return Observation(
+        [str(index) for index in range(batch)],
+        timesteps=torch.arange(batch),
+        token_attention=attention,
+        gradient=torch.randn(batch, 4, 2, 2),
+    )
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_every_signal_keeps_the_contract(kind: type[Signal]) -> None:
+    signal, seen = kind(), observation()
+    values = signal(seen)
+    columns = signal.columns(SITES)
+    assert values.shape == (3, len(columns))
+    assert not values.requires_grad
+    assert torch.isfinite(values).all()
+    assert all(column.split(".")[0] == signal.name for column in columns)
+    assert signal.memorized_when in ("low", "high", "unknown")
+    assert torch.equal(signal.relative(values, values), torch.zeros_like(values))
+    torch.testing.assert_close(
+        signal.relative(values, 2 * values), signal.absolute(values) - signal.absolute(2 * values)
+    )
+
+
+def test_loss_from_the_gradient_of_weighted_and_scaled_losses() -> None:
+    prediction, target = torch.randn(3, 4, 2, 2, requires_grad=True), torch.randn(3, 4, 2, 2)
+    each = (prediction - target).square().flatten(1).mean(1)
+    weight = torch.tensor([1.0, 0.3, 2.0])
+    (gradient,) = torch.autograd.grad((weight * each).mean() * 0.5, prediction)
+    seen = Observation(["a", "b", "c"], gradient=gradient, loss_scale=0.5, loss_weight=weight)
+    torch.testing.assert_close(DenoisingLoss()(seen)[:, 0], each.detach())
+
+
+def test_a_known_loss_is_taken_as_it_is_and_neither_is_an_error() -> None:
+    seen = Observation(["a"], sample_loss=torch.tensor([0.25]))
+    assert DenoisingLoss()(seen).tolist() == [[0.25]]
+    with pytest.raises(ProbeError, match="neither a loss nor a gradient"):
+        DenoisingLoss()(Observation(["a"]))
+
+
+def test_a_memorized_sample_has_a_negative_relative_loss() -> None:
+    signal = DenoisingLoss()
+    assert signal.memorized_when == "low"
+    relative = signal.relative(torch.tensor([[0.05]]), torch.tensor([[0.2]]))
+    assert relative.item() == pytest.approx(math.log(0.25))
+
+
+def test_entropy_is_per_site_and_never_averaged() -> None:
+    attention = {"down.attn2": torch.full((1, 8), 1 / 8), "up.attn2": torch.eye(8)[:1]}
+    values = AttentionEntropy()(Observation(["a"], token_attention=attention))
+    torch.testing.assert_close(values, torch.tensor([[math.log(8), 0.0]]))

@@ -1,0 +1,168 @@
+"""The job scripts as text: they parse, their paths exist, their variables are explained before the first option."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
+OPTIONS = {
+    "job-name",
+    "nodes",
+    "ntasks-per-node",
+    "gpus-per-node",
+    "cpus-per-task",
+    "time",
+    "requeue",
+    "open-mode",
+    "output",
+}
+
+
+def test_both_scripts_are_there():
+    assert [script.name for script in SCRIPTS] == ["evaluate.sbatch", "train.sbatch"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_bash_parses_it(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "slurm" / "README.md"], ids=lambda script: script.name)
+def test_every_path_it_names_exists(script):
+    text = script.read_text()
+    named = re.findall(r"\b(?:configs|slurm)/[\w./-]*\w", text) + re.findall(r"\b(?:train|evaluate)\.py\b", text)
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_every_variable_is_explained_at_the_top(script):
+    top, body = script.read_text().split("\n#SBATCH --", 1)
+    # What a user may set is what the body gives a default, less what Slurm and OpenMP define.
+    settable = set(re.findall(r"\$\{([A-Z_]+):-", body))
+    settable = {name for name in settable if not name.startswith(("SLURM_", "OMP_"))}
+    explained = set(re.findall(r"^#   ([A-Z]+)  +\S", top, flags=re.MULTILINE))
+    assert explained == settable
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_it_states_every_option_that_a_user_may_want_to_override(script):
+    lines = script.read_text().splitlines()
+    given = [match[1] for line in lines if (match := re.match(r"#SBATCH --([a-z-]+)", line))]
+    assert set(given) == OPTIONS
+    # sbatch stops reading options at the first command.
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not any(line.startswith("#SBATCH") for line in lines[first_command:])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_outside_a_job_it_says_how_to_submit_it(script, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    done = subprocess.run(["bash", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"sbatch slurm/{script.name}" in done.stderr
+
+
+def start(script, folder, *arguments, **variables):
+    """Run a job script in a folder, as Slurm would, with an `srun` that prints its arguments."""
+    srun = folder / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/bash\nprintf "<%s>" "$@"\n')
+    srun.chmod(0o755)
+    return subprocess.run(
+        ["bash", ROOT / "slurm" / script, *arguments],
+        cwd=folder,
+        env={"PATH": f"{srun.parent}:/usr/bin:/bin", "SLURM_JOB_ID": "1", **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def train(folder, *arguments, **variables):
+    (folder / "train.py").touch()
+    (folder / "my config.yaml").touch()
+    job = {"CONFIG": "my config.yaml", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "4"}
+    return start("train.sbatch", folder, *arguments, **(job | variables))
+
+
+def evaluate(folder, *arguments, **variables):
+    for run in ("a", "b c"):
+        (folder / run).mkdir()
+    (folder / "evaluate.py").touch()
+    return start("evaluate.sbatch", folder, *arguments, **variables)
+
+
+def test_training_is_told_the_shape_of_the_job(tmp_path):
+    done = train(tmp_path, "--trainer.max_steps", "3")
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()[-1].strip("<>").split("><")
+    assert words[words.index("python") :] == [
+        *["python", "train.py", "fit", "--config", "my config.yaml"],
+        *["--trainer.num_nodes", "2", "--trainer.devices", "4"],
+        *["--trainer.accelerator", "gpu", "--trainer.strategy", "ddp"],
+        *["--trainer.max_steps", "3"],
+    ]
+
+
+@pytest.mark.parametrize(("restarts", "resumes"), [({}, False), ({"SLURM_RESTART_COUNT": "2"}, True)])
+def test_only_a_requeued_job_resumes_and_overrides_the_first_checkpoint(tmp_path, restarts, resumes):
+    done = train(tmp_path, "--ckpt_path", "first.ckpt", **restarts)
+    assert done.returncode == 0, done.stderr
+    last = "<--ckpt_path><last>" if resumes else "<--ckpt_path><first.ckpt>"
+    assert done.stdout.endswith(last)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "2"}, "2 GPUs but 4 tasks per node"),
+        ({"SLURM_GPUS_ON_NODE": ""}, "ACCELERATOR=cpu"),
+        ({"CONFIG": "missing.yaml"}, "CONFIG=missing.yaml is not a file"),
+    ],
+)
+def test_a_job_that_cannot_train_is_refused(tmp_path, variables, message):
+    done = train(tmp_path, **variables)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_training_on_cpus_asks_for_no_gpus(tmp_path):
+    done = train(tmp_path, ACCELERATOR="cpu", SLURM_GPUS_ON_NODE="")
+    assert done.returncode == 0, done.stderr
+    assert "<--trainer.accelerator><cpu>" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "run", "rest"),
+    [
+        (["a"], {}, "a", []),
+        (["a", "b c", "--steps", "3"], {"SLURM_ARRAY_TASK_ID": "1"}, "b c", ["--steps", "3"]),
+        (["--steps", "3"], {"RUNS": "a"}, "a", ["--steps", "3"]),
+        ([], {"RUNS": "x a", "SLURM_ARRAY_TASK_ID": "1"}, "a", []),
+        (["a"], {"RUNS": "x y"}, "a", []),
+    ],
+)
+def test_the_array_index_picks_the_run(tmp_path, arguments, variables, run, rest):
+    done = evaluate(tmp_path, *arguments, **variables)
+    assert done.returncode == 0, done.stderr
+    words = ["python", "evaluate.py", "--run", run, *rest]
+    assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        ([], {}, "no run folder"),
+        (["a", "b c"], {}, "sbatch --array=0-1"),
+        (["a", "b c"], {"SLURM_ARRAY_TASK_ID": "2"}, "array index 2, but 2 runs"),
+        (["missing"], {}, "missing, is not a folder"),
+    ],
+)
+def test_a_wrong_list_of_runs_is_refused(tmp_path, arguments, variables, message):
+    done = evaluate(tmp_path, *arguments, **variables)
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -1,0 +1,126 @@
+"""The job scripts in a real Slurm, on CPUs: training on one node and on two, evaluation, resuming after a requeue.
+
+Slow, and needs Debian's packages of Slurm; `local_slurm.py` starts and stops the daemons.
+"""
+
+import itertools
+import json
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from .local_slurm import LocalSlurm, slurm  # noqa: F401 (a fixture)
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+CPU_JOB = ["--gpus-per-node=0", "--cpus-per-task=1", "--time=10"]
+TRAIN_ARGUMENTS = [
+    *["--trainer.max_steps", "4"],
+    # Of the last callback in the list, ModelCheckpoint.
+    *["--trainer.callbacks.init_args.every_n_train_steps", "2"],
+    *["--data.init_args.duplicates", "null"],
+    *["--data.init_args.heldout_fraction", "0.5"],
+    *["--data.init_args.batch_size", "4"],
+]
+EVALUATE_ARGUMENTS = [
+    *["--images_per_prompt", "1"],
+    *["--max_prompts", "2"],
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("slurm") / "run"
+
+
+@pytest.fixture(scope="module")
+def images(run: Path) -> Path:
+    """A shard with the first few images of the embedded clip art, so that the reference profile takes seconds."""
+    few = run.parent / "few.tar"
+    with tarfile.open(ROOT / "assets" / "clipart-pd.tar") as source, tarfile.open(few, "w") as target:
+        for member in itertools.islice(source, 3 * 80):
+            target.addfile(member, source.extractfile(member))
+    return few
+
+
+@pytest.fixture(scope="module", autouse=True)
+def job_environment():
+    """What sbatch hands to the jobs: the Python of these tests, one thread, no GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        patch.setenv("CONFIG", "configs/tiny.yaml")
+        patch.setenv("ACCELERATOR", "cpu")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.delenv("VENV", raising=False)
+        yield
+
+
+def submit_training(slurm: LocalSlurm, folder: Path, images: Path, *, nodes: int, tasks: int) -> tuple[str, str]:  # noqa: F811
+    """Train into a folder; the finished job's id, and what it printed."""
+    log = folder.with_suffix(".out")
+    job = slurm.submit(
+        ROOT / "slurm" / "train.sbatch",
+        *[*TRAIN_ARGUMENTS, "--data.init_args.path", str(images), "--trainer.default_root_dir", str(folder)],
+        options=[*CPU_JOB, f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={log}"],
+        cwd=ROOT,
+    )
+    fields = slurm.wait(job, timeout=150)
+    assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
+    return job, log.read_text()
+
+
+def assert_both_ranks_recorded(folder: Path) -> None:
+    for rank in (0, 1):
+        parts = folder / "records" / "steps" / f"rank-{rank:05d}"
+        assert list(parts.glob("*.parquet")), f"rank {rank} recorded nothing"
+
+
+@pytest.fixture(scope="module")
+def trained(slurm: LocalSlurm, run: Path, images: Path) -> str:  # noqa: F811
+    """The id of a finished training job of two tasks."""
+    job, _ = submit_training(slurm, run, images, nodes=1, tasks=2)
+    return job
+
+
+def test_two_tasks_train_one_model(slurm: LocalSlurm, trained: str, run: Path):  # noqa: F811
+    assert slurm.job(trained)["NumTasks"] == "2"
+    assert_both_ranks_recorded(run)
+    assert (run / "pipeline" / "model_index.json").is_file()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_trained_run_is_evaluated(slurm: LocalSlurm, trained: str, run: Path):  # noqa: F811
+    log = run.parent / "evaluate.out"
+    job = slurm.submit(
+        ROOT / "slurm" / "evaluate.sbatch",
+        *[str(run), *EVALUATE_ARGUMENTS],
+        options=[*CPU_JOB, "--array=0", f"--output={log}"],
+        cwd=ROOT,
+    )
+    fields = slurm.wait(job, timeout=90)
+    assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
+    assert json.loads((run / "evaluation" / "results.json").read_text())
+
+
+def test_a_requeued_job_goes_on_from_its_last_checkpoint(slurm: LocalSlurm, trained: str, run: Path):  # noqa: F811
+    log = run.with_suffix(".out")
+    before = len(log.read_text())
+    slurm.run("scontrol", "requeue", trained)
+    fields = slurm.wait(trained, timeout=150)
+    # --open-mode=append: what the first start printed is still there.
+    printed = log.read_text()[before:]
+    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("COMPLETED", "0:0", "1"), printed
+    assert f"start 2 of job {trained}" in printed
+    assert f"Restored all states from the checkpoint at {run / 'checkpoints' / 'last.ckpt'}" in printed
+
+
+def test_two_nodes_train_one_model(slurm: LocalSlurm, images: Path, tmp_path: Path):  # noqa: F811
+    job, printed = submit_training(slurm, tmp_path / "run", images, nodes=2, tasks=1)
+    assert slurm.job(job)["NodeList"] == "node[1-2]"
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in printed
+    assert_both_ranks_recorded(tmp_path / "run")

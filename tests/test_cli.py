@@ -1,0 +1,114 @@
+"""The two commands, on a small folder of images and a random pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memtrain import cli
+from memtrain.records import read_steps
+
+from .conftest import ROOT
+
+
+def arguments(run: Path, images: Path, pretrained: Path, *, steps: int, config: str = "tiny.yaml") -> list[str]:
+    return [
+        *["fit", "--config", str(ROOT / "configs" / config), "--trainer.default_root_dir", str(run)],
+        *["--model.init_args.pretrained", str(pretrained), "--data.init_args.path", str(images)],
+        *["--data.init_args.resolution", "16", "--data.init_args.batch_size", "4", "--trainer.max_steps", str(steps)],
+        *["--data.init_args.heldout_fraction", "0.4", "--data.init_args.duplicates", "{count: 2, repeats: 10}"],
+        *["--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", str(steps)],
+        *["--trainer.callbacks.init_args.every_n_train_steps", "5"],
+    ]
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments come from the tests, not from pytest's command line; no progress bars."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+def test_train_then_evaluate(
+    pipeline_folder: Path,
+    write_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, images = tmp_path / "runs" / "mine", write_folder(40)
+    cli.train(arguments(run, images, pipeline_folder, steps=8))
+    shown = capsys.readouterr().out
+    assert "of 24 training samples were flagged" in shown
+    assert f"python evaluate.py --run {run}" in shown.replace("\n", "")
+    for name in ("config.yaml", "checkpoints/last.ckpt", "pipeline/model_index.json", "records", "flagged.csv"):
+        assert (run / name).exists(), name
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["path"] == str(images)
+    assert read_steps(run / "records").num_rows == 32
+
+    flags = ["--run", str(run), "--steps", "2", "--images_per_prompt", "2", "--false_positive_rate", "0.1"]
+    cli.evaluate(flags)
+    shown = capsys.readouterr().out
+    assert "Reproduced training images" in shown
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    groups = results["replication"]["groups"]
+    assert {name: group["n"] for name, group in groups.items()} == {"planted": 2, "unique": 22, "heldout": 16}
+    assert results["training"]["planted"] == 2
+    assert results["quality"]["heldout_loss"] > 0
+    assert "<html" in (run / "evaluation" / "report.html").read_text()
+
+    cli.train(arguments(run, images, pipeline_folder, steps=1))
+    assert (tmp_path / "runs" / "mine-1" / "evaluation").exists(), "the earlier run is kept"
+
+
+def test_errors_are_messages_not_tracebacks(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"DataError: The data path '.*nowhere' does not exist\n  Expected: .*\n  Remedy"):
+        cli.train(arguments(tmp_path / "run", tmp_path / "nowhere", pipeline_folder, steps=1))
+    with pytest.raises(SystemExit, match="ConfigurationError: runs/tiny is no run"):
+        cli.evaluate([])
+
+
+def test_the_baseline_differs_from_the_default_in_the_mitigation_alone() -> None:
+    tiny, baseline = (yaml.safe_load((ROOT / "configs" / f"{n}.yaml").read_text()) for n in ("tiny", "tiny_baseline"))
+    tiny["trainer"]["callbacks"] = [c for c in tiny["trainer"]["callbacks"] if "SampleSkipping" not in c["class_path"]]
+    assert baseline["trainer"].pop("default_root_dir") == tiny["trainer"].pop("default_root_dir") + "_baseline"
+    assert tiny == baseline
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_goes_on_and_no_row_is_lost_or_doubled(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, images = tmp_path / "run", write_folder(40)
+    command = [sys.executable, str(ROOT / "train.py"), *arguments(run, images, pipeline_folder, steps=60)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    chance = random.Random(0)  # noqa: S311
+    for attempt in range(4):
+        process = subprocess.Popen([*command, "--ckpt_path", "last"], env=environment, cwd=tmp_path)  # noqa: S603
+        # The first attempt may die while the profile is measured, the later ones somewhere in training.
+        while process.poll() is None and not list(run.glob("records/steps/*/*.parquet" if attempt else "records")):
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(  # noqa: S603
+        [*command, "--ckpt_path", "last"], env=environment, cwd=tmp_path, timeout=600, check=False
+    )
+    assert done.returncode == 0
+    batches = read_steps(run / "records")["batch"].to_pylist()
+    assert batches == [batch for batch in range(60) for _ in range(4)]
+    assert (run / "pipeline" / "model_index.json").is_file()
