@@ -4,6 +4,7 @@
     python assets/build_tiny_sd.py start                               # 2. tokenizer, untrained text encoder and UNet
     python train.py fit --config configs/tiny_sd/denoiser.yaml         # 3. text encoder and UNet together
     python assets/build_tiny_sd.py finish                              # 4. fp16 copy in assets/tiny-sd
+    python assets/build_tiny_sd.py measure                             # 5. the figures of its model card
 
 Each training run continues after being killed when `--ckpt_path last` is added.
 """
@@ -16,11 +17,16 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jsonargparse import auto_cli
+from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
+from memtrain.evaluation.generate import generate, to_uint8
+from memtrain.evaluation.heldout_loss import heldout_loss
+from memtrain.evaluation.replication import replication, reproduction_threshold
 from memtrain.models.pipeline import Components, load_components
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -131,5 +137,71 @@ def finish(trained: str = "runs/tiny_sd/pipeline", output: str = "assets/tiny-sd
     print(f"{output}: {size / 1e6:.1f} MB")
 
 
+def measure(
+    model: str = "assets/tiny-sd",
+    training: str = "assets/emoji-train.tar",
+    heldout: str = "assets/emoji-heldout.tar",
+    prompts: int = 100,
+    seeds: int = 2,
+    samples: str = "assets/tiny-sd/samples.png",
+) -> None:
+    """Print the model card's figures as JSON, and draw samples for held-out prompts.
+
+    Args:
+        model: pipeline folder.
+        training: the data it was trained on.
+        heldout: data with other concepts.
+        prompts: training prompts whose images are looked for; the held-out ones set the threshold.
+        seeds: images per prompt.
+        samples: picture to write; each held-out image stands above two generations for its caption.
+    """
+    pipeline = load_components(model).pipeline()
+    pixels, captions = {}, {}
+    for name, path in (("training", training), ("heldout", heldout)):
+        source = open_source(path)
+        images = [to_pixel_values(source.load_image(index), 64) for index in range(len(source))]
+        pixels[name] = to_uint8(torch.stack(images))
+        captions[name] = [sample.caption for sample in source.samples]
+    with torch.no_grad():
+        original = pixels["heldout"] / 127.5 - 1
+        decoded = torch.cat([pipeline.vae(part).sample.clamp(-1, 1) for part in original.split(64)])
+    error = ((decoded - original) / 2).square().flatten(1).mean(1)
+    loss = heldout_loss(pipeline, pixels["heldout"], captions=captions["heldout"])
+
+    train_rows = torch.randperm(len(captions["training"]), generator=torch.Generator().manual_seed(0))[:prompts]
+    held_rows = torch.randperm(len(captions["heldout"]), generator=torch.Generator().manual_seed(0))[:100]
+    best = {}
+    for name, rows in (("training", train_rows), ("heldout", held_rows)):
+        trace = generate(
+            pipeline,
+            [captions[name][row] for row in rows],
+            seeds=range(seeds),
+            steps=20,
+            guidance_scale=4.0,
+            batch_size=50,
+            size=(64, 64),
+        )
+        own = rows if name == "training" else torch.full_like(rows, -1)
+        best[name] = replication(trace.images, pixels[name][rows], training=pixels["training"], own_index=own).best
+    sheet = Image.new("RGB", (64 * 20, 64 * 3), "white")
+    for column in range(20):
+        shown = (pixels["heldout"][held_rows[column]], *trace.images[column, :2])
+        for row, image in enumerate(shown):
+            sheet.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), (64 * column, 64 * row))
+        print(f"{column + 1:2} {captions['heldout'][held_rows[column]]}")
+    sheet.save(samples)
+    threshold = reproduction_threshold(best["heldout"], 0.01)
+    figures = {
+        "autoencoder_psnr_heldout_db": round(float((-10 * error.log10()).mean()), 2),
+        "denoising_loss_heldout": round(float(loss.mean()), 4),
+        "denoising_loss_heldout_standard_error": round(float(loss.std() / len(loss) ** 0.5), 4),
+        "training_prompts": prompts,
+        "images_per_prompt": seeds,
+        "reproduced": int((best["training"] < threshold).sum()),
+        "reproduction_threshold": round(threshold, 3),
+    }
+    print(json.dumps(figures, indent=2))
+
+
 if __name__ == "__main__":
-    auto_cli([start, finish])
+    auto_cli([start, finish, measure])

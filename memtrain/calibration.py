@@ -10,13 +10,13 @@
    under it, so that samples with few and with many visits are comparable.
 4. A signal of known sign scores by the signed evidence; one with unknown signs per site by the mean square over sites.
 5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
-   holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no assumption);
-   with fewer, the normal distribution has to be assumed, which is said.
+   holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
+   assumption); with fewer, the normal distribution has to be assumed, which is said.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 
-Without held-out samples the training samples themselves are the null: every visit updates the moments, and the threshold
-is set on the bulk of their scores. That finds outliers among them, and promises less.
+Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
+threshold is set on the bulk of their scores. That finds outliers among them, and promises less.
 """
 
 from __future__ import annotations

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+# Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import diffusers
 import torch
+import transformers
 import yaml
 from diffusers import StableDiffusionPipeline
 from jsonargparse import ArgumentParser, auto_cli
@@ -42,9 +48,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Called on rank 0 only."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(
-            self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile
-        )
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class TrainCLI(LightningCLI):
@@ -83,10 +87,10 @@ def _keep(folder: Path) -> None:
 
 def quiet() -> None:
     """Keep library chatter that a reader can do nothing about off the screen."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
+    # Lightning still registers its instantiators the old way; jsonargparse would say so at every start.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     transformers.logging.disable_progress_bar()
+    diffusers.logging.disable_progress_bar()
     for pattern in (
         "The `srun` command is available",
         "The '.*_dataloader' does not have many workers",
@@ -106,6 +110,8 @@ def train(args: ArgsType = None) -> None:
     quiet()
     if args is None and not sys.argv[1:]:
         sys.argv += DEFAULT_ARGUMENTS
+    elif args is None and sys.argv[1].startswith("--") and sys.argv[1] != "--help":
+        sys.argv.insert(1, "fit")
     try:
         TrainCLI(
             LightningModule,

@@ -1,9 +1,9 @@
 """The reference profile: what each sample looks like under the base model.
 
-Plain losses and entropies mostly say how easy an image is and what its prompt is like. Measured once before training, at
-a few timesteps with the same noise for the whole run, and subtracted at the nearest of those timesteps, they leave what
-training changed (the idea of reference-model membership inference, e.g. Carlini et al., "Membership Inference Attacks
-From First Principles", 2022).
+Plain losses and entropies mostly say how easy an image is and what its prompt is like. Measured once before training,
+at a few timesteps with the same noise for the whole run, and subtracted at the nearest of those timesteps, they leave
+what training changed (the idea of reference-model membership inference, e.g. Carlini et al., "Membership Inference
+Attacks From First Principles", 2022).
 
 The profile is cached by content: the base model's weights, the settings, and for each sample its latents and tokens. It
 is written in parts, so an interrupted measurement continues, and shared by every run that names the same folder.
@@ -173,11 +173,7 @@ class ReferenceProfile:
         Raises:
             RecordError: if one was not measured.
         """
-        values = {
-            content: row
-            for part in self._parts()
-            for content, row in _rows(part)
-        }
+        values = {content: row for part in self._parts() for content, row in _rows(part)}
         missing = [key for key, content in self._content.items() if content not in values]
         if missing or not self._content:
             raise RecordError(

@@ -97,7 +97,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(scope="session")
 def pipeline() -> StableDiffusionPipeline:
-    """A random Stable Diffusion that samples in milliseconds. Latents of 8x8, images of 16x16; text matters, because embeddings are large."""
+    """A random Stable Diffusion. Latents of 8x8, images of 16x16; text matters, because embeddings are large."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]

@@ -51,7 +51,7 @@ def test_train_then_evaluate(
     cli.train(arguments(run, images, pipeline_folder, steps=8))
     shown = capsys.readouterr().out
     assert "of 24 training samples were flagged" in shown
-    assert f"python evaluate.py --run {run}" in shown.replace("\n", "")
+    assert f"python evaluate.py --run {run}" in shown
     for name in ("config.yaml", "checkpoints/last.ckpt", "pipeline/model_index.json", "records", "flagged.csv"):
         assert (run / name).exists(), name
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["path"] == str(images)
@@ -76,7 +76,9 @@ def test_errors_are_messages_not_tracebacks(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"DataError: The data path '.*nowhere' does not exist\n  Expected: .*\n  Remedy"):
+    with pytest.raises(
+        SystemExit, match=r"DataError: The data path '.*nowhere' does not exist\n  Expected: .*\n  Remedy"
+    ):
         cli.train(arguments(tmp_path / "run", tmp_path / "nowhere", pipeline_folder, steps=1))
     with pytest.raises(SystemExit, match="ConfigurationError: runs/tiny is no run"):
         cli.evaluate([])
@@ -96,18 +98,16 @@ def test_killed_at_any_moment_a_run_goes_on_and_no_row_is_lost_or_doubled(
     run, images = tmp_path / "run", write_folder(40)
     command = [sys.executable, str(ROOT / "train.py"), *arguments(run, images, pipeline_folder, steps=60)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-    chance = random.Random(0)  # noqa: S311
+    chance = random.Random(0)
     for attempt in range(4):
-        process = subprocess.Popen([*command, "--ckpt_path", "last"], env=environment, cwd=tmp_path)  # noqa: S603
+        process = subprocess.Popen([*command, "--ckpt_path", "last"], env=environment, cwd=tmp_path)
         # The first attempt may die while the profile is measured, the later ones somewhere in training.
         while process.poll() is None and not list(run.glob("records/steps/*/*.parquet" if attempt else "records")):
             time.sleep(0.05)
         time.sleep(chance.uniform(0, 2))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(  # noqa: S603
-        [*command, "--ckpt_path", "last"], env=environment, cwd=tmp_path, timeout=600, check=False
-    )
+    done = subprocess.run([*command, "--ckpt_path", "last"], env=environment, cwd=tmp_path, timeout=600, check=False)
     assert done.returncode == 0
     batches = read_steps(run / "records")["batch"].to_pylist()
     assert batches == [batch for batch in range(60) for _ in range(4)]

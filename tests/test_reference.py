@@ -96,7 +96,9 @@ def test_changed_content_is_measured_again_under_the_same_key(tmp_path: Path, ho
 
     def changed() -> Iterator[dict[str, Any]]:
         for batch in batches():
-            batch["latents"] = batch["latents"] + (torch.tensor([key == "c" for key in batch["key"]])[:, None, None, None])
+            batch["latents"] = (
+                batch["latents"] + (torch.tensor([key == "c" for key in batch["key"]])[:, None, None, None])
+            )
             yield batch
 
     made = profile(tmp_path, host, probe)

@@ -158,7 +158,7 @@ class MemorizationMonitor(Callback):
                 log.warning("The records of an earlier run are kept in %s", kept)
         trainer.strategy.barrier()
         self.writer = RecordWriter(self.folder, rank=trainer.global_rank)
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and getattr(data, "train_dataset", None) is not None:
             rows = [(s.key, s.caption, "train", data.visits_per_epoch[s.key]) for s in data.train_dataset.samples]
             rows += [(s.key, s.caption, "heldout", 0) for s in data.heldout_dataset.samples]
@@ -167,7 +167,7 @@ class MemorizationMonitor(Callback):
             write_parquet(table, self.folder / "samples.parquet")
 
     def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, resumed: bool) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(pl_module, "sample_loss") or not hasattr(data, "unique_dataloader"):
             raise ConfigurationError(
                 f"{type(pl_module).__name__} with {type(data).__name__} cannot be measured under the base model",
@@ -375,7 +375,7 @@ class MemorizationMonitor(Callback):
         if not trainer.is_global_zero:
             return
         captions = {}
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if getattr(data, "train_dataset", None) is not None:
             captions = {sample.key: sample.caption for sample in data.train_dataset.samples}
         table = evidence_table(

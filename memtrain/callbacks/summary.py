@@ -10,6 +10,7 @@ memorized), `flagged` (was above the threshold at some visit), `first_flagged_st
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,9 +39,7 @@ def evidence_table(
         visits_per_epoch: planned visits of each key, where known.
     """
     steps = steps.append_column("skipped", pc.equal(steps["weight"], 0.0).cast(pa.float32()))
-    steps = steps.set_column(
-        steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32())
-    )
+    steps = steps.set_column(steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32()))
     visits = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
     keys = visits["key"].to_pylist()
     rows = calibration.samples.rows(keys)
@@ -72,42 +71,43 @@ def write_flagged(table: pa.Table, path: Path) -> None:
         writer.writerows([row[name] for name in names] for row in table.to_pylist() if row["flagged"])
 
 
-def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most: int = 15) -> None:
-    """The most suspicious samples, and what to do next."""
-    flagged = sum(table["flagged"].to_pylist())
+def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most: int = 12) -> None:
+    """The most suspicious samples, and what to do next.
+
+    Args:
+        table: from :func:`evidence_table`.
+        calibration: holds the threshold.
+        run: the run folder.
+        most: samples shown.
+    """
     screen = Table(title="Most suspicious training samples", title_justify="left")
-    for name, justify in (
-        ("key", "left"),
-        ("caption", "left"),
-        ("visits", "right"),
-        ("loss vs base", "right"),
-        ("entropy vs base", "right"),
-        ("score", "right"),
-        ("visits flagged", "right"),
-        ("skipped", "right"),
-    ):
-        screen.add_column(name, justify=justify, no_wrap=name != "caption", max_width=34)  # type: ignore[arg-type]
+    screen.add_column("key / caption")
+    for name in ("visits", "loss", "entropy", "score", "flagged", "skipped"):
+        screen.add_column(name, justify="right", no_wrap=True)
+    wide = 28
     entropies = [name for name in table.column_names if name.startswith("attention_entropy.")]
     for row in table.slice(0, most).to_pylist():
-        ratio = f"{100 * (2.718281828 ** row['denoising_loss'] - 1):+.0f} %" if "denoising_loss" in row else ""
         change = max((row[name] for name in entropies), key=abs) if entropies else None
         screen.add_row(
-            row["key"],
-            (row["caption"] or "")[:60],
+            "\n".join(
+                text if len(text) <= wide else text[: wide - 1] + "…" for text in (row["key"], row["caption"] or "")
+            ),
             str(row["visits"]),
-            ratio,
+            f"{100 * math.expm1(row['denoising_loss']):+.0f} %" if "denoising_loss" in row else "",
             "" if change is None else f"{change:+.3f}",
             f"{row['score']:.1f}",
             f"{100 * row['flagged_share']:.0f} %",
             f"{100 * row['skipped']:.0f} %",
         )
     console = Console()
-    console.print(screen, markup=False) if flagged else None
+    console.print(screen, markup=False)
+    flagged = sum(table["flagged"].to_pylist())
     console.print(
-        f"{flagged} of {len(table)} training samples were flagged (score above {calibration.threshold:.2f} at some "
-        f"visit; at most {100 * calibration.false_positive_rate:g} % of samples like the held-out ones may be).\n"
-        "loss vs base: mean change of the sample's denoising loss since the base model; entropy vs base: the largest "
-        "mean change of attention entropy at one site, in nats.",
+        "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
+        "entropy at one site since the base model, nats. flagged, skipped: share of visits.\n"
+        f"{flagged} of {len(table)} training samples were flagged: their score rose above {calibration.threshold:.2f}, "
+        f"which at most {100 * calibration.false_positive_rate:g} % of samples like the held-out ones do in a run.\n"
+        f"Next: python evaluate.py --run {run}",
         markup=False,
+        soft_wrap=True,
     )
-    console.print(f"Next: python evaluate.py --run {run}", markup=False)

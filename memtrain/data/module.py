@@ -107,7 +107,9 @@ class TextImageDataModule(LightningDataModule):
                 remedy="check that the list belongs to this data",
             )
         train = [index for index in train if keys[index] not in self.exclude]
-        visits = plant(train, keys, self.duplicates)
+        only_in = self.duplicates.only_in
+        planted = self.duplicates if only_in in (None, self.path) else Duplicates()
+        visits = plant(train, keys, planted)
         _check_images(source)
         if held_source is not source:
             _check_images(held_source)

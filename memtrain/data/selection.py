@@ -26,12 +26,15 @@ class Duplicates:
         repeats: visits of each per epoch; 1 would plant nothing.
         seed: which images are chosen.
         keys: the images by key instead of by chance; then `count` is their number.
+        only_in: plant only when this is the data's path, so that a configuration made for an experiment does not repeat
+            the images of somebody who runs it on other data.
     """
 
     count: int = 0
     repeats: int = 100
     seed: int = 0
     keys: tuple[str, ...] = ()
+    only_in: str | None = None
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.repeats < 2:

@@ -1,7 +1,7 @@
 """Denoising loss on held-out images: what a run costs in quality, measured the same way for every checkpoint.
 
-Each image is noised at timesteps spread evenly over the schedule, with noise that depends on the seed alone, so that two
-checkpoints are compared on the same noise and the difference is paired.
+Each image is noised at timesteps spread evenly over the schedule, with noise that depends on the seed alone, so that
+two checkpoints are compared on the same noise and the difference is paired.
 
 Source: the training objective of Ho et al., "Denoising Diffusion Probabilistic Models", 2020, unweighted.
 Cost: `timesteps` forward passes per image. Cannot: say how images look.

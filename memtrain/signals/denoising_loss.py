@@ -1,9 +1,9 @@
 """Denoising loss of each sample: low means memorized.
 
 Source: IET-AGC (Liu et al., "Iterative Ensemble Training with Anti-Gradient Control for Mitigating Memorization in
-Diffusion Models", ECCV 2024) skips samples whose loss is low for their timestep. Here the loss is compared with the same
-sample's loss under the base model, as reference-model membership tests do, because the plain loss mostly says how easy
-an image is.
+Diffusion Models", ECCV 2024) skips samples whose loss is low for their timestep. Here the loss is compared with the
+same sample's loss under the base model, as reference-model membership tests do, because the plain loss mostly says
+how easy an image is.
 
 Cost: none. The gradient of a batch-mean MSE at the denoiser's output is the scaled residual, so every sample's loss is
 read from it, in any trainer.

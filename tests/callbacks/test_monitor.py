@@ -143,7 +143,7 @@ def test_the_same_holds_on_two_ddp_processes(pipeline_folder: Path, tmp_path: Pa
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     for kind in ("ours", "hand"):
         command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), kind, str(pipeline_folder)]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)  # noqa: S603
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         ours = torch.load(tmp_path / f"ours-{rank}.pt", weights_only=True)
@@ -160,9 +160,7 @@ def test_skipping_without_a_monitor_is_refused(pipeline: StableDiffusionPipeline
         fit(Foreign(pipeline.unet), tmp_path, [SampleSkipping()])
 
 
-def test_batches_without_keys_are_refused_and_hooks_removed(
-    pipeline: StableDiffusionPipeline, tmp_path: Path
-) -> None:
+def test_batches_without_keys_are_refused_and_hooks_removed(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     module = Foreign(pipeline.unet)
     with pytest.raises(DataError, match=r"no sample keys: found \['key', 'latents', 'text'\]"):
         fit(module, tmp_path, [MemorizationMonitor(reference=False, key_field="name")])

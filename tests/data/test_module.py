@@ -71,6 +71,15 @@ def test_split_duplicates_and_exclusion(write_folder):
     assert len(data.train_dataset) == len(data.train_dataset.samples) + 2 * 4
 
 
+@pytest.mark.parametrize(("only_in", "planted"), [("images", True), ("elsewhere", False)])
+def test_duplicates_are_planted_only_in_the_data_they_are_meant_for(write_folder, only_in, planted):
+    path = write_folder(20)
+    duplicates = Duplicates(count=2, repeats=5, only_in=str(path.parent / only_in))
+    data = TextImageDataModule(str(path), duplicates=duplicates, resolution=8)
+    data.build()
+    assert (max(data.visits_per_epoch.values()) == 5) is planted
+
+
 def test_exclusion_does_not_change_what_is_held_out(write_folder):
     path = str(write_folder(20))
     plain = TextImageDataModule(path, resolution=8)

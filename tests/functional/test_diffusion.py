@@ -24,9 +24,7 @@ def test_the_gate_is_the_gradient_of_the_re_weighted_mean() -> None:
     parameter = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
     inputs, target = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
     weights = torch.tensor([1.0, 0.0, 0.5, 2.0, 0.0], dtype=torch.float64)
-    (expected,) = torch.autograd.grad(
-        (weights * ((inputs @ parameter - target) ** 2).mean(1)).mean(), parameter
-    )
+    (expected,) = torch.autograd.grad((weights * ((inputs @ parameter - target) ** 2).mean(1)).mean(), parameter)
     prediction = inputs @ parameter
     prediction.register_hook(lambda gradient: gate_gradient(gradient, weights))
     (gated,) = torch.autograd.grad(F.mse_loss(prediction, target), parameter)

@@ -37,9 +37,7 @@ def test_pixels_and_their_latents_give_the_same_loss(module: TextToImageModule) 
     with_pixels = batch(module)
     with_latents = {**with_pixels, "latents": module.encode_images(with_pixels["pixel_values"])}
     timesteps = torch.tensor([10, 400, 900])
-    losses = [
-        module.sample_loss(b, timesteps, module.step_generator(0)).detach() for b in (with_pixels, with_latents)
-    ]
+    losses = [module.sample_loss(b, timesteps, module.step_generator(0)).detach() for b in (with_pixels, with_latents)]
     assert torch.equal(*losses)
     assert losses[0].shape == (3,)
 

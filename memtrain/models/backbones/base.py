@@ -36,7 +36,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """Noisy latents `(B, C, h, w)`, timestep(s) and text embeddings `(B, T, width)` of a denoiser's forward call."""
+        """Noisy latents `(B, C, h, w)`, timestep(s) and text embeddings `(B, T, width)` of a forward call."""
 
     @abstractmethod
     def output(self, result: Any) -> Tensor:

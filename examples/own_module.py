@@ -1,0 +1,80 @@
+"""memtrain's callbacks in a LightningModule of your own, which knows nothing of memtrain.
+
+    python examples/own_module.py
+
+The module below computes one scalar mean-squared error, as fine-tuning scripts do. `sample_loss` is the one optional
+method: with it, samples are compared with the base model and flags are calibrated on held-out samples; without it, pass
+`reference=False` to the monitor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.callbacks.sample_skipping import SampleSkipping
+from memtrain.data.module import TextImageDataModule
+from memtrain.data.selection import Duplicates
+
+
+class MyFineTuning(LightningModule):
+    """Somebody's fine-tuning."""
+
+    def __init__(self, pretrained: str) -> None:
+        super().__init__()
+        pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None, torch_dtype=torch.float32)
+        self.unet = pipeline.unet.train()
+        self.parts = (pipeline.vae, pipeline.text_encoder)
+        self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Latents and text embeddings."""
+        vae, text_encoder = self.parts
+        latents = vae.encode(batch["pixel_values"]).latent_dist.mode() * vae.config.scaling_factor
+        return latents, text_encoder(batch["input_ids"])[0]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One scalar."""
+        latents, text = self.prepare(batch)
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(1000, (len(latents),), device=self.device)
+        prediction = self.unet(self.scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample
+        return F.mse_loss(prediction, noise)
+
+    def sample_loss(self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
+        """Optional: the loss of each sample at given timesteps, one forward pass of the UNet."""
+        latents, text = self.prepare(batch)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        prediction = self.unet(self.scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample
+        return (prediction - noise).square().flatten(1).mean(1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.unet.parameters(), lr=1e-4)
+
+
+def main() -> None:
+    """A few steps on the embedded clip art."""
+    seed_everything(0)
+    data = TextImageDataModule("assets/clipart-pd.tar", resolution=64, duplicates=Duplicates(count=12, repeats=100))
+    trainer = Trainer(
+        max_steps=30,
+        accelerator="cpu",
+        default_root_dir="runs/own_module",
+        logger=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        callbacks=[MemorizationMonitor(reference_folder="runs/profiles"), SampleSkipping()],
+    )
+    trainer.fit(MyFineTuning("assets/tiny-sd"), data)
+
+
+if __name__ == "__main__":
+    main()
