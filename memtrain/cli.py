@@ -97,6 +97,7 @@ def quiet() -> None:
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "Found .* module\\(s\\) in eval mode",
         "Checkpoint directory .* exists and is not empty",
+        "The number of training batches .* is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message=pattern)
 

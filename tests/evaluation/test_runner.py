@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -200,3 +203,23 @@ def test_refusals_come_before_sampling(
     handle.remove()
     assert not calls
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_report(evaluated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Headless Chromium draws the page: pictures in colour, and red frames around the copies."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    picture = tmp_path / "report.png"
+    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    command = [
+        *[chromium, *switches, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,2400"],
+        *[f"--screenshot={picture}", (evaluated[0] / "report.html").as_uri()],
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 180) & (pixels[..., 1] < 80) & (pixels[..., 2] < 80)
+    colours = np.abs(pixels - pixels.mean(-1, keepdims=True)).max(-1) > 40
+    assert red.sum() > 200, "frames around reproductions"
+    assert colours.sum() > 5000, "pictures"
