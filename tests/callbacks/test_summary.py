@@ -1,0 +1,56 @@
+"""The evidence table, flagged.csv and the printed table."""
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from memtrain.calibration import Calibration
+from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+
+COLUMNS = ["denoising_loss", "attention_entropy.up"]
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    made = Calibration(2, scored=slice(0, 1), memorized_when="low", buckets=1, minimum_visits=1)
+    for value in torch.randn(40, generator=torch.Generator().manual_seed(0)):
+        made.add_heldout([f"held {value}"], [0], torch.tensor([[value, 0.0]]))
+    made.threshold = 3.0
+    made.add(["b", "a", "b"], [0, 0, 0], torch.tensor([[-9.0, 0.25], [0.5, 0.0], [-11.0, 0.75]]), step=7)
+    return made
+
+
+@pytest.fixture
+def table(calibration: Calibration) -> pa.Table:
+    steps = pa.table({"key": ["b", "a", "b"], "flagged": [False, False, True], "weight": [1.0, 1.0, 0.0]})
+    return evidence_table(steps, calibration, COLUMNS, {"a": "plain", "b": '=cmd,"x"\nline'}, {"a": 1, "b": 20})
+
+
+def test_one_row_per_sample_most_suspicious_first(table: pa.Table) -> None:
+    first, second = table.to_pylist()
+    assert (first["key"], second["key"]) == ("b", "a")
+    assert (first["visits"], first["visits_per_epoch"], first["flagged"]) == (2, 20, True)
+    assert (first["denoising_loss"], first["attention_entropy.up"]) == (-10.0, 0.5)
+    assert (first["flagged_share"], first["skipped"], first["first_flagged_step"]) == (0.5, 0.5, 7)
+    assert (second["flagged"], second["first_flagged_step"]) == (False, None)
+
+
+def test_flagged_csv_survives_any_caption(table: pa.Table, tmp_path: Path) -> None:
+    write_flagged(table, tmp_path / "flagged.csv")
+    with (tmp_path / "flagged.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == ["b"]
+    assert rows[0]["caption"] == '=cmd,"x"\nline'
+
+
+def test_the_screen_names_the_samples_and_the_next_command(
+    table: pa.Table, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(table, calibration, Path("runs/mine"))
+    shown = capsys.readouterr().out
+    assert "1 of 2 training samples were flagged" in shown
+    assert "-100 %" in shown
+    assert "python evaluate.py --run runs/mine" in shown
