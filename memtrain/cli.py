@@ -171,7 +171,7 @@ def evaluate_folder(
     steps: int = 20,
     guidance_scale: float = 4.0,
     batch_size: int = 32,
-    false_positive_rate: float = 0.01,
+    false_positive_rate: float | None = None,
     seed: int = 0,
     output: str | None = None,
 ) -> dict[str, Any]:
@@ -186,6 +186,7 @@ def evaluate_folder(
         guidance_scale: of classifier-free guidance.
         batch_size: images sampled at once.
         false_positive_rate: probability that a prompt never trained on counts as reproduced; sets the threshold.
+            Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
         seed: first seed.
         output: folder of the results; default `evaluation/` in the run folder.
 
@@ -209,6 +210,8 @@ def evaluate_folder(
     planted = _choose(train, [row for row, count in enumerate(visits) if count > 1], max_prompts)
     unique = _choose(train, [row for row, count in enumerate(visits) if count == 1], min(unique_prompts, max_prompts))
     heldout = _choose(held, list(range(len(held.samples))), max_prompts)
+    if false_positive_rate is None:
+        false_positive_rate = max(0.01, 1 / (len(heldout) + 1))
     chosen = [(PLANTED, train, planted), (UNIQUE, train, unique), (HELDOUT, held, heldout)]
     prompts = [
         Prompt(dataset.samples[row].key, dataset.samples[row].caption, group)

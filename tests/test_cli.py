@@ -63,7 +63,7 @@ def test_train_then_evaluate(
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["path"] == str(images)
     assert read_steps(run / "records").num_rows == 32
 
-    flags = ["--run", str(run), "--steps", "2", "--images_per_prompt", "2", "--false_positive_rate", "0.1"]
+    flags = ["--run", str(run), "--steps", "2", "--images_per_prompt", "2"]
     cli.evaluate(flags)
     shown = capsys.readouterr().out
     assert "Reproduced training images" in shown
@@ -71,6 +71,7 @@ def test_train_then_evaluate(
     groups = results["replication"]["groups"]
     assert {name: group["n"] for name, group in groups.items()} == {"planted": 2, "unique": 22, "heldout": 16}
     assert results["training"]["planted"] == 2
+    assert results["replication"]["false_positive_rate"] == pytest.approx(1 / 17), "the lowest that 16 can promise"
     assert results["quality"]["heldout_loss"] > 0
     assert "<html" in (run / "evaluation" / "report.html").read_text()
 
