@@ -84,7 +84,8 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
     screen.add_column("key / caption")
     for name in ("visits", "loss", "entropy", "score", "flagged", "skipped"):
         screen.add_column(name, justify="right", no_wrap=True)
-    wide = 28
+    console = Console()
+    wide = max(20, console.width - 61)
     entropies = [name for name in table.column_names if name.startswith("attention_entropy.")]
     for row in table.slice(0, most).to_pylist():
         change = max((row[name] for name in entropies), key=abs) if entropies else None
@@ -99,7 +100,6 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
             f"{100 * row['flagged_share']:.0f} %",
             f"{100 * row['skipped']:.0f} %",
         )
-    console = Console()
     console.print(screen, markup=False)
     flagged = sum(table["flagged"].to_pylist())
     console.print(

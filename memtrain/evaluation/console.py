@@ -48,7 +48,7 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
         f"A prompt is reproduced if any of its {len(results['sampling']['seeds'])} images is closer than "
         f"{replication['threshold']:.2f} times the mean distance of its {replication['neighbours']} nearest training "
         f"images; {replication['n_heldout']} held-out prompts set that threshold at a false-positive rate of "
-        f"{replication['false_positive_rate']:g}.",
+        f"{replication['false_positive_rate']:.2g}.",
         markup=False,
     )
     _print_detectors(results["detectors"], console)
