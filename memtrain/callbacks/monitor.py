@@ -141,10 +141,13 @@ class MemorizationMonitor(Callback):
             seed=self.seed,
         )
         self.probe.attach()
-        resumed = bool(self._state)
+        # Taken once: a second fit with the same callback starts anew.
+        state, self._state = self._state, {}
+        resumed = bool(state)
         if resumed:
-            self.calibration.load_state_dict(self._state["calibration"])
-            self._batches_done, self._heldout_done = self._state["batches_done"], self._state["heldout_done"]
+            self.calibration.load_state_dict(state["calibration"])
+            self.profile.fingerprint = state["fingerprint"]
+        self._batches_done, self._heldout_done = state.get("batches_done", 0), state.get("heldout_done", 0)
         self._open_records(trainer, resumed)
         if self.reference:
             self._prepare_reference(trainer, pl_module, resumed)
@@ -183,9 +186,7 @@ class MemorizationMonitor(Callback):
                 len(self._heldout),
             )
         assert self.profile is not None and self.probe is not None
-        if resumed:
-            self.profile.fingerprint = self._state["fingerprint"]
-        elif trainer.is_global_zero:
+        if not resumed and trainer.is_global_zero:
             self.profile.name_after(self.probe.denoiser)
         self.profile.fingerprint = trainer.strategy.broadcast(self.profile.fingerprint)
         loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]

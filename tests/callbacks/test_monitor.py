@@ -172,6 +172,14 @@ def test_a_reference_needs_a_module_that_can_be_measured(pipeline: StableDiffusi
         fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor()])
 
 
+def test_a_second_fit_with_the_same_callback_starts_anew(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    monitor = MemorizationMonitor(reference=False)
+    for folder in ("first", "second"):
+        fit(Foreign(pipeline.unet), tmp_path / folder, [monitor])
+        batches_seen = read_steps(tmp_path / folder / "records")["batch"].to_pylist()
+        assert batches_seen == [batch for batch in range(8) for _ in range(4)]
+
+
 def test_an_unknown_signal_to_flag_by_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'mood' is no measured signal"):
         MemorizationMonitor(flag_by="mood")
