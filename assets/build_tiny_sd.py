@@ -1,26 +1,30 @@
 """Build assets/tiny-sd: what comes before and after the two training runs.
 
     python train.py fit --config configs/tiny_sd/autoencoder.yaml      # 1. the autoencoder
-    python assets/build_tiny_sd.py start                               # 2. tokenizer, untrained text encoder and UNet
-    python train.py fit --config configs/tiny_sd/denoiser.yaml         # 3. text encoder and UNet together
-    python assets/build_tiny_sd.py finish                              # 4. fp16 copy in assets/tiny-sd
-    python assets/build_tiny_sd.py measure                             # 5. the figures of its model card
+    python assets/build_tiny_sd.py augment                             # 2. variants of the images and captions
+    python assets/build_tiny_sd.py start                               # 3. tokenizer, untrained text encoder and UNet
+    python train.py fit --config configs/tiny_sd/denoiser.yaml         # 4. text encoder and UNet together
+    python assets/build_tiny_sd.py finish                              # 5. fp16 copy in assets/tiny-sd
+    python assets/build_tiny_sd.py measure                             # 6. the figures of its model card
 
 Each training run continues after being killed when `--ckpt_path last` is added.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import random
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jsonargparse import auto_cli
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from webdataset import TarWriter
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
@@ -30,6 +34,48 @@ from memtrain.evaluation.replication import replication, reproduction_threshold
 from memtrain.models.pipeline import Components, load_components
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def augment(
+    source: str = "assets/emoji-train.tar",
+    output: str = "runs/tiny_sd_augmented.tar",
+    variants: int = 8,
+    seed: int = 0,
+) -> None:
+    """Write variants of each sample, so that the denoiser learns what words mean rather than which caption is which.
+
+    Every second variant is mirrored. The first two keep image and caption; the others are drawn up to 15 % smaller at a
+    random place, and their captions keep each part after the name with probability 0.7, the keywords in random order.
+
+    Args:
+        source: captioned images.
+        output: shard to write.
+        variants: per sample.
+        seed: of the choices.
+    """
+    data = open_source(source)
+    choose = random.Random(seed)  # noqa: S311
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with TarWriter(output) as shard:
+        for row, sample in enumerate(data.samples):
+            original = data.load_image(row)
+            for variant in range(variants):
+                image = ImageOps.mirror(original) if variant % 2 else original
+                caption = sample.caption
+                if variant >= 2:
+                    name, *parts = caption.split(", ")
+                    kept = [part for part in parts if choose.random() < 0.7]
+                    choose.shuffle(kept)
+                    caption = ", ".join([name, *sorted(kept, key=lambda part: not part.startswith("in "))])
+                    side = round(image.width * choose.uniform(0.85, 1.0))
+                    free = image.width - side
+                    canvas = Image.new("RGB", image.size, "white")
+                    small = image.resize((side, side), Image.Resampling.LANCZOS)
+                    canvas.paste(small, (choose.randint(0, free), choose.randint(0, free)))
+                    image = canvas
+                png = io.BytesIO()
+                image.save(png, "PNG")
+                shard.write({"__key__": f"{sample.key}_{variant}", "png": png.getvalue(), "txt": caption})
 
 
 def build_tokenizer(captions: list[str], vocabulary: int, folder: Path) -> CLIPTokenizer:
@@ -204,4 +250,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    auto_cli([start, finish, measure])
+    auto_cli([augment, start, finish, measure])

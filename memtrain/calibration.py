@@ -92,14 +92,16 @@ class Evidence:
         self.mean[row] += rate * (z - self.mean[row])
         self.dilution[row] = (1 - rate) ** 2 * self.dilution[row] + rate**2 if rate < 1 else 1.0
 
-    def scaled(self, between: Tensor) -> Tensor:
+    def scaled(self, between: Tensor, rows: list[int] | None = None) -> Tensor:
         """Evidence in units of its standard deviation under the null, `(n, columns)`.
 
         Args:
             between: `(columns,)` share of the variance that lies between samples.
+            rows: of these samples; default all.
         """
-        variance = between + (1 - between) * self.dilution[:, None]
-        return self.mean.view(-1, self.columns) / variance.sqrt()
+        chosen = slice(None) if rows is None else rows
+        variance = between + (1 - between) * self.dilution[chosen, None]
+        return self.mean.view(-1, self.columns)[chosen] / variance.sqrt()
 
     def share_between_samples(self) -> Tensor:
         """Share of variance between samples `(columns,)`, by the method of moments from these samples' evidence.
@@ -167,6 +169,7 @@ class Calibration:
         self.highest: dict[str, float] = {}
         self.threshold = math.inf
         self.first_flagged: dict[str, int] = {}
+        self._between = torch.zeros(columns, dtype=torch.float64)
 
     def require_heldout(self, count: int) -> str:
         """Refuse too few held-out samples, before any work is done.
@@ -194,6 +197,7 @@ class Calibration:
             self.moments.update(bucket, value)
             if not bool(z.isnan().any()):
                 self.heldout.add(row, value, z)
+        self._between = self.heldout.share_between_samples()
         scores = self._scores(self.heldout)
         for key, row in self.heldout.row.items():
             if float(self.heldout.visits[row]) >= self.minimum_visits:
@@ -231,24 +235,21 @@ class Calibration:
                 self.samples.add(row, value, z)
                 touched.append(key)
         if self.heldout is None:
+            self._between = self.samples.share_between_samples()
             self._set_threshold()
-        scores = self._scores(self.samples) if touched else torch.empty(0)
-        for key in touched:
-            row = self.samples.row[key]
-            if self._exceeds(float(scores[row]), row):
+        for key, score in zip(touched, self.scores(touched).tolist(), strict=True):
+            if self._exceeds(score, self.samples.row[key]):
                 self.first_flagged.setdefault(key, step)
 
-    def _scores(self, evidence: Evidence) -> Tensor:
-        between = (self.heldout or self.samples).share_between_samples()
-        return signed_score(evidence.scaled(between)[:, self.scored], self.memorized_when)
+    def _scores(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
+        return signed_score(evidence.scaled(self._between, rows)[:, self.scored], self.memorized_when)
 
     def _exceeds(self, score: float, row: int) -> bool:
         return float(self.samples.visits[row]) >= self.minimum_visits and score > self.threshold
 
     def scores(self, keys: Sequence[str]) -> Tensor:
         """Accumulated evidence of samples `(B,)`, 0 before the first counted visit."""
-        rows = self.samples.rows(keys)
-        return self._scores(self.samples)[rows]
+        return self._scores(self.samples, self.samples.rows(keys))
 
     def flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample is above the threshold now, `(B,)` bool."""
@@ -283,3 +284,4 @@ class Calibration:
         )
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
         self.first_flagged = dict(state["first_flagged"])
+        self._between = (self.heldout or self.samples).share_between_samples()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
@@ -122,8 +123,12 @@ def drop_newer(folder: Path, batches_done: int) -> int:
     return dropped
 
 
-def read_steps(folder: Path) -> pa.Table:
-    """All step rows of a run, ordered by batch and rank.
+def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
+    """The step rows of a run, ordered by batch and rank.
+
+    Args:
+        folder: the run's `records` folder.
+        first: leave out earlier batches.
 
     Raises:
         RecordError: if there are none.
@@ -133,7 +138,7 @@ def read_steps(folder: Path) -> pa.Table:
         raise RecordError(
             f"No records in {folder}", expected="the records folder of a run", remedy="train with MemorizationMonitor"
         )
-    table = pyarrow.dataset.dataset(parts, format="parquet").to_table()
+    table = pyarrow.dataset.dataset(parts, format="parquet").to_table(filter=pc.field("batch") >= first)
     return table.sort_by([("batch", "ascending"), ("rank", "ascending")])
 
 

@@ -189,11 +189,11 @@ class ReferenceProfile:
     def __contains__(self, key: str) -> bool:
         return key in self._row
 
-    def bucket(self, timestep: int) -> int:
+    def bucket(self, timestep: float) -> int:
         """Index of the nearest measured timestep."""
         return min(range(len(self.timesteps)), key=lambda index: abs(self.timesteps[index] - timestep))
 
-    def lookup(self, keys: Sequence[str], timesteps: Sequence[int]) -> Tensor:
+    def lookup(self, keys: Sequence[str], timesteps: Sequence[float]) -> Tensor:
         """Values of samples at the measured timestep nearest to each visit, `(B, columns)`.
 
         Raises:

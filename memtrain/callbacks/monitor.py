@@ -11,7 +11,9 @@ set `reference: false`: values are then compared with the other training samples
 their bulk (median and spread) instead of held-out samples.
 
 Cost: two projections per attention site and step; the profile, once; a forward of `heldout_batch` samples every
-`calibrate_every` steps.
+`calibrate_every` batches. Between these updates nothing waits for the device: what a batch showed is copied to the host
+in the background and becomes evidence, together with that of the other processes, at the next update. So flags lag
+behind by less than `calibrate_every` batches.
 
 Logged metrics: `memorization/flagged` (samples flagged so far), `memorization/threshold` (score above which a sample is
 flagged), `memorization/weight` (mean weight in the batch).
@@ -20,21 +22,20 @@ flagged), `memorization/weight` (mean weight in the batch).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from memtrain.calibration import Calibration
+from memtrain.callbacks.measurement import HeldoutSamples, measure_profile, require_measurable
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+from memtrain.callbacks.visits import Visits, to_device
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import DenoiserProbe, Observation
@@ -54,7 +55,7 @@ class MemorizationMonitor(Callback):
         signals: what is measured; default denoising loss and attention entropy.
         flag_by: name of the signal that flags go by.
         false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run.
-        sites: glob over attention sites.
+        sites: glob over attention sites (`*` for all); default the backbone's subset.
         denoiser: module path of the denoiser; found by itself if there is one.
         key_field: field of the batch that holds the sample keys.
         maximum_timestep: visits at or above this timestep are recorded but are no evidence.
@@ -64,7 +65,7 @@ class MemorizationMonitor(Callback):
         reference_folder: where reference profiles are kept; default `profiles/` in the run folder.
         reference_timesteps: where the profile is measured.
         reference_draws: noises per timestep and sample.
-        calibrate_every: batches between measurements of held-out samples.
+        calibrate_every: batches between updates: new evidence of all processes, measurement of held-out samples.
         heldout_batch: held-out samples measured then, per process.
         seed: of the noise for profile and held-out samples.
     """
@@ -75,7 +76,7 @@ class MemorizationMonitor(Callback):
         *,
         flag_by: str = "denoising_loss",
         false_positive_rate: float = 0.01,
-        sites: str = "*",
+        sites: str | None = None,
         denoiser: str | None = None,
         key_field: str = "key",
         maximum_timestep: int = 800,
@@ -105,7 +106,7 @@ class MemorizationMonitor(Callback):
         self.profile: ReferenceProfile | None = None
         self.columns: list[str] = []
         self._batches_done = 0
-        self._heldout_done = 0
+        self._visits: list[Visits] = []
         self._state: dict[str, Any] = {}
 
     # Start and end
@@ -147,10 +148,12 @@ class MemorizationMonitor(Callback):
         if resumed:
             self.calibration.load_state_dict(state["calibration"])
             self.profile.fingerprint = state["fingerprint"]
-        self._batches_done, self._heldout_done = state.get("batches_done", 0), state.get("heldout_done", 0)
+        self._batches_done, self._visits = state.get("batches_done", 0), []
         self._open_records(trainer, resumed)
+        if resumed:
+            self._visits = self._unread_visits(trainer, state["evidence_until"])
         if self.reference:
-            self._prepare_reference(trainer, pl_module, resumed)
+            self._prepare_reference(trainer, pl_module, state)
 
     def _open_records(self, trainer: Trainer, resumed: bool) -> None:
         self.folder = Path(trainer.default_root_dir) / "records"
@@ -169,50 +172,39 @@ class MemorizationMonitor(Callback):
             table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
             write_parquet(table, self.folder / "samples.parquet")
 
-    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, resumed: bool) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(pl_module, "sample_loss") or not hasattr(data, "unique_dataloader"):
-            raise ConfigurationError(
-                f"{type(pl_module).__name__} with {type(data).__name__} cannot be measured under the base model",
-                expected="a module with sample_loss(batch, timesteps, generator) and a data module with "
-                "train_dataset, heldout_dataset and unique_dataloader(dataset), such as TextImageDataModule",
-                remedy="add them, or set `reference: false` on MemorizationMonitor",
-            )
-        self._heldout = data.heldout_dataset.unique()
+    def _unread_visits(self, trainer: Trainer, first: int) -> list[Visits]:
+        """This process's visits that were recorded before the checkpoint, but are no evidence yet."""
+        if first == self._batches_done:
+            return []
+        rows = read_steps(self.folder, first=first).to_pylist()
+        mine = [row for row in rows if row["rank"] % trainer.world_size == trainer.global_rank]
+        return Visits.from_rows(mine, self.columns)
+
+    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        assert self.profile is not None and self.probe is not None
+        data = require_measurable(trainer, pl_module)
+        self._heldout = HeldoutSamples(
+            data.heldout_dataset.unique(),
+            self.probe,
+            read=self._read,
+            maximum_timestep=self.maximum_timestep,
+            seed=self.seed,
+        )
         method = self.calibration.require_heldout(len(self._heldout))
         if method == "normal distribution" and trainer.is_global_zero:
             log.warning(
                 "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
                 len(self._heldout),
             )
-        assert self.profile is not None and self.probe is not None
-        if not resumed and trainer.is_global_zero:
-            self.profile.name_after(self.probe.denoiser)
-        self.profile.fingerprint = trainer.strategy.broadcast(self.profile.fingerprint)
-        loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
-        batches = (move_data_to_device(batch, pl_module.device) for loader in loaders for batch in loader)
-        with self._precision(trainer):
-            self.profile.measure(
-                self.probe,
-                pl_module.sample_loss,  # type: ignore[arg-type]
-                batches,
-                total=sum(map(len, loaders)),
-                rank=trainer.global_rank,
-                world_size=trainer.world_size,
-                cached_only=resumed,
-            )
-        trainer.strategy.barrier()
-        self.profile.load()
-        if not resumed:
-            per_round = 4 * self.heldout_batch * trainer.world_size
-            rounds = -(-len(self._heldout) * self.minimum_visits // per_round)
-            for _ in range(rounds + 1):
-                self._calibrate(trainer, pl_module, 4 * self.heldout_batch)
-
-    @contextmanager
-    def _precision(self, trainer: Trainer) -> Iterator[None]:
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            yield
+        resumed = bool(state)
+        measure_profile(trainer, pl_module, profile=self.profile, probe=self.probe, cached_only=resumed)
+        if resumed:
+            self._heldout.done = state["heldout_done"]
+            return
+        per_round = 4 * self.heldout_batch * trainer.world_size
+        rounds = -(-len(self._heldout) * self.minimum_visits // per_round)
+        for _ in range(rounds + 1):
+            self._calibrate(trainer, pl_module, 4 * self.heldout_batch)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove every hook."""
@@ -221,6 +213,7 @@ class MemorizationMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what was recorded, remove every hook."""
         if hasattr(self, "writer"):
+            self._record()
             self.writer.flush()
         self._close()
 
@@ -235,18 +228,20 @@ class MemorizationMonitor(Callback):
     # Each batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Calibrate when due, and arm the probe."""
-        if self.reference and self._batches_done % self.calibrate_every == 0:
-            self._calibrate(trainer, pl_module, self.heldout_batch)
+        """Update when due, and arm the probe."""
+        if self._batches_done % self.calibrate_every == 0:
+            self._update(trainer)
+            if self.reference:
+                self._calibrate(trainer, pl_module, self.heldout_batch)
         keys = self._keys(batch)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = (1.0 if scaler is None else scaler.get_scale()) / trainer.accumulate_grad_batches
+        scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
         self._flags = Flags(
             self.calibration.flagged(keys), self.calibration.ever_flagged(keys), self.calibration.scores(keys)
         )
         self._weights = torch.ones(len(keys))
         assert self.probe is not None
-        self.probe.begin(Observation(keys, batch.get("prompt_length"), loss_scale=scale), self._gate)
+        lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
+        self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
 
     def _keys(self, batch: Any) -> list[str]:
         keys = batch.get(self.key_field) if isinstance(batch, dict) else None
@@ -263,7 +258,7 @@ class MemorizationMonitor(Callback):
         if not self.mitigations:
             return None
         device = observation.timesteps.device
-        flags = Flags(self._flags.now.to(device), self._flags.ever.to(device), self._flags.score.to(device))
+        flags = Flags(*(to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score)))
         weights = torch.ones(len(observation.keys), device=device)
         for mitigation in self.mitigations:
             weights = weights * mitigation.weights(observation, flags)
@@ -273,34 +268,63 @@ class MemorizationMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read the signals, add them to the evidence, record the rows."""
+        """Read the signals, and start their way to the host."""
         assert self.probe is not None
         observation = self.probe.end()
         if hasattr(pl_module, "loss_weight"):
             observation.loss_weight = pl_module.loss_weight(observation.timesteps)  # type: ignore[operator]
-        values = self._read(observation)
-        timesteps = observation.timesteps.tolist()
-        self._record(trainer, observation, timesteps, values)
-        for keys, steps, gathered in _gather(trainer, (list(observation.keys), timesteps, values)):
-            self.calibration.add(keys, self._buckets(steps), self._compare(keys, steps, gathered), trainer.global_step)
+        self._visits.append(
+            Visits(
+                self._batches_done,
+                trainer.global_rank,
+                trainer.current_epoch,
+                trainer.global_step,
+                list(observation.keys),
+                self._flags.score,
+                self._flags.now,
+                Visits.pack(observation, self._weights, self._read(observation)),
+            )
+        )
         self._batches_done += 1
         pl_module.log_dict(
             {
                 "memorization/flagged": float(len(self.calibration.first_flagged)),
                 "memorization/threshold": self.calibration.threshold,
-                "memorization/weight": float(self._weights.mean()),
+                "memorization/weight": self._weights.mean(),
             },
-            batch_size=len(timesteps),
+            batch_size=len(observation.keys),
         )
 
     def _read(self, observation: Observation) -> Tensor:
-        return torch.cat([signal(observation) for signal in self.signals], dim=1).float().cpu()
+        return torch.cat([signal(observation) for signal in self.signals], dim=1).float()
 
-    def _buckets(self, timesteps: Sequence[int]) -> list[int | None]:
+    def _record(self) -> None:
+        """Append what is not in the record table yet."""
+        for visits in self._visits:
+            if not visits.recorded:
+                self.writer.append(visits.batch, visits.rows(self.columns))
+                visits.recorded = True
+
+    def _update(self, trainer: Trainer) -> None:
+        """Record the visits since the last update, and make those of every process evidence."""
+        self._record()
+        rows = [(visits.batch, visits.rank, visits.keys, visits.timesteps, visits.values) for visits in self._visits]
+        self._visits = []
+        for _, _, keys, timesteps, values in sorted(_gather(rows), key=lambda row: row[:2]):
+            compared = self._compare(keys, timesteps, values)
+            self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step)
+
+    def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
+        """Measure the next held-out samples, and update the calibration of every process."""
+        for keys, timesteps, values in _gather([self._heldout.measure(trainer, pl_module, count)]):
+            buckets = [bucket for bucket in self._buckets(timesteps) if bucket is not None]
+            self.calibration.add_heldout(keys, buckets, self._compare(keys, timesteps, values))
+
+    def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
         assert self.profile is not None
         return [self.profile.bucket(t) if t < self.maximum_timestep else None for t in timesteps]
 
-    def _compare(self, keys: Sequence[str], timesteps: Sequence[int], values: Tensor) -> Tensor:
+    def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor) -> Tensor:
         """Values relative to the base model where there is a profile, `(B, columns)`."""
         assert self.profile is not None
         reference = self.profile.lookup(keys, timesteps) if self.reference else None
@@ -312,46 +336,12 @@ class MemorizationMonitor(Callback):
             start = columns.stop
         return torch.cat(parts, dim=1)
 
-    def _record(self, trainer: Trainer, observation: Observation, timesteps: list[int], values: Tensor) -> None:
-        count = len(timesteps)
-        length = observation.prompt_length
-        rows: dict[str, Sequence[Any]] = {
-            "key": list(observation.keys),
-            "epoch": [trainer.current_epoch] * count,
-            "step": [trainer.global_step] * count,
-            "batch": [self._batches_done] * count,
-            "rank": [trainer.global_rank] * count,
-            "timestep": timesteps,
-            "prompt_length": [None] * count if length is None else length.tolist(),
-            **dict(zip(self.columns, values.T.tolist(), strict=True)),
-            "score": self._flags.score.tolist(),
-            "flagged": self._flags.now.tolist(),
-            "weight": self._weights.tolist(),
-        }
-        self.writer.append(self._batches_done, rows)
-
-    def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
-        """Measure the next held-out samples, dealt out to the processes, and update the calibration of all."""
-        total = len(self._heldout)
-        first = self._heldout_done + trainer.global_rank * count
-        batch = default_collate([self._heldout[(first + offset) % total] for offset in range(min(count, total))])
-        batch = move_data_to_device(batch, pl_module.device)
-        generator = torch.Generator(pl_module.device).manual_seed(self.seed * 1_000_003 + first)
-        keys = batch["key"]
-        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=pl_module.device)
-        assert self.probe is not None
-        with self._precision(trainer), self.probe.measure(Observation(keys, batch.get("prompt_length"))) as observation:
-            observation.sample_loss = pl_module.sample_loss(batch, timesteps, generator)  # type: ignore[operator]
-        self._heldout_done += count * trainer.world_size
-        for names, steps, values in _gather(trainer, (keys, timesteps.tolist(), self._read(observation))):
-            buckets = [bucket for bucket in self._buckets(steps) if bucket is not None]
-            self.calibration.add_heldout(names, buckets, self._compare(names, steps, values))
-
     # Checkpoints and the end of training
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the records end where the checkpoint does."""
         if hasattr(self, "writer"):
+            self._record()
             self.writer.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,7 +351,8 @@ class MemorizationMonitor(Callback):
         return {
             "calibration": self.calibration.state_dict(),
             "batches_done": self._batches_done,
-            "heldout_done": self._heldout_done,
+            "evidence_until": min((visits.batch for visits in self._visits), default=self._batches_done),
+            "heldout_done": self._heldout.done if self.reference else 0,
             "fingerprint": self.profile.fingerprint,
         }
 
@@ -371,6 +362,7 @@ class MemorizationMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write evidence.parquet and flagged.csv, print the most suspicious samples."""
+        self._update(trainer)
         self.writer.flush()
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
@@ -387,10 +379,19 @@ class MemorizationMonitor(Callback):
         print_summary(table, self.calibration, Path(trainer.default_root_dir))
 
 
-def _gather(trainer: Trainer, rows: tuple[list[str], list[int], Tensor]) -> list[tuple[list[str], list[int], Tensor]]:
+def _gradient_scale(trainer: Trainer) -> float | Tensor:
+    """The gradient scaler's factor; a tensor where it is on the device, so that nothing waits for its value."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return 1.0
+    scale: float | Tensor | None = scaler._get_scale_async()
+    return float(scaler.get_scale()) if scale is None else scale
+
+
+def _gather(rows: list[Any]) -> list[Any]:
     """The rows of every process, in the order of ranks."""
-    if trainer.world_size == 1:
-        return [rows]
-    gathered: list[Any] = [None] * trainer.world_size
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, rows)
-    return gathered
+    return [row for part in gathered for row in part]

@@ -7,6 +7,13 @@ kernel, and LoRA layers, weight averages and gradient checkpointing are seen as 
 
 Only forwards with gradients count while training is observed; validation, sampling and extra no-grad forwards do not.
 A probe that saw nothing raises: silent zero is the worst that could happen here.
+
+Compiled denoisers: attach before the first call, because torch.compile never looks at hooks again; attached too late,
+the first batch raises. Hooks on attention modules are compiled with the model and break no graph, except under gradient
+checkpointing (one break per site; `fullgraph=True` then refuses). Everything else stays outside the compiled region.
+
+Cost: one query and key projection per site and step, and the attention to text tokens; benchmarks/probe_overhead.py
+measures it. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -19,12 +26,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from memtrain.errors import ProbeError
-from memtrain.functional.attention import token_attention
+from memtrain.functional.attention import (
+    Tokens,
+    entropy,
+    partial_entropy,
+    prompt_tokens,
+    summary_tokens,
+    text_mass,
+    token_attention,
+)
 from memtrain.functional.diffusion import gate_gradient
-from memtrain.models.backbones.base import Backbone, find_backbone
+from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 
 Gate = Callable[["Observation"], Tensor | None]
 """Called when the loss gradient arrives; returns `(B,)` weights, or None to leave the gradient alone."""
@@ -37,24 +51,69 @@ class Observation:
     Attributes:
         keys: B sample keys.
         prompt_length: `(B,)` tokens of the caption with BOS and EOS, or None if the host does not say.
-        timesteps: `(B,)` int64.
+        prompt_mask: `(B, T)` bool, true for the words of the caption; needed for groups of tokens where a prompt length
+            does not place them (T5, SD3).
+        timesteps: `(B,)` from 0 to 1,000.
         text_embeddings: `(B, T, width)`, detached.
-        token_attention: per site `(B, T)`.
-        gradient: `(B, C, h, w)` gradient of the host's loss at the denoiser's output, before any re-weighting.
+        token_attention: per site `(B, T)`; in joint attention conditional on text.
+        text_mass: per site `(B,)` share of joint attention given to text, if the probe was asked for it.
+        gradient: `(B, ...)` gradient of the host's loss at the denoiser's output, before any re-weighting.
         loss_scale: factor between the batch-mean loss and the loss that was differentiated.
         loss_weight: `(B,)` weight that the host gave each sample's loss, or None for equal weights.
         sample_loss: `(B,)` denoising loss, where it is known without a gradient.
+        clip_layout: whether tokens are `BOS words EOS padding`; set by the probe.
     """
 
     keys: Sequence[str]
     prompt_length: Tensor | None = None
+    prompt_mask: Tensor | None = None
     timesteps: Tensor = field(default_factory=lambda: torch.empty(0))
     text_embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     token_attention: dict[str, Tensor] = field(default_factory=dict)
+    text_mass: dict[str, Tensor] = field(default_factory=dict)
     gradient: Tensor | None = None
-    loss_scale: float = 1.0
+    loss_scale: float | Tensor = 1.0
     loss_weight: Tensor | None = None
     sample_loss: Tensor | None = None
+    clip_layout: bool = True
+
+    def entropy(self, tokens: Tokens = "all") -> Tensor:
+        """Entropy of the token attention at each site, `(B, S)` in nats.
+
+        Args:
+            tokens: over which tokens; the partial entropies of `prompt` and `summary` are not renormalised.
+
+        Raises:
+            ProbeError: if it is not known where the tokens of the group are.
+        """
+        attention = torch.stack(list(self.token_attention.values()), dim=1)
+        if tokens == "all":
+            return entropy(attention)
+        return partial_entropy(attention, self._group(tokens, attention.shape[-1]).to(attention.device)[:, None])
+
+    def bos_mass(self) -> Tensor:
+        """Attention that BOS receives at each site, `(B, S)`, from 0 to 1.
+
+        Raises:
+            ProbeError: if the text has no BOS.
+        """
+        if not self.clip_layout:
+            raise ProbeError("The text of this denoiser does not begin with BOS", remedy="leave BOS mass out")
+        return torch.stack([attention[:, 0] for attention in self.token_attention.values()], dim=1)
+
+    def _group(self, tokens: Tokens, count: int) -> Tensor:
+        if self.prompt_mask is not None:
+            outside = ~self.prompt_mask
+            if self.clip_layout:
+                outside = outside & (torch.arange(count, device=outside.device) > 0)
+            return self.prompt_mask if tokens == "prompt" else outside
+        if self.prompt_length is None or not self.clip_layout:
+            raise ProbeError(
+                f"It is not known which text tokens are {tokens} tokens",
+                expected="`prompt_length` for a CLIP text encoder, `prompt_mask` (B, T) for others",
+                remedy="put it into the batch, or use the entropy over all tokens",
+            )
+        return (prompt_tokens if tokens == "prompt" else summary_tokens)(self.prompt_length, count)
 
 
 class DenoiserProbe:
@@ -63,15 +122,25 @@ class DenoiserProbe:
     Use as a context manager, or call :meth:`attach` and :meth:`detach`.
 
     Args:
-        denoiser: the module whose forward is observed.
-        sites: glob pattern over the paths of attention modules (`*`, `up_blocks.*`).
+        denoiser: the module whose forward is observed, or the wrapper (torch.compile, PEFT, DDP) that the host calls.
+        sites: glob over the paths of attention modules (`*` for all, `up_blocks.*`); default the backbone's subset.
         backbone: structure of the denoiser; found by itself for known families.
+        differentiable: keep the graph of the token attention, for a penalty added to the loss.
+        text_mass: in joint attention, also read the share of attention given to text (one more attention per site).
 
     Raises:
-        ProbeError: if no backbone knows the denoiser, or the pattern matches no site.
+        ProbeError: if no backbone knows the denoiser, the pattern matches no site, or there is no joint attention.
     """
 
-    def __init__(self, denoiser: nn.Module, *, sites: str = "*", backbone: Backbone | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        *,
+        sites: str | None = None,
+        backbone: Backbone | None = None,
+        differentiable: bool = False,
+        text_mass: bool = False,
+    ) -> None:
         backbone = backbone or find_backbone(denoiser)
         if backbone is None:
             raise ProbeError(
@@ -79,38 +148,73 @@ class DenoiserProbe:
                 expected="a denoiser of a family in memtrain.models.backbones",
                 remedy="pass a Backbone, or add a file for this family",
             )
-        every = backbone.sites(denoiser)
-        self.sites = {name: module for name, module in every.items() if fnmatchcase(name, sites)}
+        self.host, self.denoiser, self.backbone = denoiser, unwrap(denoiser), backbone
+        every = backbone.sites(self.denoiser)
+        default = set(backbone.default_sites(list(every)))
+        self.sites = {
+            name: module
+            for name, module in every.items()
+            if (name in default if sites is None else fnmatchcase(name, sites))
+        }
         if not self.sites:
             raise ProbeError(
                 f"The site pattern {sites!r} matches none of {len(every)} attention sites",
                 expected=f"a pattern over names such as {next(iter(every), 'none')!r}",
                 remedy="use '*' for all sites",
             )
-        self.denoiser, self.backbone = denoiser, backbone
-        self._handles: list[RemovableHandle] = []
+        if text_mass and not backbone.joint:
+            raise ProbeError(
+                f"{type(self.denoiser).__name__} has no joint attention, so text gets all of it",
+                expected="a denoiser with joint attention",
+                remedy="leave text_mass out",
+            )
+        self.differentiable, self.text_mass = differentiable, text_mass
+        self._undo: list[Callable[[], None]] = []
         self._pending: Observation | None = None
         self._open: Observation | None = None
+        self._tokens = 0
         self._gate: Gate | None = None
         self._needs_gradient = True
 
     def attach(self) -> DenoiserProbe:
         """Register the hooks; attaching twice is an error."""
-        if self._handles:
+        if self._undo:
             raise ProbeError("The probe is attached already", remedy="detach() it first")
-        self._handles = [
-            self.denoiser.register_forward_pre_hook(self._before_denoiser, with_kwargs=True),
-            self.denoiser.register_forward_hook(self._after_denoiser, always_call=True),
-        ]
         for name, module in self.sites.items():
-            self._handles.append(module.register_forward_pre_hook(self._attention_hook(name), with_kwargs=True))
+            handle = module.register_forward_pre_hook(self._attention_hook(name), with_kwargs=True)
+            self._undo.append(handle.remove)
+        if getattr(self.host, "_compiled_call_impl", None) is not None:
+            self._wrap_compiled_call()
+        else:
+            before = self.host.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
+            after = self.host.register_forward_hook(self._after_denoiser, always_call=True)
+            self._undo += [before.remove, after.remove]
         return self
+
+    def _wrap_compiled_call(self) -> None:
+        """After `denoiser.compile()` the module's own hooks run inside the compiled region; ours have to be outside."""
+        compiled: Callable[..., Any] = self.host._compiled_call_impl  # type: ignore[assignment]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._before_denoiser(self.host, args, kwargs)
+            result = None
+            try:
+                result = compiled(*args, **kwargs)
+            finally:
+                self._after_denoiser(self.host, args, result)
+            return result
+
+        def undo() -> None:
+            self.host._compiled_call_impl = compiled
+
+        self.host._compiled_call_impl = call
+        self._undo.append(undo)
 
     def detach(self) -> None:
         """Remove every hook; harmless when not attached."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._pending, self._open, self._gate = [], None, None, None
+        for undo in self._undo:
+            undo()
+        self._undo, self._pending, self._open, self._gate = [], None, None, None
 
     def __enter__(self) -> DenoiserProbe:
         return self.attach()
@@ -125,7 +229,7 @@ class DenoiserProbe:
             observation: carries keys, prompt lengths and the loss scale; the probe fills in the rest.
             gate: decides the weights when the loss gradient arrives.
         """
-        if not self._handles:
+        if not self._undo:
             raise ProbeError("begin() on a probe that is not attached", remedy="attach() it first")
         self._pending, self._open, self._gate, self._needs_gradient = observation, None, gate, True
 
@@ -150,7 +254,7 @@ class DenoiserProbe:
     @contextmanager
     def measure(self, observation: Observation) -> Iterator[Observation]:
         """Observe the one no-grad forward in the context, for a reference profile or held-out samples."""
-        was_attached = bool(self._handles)
+        was_attached = bool(self._undo)
         if not was_attached:
             self.attach()
         kept = self._pending, self._gate, self._needs_gradient
@@ -171,12 +275,16 @@ class DenoiserProbe:
             return
         if len(silent) == len(self.sites) and not observation.timesteps.numel():
             problem = "The probe saw no forward pass of the denoiser with gradients in this batch"
-            remedy = "check that this denoiser is the one being trained"
+            remedy = (
+                "check that this denoiser, or this wrapper of it, is the one that the host calls, and that it was not "
+                "compiled and called before the probe was attached"
+            )
         else:
             problem = f"{len(silent)} of {len(self.sites)} attention sites reported nothing, first {silent[0]!r}"
-            remedy = "attach the probe before torch.compile, and to the denoiser that runs"
+            remedy = "attach the probe before the first call of a compiled denoiser, or call torch._dynamo.reset()"
         raise ProbeError(problem, expected="a reading from every site", remedy=remedy)
 
+    @torch.compiler.disable
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._pending is None or (self._needs_gradient and not torch.is_grad_enabled()):
             return
@@ -195,8 +303,11 @@ class DenoiserProbe:
             )
         self._pending.timesteps = torch.as_tensor(timestep, device=sample.device).detach().expand(len(sample))
         self._pending.text_embeddings = text.detach()
+        self._pending.clip_layout = self.backbone.clip_layout
+        self._tokens = text.shape[1]
         self._open = self._pending
 
+    @torch.compiler.disable
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         observation, self._open = self._open, None
         if observation is None or not self._needs_gradient or result is None:
@@ -208,10 +319,16 @@ class DenoiserProbe:
                 expected="trainable parameters in the denoiser",
                 remedy="check requires_grad of the denoiser's parameters",
             )
+        if self.differentiable and not any(a.requires_grad for a in observation.token_attention.values()):
+            raise ProbeError(
+                "No site's token attention has a graph, so a penalty on it would have no gradient",
+                expected="trainable parameters before or in the attention sites",
+                remedy="train the query or key projections of some site, or choose later sites",
+            )
         gate = self._gate
 
         def arrived(gradient: Tensor) -> Tensor | None:
-            observation.gradient = gradient.detach()
+            observation.gradient = self.backbone.prediction_gradient(self.denoiser, gradient.detach())
             weights = gate(observation) if gate is not None else None
             return None if weights is None else gate_gradient(gradient, weights)
 
@@ -219,10 +336,30 @@ class DenoiserProbe:
 
     def _attention_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Gradient checkpointing runs the forward again during backward; `_open` is None by then.
-            if self._open is not None:
-                with torch.no_grad():
-                    query, key = self.backbone.project(module, args, kwargs)
-                    self._open.token_attention[name] = token_attention(query, key)
+            observation = self._open
+            if observation is not None:
+                if self.differentiable and self._needs_gradient:
+                    if not torch.is_grad_enabled():
+                        raise ProbeError(
+                            f"{name} runs without a graph inside a forward with gradients (reentrant checkpointing), "
+                            "so a penalty on its attention would have no gradient",
+                            expected="non-reentrant gradient checkpointing",
+                            remedy="pass use_reentrant=False",
+                        )
+                    self._read(name, module, args, kwargs, observation)
+                else:
+                    with torch.no_grad():
+                        self._read(name, module, args, kwargs, observation)
+            elif self.differentiable and self._pending is not None and torch._C._current_graph_task_id() != -1:
+                # Gradient checkpointing runs the forward again during backward, and has to meet the same operations.
+                self._read(name, module, args, kwargs, Observation(()))
 
         return hook
+
+    def _read(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], into: Observation
+    ) -> None:
+        projection = self.backbone.project(module, args, kwargs, tokens=self._tokens)
+        into.token_attention[name] = token_attention(projection.query, projection.key, valid=projection.valid)
+        if self.text_mass and projection.joint_key is not None:
+            into.text_mass[name] = text_mass(projection.query, projection.joint_key, projection.text)

@@ -15,19 +15,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from memtrain.functional.attention import entropy
+from memtrain.functional.attention import Tokens
 from memtrain.models.probe import Observation
 from memtrain.signals.base import Signal
 
 
 class AttentionEntropy(Signal):
-    """Entropy in nats per site, `(B, S)`; compared as a difference."""
+    """Entropy in nats per site, `(B, S)`; compared as a difference.
+
+    Args:
+        tokens: over all text tokens, or the part of it over the prompt's words or over EOS and padding. The signal's
+            name is `attention_entropy`, `attention_entropy_prompt` or `attention_entropy_summary`.
+    """
 
     name = "attention_entropy"
     memorized_when = "unknown"
+
+    def __init__(self, tokens: Tokens = "all") -> None:
+        self.tokens = tokens
+        if tokens != "all":
+            self.name = f"attention_entropy_{tokens}"
 
     def columns(self, sites: Sequence[str]) -> list[str]:
         """`attention_entropy.<site>` for each site."""
@@ -35,7 +44,7 @@ class AttentionEntropy(Signal):
 
     def __call__(self, observation: Observation) -> Tensor:
         """Entropy of each site's token attention."""
-        return entropy(torch.stack(list(observation.token_attention.values()), dim=1))
+        return observation.entropy(self.tokens).detach()
 
     def relative(self, values: Tensor, reference: Tensor) -> Tensor:
         """Change since the base model."""

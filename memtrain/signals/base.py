@@ -19,7 +19,7 @@ class Signal(ABC):
         memorized_when: `low` or `high` as published; `unknown` where the sign differs between sites.
     """
 
-    name: ClassVar[str]
+    name: str
     memorized_when: ClassVar[Literal["low", "high", "unknown"]]
 
     @abstractmethod

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from memtrain.functional import attention
-from memtrain.functional.attention import entropy, token_attention
+from memtrain.functional.attention import (
+    entropy,
+    partial_entropy,
+    prompt_tokens,
+    summary_tokens,
+    text_mass,
+    token_attention,
+)
 
 
 def test_equal_keys_give_uniform_attention_and_entropy_of_log_t() -> None:
@@ -48,3 +55,40 @@ def test_half_precision_inputs_are_computed_in_fp32_under_autocast() -> None:
         reading = token_attention(query, key)
     assert reading.dtype == torch.float32
     torch.testing.assert_close(reading, token_attention(query.float(), key.float()), atol=1e-7, rtol=0)
+
+
+def test_masked_tokens_get_nothing_and_a_finite_gradient() -> None:
+    query, key = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 3, 7, 4)
+    valid = torch.ones(2, 7, dtype=torch.bool)
+    valid[1, 4:] = False
+    reading = token_attention(query, key, valid=valid)
+    assert reading[1, 4:].tolist() == [0.0, 0.0, 0.0]
+    torch.testing.assert_close(reading[1:, :4], token_attention(query[1:], key[1:, :, :4]))
+    entropy(reading).sum().backward()
+    assert query.grad is not None
+    assert bool(query.grad.isfinite().all())
+
+
+def test_mass_on_text_is_the_text_columns_of_the_joint_attention() -> None:
+    query, key = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 12, 4)
+    joint = torch.softmax(query.double() @ key.double().transpose(-1, -2) / 2, dim=-1)
+    for text in (slice(0, 7), slice(5, None)):
+        expected = joint[..., text].sum(-1).mean(dim=(1, 2))
+        torch.testing.assert_close(text_mass(query, key, text).double(), expected, atol=1e-6, rtol=0)
+
+
+def test_partial_entropies_of_a_partition_add_up() -> None:
+    reading = token_attention(torch.randn(2, 3, 5, 4), torch.randn(2, 3, 9, 4))
+    lengths = torch.tensor([5, 9])
+    words, summary = prompt_tokens(lengths, 9), summary_tokens(lengths, 9)
+    assert words.sum(1).tolist() == [3, 7]
+    assert summary.sum(1).tolist() == [5, 1]
+    first = torch.arange(9) == 0
+    parts = partial_entropy(reading, words) + partial_entropy(reading, summary) + partial_entropy(reading, first)
+    torch.testing.assert_close(parts, entropy(reading))
+
+
+def test_the_gradient_of_the_entropy_is_its_derivative() -> None:
+    probabilities = torch.tensor([0.5, 0.25, 0.25], requires_grad=True)
+    entropy(probabilities).backward()
+    torch.testing.assert_close(probabilities.grad, -(probabilities.detach().log() + 1))

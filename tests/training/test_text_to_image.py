@@ -152,7 +152,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     for a, b in zip(whole.ema.shadow_params, resumed.ema.shadow_params, strict=True):
         torch.testing.assert_close(a, b)
     evidence = [read_table(tmp_path / name / "records", "evidence") for name in ("whole", "cut")]
-    assert evidence[0]["key"].to_pylist() == evidence[1]["key"].to_pylist()
+    for name in ("key", "visits", "flagged", "first_flagged_step"):
+        assert evidence[0][name].to_pylist() == evidence[1][name].to_pylist()
+    torch.testing.assert_close(*(torch.tensor(table["score"].to_pylist()) for table in evidence))
 
 
 def test_a_run_leaves_records_profile_and_a_pipeline_that_loads(

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from memtrain.errors import ProbeError
 
 
+@dataclass(frozen=True)
+class Projection:
+    """What an attention is computed from, bit for bit.
+
+    Attributes:
+        query: `(B, H, N, D)` of the image tokens.
+        key: `(B, H, T, D)` of the text tokens.
+        valid: `(B, T)` bool, false for tokens that the attention masks out; None if it masks none.
+        joint_key: `(B, H, T + N, D)` of all tokens in joint attention, None in cross-attention.
+        text: where `key` lies in `joint_key`.
+    """
+
+    query: Tensor
+    key: Tensor
+    valid: Tensor | None = None
+    joint_key: Tensor | None = None
+    text: slice = field(default_factory=lambda: slice(None))
+
+
 class Backbone(ABC):
-    """Structure of one denoiser family. Instances hold no state."""
+    """Structure of one denoiser family. Instances hold no state.
+
+    Attributes:
+        joint: whether image and text tokens attend to each other in one attention.
+        clip_layout: whether text tokens are `BOS words EOS padding` throughout, so that a prompt length places them.
+    """
+
+    joint: ClassVar[bool]
+    clip_layout: ClassVar[bool]
 
     @staticmethod
     @abstractmethod
@@ -25,33 +56,91 @@ class Backbone(ABC):
         """Attention modules that read the text, by module path, in the order of the forward pass."""
 
     @abstractmethod
-    def project(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Queries `(B, H, N, D)` and text keys `(B, H, T, D)`, bit for bit what the attention computes.
+    def default_sites(self, names: Sequence[str]) -> list[str]:
+        """The subset of `names` that is read unless the user asks for others."""
+
+    @abstractmethod
+    def project(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tokens: int
+    ) -> Projection:
+        """What one call of an attention is computed from.
 
         Args:
             attention: one of the sites.
             args: positional arguments of its forward call.
             kwargs: keyword arguments of its forward call.
+            tokens: T, text tokens that the denoiser was given.
+
+        Raises:
+            ProbeError: if the attention is called in a way that cannot be read, such as with fused projections.
         """
 
     @abstractmethod
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """Noisy latents `(B, C, h, w)`, timestep(s) and text embeddings `(B, T, width)` of a forward call."""
+        """Noisy latents `(B, ...)`, timestep(s) from 0 to 1,000, text embeddings `(B, T, width)` of a forward call."""
 
-    @abstractmethod
     def output(self, result: Any) -> Tensor:
-        """The prediction `(B, C, h, w)` in what the denoiser's forward call returned."""
+        """The prediction `(B, ...)` in what the forward call returned: `.sample`, or the first of a tuple."""
+        prediction: Tensor = result[0] if isinstance(result, tuple) else result.sample
+        return prediction
+
+    def prediction_gradient(self, denoiser: nn.Module, gradient: Tensor) -> Tensor:
+        """The part of the output's gradient `(B, ...)` that belongs to the predicted noise; default all of it."""
+        return gradient
 
 
-def find_backbone(module: nn.Module) -> Backbone | None:
-    """The backbone that accepts `module`, or None; families are found by walking this package."""
+def named_arguments(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments called `names`, the first parameters of a forward, wherever the caller put them; None if absent."""
+    return [args[index] if len(args) > index else kwargs.get(name) for index, name in enumerate(names)]
+
+
+def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
+    """At most `count` of `names`, evenly spaced, the last one included."""
+    count = min(count, len(names))
+    return [names[(index + 1) * len(names) // count - 1] for index in range(count)]
+
+
+def refuse_fused(attention: nn.Module) -> None:
+    """Raise if the projections of an attention are fused: `to_q` and `to_k` are stale as soon as those are trained."""
+    if getattr(attention, "fused_projections", False):
+        raise ProbeError(
+            "An attention with fused projections cannot be read: its to_q and to_k are no longer what it computes",
+            expected="separate projections",
+            remedy="call unfuse_qkv_projections() on the denoiser",
+        )
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers of torch.compile, PEFT and DistributedDataParallel."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
+        base_model: Any = getattr(module, "get_base_model", None)
+        if inner is None and base_model is not None:
+            inner = base_model()
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _families(family: type[Backbone] = Backbone) -> Iterator[type[Backbone]]:
+    for child in sorted(family.__subclasses__(), key=lambda child: child.__name__):
+        if not inspect.isabstract(child):
+            yield child
+        yield from _families(child)
+
+
+def backbones() -> list[type[Backbone]]:
+    """Every family, found by walking this package."""
     package = importlib.import_module(__package__ or "memtrain.models.backbones")
     for entry in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{entry.name}")
-    for family in sorted(Backbone.__subclasses__(), key=lambda family: family.__name__):
-        if family.accepts(module):
-            return family()
-    return None
+    return list(_families())
+
+
+def find_backbone(module: nn.Module) -> Backbone | None:
+    """The backbone that accepts `module` (wrapped or not), or None."""
+    inner = unwrap(module)
+    return next((family() for family in backbones() if family.accepts(inner)), None)
 
 
 def find_denoiser(root: nn.Module, path: str | None = None) -> tuple[str, nn.Module, Backbone]:
@@ -62,18 +151,23 @@ def find_denoiser(root: nn.Module, path: str | None = None) -> tuple[str, nn.Mod
         path: module path of the denoiser; by default the only submodule that a backbone accepts.
 
     Returns:
-        Its path, the module and its backbone.
+        Its path, the module and its backbone. Of a denoiser and its wrapper (torch.compile, PEFT) it is the wrapper.
 
     Raises:
         ProbeError: if there is none, more than one, or the named one belongs to no known family.
     """
-    candidates = [(path, root.get_submodule(path))] if path else list(root.named_modules())
-    known = [(name, module, backbone) for name, module in candidates if (backbone := find_backbone(module))]
-    if len(known) != 1:
-        names = [name for name, _, _ in known]
+    found: dict[int, tuple[str, nn.Module, Backbone]] = {}
+    for name, module in [(path, root.get_submodule(path))] if path else root.named_modules(remove_duplicate=False):
+        backbone = find_backbone(module)
+        if backbone is not None:
+            known = found.get(id(unwrap(module)))
+            if known is None or known[1] is unwrap(module):
+                found[id(unwrap(module))] = (name, module, backbone)
+    if len(found) != 1:
+        names = [name for name, _, _ in found.values()]
         raise ProbeError(
-            f"{len(known)} denoisers found in {type(root).__name__}{': ' + ', '.join(names) if names else ''}",
-            expected="exactly one module of a known family (diffusers.UNet2DConditionModel)",
+            f"{len(found)} denoisers found in {type(root).__name__}{': ' + ', '.join(names) if names else ''}",
+            expected="exactly one module of a known family in memtrain.models.backbones",
             remedy="name it with `denoiser`, the module path inside the LightningModule",
         )
-    return known[0]
+    return next(iter(found.values()))

@@ -1,0 +1,130 @@
+"""Visits on their way from the device to the evidence.
+
+A training step must not wait for the device. So a batch's values are packed into one small tensor. Its copy to the host
+starts at once and is read later, when the step that made it is long over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtrain.models.probe import Observation
+
+
+class HostCopy:
+    """A copy of a tensor to the host, started at once and waited for when read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor.detach(), non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._host = tensor.detach().cpu()
+
+    def read(self) -> Tensor:
+        """The values on the host."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+            self._arrived = None
+        return self._host
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small host tensor on `device`, without waiting for the device."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass
+class Visits:
+    """The visits of one batch on one process.
+
+    Attributes:
+        batch: batches since the start of training.
+        rank: process.
+        epoch: epoch.
+        step: optimizer steps taken before this batch.
+        keys: B sample keys.
+        score: `(B,)` evidence before these visits, on the host.
+        flagged: `(B,)` bool, on the host.
+        packed: `(B, 3 + columns)` timestep, prompt length (NaN if unknown), weight, signal values.
+        recorded: whether the rows are in the record table.
+    """
+
+    batch: int
+    rank: int
+    epoch: int
+    step: int
+    keys: list[str]
+    score: Tensor
+    flagged: Tensor
+    packed: HostCopy
+    recorded: bool = False
+
+    @staticmethod
+    def pack(observation: Observation, weights: Tensor, values: Tensor) -> HostCopy:
+        """Start the copy of what a batch showed, `(B, 3 + columns)`."""
+        timesteps = observation.timesteps.float()
+        length = observation.prompt_length
+        lengths = torch.full_like(timesteps, torch.nan) if length is None else length.to(timesteps)
+        return HostCopy(torch.cat([torch.stack([timesteps, lengths, weights.to(timesteps)], 1), values.float()], 1))
+
+    @property
+    def timesteps(self) -> list[float]:
+        """B timesteps."""
+        return list(self.packed.read()[:, 0].tolist())
+
+    @property
+    def values(self) -> Tensor:
+        """Signal values `(B, columns)`."""
+        return self.packed.read()[:, 3:]
+
+    def rows(self, columns: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """Rows of the record table; `columns` names the signal values."""
+        count, packed = len(self.keys), self.packed.read()
+        return {
+            "key": self.keys,
+            "epoch": [self.epoch] * count,
+            "step": [self.step] * count,
+            "batch": [self.batch] * count,
+            "rank": [self.rank] * count,
+            "timestep": packed[:, 0].round().int().tolist(),
+            "prompt_length": [None if length != length else int(length) for length in packed[:, 1].tolist()],
+            **dict(zip(columns, packed[:, 3:].T.tolist(), strict=True)),
+            "score": self.score.tolist(),
+            "flagged": self.flagged.tolist(),
+            "weight": packed[:, 2].tolist(),
+        }
+
+    @staticmethod
+    def from_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[Visits]:
+        """Visits of earlier batches, from their rows in the record table, ordered by batch and rank."""
+        batches: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for row in rows:
+            batches.setdefault((row["batch"], row["rank"]), []).append(row)
+        found = []
+        for (batch, rank), group in sorted(batches.items()):
+            packed = [[row["timestep"], torch.nan, row["weight"], *(row[name] for name in columns)] for row in group]
+            found.append(
+                Visits(
+                    batch,
+                    rank,
+                    group[0]["epoch"],
+                    group[0]["step"],
+                    [row["key"] for row in group],
+                    torch.tensor([row["score"] for row in group]),
+                    torch.tensor([row["flagged"] for row in group]),
+                    HostCopy(torch.tensor(packed, dtype=torch.float32)),
+                    recorded=True,
+                )
+            )
+        return found
