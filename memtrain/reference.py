@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, RecordError
 from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.transfer import to_device
 from memtrain.records import write_parquet
 from memtrain.signals.base import Signal
 
@@ -192,6 +193,16 @@ class ReferenceProfile:
     def bucket(self, timestep: float) -> int:
         """Index of the nearest measured timestep."""
         return min(range(len(self.timesteps)), key=lambda index: abs(self.timesteps[index] - timestep))
+
+    def lookup_on_device(self, keys: Sequence[str], timesteps: Tensor) -> Tensor:
+        """As :meth:`lookup`, on the device of `timesteps` `(B,)`, whose values are not read on the host."""
+        missing = [key for key in keys if key not in self._row]
+        if missing:
+            self.lookup(missing, [0.0] * len(missing))
+        values = to_device(self._values[[self._row[key] for key in keys]], timesteps.device)
+        measured = to_device(torch.tensor(self.timesteps), timesteps.device)
+        bucket = (timesteps[:, None] - measured).abs().argmin(dim=1)
+        return values.gather(1, bucket[:, None, None].expand(-1, 1, values.shape[2]))[:, 0]
 
     def lookup(self, keys: Sequence[str], timesteps: Sequence[float]) -> Tensor:
         """Values of samples at the measured timestep nearest to each visit, `(B, columns)`.

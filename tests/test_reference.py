@@ -55,7 +55,7 @@ def profile(folder: Path, host: Host, probe: DenoiserProbe, **options: Any) -> R
 
 
 def test_values_are_the_signals_of_the_base_model_averaged_over_draws(tmp_path: Path, host: Host) -> None:
-    probe = DenoiserProbe(host.unet)
+    probe = DenoiserProbe(host.unet, sites="*")
     made = profile(tmp_path, host, probe)
     assert made.measure(probe, host.sample_loss, batches()) == 6
     assert made.load() == 6
@@ -73,7 +73,7 @@ def test_values_are_the_signals_of_the_base_model_averaged_over_draws(tmp_path: 
 
 
 def test_interrupted_measuring_continues_and_nothing_is_measured_twice(tmp_path: Path, host: Host) -> None:
-    probe = DenoiserProbe(host.unet)
+    probe = DenoiserProbe(host.unet, sites="*")
 
     def interrupted() -> Iterator[dict[str, Any]]:
         for index, batch in enumerate(batches()):
@@ -91,7 +91,7 @@ def test_interrupted_measuring_continues_and_nothing_is_measured_twice(tmp_path:
 
 
 def test_changed_content_is_measured_again_under_the_same_key(tmp_path: Path, host: Host) -> None:
-    probe = DenoiserProbe(host.unet)
+    probe = DenoiserProbe(host.unet, sites="*")
     profile(tmp_path, host, probe).measure(probe, host.sample_loss, batches())
 
     def changed() -> Iterator[dict[str, Any]]:
@@ -107,7 +107,7 @@ def test_changed_content_is_measured_again_under_the_same_key(tmp_path: Path, ho
 
 
 def test_two_processes_measure_half_each(tmp_path: Path, host: Host) -> None:
-    probe = DenoiserProbe(host.unet)
+    probe = DenoiserProbe(host.unet, sites="*")
     both = [profile(tmp_path, host, probe) for _ in range(2)]
     counts = [p.measure(probe, host.sample_loss, batches(), rank=r, world_size=2) for r, p in enumerate(both)]
     assert counts == [4, 2]
@@ -119,14 +119,14 @@ def test_two_processes_measure_half_each(tmp_path: Path, host: Host) -> None:
 
 
 def test_a_resumed_run_refuses_to_measure_a_trained_model(tmp_path: Path, host: Host) -> None:
-    probe = DenoiserProbe(host.unet)
+    probe = DenoiserProbe(host.unet, sites="*")
     profile(tmp_path, host, probe).measure(probe, host.sample_loss, batches("abcd"))
     with pytest.raises(RecordError, match="lacks samples of this data"):
         profile(tmp_path, host, probe).measure(probe, host.sample_loss, batches(), cached_only=True)
 
 
 def test_the_name_follows_weights_and_settings(tmp_path: Path, host: Host) -> None:
-    probe = DenoiserProbe(host.unet)
+    probe = DenoiserProbe(host.unet, sites="*")
     names = {
         profile(tmp_path, host, probe, **options).fingerprint
         for options in ({}, {"draws": 1}, {"seed": 1}, {"timesteps": (200,)})

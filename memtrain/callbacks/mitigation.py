@@ -1,15 +1,16 @@
-"""What a mitigation is: a callback that gives each sample of a mini-batch a weight.
+"""What a mitigation is: a callback that weights the samples of a mini-batch, or adds a penalty to the loss.
 
-The monitor collects the mitigations among the trainer's callbacks and multiplies their weights at the gradient gate, so
-they combine freely. A weight of 0 removes a sample from the mini-batch exactly; nothing skips a batch, a backward pass
-or an optimizer step, so processes stay in step.
+The monitor collects the mitigations among the trainer's callbacks. It multiplies their weights at the gradient gate and
+adds their penalties to the loss, so they combine freely. A weight of 0 removes a sample from the mini-batch exactly;
+nothing skips a batch, a backward pass or an optimizer step, so processes stay in step. Weights do not touch penalties.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -25,30 +26,54 @@ class Flags:
         now: `(B,)` bool, above the threshold.
         ever: `(B,)` bool, above it at some earlier visit.
         score: `(B,)` accumulated evidence, high when memorized.
+        threshold: score above which a sample is flagged; infinite until there is one.
     """
 
     now: Tensor
     ever: Tensor
     score: Tensor
+    threshold: float = float("inf")
 
 
 class Mitigation(Callback):
-    """Base of the mitigations."""
+    """Base of the mitigations; a subclass overrides `weights`, `penalty` or both.
 
-    @abstractmethod
+    Attributes:
+        needs_graph: the penalty needs the token attention with its graph.
+        needs_reference: `observation.reference` has to hold the signals under the base model.
+    """
+
+    needs_graph: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """Weight of each sample, `(B,)`, non-negative, on the device of the flags.
+        """Weight of each sample, `(B,)`, non-negative, on the device of the flags; default ones.
 
         Called when the loss gradient reaches the denoiser's output.
         """
+        return torch.ones_like(flags.score)
+
+    def penalty(self, observation: Observation, flags: Flags) -> Tensor | None:
+        """Penalty of each sample, `(B,)` with a graph, whose batch mean is added to the loss; default none.
+
+        Called before the backward pass: there is no gradient yet.
+        """
+        return None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to run without a monitor, before any work is done."""
         from memtrain.callbacks.monitor import MemorizationMonitor
 
-        if stage == "fit" and not any(isinstance(c, MemorizationMonitor) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        monitors = [c for c in trainer.callbacks if isinstance(c, MemorizationMonitor)]  # type: ignore[attr-defined]
+        if stage == "fit" and not monitors:
             raise ConfigurationError(
                 f"{type(self).__name__} is among the callbacks, but no MemorizationMonitor",
                 expected="a monitor, which decides what is flagged",
                 remedy="add memtrain.callbacks.monitor.MemorizationMonitor to trainer.callbacks",
+            )
+        if stage == "fit" and self.needs_reference and not all(monitor.reference for monitor in monitors):
+            raise ConfigurationError(
+                f"{type(self).__name__} compares with the base model, but the monitor has `reference: false`",
+                expected="a reference profile",
+                remedy="let the monitor measure one, or leave this mitigation out",
             )

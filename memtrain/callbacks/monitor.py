@@ -35,10 +35,11 @@ from memtrain.calibration import Calibration
 from memtrain.callbacks.measurement import HeldoutSamples, measure_profile, require_measurable
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
-from memtrain.callbacks.visits import Visits, to_device
+from memtrain.callbacks.visits import Visits
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.transfer import to_device
 from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet
 from memtrain.reference import ReferenceProfile
 from memtrain.signals.attention_entropy import AttentionEntropy
@@ -114,7 +115,9 @@ class MemorizationMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the probe, measure the reference profile, calibrate, open the record."""
         _, denoiser, backbone = find_denoiser(pl_module, self.denoiser)
-        self.probe = DenoiserProbe(denoiser, sites=self.sites, backbone=backbone)
+        self.mitigations = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
+        differentiable = any(mitigation.needs_graph for mitigation in self.mitigations)
+        self.probe = DenoiserProbe(denoiser, sites=self.sites, backbone=backbone, differentiable=differentiable)
         self.columns = [name for signal in self.signals for name in signal.columns(list(self.probe.sites))]
         start = 0
         for signal in self.signals:
@@ -122,7 +125,6 @@ class MemorizationMonitor(Callback):
             if signal.name == self.flag_by:
                 scored, memorized_when = slice(start, start + width), signal.memorized_when
             start += width
-        self.mitigations = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
         self.calibration = Calibration(
             len(self.columns),
             scored=scored,
@@ -236,11 +238,15 @@ class MemorizationMonitor(Callback):
         keys = self._keys(batch)
         scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
         self._flags = Flags(
-            self.calibration.flagged(keys), self.calibration.ever_flagged(keys), self.calibration.scores(keys)
+            self.calibration.flagged(keys),
+            self.calibration.ever_flagged(keys),
+            self.calibration.scores(keys),
+            self.calibration.threshold,
         )
         self._weights = torch.ones(len(keys))
         assert self.probe is not None
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
+        self._loss_weight = getattr(pl_module, "loss_weight", None)
         self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
 
     def _keys(self, batch: Any) -> list[str]:
@@ -254,12 +260,37 @@ class MemorizationMonitor(Callback):
             )
         return list(keys)
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Add the mitigations' penalties to the loss, on its scale."""
+        assert self.probe is not None
+        if not self.mitigations:
+            return
+        observation = self.probe.current
+        if any(mitigation.needs_reference for mitigation in self.mitigations):
+            observation.reference = self._reference_values(observation)
+        flags = self._flags_on(loss.device)
+        for mitigation in self.mitigations:
+            penalty = mitigation.penalty(observation, flags)
+            if penalty is not None:
+                loss.add_(penalty.mean() * observation.loss_scale)
+
+    def _reference_values(self, observation: Observation) -> dict[str, Tensor]:
+        assert self.profile is not None
+        values = self.profile.lookup_on_device(observation.keys, observation.timesteps)
+        widths = [len(signal.columns(list(self.probe.sites))) for signal in self.signals]  # type: ignore[union-attr]
+        return dict(zip(self.names, values.split(widths, dim=1), strict=True))
+
+    def _flags_on(self, device: torch.device) -> Flags:
+        now, ever, score = (to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score))
+        return Flags(now, ever, score, self._flags.threshold)
+
     def _gate(self, observation: Observation) -> Tensor | None:
+        if self._loss_weight is not None:
+            observation.loss_weight = self._loss_weight(observation.timesteps)
         if not self.mitigations:
             return None
-        device = observation.timesteps.device
-        flags = Flags(*(to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score)))
-        weights = torch.ones(len(observation.keys), device=device)
+        flags = self._flags_on(observation.timesteps.device)
+        weights = torch.ones(len(observation.keys), device=observation.timesteps.device)
         for mitigation in self.mitigations:
             weights = weights * mitigation.weights(observation, flags)
         self._weights = weights
@@ -271,8 +302,6 @@ class MemorizationMonitor(Callback):
         """Read the signals, and start their way to the host."""
         assert self.probe is not None
         observation = self.probe.end()
-        if hasattr(pl_module, "loss_weight"):
-            observation.loss_weight = pl_module.loss_weight(observation.timesteps)  # type: ignore[operator]
         self._visits.append(
             Visits(
                 self._batches_done,

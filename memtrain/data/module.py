@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from memtrain.data.dataset import Batch, CaptionedImages, Tokenizer, loader, tokenize
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
-from memtrain.data.selection import Duplicates, plant, split_heldout
+from memtrain.data.selection import Duplicates, plant, read_keys, split_heldout
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
 
@@ -26,7 +26,8 @@ class TextImageDataModule(LightningDataModule):
         path: a folder with `metadata.jsonl`, or WebDataset shards (see :mod:`memtrain.data.webdataset`).
         heldout_path: take held-out samples from this source instead of splitting `path`.
         heldout_fraction: share of `path` that is held out, chosen by a hash of the key.
-        exclude: keys that are left out of training.
+        exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
+            flagged.csv.
         duplicates: plant repeated images, to have a known truth in experiments.
         resolution: image size, pixels.
         batch_size: samples per step and rank.
@@ -43,7 +44,7 @@ class TextImageDataModule(LightningDataModule):
         *,
         heldout_path: str | None = None,
         heldout_fraction: float = 0.1,
-        exclude: list[str] | None = None,
+        exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
         resolution: int = 512,
         batch_size: int = 16,
@@ -63,7 +64,7 @@ class TextImageDataModule(LightningDataModule):
                 f"resolution={resolution}, batch_size={batch_size}", expected="at least 1 each", remedy="change it"
             )
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
-        self.exclude = frozenset(exclude or ())
+        self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates = duplicates or Duplicates()
         self.resolution, self.batch_size, self.num_workers = resolution, batch_size, num_workers
         self.cache_latents, self.caption_dropout = cache_latents, caption_dropout

@@ -7,6 +7,7 @@ samples within an epoch under their own key: an image that the data holds r time
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,30 @@ class Duplicates:
                 expected="count >= 0 and repeats >= 2",
                 remedy="leave `duplicates` out to plant none",
             )
+
+
+def read_keys(path: str) -> frozenset[str]:
+    """The column `key` of a CSV file.
+
+    Raises:
+        DataError: if there is no such file or column.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if "key" not in (rows.fieldnames or ()):
+                raise DataError(
+                    f"{path} has the columns {list(rows.fieldnames or ())}",
+                    expected="a CSV file with a column `key`, such as a run's flagged.csv",
+                    remedy="name another file, or list the keys",
+                )
+            return frozenset(row["key"] for row in rows)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The keys to exclude cannot be read from {path!r}: {error}",
+            expected="a CSV file with a column `key`, such as a run's flagged.csv",
+            remedy="check the path; single keys are given as a list",
+        ) from error
 
 
 def hash_order(key: str, salt: str) -> str:

@@ -61,6 +61,8 @@ class Observation:
         loss_scale: factor between the batch-mean loss and the loss that was differentiated.
         loss_weight: `(B,)` weight that the host gave each sample's loss, or None for equal weights.
         sample_loss: `(B,)` denoising loss, where it is known without a gradient.
+        reference: per signal its values `(B, columns)` under the base model at the nearest measured timestep, where a
+            mitigation asked for them.
         clip_layout: whether tokens are `BOS words EOS padding`; set by the probe.
     """
 
@@ -75,6 +77,7 @@ class Observation:
     loss_scale: float | Tensor = 1.0
     loss_weight: Tensor | None = None
     sample_loss: Tensor | None = None
+    reference: dict[str, Tensor] = field(default_factory=dict)
     clip_layout: bool = True
 
     def entropy(self, tokens: Tokens = "all") -> Tensor:
@@ -232,6 +235,13 @@ class DenoiserProbe:
         if not self._undo:
             raise ProbeError("begin() on a probe that is not attached", remedy="attach() it first")
         self._pending, self._open, self._gate, self._needs_gradient = observation, None, gate, True
+
+    @property
+    def current(self) -> Observation:
+        """The observation begun last, as far as it goes; complete but for the gradient before the backward pass."""
+        if self._pending is None:
+            raise ProbeError("No observation was begun", remedy="call begin() before the forward pass")
+        return self._pending
 
     def end(self) -> Observation:
         """The observation begun last, complete.

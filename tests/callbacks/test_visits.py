@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from memtrain.callbacks.visits import HostCopy, Visits
+from memtrain.callbacks.visits import Visits
 from memtrain.models.probe import Observation
 from memtrain.records import RecordWriter, read_steps
 
@@ -43,9 +43,3 @@ def test_visits_come_back_from_the_record_table(tmp_path: Path) -> None:
         assert visit.keys == original.keys
         assert visit.timesteps == original.timesteps
         assert torch.equal(visit.values, original.values)
-
-
-def test_a_copy_on_the_host_is_the_tensor_without_its_graph() -> None:
-    tensor = torch.ones(2, requires_grad=True) * 2
-    assert not HostCopy(tensor).read().requires_grad
-    assert HostCopy(tensor).read().tolist() == [2.0, 2.0]

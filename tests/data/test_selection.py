@@ -1,8 +1,10 @@
 """The held-out split and planted duplicates."""
 
+from pathlib import Path
+
 import pytest
 
-from memtrain.data.selection import MINIMUM_HELDOUT, Duplicates, plant, split_heldout
+from memtrain.data.selection import MINIMUM_HELDOUT, Duplicates, plant, read_keys, split_heldout
 from memtrain.errors import ConfigurationError, DataError
 
 KEYS = [f"sample {index}" for index in range(400)]
@@ -94,3 +96,14 @@ def test_more_duplicates_than_samples():
 def test_settings_that_plant_nothing(settings):
     with pytest.raises(ConfigurationError, match=r"plants nothing[\s\S]*leave `duplicates` out"):
         Duplicates(**settings)
+
+
+def test_keys_come_from_the_flagged_csv_of_an_earlier_run(tmp_path: Path) -> None:
+    file = tmp_path / "flagged.csv"
+    file.write_text('key,caption,visits\na.png,"one, two",3\n"b,c.png",x,4\n', encoding="utf-8")
+    assert read_keys(str(file)) == {"a.png", "b,c.png"}
+    file.write_text("name\na.png\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"has the columns \['name'\]"):
+        read_keys(str(file))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_keys(str(tmp_path / "nothing.csv"))

@@ -41,7 +41,7 @@ def test_a_gate_drops_samples_exactly(unet: UNet2DConditionModel) -> None:
     (weights * (unet(latents, timesteps, text).sample - target).square().flatten(1).mean(1)).mean().backward()
     expected = [p.grad.clone() for p in unet.parameters()]
     unet.zero_grad()
-    with DenoiserProbe(unet) as probe:
+    with DenoiserProbe(unet, sites="*") as probe:
         probe.begin(observation(), lambda seen: weights)
         F.mse_loss(unet(latents, timesteps, text).sample, target).backward()
         probe.end()
@@ -51,7 +51,7 @@ def test_a_gate_drops_samples_exactly(unet: UNet2DConditionModel) -> None:
 
 def test_no_grad_forwards_are_not_counted(unet: UNet2DConditionModel) -> None:
     latents, timesteps, text = inputs()
-    with DenoiserProbe(unet) as probe:
+    with DenoiserProbe(unet, sites="*") as probe:
         probe.begin(observation())
         with torch.no_grad():
             unet(latents, timesteps + 1, text)
@@ -61,7 +61,7 @@ def test_no_grad_forwards_are_not_counted(unet: UNet2DConditionModel) -> None:
 
 def test_measuring_needs_no_gradient_and_keeps_the_batch_in_flight(unet: UNet2DConditionModel) -> None:
     latents, timesteps, text = inputs()
-    with DenoiserProbe(unet) as probe:
+    with DenoiserProbe(unet, sites="*") as probe:
         probe.begin(observation())
         prediction = unet(latents, timesteps, text).sample
         with probe.measure(observation(2)) as held:
@@ -73,7 +73,7 @@ def test_measuring_needs_no_gradient_and_keeps_the_batch_in_flight(unet: UNet2DC
 
 
 def test_a_probe_that_saw_nothing_raises(unet: UNet2DConditionModel) -> None:
-    with DenoiserProbe(unet) as probe:
+    with DenoiserProbe(unet, sites="*") as probe:
         probe.begin(observation())
         with pytest.raises(ProbeError, match="saw no forward pass"):
             probe.end()
@@ -84,7 +84,7 @@ def test_a_probe_that_saw_nothing_raises(unet: UNet2DConditionModel) -> None:
 
 
 def test_a_silent_site_raises(unet: UNet2DConditionModel) -> None:
-    with DenoiserProbe(unet) as probe:
+    with DenoiserProbe(unet, sites="*") as probe:
         next(iter(probe.sites.values()))._forward_pre_hooks.clear()
         probe.begin(observation())
         unet(*inputs()).sample.mean().backward()
@@ -93,7 +93,7 @@ def test_a_silent_site_raises(unet: UNet2DConditionModel) -> None:
 
 
 def test_two_training_forwards_and_wrong_key_counts_raise(unet: UNet2DConditionModel) -> None:
-    with DenoiserProbe(unet) as probe:
+    with DenoiserProbe(unet, sites="*") as probe:
         probe.begin(observation())
         unet(*inputs())
         with pytest.raises(ProbeError, match="ran twice"):

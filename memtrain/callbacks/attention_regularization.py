@@ -1,0 +1,58 @@
+"""Attention regularization: token attention may not move away from the base model's.
+
+Ours, after the observation of MemAttn (Ren et al., ECCV 2024) that memorized samples are told apart by the entropy of
+their cross-attention; the training-time method of that paper was never released. The penalty is a hinge on the change
+of each site's entropy since the base model, beyond `margin`, in either direction, because in fine-tuning sites move
+both ways. Its gradient reaches queries, keys and what lies before them, not the values.
+
+Cost: the graph of the token attention (more memory per site). Suggested: the defaults, on flagged samples. Cannot: keep
+a model from memorizing through its values or convolutions; combine it with sample skipping or reweighting.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.errors import ConfigurationError
+from memtrain.models.probe import Observation
+
+
+class AttentionRegularization(Mitigation):
+    """Add a penalty on the change of the attention entropy since the base model.
+
+    Args:
+        strength: factor of the penalty, loss per nat.
+        margin: change of a site's entropy that is free, nats.
+        samples: penalize `flagged` samples or `all`.
+    """
+
+    needs_graph: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def __init__(
+        self, strength: float = 0.1, margin: float = 0.1, samples: Literal["flagged", "all"] = "flagged"
+    ) -> None:
+        if strength <= 0 or margin < 0:
+            raise ConfigurationError(
+                f"strength={strength}, margin={margin}",
+                expected="a strength above 0 and a margin of at least 0",
+                remedy="change them",
+            )
+        self.strength, self.margin, self.samples = strength, margin, samples
+
+    def penalty(self, observation: Observation, flags: Flags) -> Tensor:
+        """`strength` times the mean over sites of the hinge, `(B,)`; 0 for samples that are not penalized."""
+        if "attention_entropy" not in observation.reference:
+            raise ConfigurationError(
+                f"The monitor measures {sorted(observation.reference)}, not the attention entropy",
+                expected="memtrain.signals.attention_entropy.AttentionEntropy among its signals",
+                remedy="add it",
+            )
+        change = observation.entropy() - observation.reference["attention_entropy"]
+        hinge = torch.relu(change.abs() - self.margin).mean(dim=1)
+        chosen = torch.ones_like(flags.ever) if self.samples == "all" else flags.ever
+        return self.strength * torch.where(chosen, hinge, 0.0 * hinge)

@@ -1,0 +1,42 @@
+"""Sample reweighting: the closer a sample comes to being flagged, the less it counts.
+
+A soft form of sample skipping, ours. The weight is 1 up to `start` of the threshold, falls linearly from there, and
+stays at `floor` from the threshold on. It acts before the evidence suffices for a flag, and takes less from a sample
+that comes close to one by chance.
+
+Cost: none beyond the monitor. Suggested: the defaults. Cannot: act before the monitor has a threshold.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.errors import ConfigurationError
+from memtrain.models.probe import Observation
+
+
+class SampleReweighting(Mitigation):
+    """Weights that fall with the accumulated evidence.
+
+    Args:
+        start: share of the threshold at which the weight begins to fall.
+        floor: weight from the threshold on.
+    """
+
+    def __init__(self, start: float = 0.5, floor: float = 0.0) -> None:
+        if not 0 <= start < 1 or not 0 <= floor < 1:
+            raise ConfigurationError(
+                f"start={start}, floor={floor}", expected="both from 0 to below 1", remedy="change them"
+            )
+        self.start, self.floor = start, floor
+
+    def weights(self, observation: Observation, flags: Flags) -> Tensor:
+        """From 1 down to `floor`, `(B,)`; ones while there is no threshold."""
+        if not math.isfinite(flags.threshold) or flags.threshold <= 0:
+            return torch.ones_like(flags.score)
+        done = (flags.score / flags.threshold - self.start) / (1 - self.start)
+        return 1 - (1 - self.floor) * done.clamp(0, 1)

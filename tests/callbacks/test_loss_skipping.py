@@ -1,0 +1,49 @@
+"""IET-AGC's rule, against its definition computed sample by sample."""
+
+import torch
+
+from memtrain.callbacks.loss_skipping import LossSkipping
+from memtrain.callbacks.mitigation import Flags
+from memtrain.models.probe import Observation
+
+
+def visit(mitigation: LossSkipping, losses: list[float], timesteps: list[int]) -> list[float]:
+    count = len(losses)
+    none = torch.zeros(count, dtype=torch.bool)
+    observation = Observation(
+        [str(i) for i in range(count)], timesteps=torch.tensor(timesteps), sample_loss=torch.tensor(losses)
+    )
+    return mitigation.weights(observation, Flags(none, none, torch.zeros(count))).tolist()
+
+
+def test_the_rule_of_the_paper_over_many_batches() -> None:
+    mitigation, mean = LossSkipping(ratio=1.25, decay=0.8), [0.0] * 1000
+    generator = torch.Generator().manual_seed(0)
+    skipped = 0
+    for _ in range(60):
+        losses = torch.rand(6, generator=generator).tolist()
+        steps = torch.randint(4, (6,), generator=generator).tolist()
+        kept = [loss * 1.25 >= mean[step] for loss, step in zip(losses, steps, strict=True)]
+        for loss, step in zip(losses, steps, strict=True):
+            mean[step] = 0.8 * mean[step] + 0.2 * loss
+        expected = [6 / sum(kept) if keep else 0.0 for keep in kept]
+        torch.testing.assert_close(torch.tensor(visit(mitigation, losses, steps)), torch.tensor(expected))
+        skipped += 6 - sum(kept)
+    assert 60 < skipped < 240
+    torch.testing.assert_close(mitigation.mean[:4], torch.tensor(mean[:4]))
+
+
+def test_nothing_is_skipped_at_first_and_everything_can_be() -> None:
+    mitigation = LossSkipping()
+    assert visit(mitigation, [0.001, 0.002], [5, 6]) == [1.0, 1.0]
+    mitigation.mean.fill_(10.0)
+    assert visit(mitigation, [0.001, 0.002], [5, 6]) == [0.0, 0.0]
+
+
+def test_the_running_means_are_kept_in_checkpoints() -> None:
+    mitigation = LossSkipping()
+    visit(mitigation, [1.0], [3])
+    again = LossSkipping()
+    again.load_state_dict(mitigation.state_dict())
+    assert torch.equal(again.mean, mitigation.mean)
+    assert again.mean[3] > 0
