@@ -22,6 +22,7 @@ from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import hash_order
@@ -66,9 +67,13 @@ class TrainCLI(LightningCLI):
                 callback.init_args.dirpath = str(self._folder() / "checkpoints")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log to CSV files in the run folder unless the configuration names a logger."""
-        if self.config[self.subcommand].trainer.logger is None:
+        """Log to CSV files in the run folder unless the configuration names a logger; our progress bar likewise."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.logger is None:
             kwargs["logger"] = CSVLogger(self._folder(), name="logs")
+        named = any(callback.class_path.endswith("ProgressBar") for callback in trainer.callbacks or [])
+        if trainer.enable_progress_bar is not False and not named:
+            self.trainer_defaults["callbacks"] = [ProgressBar()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

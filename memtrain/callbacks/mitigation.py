@@ -1,4 +1,4 @@
-"""What a mitigation is: a callback that weights the samples of a mini-batch, or adds a penalty to the loss.
+"""What a mitigation is: a callback that changes a batch, weights its samples, or adds a penalty to the loss.
 
 The monitor collects the mitigations among the trainer's callbacks. It multiplies their weights at the gradient gate and
 adds their penalties to the loss, so they combine freely. A weight of 0 removes a sample from the mini-batch exactly;
@@ -8,7 +8,7 @@ nothing skips a batch, a backward pass or an optimizer step, so processes stay i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,7 +36,7 @@ class Flags:
 
 
 class Mitigation(Callback):
-    """Base of the mitigations; a subclass overrides `weights`, `penalty` or both.
+    """Base of the mitigations; a subclass overrides `prepare`, `weights` or `penalty`.
 
     Attributes:
         needs_graph: the penalty needs the token attention with its graph.
@@ -45,6 +45,16 @@ class Mitigation(Callback):
 
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+
+    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, counter: int) -> None:
+        """Change the batch in place before the forward pass; default nothing.
+
+        Args:
+            batch: as the module gets it, on its device.
+            flags: on the host.
+            tokenizer: the module's, or None.
+            counter: a number that no other batch of the run has, on any process.
+        """
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """Weight of each sample, `(B,)`, non-negative, on the device of the flags; default ones.

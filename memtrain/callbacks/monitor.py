@@ -245,6 +245,9 @@ class MemorizationMonitor(Callback):
         )
         self._weights = torch.ones(len(keys))
         assert self.probe is not None
+        counter = self._batches_done * trainer.world_size + trainer.global_rank
+        for mitigation in self.mitigations:
+            mitigation.prepare(batch, self._flags, tokenizer=getattr(pl_module, "tokenizer", None), counter=counter)
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
         self._loss_weight = getattr(pl_module, "loss_weight", None)
         self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
