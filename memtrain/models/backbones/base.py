@@ -75,6 +75,22 @@ class Backbone(ABC):
             ProbeError: if the attention is called in a way that cannot be read, such as with fused projections.
         """
 
+    def value_projection(self, attention: nn.Module) -> str:
+        """Name of the layer of a site that makes values of the text, `(B, T, C)` from text embeddings.
+
+        Raises:
+            ProbeError: if the site has none for the text alone.
+        """
+        if not self.joint:
+            return "to_v"
+        if getattr(attention, "add_v_proj", None) is None:
+            raise ProbeError(
+                f"This {type(attention).__name__} makes values of image and text in one layer",
+                expected="a layer that sees the text alone",
+                remedy="leave single-stream blocks out",
+            )
+        return "add_v_proj"
+
     @abstractmethod
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
         """Noisy latents `(B, ...)`, timestep(s) from 0 to 1,000, text embeddings `(B, T, width)` of a forward call."""
