@@ -23,12 +23,18 @@ class DenoiserStep:
         conditional: `(B, C, h, w)` prediction under the prompts.
         unconditional: `(B, C, h, w)` prediction under the empty or negative prompt; None when sampling without
             classifier-free guidance.
+        total: number of calls.
+        token_attention: per attention site `(B, T)` under the prompts; None unless a detector needs it.
+        prompt_length: `(B,)` tokens of the prompts with BOS and EOS; None unless a detector needs it.
     """
 
     index: int
     timestep: float
     conditional: Tensor
     unconditional: Tensor | None
+    total: int = 1
+    token_attention: dict[str, Tensor] | None = None
+    prompt_length: Tensor | None = None
 
 
 class Detector(ABC):

@@ -14,8 +14,8 @@ A safety checker of the pipeline is not applied: an image that it blackens could
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.models.probe import DenoiserProbe, Observation
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def generate(
     with _prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
-            with _observed(pipeline.unet, detectors, images=len(batch), guided=guided) as kept:
+            texts = [prompt for prompt, _ in batch]
+            with _observed(pipeline, detectors, prompts=texts, steps=steps, guided=guided) as kept:
                 latents = pipeline(
-                    prompt=[prompt for prompt, _ in batch],
+                    prompt=texts,
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
                     num_inference_steps=steps,
                     guidance_scale=guidance_scale,
@@ -170,20 +172,27 @@ def _prepared(pipeline: StableDiffusionPipeline) -> Iterator[None]:
 
 @contextmanager
 def _observed(
-    denoiser: nn.Module, detectors: Sequence[Detector], *, images: int, guided: bool
+    pipeline: StableDiffusionPipeline,
+    detectors: Sequence[Detector],
+    *,
+    prompts: Sequence[str],
+    steps: int,
+    guided: bool,
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what `detectors` keep of each denoiser call, per detector name.
 
     Raises:
-        ProbeError: if a call has another batch than `images`, doubled when `guided`.
+        ProbeError: if a call has another batch than there are prompts, doubled when `guided`.
     """
     kept: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-    calls = 0
-    halves = 2 if guided else 1
+    images, halves, calls = len(prompts), 2 if guided else 1, 0
+    attention = any("token_attention" in detector.needs for detector in detectors)
+    lengths = None
+    if any("prompt_length" in detector.needs for detector in detectors):
+        lengths = prompt_lengths(pipeline, prompts).to(pipeline.unet.device)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
+    def seen(prediction: Tensor, timestep: float, token_attention: dict[str, Tensor] | None) -> None:
         nonlocal calls
-        prediction = output[0]
         if len(prediction) != halves * images:
             raise ProbeError(
                 f"The denoiser was called with {len(prediction)} latents for {images} images",
@@ -193,9 +202,12 @@ def _observed(
         parts = prediction.chunk(halves)
         step = DenoiserStep(
             index=calls,
-            timestep=float(args[1] if len(args) > 1 else kwargs["timestep"]),
+            timestep=timestep,
             conditional=parts[-1],
             unconditional=parts[0] if guided else None,
+            total=steps,
+            token_attention=token_attention,
+            prompt_length=lengths,
         )
         calls += 1
         for detector in detectors:
@@ -203,11 +215,29 @@ def _observed(
             if reading is not None:
                 kept[detector.name].append(reading)
 
-    remove: Callable[[], None] | None = None
-    if detectors:
-        remove = denoiser.register_forward_hook(hook, with_kwargs=True).remove
-    try:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
+        seen(output[0], float(args[1] if len(args) > 1 else kwargs["timestep"]), None)
+
+    def watcher(observation: Observation, prediction: Tensor) -> None:
+        conditional = {site: rows[-images:] for site, rows in observation.token_attention.items()}
+        seen(prediction, float(observation.timesteps[0]), conditional)
+
+    with ExitStack() as stack:
+        if attention:
+            stack.enter_context(DenoiserProbe(pipeline.unet, sites="*").watch(watcher))
+        elif detectors:
+            stack.callback(pipeline.unet.register_forward_hook(hook, with_kwargs=True).remove)
         yield kept
-    finally:
-        if remove is not None:
-            remove()
+
+
+def prompt_lengths(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """Tokens of each prompt with BOS and EOS, `(B,)`, at most the tokenizer's maximum."""
+    encoded = pipeline.tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    lengths: Tensor = encoded["attention_mask"].sum(dim=1)
+    return lengths

@@ -178,6 +178,7 @@ class DenoiserProbe:
         self._tokens = 0
         self._gate: Gate | None = None
         self._needs_gradient = True
+        self._watcher: Callable[[Observation, Tensor], None] | None = None
 
     def attach(self) -> DenoiserProbe:
         """Register the hooks; attaching twice is an error."""
@@ -279,6 +280,24 @@ class DenoiserProbe:
             if not was_attached:
                 self.detach()
 
+    @contextmanager
+    def watch(self, seen: Callable[[Observation, Tensor], None]) -> Iterator[None]:
+        """Observe every no-grad forward in the context, as in sampling.
+
+        Args:
+            seen: called after each with what was observed and the prediction; keys are empty.
+        """
+        was_attached = bool(self._undo)
+        if not was_attached:
+            self.attach()
+        self._watcher = seen
+        try:
+            yield
+        finally:
+            self._watcher, self._open = None, None
+            if not was_attached:
+                self.detach()
+
     def _check_seen(self, observation: Observation) -> None:
         silent = [name for name in self.sites if name not in observation.token_attention]
         if not silent:
@@ -296,6 +315,10 @@ class DenoiserProbe:
 
     @torch.compiler.disable
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._watcher is not None and not torch.is_grad_enabled():
+            sample, timestep, text = self.backbone.inputs(args, kwargs)
+            self._start(Observation([""] * len(sample)), sample, timestep, text)
+            return
         if self._pending is None or (self._needs_gradient and not torch.is_grad_enabled()):
             return
         if self._pending.timesteps.numel():
@@ -311,16 +334,25 @@ class DenoiserProbe:
                 expected="one key per sample",
                 remedy="give the batch one key per row of the denoiser's input",
             )
-        self._pending.timesteps = torch.as_tensor(timestep, device=sample.device).detach().expand(len(sample))
-        self._pending.text_embeddings = text.detach()
-        self._pending.clip_layout = self.backbone.clip_layout
+        self._start(self._pending, sample, timestep, text)
+
+    def _start(self, observation: Observation, sample: Tensor, timestep: Any, text: Tensor) -> None:
+        observation.timesteps = torch.as_tensor(timestep, device=sample.device).detach().expand(len(sample))
+        observation.text_embeddings = text.detach()
+        observation.clip_layout = self.backbone.clip_layout
         self._tokens = text.shape[1]
-        self._open = self._pending
+        self._open = observation
 
     @torch.compiler.disable
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         observation, self._open = self._open, None
-        if observation is None or not self._needs_gradient or result is None:
+        if observation is None or result is None:
+            return
+        if self._watcher is not None and not torch.is_grad_enabled():
+            self._check_seen(observation)
+            self._watcher(observation, self.backbone.output(result))
+            return
+        if not self._needs_gradient:
             return
         prediction = self.backbone.output(result)
         if not prediction.requires_grad:
@@ -348,7 +380,7 @@ class DenoiserProbe:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             observation = self._open
             if observation is not None:
-                if self.differentiable and self._needs_gradient:
+                if self.differentiable and self._needs_gradient and self._watcher is None:
                     if not torch.is_grad_enabled():
                         raise ProbeError(
                             f"{name} runs without a graph inside a forward with gradients (reentrant checkpointing), "
