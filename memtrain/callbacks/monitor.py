@@ -97,6 +97,12 @@ class MemorizationMonitor(Callback):
             raise ConfigurationError(
                 f"flag_by={flag_by!r} is no measured signal", expected=f"one of {self.names}", remedy="change flag_by"
             )
+        if calibrate_every < 1 or heldout_batch < 1:
+            raise ConfigurationError(
+                f"calibrate_every={calibrate_every}, heldout_batch={heldout_batch}",
+                expected="at least 1 each",
+                remedy="change them",
+            )
         self.flag_by, self.false_positive_rate = flag_by, false_positive_rate
         self.sites, self.denoiser, self.key_field = sites, denoiser, key_field
         self.maximum_timestep, self.minimum_visits, self.window = maximum_timestep, minimum_visits, evidence_window
@@ -108,6 +114,7 @@ class MemorizationMonitor(Callback):
         self.columns: list[str] = []
         self._batches_done = 0
         self._visits: list[Visits] = []
+        self._heldout: HeldoutSamples | None = None
         self._state: dict[str, Any] = {}
 
     # Start and end
@@ -214,10 +221,12 @@ class MemorizationMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what was recorded, remove every hook."""
-        if hasattr(self, "writer"):
-            self._record()
-            self.writer.flush()
-        self._close()
+        try:
+            if hasattr(self, "writer"):
+                self._record()
+                self.writer.flush()
+        finally:
+            self._close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook."""
@@ -243,7 +252,6 @@ class MemorizationMonitor(Callback):
             self.calibration.scores(keys),
             self.calibration.threshold,
         )
-        self._weights = torch.ones(len(keys))
         assert self.probe is not None
         counter = self._batches_done * trainer.world_size + trainer.global_rank
         for mitigation in self.mitigations:
@@ -290,14 +298,14 @@ class MemorizationMonitor(Callback):
     def _gate(self, observation: Observation) -> Tensor | None:
         if self._loss_weight is not None:
             observation.loss_weight = self._loss_weight(observation.timesteps)
+        device = observation.timesteps.device
+        self._weights = torch.ones(len(observation.keys), device=device)
         if not self.mitigations:
             return None
-        flags = self._flags_on(observation.timesteps.device)
-        weights = torch.ones(len(observation.keys), device=observation.timesteps.device)
+        flags = self._flags_on(device)
         for mitigation in self.mitigations:
-            weights = weights * mitigation.weights(observation, flags)
-        self._weights = weights
-        return weights
+            self._weights = self._weights * mitigation.weights(observation, flags)
+        return self._weights
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -348,6 +356,7 @@ class MemorizationMonitor(Callback):
 
     def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
         """Measure the next held-out samples, and update the calibration of every process."""
+        assert self._heldout is not None
         for keys, timesteps, values in _gather([self._heldout.measure(trainer, pl_module, count)]):
             buckets = [bucket for bucket in self._buckets(timesteps) if bucket is not None]
             self.calibration.add_heldout(keys, buckets, self._compare(keys, timesteps, values))
@@ -384,7 +393,7 @@ class MemorizationMonitor(Callback):
             "calibration": self.calibration.state_dict(),
             "batches_done": self._batches_done,
             "evidence_until": min((visits.batch for visits in self._visits), default=self._batches_done),
-            "heldout_done": self._heldout.done if self.reference else 0,
+            "heldout_done": 0 if self._heldout is None else self._heldout.done,
             "fingerprint": self.profile.fingerprint,
         }
 
