@@ -63,6 +63,10 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
         (signal for signal in training["signals"] if signal["column"].startswith("attention_entropy.")),
         key=lambda signal: float(signal["auroc"]),
     )
+    prompts = {
+        f"AUROC of {name}": detector["comparisons"]["planted_vs_heldout"]["auroc"]
+        for name, detector in results["detectors"].items()
+    }
     return {
         "planted reproduced": groups["planted"]["share"],
         "unique reproduced": groups["unique"]["share"],
@@ -72,6 +76,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
         "flag precision": flags["precision"]["share"] or 0.0,
         "flag recall": flags["recall"]["share"],
         "unique flagged": flags["false_positive_rate"]["share"],
+        **prompts,
     }
 
 
@@ -125,7 +130,7 @@ def main(seeds: list[int], folder: str = "runs/benchmark", json: str | None = No
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=160).print(table)
+    Console(width=200).print(table)
     if figure:
         draw(ROOT / folder, seeds[0], Path(figure))
     if json:

@@ -27,6 +27,7 @@ from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import hash_order
 from memtrain.detectors.guidance_norm import GuidanceNorm
+from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.console import print_results
 from memtrain.evaluation.heldout_loss import heldout_loss
@@ -236,7 +237,7 @@ def evaluate_folder(
         evidence=read_table(folder / "records", "evidence") if evidence.is_file() else None,
         heldout_loss=float(loss.mean()),
         config=config,
-        detectors=[GuidanceNorm()],
+        detectors=[GuidanceNorm(), MemAttn("E"), MemAttn("D")],
         seeds=range(seed, seed + images_per_prompt),
         steps=steps,
         guidance_scale=guidance_scale,
