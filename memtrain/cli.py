@@ -6,12 +6,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
+import pyarrow.parquet as pq
 import torch
 import transformers
 import yaml
@@ -30,10 +31,13 @@ from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.console import print_results
+from memtrain.evaluation.detection import detect, print_detection
 from memtrain.evaluation.heldout_loss import heldout_loss
+from memtrain.evaluation.prompts import read_prompts
 from memtrain.evaluation.runner import evaluate_run
 from memtrain.evaluation.samples import Prompt
 from memtrain.evaluation.summary import HELDOUT, PLANTED, UNIQUE
+from memtrain.models.pipeline import load_components
 from memtrain.records import read_table, set_aside
 
 DEFAULT_ARGUMENTS = ["fit", "--config", "configs/tiny.yaml"]
@@ -171,6 +175,9 @@ def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
 def evaluate_folder(
     run: str = "runs/tiny",
     *,
+    model: str | None = None,
+    prompts: str | None = None,
+    stages: tuple[Literal["detect"], ...] = ("detect",),
     images_per_prompt: int = 4,
     max_prompts: int = 150,
     unique_prompts: int = 60,
@@ -181,10 +188,13 @@ def evaluate_folder(
     seed: int = 0,
     output: str | None = None,
 ) -> dict[str, Any]:
-    """Measure what a trained model reproduces, and compare with what training said.
+    """Measure what a trained model reproduces, and compare with what training said; or score prompts of any model.
 
     Args:
         run: folder of a finished training run.
+        model: a pipeline folder or hub name instead of a run; its `prompts` are scored by the detectors.
+        prompts: with `model`: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt.
+        stages: with `model`: what to do.
         images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
         max_prompts: prompts at most in each group (planted, unique, held-out).
         unique_prompts: prompts of images that were trained on once per epoch.
@@ -199,6 +209,30 @@ def evaluate_folder(
     Returns:
         The content of results.json.
     """
+    if model is not None or prompts is not None:
+        if model is None or prompts is None:
+            raise ConfigurationError(
+                f"model={model!r}, prompts={prompts!r}",
+                expected="both, to score the prompts of a model, or neither, to evaluate a run",
+                remedy="name the other one too",
+            )
+        place = Path(output or "runs/detection")
+        found = read_prompts(prompts)
+        pipeline = load_components(model).pipeline()
+        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        detection = detect(
+            pipeline,
+            found,
+            detectors=[GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D")],
+            output=place,
+            seeds=range(seed, seed + images_per_prompt),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+            model=model,
+        )
+        print_detection(detection, pq.read_table(place / "prompts.parquet"), place)
+        return detection
     folder = Path(run)
     config, data = _run_data(folder)
     train, held = data.train_dataset, data.heldout_dataset
@@ -219,7 +253,7 @@ def evaluate_folder(
     if false_positive_rate is None:
         false_positive_rate = max(0.01, 1 / (len(heldout) + 1))
     chosen = [(PLANTED, train, planted), (UNIQUE, train, unique), (HELDOUT, held, heldout)]
-    prompts = [
+    captions = [
         Prompt(dataset.samples[row].key, dataset.samples[row].caption, group)
         for group, dataset, rows in chosen
         for row in rows
@@ -229,7 +263,7 @@ def evaluate_folder(
     loss = heldout_loss(pipeline, _images(held, every), captions=[sample.caption for sample in held.samples])
     results = evaluate_run(
         pipeline,
-        prompts,
+        captions,
         own_images=own,
         training_images=_images(train, list(range(len(train.samples)))),
         training_keys=[sample.key for sample in train.samples],

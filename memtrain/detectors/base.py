@@ -66,6 +66,10 @@ class Detector(ABC):
             `(B, ...)`, or None to keep nothing; which of the two depends on `step.index` and `step.timestep` alone.
         """
 
+    def calls(self, total: int) -> int:
+        """Denoiser calls, of `total`, after which :meth:`read` keeps nothing more; default all."""
+        return total
+
     @abstractmethod
     def score_images(self, readings: Tensor) -> Tensor:
         """One score per image.

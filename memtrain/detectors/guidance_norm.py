@@ -54,6 +54,10 @@ class GuidanceNorm(Detector):
         assert step.unconditional is not None  # the sampler checks `needs`
         return guidance_norm(step.conditional, step.unconditional)
 
+    def calls(self, total: int) -> int:
+        """The first `steps`."""
+        return total if self.steps is None else min(self.steps, total)
+
     def score_images(self, readings: Tensor) -> Tensor:
         """`(P, K)`: mean over the readings `(P, K, R)`."""
         return readings.mean(dim=2)

@@ -73,6 +73,10 @@ class MemAttn(Detector):
         summary = summary_tokens(step.prompt_length, average.shape[1])
         return torch.stack([entropy(average), partial_entropy(average, summary)], dim=1)
 
+    def calls(self, total: int) -> int:
+        """One for `E`."""
+        return 1 if self.mode == "E" else total
+
     def score_images(self, readings: Tensor) -> Tensor:
         """`(P, K)` from readings `(P, K, R, 2)`."""
         first = readings[:, :, 0]

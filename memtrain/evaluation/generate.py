@@ -80,17 +80,99 @@ def generate(
         ConfigurationError: if settings contradict each other.
         ProbeError: if the denoiser was not seen working as expected.
     """
-    _check(prompts, seeds, guidance_scale, detectors, batch_size)
-    guided = guidance_scale > 1
-    height, width = size or (None, None)
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images: list[Tensor] = []
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+    sampling = _sample(
+        pipeline,
+        prompts,
+        seeds=seeds,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        detectors=detectors,
+        batch_size=batch_size,
+        size=size,
+        progress=progress,
+    )
+    for latents, kept in sampling:
+        for name, values in kept.items():
+            readings[name].append(values)
+        with torch.no_grad():
+            decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        images.append(to_uint8(decoded))
+    return Trace(
+        prompts=tuple(prompts),
+        seeds=tuple(seeds),
+        images=_by_prompt(images, len(seeds)),
+        readings={name: _by_prompt(values, len(seeds)) for name, values in readings.items()},
+    )
+
+
+def read_prompts_with(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    detectors: Sequence[Detector],
+    *,
+    seeds: Sequence[int],
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    batch_size: int = 8,
+    size: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """The detectors' readings alone, per name `(P, K, R, ...)`; arguments as :func:`generate`.
+
+    Sampling stops as soon as no detector reads any more, so one-step detectors cost one denoiser call. Nothing is
+    decoded.
+    """
+    if not detectors:
+        raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
+    until = max(detector.calls(steps) for detector in detectors)
+    readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+    sampling = _sample(
+        pipeline,
+        prompts,
+        seeds=seeds,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        detectors=detectors,
+        batch_size=batch_size,
+        size=size,
+        progress=progress,
+        until=until,
+    )
+    for _, kept in sampling:
+        for name, values in kept.items():
+            readings[name].append(values)
+    return {name: _by_prompt(values, len(seeds)) for name, values in readings.items()}
+
+
+def _sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    detectors: Sequence[Detector],
+    batch_size: int,
+    size: tuple[int, int] | None,
+    progress: bool,
+    until: int | None = None,
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Batches of latents `(B, C, h, w)` and readings `(B, R, ...)`, in the order of prompts, then seeds."""
+    _check(prompts, seeds, guidance_scale, detectors, batch_size)
+    height, width = size or (None, None)
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+
+    def stop(running: Any, index: int, timestep: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        running._interrupt = until is not None and index + 1 >= until
+        return kwargs
+
     with _prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             texts = [prompt for prompt, _ in batch]
-            with _observed(pipeline, detectors, prompts=texts, steps=steps, guided=guided) as kept:
+            with _observed(pipeline, detectors, prompts=texts, steps=steps, guided=guidance_scale > 1) as kept:
                 latents = pipeline(
                     prompt=texts,
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
@@ -99,6 +181,7 @@ def generate(
                     height=height,
                     width=width,
                     output_type="latent",
+                    callback_on_step_end=stop,
                 ).images
             for name, values in kept.items():
                 if not values:
@@ -107,17 +190,8 @@ def generate(
                         expected="at least one reading per image",
                         remedy="check the detector's steps; if the denoiser was compiled, evaluate the uncompiled one",
                     )
-                readings[name].append(torch.stack(values, dim=1).float().cpu())
-            with torch.no_grad():
-                decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-            images.append(to_uint8(decoded))
+            yield latents, {name: torch.stack(values, dim=1).float().cpu() for name, values in kept.items()}
             bar.update(len(batch))
-    return Trace(
-        prompts=tuple(prompts),
-        seeds=tuple(seeds),
-        images=_by_prompt(images, len(seeds)),
-        readings={name: _by_prompt(values, len(seeds)) for name, values in readings.items()},
-    )
 
 
 def _by_prompt(batches: list[Tensor], seeds: int) -> Tensor:
@@ -230,14 +304,8 @@ def _observed(
         yield kept
 
 
-def prompt_lengths(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
-    """Tokens of each prompt with BOS and EOS, `(B,)`, at most the tokenizer's maximum."""
-    encoded = pipeline.tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=pipeline.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    lengths: Tensor = encoded["attention_mask"].sum(dim=1)
-    return lengths
+def prompt_lengths(pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, truncation: bool = True) -> Tensor:
+    """Tokens of each prompt with BOS and EOS, `(B,)`, with `truncation` at most what the text encoder reads."""
+    most = pipeline.tokenizer.model_max_length if truncation else None
+    encoded = pipeline.tokenizer(list(prompts), truncation=truncation, max_length=most)["input_ids"]
+    return torch.tensor([len(ids) for ids in encoded])
