@@ -63,7 +63,7 @@ def test_files_and_what_is_printed(pipeline: StableDiffusionPipeline, tmp_path: 
     assert results["prompt_length"]["auroc"] == pytest.approx(0.5)
     table = pq.read_table(tmp_path / "prompts.parquet")
     assert table.column_names == ["prompt", "memorized", "prompt_length", "guidance_norm_1", "memattn_e"]
-    assert table["prompt_length"].to_pylist() == [3, 10, 5, 12]
+    assert table["prompt_length"].to_pylist() == [3, 9, 5, 12]
     console = Console(file=io.StringIO(), width=120)
     print_detection(results, table, tmp_path, console=console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
