@@ -27,8 +27,10 @@ from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import hash_order
+from memtrain.detectors.base import Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
+from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.console import print_results
 from memtrain.evaluation.detection import detect, print_detection
@@ -220,10 +222,13 @@ def evaluate_folder(
         found = read_prompts(prompts)
         pipeline = load_components(model).pipeline()
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        detectors: list[Detector] = [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D")]
+        if images_per_prompt > 1:
+            detectors.append(NoiseSimilarity())
         detection = detect(
             pipeline,
             found,
-            detectors=[GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D")],
+            detectors=detectors,
             output=place,
             seeds=range(seed, seed + images_per_prompt),
             steps=steps,
@@ -271,7 +276,7 @@ def evaluate_folder(
         evidence=read_table(folder / "records", "evidence") if evidence.is_file() else None,
         heldout_loss=float(loss.mean()),
         config=config,
-        detectors=[GuidanceNorm(), MemAttn("E"), MemAttn("D")],
+        detectors=[GuidanceNorm(), MemAttn("E"), MemAttn("D"), *([NoiseSimilarity()] if images_per_prompt > 1 else [])],
         seeds=range(seed, seed + images_per_prompt),
         steps=steps,
         guidance_scale=guidance_scale,

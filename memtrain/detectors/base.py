@@ -24,6 +24,7 @@ class DenoiserStep:
         unconditional: `(B, C, h, w)` prediction under the empty or negative prompt; None when sampling without
             classifier-free guidance.
         total: number of calls.
+        latents: `(B, C, h, w)` that the denoiser was given for the prompts.
         token_attention: per attention site `(B, T)` under the prompts; None unless a detector needs it.
         prompt_length: `(B,)` tokens of the prompts with BOS and EOS; None unless a detector needs it.
     """
@@ -33,6 +34,7 @@ class DenoiserStep:
     conditional: Tensor
     unconditional: Tensor | None
     total: int = 1
+    latents: Tensor | None = None
     token_attention: dict[str, Tensor] | None = None
     prompt_length: Tensor | None = None
 

@@ -265,7 +265,7 @@ def _observed(
     if any("prompt_length" in detector.needs for detector in detectors):
         lengths = prompt_lengths(pipeline, prompts).to(pipeline.unet.device)
 
-    def seen(prediction: Tensor, timestep: float, token_attention: dict[str, Tensor] | None) -> None:
+    def seen(prediction: Tensor, latents: Tensor, timestep: float, token_attention: dict[str, Tensor] | None) -> None:
         nonlocal calls
         if len(prediction) != halves * images:
             raise ProbeError(
@@ -280,6 +280,7 @@ def _observed(
             conditional=parts[-1],
             unconditional=parts[0] if guided else None,
             total=steps,
+            latents=latents[-images:],
             token_attention=token_attention,
             prompt_length=lengths,
         )
@@ -290,11 +291,12 @@ def _observed(
                 kept[detector.name].append(reading)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
-        seen(output[0], float(args[1] if len(args) > 1 else kwargs["timestep"]), None)
+        sample = args[0] if args else kwargs["sample"]
+        seen(output[0], sample, float(args[1] if len(args) > 1 else kwargs["timestep"]), None)
 
     def watcher(observation: Observation, prediction: Tensor) -> None:
         conditional = {site: rows[-images:] for site, rows in observation.token_attention.items()}
-        seen(prediction, float(observation.timesteps[0]), conditional)
+        seen(prediction, observation.noisy_latents, float(observation.timesteps[0]), conditional)
 
     with ExitStack() as stack:
         if attention:

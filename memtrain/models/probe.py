@@ -54,6 +54,7 @@ class Observation:
         prompt_mask: `(B, T)` bool, true for the words of the caption; needed for groups of tokens where a prompt length
             does not place them (T5, SD3).
         timesteps: `(B,)` from 0 to 1,000.
+        noisy_latents: `(B, ...)` that the denoiser was given, detached.
         text_embeddings: `(B, T, width)`, detached.
         token_attention: per site `(B, T)`; in joint attention conditional on text.
         text_mass: per site `(B,)` share of joint attention given to text, if the probe was asked for it.
@@ -70,6 +71,7 @@ class Observation:
     prompt_length: Tensor | None = None
     prompt_mask: Tensor | None = None
     timesteps: Tensor = field(default_factory=lambda: torch.empty(0))
+    noisy_latents: Tensor = field(default_factory=lambda: torch.empty(0))
     text_embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     token_attention: dict[str, Tensor] = field(default_factory=dict)
     text_mass: dict[str, Tensor] = field(default_factory=dict)
@@ -338,7 +340,7 @@ class DenoiserProbe:
 
     def _start(self, observation: Observation, sample: Tensor, timestep: Any, text: Tensor) -> None:
         observation.timesteps = torch.as_tensor(timestep, device=sample.device).detach().expand(len(sample))
-        observation.text_embeddings = text.detach()
+        observation.noisy_latents, observation.text_embeddings = sample.detach(), text.detach()
         observation.clip_layout = self.backbone.clip_layout
         self._tokens = text.shape[1]
         self._open = observation
