@@ -189,9 +189,10 @@ def measure(
     heldout: str = "assets/emoji-heldout.tar",
     prompts: int = 100,
     seeds: int = 2,
+    guidance_scale: float = 2.5,
     samples: str = "assets/tiny-sd/samples.png",
 ) -> None:
-    """Print the model card's figures as JSON, and draw samples for held-out prompts.
+    """Print the model card's figures as JSON, and draw samples for held-out and training prompts.
 
     Args:
         model: pipeline folder.
@@ -199,7 +200,8 @@ def measure(
         heldout: data with other concepts.
         prompts: training prompts whose images are looked for; the held-out ones set the threshold.
         seeds: images per prompt.
-        samples: picture to write; each held-out image stands above two generations for its caption.
+        guidance_scale: of classifier-free guidance.
+        samples: picture to write; each image stands above two generations for its caption, held-out ones first.
     """
     pipeline = load_components(model).pipeline()
     pixels, captions = {}, {}
@@ -217,24 +219,25 @@ def measure(
     train_rows = torch.randperm(len(captions["training"]), generator=torch.Generator().manual_seed(0))[:prompts]
     held_rows = torch.randperm(len(captions["heldout"]), generator=torch.Generator().manual_seed(0))[:100]
     best = {}
-    for name, rows in (("training", train_rows), ("heldout", held_rows)):
+    sheet = Image.new("RGB", (64 * 20, 64 * 6 + 8), "white")
+    for name, rows, top in (("heldout", held_rows, 0), ("training", train_rows, 64 * 3 + 8)):
         trace = generate(
             pipeline,
             [captions[name][row] for row in rows],
             seeds=range(seeds),
-            steps=20,
-            guidance_scale=4.0,
+            steps=40,
+            guidance_scale=guidance_scale,
             batch_size=50,
             size=(64, 64),
         )
         own = rows if name == "training" else torch.full_like(rows, -1)
         best[name] = replication(trace.images, pixels[name][rows], training=pixels["training"], own_index=own).best
-    sheet = Image.new("RGB", (64 * 20, 64 * 3), "white")
-    for column in range(20):
-        shown = (pixels["heldout"][held_rows[column]], *trace.images[column, :2])
-        for row, image in enumerate(shown):
-            sheet.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), (64 * column, 64 * row))
-        print(f"{column + 1:2} {captions['heldout'][held_rows[column]]}")
+        print(name)
+        for column in range(20):
+            shown = (pixels[name][rows[column]], *trace.images[column, :2])
+            for row, image in enumerate(shown):
+                sheet.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), (64 * column, top + 64 * row))
+            print(f"{column + 1:2} {captions[name][rows[column]]}")
     sheet.save(samples)
     threshold = reproduction_threshold(best["heldout"], 0.01)
     figures = {
