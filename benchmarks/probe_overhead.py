@@ -11,7 +11,6 @@ SD 1.5 and SDXL are measured too, with random weights in bf16.
 from __future__ import annotations
 
 import gc
-import resource
 import statistics
 import time
 from json import dumps
@@ -202,7 +201,9 @@ def _peak(way: str, arguments: dict[str, Any]) -> float:
         bench.step(way)
     if bench.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not `ru_maxrss`, which a process inherits from the one that started it.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(status["VmHWM"].split()[0]) / 2**10
 
 
 def peak_memory(arguments: dict[str, Any]) -> dict[str, float]:
@@ -310,7 +311,7 @@ def main(
     if device == "cpu":
         for name in ("sd15", "sd15_checkpointing", "sdxl", "sdxl_checkpointing"):
             table.add_row(name, "not measured: no GPU", "", "", "")
-    Console().print(table)
+    Console(width=110).print(table)
     if figure:
         results["growth"] = growth(device, growth_pairs)
         draw(results["growth"], Path(figure), f"What watching adds to a training step ({device})")
