@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -179,7 +179,6 @@ def evaluate_folder(
     *,
     model: str | None = None,
     prompts: str | None = None,
-    stages: tuple[Literal["detect"], ...] = ("detect",),
     images_per_prompt: int = 4,
     max_prompts: int = 150,
     unique_prompts: int = 60,
@@ -196,7 +195,6 @@ def evaluate_folder(
         run: folder of a finished training run.
         model: a pipeline folder or hub name instead of a run; its `prompts` are scored by the detectors.
         prompts: with `model`: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt.
-        stages: with `model`: what to do.
         images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
         max_prompts: prompts at most in each group (planted, unique, held-out).
         unique_prompts: prompts of images that were trained on once per epoch.
@@ -220,6 +218,8 @@ def evaluate_folder(
             )
         place = Path(output or "runs/detection")
         found = read_prompts(prompts)
+        if (place / "detection.json").exists():
+            rank_zero_info(f"{place} holds earlier scores; they are kept as {set_aside(place)}")
         pipeline = load_components(model).pipeline()
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         detectors: list[Detector] = [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D")]

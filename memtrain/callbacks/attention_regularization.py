@@ -31,7 +31,7 @@ class AttentionRegularization(Mitigation):
     """
 
     needs_graph: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    needs_reference: ClassVar[tuple[str, ...]] = ("attention_entropy",)
 
     def __init__(
         self, strength: float = 0.1, margin: float = 0.1, samples: Literal["flagged", "all"] = "flagged"
@@ -46,12 +46,6 @@ class AttentionRegularization(Mitigation):
 
     def penalty(self, observation: Observation, flags: Flags) -> Tensor:
         """`strength` times the mean over sites of the hinge, `(B,)`; 0 for samples that are not penalized."""
-        if "attention_entropy" not in observation.reference:
-            raise ConfigurationError(
-                f"The monitor measures {sorted(observation.reference)}, not the attention entropy",
-                expected="memtrain.signals.attention_entropy.AttentionEntropy among its signals",
-                remedy="add it",
-            )
         change = observation.entropy() - observation.reference["attention_entropy"]
         hinge = torch.relu(change.abs() - self.margin).mean(dim=1)
         chosen = torch.ones_like(flags.ever) if self.samples == "all" else flags.ever

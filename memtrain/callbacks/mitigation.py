@@ -40,11 +40,11 @@ class Mitigation(Callback):
 
     Attributes:
         needs_graph: the penalty needs the token attention with its graph.
-        needs_reference: `observation.reference` has to hold the signals under the base model.
+        needs_reference: signals whose values under the base model `observation.reference` has to hold.
     """
 
     needs_graph: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
+    needs_reference: ClassVar[tuple[str, ...]] = ()
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, counter: int) -> None:
         """Change the batch in place before the forward pass; default nothing.
@@ -86,4 +86,11 @@ class Mitigation(Callback):
                 f"{type(self).__name__} compares with the base model, but the monitor has `reference: false`",
                 expected="a reference profile",
                 remedy="let the monitor measure one, or leave this mitigation out",
+            )
+        missing = {name for monitor in monitors for name in self.needs_reference if name not in monitor.names}
+        if stage == "fit" and missing:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs the signal {sorted(missing)}, which the monitor does not measure",
+                expected="that signal among the monitor's `signals`",
+                remedy="add it, or leave this mitigation out",
             )

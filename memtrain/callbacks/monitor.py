@@ -274,13 +274,17 @@ class MemorizationMonitor(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale."""
         assert self.probe is not None
-        if not self.mitigations:
+        # Most mitigations have no penalty, and copying flags to the device for nothing would cost every step.
+        penalizing = [
+            mitigation for mitigation in self.mitigations if type(mitigation).penalty is not Mitigation.penalty
+        ]
+        if not penalizing:
             return
         observation = self.probe.current
-        if any(mitigation.needs_reference for mitigation in self.mitigations):
+        if any(mitigation.needs_reference for mitigation in penalizing):
             observation.reference = self._reference_values(observation)
         flags = self._flags_on(loss.device)
-        for mitigation in self.mitigations:
+        for mitigation in penalizing:
             penalty = mitigation.penalty(observation, flags)
             if penalty is not None:
                 loss.add_(penalty.mean() * observation.loss_scale)

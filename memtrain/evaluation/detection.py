@@ -8,24 +8,21 @@ AUROC is measured, beside that of the prompts' length alone: a score that length
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pyarrow as pa
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 
-import memtrain
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.generate import prompt_lengths, read_prompts_with
 from memtrain.evaluation.prompts import PromptToScore, known_truth
+from memtrain.evaluation.provenance import provenance
 from memtrain.functional.ranking import auroc, bootstrap_interval
 from memtrain.records import write_parquet
 
@@ -91,14 +88,7 @@ def detect(
             figures[detector.name] |= _ranking(oriented, torch.tensor(truth))
     results = {
         "schema_version": SCHEMA_VERSION,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            "memtrain": memtrain.__version__,
-            "torch": str(torch.__version__),
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        **provenance(),
         "model": model,
         "sampling": {"seeds": list(seeds), "steps": steps, "guidance_scale": guidance_scale},
         "prompts": len(prompts),

@@ -14,22 +14,18 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pyarrow as pa
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-import memtrain
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.generate import generate
+from memtrain.evaluation.provenance import provenance
 from memtrain.evaluation.replication import check_images, replication, reproduction_threshold
 from memtrain.evaluation.report import write_report
 from memtrain.evaluation.samples import Prompt, own_index, samples_table, write_images
@@ -133,14 +129,7 @@ def evaluate_run(
     by_group = summarize_groups(groups, distances, threshold=threshold, level=level)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            "memtrain": memtrain.__version__,
-            "torch": str(torch.__version__),
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        **provenance(),
         "config": config or {},
         "sampling": {
             "seeds": list(seeds),

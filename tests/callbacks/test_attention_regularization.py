@@ -18,6 +18,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.functional.attention import entropy
 from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.signals.denoising_loss import DenoisingLoss
 from tests.callbacks.test_monitor import Foreign, fit
 
 
@@ -47,7 +48,7 @@ def test_the_hinge_is_two_sided_and_for_flagged_samples() -> None:
 class Regularization(AttentionRegularization):
     """Without the demand for a profile, which a foreign module cannot be measured for."""
 
-    needs_reference = False
+    needs_reference = ()
 
     def penalty(self, observation: Observation, flags: Flags) -> Tensor:
         observation.reference = {"attention_entropy": torch.ones(len(observation.keys), 1)}
@@ -86,10 +87,9 @@ def test_it_needs_a_reference_and_the_entropy(pipeline: StableDiffusionPipeline,
     callbacks = [MemorizationMonitor(reference=False), AttentionRegularization()]
     with pytest.raises(ConfigurationError, match="reference: false"):
         fit(Foreign(pipeline.unet), tmp_path, callbacks)
-    seen = observation([0.5])
-    seen.reference = {"denoising_loss": torch.ones(1, 1)}
-    with pytest.raises(ConfigurationError, match="not the attention entropy"):
-        AttentionRegularization().penalty(seen, flags([True]))
+    callbacks = [MemorizationMonitor([DenoisingLoss()]), AttentionRegularization()]
+    with pytest.raises(ConfigurationError, match=r"needs the signal \['attention_entropy'\]"):
+        fit(Foreign(pipeline.unet), tmp_path, callbacks)
 
 
 def test_impossible_settings_are_refused() -> None:
