@@ -57,7 +57,7 @@ class CaptionAugmentation(Mitigation):
         self.tokens = TOKENS[kind] if tokens is None else tokens
         self.vocabulary, self.seed = vocabulary, seed
 
-    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, counter: int) -> None:
+    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
         """Change `input_ids` and `prompt_length` of the batch."""
         missing = [name for name in ("input_ids", "prompt_length") if name not in batch]
         if missing:
@@ -74,7 +74,7 @@ class CaptionAugmentation(Mitigation):
                 remedy="set vocabulary",
             )
         ids, length = batch["input_ids"], batch["prompt_length"]
-        generator = torch.Generator(ids.device).manual_seed(self.seed * 1_000_003 + counter)
+        generator = torch.Generator(ids.device).manual_seed(self.seed * 1_000_003 + number)
         changed = torch.rand(len(ids), generator=generator, device=ids.device) < self.probability
         if self.samples == "flagged":
             changed = changed & to_device(flags.ever, ids.device)

@@ -7,14 +7,17 @@ nothing skips a batch, a backward pass or an optimizer step, so processes stay i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
+from memtrain.models.backbones.base import Backbone
 from memtrain.models.probe import Observation
 
 
@@ -36,7 +39,7 @@ class Flags:
 
 
 class Mitigation(Callback):
-    """Base of the mitigations; a subclass overrides `prepare`, `weights` or `penalty`.
+    """Base of the mitigations; a subclass overrides what it needs of `prepare`, `weights`, `penalty` and the rest.
 
     Attributes:
         needs_graph: the penalty needs the token attention with its graph.
@@ -46,15 +49,42 @@ class Mitigation(Callback):
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
 
-    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, counter: int) -> None:
+    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
+        """Put own hooks on the denoiser, before the probe puts its; default nothing.
+
+        Args:
+            denoiser: as the host calls it, wrapped or not.
+            backbone: its family.
+            module: the host.
+        """
+
+    def detach(self) -> None:
+        """Remove own hooks; called once or more when training ends, however it ends."""
+
+    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
         """Change the batch in place before the forward pass; default nothing.
+
+        Whatever is drawn at random has to depend on `number` and the samples' keys alone, so that the same batch is
+        treated alike on one process and on several, and after a resume.
 
         Args:
             batch: as the module gets it, on its device.
             flags: on the host.
             tokenizer: the module's, or None.
-            counter: a number that no other batch of the run has, on any process.
+            number: batches since the start of training, the same on every process.
         """
+
+    def synchronize(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Merge what the processes have collected since the last call; default nothing.
+
+        Args:
+            gather: one picklable value of this process to the values of all, in the order of ranks. Every process calls
+                it equally often.
+        """
+
+    def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
+        """Within this context the denoiser is as it shall be exported; default as it is."""
+        return nullcontext()
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """Weight of each sample, `(B,)`, non-negative, on the device of the flags; default ones.

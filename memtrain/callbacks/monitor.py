@@ -111,6 +111,7 @@ class MemorizationMonitor(Callback):
         self.calibrate_every, self.heldout_batch, self.seed = calibrate_every, heldout_batch, seed
         self.probe: DenoiserProbe | None = None
         self.profile: ReferenceProfile | None = None
+        self.mitigations: list[Mitigation] = []
         self.columns: list[str] = []
         self._batches_done = 0
         self._visits: list[Visits] = []
@@ -150,6 +151,8 @@ class MemorizationMonitor(Callback):
             draws=self.reference_draws,
             seed=self.seed,
         )
+        for mitigation in self.mitigations:
+            mitigation.attach(denoiser, backbone=backbone, module=pl_module)
         self.probe.attach()
         # Taken once: a second fit with the same callback starts anew.
         state, self._state = self._state, {}
@@ -235,6 +238,8 @@ class MemorizationMonitor(Callback):
     def _close(self) -> None:
         if self.probe is not None:
             self.probe.detach()
+        for mitigation in self.mitigations:
+            mitigation.detach()
 
     # Each batch
 
@@ -253,9 +258,9 @@ class MemorizationMonitor(Callback):
             self.calibration.threshold,
         )
         assert self.probe is not None
-        counter = self._batches_done * trainer.world_size + trainer.global_rank
+        tokenizer = getattr(pl_module, "tokenizer", None)
         for mitigation in self.mitigations:
-            mitigation.prepare(batch, self._flags, tokenizer=getattr(pl_module, "tokenizer", None), counter=counter)
+            mitigation.prepare(batch, self._flags, tokenizer=tokenizer, number=self._batches_done)
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
         self._loss_weight = getattr(pl_module, "loss_weight", None)
         self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
@@ -357,6 +362,8 @@ class MemorizationMonitor(Callback):
         for _, _, keys, timesteps, values in sorted(_gather(rows), key=lambda row: row[:2]):
             compared = self._compare(keys, timesteps, values)
             self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step)
+        for mitigation in self.mitigations:
+            mitigation.synchronize(lambda value: _gather([value]))
 
     def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
         """Measure the next held-out samples, and update the calibration of every process."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from memtrain.callbacks.mitigation import Mitigation
 from memtrain.errors import ConfigurationError
 
 
@@ -32,5 +34,9 @@ class PipelineExport(Callback):
         """Save on rank 0."""
         if trainer.is_global_zero:
             folder = Path(self.folder or Path(trainer.default_root_dir) / "pipeline")
-            with pl_module.averaged_weights():  # type: ignore[operator]
-                pl_module.components().pipeline().save_pretrained(folder)  # type: ignore[operator]
+            with pl_module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
+                components = pl_module.components()  # type: ignore[operator]
+                for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, Mitigation):
+                        contexts.enter_context(callback.exporting(components.denoiser))
+                components.pipeline().save_pretrained(folder)

@@ -59,10 +59,10 @@ def test_the_share_of_visits_and_the_flagged_ones() -> None:
     def share(flagged: bool, samples: str) -> float:
         mitigation = CaptionAugmentation("replace", probability=0.3, samples=samples, vocabulary=50)  # type: ignore[arg-type]
         total = 0
-        for counter in range(200):
+        for number in range(200):
             batch = {"input_ids": captions(), "prompt_length": LENGTHS}
             flags = torch.full((5,), flagged)
-            mitigation.prepare(batch, Flags(flags, flags, torch.zeros(5)), tokenizer=None, counter=counter)
+            mitigation.prepare(batch, Flags(flags, flags, torch.zeros(5)), tokenizer=None, number=number)
             total += int((batch["input_ids"] != captions()).any(dim=1).sum())
         return total / 1000
 
@@ -74,7 +74,7 @@ def test_the_share_of_visits_and_the_flagged_ones() -> None:
 def test_batches_without_tokens_are_refused() -> None:
     none = torch.zeros(1, dtype=torch.bool)
     with pytest.raises(ConfigurationError, match="do not cache text embeddings"):
-        CaptionAugmentation().prepare({}, Flags(none, none, torch.zeros(1)), tokenizer=None, counter=0)
+        CaptionAugmentation().prepare({}, Flags(none, none, torch.zeros(1)), tokenizer=None, number=0)
     with pytest.raises(ConfigurationError, match="set vocabulary"):
         batch = {"input_ids": captions(), "prompt_length": LENGTHS}
-        CaptionAugmentation().prepare(batch, Flags(none, none, torch.zeros(1)), tokenizer=None, counter=0)
+        CaptionAugmentation().prepare(batch, Flags(none, none, torch.zeros(1)), tokenizer=None, number=0)

@@ -41,10 +41,12 @@ class Backbone(ABC):
     Attributes:
         joint: whether image and text tokens attend to each other in one attention.
         clip_layout: whether text tokens are `BOS words EOS padding` throughout, so that a prompt length places them.
+        text_position: where `encoder_hidden_states` stands among the arguments of the denoiser's forward.
     """
 
     joint: ClassVar[bool]
     clip_layout: ClassVar[bool]
+    text_position: ClassVar[int] = 1
 
     @staticmethod
     @abstractmethod
@@ -94,6 +96,14 @@ class Backbone(ABC):
     @abstractmethod
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
         """Noisy latents `(B, ...)`, timestep(s) from 0 to 1,000, text embeddings `(B, T, width)` of a forward call."""
+
+    def with_text(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], text: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the same forward call with other text embeddings `(B, T, width)`."""
+        if len(args) > self.text_position:
+            return (*args[: self.text_position], text, *args[self.text_position + 1 :]), kwargs
+        return args, {**kwargs, "encoder_hidden_states": text}
 
     def output(self, result: Any) -> Tensor:
         """The prediction `(B, ...)` in what the forward call returned: `.sample`, or the first of a tuple."""

@@ -21,6 +21,7 @@ class UNetBackbone(CrossAttentionBackbone):
     """Cross-attention of UNet2DConditionModel."""
 
     clip_layout: ClassVar[bool] = True
+    text_position: ClassVar[int] = 2
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
