@@ -1,14 +1,14 @@
 """From signal values to flags: evidence per sample over visits, calibrated on held-out samples.
 
-1. A visit's values are compared with the sample's reference profile at the nearest measured timestep. Visits at high
-   noise, where nothing separates, are left out.
+1. A visit's values are compared with the sample's values under the base model (:mod:`memtrain.reference`). Visits at
+   high noise, where nothing separates, are left out.
 2. Held-out samples are measured now and then under the model as it is, and give each timestep bucket a mean and a
    standard deviation that follow the model. Every visit becomes a z-score against them, so that what training does to
-   images in general is taken out.
-3. Evidence is the mean z over a sample's last visits. Samples differ for good, not only from visit to visit; the share
-   of variance between samples is estimated from the held-out ones, and the evidence is scaled by its standard deviation
-   under it, so that samples with few and with many visits are comparable.
-4. A signal of known sign scores by the signed evidence; one with unknown signs per site by the mean square over sites.
+   images in general is taken out; a second standardisation, within classes of prompt length, takes out what it does
+   to short and to long captions.
+3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence`).
+4. A signal of known sign scores by the signed evidence. One whose sites differ in sign scores by the mean square over
+   sites, or, where the run plants canaries, along the direction that separates these from held-out samples best.
 5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
    holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
    assumption); with fewer, the normal distribution has to be assumed, which is said.
@@ -17,22 +17,28 @@ A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`
 
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
 threshold is set on the bulk of their scores. That finds outliers among them, and promises less.
+
+Every process feeds in the visits of all, in the same order, so calibration is the same on all of them.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from memtrain.errors import CalibrationError
+from memtrain.evidence import Evidence
 from memtrain.functional.statistics import (
     DriftingMoments,
     conformal_threshold,
+    discriminant,
+    holm,
+    normal_p_value,
     normal_threshold,
     robust_threshold,
     samples_needed,
@@ -40,109 +46,44 @@ from memtrain.functional.statistics import (
 
 MINIMUM_HELDOUT = 8
 """Held-out samples below which not even the normal distribution helps."""
+LENGTH_CLASSES = 3
+"""Classes of prompt length, if there are held-out samples enough."""
+HELDOUT_PER_CLASS = 32
+"""Held-out samples that a class of prompt length needs."""
+MINIMUM_CANARIES = 4
+"""Canaries below which no direction is fitted to them."""
+
+Sign = Literal["low", "high", "unknown"]
 
 
-def signed_score(evidence: Tensor, memorized_when: Literal["low", "high", "unknown"]) -> Tensor:
+def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
     """Evidence `(n, columns)` of one signal to a score `(n,)`, high when memorized."""
     if memorized_when == "unknown":
         return evidence.square().mean(dim=1).sqrt()
     return evidence.mean(dim=1) * (1 if memorized_when == "high" else -1)
 
 
-@dataclass
-class Evidence:
-    """Accumulated evidence of a set of samples; grows as new keys appear.
-
-    Attributes:
-        columns: number of values per visit.
-        window: visits that the running mean remembers.
-        row: key to row.
-        visits: `(n,)` visits counted.
-        mean: `(n, columns)` running mean of z.
-        dilution: `(n,)` sum of squared weights in that mean: 1 / visits at first, then 1 / (2 window − 1).
-        total: `(n, columns)` sum of the compared values, not standardised, over the counted visits.
-    """
-
-    columns: int
-    window: int = 12
-    row: dict[str, int] = field(default_factory=dict)
-    visits: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    mean: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    dilution: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    total: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-
-    def rows(self, keys: Sequence[str]) -> list[int]:
-        """Rows of `keys`; unknown keys get new ones."""
-        new = [key for key in dict.fromkeys(keys) if key not in self.row]
-        if new:
-            for key in new:
-                self.row[key] = len(self.row)
-            zeros = torch.zeros(len(new), self.columns, dtype=torch.float64)
-            self.visits = torch.cat([self.visits, zeros.new_zeros(len(new))])
-            self.dilution = torch.cat([self.dilution, zeros.new_ones(len(new))])
-            self.mean = torch.cat([self.mean.view(-1, self.columns), zeros])
-            self.total = torch.cat([self.total.view(-1, self.columns), zeros])
-        return [self.row[key] for key in keys]
-
-    def add(self, row: int, values: Tensor, z: Tensor) -> None:
-        """One visit of one sample: compared values and z-scores, each `(columns,)`."""
-        self.total[row] += values
-        self.visits[row] += 1
-        rate = 1 / min(float(self.visits[row]), self.window)
-        self.mean[row] += rate * (z - self.mean[row])
-        self.dilution[row] = (1 - rate) ** 2 * self.dilution[row] + rate**2 if rate < 1 else 1.0
-
-    def scaled(self, between: Tensor, rows: list[int] | None = None) -> Tensor:
-        """Evidence in units of its standard deviation under the null, `(n, columns)`.
-
-        Args:
-            between: `(columns,)` share of the variance that lies between samples.
-            rows: of these samples; default all.
-        """
-        chosen = slice(None) if rows is None else rows
-        variance = between + (1 - between) * self.dilution[chosen, None]
-        return self.mean.view(-1, self.columns)[chosen] / variance.sqrt()
-
-    def share_between_samples(self) -> Tensor:
-        """Share of variance between samples `(columns,)`, by the method of moments from these samples' evidence.
-
-        Var(mean z) is `share + (1 − share) · dilution` when single visits have variance 1.
-        """
-        seen = self.visits > 1
-        if int(seen.sum()) < 2:
-            return torch.zeros(self.columns, dtype=torch.float64)
-        excess = (self.mean[seen].square() - self.dilution[seen, None]).mean(0)
-        return (excess / (1 - self.dilution[seen]).mean()).clamp(0.0, 0.95)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
-        return {
-            "keys": list(self.row),
-            "visits": self.visits,
-            "mean": self.mean,
-            "dilution": self.dilution,
-            "total": self.total,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
-        self.row = {key: row for row, key in enumerate(state["keys"])}
-        self.visits, self.mean = state["visits"], state["mean"]
-        self.dilution, self.total = state["dilution"], state["total"]
+def length_edges(lengths: Sequence[int]) -> list[int]:
+    """Prompt lengths at which a new class begins, so that each class has its share of the held-out samples."""
+    classes = max(1, min(LENGTH_CLASSES, len(lengths) // HELDOUT_PER_CLASS))
+    ordered = sorted(lengths)
+    return sorted({ordered[index * len(ordered) // classes] for index in range(1, classes)} - {*ordered[:1]})
 
 
 class Calibration:
-    """Flags samples by one signal at a stated false-positive rate.
+    """Flags samples at a stated false-positive rate.
 
     Args:
         columns: number of values per visit, of all signals.
-        scored: the columns of the signal that flags go by.
-        memorized_when: that signal's sign.
+        scored: the columns that flags go by.
+        memorized_when: their sign; `unknown` for columns that differ in sign.
         buckets: number of timestep buckets.
         false_positive_rate: share of held-out-like samples that may be flagged over a whole run.
         minimum_visits: counted visits before a sample can be flagged.
         window: visits that the evidence remembers.
         heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
+        edges: prompt lengths at which a new class begins, see :func:`length_edges`.
+        canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
     """
 
     def __init__(
@@ -150,12 +91,14 @@ class Calibration:
         columns: int,
         *,
         scored: slice,
-        memorized_when: Literal["low", "high", "unknown"],
+        memorized_when: Sign,
         buckets: int,
         false_positive_rate: float = 0.01,
         minimum_visits: int = 6,
         window: int = 12,
         heldout: bool = True,
+        edges: Sequence[int] = (),
+        canaries: Collection[str] = (),
     ) -> None:
         if not 0 < false_positive_rate <= 0.5:
             raise CalibrationError(
@@ -163,12 +106,17 @@ class Calibration:
             )
         self.scored, self.memorized_when = scored, memorized_when
         self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
+        self.edges, self.canaries = list(edges), frozenset(canaries)
         self.moments = DriftingMoments(buckets, columns, window=64)
+        self.length_moments = DriftingMoments(len(self.edges) + 1, columns, window=256)
         self.samples = Evidence(columns, window)
         self.heldout = Evidence(columns, window) if heldout else None
         self.highest: dict[str, float] = {}
         self.threshold = math.inf
         self.first_flagged: dict[str, int] = {}
+        self.peak: dict[str, float] = {}
+        self.direction: Tensor | None = None
+        self.separation = 0.0
         self._between = torch.zeros(columns, dtype=torch.float64)
 
     def require_heldout(self, count: int) -> str:
@@ -189,24 +137,60 @@ class Calibration:
             )
         return "order statistic" if count >= samples_needed(self.false_positive_rate) else "normal distribution"
 
-    def add_heldout(self, keys: Sequence[str], buckets: Sequence[int], values: Tensor) -> None:
-        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew."""
-        assert self.heldout is not None
-        for row, bucket, value in zip(self.heldout.rows(keys), buckets, values.double(), strict=True):
-            z = self.moments.standardise(bucket, value)
+    def _standardise(self, bucket: int, length: float | None, value: Tensor, *, update: bool) -> Tensor:
+        """z-scores `(columns,)` of one visit, against its timestep bucket, then within its class of prompt length."""
+        z = self.moments.standardise(bucket, value)
+        if update:
             self.moments.update(bucket, value)
-            if not bool(z.isnan().any()):
-                self.heldout.add(row, value, z)
+        if not self.edges or length is None or length != length:
+            return z
+        group = bisect.bisect_right(self.edges, length)
+        within = self.length_moments.standardise(group, z)
+        if update:
+            self.length_moments.update(group, z)
+        return torch.where(within.isnan(), z, within)
+
+    def add_heldout(
+        self, keys: Sequence[str], buckets: Sequence[int], values: Tensor, lengths: Sequence[float] | None = None
+    ) -> None:
+        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew.
+
+        Args:
+            keys: B keys.
+            buckets: B timestep buckets.
+            values: compared values, NaN where there is none.
+            lengths: B prompt lengths, tokens; NaN or None if unknown.
+        """
+        assert self.heldout is not None
+        lengths = [math.nan] * len(keys) if lengths is None else lengths
+        rows = self.heldout.rows(keys)
+        for row, bucket, length, value in zip(rows, buckets, lengths, values.double(), strict=True):
+            self.heldout.add(row, value, self._standardise(bucket, length, value, update=True))
         self._between = self.heldout.share_between_samples()
-        scores = self._scores(self.heldout)
+        self._fit_direction()
+        scores, ready = self._scores(self.heldout), self._ready(self.heldout)
         for key, row in self.heldout.row.items():
-            if float(self.heldout.visits[row]) >= self.minimum_visits:
+            if ready[row]:
                 self.highest[key] = max(float(scores[row]), self.highest.get(key, -math.inf))
         self._set_threshold()
 
+    def _fit_direction(self) -> None:
+        """Take the direction in which canaries stand out most, of all moments so far."""
+        if self.memorized_when != "unknown" or not self.canaries or self.heldout is None:
+            return
+        rows = [self.samples.row[key] for key in sorted(self.canaries) if key in self.samples.row]
+        rows = [row for row, ready in zip(rows, self._ready(self.samples, rows), strict=True) if ready]
+        null = self.heldout.scaled(self._between)[self._ready(self.heldout), self.scored]
+        if len(rows) < MINIMUM_CANARIES or len(null) < MINIMUM_HELDOUT:
+            return
+        direction, separation = discriminant(self.samples.scaled(self._between, rows)[:, self.scored], null)
+        # Canaries that are skipped once flagged come to look like any sample again; they taught at their most distinct.
+        if separation > self.separation:
+            self.direction, self.separation = direction, separation
+
     def _set_threshold(self) -> None:
         if self.heldout is None:
-            seen = self._scores(self.samples)[self.samples.visits >= self.minimum_visits]
+            seen = self._scores(self.samples)[self._ready(self.samples)]
             self.threshold = robust_threshold(seen, self.false_positive_rate) if len(seen) >= 16 else math.inf
             return
         scores = torch.tensor(list(self.highest.values()), dtype=torch.float64)
@@ -215,37 +199,52 @@ class Calibration:
         elif len(scores) >= MINIMUM_HELDOUT:
             self.threshold = normal_threshold(scores, self.false_positive_rate)
 
-    def add(self, keys: Sequence[str], buckets: Sequence[int | None], values: Tensor, step: int) -> None:
+    def add(
+        self,
+        keys: Sequence[str],
+        buckets: Sequence[int | None],
+        values: Tensor,
+        step: int,
+        lengths: Sequence[float] | None = None,
+    ) -> None:
         """Visits of training samples, `(B, columns)`; a bucket of None leaves a visit out.
 
         Args:
             keys: B keys.
             buckets: B timestep buckets.
-            values: compared values.
+            values: compared values, NaN where there is none.
             step: recorded as the first flagged step of samples that cross the threshold now.
+            lengths: B prompt lengths, tokens; NaN or None if unknown.
         """
         touched = []
-        for key, row, bucket, value in zip(keys, self.samples.rows(keys), buckets, values.double(), strict=True):
+        lengths = [math.nan] * len(keys) if lengths is None else lengths
+        rows = self.samples.rows(keys)
+        for key, row, bucket, length, value in zip(keys, rows, buckets, lengths, values.double(), strict=True):
             if bucket is None:
                 continue
-            z = self.moments.standardise(bucket, value)
-            if self.heldout is None:
-                self.moments.update(bucket, value)
-            if not bool(z.isnan().any()):
+            z = self._standardise(bucket, length, value, update=self.heldout is None)
+            if not bool(z.isnan().all()):
                 self.samples.add(row, value, z)
                 touched.append(key)
         if self.heldout is None:
             self._between = self.samples.share_between_samples()
             self._set_threshold()
-        for key, score in zip(touched, self.scores(touched).tolist(), strict=True):
-            if self._exceeds(score, self.samples.row[key]):
-                self.first_flagged.setdefault(key, step)
+        touched = list(dict.fromkeys(touched))
+        ready = self._ready(self.samples, self.samples.rows(touched))
+        for key, score, enough in zip(touched, self.scores(touched).tolist(), ready.tolist(), strict=True):
+            if enough:
+                self.peak[key] = max(score, self.peak.get(key, -math.inf))
+                if score > self.threshold:
+                    self.first_flagged.setdefault(key, step)
 
     def _scores(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
-        return signed_score(evidence.scaled(self._between, rows)[:, self.scored], self.memorized_when)
+        scaled = evidence.scaled(self._between, rows)[:, self.scored]
+        return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
 
-    def _exceeds(self, score: float, row: int) -> bool:
-        return float(self.samples.visits[row]) >= self.minimum_visits and score > self.threshold
+    def _ready(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
+        """Whether samples have visits enough in every scored column, `(n,)` bool."""
+        visits = evidence.visits.view(-1, evidence.columns)
+        return (visits if rows is None else visits[rows])[:, self.scored].amin(dim=1) >= self.minimum_visits
 
     def scores(self, keys: Sequence[str]) -> Tensor:
         """Accumulated evidence of samples `(B,)`, 0 before the first counted visit."""
@@ -253,22 +252,50 @@ class Calibration:
 
     def flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample is above the threshold now, `(B,)` bool."""
-        scores, rows = self.scores(keys), self.samples.rows(keys)
-        return torch.tensor([self._exceeds(float(s), row) for s, row in zip(scores, rows, strict=True)])
+        return (self.scores(keys) > self.threshold) & self._ready(self.samples, self.samples.rows(keys))
 
     def ever_flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample has been above the threshold at some visit, `(B,)` bool."""
         return torch.tensor([key in self.first_flagged for key in keys])
+
+    def p_values(self, keys: Sequence[str]) -> Tensor:
+        """Probability that a sample which is not memorized scores as high at some time in the run, `(B,)`.
+
+        From the highest scores of the held-out samples (or the bulk of the training samples) under a normal
+        distribution, and corrected for the number of training samples by Holm's method. NaN for samples with too few
+        visits.
+        """
+        if self.heldout is None:
+            null = torch.tensor(list(self.peak.values()), dtype=torch.float64)
+            mean = float(null.median()) if len(null) else math.nan
+            deviation = 1.4826 * float((null - mean).abs().median()) if len(null) else math.nan
+        else:
+            null = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+            deviation = float(null.std()) * math.sqrt(1 + 1 / len(null)) if len(null) > 1 else math.nan
+            mean = float(null.mean())
+        names = list(self.peak)
+        peaks = torch.tensor([self.peak[key] for key in names], dtype=torch.float64)
+        corrected = holm(normal_p_value(peaks, mean=mean, deviation=deviation))
+        known = dict(zip(names, corrected.tolist(), strict=True))
+        return torch.tensor([known.get(key, math.nan) for key in keys], dtype=torch.float64)
+
+    def power(self) -> tuple[int, int]:
+        """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
+        return sum(key in self.first_flagged for key in self.canaries), len(self.canaries)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
         return {
             "samples": self.samples.state_dict(),
             "heldout": self.heldout.state_dict() if self.heldout is not None else {},
-            "moments": {"count": self.moments.count, "mean": self.moments.mean, "square": self.moments.square},
+            "moments": self.moments.state_dict(),
+            "length_moments": self.length_moments.state_dict(),
             "highest": dict(self.highest),
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
+            "peak": dict(self.peak),
+            "direction": self.direction,
+            "separation": self.separation,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -276,12 +303,9 @@ class Calibration:
         self.samples.load_state_dict(state["samples"])
         if self.heldout is not None:
             self.heldout.load_state_dict(state["heldout"])
-        moments = state["moments"]
-        self.moments.count, self.moments.mean, self.moments.square = (
-            moments["count"],
-            moments["mean"],
-            moments["square"],
-        )
+        self.moments.load_state_dict(state["moments"])
+        self.length_moments.load_state_dict(state["length_moments"])
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
-        self.first_flagged = dict(state["first_flagged"])
+        self.first_flagged, self.peak = dict(state["first_flagged"]), dict(state["peak"])
+        self.direction, self.separation = state["direction"], state["separation"]
         self._between = (self.heldout or self.samples).share_between_samples()

@@ -107,6 +107,7 @@ class ReferenceProfile:
         rank: int = 0,
         world_size: int = 1,
         cached_only: bool = False,
+        complete: Callable[[Observation], None] | None = None,
     ) -> int:
         """Measure the samples that the cache lacks; call :meth:`load` when all processes are done.
 
@@ -118,6 +119,7 @@ class ReferenceProfile:
             rank: this process; batches are dealt out to processes in turn.
             world_size: number of processes.
             cached_only: the model is no longer the base model; refuse to measure.
+            complete: adds to each observation what the signals need beside the one forward.
 
         Returns:
             Number of samples measured now by this process.
@@ -139,14 +141,20 @@ class ReferenceProfile:
                     expected="the profile that was measured when this run began, and the same data",
                     remedy="restore the folder and the data, or start a new run",
                 )
-            values = torch.stack([self._measure_at(probe, sample_loss, batch, t) for t in self.timesteps], dim=1)
+            measured_at = [self._measure_at(probe, sample_loss, batch, t, complete) for t in self.timesteps]
+            values = torch.stack(measured_at, dim=1)
             table = pa.table({"content": contents, "values": values.flatten(1).double().tolist()})
             write_parquet(table, self.folder / self.fingerprint / f"{contents[0][:24]}.parquet")
             measured += len(contents)
         return measured
 
     def _measure_at(
-        self, probe: DenoiserProbe, sample_loss: SampleLoss, batch: dict[str, Any], timestep: int
+        self,
+        probe: DenoiserProbe,
+        sample_loss: SampleLoss,
+        batch: dict[str, Any],
+        timestep: int,
+        complete: Callable[[Observation], None] | None,
     ) -> Tensor:
         """`(B, columns)`, averaged over draws."""
         device = batch["input_ids"].device
@@ -156,6 +164,8 @@ class ReferenceProfile:
             generator = torch.Generator(device).manual_seed((self.seed * 1009 + timestep) * 1009 + draw)
             with probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation:
                 observation.sample_loss = sample_loss(batch, steps, generator)
+            if complete is not None:
+                complete(observation)
             total += torch.cat([signal(observation) for signal in self.signals], dim=1).cpu()
         return total / self.draws
 

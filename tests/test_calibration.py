@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from memtrain.calibration import Calibration, Evidence, signed_score
+from memtrain.calibration import Calibration, signed_score
 from memtrain.errors import CalibrationError
+from memtrain.evidence import Evidence
 
 
 def simulate(

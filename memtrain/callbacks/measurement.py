@@ -5,8 +5,9 @@ Both run the module's `sample_loss` without gradients, in the precision of train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.reference import ReferenceProfile
+from memtrain.signals.base import FittedSignal
 
 
 @contextmanager
@@ -27,25 +30,58 @@ def as_in_training(trainer: Trainer) -> Iterator[None]:
         yield
 
 
-def require_measurable(trainer: Trainer, pl_module: LightningModule) -> Any:
-    """The data module, if it and the module can be measured outside of training steps.
+def is_measurable(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether module and data can be measured outside of training steps."""
+    return hasattr(pl_module, "sample_loss") and hasattr(getattr(trainer, "datamodule", None), "unique_dataloader")
+
+
+def require_measurable(trainer: Trainer, pl_module: LightningModule, *, needed_by: str) -> None:
+    """Refuse a module or data that cannot be measured outside of training steps.
 
     Raises:
         ConfigurationError: if they cannot.
     """
-    data: Any = getattr(trainer, "datamodule", None)
-    if not hasattr(pl_module, "sample_loss") or not hasattr(data, "unique_dataloader"):
+    if not is_measurable(trainer, pl_module):
+        data: Any = getattr(trainer, "datamodule", None)
         raise ConfigurationError(
-            f"{type(pl_module).__name__} with {type(data).__name__} cannot be measured under the base model",
+            f"{needed_by} measures samples before training, which {type(pl_module).__name__} with "
+            f"{type(data).__name__} does not offer",
             expected="a module with sample_loss(batch, timesteps, generator) and a data module with "
             "train_dataset, heldout_dataset and unique_dataloader(dataset), such as TextImageDataModule",
-            remedy="add them, or set `reference: false` on MemorizationMonitor",
+            remedy="add them, or set `reference: paired` or `reference: false` on MemorizationMonitor",
         )
-    return data
+
+
+def require_unconditional(pl_module: LightningModule, needed_by: str) -> None:
+    """Refuse a module that cannot say what the empty caption's embeddings are.
+
+    Raises:
+        ConfigurationError: if it has no `unconditional_text`.
+    """
+    if not hasattr(pl_module, "unconditional_text"):
+        raise ConfigurationError(
+            f"{needed_by} needs the prediction under the empty caption, which {type(pl_module).__name__} cannot encode",
+            expected="a method unconditional_text() -> (1, T, width) text embeddings of the empty caption",
+            remedy=f"add it to the module, or leave {needed_by} out",
+        )
+
+
+def add_unconditional(
+    trainer: Trainer, pl_module: LightningModule, probe: DenoiserProbe, observation: Observation
+) -> None:
+    """Run the denoiser once more under the empty caption, in the precision of training."""
+    with as_in_training(trainer):
+        observation.unconditional = probe.predict(observation, pl_module.unconditional_text())  # type: ignore[operator]
 
 
 def measure_profile(
-    trainer: Trainer, pl_module: LightningModule, *, profile: ReferenceProfile, probe: DenoiserProbe, cached_only: bool
+    trainer: Trainer,
+    pl_module: LightningModule,
+    *,
+    profile: ReferenceProfile,
+    probe: DenoiserProbe,
+    cached_only: bool,
+    complete: Callable[[Observation], None] | None = None,
 ) -> None:
     """Measure what the profile's cache lacks, dealt out to the processes, and load it on all of them.
 
@@ -55,6 +91,7 @@ def measure_profile(
         profile: to fill.
         probe: on the denoiser, which is the base model unless `cached_only`.
         cached_only: the run is resumed, so the model is no longer the base model.
+        complete: adds to each observation what the signals need beside the one forward.
 
     Raises:
         RecordError: if `cached_only` and the cache lacks a sample.
@@ -74,9 +111,54 @@ def measure_profile(
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             cached_only=cached_only,
+            complete=complete,
         )
     trainer.strategy.barrier()
     profile.load()
+
+
+def fit_signals(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    *,
+    signals: Sequence[FittedSignal],
+    probe: DenoiserProbe,
+    timestep: int,
+    seed: int,
+) -> None:
+    """Show the signals every training and held-out sample under the base model, once, on every process alike."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    seen = []
+    with as_in_training(trainer):
+        for dataset in (data.train_dataset, data.heldout_dataset):
+            for batch in data.unique_dataloader(dataset):
+                batch = move_data_to_device(batch, pl_module.device)
+                generator = torch.Generator(pl_module.device).manual_seed(seed)
+                steps = torch.full((len(batch["key"]),), timestep, device=pl_module.device)
+                with probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation:
+                    pl_module.sample_loss(batch, steps, generator)  # type: ignore[operator]
+                seen.append(Observation((), neuron_activation=observation.neuron_activation))
+    for signal in signals:
+        signal.fit(seen)
+
+
+@dataclass(frozen=True)
+class HeldoutVisits:
+    """What one process measured of held-out samples.
+
+    Attributes:
+        keys: B keys.
+        timesteps: B timesteps.
+        lengths: B prompt lengths, NaN if unknown.
+        values: `(B, columns)` signal values.
+        base: the base model's, in a paired comparison.
+    """
+
+    keys: list[str]
+    timesteps: list[int]
+    lengths: list[float]
+    values: Tensor
+    base: Tensor | None
 
 
 class HeldoutSamples:
@@ -88,6 +170,8 @@ class HeldoutSamples:
         read: the signal values `(B, columns)` of an observation.
         maximum_timestep: timesteps are drawn below it.
         seed: of timesteps and noise.
+        complete: adds to each observation what the signals need beside the one forward.
+        paired: measure under the base model too.
     """
 
     def __init__(
@@ -98,27 +182,45 @@ class HeldoutSamples:
         read: Callable[[Observation], Tensor],
         maximum_timestep: int,
         seed: int,
+        complete: Callable[[Observation], None] | None = None,
+        paired: PairedReference | None = None,
     ) -> None:
         self.dataset, self.probe, self.read = dataset, probe, read
         self.maximum_timestep, self.seed = maximum_timestep, seed
+        self.complete, self.paired = complete, paired
         self.done = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, count: int) -> tuple[list[str], list[int], Tensor]:
-        """Measure the next `count` samples of this process.
+    def lengths(self) -> list[int]:
+        """Prompt lengths of all held-out samples; empty if the dataset does not know them."""
+        known = getattr(self.dataset, "prompt_lengths", None)
+        return [] if known is None else list(known)
 
-        Returns:
-            Their keys, their timesteps, and `(count, columns)` signal values on the host.
-        """
+    def measure(self, trainer: Trainer, pl_module: LightningModule, count: int) -> HeldoutVisits:
+        """Measure the next `count` samples of this process."""
         total, first = len(self.dataset), self.done + trainer.global_rank * count
         batch = default_collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
         batch = move_data_to_device(batch, pl_module.device)
-        generator = torch.Generator(pl_module.device).manual_seed(self.seed * 1_000_003 + first)
-        keys = list(batch["key"])
-        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=pl_module.device)
-        with as_in_training(trainer), self.probe.measure(Observation(keys, batch.get("prompt_length"))) as observation:
-            observation.sample_loss = pl_module.sample_loss(batch, timesteps, generator)  # type: ignore[operator]
+        seed = self.seed * 1_000_003 + first
+        with as_in_training(trainer):
+            timesteps, values = self._measure(pl_module, batch, seed)
+            base = None
+            if self.paired is not None:
+                with self.paired.base_weights(self.probe.denoiser):
+                    _, base = self._measure(pl_module, batch, seed)
         self.done += count * trainer.world_size
-        return keys, timesteps.tolist(), self.read(observation).cpu()
+        lengths = batch.get("prompt_length")
+        known = [float("nan")] * len(values) if lengths is None else [float(length) for length in lengths.tolist()]
+        return HeldoutVisits(list(batch["key"]), timesteps, known, values, base)
+
+    def _measure(self, pl_module: LightningModule, batch: Any, seed: int) -> tuple[list[int], Tensor]:
+        keys = list(batch["key"])
+        generator = torch.Generator(pl_module.device).manual_seed(seed)
+        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=pl_module.device)
+        with self.probe.measure(Observation(keys, batch.get("prompt_length"))) as observation:
+            observation.sample_loss = pl_module.sample_loss(batch, timesteps, generator)  # type: ignore[operator]
+        if self.complete is not None:
+            self.complete(observation)
+        return timesteps.tolist(), self.read(observation).cpu()

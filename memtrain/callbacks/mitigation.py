@@ -44,10 +44,12 @@ class Mitigation(Callback):
     Attributes:
         needs_graph: the penalty needs the token attention with its graph.
         needs_reference: signals whose values under the base model `observation.reference` has to hold.
+        needs_unconditional: `observation.unconditional` has to be there in every batch.
     """
 
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
+    needs_unconditional: ClassVar[bool] = False
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
         """Put own hooks on the denoiser, before the probe puts its; default nothing.
@@ -111,10 +113,10 @@ class Mitigation(Callback):
                 expected="a monitor, which decides what is flagged",
                 remedy="add memtrain.callbacks.monitor.MemorizationMonitor to trainer.callbacks",
             )
-        if stage == "fit" and self.needs_reference and not all(monitor.reference for monitor in monitors):
+        if stage == "fit" and self.needs_reference and not all(monitor.reference is True for monitor in monitors):
             raise ConfigurationError(
-                f"{type(self).__name__} compares with the base model, but the monitor has `reference: false`",
-                expected="a reference profile",
+                f"{type(self).__name__} compares with the base model's profile, but the monitor measures none",
+                expected="`reference: true`",
                 remedy="let the monitor measure one, or leave this mitigation out",
             )
         missing = {name for monitor in monitors for name in self.needs_reference if name not in monitor.names}

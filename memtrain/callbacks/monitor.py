@@ -1,14 +1,22 @@
 """The monitor: watches every training batch, names the samples being memorized, and keeps the record.
 
-On every training batch it reads the signals through the probe, compares them with the reference profile, adds them to
-each sample's evidence, and lets the mitigations weight the samples of the batch. Now and then it measures held-out
-samples (the validation data) under the model as it is, which calibrates the threshold.
+On every training batch it reads the signals through the probe, compares them with the base model, adds them to each
+sample's evidence, and lets the mitigations weight the samples of the batch. Now and then it measures held-out samples
+(the validation data) under the model as it is, which calibrates the threshold.
 
 It works in any LightningModule whose loss is a batch mean of squared errors at the output of a known denoiser and whose
-batches carry sample keys. What needs the base model (the profile) and held-out samples needs one more thing: a method
-`sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once. Without it,
-set `reference: false`: values are then compared with the other training samples of the run, and the threshold rests on
-their bulk (median and spread) instead of held-out samples.
+batches carry sample keys. What is compared with is `reference`:
+
+- `true`: a profile of every sample under the base model, measured once before training. It needs a method
+  `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and a data module with
+  `train_dataset`, `heldout_dataset` and `unique_dataloader(dataset)`.
+- `paired`: the base model on the very same noise, every `paired_every`-th batch
+  (:mod:`memtrain.callbacks.paired_reference`), for data that is streamed or too large for a profile, and for modules
+  without `sample_loss`.
+- `false`: nothing; values are compared with the other training samples of the run.
+
+Held-out samples need `sample_loss` too; without it (or with `reference: false`) the threshold rests on the bulk of the
+training samples, by median and spread.
 
 Cost: two projections per attention site and step; the profile, once; a forward of `heldout_batch` samples every
 `calibrate_every` batches. Between these updates nothing waits for the device: what a batch showed is copied to the host
@@ -24,29 +32,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow as pa
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.calibration import Calibration
-from memtrain.callbacks.measurement import HeldoutSamples, measure_profile, require_measurable
+from memtrain.calibration import Calibration, Sign, length_edges
+from memtrain.callbacks import processes
+from memtrain.callbacks.measurement import (
+    HeldoutSamples,
+    add_unconditional,
+    as_in_training,
+    fit_signals,
+    is_measurable,
+    measure_profile,
+    require_measurable,
+    require_unconditional,
+)
 from memtrain.callbacks.mitigation import Flags, Mitigation
-from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+from memtrain.callbacks.paired_reference import PairedReference
+from memtrain.callbacks.run_records import RunRecords
 from memtrain.callbacks.visits import Visits
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
-from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet
 from memtrain.reference import ReferenceProfile
 from memtrain.signals.attention_entropy import AttentionEntropy
-from memtrain.signals.base import Signal
+from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
 
 log = logging.getLogger(__name__)
+
+COMBINED = "combined"
+"""Flag by all signals together, along the direction in which the run's canaries stand out."""
 
 
 class MemorizationMonitor(Callback):
@@ -54,7 +74,7 @@ class MemorizationMonitor(Callback):
 
     Args:
         signals: what is measured; default denoising loss and attention entropy.
-        flag_by: name of the signal that flags go by.
+        flag_by: name of the signal that flags go by, or `combined` for all of them, weighted by the run's canaries.
         false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run.
         sites: glob over attention sites (`*` for all); default the backbone's subset.
         denoiser: module path of the denoiser; found by itself if there is one.
@@ -62,7 +82,8 @@ class MemorizationMonitor(Callback):
         maximum_timestep: visits at or above this timestep are recorded but are no evidence.
         minimum_visits: visits before a sample can be flagged.
         evidence_window: visits that a sample's evidence remembers.
-        reference: compare with the base model and calibrate on held-out samples.
+        reference: how values are compared with the base model, see above.
+        paired_every: batches between comparisons with `reference: paired`.
         reference_folder: where reference profiles are kept; default `profiles/` in the run folder.
         reference_timesteps: where the profile is measured.
         reference_draws: noises per timestep and sample.
@@ -83,7 +104,8 @@ class MemorizationMonitor(Callback):
         maximum_timestep: int = 800,
         minimum_visits: int = 6,
         evidence_window: int = 12,
-        reference: bool = True,
+        reference: bool | Literal["paired"] = True,
+        paired_every: int = 4,
         reference_folder: str | None = None,
         reference_timesteps: tuple[int, ...] = (100, 300, 500, 700),
         reference_draws: int = 2,
@@ -93,20 +115,22 @@ class MemorizationMonitor(Callback):
     ) -> None:
         self.signals = list(signals) if signals else [DenoisingLoss(), AttentionEntropy()]
         self.names = [signal.name for signal in self.signals]
-        if flag_by not in self.names:
+        if flag_by not in [*self.names, COMBINED]:
             raise ConfigurationError(
-                f"flag_by={flag_by!r} is no measured signal", expected=f"one of {self.names}", remedy="change flag_by"
+                f"flag_by={flag_by!r} is no measured signal",
+                expected=f"one of {[*self.names, COMBINED]}",
+                remedy="change flag_by, or add the signal to `signals`",
             )
-        if calibrate_every < 1 or heldout_batch < 1:
+        if min(calibrate_every, heldout_batch, paired_every) < 1:
             raise ConfigurationError(
-                f"calibrate_every={calibrate_every}, heldout_batch={heldout_batch}",
+                f"calibrate_every={calibrate_every}, heldout_batch={heldout_batch}, paired_every={paired_every}",
                 expected="at least 1 each",
                 remedy="change them",
             )
         self.flag_by, self.false_positive_rate = flag_by, false_positive_rate
         self.sites, self.denoiser, self.key_field = sites, denoiser, key_field
         self.maximum_timestep, self.minimum_visits, self.window = maximum_timestep, minimum_visits, evidence_window
-        self.reference, self.reference_folder = reference, reference_folder
+        self.reference, self.reference_folder, self.paired_every = reference, reference_folder, paired_every
         self.reference_timesteps, self.reference_draws = reference_timesteps, reference_draws
         self.calibrate_every, self.heldout_batch, self.seed = calibrate_every, heldout_batch, seed
         self.probe: DenoiserProbe | None = None
@@ -116,33 +140,32 @@ class MemorizationMonitor(Callback):
         self._batches_done = 0
         self._visits: list[Visits] = []
         self._heldout: HeldoutSamples | None = None
+        self._paired: PairedReference | None = None
         self._state: dict[str, Any] = {}
 
     # Start and end
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the base model, before a checkpoint is loaded."""
+        if stage == "fit" and self.reference == "paired":
+            self._paired = PairedReference(find_denoiser(pl_module, self.denoiser)[1])
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the probe, measure the reference profile, calibrate, open the record."""
+        """Attach the probe, measure the base model, calibrate, open the record."""
         _, denoiser, backbone = find_denoiser(pl_module, self.denoiser)
         self.mitigations = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
-        differentiable = any(mitigation.needs_graph for mitigation in self.mitigations)
-        self.probe = DenoiserProbe(denoiser, sites=self.sites, backbone=backbone, differentiable=differentiable)
-        self.columns = [name for signal in self.signals for name in signal.columns(list(self.probe.sites))]
-        start = 0
-        for signal in self.signals:
-            width = len(signal.columns(list(self.probe.sites)))
-            if signal.name == self.flag_by:
-                scored, memorized_when = slice(start, start + width), signal.memorized_when
-            start += width
-        self.calibration = Calibration(
-            len(self.columns),
-            scored=scored,
-            memorized_when=memorized_when,
-            buckets=len(self.reference_timesteps),
-            false_positive_rate=self.false_positive_rate,
-            minimum_visits=self.minimum_visits,
-            window=self.window,
-            heldout=self.reference,
+        self._check(trainer, pl_module)
+        self.probe = DenoiserProbe(
+            denoiser,
+            sites=self.sites,
+            backbone=backbone,
+            differentiable=any(mitigation.needs_graph for mitigation in self.mitigations),
+            neurons=any(signal.needs_neurons for signal in self.signals),
+            keep_call=bool(self._unconditional_every) or self._paired is not None,
         )
+        self._slices, self.columns = self._layout(list(self.probe.sites))
+        self._open_heldout(trainer, pl_module)
+        self.calibration = self._new_calibration(getattr(trainer, "datamodule", None))
         self.profile = ReferenceProfile(
             Path(self.reference_folder or Path(trainer.default_root_dir) / "profiles"),
             self.signals,
@@ -156,61 +179,118 @@ class MemorizationMonitor(Callback):
         self.probe.attach()
         # Taken once: a second fit with the same callback starts anew.
         state, self._state = self._state, {}
-        resumed = bool(state)
-        if resumed:
+        self._batches_done, self._visits = state.get("batches_done", 0), []
+        names = self.columns + ([f"base.{name}" for name in self.columns] if self._paired is not None else [])
+        self.records = RunRecords(trainer, names, batches_done=self._batches_done if state else None)
+        if state:
             self.calibration.load_state_dict(state["calibration"])
             self.profile.fingerprint = state["fingerprint"]
-        self._batches_done, self._visits = state.get("batches_done", 0), []
-        self._open_records(trainer, resumed)
-        if resumed:
-            self._visits = self._unread_visits(trainer, state["evidence_until"])
-        if self.reference:
-            self._prepare_reference(trainer, pl_module, state)
+            for signal, kept in zip(self._fitted, state["signals"], strict=True):
+                signal.load_state_dict(kept)
+            self._visits = self.records.unread(trainer, first=state["evidence_until"], last=self._batches_done)
+        elif self._fitted:
+            timestep = self.reference_timesteps[len(self.reference_timesteps) // 2]
+            fit_signals(trainer, pl_module, signals=self._fitted, probe=self.probe, timestep=timestep, seed=self.seed)
+        self._prepare_reference(trainer, pl_module, state)
 
-    def _open_records(self, trainer: Trainer, resumed: bool) -> None:
-        self.folder = Path(trainer.default_root_dir) / "records"
-        if trainer.is_global_zero:
-            if resumed:
-                drop_newer(self.folder, self._batches_done)
-            elif (kept := set_aside(self.folder)) is not None:
-                log.warning("The records of an earlier run are kept in %s", kept)
-        trainer.strategy.barrier()
-        self.writer = RecordWriter(self.folder, rank=trainer.global_rank)
-        data: Any = getattr(trainer, "datamodule", None)
-        if trainer.is_global_zero and getattr(data, "train_dataset", None) is not None:
-            rows = [(s.key, s.caption, "train", data.visits_per_epoch[s.key]) for s in data.train_dataset.samples]
-            rows += [(s.key, s.caption, "heldout", 0) for s in data.heldout_dataset.samples]
-            names = ("key", "caption", "split", "visits_per_epoch")
-            table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-            write_parquet(table, self.folder / "samples.parquet")
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what this module or data cannot do, before any work is done."""
+        if self.reference is True:
+            require_measurable(trainer, pl_module, needed_by="`reference: true`")
+        self._fitted = [signal for signal in self.signals if isinstance(signal, FittedSignal)]
+        for signal in self._fitted:
+            require_measurable(trainer, pl_module, needed_by=signal.name)
+        every = {signal.name: signal.unconditional_every for signal in self.signals if signal.unconditional_every}
+        every |= {type(mitigation).__name__: 1 for mitigation in self.mitigations if mitigation.needs_unconditional}
+        for name in every:
+            require_unconditional(pl_module, name)
+        self._unconditional_every = min(every.values(), default=0)
 
-    def _unread_visits(self, trainer: Trainer, first: int) -> list[Visits]:
-        """This process's visits that were recorded before the checkpoint, but are no evidence yet."""
-        if first == self._batches_done:
-            return []
-        rows = read_steps(self.folder, first=first).to_pylist()
-        mine = [row for row in rows if row["rank"] % trainer.world_size == trainer.global_rank]
-        return Visits.from_rows(mine, self.columns)
+    def _layout(self, sites: list[str]) -> tuple[list[slice], list[str]]:
+        """The columns of each signal, and the names of all."""
+        slices: list[slice] = []
+        names: list[str] = []
+        for signal in self.signals:
+            columns = signal.columns(sites)
+            slices.append(slice(len(names), len(names) + len(columns)))
+            names += columns
+        return slices, names
 
-    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        assert self.profile is not None and self.probe is not None
-        data = require_measurable(trainer, pl_module)
+    def _open_heldout(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._heldout = None
+        if self.reference is False:
+            return
+        if not is_measurable(trainer, pl_module):
+            log.warning("No held-out samples can be measured: flags rest on the bulk of the training samples")
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert self.probe is not None
         self._heldout = HeldoutSamples(
             data.heldout_dataset.unique(),
             self.probe,
             read=self._read,
             maximum_timestep=self.maximum_timestep,
             seed=self.seed,
+            complete=self._completer(trainer, pl_module),
+            paired=self._paired,
         )
+
+    def _completer(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Adds the unconditional prediction to an observation, if any signal reads it."""
+        if not any(signal.unconditional_every for signal in self.signals):
+            return None
+        assert self.probe is not None
+        probe = self.probe
+        return lambda observation: add_unconditional(trainer, pl_module, probe, observation)
+
+    def _new_calibration(self, data: Any) -> Calibration:
+        canaries = {key for key, group in getattr(data, "groups", {}).items() if group == "canary"}
+        if self.flag_by == COMBINED and (not canaries or self._heldout is None):
+            raise ConfigurationError(
+                f"flag_by: combined with {len(canaries)} canaries"
+                f"{' and no held-out samples' if self._heldout is None else ''}",
+                expected="canaries among the training samples, to weight the signals by, and held-out samples",
+                remedy="set data.init_args.canaries, or flag by one signal",
+            )
+        scored, sign = slice(0, len(self.columns)), "unknown"
+        if self.flag_by != COMBINED:
+            index = self.names.index(self.flag_by)
+            scored, sign = self._slices[index], self.signals[index].memorized_when
+        memorized_when: Sign = sign  # type: ignore[assignment]
+        return Calibration(
+            len(self.columns),
+            scored=scored,
+            memorized_when=memorized_when,
+            buckets=len(self.reference_timesteps),
+            false_positive_rate=self.false_positive_rate,
+            minimum_visits=self.minimum_visits,
+            window=self.window,
+            heldout=self._heldout is not None,
+            edges=length_edges(self._heldout.lengths()) if self._heldout is not None else (),
+            canaries=canaries,
+        )
+
+    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        assert self.profile is not None
+        assert self.probe is not None
+        if self._heldout is None:
+            return
         method = self.calibration.require_heldout(len(self._heldout))
         if method == "normal distribution" and trainer.is_global_zero:
             log.warning(
                 "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
                 len(self._heldout),
             )
-        resumed = bool(state)
-        measure_profile(trainer, pl_module, profile=self.profile, probe=self.probe, cached_only=resumed)
-        if resumed:
+        if self.reference is True:
+            measure_profile(
+                trainer,
+                pl_module,
+                profile=self.profile,
+                probe=self.probe,
+                cached_only=bool(state),
+                complete=self._completer(trainer, pl_module),
+            )
+        if state:
             self._heldout.done = state["heldout_done"]
             return
         per_round = 4 * self.heldout_batch * trainer.world_size
@@ -225,9 +305,9 @@ class MemorizationMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what was recorded, remove every hook."""
         try:
-            if hasattr(self, "writer"):
-                self._record()
-                self.writer.flush()
+            if hasattr(self, "records"):
+                self.records.append(self._visits)
+                self.records.flush()
         finally:
             self._close()
 
@@ -247,7 +327,7 @@ class MemorizationMonitor(Callback):
         """Update when due, and arm the probe."""
         if self._batches_done % self.calibrate_every == 0:
             self._update(trainer)
-            if self.reference:
+            if self._heldout is not None:
                 self._calibrate(trainer, pl_module, self.heldout_batch)
         keys = self._keys(batch)
         scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
@@ -277,8 +357,10 @@ class MemorizationMonitor(Callback):
         return list(keys)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Add the mitigations' penalties to the loss, on its scale."""
+        """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""
         assert self.probe is not None
+        if self._unconditional_every and self._batches_done % self._unconditional_every == 0:
+            add_unconditional(trainer, pl_module, self.probe, self.probe.current)
         # Most mitigations have no penalty, and copying flags to the device for nothing would cost every step.
         penalizing = [
             mitigation for mitigation in self.mitigations if type(mitigation).penalty is not Mitigation.penalty
@@ -297,8 +379,7 @@ class MemorizationMonitor(Callback):
     def _reference_values(self, observation: Observation) -> dict[str, Tensor]:
         assert self.profile is not None
         values = self.profile.lookup_on_device(observation.keys, observation.timesteps)
-        widths = [len(signal.columns(list(self.probe.sites))) for signal in self.signals]  # type: ignore[union-attr]
-        return dict(zip(self.names, values.split(widths, dim=1), strict=True))
+        return {name: values[:, columns] for name, columns in zip(self.names, self._slices, strict=True)}
 
     def _flags_on(self, device: torch.device) -> Flags:
         now, ever, score = (to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score))
@@ -322,6 +403,9 @@ class MemorizationMonitor(Callback):
         """Read the signals, and start their way to the host."""
         assert self.probe is not None
         observation = self.probe.end()
+        values = self._read(observation)
+        if self._paired is not None:
+            values = torch.cat([values, self._base_values(trainer, pl_module, observation, values)], dim=1)
         self._visits.append(
             Visits(
                 self._batches_done,
@@ -331,7 +415,7 @@ class MemorizationMonitor(Callback):
                 list(observation.keys),
                 self._flags.score,
                 self._flags.now,
-                Visits.pack(observation, self._weights, self._read(observation)),
+                Visits.pack(observation, self._weights, values),
             )
         )
         self._batches_done += 1
@@ -347,54 +431,62 @@ class MemorizationMonitor(Callback):
     def _read(self, observation: Observation) -> Tensor:
         return torch.cat([signal(observation) for signal in self.signals], dim=1).float()
 
-    def _record(self) -> None:
-        """Append what is not in the record table yet."""
-        for visits in self._visits:
-            if not visits.recorded:
-                self.writer.append(visits.batch, visits.rows(self.columns))
-                visits.recorded = True
+    def _base_values(
+        self, trainer: Trainer, pl_module: LightningModule, observation: Observation, values: Tensor
+    ) -> Tensor:
+        """The base model's values for this batch, NaN if it is not its turn."""
+        assert self.probe is not None
+        assert self._paired is not None
+        if self._batches_done % self.paired_every:
+            return torch.full_like(values, torch.nan)
+        complete = self._completer(trainer, pl_module) if observation.unconditional is not None else None
+        with as_in_training(trainer):
+            return self._paired.values(observation, self.probe, read=self._read, complete=complete)
 
     def _update(self, trainer: Trainer) -> None:
         """Record the visits since the last update, and make those of every process evidence."""
-        self._record()
-        rows = [(visits.batch, visits.rank, visits.keys, visits.timesteps, visits.values) for visits in self._visits]
+        self.records.append(self._visits)
+        rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in self._visits]
         self._visits = []
-        for _, _, keys, timesteps, values in sorted(_gather(rows), key=lambda row: row[:2]):
-            compared = self._compare(keys, timesteps, values)
-            self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step)
+        for _, _, keys, timesteps, lengths, values in sorted(processes.gather(rows), key=lambda row: row[:2]):
+            own, base = values[:, : len(self.columns)], values[:, len(self.columns) :]
+            compared = self._compare(keys, timesteps, own, base if self._paired is not None else None)
+            self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step, lengths)
         for mitigation in self.mitigations:
-            mitigation.synchronize(lambda value: _gather([value]))
+            mitigation.synchronize(lambda value: processes.gather([value]))
 
     def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
         """Measure the next held-out samples, and update the calibration of every process."""
         assert self._heldout is not None
-        for keys, timesteps, values in _gather([self._heldout.measure(trainer, pl_module, count)]):
-            buckets = [bucket for bucket in self._buckets(timesteps) if bucket is not None]
-            self.calibration.add_heldout(keys, buckets, self._compare(keys, timesteps, values))
+        for seen in processes.gather([self._heldout.measure(trainer, pl_module, count)]):
+            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
 
     def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
         assert self.profile is not None
         return [self.profile.bucket(t) if t < self.maximum_timestep else None for t in timesteps]
 
-    def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor) -> Tensor:
-        """Values relative to the base model where there is a profile, `(B, columns)`."""
+    def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
+        """Values relative to the base model where it is known, `(B, columns)`."""
         assert self.profile is not None
-        reference = self.profile.lookup(keys, timesteps) if self.reference else None
-        parts, start = [], 0
-        for signal in self.signals:
-            columns = slice(start, start + len(signal.columns(list(self.probe.sites))))  # type: ignore[union-attr]
-            part = values[:, columns]
-            parts.append(signal.absolute(part) if reference is None else signal.relative(part, reference[:, columns]))
-            start = columns.stop
+        if self.reference is True:
+            base = self.profile.lookup(keys, timesteps)
+        parts = [
+            signal.absolute(values[:, columns])
+            if base is None
+            else signal.relative(values[:, columns], base[:, columns])
+            for signal, columns in zip(self.signals, self._slices, strict=True)
+        ]
         return torch.cat(parts, dim=1)
 
     # Checkpoints and the end of training
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the records end where the checkpoint does."""
-        if hasattr(self, "writer"):
-            self._record()
-            self.writer.flush()
+        if hasattr(self, "records"):
+            self.records.append(self._visits)
+            self.records.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """Evidence, calibration and positions; the same on every process."""
@@ -406,6 +498,7 @@ class MemorizationMonitor(Callback):
             "evidence_until": min((visits.batch for visits in self._visits), default=self._batches_done),
             "heldout_done": 0 if self._heldout is None else self._heldout.done,
             "fingerprint": self.profile.fingerprint,
+            "signals": [signal.state_dict() for signal in self._fitted],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -415,20 +508,7 @@ class MemorizationMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write evidence.parquet and flagged.csv, print the most suspicious samples."""
         self._update(trainer)
-        self.writer.flush()
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        captions = {}
-        data: Any = getattr(trainer, "datamodule", None)
-        if getattr(data, "train_dataset", None) is not None:
-            captions = {sample.key: sample.caption for sample in data.train_dataset.samples}
-        table = evidence_table(
-            read_steps(self.folder), self.calibration, self.columns, captions, getattr(data, "visits_per_epoch", {})
-        )
-        write_parquet(table, self.folder / "evidence.parquet")
-        write_flagged(table, Path(trainer.default_root_dir) / "flagged.csv")
-        print_summary(table, self.calibration, Path(trainer.default_root_dir))
+        self.records.finish(trainer, self.calibration, self.columns)
 
 
 def _gradient_scale(trainer: Trainer) -> float | Tensor:
@@ -438,12 +518,3 @@ def _gradient_scale(trainer: Trainer) -> float | Tensor:
         return 1.0
     scale: float | Tensor | None = scaler._get_scale_async()
     return float(scaler.get_scale()) if scale is None else scale
-
-
-def _gather(rows: list[Any]) -> list[Any]:
-    """The rows of every process, in the order of ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]

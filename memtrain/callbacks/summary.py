@@ -3,8 +3,8 @@
 Columns of `evidence.parquet`, one row per training sample: `key`, `caption`, `visits_per_epoch` (above 1: planted),
 `visits`, one column per signal value (mean over the counted visits, relative to the base model: log-ratio for
 `denoising_loss`, difference in nats for `attention_entropy.<site>`), `score` (accumulated evidence, high when
-memorized), `flagged` (was above the threshold at some visit), `first_flagged_step`, `flagged_share` (of visits),
-`skipped` (share of visits with weight 0).
+memorized), `p_value` (of the highest score in the run, corrected for the number of samples), `flagged` (was above the
+threshold at some visit), `first_flagged_step`, `flagged_share` (of visits), `skipped` (share of visits with weight 0).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def evidence_table(
     visits = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
     keys = visits["key"].to_pylist()
     rows = calibration.samples.rows(keys)
-    means = calibration.samples.total[rows] / calibration.samples.visits[rows, None].clamp(min=1)
+    means = calibration.samples.total[rows] / calibration.samples.visits[rows]
     table = pa.table(
         {
             "key": keys,
@@ -52,6 +52,7 @@ def evidence_table(
             "visits": visits["key_count"],
             **dict(zip(columns, means.T.tolist(), strict=True)),
             "score": calibration.scores(keys).tolist(),
+            "p_value": calibration.p_values(keys).tolist(),
             "flagged": calibration.ever_flagged(keys).tolist(),
             "first_flagged_step": pa.array([calibration.first_flagged.get(key) for key in keys], pa.int64()),
             "flagged_share": visits["flagged_share_mean"],
@@ -63,8 +64,8 @@ def evidence_table(
 
 
 def write_flagged(table: pa.Table, path: Path) -> None:
-    """The flagged rows as CSV: key, caption, visits, score, first_flagged_step."""
-    names = ["key", "caption", "visits", "score", "first_flagged_step"]
+    """The flagged rows as CSV: key, caption, visits, score, p_value, first_flagged_step."""
+    names = ["key", "caption", "visits", "score", "p_value", "first_flagged_step"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -102,11 +103,14 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
         )
     console.print(screen, markup=False)
     flagged = sum(table["flagged"].to_pylist())
+    found, planted = calibration.power()
+    canaries = f"Of {planted} canaries, samples known to be repeated, {found} were flagged.\n" if planted else ""
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. flagged, skipped: share of visits.\n"
         f"{flagged} of {len(table)} training samples were flagged: their score rose above {calibration.threshold:.2f}, "
         f"which at most {100 * calibration.false_positive_rate:g} % of samples like the held-out ones do in a run.\n"
+        f"{canaries}"
         f"Next: python evaluate.py --run {run}",
         markup=False,
         soft_wrap=True,

@@ -29,7 +29,8 @@ class Visits:
         keys: B sample keys.
         score: `(B,)` evidence before these visits, on the host.
         flagged: `(B,)` bool, on the host.
-        packed: `(B, 3 + columns)` timestep, prompt length (NaN if unknown), weight, signal values.
+        packed: `(B, 3 + columns)` timestep, prompt length (NaN if unknown), weight, signal values (and after them the
+            base model's, where these come with the visit).
         recorded: whether the rows are in the record table.
     """
 
@@ -55,6 +56,11 @@ class Visits:
     def timesteps(self) -> list[float]:
         """B timesteps."""
         return list(self.packed.read()[:, 0].tolist())
+
+    @property
+    def lengths(self) -> list[float]:
+        """B prompt lengths, NaN if unknown."""
+        return list(self.packed.read()[:, 1].tolist())
 
     @property
     def values(self) -> Tensor:
@@ -86,7 +92,8 @@ class Visits:
             batches.setdefault((row["batch"], row["rank"]), []).append(row)
         found = []
         for (batch, rank), group in sorted(batches.items()):
-            packed = [[row["timestep"], torch.nan, row["weight"], *(row[name] for name in columns)] for row in group]
+            names = ("timestep", "prompt_length", "weight", *columns)
+            packed = [[torch.nan if row[name] is None else row[name] for name in names] for row in group]
             found.append(
                 Visits(
                     batch,

@@ -91,6 +91,11 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             item["input_ids"], item["prompt_length"] = self._tokens[0][row], self._tokens[1][row]
         return item
 
+    @property
+    def prompt_lengths(self) -> list[int] | None:
+        """Tokens of each sample's caption, in the order of `samples`; None without a tokenizer."""
+        return None if self._tokens is None else [int(length) for length in self._tokens[1]]
+
     def pixel_values(self, row: int) -> torch.Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`)."""
         return to_pixel_values(self.source.load_image(self.indices[row]), self.resolution)

@@ -26,6 +26,7 @@ BOOKKEEPING = frozenset(
         "split",
         "visits_per_epoch",
         "visits",
+        "p_value",
         "flagged",
         "first_flagged_step",
         "flagged_share",

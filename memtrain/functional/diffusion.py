@@ -48,22 +48,32 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return capped / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
-def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0) -> Tensor:
-    """Each sample's MSE, recovered from the gradient of a batch-mean MSE at the denoiser's output.
+def residual_from_gradient(
+    gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None
+) -> Tensor:
+    """Prediction minus target, recovered from the gradient of a batch-mean MSE at the denoiser's output.
 
-    For `loss = loss_scale * mean((prediction - target)²)` over a batch of B samples with n elements each, the gradient
-    is `2 * loss_scale * (prediction - target) / (B * n)`, so it carries every sample's residual.
+    For `loss = loss_scale * mean(weight * (prediction - target)²)` over a batch of B samples with n elements each, the
+    gradient is `2 * loss_scale * weight * (prediction - target) / (B * n)`.
 
     Args:
         gradient: `(B, ...)` gradient of the scaled loss with respect to the prediction.
         loss_scale: factor between the mean and the loss that was differentiated: 1 / accumulation steps, times the
             gradient scaler's scale.
+        loss_weight: `(B,)` weight of each sample's loss; None for equal weights.
 
     Returns:
-        `(B,)` mean squared residual of each sample, in fp32.
+        `(B, ...)` in fp32.
     """
     residual = gradient.float() * (gradient.numel() / (2 * loss_scale))
-    return residual.square().flatten(1).mean(1)
+    if loss_weight is None:
+        return residual
+    return residual / loss_weight.clamp(min=1e-6).view(-1, *[1] * (gradient.dim() - 1))
+
+
+def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None) -> Tensor:
+    """Each sample's unweighted MSE `(B,)`, from the same gradient as :func:`residual_from_gradient`."""
+    return residual_from_gradient(gradient, loss_scale, loss_weight).square().flatten(1).mean(1)
 
 
 def gate_gradient(gradient: Tensor, weights: Tensor) -> Tensor:

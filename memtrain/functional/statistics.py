@@ -22,25 +22,33 @@ class DriftingMoments:
 
     def __init__(self, groups: int, columns: int, *, window: int) -> None:
         self.window = window
-        self.count = torch.zeros(groups, dtype=torch.float64)
+        self.count = torch.zeros(groups, columns, dtype=torch.float64)
         self.mean = torch.zeros(groups, columns, dtype=torch.float64)
         self.square = torch.zeros(groups, columns, dtype=torch.float64)
 
     def update(self, group: int, values: Tensor) -> None:
-        """Take in one observation `(columns,)` of `group`."""
-        self.count[group] += 1
-        rate = 1 / min(float(self.count[group]), self.window)
-        difference = values.double() - self.mean[group]
+        """Take in one observation `(columns,)` of `group`; NaN where a quantity was not observed."""
+        seen = ~values.isnan()
+        self.count[group] += seen
+        rate = 1 / self.count[group].clamp(1, self.window)
+        difference = torch.where(seen, values.double() - self.mean[group], 0.0)
         self.mean[group] += rate * difference
-        self.square[group] = (1 - rate) * (self.square[group] + rate * difference.square())
+        updated = (1 - rate) * (self.square[group] + rate * difference.square())
+        self.square[group] = torch.where(seen, updated, self.square[group])
 
     def standardise(self, group: int, values: Tensor) -> Tensor:
         """`(values − mean) / standard deviation` of `group`, `(columns,)`; NaN before two observations."""
-        count = min(float(self.count[group]), self.window)
-        if count < 2:
-            return torch.full_like(values, math.nan, dtype=torch.float64)
+        count = self.count[group].clamp(max=self.window)
         deviation = (self.square[group] * count / (count - 1)).sqrt().clamp(min=1e-12)
-        return (values.double() - self.mean[group]) / deviation
+        return torch.where(count < 2, torch.nan, (values.double() - self.mean[group]) / deviation)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments."""
+        return {"count": self.count, "mean": self.mean, "square": self.square}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take them up again."""
+        self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
 
 
 def samples_needed(false_positive_rate: float) -> int:
@@ -102,3 +110,50 @@ def robust_threshold(scores: Tensor, false_positive_rate: float) -> float:
     deviation = 1.4826 * (scores - median).abs().median()
     z = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * false_positive_rate, dtype=torch.float64))
     return float(median + z * deviation)
+
+
+def normal_p_value(scores: Tensor, *, mean: float, deviation: float) -> Tensor:
+    """Probability that a normally distributed score is at least as high, `(n,)` fp64.
+
+    Args:
+        scores: `(n,)`.
+        mean: of the scores when nothing is memorized.
+        deviation: their standard deviation.
+    """
+    return 0.5 * torch.erfc((scores.double() - mean) / (deviation * math.sqrt(2)))
+
+
+def holm(p_values: Tensor) -> Tensor:
+    """p-values corrected for their number, `(n,)`: the family-wise error rate is at most the level compared with.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
+    """
+    order = p_values.argsort()
+    count = len(p_values)
+    factors = torch.arange(count, 0, -1, dtype=p_values.dtype)
+    stepped = (p_values[order] * factors).cummax(dim=0).values.clamp(max=1.0)
+    corrected = torch.empty_like(p_values)
+    corrected[order] = stepped
+    return corrected
+
+
+def discriminant(positive: Tensor, negative: Tensor, *, shrinkage: float = 0.5) -> tuple[Tensor, float]:
+    """The direction that separates two groups best (Fisher, 1936), from few positives.
+
+    Args:
+        positive: `(k, columns)`.
+        negative: `(n, columns)`; its covariance is used for both groups, because positives are few.
+        shrinkage: share of the covariance that is replaced by its diagonal.
+
+    Returns:
+        Weights `(columns,)` under which negatives have variance 1, and the distance between the groups' means along
+        them, in these standard deviations.
+    """
+    centred = negative - negative.mean(dim=0)
+    covariance = centred.T @ centred / max(len(negative) - 1, 1)
+    variance = covariance.diagonal().clamp(min=1e-6)
+    covariance = (1 - shrinkage) * covariance + shrinkage * variance.diag() + 1e-6 * torch.eye(len(variance))
+    difference = positive.mean(dim=0) - negative.mean(dim=0)
+    direction = torch.linalg.solve(covariance, difference)
+    distance = float((difference @ direction).clamp(min=0).sqrt())
+    return direction / max(distance, 1e-12), distance

@@ -38,6 +38,7 @@ from memtrain.functional.attention import (
     token_attention,
 )
 from memtrain.functional.diffusion import gate_gradient
+from memtrain.functional.neurons import neuron_activation
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 
 Gate = Callable[["Observation"], Tensor | None]
@@ -58,6 +59,11 @@ class Observation:
         text_embeddings: `(B, T, width)`, detached.
         token_attention: per site `(B, T)`; in joint attention conditional on text.
         text_mass: per site `(B,)` share of joint attention given to text, if the probe was asked for it.
+        prediction: `(B, ...)` output of the denoiser, detached, where the probe keeps calls.
+        unconditional: `(B, ...)` output for the same latents under the empty text, where a signal asked for it.
+        neuron_activation: per site `(B, C)` mean absolute activation of its value neurons, if the probe was asked for
+            it.
+        call: arguments of the denoiser's forward, where the probe keeps calls.
         gradient: `(B, ...)` gradient of the host's loss at the denoiser's output, before any re-weighting.
         loss_scale: factor between the batch-mean loss and the loss that was differentiated.
         loss_weight: `(B,)` weight that the host gave each sample's loss, or None for equal weights.
@@ -75,6 +81,10 @@ class Observation:
     text_embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
     token_attention: dict[str, Tensor] = field(default_factory=dict)
     text_mass: dict[str, Tensor] = field(default_factory=dict)
+    prediction: Tensor | None = None
+    unconditional: Tensor | None = None
+    neuron_activation: dict[str, Tensor] = field(default_factory=dict)
+    call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     gradient: Tensor | None = None
     loss_scale: float | Tensor = 1.0
     loss_weight: Tensor | None = None
@@ -132,6 +142,8 @@ class DenoiserProbe:
         backbone: structure of the denoiser; found by itself for known families.
         differentiable: keep the graph of the token attention, for a penalty added to the loss.
         text_mass: in joint attention, also read the share of attention given to text (one more attention per site).
+        neurons: also read the activation of each site's value neurons (one more projection of the text per site).
+        keep_call: keep the arguments and the output of the forward until the observation is dropped.
 
     Raises:
         ProbeError: if no backbone knows the denoiser, the pattern matches no site, or there is no joint attention.
@@ -145,6 +157,8 @@ class DenoiserProbe:
         backbone: Backbone | None = None,
         differentiable: bool = False,
         text_mass: bool = False,
+        neurons: bool = False,
+        keep_call: bool = False,
     ) -> None:
         backbone = backbone or find_backbone(denoiser)
         if backbone is None:
@@ -174,6 +188,7 @@ class DenoiserProbe:
                 remedy="leave text_mass out",
             )
         self.differentiable, self.text_mass = differentiable, text_mass
+        self.neurons, self.keep_call = neurons, keep_call
         self._undo: list[Callable[[], None]] = []
         self._pending: Observation | None = None
         self._open: Observation | None = None
@@ -282,6 +297,28 @@ class DenoiserProbe:
             if not was_attached:
                 self.detach()
 
+    def predict(self, observation: Observation, text: Tensor | None = None) -> Tensor:
+        """The denoiser's prediction for what was observed, run once more without gradients and unobserved.
+
+        Args:
+            observation: of a probe that keeps calls.
+            text: `(1 or B, T, width)` text embeddings instead of the observed ones.
+
+        Returns:
+            `(B, ...)`, detached.
+        """
+        assert observation.call is not None
+        args, kwargs = observation.call
+        if text is not None:
+            known = observation.text_embeddings
+            args, kwargs = self.backbone.with_text(args, kwargs, text.to(known).expand(len(known), -1, -1))
+        kept, self._pending = self._pending, None
+        try:
+            with torch.no_grad():
+                return self.backbone.output(self.denoiser(*args, **kwargs))
+        finally:
+            self._pending = kept
+
     @contextmanager
     def watch(self, seen: Callable[[Observation, Tensor], None]) -> Iterator[None]:
         """Observe every no-grad forward in the context, as in sampling.
@@ -336,6 +373,8 @@ class DenoiserProbe:
                 expected="one key per sample",
                 remedy="give the batch one key per row of the denoiser's input",
             )
+        if self.keep_call:
+            self._pending.call = args, kwargs
         self._start(self._pending, sample, timestep, text)
 
     def _start(self, observation: Observation, sample: Tensor, timestep: Any, text: Tensor) -> None:
@@ -354,9 +393,11 @@ class DenoiserProbe:
             self._check_seen(observation)
             self._watcher(observation, self.backbone.output(result))
             return
+        prediction = self.backbone.output(result)
+        if self.keep_call:
+            observation.prediction = prediction.detach()
         if not self._needs_gradient:
             return
-        prediction = self.backbone.output(result)
         if not prediction.requires_grad:
             raise ProbeError(
                 "The denoiser's output does not require a gradient",
@@ -405,5 +446,9 @@ class DenoiserProbe:
     ) -> None:
         projection = self.backbone.project(module, args, kwargs, tokens=self._tokens)
         into.token_attention[name] = token_attention(projection.query, projection.key, valid=projection.valid)
+        if self.neurons:
+            values = getattr(module, self.backbone.value_projection(module))
+            with torch.no_grad():
+                into.neuron_activation[name] = neuron_activation(values(projection.text_states))
         if self.text_mass and projection.joint_key is not None:
             into.text_mass[name] = text_mass(projection.query, projection.joint_key, projection.text)

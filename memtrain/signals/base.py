@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,10 +17,15 @@ class Signal(ABC):
     Attributes:
         name: its name in configurations, columns and reports.
         memorized_when: `low` or `high` as published; `unknown` where the sign differs between sites.
+        needs_neurons: reads `observation.neuron_activation`.
+        unconditional_every: reads `observation.unconditional`, which costs a forward pass, on every so many batches; 0
+            if it does not.
     """
 
     name: str
     memorized_when: ClassVar[Literal["low", "high", "unknown"]]
+    needs_neurons: ClassVar[bool] = False
+    unconditional_every: int = 0
 
     @abstractmethod
     def columns(self, sites: Sequence[str]) -> list[str]:
@@ -28,7 +33,7 @@ class Signal(ABC):
 
     @abstractmethod
     def __call__(self, observation: Observation) -> Tensor:
-        """Values `(B, columns)` of an observation, detached."""
+        """Values `(B, columns)` of an observation, detached; NaN where this visit was not measured."""
 
     @abstractmethod
     def relative(self, values: Tensor, reference: Tensor) -> Tensor:
@@ -37,3 +42,19 @@ class Signal(ABC):
     @abstractmethod
     def absolute(self, values: Tensor) -> Tensor:
         """Values on the scale of :meth:`relative` where there is no reference."""
+
+
+class FittedSignal(Signal):
+    """A signal that has to look at the samples under the base model before any value is asked for."""
+
+    @abstractmethod
+    def fit(self, observations: Iterable[Observation]) -> None:
+        """Look at samples under the base model."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`fit` found, as plain types and tensors; empty before."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""

@@ -43,10 +43,7 @@ class DenoisingLoss(Signal):
             return observation.sample_loss.detach().float()[:, None]
         if observation.gradient is None:
             raise ProbeError("The observation holds neither a loss nor a gradient", remedy="read it after backward")
-        loss = loss_from_gradient(observation.gradient, observation.loss_scale)
-        if observation.loss_weight is not None:
-            loss = loss / observation.loss_weight.square().clamp(min=SMALLEST)
-        return loss[:, None]
+        return loss_from_gradient(observation.gradient, observation.loss_scale, observation.loss_weight)[:, None]
 
     def relative(self, values: Tensor, reference: Tensor) -> Tensor:
         """ln(loss / loss under the base model)."""

@@ -115,6 +115,12 @@ class TextToImageModule(LightningModule):
         """Text embeddings `(B, T, width)` of token ids `(B, T)`."""
         return self.text_encoder(input_ids)[0]
 
+    def unconditional_text(self) -> Tensor:
+        """Text embeddings `(1, T, width)` of the empty caption."""
+        width = self.tokenizer.model_max_length
+        encoded = self.tokenizer([""], padding="max_length", max_length=width, return_tensors="pt")
+        return self.encode_text(encoded["input_ids"].to(self.device))
+
     def loss_weight(self, timesteps: Tensor) -> Tensor:
         """Weight of the loss at each timestep, `(B,)`; ones without min-SNR."""
         if self.min_snr_gamma is None:

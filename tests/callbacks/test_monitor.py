@@ -116,7 +116,7 @@ def test_recorded_losses_are_the_hosts(pipeline: StableDiffusionPipeline, tmp_pa
     assert sum(losses) / 4 == pytest.approx(mean, rel=1e-5)
     evidence = read_table(tmp_path / "records", "evidence")
     assert set(evidence["key"].to_pylist()) == set("abcd")
-    assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,visits,score")
+    assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,visits,score,p_value")
 
 
 DISTRIBUTED = """
@@ -168,7 +168,7 @@ def test_batches_without_keys_are_refused_and_hooks_removed(pipeline: StableDiff
 
 
 def test_a_reference_needs_a_module_that_can_be_measured(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="reference: false"):
+    with pytest.raises(ConfigurationError, match="`reference: paired` or `reference: false`"):
         fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor()])
 
 

@@ -8,15 +8,20 @@ import pytest
 import torch
 
 import memtrain.signals
-from memtrain.errors import ProbeError
+from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.models.probe import Observation
 from memtrain.signals.attention_entropy import AttentionEntropy
-from memtrain.signals.base import Signal
+from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
+from memtrain.signals.guidance_norm import GuidanceNorm
+from memtrain.signals.value_outliers import ValueOutliers
 
 for module in pkgutil.iter_modules(memtrain.signals.__path__):
     importlib.import_module(f"memtrain.signals.{module.name}")
-SIGNALS = sorted(Signal.__subclasses__(), key=lambda kind: kind.name)
+SIGNALS = sorted(
+    (kind for kind in (*Signal.__subclasses__(), *FittedSignal.__subclasses__()) if kind is not FittedSignal),
+    key=lambda kind: kind.name,
+)
 SITES = ["down.attn2", "up.attn2"]
 
 
@@ -27,12 +32,17 @@ def observation(batch: int = 3) -> Observation:
         timesteps=torch.arange(batch),
         token_attention=attention,
         gradient=torch.randn(batch, 4, 2, 2),
+        prediction=torch.randn(batch, 4, 2, 2),
+        unconditional=torch.randn(batch, 4, 2, 2),
+        neuron_activation={site: torch.rand(batch, 6) for site in SITES},
     )
 
 
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_every_signal_keeps_the_contract(kind: type[Signal]) -> None:
     signal, seen = kind(), observation()
+    if isinstance(signal, FittedSignal):
+        signal.fit([observation(), observation()])
     values = signal(seen)
     columns = signal.columns(SITES)
     assert values.shape == (3, len(columns))
@@ -73,3 +83,32 @@ def test_entropy_is_per_site_and_never_averaged() -> None:
     attention = {"down.attn2": torch.full((1, 8), 1 / 8), "up.attn2": torch.eye(8)[:1]}
     values = AttentionEntropy()(Observation(["a"], token_attention=attention))
     torch.testing.assert_close(values, torch.tensor([[math.log(8), 0.0]]))
+
+
+def test_guidance_norm_is_high_when_the_caption_matters_and_nan_when_not_measured() -> None:
+    signal = GuidanceNorm(every=2)
+    assert signal.memorized_when == "high"
+    assert signal.unconditional_every == 2
+    seen = Observation(["a", "b"], prediction=torch.tensor([[3.0, 4.0], [0.0, 1.0]]), unconditional=torch.zeros(2, 2))
+    assert signal(seen).tolist() == [[5.0], [1.0]]
+    assert signal.relative(torch.tensor([[4.0]]), torch.tensor([[2.0]])).item() == pytest.approx(math.log(2))
+    seen.unconditional = None
+    assert signal(seen).isnan().all()
+    with pytest.raises(ProbeError, match="no prediction"):
+        signal(Observation(["a"]))
+
+
+def test_value_outliers_are_the_largest_z_scores_against_the_reference_captions() -> None:
+    reference = torch.randn(50, 4)
+    signal = ValueOutliers()
+    with pytest.raises(ProbeError, match="not fitted"):
+        signal(Observation(["a"], neuron_activation={"up": reference[:1]}))
+    signal.fit([Observation((), neuron_activation={"up": part}) for part in reference.split(20)])
+    unusual = reference.mean(0) + torch.tensor([0.0, 0.5, -7.0, 1.0]) * reference.std(0)
+    values = signal(Observation(["a"], neuron_activation={"up": unusual[None]}))
+    torch.testing.assert_close(values, torch.tensor([[7.0]]))
+    again = ValueOutliers()
+    again.load_state_dict(signal.state_dict())
+    assert torch.equal(again(Observation(["a"], neuron_activation={"up": unusual[None]})), values)
+    with pytest.raises(ConfigurationError, match="saw 0 reference captions"):
+        ValueOutliers().fit([])

@@ -23,6 +23,7 @@ class Projection:
     Attributes:
         query: `(B, H, N, D)` of the image tokens.
         key: `(B, H, T, D)` of the text tokens.
+        text_states: `(B, T, width)` what the value projection of the text gets; None where text and image share one.
         valid: `(B, T)` bool, false for tokens that the attention masks out; None if it masks none.
         joint_key: `(B, H, T + N, D)` of all tokens in joint attention, None in cross-attention.
         text: where `key` lies in `joint_key`.
@@ -30,6 +31,7 @@ class Projection:
 
     query: Tensor
     key: Tensor
+    text_states: Tensor | None
     valid: Tensor | None = None
     joint_key: Tensor | None = None
     text: slice = field(default_factory=lambda: slice(None))

@@ -45,7 +45,7 @@ class CrossAttentionBackbone(Backbone):
         query, key = query.view(shape).transpose(1, 2), key.view(shape).transpose(1, 2)
         query = query if attention.norm_q is None else attention.norm_q(query)
         key = key if attention.norm_k is None else attention.norm_k(key)
-        return Projection(query, key, valid=None if mask is None else _valid(mask))
+        return Projection(query, key, text, valid=None if mask is None else _valid(mask))
 
 
 def _valid(bias: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class FluxBackbone(Backbone):
             query = apply_rotary_emb(query, rotary, sequence_dim=1)
             key = apply_rotary_emb(key, rotary, sequence_dim=1)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
-        return Projection(query[:, :, tokens:], key[:, :, :tokens], joint_key=key, text=slice(tokens))
+        return Projection(query[:, :, tokens:], key[:, :, :tokens], text, joint_key=key, text=slice(tokens))
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
         """`forward(hidden_states, encoder_hidden_states, pooled_projections, timestep)`."""

@@ -55,7 +55,7 @@ class SD3Backbone(Backbone):
         key = attention.add_k_proj(text).view(shape).transpose(1, 2)
         key = key if attention.norm_added_k is None else attention.norm_added_k(key)
         first = image_key.shape[2]
-        return Projection(query, key, joint_key=torch.cat([image_key, key], dim=2), text=slice(first, None))
+        return Projection(query, key, text, joint_key=torch.cat([image_key, key], dim=2), text=slice(first, None))
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
         """`forward(hidden_states, encoder_hidden_states, pooled_projections, timestep)`."""

@@ -1,0 +1,53 @@
+"""Guidance-norm skipping: a visit whose caption changes the prediction too much gets no gradient.
+
+Source: the training-time mitigation of Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion
+Models" (ICLR 2024): samples whose text-conditional noise (see :func:`memtrain.functional.guidance.guidance_norm`) is at
+or above a threshold leave the mini-batch, whose loss becomes the mean over the others. As published, it decides on
+single visits, and one threshold serves all timesteps. The published threshold, 2, is for latents of 4 x 64 x 64; the
+norm grows with the root of their number of elements.
+
+Where no sample of a batch is kept, the published code skips the optimizer step, which on several processes would leave
+them waiting for each other; here the gradient is zero and the step is taken.
+
+Cost: a forward pass without gradients in every batch. Suggested: `reference: wen2024` for 512-pixel Stable Diffusion;
+otherwise a `threshold` above the norms that `evaluate.py` finds for held-out prompts. Cannot: name samples; that is the
+monitor's evidence.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from memtrain.callbacks import processes
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.functional.guidance import guidance_norm
+from memtrain.models.probe import Observation
+
+THRESHOLDS = {"wen2024": 2.0}
+"""Published thresholds."""
+
+
+class GuidanceNormSkipping(Mitigation):
+    """Skip visits by their text-conditional noise.
+
+    Args:
+        reference: take the published threshold.
+        threshold: skip from this norm on, instead of the published one.
+    """
+
+    needs_unconditional: ClassVar[bool] = True
+
+    def __init__(self, reference: Literal["wen2024"] = "wen2024", *, threshold: float | None = None) -> None:
+        self.threshold = THRESHOLDS[reference] if threshold is None else threshold
+        if self.threshold <= 0:
+            raise ConfigurationError(f"threshold={threshold}", expected="above 0", remedy="change it")
+
+    def weights(self, observation: Observation, flags: Flags) -> Tensor:
+        """0 for skipped visits, B / kept for the others, over all processes, `(B,)`."""
+        if observation.prediction is None or observation.unconditional is None:
+            raise ProbeError("There is no prediction under the empty caption", remedy="train with MemorizationMonitor")
+        kept = (guidance_norm(observation.prediction, observation.unconditional) < self.threshold).float()
+        return kept * processes.share_of_mean(kept)

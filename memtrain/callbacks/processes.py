@@ -1,0 +1,40 @@
+"""What processes tell each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def several() -> bool:
+    """Whether there is more than this process."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def gather(rows: list[Any]) -> list[Any]:
+    """The rows of every process, in the order of ranks."""
+    if not several():
+        return rows
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of a tensor over processes, on its device."""
+    if several():
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def share_of_mean(kept: Tensor) -> Tensor:
+    """What a kept sample's weight has to be so that the batch mean becomes the mean over kept samples, `()`.
+
+    Args:
+        kept: `(B,)` 1 for kept samples, 0 for the others; batches of all processes count together.
+    """
+    counts = total(torch.stack([torch.full_like(kept[0], len(kept)), kept.sum()]))
+    return counts[0] / counts[1].clamp(min=1)

@@ -1,0 +1,86 @@
+"""The record table of a run, as the monitor keeps it: opened, appended to, continued, and summed up at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from lightning.pytorch import Trainer
+
+from memtrain.calibration import Calibration
+from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+from memtrain.callbacks.visits import Visits
+from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet
+
+log = logging.getLogger(__name__)
+
+
+class RunRecords:
+    """Records below `records/` in the run folder.
+
+    Args:
+        trainer: whose run it is.
+        columns: names of the values of a visit.
+        batches_done: of the checkpoint that the run goes on from; None for a new run, which keeps the records of an
+            earlier one out of the way.
+    """
+
+    def __init__(self, trainer: Trainer, columns: Sequence[str], *, batches_done: int | None) -> None:
+        self.run, self.columns = Path(trainer.default_root_dir), list(columns)
+        self.folder = self.run / "records"
+        if trainer.is_global_zero:
+            if batches_done is not None:
+                drop_newer(self.folder, batches_done)
+            elif (kept := set_aside(self.folder)) is not None:
+                log.warning("The records of an earlier run are kept in %s", kept)
+        trainer.strategy.barrier()
+        self.writer = RecordWriter(self.folder, rank=trainer.global_rank)
+        if trainer.is_global_zero:
+            self._write_samples(getattr(trainer, "datamodule", None))
+
+    def _write_samples(self, data: Any) -> None:
+        if getattr(data, "train_dataset", None) is None:
+            return
+        rows = [(s.key, s.caption, "train", data.visits_per_epoch[s.key]) for s in data.train_dataset.samples]
+        rows += [(s.key, s.caption, "heldout", 0) for s in data.heldout_dataset.samples]
+        names = ("key", "caption", "split", "visits_per_epoch")
+        table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+        write_parquet(table, self.folder / "samples.parquet")
+
+    def append(self, visits: Sequence[Visits]) -> None:
+        """Add what is not in the table yet."""
+        for batch in visits:
+            if not batch.recorded:
+                self.writer.append(batch.batch, batch.rows(self.columns))
+                batch.recorded = True
+
+    def flush(self) -> None:
+        """Write what was appended."""
+        self.writer.flush()
+
+    def unread(self, trainer: Trainer, *, first: int, last: int) -> list[Visits]:
+        """This process's visits of the batches from `first` to before `last`, ordered by batch."""
+        if first == last:
+            return []
+        rows = read_steps(self.folder, first=first).to_pylist()
+        mine = [row for row in rows if row["rank"] % trainer.world_size == trainer.global_rank]
+        return Visits.from_rows(mine, self.columns)
+
+    def finish(self, trainer: Trainer, calibration: Calibration, names: Sequence[str]) -> None:
+        """Write evidence.parquet and flagged.csv, print the most suspicious samples; `names` of the signal values."""
+        self.flush()
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        captions = {}
+        data: Any = getattr(trainer, "datamodule", None)
+        if getattr(data, "train_dataset", None) is not None:
+            captions = {sample.key: sample.caption for sample in data.train_dataset.samples}
+        visits = getattr(data, "visits_per_epoch", {})
+        table = evidence_table(read_steps(self.folder), calibration, names, captions, visits)
+        write_parquet(table, self.folder / "evidence.parquet")
+        write_flagged(table, self.run / "flagged.csv")
+        print_summary(table, calibration, self.run)
