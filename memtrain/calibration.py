@@ -8,7 +8,7 @@
    to short and to long captions.
 3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence`).
 4. A signal of known sign scores by the signed evidence. One whose sites differ in sign scores by the mean square over
-   sites, or, where the run plants canaries, along the direction that separates these from held-out samples best.
+   sites, or, where the run plants canaries, along the direction that separates these from other samples best.
 5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
    holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
    assumption); with fewer, the normal distribution has to be assumed, which is said.
@@ -137,18 +137,27 @@ class Calibration:
             )
         return "order statistic" if count >= samples_needed(self.false_positive_rate) else "normal distribution"
 
-    def _standardise(self, bucket: int, length: float | None, value: Tensor, *, update: bool) -> Tensor:
-        """z-scores `(columns,)` of one visit, against its timestep bucket, then within its class of prompt length."""
-        z = self.moments.standardise(bucket, value)
-        if update:
-            self.moments.update(bucket, value)
-        if not self.edges or length is None or length != length:
+    def _standardise(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
+        """z-scores `(B, columns)` against the visits' timestep buckets, then within their classes of prompt length."""
+        z = self.moments.standardise(torch.tensor(buckets, dtype=torch.long), values)
+        if not self.edges:
             return z
-        group = bisect.bisect_right(self.edges, length)
-        within = self.length_moments.standardise(group, z)
-        if update:
-            self.length_moments.update(group, z)
-        return torch.where(within.isnan(), z, within)
+        within = self.length_moments.standardise(torch.tensor([self._class(length) for length in lengths]), z)
+        known = torch.tensor([length == length for length in lengths])
+        return torch.where(within.isnan() | ~known[:, None], z, within)
+
+    def _class(self, length: float) -> int:
+        return bisect.bisect_right(self.edges, length)
+
+    def _follow(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
+        """As :meth:`_standardise`, one visit after the other, and let the moments follow."""
+        parts = []
+        for bucket, length, value in zip(buckets, lengths, values, strict=True):
+            parts.append(self._standardise([bucket], [length], value[None]))
+            if self.edges and length == length:
+                self.length_moments.update(self._class(length), self.moments.standardise(bucket, value))
+            self.moments.update(bucket, value)
+        return torch.cat(parts) if parts else torch.zeros_like(values)
 
     def add_heldout(
         self, keys: Sequence[str], buckets: Sequence[int], values: Tensor, lengths: Sequence[float] | None = None
@@ -163,9 +172,8 @@ class Calibration:
         """
         assert self.heldout is not None
         lengths = [math.nan] * len(keys) if lengths is None else lengths
-        rows = self.heldout.rows(keys)
-        for row, bucket, length, value in zip(rows, buckets, lengths, values.double(), strict=True):
-            self.heldout.add(row, value, self._standardise(bucket, length, value, update=True))
+        values = values.double()
+        self.heldout.add(self.heldout.rows(keys), values, self._follow(buckets, lengths, values))
         self._between = self.heldout.share_between_samples()
         self._fit_direction()
         scores, ready = self._scores(self.heldout), self._ready(self.heldout)
@@ -178,12 +186,15 @@ class Calibration:
         """Take the direction in which canaries stand out most, of all moments so far."""
         if self.memorized_when != "unknown" or not self.canaries or self.heldout is None:
             return
-        rows = [self.samples.row[key] for key in sorted(self.canaries) if key in self.samples.row]
-        rows = [row for row, ready in zip(rows, self._ready(self.samples, rows), strict=True) if ready]
-        null = self.heldout.scaled(self._between)[self._ready(self.heldout), self.scored]
-        if len(rows) < MINIMUM_CANARIES or len(null) < MINIMUM_HELDOUT:
+        ready = self._ready(self.samples).tolist()
+        known = {key: row for key, row in self.samples.row.items() if ready[row]}
+        positive = [row for key, row in known.items() if key in self.canaries]
+        # Not the held-out samples: a direction fitted to them would set their own scores, and the threshold, too low.
+        negative = [row for key, row in known.items() if key not in self.canaries and key not in self.first_flagged]
+        if len(positive) < MINIMUM_CANARIES or len(negative) < MINIMUM_HELDOUT:
             return
-        direction, separation = discriminant(self.samples.scaled(self._between, rows)[:, self.scored], null)
+        scaled = self.samples.scaled(self._between)[:, self.scored]
+        direction, separation = discriminant(scaled[positive], scaled[negative])
         # Canaries that are skipped once flagged come to look like any sample again; they taught at their most distinct.
         if separation > self.separation:
             self.direction, self.separation = direction, separation
@@ -216,16 +227,13 @@ class Calibration:
             step: recorded as the first flagged step of samples that cross the threshold now.
             lengths: B prompt lengths, tokens; NaN or None if unknown.
         """
-        touched = []
-        lengths = [math.nan] * len(keys) if lengths is None else lengths
-        rows = self.samples.rows(keys)
-        for key, row, bucket, length, value in zip(keys, rows, buckets, lengths, values.double(), strict=True):
-            if bucket is None:
-                continue
-            z = self._standardise(bucket, length, value, update=self.heldout is None)
-            if not bool(z.isnan().all()):
-                self.samples.add(row, value, z)
-                touched.append(key)
+        counted = [index for index, bucket in enumerate(buckets) if bucket is not None]
+        known = [math.nan] * len(keys) if lengths is None else lengths
+        rows, values = self.samples.rows(keys), values[counted].double()
+        standardise = self._standardise if self.heldout is not None else self._follow
+        z = standardise([int(buckets[i] or 0) for i in counted], [known[i] for i in counted], values)
+        self.samples.add([rows[i] for i in counted], values, z)
+        touched = [keys[i] for i, nothing in zip(counted, z.isnan().all(dim=1).tolist(), strict=True) if not nothing]
         if self.heldout is None:
             self._between = self.samples.share_between_samples()
             self._set_threshold()

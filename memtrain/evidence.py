@@ -51,15 +51,30 @@ class Evidence:
                 setattr(self, name, torch.cat([getattr(self, name).view(-1, self.columns), fresh]))
         return [self.row[key] for key in keys]
 
-    def add(self, row: int, values: Tensor, z: Tensor) -> None:
-        """One visit of one sample: compared values and z-scores, each `(columns,)`, NaN where there is none."""
+    def add(self, rows: Sequence[int], values: Tensor, z: Tensor) -> None:
+        """Take in visits, in order.
+
+        Args:
+            rows: B rows of their samples; a sample may occur several times.
+            values: `(B, columns)` compared values, NaN where there is none.
+            z: the same as z-scores.
+        """
+        left = list(range(len(rows)))
+        while left:
+            # A sample's visits have to be taken one after the other, those of different samples need not.
+            turn = list({rows[index]: index for index in reversed(left)}.values())
+            self._add(torch.tensor([rows[index] for index in turn]), values[turn], z[turn])
+            taken = set(turn)
+            left = [index for index in left if index not in taken]
+
+    def _add(self, rows: Tensor, values: Tensor, z: Tensor) -> None:
         seen = ~(values.isnan() | z.isnan())
-        self.total[row] += torch.where(seen, values, 0.0)
-        self.visits[row] += seen
-        rate = torch.where(seen, 1 / self.visits[row].clamp(1, self.window), 0.0)
-        self.mean[row] += rate * torch.where(seen, z - self.mean[row], 0.0)
-        diluted = (1 - rate).square() * self.dilution[row] + rate.square()
-        self.dilution[row] = torch.where(rate < 1, diluted, 1.0)
+        self.total[rows] += torch.where(seen, values, 0.0)
+        self.visits[rows] += seen
+        rate = torch.where(seen, 1 / self.visits[rows].clamp(1, self.window), 0.0)
+        self.mean[rows] += rate * torch.where(seen, z - self.mean[rows], 0.0)
+        diluted = (1 - rate).square() * self.dilution[rows] + rate.square()
+        self.dilution[rows] = torch.where(rate < 1, diluted, 1.0)
 
     def scaled(self, between: Tensor, rows: list[int] | None = None) -> Tensor:
         """Evidence in units of its standard deviation when nothing is memorized, `(n, columns)`.

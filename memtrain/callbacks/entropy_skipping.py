@@ -61,7 +61,7 @@ class EntropySkipping(Mitigation):
         seen = torch.stack([torch.ones_like(value), value, value.square()])
         sums = processes.total(torch.zeros_like(self.moments).index_add(1, bucket, seen))
         # Several visits of a noise level in one batch count as if they had come one after the other at their mean.
-        rate = 1 - torch.maximum(self.decay ** sums[0], visits / (visits + sums[0]).clamp(min=1))
+        rate = 1 - torch.minimum(self.decay ** sums[0], visits / (visits + sums[0]).clamp(min=1))
         average = sums[1:] / sums[0].clamp(min=1)
         self.moments = torch.stack([visits + sums[0], *(torch.stack([mean, square]).lerp(average, rate))])
         return kept * processes.share_of_mean(kept)

@@ -36,8 +36,13 @@ class DriftingMoments:
         updated = (1 - rate) * (self.square[group] + rate * difference.square())
         self.square[group] = torch.where(seen, updated, self.square[group])
 
-    def standardise(self, group: int, values: Tensor) -> Tensor:
-        """`(values − mean) / standard deviation` of `group`, `(columns,)`; NaN before two observations."""
+    def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:
+        """`(values − mean) / standard deviation` of `group`; NaN before two observations.
+
+        Args:
+            group: one group, or `(B,)` groups.
+            values: `(columns,)`, or `(B, columns)`.
+        """
         count = self.count[group].clamp(max=self.window)
         deviation = (self.square[group] * count / (count - 1)).sqrt().clamp(min=1e-12)
         return torch.where(count < 2, torch.nan, (values.double() - self.mean[group]) / deviation)

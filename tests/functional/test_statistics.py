@@ -9,6 +9,9 @@ from scipy import stats
 from memtrain.functional.statistics import (
     DriftingMoments,
     conformal_threshold,
+    discriminant,
+    holm,
+    normal_p_value,
     normal_threshold,
     robust_threshold,
     samples_needed,
@@ -61,3 +64,37 @@ def test_robust_threshold_ignores_a_minority() -> None:
     scores = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     polluted = torch.cat([scores, torch.full((300,), 50.0, dtype=torch.float64)])
     assert robust_threshold(polluted, 0.01) == pytest.approx(stats.norm.ppf(0.99), abs=0.65)
+
+
+def test_a_quantity_that_was_not_observed_keeps_its_moments() -> None:
+    values = torch.randn(20, 1, dtype=torch.float64)
+    sparse, dense = DriftingMoments(1, 2, window=8), DriftingMoments(1, 1, window=8)
+    for value in values:
+        sparse.update(0, torch.tensor([1.0, math.nan]))
+        sparse.update(0, torch.cat([torch.tensor([math.nan]), value]))
+        dense.update(0, value)
+    torch.testing.assert_close(sparse.mean[0, 1], dense.mean[0, 0])
+    torch.testing.assert_close(sparse.square[0, 1], dense.square[0, 0])
+    assert sparse.count.tolist() == [[20, 20]]
+
+
+def test_p_values_and_holms_correction() -> None:
+    scores = torch.tensor([1.0, 3.0, 6.0])
+    expected = stats.norm.sf(scores.numpy(), loc=2.0, scale=1.5)
+    torch.testing.assert_close(normal_p_value(scores, mean=2.0, deviation=1.5), torch.tensor(expected).double())
+    p = torch.tensor([0.01, 0.04, 0.03, 0.005], dtype=torch.float64)
+    assert holm(p).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(torch.tensor([0.6, 0.9])).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_the_discriminant_is_fishers_and_has_unit_variance_under_the_negatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=torch.float64)
+    negative = torch.randn(4000, 2, generator=generator, dtype=torch.float64) @ mixing.T
+    positive = negative[:50] + torch.tensor([0.0, 2.0], dtype=torch.float64)
+    direction, distance = discriminant(positive, negative, shrinkage=0.0)
+    assert (negative @ direction).std().item() == pytest.approx(1, abs=0.01)
+    difference = positive.mean(0) - negative.mean(0)
+    best = torch.linalg.solve(torch.cov(negative.T), difference)
+    assert torch.nn.functional.cosine_similarity(direction, best, dim=0) == pytest.approx(1, abs=1e-4)
+    assert distance == pytest.approx(float((difference @ best).sqrt()), rel=1e-3)
