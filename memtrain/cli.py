@@ -186,6 +186,7 @@ def evaluate_folder(
     guidance_scale: float = 4.0,
     batch_size: int = 32,
     false_positive_rate: float | None = None,
+    kid: bool | None = None,
     seed: int = 0,
     output: str | None = None,
 ) -> dict[str, Any]:
@@ -203,6 +204,7 @@ def evaluate_folder(
         batch_size: images sampled at once.
         false_positive_rate: probability that a prompt never trained on counts as reproduced; sets the threshold.
             Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
+        kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
         seed: first seed.
         output: folder of the results; default `evaluation/` in the run folder.
 
@@ -275,6 +277,7 @@ def evaluate_folder(
         output=output or folder / "evaluation",
         evidence=read_table(folder / "records", "evidence") if evidence.is_file() else None,
         heldout_loss=float(loss.mean()),
+        kid=kid,
         config=config,
         detectors=[GuidanceNorm(), MemAttn("E"), MemAttn("D"), *([NoiseSimilarity()] if images_per_prompt > 1 else [])],
         seeds=range(seed, seed + images_per_prompt),

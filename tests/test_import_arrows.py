@@ -158,8 +158,9 @@ print(len(open_source({str(write_folder(3))!r})))
 
 
 def test_every_imported_package_is_a_declared_dependency():
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    declared = {re.match(r"[\w-]+", line)[0].lower() for line in declared}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["quality"]]
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in lines}
     distributions = importlib.metadata.packages_distributions()
     missing = set()
     for path in FILES:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.generate import generate
+from memtrain.evaluation.kid import EfficientNetLite0, kernel_distance, reason_to_leave_out
 from memtrain.evaluation.provenance import provenance
 from memtrain.evaluation.replication import check_images, replication, reproduction_threshold
 from memtrain.evaluation.report import write_report
@@ -48,6 +49,7 @@ def evaluate_run(
     evidence: pa.Table | None = None,
     directions: Mapping[str, str] | None = None,
     heldout_loss: float | None = None,
+    kid: bool | None = None,
     config: Mapping[str, Any] | None = None,
     detectors: Sequence[Detector] = (),
     seeds: Sequence[int] = (0, 1, 2, 3),
@@ -73,6 +75,7 @@ def evaluate_run(
         evidence: the run's `records/evidence.parquet`, if it was monitored.
         directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
         heldout_loss: denoising loss on held-out samples after training.
+        kid: measure KID on the held-out prompts; by default if its features are installed.
         config: anything that says where the pipeline comes from; stored as it is.
         detectors: run on the same sampling.
         seeds: K seeds; each prompt is sampled with every one.
@@ -100,6 +103,7 @@ def evaluate_run(
     own = own_index(prompts, training_keys, own_images, training_images)
     check_images(own_images[:, None], own_images, training_images, neighbours=neighbours)
     reproduction_threshold(torch.zeros(int(held.sum())), false_positive_rate)
+    without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     bootstrap: dict[str, Any] = {"seed": bootstrap_seed, "resamples": resamples, "level": level}
     training = None if evidence is None else compare_with_truth(evidence, directions=directions, **bootstrap)
 
@@ -126,6 +130,16 @@ def evaluate_run(
     if evidence is not None and training is not None:
         copied = dict(zip((prompt.key for prompt in prompts), (distances.best < threshold).tolist(), strict=True))
         training["sampled"] = flags_and_copies(evidence, copied)
+    distance: dict[str, Any] = {"value": None, "reason": without_kid}
+    if without_kid is None:
+        distance = kernel_distance(
+            EfficientNetLite0(),
+            own_images[held],
+            generated=trace.images[held],
+            batch_size=batch_size,
+            device=pipeline.device,
+            **bootstrap,
+        )
     by_group = summarize_groups(groups, distances, threshold=threshold, level=level)
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -157,7 +171,7 @@ def evaluate_run(
             **bootstrap,
         ),
         "training": training,
-        "quality": {"heldout_loss": heldout_loss},
+        "quality": {"heldout_loss": heldout_loss, "kid": distance},
     }
     folder = Path(output)
     images = write_images(folder, trace, own_images)

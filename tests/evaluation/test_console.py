@@ -35,7 +35,16 @@ def results(**changes: Any) -> dict[str, Any]:
             "signals": [signal],
             "flags": {"precision": nothing, "recall": share, "false_positive_rate": share},
         },
-        "quality": {"heldout_loss": 0.125},
+        "quality": {
+            "heldout_loss": 0.125,
+            "kid": {
+                "value": 0.0217,
+                "standard_error": 0.0031,
+                "n_generated": 396,
+                "n_real": 99,
+                "features": "efficientnet-lite0",
+            },
+        },
         "verdict": {"text": "This model reproduces training images."},
         **changes,
     }
@@ -57,6 +66,7 @@ def test_every_figure_is_there_with_its_count() -> None:
         "0.987",
         "3 of 4 (75%",
         "0.1250",
+        "0.0217 (standard error 0.0031, features efficientnet-lite0)",
         "report.html",
     ):
         assert piece in text, piece
@@ -64,6 +74,8 @@ def test_every_figure_is_there_with_its_count() -> None:
 
 
 def test_a_run_that_was_not_monitored_is_printed_too() -> None:
-    text = printed(results(training=None, detectors={}, quality={"heldout_loss": None}))
+    kid = {"value": None, "reason": "the features are not installed"}
+    text = printed(results(training=None, detectors={}, quality={"heldout_loss": None, "kid": kid}))
+    assert "KID was not measured: the features are not installed" in text
     assert "This model reproduces training images." in text
     assert "Flags" not in text

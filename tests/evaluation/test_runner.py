@@ -101,7 +101,10 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
     assert results["config"] == {"model": str(Path("runs/x")), "<key>": [1, None]}
     assert results["sampling"]["seeds"] == [0, 1]
     assert results["sampling"]["images"] == 16
-    assert results["quality"] == {"heldout_loss": 0.125}
+    assert results["quality"]["heldout_loss"] == 0.125
+    kid = results["quality"]["kid"]
+    assert (kid["n_real"], kid["n_generated"], kid["features"]) == (HELDOUT, 2 * HELDOUT, "efficientnet-lite0")
+    assert kid["interval"][0] <= kid["value"] <= kid["interval"][1]
 
 
 def test_copies_are_counted_and_noise_is_not(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -161,6 +164,7 @@ def test_samples_have_one_row_per_prompt_and_seed(evaluated: tuple[Path, dict[st
 def test_report_is_written(evaluated: tuple[Path, dict[str, Any]]) -> None:
     """And says the verdict; a configuration key is escaped."""
     text = (evaluated[0] / "report.html").read_text(encoding="utf-8")
+    assert f"{evaluated[1]['quality']['kid']['value']:.4f}" in text
     assert evaluated[1]["verdict"]["text"] in unescape(text)
     assert "<key>" not in text
     assert "&lt;key&gt;" in text
@@ -170,11 +174,14 @@ def test_evaluation_without_record_or_detectors(
     pipeline: StableDiffusionPipeline, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     """A model of unknown origin can be evaluated too."""
-    bare = {**arguments, "evidence": None, "detectors": (), "config": None, "heldout_loss": None}
+    bare = {**arguments, "evidence": None, "detectors": (), "config": None, "heldout_loss": None, "kid": False}
     results = evaluate_run(pipeline, output=tmp_path / "new" / "folder", **bare)
     assert results["training"] is None
     assert results["detectors"] == {}
-    assert "What training said" not in (tmp_path / "new" / "folder" / "report.html").read_text(encoding="utf-8")
+    report = (tmp_path / "new" / "folder" / "report.html").read_text(encoding="utf-8")
+    assert "What training said" not in report
+    assert results["quality"]["kid"] == {"value": None, "reason": "not asked for"}
+    assert "KID was not measured: not asked for" in report
 
 
 @pytest.mark.parametrize(
