@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from experiment import ROOT, median_interval
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +38,6 @@ from memtrain.signals.denoising_loss import DenoisingLoss
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).parents[1]
 WAYS = ("plain", "watched", "published")
 SDXL = {
     "sample_size": 128,
@@ -182,14 +182,6 @@ class Bench:
             found[f"{prefix}ratio_median"] = statistics.median(values)
             found[f"{prefix}ratio_interval_95"] = median_interval(values)
         return found
-
-
-def median_interval(values: list[float]) -> list[float]:
-    """A 95 % interval for the median, from order statistics (no assumption about the distribution)."""
-    ordered, count = sorted(values), len(values)
-    spread = 1.96 * count**0.5 / 2
-    low, high = int(count / 2 - spread), int(count / 2 + spread + 0.5)
-    return [ordered[max(low, 0)], ordered[min(high, count - 1)]]
 
 
 def _peak(way: str, arguments: dict[str, Any]) -> float:

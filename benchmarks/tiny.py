@@ -8,14 +8,13 @@ cores) and prints one table. Runs that are finished are not repeated, and one th
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pyarrow.parquet as pq
+from experiment import ROOT, train_and_evaluate
 from jsonargparse import auto_cli
 from PIL import Image
 from rich.console import Console
@@ -24,7 +23,6 @@ from rich.table import Table
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ("tiny_baseline", "tiny")
 
 
@@ -39,19 +37,10 @@ def run(config: str, seed: int, folder: Path) -> dict[str, Any]:
     Returns:
         The content of results.json.
     """
-    place = folder / f"{config}-seed{seed}"
-    results = place / "evaluation" / "results.json"
-    if not (place / "flagged.csv").is_file():
-        command = [
-            *[sys.executable, "train.py", "fit", "--config", f"configs/{config}.yaml"],
-            *["--seed_everything", str(seed), "--trainer.default_root_dir", str(place), "--ckpt_path", "last"],
-            *["--data.init_args.duplicates.seed", str(seed)],
-        ]
-        subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
-    if not results.is_file():
-        subprocess.run([sys.executable, "evaluate.py", "--run", str(place)], cwd=ROOT, check=True)  # noqa: S603
-    content: dict[str, Any] = loads(results.read_text(encoding="utf-8"))
-    return content
+    training = ["--config", f"configs/{config}.yaml", "--seed_everything", str(seed)]
+    return train_and_evaluate(
+        folder / f"{config}-seed{seed}", [*training, "--data.init_args.duplicates.seed", str(seed)]
+    )
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,259 @@
+"""The figures of the ablation: what is kept of a run, the file they are kept in, and the table that pools seeds.
+
+The file alone is enough to draw and to print, and to go on with other seeds or rows on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from mitigation_rows import ROWS, Row
+from rich.table import Table
+
+from memtrain.functional.ranking import proportion_interval
+
+GROUPS = {
+    "planted": "planted",
+    "unique": "unique",
+    "varied_captions": "varied captions",
+    "varied_images": "varied images",
+}
+"""Groups of prompts, and how they are called."""
+
+
+class Store:
+    """Figures by part (`rows`, `dose`), row and seed, in one JSON file that is never half written.
+
+    Args:
+        path: of the file; it is read if it exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, Lock()
+        self.content: dict[str, Any] = {"rows": {}, "dose": {}, "timing": {}}
+        if path.is_file():
+            self.content |= json.loads(path.read_text(encoding="utf-8"))
+
+    def finished(self, part: str, name: str, seed: int, *, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The figures of a run, if it is finished and was this run."""
+        found = self.content[part].get(name, {}).get(str(seed))
+        return found if found is not None and found["identity"] == identity else None
+
+    def add(self, part: str, name: str, seed: int, *, figures: dict[str, Any]) -> None:
+        """Keep the figures of a run, and write the file."""
+        with self._lock:
+            runs = self.content[part].setdefault(name, {})
+            runs[str(seed)] = figures
+            self.content[part][name] = dict(sorted(runs.items(), key=lambda item: int(item[0])))
+            self._write()
+
+    def set_timing(self, name: str, figures: dict[str, Any]) -> None:
+        """Keep how long something takes, and write the file."""
+        with self._lock:
+            self.content["timing"][name] = figures
+            self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, self.path)
+
+
+def run_figures(results: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """What is kept of a run.
+
+    Args:
+        results: content of results.json.
+        folder: of the benchmark; it is written as `{folder}`, so that no path of a machine is kept.
+    """
+    groups, training = results["replication"]["groups"], results["training"] or {}
+    flags = training.get("flags") or {}
+    callbacks = results["config"]["trainer"]["callbacks"]
+    kept = [
+        {"class": entry["class_path"].rsplit(".", 1)[-1], **(entry.get("init_args") or {})}
+        for entry in callbacks
+        if entry["class_path"].startswith("memtrain.callbacks.")
+    ]
+    settings = {
+        "callbacks": kept,
+        "max_steps": results["config"]["trainer"]["max_steps"],
+        "model": results["config"]["model"]["init_args"],
+        "data": results["config"]["data"]["init_args"],
+        "sampling": results["sampling"],
+    }
+    return {
+        "groups": {name: {"n": group["n"], "reproduced": group["reproduced"]} for name, group in groups.items()},
+        "doses": results["replication"].get("doses"),
+        "heldout_loss": results["quality"]["heldout_loss"],
+        "kid": results["quality"]["kid"]["value"],
+        "kid_standard_error": results["quality"]["kid"]["standard_error"],
+        "flags": {
+            "planted": _counts(flags.get("recall")),
+            "unique": _counts(flags.get("false_positive_rate")),
+            "first_flagged_step": flags.get("first_flagged_step"),
+        },
+        "settings": json.loads(json.dumps(settings).replace(str(folder), "{folder}")),
+    }
+
+
+def _counts(share: dict[str, Any] | None) -> dict[str, int] | None:
+    return None if share is None else {"k": share["k"], "n": share["n"]}
+
+
+def pooled(counts: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
+    """Several counts `(k, n)` as one, with a 95 % interval (Wilson); None without any."""
+    if not counts:
+        return None
+    k, n = (sum(column) for column in zip(*counts, strict=True))
+    return {"k": k, "n": n, "share": k / n if n else 0.0, "interval": list(proportion_interval(k, n))}
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean and ends; None without any."""
+    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)} if values else None
+
+
+def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """One summary per row that has a run, in the order of the table.
+
+    Args:
+        content: of the store.
+
+    Returns:
+        Each with `row`, `seeds`, `groups` and `flags` pooled over seeds, and `heldout_loss`, `loss_change` (relative to
+        the baseline of the same seed), `kid`, `kid_change` (difference to the same) as mean and ends, and `time`.
+    """
+    runs = content["rows"]
+    baseline = runs.get("baseline", {})
+    summary = []
+    for row in ROWS:
+        seeds = runs.get(row.name, {})
+        if not seeds:
+            continue
+        values = list(seeds.values())
+        paired = [(run, baseline[seed]) for seed, run in seeds.items() if seed in baseline]
+        flags = {
+            name: pooled([(f["k"], f["n"]) for run in values if (f := run["flags"][name]) is not None])
+            for name in ("planted", "unique")
+        }
+        summary.append(
+            {
+                "row": row,
+                "seeds": [int(seed) for seed in seeds],
+                "groups": {
+                    name: pooled([(g["reproduced"], g["n"]) for run in values if (g := run["groups"].get(name))])
+                    for name in GROUPS
+                },
+                "flags": flags,
+                "first_flagged": [
+                    step["median"] for run in values if (step := run["flags"]["first_flagged_step"]) is not None
+                ],
+                "heldout_loss": spread([run["heldout_loss"] for run in values]),
+                "loss_change": spread([run["heldout_loss"] / base["heldout_loss"] - 1 for run, base in paired]),
+                "kid": spread([run["kid"] for run in values]),
+                "kid_change": spread([run["kid"] - base["kid"] for run, base in paired]),
+                "kid_standard_error": spread([run["kid_standard_error"] for run in values]),
+                "time": content["timing"].get(row.name),
+            }
+        )
+    return summary
+
+
+COLUMNS = (
+    "row",
+    "source",
+    "seeds",
+    *(f"{name} reproduced" for name in GROUPS.values()),
+    "held-out loss",
+    "KID",
+    "planted flagged",
+    "unique flagged",
+    "time per step / plain",
+)
+
+
+def _share(counts: dict[str, Any] | None) -> str:
+    if counts is None or not counts["n"]:
+        return "–"
+    low, high = counts["interval"]
+    return f"{counts['k']:,} of {counts['n']:,} ({low:.0%} to {high:.0%})"
+
+
+def _spread(values: dict[str, float] | None, digits: int) -> str:
+    if values is None:
+        return "–"
+    mean, low, high = (f"{values[name]:.{digits}f}" for name in ("mean", "min", "max"))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _time(timing: dict[str, Any] | None) -> str:
+    if timing is None:
+        return "not measured"
+    low, high = timing["ratio_interval_95"]
+    return f"{timing['ratio_median']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def cells(line: dict[str, Any]) -> list[str]:
+    """One line of :func:`summarize` as text, in the order of :data:`COLUMNS`."""
+    row: Row = line["row"]
+    seeds = len(line["seeds"])
+    return [
+        row.name.replace("_", " "),
+        row.source,
+        str(seeds) if seeds >= row.seeds else f"{seeds} of {row.seeds}",
+        *(_share(line["groups"][name]) for name in GROUPS),
+        _spread(line["heldout_loss"], 4),
+        _spread(line["kid"], 3),
+        _share(line["flags"]["planted"]),
+        _share(line["flags"]["unique"]),
+        _time(line["time"]),
+    ]
+
+
+def table(content: dict[str, Any]) -> Table:
+    """The table on a screen."""
+    shown = Table(title="Mitigations during training, on the embedded default", title_justify="left")
+    for index, name in enumerate(COLUMNS):
+        shown.add_column(name, justify="left" if index < 2 else "right")
+    for line in summarize(content):
+        shown.add_row(*cells(line))
+    return shown
+
+
+def markdown_tables(content: dict[str, Any]) -> str:
+    """The tables of RESULTS.md."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(cells(line)) + " |" for line in summarize(content)]
+    timing = content["timing"]
+    if "plain" in timing:
+        plain, profile = timing["plain"]["seconds"], timing.get("profile")
+        lines += ["", f"A plain step takes {plain:.3f} s with {timing['plain']['threads']} threads."]
+        if profile is not None:
+            lines[-1] += f" Measuring the reference profile takes {profile['seconds']:.0f} s, once per model and data."
+    doses = pooled_doses(content)
+    if doses:
+        repeats = list(next(iter(doses.values())))
+        lines += ["", "| reproduced at repetitions per epoch | " + " | ".join(map(str, repeats)) + " |"]
+        lines += ["|---" * (1 + len(repeats)) + "|"]
+        for name, found in doses.items():
+            lines.append(f"| {name} | " + " | ".join(_share(found.get(count)) for count in repeats) + " |")
+    return "\n".join(lines)
+
+
+def pooled_doses(content: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Per configuration and number of repetitions, what is reproduced, pooled over seeds."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, seeds in content["dose"].items():
+        counts: dict[int, list[tuple[int, int]]] = {}
+        for run in seeds.values():
+            for dose in run["doses"] or ():
+                counts.setdefault(dose["repeats"], []).append((dose["reproduced"], dose["n"]))
+        pools = {repeats: pooled(pairs) for repeats, pairs in sorted(counts.items())}
+        found[name] = {repeats: pool for repeats, pool in pools.items() if pool is not None}
+    return found
