@@ -96,6 +96,7 @@ def run_figures(results: dict[str, Any], *, folder: Path) -> dict[str, Any]:
         "flags": {
             "planted": _counts(flags.get("recall")),
             "unique": _counts(flags.get("false_positive_rate")),
+            "groups": {name: _counts(share) for name, share in (flags.get("groups") or {}).items()},
             "first_flagged_step": flags.get("first_flagged_step"),
         },
         "settings": json.loads(json.dumps(settings).replace(str(folder), "{folder}")),
