@@ -21,6 +21,17 @@ def _share(value: Mapping[str, Any]) -> str:
     return f"{value['k']} of {value['n']} ({value['share']:.0%}, interval {low:.0%} to {high:.0%})"
 
 
+def _print_kid(kid: Mapping[str, Any] | None, console: Console) -> None:
+    if kid is not None and kid["value"] is None:
+        console.print(f"KID was not measured: {kid['reason']}", markup=False)
+    elif kid is not None:
+        console.print(
+            f"KID of {kid['n_generated']} generations for held-out prompts to {kid['n_real']} held-out images: "
+            f"{kid['value']:.4f} (standard error {kid['standard_error']:.4f}, features {kid['features']})",
+            markup=False,
+        )
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
@@ -59,17 +70,6 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     _print_kid(results["quality"].get("kid"), console)
     console.print(results["verdict"]["text"], markup=False)
     console.print(f"Report: {folder / 'report.html'}   Figures: {folder / 'results.json'}", markup=False)
-
-
-def _print_kid(kid: Mapping[str, Any] | None, console: Console) -> None:
-    if kid is not None and kid["value"] is None:
-        console.print(f"KID was not measured: {kid['reason']}", markup=False)
-    elif kid is not None:
-        console.print(
-            f"KID of {kid['n_generated']} generations for held-out prompts to {kid['n_real']} held-out images: "
-            f"{kid['value']:.4f} (standard error {kid['standard_error']:.4f}, features {kid['features']})",
-            markup=False,
-        )
 
 
 def _print_detectors(detectors: Mapping[str, Any], console: Console) -> None:

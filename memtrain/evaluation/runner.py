@@ -118,6 +118,16 @@ def evaluate_run(
         size=(int(own_images.shape[-2]), int(own_images.shape[-1])),
         progress=progress,
     )
+    distance: dict[str, Any] = {"value": None, "reason": without_kid}
+    if without_kid is None:
+        distance = kernel_distance(
+            EfficientNetLite0(),
+            own_images[held],
+            generated=trace.images[held],
+            batch_size=batch_size,
+            device=pipeline.device,
+            **bootstrap,
+        )
     distances = replication(
         trace.images,
         own_images,
@@ -130,16 +140,6 @@ def evaluate_run(
     if evidence is not None and training is not None:
         copied = dict(zip((prompt.key for prompt in prompts), (distances.best < threshold).tolist(), strict=True))
         training["sampled"] = flags_and_copies(evidence, copied)
-    distance: dict[str, Any] = {"value": None, "reason": without_kid}
-    if without_kid is None:
-        distance = kernel_distance(
-            EfficientNetLite0(),
-            own_images[held],
-            generated=trace.images[held],
-            batch_size=batch_size,
-            device=pipeline.device,
-            **bootstrap,
-        )
     by_group = summarize_groups(groups, distances, threshold=threshold, level=level)
     results = {
         "schema_version": SCHEMA_VERSION,
