@@ -1,7 +1,9 @@
 """A folder of images with `metadata.jsonl`, as the diffusers examples and Hugging Face `imagefolder` use it.
 
 One line of metadata.jsonl per image: `{"file_name": "cats/a.png", "text": "a cat"}`; the caption may also stand under
-`caption`. The key of a sample is its `file_name`, without a leading `./`. Images in the folder without a line are an
+`caption`. An image with several captions has a list under `texts`, beside the caption or instead of it:
+`{"file_name": "a.png", "texts": ["a cat", "a sleeping cat"]}`; the first of all is the caption, the others are its
+alternatives. The key of a sample is its `file_name`, without a leading `./`. Images in the folder without a line are an
 error, because leaving out a photo silently is worse than asking.
 """
 
@@ -17,6 +19,8 @@ from memtrain.errors import DataError
 
 CAPTION_FIELDS = ("text", "caption")
 """Fields that may hold the caption, in this order of preference."""
+ALTERNATIVES_FIELD = "texts"
+"""Field that may hold a list of captions."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 """File names that count as images when looking for ones that metadata.jsonl forgot."""
 
@@ -58,8 +62,16 @@ class ImageFolderSource(SampleSource):
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error}", expected=expected, remedy="mend the line") from error
         name = row.get("file_name") if isinstance(row, dict) else None
-        caption = next((row[field] for field in CAPTION_FIELDS if field in row), None) if name else None
-        if not isinstance(name, str) or not isinstance(caption, str):
+        captions = [row[field] for field in CAPTION_FIELDS if field in row][:1] if name else []
+        texts = row.get(ALTERNATIVES_FIELD, []) if name else []
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(
+                f"{where} has no list of texts under {ALTERNATIVES_FIELD!r}: found {texts!r:.80}",
+                expected='{"file_name": "a.png", "texts": ["a caption", "another one"]}',
+                remedy="mend it",
+            )
+        captions += texts
+        if not isinstance(name, str) or not captions or not isinstance(captions[0], str):
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise DataError(
                 f"{where} lacks a file name or a caption: found {found}", expected=expected, remedy="mend it"
@@ -70,7 +82,7 @@ class ImageFolderSource(SampleSource):
                 expected="a file below the folder",
                 remedy="move the image into the folder",
             )
-        return Sample(PurePosixPath(name).as_posix(), caption.strip())
+        return Sample.of(PurePosixPath(name).as_posix(), captions)
 
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}

@@ -13,6 +13,9 @@ A **batch** is a dict with
 | `latents` | `(B, C, h, w)` float | scaled latents (`vae.config.scaling_factor` applied); absent without a cache |
 | `input_ids` | `(B, T)` int64 | token ids, padded to the tokenizer's maximum length |
 | `prompt_length` | `(B,)` int64 | tokens of the caption, BOS and EOS included |
+
+An image may have several captions. The first is `caption`, the one that is trained on and sampled; the others are its
+`alternatives`, which no batch carries: methods that swap captions ask the data module for them.
 """
 
 from __future__ import annotations
@@ -33,10 +36,23 @@ from memtrain.errors import DataError
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image: `key` names it for good, `caption` is its text."""
+    """One captioned image.
+
+    Attributes:
+        key: names it for good.
+        caption: its text.
+        alternatives: its other captions, none equal to `caption`.
+    """
 
     key: str
     caption: str
+    alternatives: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, key: str, captions: Sequence[str]) -> Sample:
+        """A sample whose first caption is the caption and whose others are alternatives; repeated ones count once."""
+        first, *others = dict.fromkeys(caption.strip() for caption in captions)
+        return cls(key, first, tuple(others))
 
 
 class SampleSource(ABC):
@@ -115,7 +131,7 @@ class SampleSource(ABC):
                 expected="one key per sample: records, flags and the held-out split go by it",
                 remedy="rename the samples; to plant repetitions on purpose use the `duplicates` setting",
             )
-        empty = [sample.key for sample in self.samples if not sample.caption.strip()]
+        empty = [s.key for s in self.samples if not all(text.strip() for text in (s.caption, *s.alternatives))]
         if empty:
             raise DataError(
                 f"{len(empty)} sample(s) in {self.path} have an empty caption, first {empty[:3]}",

@@ -1,9 +1,11 @@
 """WebDataset shards with random access.
 
 A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp), `key.txt` with
-the caption, and whatever else, which is ignored. Shards are given as one file, a brace pattern or a folder. The tar
-index is read once; images are then read by seeking, so shuffling, resuming and the held-out split are exact. Shards
-have to be on a file system: streaming from object stores is not supported.
+the caption, and whatever else, which is ignored. `key.json` may hold the caption under `caption` where there is no
+`key.txt`, and a list of captions under `captions`, beside a caption or instead of it; the first of all is the caption,
+the others are its alternatives. Shards are given as one file, a brace pattern or a folder. The tar index is read once;
+images are then read by seeking, so shuffling, resuming and the held-out split are exact. Shards have to be on a file
+system: streaming from object stores is not supported.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class WebDatasetSource(SampleSource):
                         expected=f"a file with one of the extensions {IMAGE_EXTENSIONS}",
                         remedy="repair the shard",
                     )
-                samples.append(Sample(key, self._caption(shard, key, files)))
+                samples.append(Sample.of(key, self._captions(shard, key, files)))
                 self._members.append((shard, *image))
         self.samples = samples
         self.check_samples()
@@ -108,27 +110,37 @@ class WebDatasetSource(SampleSource):
             return file.read(size)
 
     @classmethod
-    def _caption(cls, shard: Path, key: str, files: dict[str, tuple[int, int]]) -> str:
+    def _captions(cls, shard: Path, key: str, files: dict[str, tuple[int, int]]) -> list[str]:
+        """All captions, the one that counts first."""
+        captions: list[object] = []
         try:
             if "txt" in files:
-                return cls._read(shard, *files["txt"]).decode("utf-8-sig").strip()
+                captions.append(cls._read(shard, *files["txt"]).decode("utf-8-sig"))
             if "json" in files:
                 row = json.loads(cls._read(shard, *files["json"]))
-                caption = row.get("caption") if isinstance(row, dict) else None
-                if not isinstance(caption, str):
-                    raise ValueError(f"'caption' is {type(caption).__name__}")
-                return caption.strip()
+                row = row if isinstance(row, dict) else {}
+                if not captions and "caption" in row:
+                    captions.append(row["caption"])
+                several = row.get("captions", [])
+                if not isinstance(several, list):
+                    raise ValueError(f"'captions' is {type(several).__name__}")
+                captions += several
+                wrong = [type(caption).__name__ for caption in captions if not isinstance(caption, str)]
+                if wrong or not captions:
+                    raise ValueError(f"a caption is {wrong[0]}" if wrong else "there is none")
         except ValueError as error:
             raise DataError(
                 f"The caption of sample {key!r} in {shard} cannot be read: {error}",
-                expected="UTF-8 text in .txt, or JSON with a 'caption'",
+                expected="UTF-8 text in .txt, or JSON with a 'caption' or a list of 'captions'",
                 remedy="write the caption again",
             ) from error
-        raise DataError(
-            f"Sample {key!r} in {shard} has no caption, only {sorted(files)}",
-            expected="a .txt file with the caption, or a .json file with a 'caption'",
-            remedy="add the caption to the shard",
-        )
+        if not captions:
+            raise DataError(
+                f"Sample {key!r} in {shard} has no caption, only {sorted(files)}",
+                expected="a .txt file with the caption, or a .json file with a 'caption'",
+                remedy="add the caption to the shard",
+            )
+        return [str(caption) for caption in captions]
 
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""

@@ -135,3 +135,42 @@ def test_file_that_is_no_image(write_folder):
     source.load_image(0)
     with pytest.raises(DataError, match=r"'image_01\.png' in .* cannot be read[\s\S]*Remedy: repair or remove"):
         source.load_image(1)
+
+
+@pytest.mark.parametrize(
+    ("row", "caption", "alternatives"),
+    [
+        ({"texts": [" a cat ", "a pet"]}, "a cat", ("a pet",)),
+        ({"text": "a cat", "texts": ["a pet", "a cat", "a pet ", "an animal"]}, "a cat", ("a pet", "an animal")),
+        ({"text": "a cat", "texts": []}, "a cat", ()),
+        ({"caption": "a cat", "text": "a pet"}, "a pet", ()),
+    ],
+)
+def test_several_captions(write_folder, row, caption, alternatives):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", **row})
+    (sample,) = ImageFolderSource(folder).samples
+    assert (sample.caption, sample.alternatives) == (caption, alternatives)
+
+
+@pytest.mark.parametrize("texts", ["a cat", ["a cat", 7], {"a": "b"}, None])
+def test_texts_that_are_no_list_of_texts(write_folder, texts):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", "text": "a cat", "texts": texts})
+    with pytest.raises(DataError, match=r"line 1 has no list of texts under 'texts': found"):
+        ImageFolderSource(folder)
+
+
+@pytest.mark.parametrize("texts", [[" "], ["a cat", ""]])
+def test_empty_text_among_several(write_folder, texts):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", "texts": texts})
+    with pytest.raises(DataError, match=r"empty caption, first \['image_00\.png'\]"):
+        ImageFolderSource(folder)
+
+
+def test_no_text_among_texts(write_folder):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", "texts": []})
+    with pytest.raises(DataError, match="lacks a file name or a caption"):
+        ImageFolderSource(folder)

@@ -120,3 +120,30 @@ def test_unreadable_image(write_shard):
     source = WebDatasetSource(write_shard(pairs(0) | {"s1.png": b"no image", "s1.txt": b"x"}))
     with pytest.raises(DataError, match=r"The image of sample 's1' in .* cannot be read"):
         source.load_image(1)
+
+
+@pytest.mark.parametrize(
+    ("files", "caption", "alternatives"),
+    [
+        (
+            {"a.txt": b"a cat", "a.json": b'{"captions": ["a pet", " a cat", "an animal"]}'},
+            "a cat",
+            ("a pet", "an animal"),
+        ),
+        ({"a.json": b'{"caption": "a cat", "captions": ["a pet"]}'}, "a cat", ("a pet",)),
+        ({"a.json": b'{"captions": ["a cat", "a pet"]}'}, "a cat", ("a pet",)),
+        ({"a.txt": b"a cat", "a.json": b'{"caption": null, "label": 1}'}, "a cat", ()),
+        ({"a.txt": b"a cat", "a.json": b'["a list of something"]'}, "a cat", ()),
+    ],
+)
+def test_several_captions(write_shard, files, caption, alternatives):
+    (sample,) = WebDatasetSource(write_shard({"a.png": encoded_image(), **files})).samples
+    assert (sample.caption, sample.alternatives) == (caption, alternatives)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"captions": "a pet"}', b'{"captions": ["a pet", 3]}', b'{"captions": null}', b"{"]
+)
+def test_captions_that_are_no_list_of_texts(write_shard, content):
+    with pytest.raises(DataError, match=r"caption of sample 'a' in .* cannot be read[\s\S]*a list of 'captions'"):
+        WebDatasetSource(write_shard({"a.png": encoded_image(), "a.txt": b"a cat", "a.json": content}))
