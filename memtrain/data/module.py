@@ -1,4 +1,4 @@
-"""The LightningDataModule: any source, a fixed held-out split, planted duplicates, cached latents, exact resume."""
+"""The LightningDataModule: any source, a fixed held-out split, planted truth, cached latents, exact resume."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import Batch, CaptionedImages, Tokenizer, loader, tokenize
+from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
-from memtrain.data.selection import Duplicates, plant, read_keys, split_heldout
+from memtrain.data.selection import (
+    HELDOUT,
+    PLANTED,
+    UNIQUE,
+    Duplicates,
+    choose_templates,
+    plant,
+    read_keys,
+    split_heldout,
+)
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
 
@@ -27,8 +38,10 @@ class TextImageDataModule(LightningDataModule):
         heldout_path: take held-out samples from this source instead of splitting `path`.
         heldout_fraction: share of `path` that is held out, chosen by a hash of the key.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
-            flagged.csv.
-        duplicates: plant repeated images, to have a known truth in experiments.
+            flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
+            excluded.
+        duplicates: plant repeated images and templates, to have a known truth in experiments.
+        canaries: plant synthetic images, to have a known truth in any data.
         resolution: image size, pixels.
         batch_size: samples per step and rank.
         num_workers: loader processes; 0 is fastest with cached latents.
@@ -36,6 +49,11 @@ class TextImageDataModule(LightningDataModule):
         caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
         tokenizer: folder of the tokenizer; by default the module's own is used.
         seed: of the order of visits and of caption dropout; default `seed_everything`'s.
+
+    Attributes:
+        visits_per_epoch: of each training sample, by key.
+        groups: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
+        template: the key of the sample that a variant is made from, by the variant's key.
     """
 
     def __init__(
@@ -46,6 +64,7 @@ class TextImageDataModule(LightningDataModule):
         heldout_fraction: float = 0.1,
         exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
+        canaries: Canaries | None = None,
         resolution: int = 512,
         batch_size: int = 16,
         num_workers: int = 0,
@@ -65,7 +84,7 @@ class TextImageDataModule(LightningDataModule):
             )
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
-        self.duplicates = duplicates or Duplicates()
+        self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.batch_size, self.num_workers = resolution, batch_size, num_workers
         self.cache_latents, self.caption_dropout = cache_latents, caption_dropout
         self.tokenizer_path = tokenizer
@@ -73,9 +92,11 @@ class TextImageDataModule(LightningDataModule):
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
         self.visits_per_epoch: dict[str, int] = {}
+        self.groups: dict[str, str] = {}
+        self.template: dict[str, str] = {}
 
     def build(self, tokenizer: Tokenizer | None = None) -> None:
-        """Read the sources, split, plant duplicates and check every image.
+        """Read the sources, split, plant, and check every image.
 
         Needs no trainer, so that evaluation finds the same samples again.
 
@@ -89,37 +110,54 @@ class TextImageDataModule(LightningDataModule):
         source = open_source(self.path)
         keys = [sample.key for sample in source.samples]
         train, held = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction)
-        held_source = source
-        if self.heldout_path:
-            held_source = open_source(self.heldout_path)
-            held = list(range(len(held_source)))
-            shared = {sample.key for sample in held_source.samples} & set(keys)
-            if shared:
-                raise DataError(
-                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
-                    expected="held-out samples that are not trained on",
-                    remedy="remove or rename them",
-                )
-        unknown = self.exclude - set(keys)
+        planted = self.duplicates if self.duplicates.only_in in (None, self.path) else Duplicates()
+        plan = plant(train, keys, planted)
+        templates = choose_templates(train, keys, planted)
+        made = make_templates(source.samples, templates, planted)
+        made += make_canaries(self.canaries) if self.canaries else []
+        made_keys = {one.sample.key for one in made}
+        unknown = self.exclude - set(keys) - made_keys
         if unknown:
             raise DataError(
                 f"exclude names {len(unknown)} key(s) that are not in {self.path}, first {sorted(unknown)[:3]}",
                 expected="keys of samples",
                 remedy="check that the list belongs to this data",
             )
-        train = [index for index in train if keys[index] not in self.exclude]
-        only_in = self.duplicates.only_in
-        planted = self.duplicates if only_in in (None, self.path) else Duplicates()
-        visits = plant(train, keys, planted)
+        held_source = source
+        if self.heldout_path:
+            held_source = open_source(self.heldout_path)
+            held = list(range(len(held_source)))
+            shared = {sample.key for sample in held_source.samples} & (set(keys) | made_keys)
+            if shared:
+                raise DataError(
+                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
+                    expected="held-out samples that are not trained on",
+                    remedy="remove or rename them",
+                )
+        made = [one for one in made if not self._excluded(one, keys)]
+        visits = {index: count for index, count in plan.items() if keys[index] not in self.exclude}
+        visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
         _check_images(source)
         if held_source is not source:
             _check_images(held_source)
-        self.visits_per_epoch = {keys[index]: count for index, count in visits.items()}
+        everything = PlantedSource(source, made) if made else source
         self.train_dataset = CaptionedImages(
-            source, train, resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())
+            everything, list(visits), resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())
         )
         self.heldout_dataset = CaptionedImages(held_source, held, resolution=self.resolution, tokenizer=tokenizer)
+        self.visits_per_epoch = {everything.samples[index].key: count for index, count in visits.items()}
+        self.groups = {key: PLANTED if count > 1 else UNIQUE for key, count in self.visits_per_epoch.items()}
+        self.groups |= {one.sample.key: one.group for one in made}
+        self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
+        self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = tokenize(tokenizer, [""]) if tokenizer is not None else None
+
+    def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
+        return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)
+
+    def alternatives(self) -> dict[str, tuple[str, ...]]:
+        """The other captions of each training sample, by key; empty for a sample with one caption."""
+        return {sample.key: sample.alternatives for sample in self._built()[0].samples}
 
     def setup(self, stage: str) -> None:
         """Build once, then cache latents with the module's autoencoder where asked."""

@@ -2,7 +2,8 @@
 
 The held-out split orders samples by a hash of their key, so it does not depend on file order, machine or seed, and
 a sample stays held out when others are added (but for the few at the boundary). Planted duplicates repeat chosen
-samples within an epoch under their own key: an image that the data holds r times is visited r times as often.
+samples within an epoch under their own key: an image that the data holds r times is visited r times as often. Two more
+kinds of planted samples are made in :mod:`memtrain.data.planted`, from images chosen here.
 """
 
 from __future__ import annotations
@@ -14,36 +15,75 @@ from dataclasses import dataclass
 
 from memtrain.errors import ConfigurationError, DataError
 
+PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
+"""Groups of samples: repeated on purpose, visited once per epoch, never trained on."""
+VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
+"""Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
 MINIMUM_HELDOUT = 16
 """Held-out samples kept at least, whatever the fraction, when the source has three times as many."""
+MOST_VARIANTS = 100
+"""Variants of a template at most."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Plant `count` images `repeats` times each per epoch.
+    """Plant `count` images `repeats` times each per epoch; and templates, of which only one half is repeated.
+
+    A template takes the place of the sample that it is made from: its variants, the first of which is that sample
+    unchanged, are visited as often together as a duplicate is, and are named `key#caption0`, ... or `key#image0`, ...
 
     Args:
-        count: number of images.
-        repeats: visits of each per epoch; 1 would plant nothing.
+        count: number of images; with several `repeats`, of images at each of them.
+        repeats: visits of each per epoch; 1 would plant nothing. Several make a curve of doses within one run.
         seed: which images are chosen.
-        keys: the images by key instead of by chance; then `count` is their number.
+        keys: the images by key instead of by chance; then `count` is their number. With several `repeats` they are
+            dealt out in the order given, as many to each.
+        varied_captions: further images that are planted under varied captions, with the highest of `repeats`.
+        varied_images: further captions that are planted with variations of their image, likewise.
+        variants: captions per image, and images per caption, in these two.
         only_in: plant only when this is the data's path, so that a configuration made for an experiment does not repeat
             the images of somebody who runs it on other data.
     """
 
     count: int = 0
-    repeats: int = 100
+    repeats: int | tuple[int, ...] = 100
     seed: int = 0
     keys: tuple[str, ...] = ()
     only_in: str | None = None
+    varied_captions: int = 0
+    varied_images: int = 0
+    variants: int = 10
 
     def __post_init__(self) -> None:
-        if self.count < 0 or self.repeats < 2:
+        if min(self.count, self.varied_captions, self.varied_images) < 0 or min(self.doses, default=0) < 2:
             raise ConfigurationError(
-                f"duplicates: count={self.count}, repeats={self.repeats} plants nothing",
-                expected="count >= 0 and repeats >= 2",
+                f"duplicates: count={self.count}, repeats={self.repeats}, varied_captions={self.varied_captions}, "
+                f"varied_images={self.varied_images} plants nothing",
+                expected="counts >= 0 and repeats >= 2",
                 remedy="leave `duplicates` out to plant none",
             )
+        if len(set(self.doses)) < len(self.doses) or len(set(self.keys)) % len(self.doses):
+            raise ConfigurationError(
+                f"duplicates: {len(self.keys)} keys and repeats={self.repeats}",
+                expected="distinct numbers of repeats, and as many keys for each",
+                remedy="raise count to plant more images at one number; name more keys or fewer numbers",
+            )
+        if (self.varied_captions or self.varied_images) and not 2 <= self.variants <= min(MOST_VARIANTS, self.highest):
+            raise ConfigurationError(
+                f"duplicates: variants={self.variants} with repeats={self.repeats}",
+                expected=f"2 to {MOST_VARIANTS} variants, and no more than repeats, so that each is visited",
+                remedy="change them",
+            )
+
+    @property
+    def doses(self) -> tuple[int, ...]:
+        """All of `repeats`."""
+        return (self.repeats,) if isinstance(self.repeats, int) else tuple(self.repeats)
+
+    @property
+    def highest(self) -> int:
+        """The visits of a template per epoch, all variants together."""
+        return max(self.doses)
 
 
 def read_keys(path: str) -> frozenset[str]:
@@ -73,6 +113,12 @@ def read_keys(path: str) -> frozenset[str]:
 def hash_order(key: str, salt: str) -> str:
     """A position in a fixed random order of keys."""
     return hashlib.sha256(f"{salt}\0{key}".encode()).hexdigest()
+
+
+def hash_numbers(name: str, count: int) -> list[float]:
+    """`count` uniform numbers in [0, 1), the same for the same name on every machine."""
+    digest = hashlib.shake_256(name.encode()).digest(4 * count)
+    return [int.from_bytes(digest[start : start + 4], "big") / 2**32 for start in range(0, 4 * count, 4)]
 
 
 def split_heldout(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
@@ -112,27 +158,42 @@ def plant(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> 
         duplicates: what to plant.
 
     Returns:
-        `{index: visits per epoch}` in the order of `train`; planted samples have `duplicates.repeats`.
+        `{index: visits per epoch}` in the order of `train`, without the samples whose place a template takes; planted
+        samples have one of `duplicates.repeats`.
 
     Raises:
         DataError: if there are fewer training samples than images to plant, or a named key is none of them.
     """
-    if duplicates.keys:
-        unknown = set(duplicates.keys) - {keys[index] for index in train}
-        if unknown:
-            raise DataError(
-                f"duplicates.keys: {len(unknown)} key(s) are not training samples, first {sorted(unknown)[:3]}",
-                expected="keys of training samples",
-                remedy="check the names, and that they are not held out",
-            )
-        chosen = {index for index in train if keys[index] in duplicates.keys}
-    else:
-        if duplicates.count > len(train):
-            raise DataError(
-                f"{duplicates.count} duplicates asked for, but only {len(train)} training samples are there",
-                expected="at most as many as training samples",
-                remedy="lower duplicates.count",
-            )
-        order = sorted(train, key=lambda index: hash_order(keys[index], f"duplicates {duplicates.seed}"))
-        chosen = set(order[: duplicates.count])
-    return {index: duplicates.repeats if index in chosen else 1 for index in train}
+    doses, made = _choose(train, keys, duplicates)
+    return {index: doses.get(index, 1) for index in train if index not in made}
+
+
+def choose_templates(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> dict[int, str]:
+    """The samples that become templates: `{index: group}`; arguments and errors as for :func:`plant`."""
+    return _choose(train, keys, duplicates)[1]
+
+
+def _choose(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> tuple[dict[int, int], dict[int, str]]:
+    """The repeated samples with their visits, and the templates with their group; all different samples."""
+    unknown = set(duplicates.keys) - {keys[index] for index in train}
+    if unknown:
+        raise DataError(
+            f"duplicates.keys: {len(unknown)} key(s) are not training samples, first {sorted(unknown)[:3]}",
+            expected="keys of training samples",
+            remedy="check the names, and that they are not held out",
+        )
+    order = sorted(train, key=lambda index: hash_order(keys[index], f"duplicates {duplicates.seed}"))
+    index_of = {keys[index]: index for index in train}
+    named = {index_of[key]: None for key in duplicates.keys}
+    each = len(named) // len(duplicates.doses) if named else duplicates.count
+    groups = [VARIED_CAPTIONS] * duplicates.varied_captions + [VARIED_IMAGES] * duplicates.varied_images
+    wanted = each * len(duplicates.doses) + len(groups)
+    if wanted > len(train):
+        raise DataError(
+            f"{wanted} duplicates asked for, but only {len(train)} training samples are there",
+            expected="at most as many as training samples",
+            remedy="lower duplicates.count, or plant fewer templates",
+        )
+    order = [*named, *(index for index in order if index not in named)]
+    doses = dict(zip(order, [dose for dose in duplicates.doses for _ in range(each)], strict=False))
+    return doses, dict(zip(order[len(doses) :], groups, strict=False))

@@ -1,12 +1,15 @@
 """The data module: what it builds, refuses, drops, and how a run goes on from any checkpoint."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from memtrain.data.canaries import Canaries
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates, split_heldout
 from memtrain.errors import ConfigurationError, DataError
@@ -78,6 +81,95 @@ def test_duplicates_are_planted_only_in_the_data_they_are_meant_for(write_folder
     data = TextImageDataModule(str(path), duplicates=duplicates, resolution=8)
     data.build()
     assert (max(data.visits_per_epoch.values()) == 5) is planted
+
+
+TEMPLATES = Duplicates(count=1, repeats=(4, 7), varied_captions=1, varied_images=1, variants=3)
+
+
+def test_groups_templates_and_canaries(write_folder):
+    path = str(write_folder(20))
+    data = TextImageDataModule(path, duplicates=TEMPLATES, canaries=Canaries(count=2, repeats=9), resolution=8)
+    data.build()
+    assert set(data.groups) == set(keys(data.train_dataset)) | set(keys(data.heldout_dataset))
+    found = {group: [key for key in data.groups if data.groups[key] == group] for group in data.groups.values()}
+    assert {group: len(members) for group, members in found.items()} == {
+        **{"unique": 20 - 6 - 4, "planted": 2, "varied_captions": 3, "varied_images": 3, "canary": 2, "heldout": 6}
+    }
+    visits = {group: sorted(data.visits_per_epoch.get(key, 0) for key in members) for group, members in found.items()}
+    assert visits.pop("unique") == [1] * 10
+    expected = {"planted": [4, 7], "varied_captions": [2, 2, 3], "varied_images": [2, 2, 3], "canary": [9, 9]}
+    assert visits == {**expected, "heldout": [0] * 6}
+    assert set(data.template) == {*found["varied_captions"], *found["varied_images"]}
+    originals = set(data.template.values())
+    assert len(originals) == 2
+    assert not originals & set(data.groups), "a template takes the place of its sample"
+    assert len(data.train_dataset) == sum(data.visits_per_epoch.values())
+
+
+def test_without_made_samples_order_and_contents_are_those_of_the_source(write_folder):
+    data = TextImageDataModule(str(write_folder(20)), duplicates=Duplicates(count=2, repeats=3), resolution=8)
+    data.build()
+    assert not data.template
+    assert keys(data.train_dataset) == sorted(data.visits_per_epoch)
+    more = TextImageDataModule(
+        str(write_folder(20)), duplicates=Duplicates(count=2, repeats=3), canaries=Canaries(count=1), resolution=8
+    )
+    more.build()
+    assert keys(more.train_dataset) == [*keys(data.train_dataset), "canary#0"], "made samples come last"
+    assert keys(more.heldout_dataset) == keys(data.heldout_dataset)
+
+
+def test_what_an_earlier_run_flagged_is_left_out_and_nothing_takes_its_place(write_folder):
+    path, canaries = str(write_folder(20)), Canaries(count=2, repeats=9)
+    first = TextImageDataModule(path, duplicates=TEMPLATES, canaries=canaries, resolution=8)
+    first.build()
+    flagged = [key for key, group in first.groups.items() if group in ("planted", "varied_captions")] + ["canary#1"]
+    second = TextImageDataModule(path, duplicates=TEMPLATES, canaries=canaries, resolution=8, exclude=flagged)
+    second.build()
+    expected = {key: count for key, count in first.visits_per_epoch.items() if key not in flagged}
+    assert second.visits_per_epoch == expected
+    whole = next(key for key in first.template.values() if f"{key}#image0" in first.groups)
+    third = TextImageDataModule(path, duplicates=TEMPLATES, canaries=canaries, resolution=8, exclude=[whole])
+    third.build()
+    assert "varied_images" not in third.groups.values(), "the original's key stands for all its variants"
+
+
+def test_held_out_source_that_shares_the_key_of_a_canary(write_folder):
+    held = write_folder({"canary#0": "another"}, name="held")
+    with pytest.raises(DataError, match=r"1 key\(s\) are both in"):
+        TextImageDataModule(str(write_folder(6)), heldout_path=str(held), canaries=Canaries(), resolution=8).build()
+
+
+def test_settings_come_from_yaml_and_go_back(write_folder, monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning, as in memtrain.cli.quiet
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+
+    def parse(duplicates):
+        arguments = {"path": str(write_folder(20)), "duplicates": duplicates, "canaries": {"count": 3}}
+        return parser.parse_object({"data": {"class_path": "TextImageDataModule", "init_args": arguments}})
+
+    for repeats, expected in ((200, 200), ([12, 25, 50], (12, 25, 50))):
+        config = parse({"count": 1, "repeats": repeats})
+        again = parser.parse_string(parser.dump(config))
+        for one in (config, again):
+            data = parser.instantiate_classes(one).data
+            assert data.duplicates == Duplicates(count=1, repeats=expected)
+            assert data.canaries == Canaries(count=3)
+
+
+def test_other_captions_of_training_samples(write_folder):
+    folder = write_folder(6)
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "texts": [f"another {number}"] * (number % 2)} for number, line in enumerate(lines)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = TextImageDataModule(str(folder), heldout_fraction=0.0, resolution=8, canaries=Canaries(count=1))
+    with pytest.raises(ConfigurationError, match="was not set up"):
+        data.alternatives()
+    data.build()
+    expected = {f"image_{n:02}.png": (f"another {n}",) * (n % 2) for n in range(6)}
+    assert data.alternatives() == {**expected, "canary#0": ()}
+    assert data.train_dataset[1].keys() == {"key", "caption", "pixel_values"}
 
 
 def test_exclusion_does_not_change_what_is_held_out(write_folder):
@@ -152,12 +244,18 @@ def test_seed_defaults_to_that_of_seed_everything(monkeypatch):
 def test_fit_visits_everything_as_often_as_planned(write_folder, tmp_path, tokenizer):
     path = str(write_folder(20))
     data = TextImageDataModule(
-        path, duplicates=Duplicates(count=1, repeats=6), resolution=8, batch_size=1, cache_latents=True
+        path,
+        duplicates=Duplicates(count=1, repeats=6, varied_captions=1, varied_images=1, variants=2),
+        canaries=Canaries(count=1, repeats=2),
+        resolution=8,
+        batch_size=1,
+        cache_latents=True,
     )
     module = Recorder(tokenizer)
     trainer(tmp_path, max_epochs=2).fit(module, data)
     seen = [key for _, batch, _ in module.seen for key in batch]
     assert {key: seen.count(key) for key in seen} == {key: 2 * n for key, n in data.visits_per_epoch.items()}
+    assert {"canary#0", *data.template} < set(seen)
     held = module.validated[: len(module.validated) // 2]
     assert [key for batch in held for key in batch["key"]] == keys(data.heldout_dataset)
     assert held[0]["latents"].shape == (1, 1, 4, 4)
@@ -185,7 +283,14 @@ def test_run_resumed_from_any_checkpoint_sees_what_it_would_have_seen(write_fold
     def fit(checkpoint=None, callbacks=()):
         module = Recorder()
         data = TextImageDataModule(
-            path, heldout_fraction=0.2, resolution=8, batch_size=4, num_workers=workers, caption_dropout=0.5
+            path,
+            heldout_fraction=0.4,
+            duplicates=Duplicates(varied_captions=1, variants=2, repeats=2),
+            canaries=Canaries(count=1, repeats=1),
+            resolution=8,
+            batch_size=4,
+            num_workers=workers,
+            caption_dropout=0.5,
         )
         trainer(tmp_path, callbacks=list(callbacks), enable_checkpointing=bool(callbacks), **run).fit(
             module, data, ckpt_path=checkpoint

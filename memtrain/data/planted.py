@@ -1,0 +1,118 @@
+"""A source with made samples behind its own: templates and canaries.
+
+What: made samples have keys of their own and are trained on, recorded, flagged and sampled like any other.
+
+- `key#caption0`, `key#caption1`, ...: the image of `key` under varied captions (group `varied_captions`);
+- `key#image0`, `key#image1`, ...: the caption of `key` with varied images (group `varied_images`);
+- `canary#0`, `canary#1`, ...: synthetic images (group `canary`).
+
+The variants of one template take the place of the sample that they are made from, and share its visits: 100 repeats in
+10 variants are 10 visits of each. Nothing is written to disk; the same settings make the same samples again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from PIL import Image
+
+from memtrain.data.canaries import Canaries, canary_caption, draw_canary
+from memtrain.data.selection import CANARY, VARIED_CAPTIONS, Duplicates
+from memtrain.data.source import Sample, SampleSource
+from memtrain.data.variations import vary_caption, vary_image
+
+
+@dataclass(frozen=True)
+class MadeSample:
+    """A sample that the data does not hold.
+
+    Attributes:
+        sample: its key and caption.
+        group: one of the three above.
+        visits: per epoch.
+        draw: makes its image, from the original's where there is an original.
+        original: index of the sample that it is made from; None for canaries.
+    """
+
+    sample: Sample
+    group: str
+    visits: int
+    draw: Callable[..., Image.Image]
+    original: int | None = None
+
+
+class PlantedSource(SampleSource):
+    """The samples of another source, then made ones.
+
+    Args:
+        source: the other source.
+        made: samples to append.
+
+    Raises:
+        DataError: if a made sample has the key of another one.
+    """
+
+    def __init__(self, source: SampleSource, made: Sequence[MadeSample]) -> None:
+        super().__init__(source.path)
+        self.source, self.made = source, list(made)
+        self.samples = [*source.samples, *(one.sample for one in made)]
+        self.check_samples()
+
+    @staticmethod
+    def accepts(path: str) -> bool:
+        """Nothing: it wraps a source that was opened."""
+        return False
+
+    def open_image(self, index: int) -> Image.Image:
+        """The image of `samples[index]`; made ones are decoded."""
+        if index < len(self.source):
+            return self.source.open_image(index)
+        one = self.made[index - len(self.source)]
+        return one.draw() if one.original is None else one.draw(self.source.load_image(one.original))
+
+    def load_image(self, index: int) -> Image.Image:
+        """The decoded RGB image of `samples[index]`, as the wrapped source decodes it."""
+        return self.source.load_image(index) if index < len(self.source) else super().load_image(index)
+
+
+def make_templates(samples: Sequence[Sample], chosen: Mapping[int, str], duplicates: Duplicates) -> list[MadeSample]:
+    """The variants of templates.
+
+    Args:
+        samples: of the source.
+        chosen: `{index: group}` from :func:`memtrain.data.selection.choose_templates`.
+        duplicates: how many variants, how often, and the seed of the variations.
+    """
+    made = []
+    for index, group in chosen.items():
+        sample, count = samples[index], duplicates.variants
+        name = f"{duplicates.seed} {sample.key}"
+        for number in range(count):
+            visits = duplicates.highest // count + (number < duplicates.highest % count)
+            if group == VARIED_CAPTIONS:
+                caption = vary_caption(sample.caption, number, name=name)
+                variant, draw = Sample(f"{sample.key}#caption{number}", caption), _unchanged
+            else:
+                variant = replace(sample, key=f"{sample.key}#image{number}")
+                draw = partial(vary_image, number=number, of=count, name=name)
+            made.append(MadeSample(variant, group, visits, draw, index))
+    return made
+
+
+def make_canaries(canaries: Canaries) -> list[MadeSample]:
+    """The synthetic samples."""
+    return [
+        MadeSample(
+            Sample(f"canary#{number}", canary_caption(canaries.seed, number)),
+            CANARY,
+            canaries.repeats,
+            partial(draw_canary, canaries.seed, number),
+        )
+        for number in range(canaries.count)
+    ]
+
+
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
