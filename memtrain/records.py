@@ -5,7 +5,8 @@ Layout below a run's `records/`:
 - `steps/rank-00000/part-00000000-00000049.parquet`: rows of one rank for a range of batches. A part is written under
   another name and renamed into place when complete.
 - `samples.parquet`: one row per sample of the data: `key`, `caption`, `split` (`train` or `heldout`),
-  `visits_per_epoch`.
+  `visits_per_epoch`, `group` (what is known of it: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or
+  `heldout`; null where the data module names no groups).
 - `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.callbacks.monitor`).
 
 Columns of the step rows: `key`, `epoch`, `step` (optimizer step), `batch` (batches since the start, the unit of

@@ -48,6 +48,8 @@ class RunRecords:
         rows += [(s.key, s.caption, "heldout", 0) for s in data.heldout_dataset.samples]
         names = ("key", "caption", "split", "visits_per_epoch")
         table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+        groups = getattr(data, "groups", {})
+        table = table.append_column("group", pa.array([groups.get(row[0]) for row in rows], pa.string()))
         write_parquet(table, self.folder / "samples.parquet")
 
     def append(self, visits: Sequence[Visits]) -> None:
@@ -79,8 +81,14 @@ class RunRecords:
         data: Any = getattr(trainer, "datamodule", None)
         if getattr(data, "train_dataset", None) is not None:
             captions = {sample.key: sample.caption for sample in data.train_dataset.samples}
-        visits = getattr(data, "visits_per_epoch", {})
-        table = evidence_table(read_steps(self.folder), calibration, names, captions, visits)
+        table = evidence_table(
+            read_steps(self.folder),
+            calibration,
+            names,
+            captions,
+            getattr(data, "visits_per_epoch", {}),
+            groups=getattr(data, "groups", {}),
+        )
         write_parquet(table, self.folder / "evidence.parquet")
         write_flagged(table, self.run / "flagged.csv")
         print_summary(table, calibration, self.run)

@@ -1,10 +1,11 @@
 """What the monitor leaves at the end of training: the evidence table, flagged.csv, and a table on the screen.
 
-Columns of `evidence.parquet`, one row per training sample: `key`, `caption`, `visits_per_epoch` (above 1: planted),
-`visits`, one column per signal value (mean over the counted visits, relative to the base model: log-ratio for
-`denoising_loss`, difference in nats for `attention_entropy.<site>`), `score` (accumulated evidence, high when
-memorized), `p_value` (of the highest score in the run, corrected for the number of samples), `flagged` (was above the
-threshold at some visit), `first_flagged_step`, `flagged_share` (of visits), `skipped` (share of visits with weight 0).
+Columns of `evidence.parquet`, one row per training sample: `key`, `caption`, `group` (as in :mod:`memtrain.records`),
+`visits_per_epoch`, `visits`, one column per signal value (mean over the counted visits, relative to the base model:
+log-ratio for `denoising_loss`, difference in nats for `attention_entropy.<site>`), `score` (accumulated evidence, high
+when memorized), `p_value` (of the highest score in the run, corrected for the number of samples), `flagged` (was above
+the threshold at some visit), `first_flagged_step`, `flagged_share` (of visits), `skipped` (share of visits with weight
+0).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def evidence_table(
     columns: Sequence[str],
     captions: Mapping[str, str],
     visits_per_epoch: Mapping[str, int],
+    *,
+    groups: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """One row per training sample, most suspicious first.
 
@@ -37,6 +40,7 @@ def evidence_table(
         columns: names of the signal values.
         captions: caption of each key, where known.
         visits_per_epoch: planned visits of each key, where known.
+        groups: group of each key, where known.
     """
     steps = steps.append_column("skipped", pc.equal(steps["weight"], 0.0).cast(pa.float32()))
     steps = steps.set_column(steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32()))
@@ -48,6 +52,7 @@ def evidence_table(
         {
             "key": keys,
             "caption": pa.array([captions.get(key) for key in keys], pa.string()),
+            "group": pa.array([(groups or {}).get(key) for key in keys], pa.string()),
             "visits_per_epoch": pa.array([visits_per_epoch.get(key) for key in keys], pa.int32()),
             "visits": visits["key_count"],
             **dict(zip(columns, means.T.tolist(), strict=True)),

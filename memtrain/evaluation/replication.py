@@ -6,6 +6,10 @@ to everything, such as a flat background.
 Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §5; the paper divides
 by half of that mean, so its ratios are twice these.
 Direction: lower means copied; 1 is no closer than the nearest others.
+Variants: images of one template (see :mod:`memtrain.data.planted`) are one image here. The own distance is that to the
+nearest of them, none of them is a neighbour of its own prompt, and for other prompts they are one neighbour, at the
+distance of the nearest. Otherwise an image that is there ten times would be its own neighbour, and a copy of it no
+closer than those.
 Threshold: from held-out prompts, whose own image the model never saw, at a stated false-positive rate. A prompt counts
 as reproduced if any of its seeds is below, and the threshold is set on the same minimum over seeds.
 Cost: one matrix product of all generations with all training images; memory is bounded by `chunk_bytes`.
@@ -30,11 +34,13 @@ class Replication:
 
     Attributes:
         ratio: own distance over neighbour distance.
-        own_distance: to the own image.
-        neighbour_distance: mean over the nearest training images, the own one excluded.
+        own_distance: to the own image, or to the nearest of its variants.
+        neighbour_distance: mean over the nearest training images, the own one and its variants excluded.
         nearest: index of the nearest training image, the own one included.
         nearest_distance: to that image.
         neighbours: how many training images the mean is over.
+        looks: `(P,)` int64, with how many different own images a prompt's generations were compared. Each is a chance
+            to fall below a threshold, of which a held-out prompt has one. None: one each.
     """
 
     ratio: Tensor
@@ -43,6 +49,7 @@ class Replication:
     nearest: Tensor
     nearest_distance: Tensor
     neighbours: int
+    looks: Tensor | None = None
 
     @property
     def best(self) -> Tensor:
@@ -56,6 +63,7 @@ def replication(
     *,
     training: Tensor,
     own_index: Tensor,
+    family: Tensor | None = None,
     neighbours: int = 50,
     chunk_bytes: int = 1 << 26,
     device: torch.device | str = "cpu",
@@ -67,33 +75,44 @@ def replication(
         own: `(P, 3, H, W)` uint8, the image that belongs to each prompt.
         training: `(M, 3, H, W)` uint8, each training image once.
         own_index: `(P,)` int64 index of the own image in `training`; -1 where it is not in there (held-out).
-        neighbours: nearest training images in the mean; all of them if there are fewer.
+        family: `(M,)` int64; training images with the same number are variants of one. Default: all are different.
+        neighbours: nearest training images in the mean, variants counted once; all of them if there are fewer.
         chunk_bytes: memory for a block of images in fp32; a few blocks are held at once.
         device: where to compute.
 
     Raises:
-        DataError: if image sizes differ or there are fewer than two training images.
+        DataError: if image sizes differ or there are fewer than two training images that are no variants of one.
         ConfigurationError: if `neighbours` is below 1.
     """
-    check_images(generated, own, training, neighbours=neighbours)
+    numbers = torch.arange(len(training)) if family is None else family.unique(return_inverse=True)[1]
+    check_images(generated, own, training, neighbours=neighbours, family=numbers)
     prompts, seeds = generated.shape[:2]
-    neighbours = min(neighbours, len(training) - 1)
+    neighbours = min(neighbours, int(numbers.max()))
     rows = max(1, chunk_bytes // (4 * own[0].numel()))
-    flat, member = generated.flatten(0, 1), own_index.repeat_interleave(seeds).to(device)
-    prompt_of = torch.arange(prompts).repeat_interleave(seeds)
+    flat, prompt_of = generated.flatten(0, 1), torch.arange(prompts).repeat_interleave(seeds)
+    own_family = torch.where(own_index < 0, -1, numbers[own_index])
+    variants = _variants(own, own_index, training, numbers)
     columns: list[list[Tensor]] = [[], [], [], []]
     for start in range(0, prompts * seeds, rows):
         part = torch.arange(start, min(start + rows, prompts * seeds))
         queries = _pixels(flat[part], device)
         own_distance = _distance(queries, _pixels(own[prompt_of[part]], device))
-        mean, nearest = _scan(queries, training, exclude=member[part.to(device)], neighbours=neighbours, rows=rows)
+        for row, prompt in enumerate(prompt_of[part].tolist()):
+            for index in variants[prompt]:
+                other = _distance(queries[row], _pixels(training[index : index + 1], device))
+                own_distance[row] = torch.minimum(own_distance[row], other[0])
+        exclude = own_family[prompt_of[part]].to(device)
+        mean, nearest = _scan(
+            queries, training, family=numbers.to(device), exclude=exclude, neighbours=neighbours, rows=rows
+        )
         # The scan expands the square, which loses digits for near-copies; the distances that matter are taken directly.
         nearest_distance = _distance(queries, _pixels(training[nearest.cpu()], device))
         for column, values in zip(columns, (own_distance, mean, nearest, nearest_distance), strict=True):
             column.append(values.cpu())
     own_distance, mean, nearest, nearest_distance = (torch.cat(c).view(prompts, seeds) for c in columns)
     ratio = own_distance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
-    return Replication(ratio, own_distance, mean, nearest, nearest_distance, neighbours)
+    looks = torch.tensor([1 + len(indices) for indices in variants])
+    return Replication(ratio, own_distance, mean, nearest, nearest_distance, neighbours, looks)
 
 
 def reproduction_threshold(heldout_best: Tensor, false_positive_rate: float) -> float:
@@ -126,13 +145,32 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square_().sum(dim=1).sqrt()
 
 
-def _scan(queries: Tensor, training: Tensor, *, exclude: Tensor, neighbours: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean distance `(n,)` to the nearest `neighbours` training images without `exclude`, and the nearest of all."""
+def _variants(own: Tensor, own_index: Tensor, training: Tensor, family: Tensor) -> list[list[int]]:
+    """Per prompt the indices of those variants of its own image that are other pictures than that, each once."""
+    found = []
+    for image, index in zip(own, own_index.tolist(), strict=True):
+        members = (family == family[index]).nonzero().squeeze(1).tolist() if index >= 0 else []
+        kept: list[int] = []
+        for member in members if len(members) > 1 else []:
+            seen = [image, *training[kept]]
+            if not any(torch.equal(training[member], picture) for picture in seen):
+                kept.append(member)
+        found.append(kept)
+    return found
+
+
+def _scan(
+    queries: Tensor, training: Tensor, *, family: Tensor, exclude: Tensor, neighbours: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Mean distance `(n,)` to the nearest `neighbours` families but `exclude`, and the nearest image of all."""
     count = len(queries)
     closest = queries.new_full((count, neighbours), torch.inf)
     nearest_value = queries.new_full((count,), torch.inf)
     nearest = torch.zeros(count, dtype=torch.int64, device=queries.device)
     norm = queries.square().sum(dim=1, keepdim=True)
+    # Families of several images may lie in several blocks, so their nearest member is known only at the end.
+    several = (family.bincount() > 1).nonzero().squeeze(1)
+    together = queries.new_full((count, len(several)), torch.inf)
     for start in range(0, len(training), rows):
         block = _pixels(training[start : start + rows], queries.device)
         squared = torch.addmm(norm + block.square().sum(dim=1), queries, block.T, alpha=-2).clamp_(min=0)
@@ -140,13 +178,21 @@ def _scan(queries: Tensor, training: Tensor, *, exclude: Tensor, neighbours: int
         closer = value < nearest_value
         nearest_value = torch.where(closer, value, nearest_value)
         nearest = torch.where(closer, index + start, nearest)
-        inside = ((exclude >= start) & (exclude < start + len(block))).nonzero().squeeze(1)
-        squared[inside, exclude[inside] - start] = torch.inf
+        numbers = family[start : start + len(block)]
+        squared[exclude[:, None] == numbers] = torch.inf
+        if len(several):
+            columns = torch.isin(numbers, several).nonzero().squeeze(1)
+            place = torch.searchsorted(several, numbers[columns])
+            together.scatter_reduce_(1, place.expand(count, -1), squared[:, columns], "amin")
+            squared[:, columns] = torch.inf
         closest = torch.cat([closest, squared.sqrt_()], dim=1).topk(neighbours, largest=False).values
+    closest = torch.cat([closest, together.sqrt_()], dim=1).topk(neighbours, largest=False).values
     return closest.mean(dim=1), nearest
 
 
-def check_images(generated: Tensor, own: Tensor, training: Tensor, *, neighbours: int) -> None:
+def check_images(
+    generated: Tensor, own: Tensor, training: Tensor, *, neighbours: int, family: Tensor | None = None
+) -> None:
     """Refuse images that :func:`replication` cannot compare; arguments and errors are as there."""
     if neighbours < 1:
         raise ConfigurationError(f"neighbours={neighbours}", expected="at least 1", remedy="the paper uses 50")
@@ -160,9 +206,10 @@ def check_images(generated: Tensor, own: Tensor, training: Tensor, *, neighbours
             expected="uint8 images of one size, and one own image per prompt",
             remedy="load the images at the resolution that is sampled, and convert them with to_uint8",
         )
-    if len(training) < 2:
+    different = len(training) if family is None else len(family.unique())
+    if different < 2:
         raise DataError(
-            f"Only {len(training)} training image(s) to compare with",
+            f"Only {different} training image(s) to compare with",
             expected="at least 2, better more than 50",
             remedy="pass all training images",
         )

@@ -29,8 +29,15 @@ from memtrain.evaluation.kid import EfficientNetLite0, kernel_distance, reason_t
 from memtrain.evaluation.provenance import provenance
 from memtrain.evaluation.replication import check_images, replication, reproduction_threshold
 from memtrain.evaluation.report import write_report
-from memtrain.evaluation.samples import Prompt, own_index, samples_table, write_images
-from memtrain.evaluation.summary import HELDOUT, members, summarize_detectors, summarize_groups, verdict
+from memtrain.evaluation.samples import Prompt, families, own_index, samples_table, write_images
+from memtrain.evaluation.summary import (
+    HELDOUT,
+    members,
+    summarize_detectors,
+    summarize_doses,
+    summarize_groups,
+    verdict,
+)
 from memtrain.evaluation.training_record import compare_with_truth, flags_and_copies
 from memtrain.records import write_parquet
 
@@ -46,6 +53,8 @@ def evaluate_run(
     training_images: Tensor,
     training_keys: Sequence[str],
     output: str | Path,
+    templates: Mapping[str, str] | None = None,
+    visits: Mapping[str, int] | None = None,
     evidence: pa.Table | None = None,
     directions: Mapping[str, str] | None = None,
     heldout_loss: float | None = None,
@@ -72,6 +81,9 @@ def evaluate_run(
         training_images: `(M, 3, H, W)` uint8, every training image once.
         training_keys: M keys.
         output: folder to write to; files of an earlier evaluation are replaced.
+        templates: what a training image is a variant of, by key. Variants of one are compared as one image, and prompts
+            of one are counted as one.
+        visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
         evidence: the run's `records/evidence.parquet`, if it was monitored.
         directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
         heldout_loss: denoising loss on held-out samples after training.
@@ -101,7 +113,9 @@ def evaluate_run(
     groups = [prompt.group for prompt in prompts]
     held = members(groups, HELDOUT)
     own = own_index(prompts, training_keys, own_images, training_images)
-    check_images(own_images[:, None], own_images, training_images, neighbours=neighbours)
+    templates = templates or {}
+    family = families(training_keys, templates)
+    check_images(own_images[:, None], own_images, training_images, neighbours=neighbours, family=family)
     reproduction_threshold(torch.zeros(int(held.sum())), false_positive_rate)
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     bootstrap: dict[str, Any] = {"seed": bootstrap_seed, "resamples": resamples, "level": level}
@@ -133,6 +147,7 @@ def evaluate_run(
         own_images,
         training=training_images,
         own_index=own,
+        family=family,
         neighbours=neighbours,
         device=pipeline.device,
     )
@@ -140,7 +155,15 @@ def evaluate_run(
     if evidence is not None and training is not None:
         copied = dict(zip((prompt.key for prompt in prompts), (distances.best < threshold).tolist(), strict=True))
         training["sampled"] = flags_and_copies(evidence, copied)
-    by_group = summarize_groups(groups, distances, threshold=threshold, level=level)
+    by_group = summarize_groups(
+        groups,
+        distances,
+        threshold=threshold,
+        level=level,
+        templates=[templates.get(prompt.key, prompt.key) for prompt in prompts],
+    )
+    planned = [(visits or {}).get(prompt.key, 0) for prompt in prompts]
+    doses = summarize_doses(groups, planned, distances, threshold=threshold, level=level)
     results = {
         "schema_version": SCHEMA_VERSION,
         **provenance(),
@@ -159,8 +182,9 @@ def evaluate_run(
             "false_positive_rate": false_positive_rate,
             "n_heldout": int(held.sum()),
             "neighbours": distances.neighbours,
-            "n_training_images": len(training_images),
+            "n_training_images": len(family.unique()),
             "groups": by_group,
+            **({"doses": doses} if doses else {}),
         },
         "detectors": summarize_detectors(
             detectors,
@@ -181,6 +205,7 @@ def evaluate_run(
         distances,
         threshold=threshold,
         training_keys=training_keys,
+        templates=templates,
         detectors=detectors,
         evidence=evidence,
         images=images,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Prompt:
     Attributes:
         key: of the sample.
         caption: what is sampled.
-        group: `planted`, `unique` or `heldout`; other names are reported as groups of training images.
+        group: a group of :mod:`memtrain.evaluation.summary`; other names are reported as groups of training images.
     """
 
     key: str
@@ -73,6 +73,17 @@ def own_index(
     return torch.tensor([position.get(prompt.key, -1) for prompt in prompts])
 
 
+def families(training_keys: Sequence[str], templates: Mapping[str, str]) -> Tensor:
+    """`(M,)` int64, the same number for the variants of one template.
+
+    Args:
+        training_keys: M keys.
+        templates: what each variant varies, by key; other images are variants of nothing.
+    """
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(templates.get(key, key), len(numbers)) for key in training_keys])
+
+
 def write_images(folder: Path, trace: Trace, own_images: Tensor) -> list[tuple[str, list[str]]]:
     """Save every image; per prompt the path of its own image and of its generations, relative to `folder`."""
     written = []
@@ -93,6 +104,7 @@ def samples_table(
     *,
     threshold: float,
     training_keys: Sequence[str],
+    templates: Mapping[str, str],
     detectors: Sequence[Detector],
     evidence: pa.Table | None,
     images: Sequence[tuple[str, list[str]]],
@@ -105,21 +117,26 @@ def samples_table(
         distances: their distances.
         threshold: ratio below which an image, and a prompt by its best image, counts as reproduced.
         training_keys: keys that `distances.nearest` points into.
+        templates: what each variant varies, by key; other keys stand for themselves in `template` and
+            `nearest_template`.
         detectors: their scores per image go to `detector.<name>`.
         evidence: the prompt's row goes to `training.<column>`, null where it has none.
         images: from :func:`write_images`.
     """
     seeds = len(trace.seeds)
+    nearest = [training_keys[index] for index in distances.nearest.flatten().tolist()]
     each = [prompt for prompt in prompts for _ in trace.seeds]
     columns: dict[str, Any] = {
         "key": [prompt.key for prompt in each],
         "group": [prompt.group for prompt in each],
+        "template": [templates.get(prompt.key, prompt.key) for prompt in each],
         "caption": [prompt.caption for prompt in each],
         "seed": list(trace.seeds) * len(prompts),
         "ratio": distances.ratio.flatten().numpy(),
         "own_distance": distances.own_distance.flatten().numpy(),
         "neighbour_distance": distances.neighbour_distance.flatten().numpy(),
-        "nearest_key": [training_keys[index] for index in distances.nearest.flatten().tolist()],
+        "nearest_key": nearest,
+        "nearest_template": [templates.get(key, key) for key in nearest],
         "nearest_distance": distances.nearest_distance.flatten().numpy(),
         "reproduced": (distances.ratio.flatten() < threshold).numpy(),
         "prompt_reproduced": (distances.best < threshold).repeat_interleave(seeds).numpy(),
@@ -133,6 +150,6 @@ def samples_table(
         row = {key: index for index, key in enumerate(evidence.column("key").to_pylist())}
         taken = evidence.take(pa.array([row.get(prompt.key) for prompt in each], pa.int64()))
         for name in evidence.column_names:
-            if name not in ("key", "caption"):
+            if name not in ("key", "caption", "group"):
                 columns[f"training.{name}"] = taken.column(name)
     return pa.table(columns)

@@ -1,5 +1,8 @@
 """What training said about its samples, against what was planted: AUROC per signal, precision and recall of flags.
 
+What is known of a sample is its group: `planted` samples are the positives, `unique` ones the negatives. Other groups
+(templates, canaries) are neither; the share of their samples that was flagged is reported beside.
+
 The evidence table has one row per training sample. Every floating-point column that is not bookkeeping is a signal; one
 whose direction is not declared is reported in whichever direction separates better, together with that direction. Such
 a figure is optimistic, the more so the fewer samples were planted and the more columns there are.
@@ -7,7 +10,7 @@ a figure is optimistic, the more so the fewer samples were planted and the more 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import RecordError
+from memtrain.evaluation.summary import PLANTED, UNIQUE
 from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_interval, true_positive_rate
 
 DIRECTIONS: Mapping[str, str] = {"denoising_loss": "low", "score": "high"}
@@ -23,6 +27,7 @@ BOOKKEEPING = frozenset(
     {
         "key",
         "caption",
+        "group",
         "split",
         "visits_per_epoch",
         "visits",
@@ -46,11 +51,12 @@ def compare_with_truth(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """Compare signals and flags with the truth that samples visited more than once an epoch were planted.
+    """Compare signals and flags with the truth that samples of the group `planted` were planted.
 
     Args:
-        evidence: one row per training sample: `key`, `visits_per_epoch`, and if there, `flagged`,
-            `first_flagged_step`, `skipped` and signals.
+        evidence: one row per training sample: `key`, `visits_per_epoch`, and if there, `group`, `flagged`,
+            `first_flagged_step`, `skipped` and signals. Without groups, samples visited more than once an epoch count
+            as planted.
         directions: `low`, `high` or `unknown` per column or per prefix, beside :data:`DIRECTIONS`.
         seed: of the bootstrap.
         resamples: of the bootstrap.
@@ -58,7 +64,8 @@ def compare_with_truth(
 
     Returns:
         `planted` and `unique` counts, `signals` (best first), `flags` and `skipped`; the last two are None where the
-        table lacks the column, and `signals` is empty where nothing was planted.
+        table lacks the column, and `signals` is empty where nothing was planted. `flags.groups` has the share of
+        flagged samples of each further group; it counts samples, not templates.
 
     Raises:
         RecordError: if a column is missing.
@@ -70,7 +77,10 @@ def compare_with_truth(
             expected="records/evidence.parquet of a run",
             remedy="check the path",
         )
-    planted = _column(evidence, "visits_per_epoch") > 1
+    groups = _groups(evidence)
+    flags = _flags(evidence, groups, level=level) if "flagged" in evidence.column_names else None
+    evidence = evidence.filter(pa.array([group in (PLANTED, UNIQUE) for group in groups]))
+    planted = torch.tensor([group == PLANTED for group in groups if group in (PLANTED, UNIQUE)], dtype=torch.bool)
     known = {**DIRECTIONS, **(directions or {})}
     signals = []
     for column in evidence.schema:
@@ -85,7 +95,7 @@ def compare_with_truth(
         "planted": int(planted.sum()),
         "unique": int((~planted).sum()),
         "signals": signals,
-        "flags": _flags(evidence, planted, level=level) if "flagged" in evidence.column_names else None,
+        "flags": flags,
         "skipped": _skipped(evidence, planted) if "skipped" in evidence.column_names else None,
     }
 
@@ -110,6 +120,13 @@ def flags_and_copies(evidence: pa.Table, reproduced: Mapping[str, bool]) -> dict
             side["n"] += 1
             side["reproduced"] += int(copied)
     return counts
+
+
+def _groups(evidence: pa.Table) -> list[str]:
+    """The group of each row; told from its visits where the table does not say."""
+    named = evidence.column("group").to_pylist() if "group" in evidence.column_names else [None] * len(evidence)
+    visits = _column(evidence, "visits_per_epoch").tolist()
+    return [group or (PLANTED if count > 1 else UNIQUE) for group, count in zip(named, visits, strict=True)]
 
 
 def _column(evidence: pa.Table, name: str) -> Tensor:
@@ -143,11 +160,14 @@ def _signal(
     }
 
 
-def _flags(evidence: pa.Table, planted: Tensor, *, level: float) -> dict[str, Any]:
-    """The table of flags against planted, with precision and recall."""
+def _flags(evidence: pa.Table, groups: Sequence[str], *, level: float) -> dict[str, Any]:
+    """The table of flags against planted, with precision and recall, and the flagged share of further groups."""
     flagged = _column(evidence, "flagged") == 1
-    hit, false_alarm = int((flagged & planted).sum()), int((flagged & ~planted).sum())
-    all_planted, all_flagged, all_unique = int(planted.sum()), int(flagged.sum()), int((~planted).sum())
+    inside = {name: torch.tensor([group == name for group in groups]) for name in dict.fromkeys(groups)}
+    none = torch.zeros(len(groups), dtype=torch.bool)
+    planted, unique = inside.pop(PLANTED, none), inside.pop(UNIQUE, none)
+    hit, false_alarm = int((flagged & planted).sum()), int((flagged & unique).sum())
+    all_planted, all_unique = int(planted.sum()), int(unique.sum())
 
     def share(k: int, n: int) -> dict[str, Any]:
         return {"k": k, "n": n, "share": k / n if n else None, "interval": list(proportion_interval(k, n, level=level))}
@@ -157,9 +177,12 @@ def _flags(evidence: pa.Table, planted: Tensor, *, level: float) -> dict[str, An
         "planted_missed": all_planted - hit,
         "unique_flagged": false_alarm,
         "unique_not_flagged": all_unique - false_alarm,
-        "precision": share(hit, all_flagged),
+        "precision": share(hit, hit + false_alarm),
         "recall": share(hit, all_planted),
         "false_positive_rate": share(false_alarm, all_unique),
+        "groups": {
+            name: share(int((flagged & inside[name]).sum()), int(inside[name].sum())) for name in sorted(inside)
+        },
         "first_flagged_step": None,
     }
     if "first_flagged_step" in evidence.column_names:

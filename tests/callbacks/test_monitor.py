@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -75,7 +77,7 @@ def batches(count: int = 16) -> DataLoader[Any]:
     return DataLoader(items, batch_size=4)
 
 
-def fit(module: LightningModule, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+def fit(module: LightningModule, folder: Path, callbacks: list[Any], data: Any = None, **options: Any) -> Trainer:
     trainer = Trainer(
         default_root_dir=folder,
         callbacks=callbacks,
@@ -85,7 +87,7 @@ def fit(module: LightningModule, folder: Path, callbacks: list[Any], **options: 
         enable_model_summary=False,
         **{"max_epochs": 2, "accelerator": "cpu", **options},
     )
-    trainer.fit(module, batches())
+    trainer.fit(module, data or batches())
     return trainer
 
 
@@ -116,6 +118,7 @@ def test_recorded_losses_are_the_hosts(pipeline: StableDiffusionPipeline, tmp_pa
     assert sum(losses) / 4 == pytest.approx(mean, rel=1e-5)
     evidence = read_table(tmp_path / "records", "evidence")
     assert set(evidence["key"].to_pylist()) == set("abcd")
+    assert (evidence["group"].null_count, evidence.schema.field("group").type) == (4, pa.string())
     assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,visits,score,p_value")
 
 
@@ -153,6 +156,34 @@ def test_the_same_holds_on_two_ddp_processes(pipeline_folder: Path, tmp_path: Pa
             torch.testing.assert_close(gated, expected, atol=1e-7, rtol=1e-4)
     table = read_steps(tmp_path / "records")
     assert sorted(table["rank"].to_pylist()) == [0] * 8 + [1] * 8
+
+
+class ForeignData(LightningDataModule):
+    """A user's own data module: samples and visits, but no groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visits_per_epoch = dict.fromkeys("abcd", 4)
+        self.train_dataset = SimpleNamespace(samples=[SimpleNamespace(key=key, caption=f"a {key}") for key in "abcd"])
+        self.heldout_dataset = SimpleNamespace(samples=[SimpleNamespace(key="e", caption="an e")])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return batches()
+
+
+@pytest.mark.parametrize("groups", [None, {"a": "planted", "e": "heldout"}])
+def test_groups_are_recorded_where_the_data_module_knows_them(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, groups: dict[str, str] | None
+) -> None:
+    data = ForeignData()
+    if groups is not None:
+        data.groups = groups
+    fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False)], data=data, max_epochs=1)
+    for name, keys in (("samples", "abcde"), ("evidence", "abcd")):
+        table = read_table(tmp_path / "records", name)
+        found = dict(zip(table["key"].to_pylist(), table["group"].to_pylist(), strict=True))
+        assert found == {key: (groups or {}).get(key) for key in keys}
+        assert table.schema.field("group").type == pa.string()
 
 
 def test_skipping_without_a_monitor_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:

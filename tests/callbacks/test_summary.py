@@ -26,7 +26,9 @@ def calibration() -> Calibration:
 @pytest.fixture
 def table(calibration: Calibration) -> pa.Table:
     steps = pa.table({"key": ["b", "a", "b"], "flagged": [False, False, True], "weight": [1.0, 1.0, 0.0]})
-    return evidence_table(steps, calibration, COLUMNS, {"a": "plain", "b": '=cmd,"x"\nline'}, {"a": 1, "b": 20})
+    return evidence_table(
+        steps, calibration, COLUMNS, {"a": "plain", "b": '=cmd,"x"\nline'}, {"a": 1, "b": 20}, groups={"b": "planted"}
+    )
 
 
 def test_one_row_per_sample_most_suspicious_first(table: pa.Table) -> None:
@@ -35,6 +37,7 @@ def test_one_row_per_sample_most_suspicious_first(table: pa.Table) -> None:
     assert (first["visits"], first["visits_per_epoch"], first["flagged"]) == (2, 20, True)
     assert (first["denoising_loss"], first["attention_entropy.up"]) == (-10.0, 0.5)
     assert (first["flagged_share"], first["skipped"], first["first_flagged_step"]) == (0.5, 0.5, 7)
+    assert (first["group"], second["group"]) == ("planted", None)
     assert (second["flagged"], second["first_flagged_step"]) == (False, None)
 
 
