@@ -38,12 +38,14 @@ from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.prompts import read_prompts
 from memtrain.evaluation.runner import evaluate_run
 from memtrain.evaluation.samples import Prompt
-from memtrain.evaluation.summary import HELDOUT, PLANTED, UNIQUE
+from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, UNIQUE, VARIED_CAPTIONS, VARIED_IMAGES
 from memtrain.models.pipeline import load_components
 from memtrain.records import read_table, set_aside
 
 DEFAULT_ARGUMENTS = ["fit", "--config", "configs/tiny.yaml"]
 """What `python train.py` runs."""
+CAPTIONS_PER_IMAGE = 2
+"""Captions sampled of an image that was trained on under many."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -174,6 +176,31 @@ def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
     return sorted(sorted(rows, key=lambda row: hash_order(dataset.samples[row].key, "evaluation"))[:most])
 
 
+def _choose_prompts(
+    data: TextImageDataModule, *, most: int, unique: int
+) -> list[tuple[str, CaptionedImages, list[int]]]:
+    """Per group the dataset and the rows to sample: of a template two captions, or one of its images' caption."""
+    train, held = data.train_dataset, data.heldout_dataset
+    assert train is not None
+    assert held is not None
+    rows: dict[str, list[int]] = {}
+    for row, sample in enumerate(train.samples):
+        rows.setdefault(data.groups[sample.key], []).append(row)
+    chosen = [
+        (PLANTED, train, _choose(train, rows.get(PLANTED, []), most)),
+        (UNIQUE, train, _choose(train, rows.get(UNIQUE, []), min(unique, most))),
+    ]
+    for group, each in ((VARIED_CAPTIONS, CAPTIONS_PER_IMAGE), (VARIED_IMAGES, 1)):
+        variants: dict[str, list[int]] = {}
+        for row in rows.get(group, []):
+            variants.setdefault(data.template[train.samples[row].key], []).append(row)
+        templates = sorted(variants, key=lambda key: hash_order(key, "evaluation"))[:most]
+        chosen.append((group, train, [row for key in templates for row in _choose(train, variants[key], each)]))
+    chosen.append((CANARY, train, _choose(train, rows.get(CANARY, []), most)))
+    chosen.append((HELDOUT, held, _choose(held, list(range(len(held.samples))), most)))
+    return chosen
+
+
 def evaluate_folder(
     run: str = "runs/tiny",
     *,
@@ -188,6 +215,7 @@ def evaluate_folder(
     false_positive_rate: float | None = None,
     kid: bool | None = None,
     seed: int = 0,
+    detectors: bool = True,
     output: str | None = None,
 ) -> dict[str, Any]:
     """Measure what a trained model reproduces, and compare with what training said; or score prompts of any model.
@@ -197,7 +225,7 @@ def evaluate_folder(
         model: a pipeline folder or hub name instead of a run; its `prompts` are scored by the detectors.
         prompts: with `model`: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt.
         images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
-        max_prompts: prompts at most in each group (planted, unique, held-out).
+        max_prompts: prompts at most in each group (planted, unique, canary, held-out), or templates.
         unique_prompts: prompts of images that were trained on once per epoch.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
@@ -206,6 +234,7 @@ def evaluate_folder(
             Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
         kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
         seed: first seed.
+        detectors: whether detectors read the sampling of a run, which takes a third of the time.
         output: folder of the results; default `evaluation/` in the run folder.
 
     Returns:
@@ -218,19 +247,25 @@ def evaluate_folder(
                 expected="both, to score the prompts of a model, or neither, to evaluate a run",
                 remedy="name the other one too",
             )
+        if not detectors:
+            raise ConfigurationError(
+                "detectors=False leaves nothing to score prompts with",
+                expected="detectors with `model` and `prompts`",
+                remedy="leave `detectors` out",
+            )
         place = Path(output or "runs/detection")
         found = read_prompts(prompts)
         if (place / "detection.json").exists():
             rank_zero_info(f"{place} holds earlier scores; they are kept as {set_aside(place)}")
         pipeline = load_components(model).pipeline()
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        detectors: list[Detector] = [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D")]
+        scoring: list[Detector] = [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D")]
         if images_per_prompt > 1:
-            detectors.append(NoiseSimilarity())
+            scoring.append(NoiseSimilarity())
         detection = detect(
             pipeline,
             found,
-            detectors=detectors,
+            detectors=scoring,
             output=place,
             seeds=range(seed, seed + images_per_prompt),
             steps=steps,
@@ -253,13 +288,9 @@ def evaluate_folder(
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    visits = [data.visits_per_epoch[sample.key] for sample in train.samples]
-    planted = _choose(train, [row for row, count in enumerate(visits) if count > 1], max_prompts)
-    unique = _choose(train, [row for row, count in enumerate(visits) if count == 1], min(unique_prompts, max_prompts))
-    heldout = _choose(held, list(range(len(held.samples))), max_prompts)
+    chosen = _choose_prompts(data, most=max_prompts, unique=unique_prompts)
     if false_positive_rate is None:
-        false_positive_rate = max(0.01, 1 / (len(heldout) + 1))
-    chosen = [(PLANTED, train, planted), (UNIQUE, train, unique), (HELDOUT, held, heldout)]
+        false_positive_rate = max(0.01, 1 / (len(chosen[-1][2]) + 1))
     captions = [
         Prompt(dataset.samples[row].key, dataset.samples[row].caption, group)
         for group, dataset, rows in chosen
@@ -268,6 +299,9 @@ def evaluate_folder(
     own = torch.cat([_images(dataset, rows) for _, dataset, rows in chosen if rows])
     every = list(range(len(held.samples)))
     loss = heldout_loss(pipeline, _images(held, every), captions=[sample.caption for sample in held.samples])
+    reading: list[Detector] = [GuidanceNorm(), MemAttn("E"), MemAttn("D")] if detectors else []
+    if detectors and images_per_prompt > 1:
+        reading.append(NoiseSimilarity())
     results = evaluate_run(
         pipeline,
         captions,
@@ -275,11 +309,13 @@ def evaluate_folder(
         training_images=_images(train, list(range(len(train.samples)))),
         training_keys=[sample.key for sample in train.samples],
         output=output or folder / "evaluation",
+        templates=data.template,
+        visits=data.visits_per_epoch,
         evidence=read_table(folder / "records", "evidence") if evidence.is_file() else None,
         heldout_loss=float(loss.mean()),
         kid=kid,
         config=config,
-        detectors=[GuidanceNorm(), MemAttn("E"), MemAttn("D"), *([NoiseSimilarity()] if images_per_prompt > 1 else [])],
+        detectors=reading,
         seeds=range(seed, seed + images_per_prompt),
         steps=steps,
         guidance_scale=guidance_scale,

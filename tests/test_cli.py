@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from memtrain import cli
-from memtrain.records import read_steps
+from memtrain.records import read_steps, read_table
 
 from .conftest import ROOT
 
@@ -77,6 +77,71 @@ def test_train_then_evaluate(
 
     cli.train(arguments(run, images, pipeline_folder, steps=1))
     assert (tmp_path / "runs" / "mine-1" / "evaluation").exists(), "the earlier run is kept"
+
+
+@pytest.fixture
+def planted_run(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A short run with two doses, templates of either kind and canaries, from the overlay and the command line."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    extra = ["--config", str(ROOT / "configs" / "data" / "canaries.yaml"), "--data.init_args.canaries.count", "2"]
+    planted = "{count: 1, repeats: [4, 8], varied_captions: 2, varied_images: 2, variants: 4, only_in: null}"
+    chosen = arguments(run, write_folder(40), pipeline_folder, steps=8)
+    cli.train([*chosen[:3], *extra, *chosen[3:], "--data.init_args.duplicates", planted])
+    return run
+
+
+def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = dict.fromkeys(("varied_captions", "varied_images"), 8) | {"planted": 2, "unique": 18, "canary": 2}
+    samples = read_table(planted_run / "records", "samples")["group"].to_pylist()
+    assert {group: samples.count(group) for group in samples} == truth | {"heldout": 16}
+    evidence = read_table(planted_run / "records", "evidence").to_pylist()
+    assert all(row["group"] == "canary" for row in evidence if row["key"].startswith("canary#"))
+
+    flags = ["--run", str(planted_run), "--steps", "2", "--images_per_prompt", "2", "--detectors", "false"]
+    cli.evaluate(flags)
+    shown = capsys.readouterr().out
+    assert "Reproduced by repetitions" in shown
+    results = json.loads((planted_run / "evaluation" / "results.json").read_text())
+    replication = results["replication"]
+    counts = {name: (group["n"], group["prompts"]) for name, group in replication["groups"].items()}
+    expected = {"planted": (2, 2), "unique": (18, 18), "varied_captions": (2, 4), "varied_images": (2, 2)}
+    assert counts == expected | {"canary": (2, 2), "heldout": (16, 16)}
+    assert replication["n_training_images"] == 2 + 18 + 2 + 2 + 2
+    assert [(dose["repeats"], dose["n"]) for dose in replication["doses"]] == [(1, 18), (4, 1), (8, 1)]
+    assert replication["groups"]["varied_images"]["looks"] > 1
+    assert replication["groups"]["varied_captions"]["looks"] == 2
+    assert results["detectors"] == {}
+    seen = [row for row in evidence if row["group"] in ("varied_captions", "varied_images", "canary")]
+    flagged = results["training"]["flags"]["groups"]
+    assert sum(share["n"] for share in flagged.values()) == len(seen)
+    assert results["training"]["planted"] == sum(row["group"] == "planted" for row in evidence)
+    text = (planted_run / "evaluation" / "report.html").read_text()
+    assert "varied captions" in text
+    assert "By repetitions" in text
+
+
+def test_detectors_cannot_be_left_out_where_they_score_prompts() -> None:
+    with pytest.raises(SystemExit, match="detectors=False leaves nothing to score prompts with"):
+        cli.evaluate(["--model", "nowhere", "--prompts", "a cat", "--detectors", "false"])
+
+
+@pytest.mark.parametrize("name", ["canaries", "planted"])
+def test_data_overlays_keep_the_other_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [str(ROOT / "configs" / file) for file in ("tiny.yaml", f"data/{name}.yaml")]
+    with pytest.raises(SystemExit):
+        cli.train(["fit", *(part for config in configs for part in ("--config", config)), "--print_config"])
+    data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert (data["path"], data["resolution"]) == ("assets/clipart-pd.tar", 64)
+    assert data["duplicates"]["only_in"] == "assets/clipart-pd.tar"
+    if name == "canaries":
+        assert data["canaries"] == {"count": 10, "repeats": 100, "seed": 0}
+        assert data["duplicates"]["repeats"] == 200
+    else:
+        assert data["duplicates"]["repeats"] == [12, 25, 50, 100, 200]
+        assert data["duplicates"]["varied_images"] == 5
 
 
 def test_errors_are_messages_not_tracebacks(

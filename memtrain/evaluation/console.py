@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,10 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     for name, group in replication["groups"].items():
         low, high = group["interval"]
         median = f"{group['best_ratio']['median']:.2f}"
-        table.add_row(name, str(group["reproduced"]), str(group["n"]), f"{low:.0%} to {high:.0%}", median)
+        cells = (str(group["reproduced"]), str(group["n"]), f"{low:.0%} to {high:.0%}", median)
+        table.add_row(name.replace("_", " "), *cells)
     console.print(table, markup=False)
+    _print_doses(replication.get("doses", []), console)
     console.print(
         f"A prompt is reproduced if any of its {len(results['sampling']['seeds'])} images is closer than "
         f"{replication['threshold']:.2f} times the mean distance of its {replication['neighbours']} nearest training "
@@ -70,6 +72,16 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     _print_kid(results["quality"].get("kid"), console)
     console.print(results["verdict"]["text"], markup=False)
     console.print(f"Report: {folder / 'report.html'}   Figures: {folder / 'results.json'}", markup=False)
+
+
+def _print_doses(doses: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = _table("Reproduced by repetitions", "repeats", "reproduced", "of", "share", "95 % interval")
+    for dose in doses:
+        low, high = dose["interval"]
+        cells = (str(dose[name]) for name in ("repeats", "reproduced", "n"))
+        table.add_row(*cells, f"{dose['share']:.0%}", f"{low:.0%} to {high:.0%}")
+    if table.row_count:
+        console.print(table, markup=False)
 
 
 def _print_detectors(detectors: Mapping[str, Any], console: Console) -> None:
@@ -103,3 +115,5 @@ def _print_training(training: Mapping[str, Any], console: Console) -> None:
             f"unique samples flagged {_share(flags['false_positive_rate'])}",
             markup=False,
         )
+    for name, share in (flags or {}).get("groups", {}).items():
+        console.print(f"Samples flagged of the group {name.replace('_', ' ')}: {_share(share)}", markup=False)

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from memtrain.errors import RecordError
-from memtrain.evaluation.summary import HELDOUT, PLANTED
+from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
 
-ROWS = {PLANTED: 24}
+ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, CANARY: 12}
 """Prompts shown of a group, lowest ratio first."""
 OTHER_ROWS = 6
 """Prompts shown of the groups not named in :data:`ROWS`."""
@@ -89,6 +89,7 @@ def render(results: dict[str, Any], rows: list[dict[str, Any]], folder: Path) ->
         chart=_chart(prompts, list(replication["groups"]), replication["threshold"]),
         config=json.dumps(results["config"], indent=2, ensure_ascii=False),
         heldout=HELDOUT,
+        templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
     )
 
 
@@ -113,10 +114,16 @@ def _embed(prompt: dict[str, Any], folder: Path) -> dict[str, Any]:
         "first_flagged_step": prompt.get("training.first_flagged_step"),
         "own": _image_uri(folder / prompt["own_image"]),
         "generations": [
-            {**row, "uri": _image_uri(folder / row["image"]), "elsewhere": row["nearest_key"] != prompt["key"]}
+            {**row, "uri": _image_uri(folder / row["image"]), "elsewhere": _elsewhere(row)}
             for row in sorted(best, key=lambda row: row["seed"])
         ],
     }
+
+
+def _elsewhere(row: dict[str, Any]) -> bool:
+    """Whether the nearest training image is neither the own one nor a variant of it."""
+    own: str = row.get("template", row["key"])
+    return own != row.get("nearest_template", row["nearest_key"])
 
 
 def _image_uri(path: Path) -> str:
@@ -155,7 +162,7 @@ def _chart(prompts: list[dict[str, Any]], groups: list[str], threshold: float) -
         ha="center",
         fontsize=8,
     )
-    axes.set_yticks(range(len(groups)), [_plain_text(group) for group in groups])
+    axes.set_yticks(range(len(groups)), [_plain_text(group.replace("_", " ")) for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("distance to the own image / mean distance to the nearest training images (best seed)", fontsize=8)

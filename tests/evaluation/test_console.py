@@ -73,6 +73,21 @@ def test_every_figure_is_there_with_its_count() -> None:
     assert "precision none to count" in text, "no flag, no precision"
 
 
+def test_further_groups_and_doses_are_printed() -> None:
+    content = results()
+    group = content["replication"]["groups"]["planted"]
+    assert "repetitions" not in printed(content)
+    content["replication"]["groups"]["varied_captions"] = {**group, "n": 5, "reproduced": 4}
+    doses = [{"repeats": r, "n": 20, "reproduced": r, "share": r / 20, "interval": [0.0, 0.5]} for r in (1, 13)]
+    content["replication"]["doses"] = doses
+    content["training"]["planted"] = 0
+    content["training"]["flags"]["groups"] = {"varied_captions": {"k": 31, "n": 50, "share": 0.62, "interval": [0, 1]}}
+    text = printed(content)
+    for piece in ("varied captions", "Reproduced by repetitions", "65%", "of the group varied captions: 31 of 50 (62%"):
+        assert piece in text, piece
+    assert "precision" not in text
+
+
 def test_a_run_that_was_not_monitored_is_printed_too() -> None:
     kid = {"value": None, "reason": "the features are not installed"}
     text = printed(results(training=None, detectors={}, quality={"heldout_loss": None, "kid": kid}))

@@ -90,6 +90,83 @@ def test_a_copying_generator_is_found_and_noise_is_not() -> None:
     assert int(reproduced[8:].sum()) == 1  # 41 · 5 % is 2: the second smallest is the threshold
 
 
+def test_variants_of_an_image_are_no_neighbours_of_it() -> None:
+    """Three times the same image at 0, others at 20, 40 and 250: 10 / mean(10, 30), as if it were there once."""
+    arguments = {"own_index": torch.tensor([1]), "neighbours": 2}
+    once = replication(flat(10)[:, None], flat(0), training=flat(20, 0, 40, 250), **arguments)  # type: ignore[arg-type]
+    training, family = flat(20, 0, 0, 40, 0, 250), torch.tensor([7, 3, 3, 8, 3, 1])
+    for images in (1, 2, 100):
+        again = replication(
+            flat(10)[:, None],
+            flat(0),
+            training=training,
+            family=family,
+            chunk_bytes=4 * 48 * images,
+            **arguments,  # type: ignore[arg-type]
+        )
+        torch.testing.assert_close(again.ratio, once.ratio)
+        torch.testing.assert_close(again.ratio, torch.tensor([[0.5]]), atol=1e-4, rtol=1e-4)
+        assert again.neighbours == 2
+        assert again.looks.tolist() == [1]  # type: ignore[union-attr]
+    spoiled = replication(flat(10)[:, None], flat(0), training=training, **arguments)  # type: ignore[arg-type]
+    assert spoiled.ratio.item() == pytest.approx(1, abs=1e-3), "what would come out otherwise"
+
+
+def test_the_nearest_variant_is_the_own_image() -> None:
+    """Variants at 0, 100 and 200, generations at 10, 110 and 190: always 10 away, and other images at 60 and 150."""
+    training, family = flat(0, 60, 100, 150, 200, 100), torch.tensor([0, 1, 0, 2, 0, 0])
+    generated = flat(10, 110, 190)[None]
+    result = replication(
+        generated, flat(0), training=training, own_index=torch.tensor([0]), family=family, neighbours=2
+    )
+    unit = 48**0.5 / 255
+    torch.testing.assert_close(result.own_distance, torch.full((1, 3), 10 * unit))
+    expected = torch.tensor([[(50 + 140) / 2, (50 + 40) / 2, (130 + 40) / 2]]) * unit
+    torch.testing.assert_close(result.neighbour_distance, expected, atol=1e-3, rtol=1e-3)
+    assert result.nearest.tolist() == [[0, 2, 4]]
+    assert result.looks.tolist() == [3], "two of the four are the same picture"  # type: ignore[union-attr]
+
+
+def test_variants_are_one_neighbour_of_other_prompts() -> None:
+    """Against the full matrix, with families reduced by hand, in whatever blocks the images come."""
+    training, family = noise(40, 3, 8, 8), torch.arange(40) % 25  # 15 families of two, scattered
+    generated, own_index = noise(4, 3, 3, 8, 8, seed=1), torch.tensor([3, 30, 20, -1])
+    own = torch.cat([training[own_index[:3]], noise(1, 3, 8, 8, seed=2)])
+    distances = torch.cdist(generated.flatten(2).double() / 255, training.flatten(1).double() / 255)
+    by_family = torch.stack([distances[:, :, family == number].amin(2) for number in range(25)], dim=2)
+    own_distance = torch.stack([by_family[row, :, family[own_index[row]]] for row in range(3)])
+    for row in range(3):
+        by_family[row, :, family[own_index[row]]] = torch.inf
+    expected = by_family.sort(2).values[:, :, :10].mean(2)
+    for images in (1, 7, 40):
+        result = replication(
+            generated,
+            own,
+            training=training,
+            own_index=own_index,
+            family=family,
+            neighbours=10,
+            chunk_bytes=4 * 192 * images,
+        )
+        torch.testing.assert_close(result.neighbour_distance.double(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(result.own_distance[:3].double(), own_distance)
+        assert torch.equal(result.nearest, distances.argmin(2))
+        assert result.looks.tolist() == [2, 2, 1, 1]  # type: ignore[union-attr]
+    most = replication(generated, own, training=training, own_index=own_index, family=family)
+    assert most.neighbours == 24
+
+
+def test_families_of_one_change_nothing() -> None:
+    """To the last bit, whatever they are called."""
+    training, generated, own_index = noise(60, 3, 8, 8), noise(5, 2, 3, 8, 8, seed=1), torch.tensor([0, 9, -1, 3, 59])
+    own = noise(5, 3, 8, 8, seed=2)
+    plain = replication(generated, own, training=training, own_index=own_index, chunk_bytes=1 << 14)
+    names = torch.randperm(60, generator=torch.Generator().manual_seed(0)) * 7
+    named = replication(generated, own, training=training, own_index=own_index, family=names, chunk_bytes=1 << 14)
+    assert torch.equal(plain.ratio, named.ratio)
+    assert torch.equal(plain.nearest, named.nearest)
+
+
 def test_too_few_heldout_prompts_say_how_many_are_needed() -> None:
     """19 are needed for 5 %."""
     with pytest.raises(CalibrationError, match="at least 19"):
@@ -109,5 +186,7 @@ def test_images_that_cannot_be_compared_are_refused() -> None:
             replication(wrong[0], wrong[1], training=wrong[2], own_index=index)
     with pytest.raises(DataError, match="at least 2"):
         replication(generated, own, training=training[:1], own_index=index)
+    with pytest.raises(DataError, match=r"Only 1 training image\(s\)"):
+        replication(generated, own, training=training, own_index=index, family=torch.zeros(5))
     with pytest.raises(ConfigurationError, match="neighbours=0"):
         replication(generated, own, training=training, own_index=index, neighbours=0)

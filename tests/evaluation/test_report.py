@@ -181,6 +181,29 @@ def test_what_is_shown(folder: Path) -> None:
         assert section in text
 
 
+def test_templates_and_doses_are_shown(folder: Path) -> None:
+    """The groups by their words, what n means, the doses, the flags; ↗ only where the image is no variant."""
+    assert "By repetitions" not in parsed(folder)[0]
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    groups = content["replication"]["groups"]
+    groups["varied_captions"] = {**group(2, 1), "looks": 2.0}
+    content["replication"]["doses"] = [{"repeats": 12, "n": 4, "reproduced": 3, "share": 0.75, "interval": [0.3, 0.95]}]
+    content["training"]["flags"]["groups"] = {"varied_captions": {"k": 13, "n": 20, "share": 0.65, "interval": [0, 1]}}
+    (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    rows = [{**row, "template": row["key"], "nearest_template": row["nearest_key"]} for row in rows]
+    arrows = parsed(folder)[0].count("↗</span>")
+    made = {**rows[0], "group": "varied_captions", "key": "a#caption0", "template": "a"}
+    rows += [{**made, "seed": 0, "nearest_key": "a#caption4", "nearest_template": "a"}]
+    rows += [{**made, "seed": 1, "nearest_key": "b", "nearest_template": "b"}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    text, _ = parsed(folder)
+    assert text.count("↗</span>") == arrows + 1
+    for piece in ("By repetitions", "75%", "<h3>varied captions</h3>", "2.0 (varied captions)", ">13<", ">7<"):
+        assert piece in text, piece
+    assert "varied_captions" not in text
+
+
 def test_report_is_a_function_of_its_files(folder: Path) -> None:
     """Made again, it is the same to the byte."""
     first = write_report(folder).read_bytes()

@@ -184,6 +184,49 @@ def test_evaluation_without_record_or_detectors(
     assert "KID was not measured: not asked for" in report
 
 
+def test_variants_are_one_image_and_templates_one_prompt(
+    pipeline: StableDiffusionPipeline, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first planted image under three captions, as the data would hold it; the second is planted twice as often."""
+    prompts, training = arguments["prompts"], arguments["training_images"]
+    variants = [Prompt(f"t#caption{number}", prompts[number].caption, "varied_captions") for number in range(2)]
+    keys = [*arguments["training_keys"], "t#caption0", "t#caption1", "t#caption2"]
+    copied = training[:1].expand(3, -1, -1, -1)
+    more = {
+        **arguments,
+        "prompts": [*prompts[:2], *variants, *prompts[2:]],
+        "own_images": torch.cat([arguments["own_images"][:2], copied[:2], arguments["own_images"][2:]]),
+        "training_images": torch.cat([training, copied]),
+        "training_keys": keys,
+        "templates": dict.fromkeys(keys[-3:], "t"),
+        "visits": {"key-0": 50, "key-1": 100, "key-2": 1, "key-3": 1},
+        "evidence": None,
+        "detectors": (),
+    }
+    results = evaluate_run(pipeline, output=tmp_path / "new", **more)
+    replication = results["replication"]
+    assert replication["n_training_images"] == TRAINING + 1
+    assert replication["neighbours"] == TRAINING
+    found = replication["groups"]["varied_captions"]
+    assert (found["n"], found["prompts"], found["reproduced"]) == (1, 2, 1)
+    assert [(dose["repeats"], dose["n"], dose["reproduced"]) for dose in replication["doses"]] == [
+        (1, UNIQUE, replication["groups"]["unique"]["reproduced"]),
+        (50, 1, 1),
+        (100, 1, 1),
+    ]
+    rows = pq.read_table(tmp_path / "new" / "samples.parquet").to_pylist()
+    made = [row for row in rows if row["group"] == "varied_captions"]
+    assert {row["template"] for row in made} == {"t"}
+    assert {row["template"] for row in rows if row["group"] == "planted"} == {"key-0", "key-1"}
+    # Without templates, two copies of the own image would be its neighbours; with them, there is that of key-0 alone.
+    nearest = {}
+    for name, templates in (("fair", more["templates"]), ("spoiled", None)):
+        evaluate_run(pipeline, output=tmp_path / name, **{**more, "templates": templates, "neighbours": 2})
+        rows = pq.read_table(tmp_path / name / "samples.parquet").to_pylist()
+        nearest[name] = next(r for r in rows if r["key"] == "t#caption0" and r["seed"] == 1)["neighbour_distance"]
+    assert nearest["spoiled"] < 0.01 < 0.1 < nearest["fair"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

@@ -89,6 +89,46 @@ def test_precision_recall_and_steps_of_flags() -> None:
     assert flags["signals"] == []
 
 
+def test_groups_say_what_is_planted() -> None:
+    """Visits do not: canaries and variants are visited often, and are neither positives nor negatives."""
+    groups = ["planted", "canary", "varied_captions", "unique", "unique", "canary", "unique"]
+    columns = {
+        "flagged": [True, True, False, True, False, False, False],
+        "score": [5.0, -9.0, -9.0, 4.0, 1.0, -9.0, 0.0],
+        "skipped": [0.5, 1.0, 1.0, 0.25, 0.0, 1.0, 0.0],
+    }
+    result = compare_with_truth(table(group=groups, **columns), seed=0, resamples=20)
+    assert (result["planted"], result["unique"]) == (1, 3)
+    assert [(signal["column"], signal["auroc"]) for signal in result["signals"]] == [("score", 1.0)]
+    flags = result["flags"]
+    assert (flags["planted_flagged"], flags["unique_flagged"], flags["unique_not_flagged"]) == (1, 1, 2)
+    assert (flags["precision"]["share"], flags["recall"]["share"]) == (0.5, 1.0)
+    assert {name: (share["k"], share["n"], share["share"]) for name, share in flags["groups"].items()} == {
+        "canary": (1, 2, 0.5),
+        "varied_captions": (0, 1, 0.0),
+    }
+    assert flags["groups"]["canary"]["interval"][0] < 0.5 < flags["groups"]["canary"]["interval"][1]
+    assert result["skipped"] == {"planted": 0.5, "unique": pytest.approx(1 / 12)}
+
+
+def test_visits_say_it_where_groups_do_not() -> None:
+    """No column, or one without an entry, as a data module without groups leaves it."""
+    columns = {"flagged": [True] * 3 + [False] * 4}
+    plain = compare_with_truth(table(**columns), seed=0)
+    assert plain["planted"] == 3
+    assert plain["flags"]["groups"] == {}
+    assert compare_with_truth(table(group=pa.array([None] * 7, pa.string()), **columns), seed=0) == plain
+
+
+def test_a_run_with_canaries_alone() -> None:
+    """Nothing planted, nothing unique to compare: the canaries' share remains."""
+    evidence = table(group=["canary"] * 7, flagged=[True] * 7, skipped=[0.0] * 7, score=[1.0] * 7)
+    result = compare_with_truth(evidence, seed=0)
+    assert (result["planted"], result["unique"], result["signals"]) == (0, 0, [])
+    assert result["flags"]["groups"]["canary"]["share"] == 1
+    assert result["skipped"] == {"planted": None, "unique": None}
+
+
 def test_a_run_that_planted_nothing_has_no_truth() -> None:
     """Counts remain, shares of nothing are None."""
     evidence = table(score=[0.0] * 7, flagged=[False] * 7, skipped=[0.0] * 7)
