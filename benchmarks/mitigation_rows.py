@@ -125,11 +125,15 @@ def _overlay(name: str) -> Path:
     return ROOT / "configs" / "callbacks" / f"{name}.yaml"
 
 
+def _content(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def identity(row: Row, setting: Mapping[str, Any]) -> dict[str, Any]:
     """What a run of a row is but for its seed: figures of another identity are not this row's."""
     return {
-        "config": row.config,
-        "overlays": {name: yaml.safe_load(_overlay(name).read_text(encoding="utf-8")) for name in row.overlays},
+        "config": _content(ROOT / "configs" / f"{row.config}.yaml"),
+        "overlays": {name: _content(_overlay(name)) for name in row.overlays},
         "overrides": list(row.overrides),
         "setting": dict(setting),
     }

@@ -46,6 +46,8 @@ from memtrain.functional.statistics import (
 
 MINIMUM_HELDOUT = 8
 """Held-out samples below which not even the normal distribution helps."""
+MOMENTS_WINDOW = 32
+"""Held-out visits that a timestep bucket's moments remember; by default those of 128 batches."""
 LENGTH_CLASSES = 3
 """Classes of prompt length, if there are held-out samples enough."""
 HELDOUT_PER_CLASS = 32
@@ -107,8 +109,8 @@ class Calibration:
         self.scored, self.memorized_when = scored, memorized_when
         self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
         self.edges, self.canaries = list(edges), frozenset(canaries)
-        self.moments = DriftingMoments(buckets, columns, window=64)
-        self.length_moments = DriftingMoments(len(self.edges) + 1, columns, window=256)
+        self.moments = DriftingMoments(buckets, columns, window=MOMENTS_WINDOW)
+        self.length_moments = DriftingMoments(len(self.edges) + 1, columns, window=8 * MOMENTS_WINDOW)
         self.samples = Evidence(columns, window)
         self.heldout = Evidence(columns, window) if heldout else None
         self.highest: dict[str, float] = {}

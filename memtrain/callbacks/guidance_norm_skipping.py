@@ -3,8 +3,8 @@
 Source: the training-time mitigation of Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion
 Models" (ICLR 2024): samples whose text-conditional noise (see :func:`memtrain.functional.guidance.guidance_norm`) is at
 or above a threshold leave the mini-batch, whose loss becomes the mean over the others. As published, it decides on
-single visits, and one threshold serves all timesteps. The published threshold, 2, is for latents of 4 x 64 x 64; the
-norm grows with the root of their number of elements.
+single visits, and one threshold serves all timesteps. The published threshold, 2, is for 512-pixel Stable Diffusion;
+how large the norm is depends on the model, on its latents and on the timestep, so another model needs another one.
 
 Where no sample of a batch is kept, the published code skips the optimizer step, which on several processes would leave
 them waiting for each other; here the gradient is zero and the step is taken.

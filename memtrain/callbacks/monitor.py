@@ -110,7 +110,7 @@ class MemorizationMonitor(Callback):
         reference_timesteps: tuple[int, ...] = (100, 300, 500, 700),
         reference_draws: int = 2,
         calibrate_every: int = 8,
-        heldout_batch: int = 16,
+        heldout_batch: int = 8,
         seed: int = 0,
     ) -> None:
         self.signals = list(signals) if signals else [DenoisingLoss(), AttentionEntropy()]
