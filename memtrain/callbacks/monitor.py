@@ -62,6 +62,7 @@ from memtrain.reference import ReferenceProfile
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
+from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,6 @@ class MemorizationMonitor(Callback):
         self.probe: DenoiserProbe | None = None
         self.profile: ReferenceProfile | None = None
         self.mitigations: list[Mitigation] = []
-        self.columns: list[str] = []
         self._batches_done = 0
         self._visits: list[Visits] = []
         self._heldout: HeldoutSamples | None = None
@@ -163,13 +163,13 @@ class MemorizationMonitor(Callback):
             neurons=any(signal.needs_neurons for signal in self.signals),
             keep_call=bool(self._unconditional_every) or self._paired is not None,
         )
-        self._slices, self.columns = self._layout(list(self.probe.sites))
+        self.readings = Readings(self.signals, list(self.probe.sites))
         self._open_heldout(trainer, pl_module)
         self.calibration = self._new_calibration(getattr(trainer, "datamodule", None))
         self.profile = ReferenceProfile(
             Path(self.reference_folder or Path(trainer.default_root_dir) / "profiles"),
             self.signals,
-            self.columns,
+            self.readings.columns,
             timesteps=self.reference_timesteps,
             draws=self.reference_draws,
             seed=self.seed,
@@ -180,41 +180,38 @@ class MemorizationMonitor(Callback):
         # Taken once: a second fit with the same callback starts anew.
         state, self._state = self._state, {}
         self._batches_done, self._visits = state.get("batches_done", 0), []
-        names = self.columns + ([f"base.{name}" for name in self.columns] if self._paired is not None else [])
+        columns = self.readings.columns
+        names = columns + ([f"base.{name}" for name in columns] if self._paired is not None else [])
         self.records = RunRecords(trainer, names, batches_done=self._batches_done if state else None)
         if state:
             self.calibration.load_state_dict(state["calibration"])
             self.profile.fingerprint = state["fingerprint"]
-            for signal, kept in zip(self._fitted, state["signals"], strict=True):
+            for signal, kept in zip(self.readings.fitted, state["signals"], strict=True):
                 signal.load_state_dict(kept)
             self._visits = self.records.unread(trainer, first=state["evidence_until"], last=self._batches_done)
-        elif self._fitted:
-            timestep = self.reference_timesteps[len(self.reference_timesteps) // 2]
-            fit_signals(trainer, pl_module, signals=self._fitted, probe=self.probe, timestep=timestep, seed=self.seed)
+        elif self.readings.fitted:
+            fit_signals(
+                trainer,
+                pl_module,
+                signals=self.readings.fitted,
+                probe=self.probe,
+                timestep=self.reference_timesteps[len(self.reference_timesteps) // 2],
+                seed=self.seed,
+            )
         self._prepare_reference(trainer, pl_module, state)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this module or data cannot do, before any work is done."""
         if self.reference is True:
             require_measurable(trainer, pl_module, needed_by="`reference: true`")
-        self._fitted = [signal for signal in self.signals if isinstance(signal, FittedSignal)]
-        for signal in self._fitted:
-            require_measurable(trainer, pl_module, needed_by=signal.name)
+        for signal in self.signals:
+            if isinstance(signal, FittedSignal):
+                require_measurable(trainer, pl_module, needed_by=signal.name)
         every = {signal.name: signal.unconditional_every for signal in self.signals if signal.unconditional_every}
         every |= {type(mitigation).__name__: 1 for mitigation in self.mitigations if mitigation.needs_unconditional}
         for name in every:
             require_unconditional(pl_module, name)
         self._unconditional_every = min(every.values(), default=0)
-
-    def _layout(self, sites: list[str]) -> tuple[list[slice], list[str]]:
-        """The columns of each signal, and the names of all."""
-        slices: list[slice] = []
-        names: list[str] = []
-        for signal in self.signals:
-            columns = signal.columns(sites)
-            slices.append(slice(len(names), len(names) + len(columns)))
-            names += columns
-        return slices, names
 
     def _open_heldout(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._heldout = None
@@ -228,7 +225,7 @@ class MemorizationMonitor(Callback):
         self._heldout = HeldoutSamples(
             data.heldout_dataset.unique(),
             self.probe,
-            read=self._read,
+            read=self.readings.read,
             maximum_timestep=self.maximum_timestep,
             seed=self.seed,
             complete=self._completer(trainer, pl_module),
@@ -252,15 +249,11 @@ class MemorizationMonitor(Callback):
                 expected="canaries among the training samples, to weight the signals by, and held-out samples",
                 remedy="set data.init_args.canaries, or flag by one signal",
             )
-        scored, sign = slice(0, len(self.columns)), "unknown"
-        if self.flag_by != COMBINED:
-            index = self.names.index(self.flag_by)
-            scored, sign = self._slices[index], self.signals[index].memorized_when
-        memorized_when: Sign = sign  # type: ignore[assignment]
+        signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.signals}
         return Calibration(
-            len(self.columns),
-            scored=scored,
-            memorized_when=memorized_when,
+            len(self.readings.columns),
+            scored=self.readings.slices.get(self.flag_by, slice(0, len(self.readings.columns))),
+            memorized_when=signs.get(self.flag_by, "unknown"),
             buckets=len(self.reference_timesteps),
             false_positive_rate=self.false_positive_rate,
             minimum_visits=self.minimum_visits,
@@ -379,7 +372,7 @@ class MemorizationMonitor(Callback):
     def _reference_values(self, observation: Observation) -> dict[str, Tensor]:
         assert self.profile is not None
         values = self.profile.lookup_on_device(observation.keys, observation.timesteps)
-        return {name: values[:, columns] for name, columns in zip(self.names, self._slices, strict=True)}
+        return self.readings.split(values)
 
     def _flags_on(self, device: torch.device) -> Flags:
         now, ever, score = (to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score))
@@ -403,7 +396,7 @@ class MemorizationMonitor(Callback):
         """Read the signals, and start their way to the host."""
         assert self.probe is not None
         observation = self.probe.end()
-        values = self._read(observation)
+        values = self.readings.read(observation)
         if self._paired is not None:
             values = torch.cat([values, self._base_values(trainer, pl_module, observation, values)], dim=1)
         self._visits.append(
@@ -428,9 +421,6 @@ class MemorizationMonitor(Callback):
             batch_size=len(observation.keys),
         )
 
-    def _read(self, observation: Observation) -> Tensor:
-        return torch.cat([signal(observation) for signal in self.signals], dim=1).float()
-
     def _base_values(
         self, trainer: Trainer, pl_module: LightningModule, observation: Observation, values: Tensor
     ) -> Tensor:
@@ -441,7 +431,7 @@ class MemorizationMonitor(Callback):
             return torch.full_like(values, torch.nan)
         complete = self._completer(trainer, pl_module) if observation.unconditional is not None else None
         with as_in_training(trainer):
-            return self._paired.values(observation, self.probe, read=self._read, complete=complete)
+            return self._paired.values(observation, self.probe, read=self.readings.read, complete=complete)
 
     def _update(self, trainer: Trainer) -> None:
         """Record the visits since the last update, and make those of every process evidence."""
@@ -449,7 +439,7 @@ class MemorizationMonitor(Callback):
         rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in self._visits]
         self._visits = []
         for _, _, keys, timesteps, lengths, values in sorted(processes.gather(rows), key=lambda row: row[:2]):
-            own, base = values[:, : len(self.columns)], values[:, len(self.columns) :]
+            own, base = values.tensor_split([len(self.readings.columns)], dim=1)
             compared = self._compare(keys, timesteps, own, base if self._paired is not None else None)
             self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step, lengths)
         for mitigation in self.mitigations:
@@ -472,13 +462,7 @@ class MemorizationMonitor(Callback):
         assert self.profile is not None
         if self.reference is True:
             base = self.profile.lookup(keys, timesteps)
-        parts = [
-            signal.absolute(values[:, columns])
-            if base is None
-            else signal.relative(values[:, columns], base[:, columns])
-            for signal, columns in zip(self.signals, self._slices, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+        return self.readings.compare(values, base)
 
     # Checkpoints and the end of training
 
@@ -498,7 +482,7 @@ class MemorizationMonitor(Callback):
             "evidence_until": min((visits.batch for visits in self._visits), default=self._batches_done),
             "heldout_done": 0 if self._heldout is None else self._heldout.done,
             "fingerprint": self.profile.fingerprint,
-            "signals": [signal.state_dict() for signal in self._fitted],
+            "signals": [signal.state_dict() for signal in self.readings.fitted],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -508,7 +492,7 @@ class MemorizationMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write evidence.parquet and flagged.csv, print the most suspicious samples."""
         self._update(trainer)
-        self.records.finish(trainer, self.calibration, self.columns)
+        self.records.finish(trainer, self.calibration, self.readings.columns)
 
 
 def _gradient_scale(trainer: Trainer) -> float | Tensor:

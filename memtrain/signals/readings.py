@@ -1,0 +1,51 @@
+"""Several signals read together: one row of values per sample, and which columns belong to which signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memtrain.models.probe import Observation
+from memtrain.signals.base import FittedSignal, Signal
+
+
+class Readings:
+    """The values of several signals, side by side.
+
+    Args:
+        signals: in the order of their columns.
+        sites: of the probe.
+    """
+
+    def __init__(self, signals: Sequence[Signal], sites: Sequence[str]) -> None:
+        self.signals = list(signals)
+        self.columns: list[str] = []
+        self.slices: dict[str, slice] = {}
+        for signal in self.signals:
+            names = signal.columns(sites)
+            self.slices[signal.name] = slice(len(self.columns), len(self.columns) + len(names))
+            self.columns += names
+
+    @property
+    def fitted(self) -> list[FittedSignal]:
+        """Those that have to look at the samples first."""
+        return [signal for signal in self.signals if isinstance(signal, FittedSignal)]
+
+    def read(self, observation: Observation) -> Tensor:
+        """Values `(B, columns)` of an observation in fp32."""
+        return torch.cat([signal(observation) for signal in self.signals], dim=1).float()
+
+    def compare(self, values: Tensor, base: Tensor | None) -> Tensor:
+        """Values relative to the base model's `(B, columns)`, or as they are where there is none."""
+        parts = []
+        for signal in self.signals:
+            own = values[:, self.slices[signal.name]]
+            reference = None if base is None else base[:, self.slices[signal.name]]
+            parts.append(signal.absolute(own) if reference is None else signal.relative(own, reference))
+        return torch.cat(parts, dim=1)
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Each signal's columns of `values` `(B, columns)`, by name."""
+        return {name: values[:, columns] for name, columns in self.slices.items()}
