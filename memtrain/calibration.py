@@ -46,8 +46,8 @@ from memtrain.functional.statistics import (
 
 MINIMUM_HELDOUT = 8
 """Held-out samples below which not even the normal distribution helps."""
-MOMENTS_WINDOW = 32
-"""Held-out visits that a timestep bucket's moments remember; by default those of 128 batches."""
+MOMENTS_WINDOW = 64
+"""Held-out visits that a timestep bucket's moments remember; by default those of 256 batches."""
 LENGTH_CLASSES = 3
 """Classes of prompt length, if there are held-out samples enough."""
 HELDOUT_PER_CLASS = 32
@@ -110,7 +110,8 @@ class Calibration:
         self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
         self.edges, self.canaries = list(edges), frozenset(canaries)
         self.moments = DriftingMoments(buckets, columns, window=MOMENTS_WINDOW)
-        self.length_moments = DriftingMoments(len(self.edges) + 1, columns, window=8 * MOMENTS_WINDOW)
+        classes = len(self.edges) + 1
+        self.length_moments = DriftingMoments(classes, columns, window=4 * MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 2)
         self.samples = Evidence(columns, window)
         self.heldout = Evidence(columns, window) if heldout else None
         self.highest: dict[str, float] = {}

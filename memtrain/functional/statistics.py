@@ -18,10 +18,11 @@ class DriftingMoments:
         groups: number of groups (timestep buckets).
         columns: quantities observed together.
         window: observations remembered.
+        minimum: observations before moments are used; a deviation from a few is far off.
     """
 
-    def __init__(self, groups: int, columns: int, *, window: int) -> None:
-        self.window = window
+    def __init__(self, groups: int, columns: int, *, window: int, minimum: int = 2) -> None:
+        self.window, self.minimum = window, minimum
         self.count = torch.zeros(groups, columns, dtype=torch.float64)
         self.mean = torch.zeros(groups, columns, dtype=torch.float64)
         self.square = torch.zeros(groups, columns, dtype=torch.float64)
@@ -37,7 +38,7 @@ class DriftingMoments:
         self.square[group] = torch.where(seen, updated, self.square[group])
 
     def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:
-        """`(values − mean) / standard deviation` of `group`; NaN before two observations.
+        """`(values − mean) / standard deviation` of `group`; NaN before `minimum` observations.
 
         Args:
             group: one group, or `(B,)` groups.
@@ -45,7 +46,7 @@ class DriftingMoments:
         """
         count = self.count[group].clamp(max=self.window)
         deviation = (self.square[group] * count / (count - 1)).sqrt().clamp(min=1e-12)
-        return torch.where(count < 2, torch.nan, (values.double() - self.mean[group]) / deviation)
+        return torch.where(count < self.minimum, torch.nan, (values.double() - self.mean[group]) / deviation)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments."""
