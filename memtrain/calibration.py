@@ -147,7 +147,7 @@ class Calibration:
             return z
         within = self.length_moments.standardise(torch.tensor([self._class(length) for length in lengths]), z)
         known = torch.tensor([length == length for length in lengths])
-        return torch.where(within.isnan() | ~known[:, None], z, within)
+        return torch.where(known[:, None], within, z)
 
     def _class(self, length: float) -> int:
         return bisect.bisect_right(self.edges, length)
