@@ -1,27 +1,46 @@
-"""Caption augmentation: some visits see another caption, so that no caption stands for one image alone.
+"""Caption augmentation: visits see another caption, so that no caption stands for one image alone.
 
-Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Models", NeurIPS 2023: random tokens added
-(`add`, 2 tokens), the caption replaced by random tokens (`replace`, 4), words of the caption repeated (`repeat`, 2). As
-published, each acts with probability 0.1. Here they act on tokens rather than words, and on the device. Their other
-two, several captions per image and noise on the embeddings, are not built.
+Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Models", NeurIPS 2023, with their settings:
 
-Cost: none. Suggested: `replace` on all samples as published, or `samples: flagged` with probability 1. Cannot: help
-where the images alone are memorized. An augmented visit is evidence like any other, although its caption is not the one
-that the base model was measured with, which adds noise to the entropy.
+| `kind` | theirs | what it does |
+|---|---|---|
+| `multiple` | MC | at every visit one of the image's captions, each as likely as the others; no `probability` |
+| `noise` | GN | normal noise times `strength` (0.1) on the text embeddings of every training step; no `probability` |
+| `replace` | RC | with `probability` (0.1), random tokens (4) in place of the caption |
+| `add` | RT | with `probability` (0.1), random tokens (2) inserted |
+| `repeat` | CWR | with `probability` (0.1), tokens (2) of the caption inserted again |
+
+Theirs acts on words and decodes random tokens to text; here it is tokens throughout. Not theirs: an empty caption,
+which trains the unconditional model, stays empty unless the kind is `noise`; and copies of one sample within a batch are
+changed alike, because what is drawn depends on seed, batch number and sample key alone.
+
+Cost: about 5 µs per sample on the host, for `noise` one draw of the size of the embeddings. Suggested: `multiple` where
+there are captions; otherwise `replace`, or `samples: flagged` with probability 1. Cannot: help where the images alone
+are memorized; put noise on pooled embeddings, which some denoisers get besides. A changed visit is evidence like any
+other, although its caption is not the one that the base model was measured with, which adds noise to the entropy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 
+from memtrain.callbacks.caption_file import read_captions
 from memtrain.callbacks.mitigation import Flags, Mitigation
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.functional.captions import augment
+from memtrain.functional.keyed_draws import normal, seed_of, uniform
+from memtrain.models.backbones.base import Backbone
+from memtrain.models.probe import Observation
+from memtrain.models.text_hook import TextHook
 from memtrain.models.transfer import to_device
 
-TOKENS = {"add": 2, "replace": 4, "repeat": 2}
+TOKENS = {"add": 2, "replace": 4, "repeat": 2, "multiple": 0, "noise": 0}
 """Tokens of the published settings."""
 
 
@@ -29,100 +48,187 @@ class CaptionAugmentation(Mitigation):
     """Change the captions of some visits.
 
     Args:
-        kind: `add` random tokens, `replace` the caption by random tokens, `repeat` tokens of the caption.
-        probability: share of the visits that are changed.
+        kind: `add` random tokens, `replace` the caption by random tokens, `repeat` tokens of the caption, take one of
+            `multiple` captions, or put `noise` on the text embeddings.
+        probability: share of the visits that `add`, `replace` and `repeat` change.
         tokens: how many; default as published.
         samples: change visits of `flagged` samples or of `all`.
         vocabulary: random tokens are drawn below this id; default all but CLIP's two special ones.
+        strength: standard deviation of `noise`.
+        captions: for `multiple`, JSON lines `{"key": ..., "captions": [...]}` with the other captions of training
+            samples; default those that the data module's `alternatives()` returns.
         seed: of all choices.
     """
 
     def __init__(
         self,
-        kind: Literal["add", "replace", "repeat"] = "replace",
+        kind: Literal["add", "replace", "repeat", "multiple", "noise"] = "replace",
         *,
         probability: float = 0.1,
         tokens: int | None = None,
         samples: Literal["flagged", "all"] = "all",
         vocabulary: int | None = None,
+        strength: float = 0.1,
+        captions: str | None = None,
         seed: int = 0,
     ) -> None:
-        if not 0 < probability <= 1 or (tokens is not None and tokens < 1):
+        if kind not in TOKENS or (captions is not None and kind != "multiple"):
             raise ConfigurationError(
-                f"probability={probability}, tokens={tokens}",
-                expected="a probability above 0 up to 1, at least one token",
+                f"kind={kind!r}, captions={captions!r}",
+                expected=f"a kind of {sorted(TOKENS)}, and captions for `multiple` only",
+                remedy="change them",
+            )
+        if not 0 < probability <= 1 or (tokens is not None and tokens < 1) or strength <= 0:
+            raise ConfigurationError(
+                f"probability={probability}, tokens={tokens}, strength={strength}",
+                expected="a probability above 0 up to 1, at least one token, a strength above 0",
                 remedy="change them",
             )
         self.kind, self.probability, self.samples = kind, probability, samples
         self.tokens = TOKENS[kind] if tokens is None else tokens
-        self.vocabulary, self.seed = vocabulary, seed
+        self.vocabulary, self.strength, self.captions, self.seed = vocabulary, strength, captions, seed
+        self._others: dict[str, tuple[str, ...]] = {}
+        self._rows: dict[str, range] = {}
+        self._hook: TextHook | None = None
+        self._seeds: list[int] = []
+        self._chosen = torch.empty(0)
+        self._noised = False
 
-    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
-        """Change `input_ids` and `prompt_length` of the batch."""
-        missing = [name for name in ("input_ids", "prompt_length") if name not in batch]
-        if missing:
+    # Before training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse data without tokens, and collect the other captions of `multiple`."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        dataset: Any = getattr(data, "train_dataset", None)
+        if self.kind != "noise" and hasattr(dataset, "__getitem__") and len(dataset):
+            item = dataset[0]
+            if isinstance(item, dict):
+                _require_tokens(item, "training item")
+        if self.kind == "multiple":
+            given = read_captions(Path(self.captions)) if self.captions else getattr(data, "alternatives", dict)()
+            known = {sample.key for sample in getattr(dataset, "samples", [])}
+            self._others = {key: tuple(others) for key, others in given.items() if others}
+            if not self._others or (known and known.isdisjoint(self._others)):
+                raise ConfigurationError(
+                    f"No training sample has another caption in {self.captions or type(data).__name__}",
+                    expected="several captions for some training samples",
+                    remedy="give them in the data, as `captions` in a file, or choose another kind",
+                )
+
+    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
+        """Tokenise the other captions, or put the hook for `noise` on the denoiser."""
+        tokenizer = getattr(module, "tokenizer", None)
+        if self.kind == "noise":
+            self._hook = TextHook(denoiser, backbone, self._add_noise).attach()
+        elif self.kind == "multiple":
+            self._tokenize(tokenizer)
+        else:
+            self._vocabulary(tokenizer)
+
+    def _tokenize(self, tokenizer: Any) -> None:
+        if tokenizer is None:
             raise ConfigurationError(
-                f"CaptionAugmentation needs the captions' tokens, but the batch has no {missing}",
-                expected="`input_ids` and `prompt_length` in every batch",
-                remedy="do not cache text embeddings, or leave CaptionAugmentation out",
+                "CaptionAugmentation cannot read the other captions, because the module has no tokenizer",
+                expected="a module with `tokenizer`",
+                remedy="add it, or choose another kind",
             )
-        vocabulary = self.vocabulary or (len(tokenizer) - 2 if tokenizer is not None else None)
-        if vocabulary is None:
+        self._rows = {}
+        texts: list[str] = []
+        for key, others in self._others.items():
+            self._rows[key] = range(len(texts), len(texts) + len(others))
+            texts += others
+        encoded = tokenizer(
+            texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        self._ids, self._lengths = encoded["input_ids"], encoded["attention_mask"].sum(dim=1)
+
+    def _vocabulary(self, tokenizer: Any) -> int:
+        if self.kind == "repeat":
+            return 1
+        if self.vocabulary is None and tokenizer is None:
             raise ConfigurationError(
                 "CaptionAugmentation does not know how many tokens there are",
                 expected="a module with a tokenizer, or `vocabulary`",
                 remedy="set vocabulary",
             )
+        return self.vocabulary or len(tokenizer) - 2
+
+    # Each batch
+
+    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
+        """Change `input_ids` and `prompt_length` of the batch, or get the noise for it ready."""
+        keys = batch[self.key_field]
+        self._seeds = [seed_of(self.seed, self.kind, number, key) for key in keys]
+        self._chosen = flags.ever if self.samples == "flagged" else torch.ones(len(keys), dtype=torch.bool)
+        if self.kind == "noise":
+            self._noised = False
+            return
+        _require_tokens(batch, "batch")
         ids, length = batch["input_ids"], batch["prompt_length"]
-        generator = torch.Generator(ids.device).manual_seed(self.seed * 1_000_003 + number)
-        changed = torch.rand(len(ids), generator=generator, device=ids.device) < self.probability
-        if self.samples == "flagged":
-            changed = changed & to_device(flags.ever, ids.device)
-        new, new_length = augment(ids, length, self.kind, self.tokens, vocabulary=vocabulary, generator=generator)
+        numbers = uniform(self._seeds, 1 + 3 * self.tokens)
+        if self.kind == "multiple":
+            changed, new, new_length = self._another(keys, numbers[:, 0], ids)
+        else:
+            changed, vocabulary = numbers[:, 0] < self.probability, self._vocabulary(tokenizer)
+            choices = to_device(numbers[:, 1:].reshape(len(ids), self.tokens, 3), ids.device)
+            new, new_length = augment(ids, length, self.kind, uniform=choices, vocabulary=vocabulary)
+        changed = to_device(changed & self._chosen, ids.device) & (length > 2)
         batch["input_ids"] = torch.where(changed[:, None], new, ids)
         batch["prompt_length"] = torch.where(changed, new_length, length)
 
+    def _another(self, keys: Sequence[str], numbers: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether each sample gets another caption than its first, and the tokens and length of that."""
+        if ids.shape[1] != self._ids.shape[1]:
+            raise ConfigurationError(
+                f"The batch holds {ids.shape[1]} tokens per caption, the module's tokenizer makes {self._ids.shape[1]}",
+                expected="one tokenizer for data and module",
+                remedy="leave the data module's tokenizer out",
+            )
+        rows = []
+        for key, number in zip(keys, numbers.tolist(), strict=True):
+            others = self._rows.get(key, range(0))
+            choice = int(number * (1 + len(others)))
+            rows.append(others[choice - 1] if choice else -1)
+        row = torch.tensor(rows)
+        tokens, length = self._ids[row], self._lengths[row]
+        return row >= 0, to_device(tokens, ids.device), to_device(length, ids.device)
 
-def augment(
-    ids: Tensor, length: Tensor, kind: str, tokens: int, *, vocabulary: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Changed captions, under the layout `BOS words EOS padding`.
+    def _add_noise(self, text: Tensor) -> Tensor:
+        if len(text) != len(self._seeds):
+            return text
+        self._noised = True
+        noise = self.strength * normal(self._seeds, text.shape[1:], device=text.device)
+        return text + (to_device(self._chosen, text.device)[:, None, None] * noise).to(text.dtype)
 
-    Args:
-        ids: `(B, T)` int64.
-        length: `(B,)` tokens of each caption with BOS and EOS.
-        kind: `add`, `replace` or `repeat`.
-        tokens: how many; fewer where the caption would not fit.
-        vocabulary: random tokens are drawn below this id.
-        generator: on the device of `ids`.
+    def weights(self, observation: Observation, flags: Flags) -> Tensor:
+        """Ones, `(B,)`; refuses a batch whose embeddings went past the hook."""
+        if self.kind == "noise" and not self._noised:
+            raise ProbeError(
+                "The text embeddings of this batch got no noise: the hook on the denoiser did not run",
+                expected="the denoiser called as it was when training began",
+                remedy="compile or wrap the denoiser before training starts, and do not call it compiled before",
+            )
+        return super().weights(observation, flags)
 
-    Returns:
-        `input_ids` and `prompt_length` as before.
-    """
-    count, device = ids.shape[1], ids.device
-    position = torch.arange(count, device=device)
-    drawn = torch.randint(vocabulary, (len(ids), count), generator=generator, device=device)
-    if kind == "replace":
-        tokens = min(tokens, count - 2)
-        last = torch.full_like(length, tokens + 1)
-        words = torch.where((position > 0) & (position < last[:, None]), drawn, ids[:, :1])
-        return _end(words, last, ids, length), last + 1
-    for turn in range(tokens):
-        spread = torch.rand(2, len(ids), generator=generator, device=device)
-        # Between BOS and EOS there are `length - 1` places to insert at, and `length - 2` tokens to repeat.
-        place = 1 + (spread[0] * (length - 1)).long()
-        chosen = 1 + (spread[1] * (length - 2)).long()
-        token = drawn[:, turn] if kind == "add" else ids.gather(1, chosen[:, None])[:, 0]
-        fits = (length < count) if kind == "add" else (length < count) & (length > 2)
-        before = torch.where(position < place[:, None], ids, ids.roll(1, dims=1))
-        inserted = torch.where(position == place[:, None], token[:, None], before)
-        ids, length = torch.where(fits[:, None], inserted, ids), torch.where(fits, length + 1, length)
-    return ids, length
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Forwards between batches get no noise."""
+        self._seeds = []
+
+    def detach(self) -> None:
+        """Remove the hook."""
+        if self._hook is not None:
+            self._hook.detach()
+        self._hook, self._seeds = None, []
 
 
-def _end(words: Tensor, last: Tensor, ids: Tensor, length: Tensor) -> Tensor:
-    """Put EOS at `last` and padding behind it, the tokens that `ids` has there."""
-    position = torch.arange(ids.shape[1], device=ids.device)
-    eos = ids.gather(1, (length - 1)[:, None])
-    padding = torch.where((length < ids.shape[1])[:, None], ids[:, -1:], eos)
-    return torch.where(position < last[:, None], words, torch.where(position == last[:, None], eos, padding))
+def _require_tokens(values: Mapping[str, Any], what: str) -> None:
+    missing = [name for name in ("input_ids", "prompt_length") if name not in values]
+    if missing:
+        raise ConfigurationError(
+            f"CaptionAugmentation needs the captions' tokens, but the {what} has no {missing}",
+            expected="`input_ids` and `prompt_length` in every batch",
+            remedy="do not cache text embeddings, or leave CaptionAugmentation out",
+        )

@@ -6,17 +6,20 @@ is skipped when its loss is below that mean divided by `ratio`, and the others a
 size. As published, it decides on single visits and on the loss itself, which mostly says how easy an image is.
 
 Traps of the published code that are kept: the means start at 0, so nothing is skipped at a timestep before its first
-visit; they are updated sample by sample after the decision, also by skipped ones, and are not shared between processes.
+visit; they are updated sample by sample after the decision, also by skipped ones. Its means and the share that is kept
+were those of one process; here they are those of the whole batch, whatever the number of processes.
 
-Cost: none. Suggested: `ratio` 1.25 for Stable Diffusion, 2 for the paper's CIFAR models. Cannot: name samples; that is
-the monitor's evidence.
+Cost: none on one process; on several one exchange of 2 B numbers per batch, on the device. Every process has to have the
+same number of samples in its batch. Suggested: `reference: liu2024`, the setting for Stable Diffusion; the paper's CIFAR
+models have ratio 2. Cannot: name samples; that is the monitor's evidence.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
@@ -27,17 +30,34 @@ from memtrain.signals.denoising_loss import DenoisingLoss
 STEPS = 1000
 """Timesteps with a mean of their own."""
 
+PUBLISHED = {"liu2024": {"ratio": 1.25, "decay": 0.8}}
+"""Constants of the published settings."""
+
 
 class LossSkipping(Mitigation):
     """Skip visits by their loss.
 
     Args:
-        ratio: a visit is skipped when its loss times `ratio` is below the running mean.
-        decay: of the running mean.
+        ratio: a visit is skipped when its loss times `ratio` is below the running mean; default the reference's.
+        decay: of the running mean; default the reference's.
+        reference: the published setting whose constants are used; with None both have to be given.
     """
 
-    def __init__(self, ratio: float = 1.25, decay: float = 0.8) -> None:
-        if ratio < 1 or not 0 <= decay < 1:
+    def __init__(
+        self,
+        ratio: float | None = None,
+        decay: float | None = None,
+        *,
+        reference: Literal["liu2024"] | None = "liu2024",
+    ) -> None:
+        if reference is not None and reference not in PUBLISHED:
+            raise ConfigurationError(
+                f"reference={reference!r}", expected=f"one of {sorted(PUBLISHED)}, or None", remedy="change it"
+            )
+        published = PUBLISHED[reference] if reference is not None else {}
+        ratio = published.get("ratio") if ratio is None else ratio
+        decay = published.get("decay") if decay is None else decay
+        if ratio is None or decay is None or ratio < 1 or not 0 <= decay < 1:
             raise ConfigurationError(
                 f"ratio={ratio}, decay={decay}", expected="a ratio of at least 1, a decay below 1", remedy="change them"
             )
@@ -45,17 +65,23 @@ class LossSkipping(Mitigation):
         self.mean = torch.zeros(STEPS)
         self._loss = DenoisingLoss()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start with means of 0; a checkpoint's are loaded later."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.mean = torch.zeros(STEPS)
+
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for skipped visits, B / kept for the others, `(B,)`."""
-        loss = self._loss(observation)[:, 0]
-        steps = observation.timesteps.long().clamp(0, STEPS - 1)
+        """0 for skipped visits, B / kept of the whole batch for the others, `(B,)`."""
+        steps, loss = observation.timesteps.long().clamp(0, STEPS - 1), self._loss(observation)[:, 0]
         self.mean = self.mean.to(loss.device)
         kept = (loss * self.ratio >= self.mean[steps]).float()
-        for step, value in zip(steps, loss, strict=True):
-            # Indexing with a tensor of one element keeps the step on the device.
-            index = step[None]
-            self.mean[index] = self.decay * self.mean[index] + (1 - self.decay) * value
-        return kept * (len(kept) / kept.sum().clamp(min=1))
+        # Timesteps are small integers, which fp32 holds exactly, so one exchange carries both.
+        all_steps, all_loss = gather(torch.stack([steps.to(loss), loss])).unbind()
+        all_steps = all_steps.long()
+        all_kept = (all_loss * self.ratio >= self.mean[all_steps]).float()
+        self.mean = running_mean(self.mean, all_steps, all_loss, decay=self.decay)
+        return kept * (len(all_kept) / all_kept.sum().clamp(min=1))
 
     def state_dict(self) -> dict[str, Any]:
         """The running means."""
@@ -64,3 +90,34 @@ class LossSkipping(Mitigation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up again."""
         self.mean = state_dict["mean"]
+
+
+def gather(values: Tensor) -> Tensor:
+    """`(rows, B)` of this process to `(rows, B · processes)`, in the order of ranks; nothing waits for the device."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts, dim=1)
+
+
+def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -> Tensor:
+    """`mean[step] ← decay · mean[step] + (1 − decay) · value` for one sample after the other, all at once.
+
+    Args:
+        mean: `(STEPS,)`.
+        steps: `(B,)` indices into it, some perhaps several times.
+        values: `(B,)`.
+        decay: from 0 to below 1.
+
+    Returns:
+        The new means `(STEPS,)`.
+    """
+    same = steps[:, None] == steps[None, :]
+    after = same.triu(diagonal=1).sum(dim=1)
+    share = (1 - decay) * torch.pow(decay, after.to(values))
+    updated = torch.pow(decay, same.sum(dim=1).to(values)) * mean[steps] + torch.where(same, share * values, 0).sum(
+        dim=1
+    )
+    # Samples of one timestep all write the same number, so the order in which they do does not matter.
+    return mean.index_put((steps,), updated)

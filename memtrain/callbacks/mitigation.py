@@ -45,11 +45,13 @@ class Mitigation(Callback):
         needs_graph: the penalty needs the token attention with its graph.
         needs_reference: signals whose values under the base model `observation.reference` has to hold.
         needs_unconditional: `observation.unconditional` has to be there in every batch.
+        key_field: field of the batch that holds the sample keys; the monitor's, once training is set up.
     """
 
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
     needs_unconditional: ClassVar[bool] = False
+    key_field: str = "key"
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
         """Put own hooks on the denoiser, before the probe puts its; default nothing.
@@ -126,3 +128,5 @@ class Mitigation(Callback):
                 expected="that signal among the monitor's `signals`",
                 remedy="add it, or leave this mitigation out",
             )
+        if stage == "fit":
+            self.key_field = monitors[0].key_field

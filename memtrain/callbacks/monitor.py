@@ -146,7 +146,13 @@ class MemorizationMonitor(Callback):
     # Start and end
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember the base model, before a checkpoint is loaded."""
+        """Refuse to share a run with another monitor, and remember the base model, before a checkpoint is loaded."""
+        if sum(isinstance(c, MemorizationMonitor) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "There are two MemorizationMonitors among the callbacks",
+                expected="one, which may measure several signals",
+                remedy="put all signals into one monitor",
+            )
         if stage == "fit" and self.reference == "paired":
             self._paired = PairedReference(find_denoiser(pl_module, self.denoiser)[1])
 

@@ -40,6 +40,8 @@ from memtrain.functional.attention import (
 from memtrain.functional.diffusion import gate_gradient
 from memtrain.functional.neurons import neuron_activation
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
+from memtrain.models.call_hooks import hook_calls
+from memtrain.models.checkpointing import refuse_reentrant
 
 Gate = Callable[["Observation"], Tensor | None]
 """Called when the loss gradient arrives; returns `(B,)` weights, or None to leave the gradient alone."""
@@ -201,35 +203,13 @@ class DenoiserProbe:
         """Register the hooks; attaching twice is an error."""
         if self._undo:
             raise ProbeError("The probe is attached already", remedy="detach() it first")
+        if self.differentiable:
+            refuse_reentrant(self.denoiser)
         for name, module in self.sites.items():
             handle = module.register_forward_pre_hook(self._attention_hook(name), with_kwargs=True)
             self._undo.append(handle.remove)
-        if getattr(self.host, "_compiled_call_impl", None) is not None:
-            self._wrap_compiled_call()
-        else:
-            before = self.host.register_forward_pre_hook(self._before_denoiser, with_kwargs=True)
-            after = self.host.register_forward_hook(self._after_denoiser, always_call=True)
-            self._undo += [before.remove, after.remove]
+        self._undo.append(hook_calls(self.host, self._before_denoiser, self._after_denoiser))
         return self
-
-    def _wrap_compiled_call(self) -> None:
-        """After `denoiser.compile()` the module's own hooks run inside the compiled region; ours have to be outside."""
-        compiled: Callable[..., Any] = self.host._compiled_call_impl  # type: ignore[assignment]
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._before_denoiser(self.host, args, kwargs)
-            result = None
-            try:
-                result = compiled(*args, **kwargs)
-            finally:
-                self._after_denoiser(self.host, args, result)
-            return result
-
-        def undo() -> None:
-            self.host._compiled_call_impl = compiled
-
-        self.host._compiled_call_impl = call
-        self._undo.append(undo)
 
     def detach(self) -> None:
         """Remove every hook; harmless when not attached."""

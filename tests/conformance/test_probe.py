@@ -237,8 +237,15 @@ def test_gradient_checkpointing(family: str, model: nn.Module, reentrant: bool) 
 @EVERY
 def test_a_penalty_under_reentrant_checkpointing_is_refused(family: str, model: nn.Module) -> None:
     gradient_checkpointing(model, reentrant=True)
-    with DenoiserProbe(model, differentiable=True) as probe, pytest.raises(ProbeError, match="use_reentrant=False"):
-        observe(family, model, probe, penalty=10.0)
+    with pytest.raises(ProbeError, match=r"is checkpointed reentrantly(.|\n)*use_reentrant=False"):
+        DenoiserProbe(model, differentiable=True).attach()
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    DenoiserProbe(model).attach().detach()
+    model.disable_gradient_checkpointing()
+    with DenoiserProbe(model, differentiable=True) as probe:
+        gradient_checkpointing(model, reentrant=True)
+        with pytest.raises(ProbeError, match="use_reentrant=False"):
+            observe(family, model, probe, penalty=10.0)
 
 
 compiling = pytest.mark.filterwarnings(

@@ -1,0 +1,34 @@
+"""A file with further captions of samples: JSON lines `{"key": ..., "captions": [...]}`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from memtrain.errors import DataError
+
+
+def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
+    """Captions by sample key, from JSON lines `{"key": ..., "captions": [...]}`.
+
+    Raises:
+        DataError: if a line is something else, or a key occurs twice.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            key, captions = row["key"], row["captions"]
+            fits = isinstance(captions, list) and all(isinstance(text, str) for text in [key, *captions])
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits or key in found:
+            raise DataError(
+                f"Line {number} of {path} cannot be used: {line[:80]!r}",
+                expected='{"key": "...", "captions": ["...", ...]}, each key once',
+                remedy="correct the line",
+            )
+        found[key] = tuple(captions)
+    return found

@@ -1,0 +1,77 @@
+"""Hooks around the calls of a denoiser that are never compiled.
+
+A module that was compiled in place (`denoiser.compile()`) runs its own hooks inside the compiled region, and looks at
+them no more once it was traced. So there the hooks stand around the compiled call; elsewhere they are the module's own.
+In both cases they run in the order in which they were attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
+"""Gets the module and the arguments of a call; returns other arguments, or None to leave them."""
+
+After = Callable[[nn.Module, tuple[Any, ...], Any], None]
+"""Gets the module, the positional arguments and the result, which is None after an exception."""
+
+
+class _CompiledCall:
+    """Stands in for the compiled call of a module."""
+
+    def __init__(self, host: nn.Module, compiled: Callable[..., Any]) -> None:
+        self.host, self.compiled = host, compiled
+        self.before: list[Before] = []
+        self.after: list[After] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = None
+        try:
+            for before in self.before:
+                args, kwargs = before(self.host, args, kwargs) or (args, kwargs)
+            result = self.compiled(*args, **kwargs)
+        finally:
+            for after in self.after:
+                after(self.host, args, result)
+        return result
+
+
+def hook_calls(host: nn.Module, before: Before, after: After | None = None) -> Callable[[], None]:
+    """Put hooks around every call of `host`.
+
+    Args:
+        host: the module as it is called, wrapped or not.
+        before: called first.
+        after: called last, also when the call raises.
+
+    Returns:
+        What removes them again.
+    """
+    compiled: Any = getattr(host, "_compiled_call_impl", None)
+    if compiled is None:
+        handles: list[Any] = [host.register_forward_pre_hook(before, with_kwargs=True)]
+        if after is not None:
+            handles.append(host.register_forward_hook(after, always_call=True))
+
+        def remove_handles() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove_handles
+    call = compiled if isinstance(compiled, _CompiledCall) else _CompiledCall(host, compiled)
+    call.before.append(before)
+    if after is not None:
+        call.after.append(after)
+    host._compiled_call_impl = call  # type: ignore[assignment]
+
+    def remove() -> None:
+        call.before.remove(before)
+        if after is not None:
+            call.after.remove(after)
+        if not call.before and not call.after:
+            host._compiled_call_impl = call.compiled
+
+    return remove

@@ -1,0 +1,71 @@
+"""Combinations of callbacks that cannot work are refused before training starts."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch.utils.checkpoint import checkpoint
+
+from memtrain.callbacks.caption_augmentation import CaptionAugmentation
+from memtrain.callbacks.loss_skipping import LossSkipping
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.callbacks.sample_skipping import SampleSkipping
+from memtrain.errors import ConfigurationError, ProbeError
+from tests.callbacks.test_monitor import Foreign, batches, fit
+
+
+class Penalty(Mitigation):
+    """Needs the graph of the attention."""
+
+    needs_graph = True
+
+
+class Other(MemorizationMonitor):
+    """Lightning itself refuses two of one class."""
+
+
+def test_a_penalty_with_reentrant_checkpointing(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    module = Foreign(pipeline.unet)
+    module.unet.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=True))
+    with pytest.raises(ProbeError, match="use_reentrant=False"):
+        fit(module, tmp_path, [MemorizationMonitor(reference=False), Penalty()])
+    assert not (tmp_path / "records").exists()
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+
+
+def test_two_monitors(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="two MemorizationMonitors"):
+        fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), Other(reference=False)])
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `MemorizationMonitor`"):
+        fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False) for _ in range(2)])
+
+
+def test_a_mitigation_twice_acts_twice_unless_it_has_a_state(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    class Halved(SampleSkipping):
+        def weights(self, observation: Any, flags: Flags) -> torch.Tensor:
+            return torch.full_like(flags.score, 0.5)
+
+    monitor = MemorizationMonitor(reference=False)
+    fit(Foreign(pipeline.unet), tmp_path, [monitor, Halved(), Halved()], max_epochs=1)
+    assert monitor._weights.tolist() == [0.25] * 4
+    noises = [CaptionAugmentation("noise"), CaptionAugmentation("noise", seed=1)]
+    fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), *noises], max_epochs=1)
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `LossSkipping`"):
+        fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), LossSkipping(), LossSkipping()])
+
+
+def test_keys_are_found_where_the_monitor_finds_them(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    class Renamed(Foreign):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {**{name: batch[name] for name in ("latents", "text")}, "name": batch["key"]}
+
+    mitigation = CaptionAugmentation("noise")
+    fit(Renamed(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False, key_field="name"), mitigation])
+    assert mitigation.key_field == "name"
+    assert len(next(iter(batches()))["key"]) == 4
