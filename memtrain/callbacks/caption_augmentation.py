@@ -11,8 +11,8 @@ Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Mod
 | `repeat` | CWR | with `probability` (0.1), tokens (2) of the caption inserted again |
 
 Theirs acts on words and decodes random tokens to text; here it is tokens throughout. Not theirs: an empty caption,
-which trains the unconditional model, stays empty unless the kind is `noise`; and copies of one sample within a batch are
-changed alike, because what is drawn depends on seed, batch number and sample key alone.
+which trains the unconditional model, stays empty unless the kind is `noise`; and copies of one sample within a batch
+are changed alike, because what is drawn depends on seed, batch number and sample key alone.
 
 Cost: about 5 µs per sample on the host, for `noise` one draw of the size of the embeddings. Suggested: `multiple` where
 there are captions; otherwise `replace`, or `samples: flagged` with probability 1. Cannot: help where the images alone

@@ -9,9 +9,9 @@ Traps of the published code that are kept: the means start at 0, so nothing is s
 visit; they are updated sample by sample after the decision, also by skipped ones. Its means and the share that is kept
 were those of one process; here they are those of the whole batch, whatever the number of processes.
 
-Cost: none on one process; on several one exchange of 2 B numbers per batch, on the device. Every process has to have the
-same number of samples in its batch. Suggested: `reference: liu2024`, the setting for Stable Diffusion; the paper's CIFAR
-models have ratio 2. Cannot: name samples; that is the monitor's evidence.
+Cost: none on one process; on several one exchange of 2 B numbers per batch, on the device. Every process has to have
+the same number of samples in its batch. Suggested: `reference: liu2024`, the setting for Stable Diffusion; the paper's
+CIFAR models have ratio 2. Cannot: name samples; that is the monitor's evidence.
 """
 
 from __future__ import annotations

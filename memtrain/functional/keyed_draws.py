@@ -4,8 +4,8 @@ Neither the process that a sample lands on nor its place in the batch changes wh
 draw what one would, and a resumed run what an uninterrupted one would. Copies of one sample within a batch share their
 draw.
 
-Cost: about 5 µs per sample for :func:`uniform`, which draws on the host; one small kernel per sample for :func:`normal`,
-which draws where the numbers are needed (a CPU and a GPU draw different ones).
+Cost: about 5 µs per sample for :func:`uniform`, which draws on the host; one small kernel per sample for
+:func:`normal`, which draws where the numbers are needed (a CPU and a GPU draw different ones).
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def hook_calls(host: nn.Module, before: Before, after: After | None = None) -> C
     call.before.append(before)
     if after is not None:
         call.after.append(after)
-    host._compiled_call_impl = call  # type: ignore[assignment]
+    host._compiled_call_impl = call
 
     def remove() -> None:
         call.before.remove(before)

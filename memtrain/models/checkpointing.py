@@ -28,7 +28,7 @@ class _Witness(nn.Module):
 
 
 def is_reentrant(checkpoint: Callable[..., Any]) -> bool:
-    """Whether `checkpoint(module, tensor)` runs the module without a graph at first; false if it cannot be called so."""
+    """Whether `checkpoint(module, tensor)` first runs the module without a graph; false if it cannot be called so."""
     witness = _Witness()
     with torch.enable_grad(), warnings.catch_warnings():
         # Without `use_reentrant` torch warns; the training forward will say so.

@@ -71,7 +71,9 @@ def test_several_processes_decide_as_one(monkeypatch: pytest.MonkeyPatch) -> Non
     one, two = LossSkipping(), [LossSkipping(), LossSkipping()]
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: len(shares))
-    monkeypatch.setattr(torch.distributed, "all_gather", lambda parts, _: [p.copy_(s) for p, s in zip(parts, shares)])
+    monkeypatch.setattr(
+        torch.distributed, "all_gather", lambda parts, _: [p.copy_(s) for p, s in zip(parts, shares, strict=True)]
+    )
     skipped = 0
     for _ in range(30):
         losses, steps = torch.rand(8, generator=generator), torch.randint(3, (8,), generator=generator)
