@@ -116,8 +116,7 @@ def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -
     same = steps[:, None] == steps[None, :]
     after = same.triu(diagonal=1).sum(dim=1)
     share = (1 - decay) * torch.pow(decay, after.to(values))
-    updated = torch.pow(decay, same.sum(dim=1).to(values)) * mean[steps] + torch.where(same, share * values, 0).sum(
-        dim=1
-    )
+    old = torch.pow(decay, same.sum(dim=1).to(values)) * mean[steps]
+    new = torch.where(same, share * values, 0).sum(dim=1)
     # Samples of one timestep all write the same number, so the order in which they do does not matter.
-    return mean.index_put((steps,), updated)
+    return mean.index_put((steps,), old + new)

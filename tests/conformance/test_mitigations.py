@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import memtrain.callbacks
 from memtrain import cli
 from memtrain.callbacks.mitigation import Mitigation
 from memtrain.records import read_steps
+from tests.conformance.mitigation_runs import mitigations, overlay
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-
-for entry in pkgutil.iter_modules(memtrain.callbacks.__path__):
-    importlib.import_module(f"memtrain.callbacks.{entry.name}")
-MITIGATIONS = [kind for kind in Mitigation.__subclasses__() if kind.__module__.startswith("memtrain.")]
-EVERY = pytest.mark.parametrize("kind", MITIGATIONS, ids=lambda kind: kind.__name__)
-
-
-def overlay(kind: type[Mitigation]) -> Path:
-    return ROOT / "configs" / "callbacks" / f"{kind.__module__.rsplit('.', 1)[1]}.yaml"
+EVERY = pytest.mark.parametrize("kind", mitigations(), ids=lambda kind: kind.__name__)
 
 
 @EVERY
