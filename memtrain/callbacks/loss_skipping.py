@@ -9,7 +9,7 @@ Traps of the published code that are kept: the means start at 0, so nothing is s
 visit; they are updated sample by sample after the decision, also by skipped ones. Its means and the share that is kept
 were those of one process; here they are those of the whole batch, whatever the number of processes.
 
-Cost: none on one process; on several one exchange of 2 B numbers per batch, on the device. Every process has to have
+Cost: none on one process; on several two small exchanges per batch, on the device. Every process has to have
 the same number of samples in its batch. Suggested: `reference: liu2024`, the setting for Stable Diffusion; the paper's
 CIFAR models have ratio 2. Cannot: name samples; that is the monitor's evidence.
 """
@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from memtrain.callbacks import processes
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import Observation
@@ -77,11 +78,9 @@ class LossSkipping(Mitigation):
         self.mean = self.mean.to(loss.device)
         kept = (loss * self.ratio >= self.mean[steps]).float()
         # Timesteps are small integers, which fp32 holds exactly, so one exchange carries both.
-        all_steps, all_loss = gather(torch.stack([steps.to(loss), loss])).unbind()
-        all_steps = all_steps.long()
-        all_kept = (all_loss * self.ratio >= self.mean[all_steps]).float()
-        self.mean = running_mean(self.mean, all_steps, all_loss, decay=self.decay)
-        return kept * (len(all_kept) / all_kept.sum().clamp(min=1))
+        all_steps, all_loss = processes.together(torch.stack([steps.to(loss), loss]))
+        self.mean = running_mean(self.mean, all_steps.long(), all_loss, decay=self.decay)
+        return kept * processes.share_of_mean(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """The running means."""
@@ -90,15 +89,6 @@ class LossSkipping(Mitigation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up again."""
         self.mean = state_dict["mean"]
-
-
-def gather(values: Tensor) -> Tensor:
-    """`(rows, B)` of this process to `(rows, B · processes)`, in the order of ranks; nothing waits for the device."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, values.contiguous())
-    return torch.cat(parts, dim=1)
 
 
 def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -> Tensor:

@@ -30,6 +30,18 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def together(values: Tensor) -> Tensor:
+    """The columns of every process, `(rows, B)` to `(rows, B * processes)`, in the order of ranks, on their device.
+
+    Every process has to have the same number of them.
+    """
+    if not several():
+        return values
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts, dim=1)
+
+
 def share_of_mean(kept: Tensor) -> Tensor:
     """What a kept sample's weight has to be so that the batch mean becomes the mean over kept samples, `()`.
 

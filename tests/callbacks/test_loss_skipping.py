@@ -65,30 +65,6 @@ def test_the_means_are_those_of_the_loop_over_samples(decay: float) -> None:
     torch.testing.assert_close(running_mean(mean, steps, values, decay=decay), expected, equal_nan=True)
 
 
-def test_several_processes_decide_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What each of two processes sees of one batch, with an exchange in between that is played here."""
-    generator = torch.Generator().manual_seed(0)
-    one, two = LossSkipping(), [LossSkipping(), LossSkipping()]
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: len(shares))
-    monkeypatch.setattr(
-        torch.distributed, "all_gather", lambda parts, _: [p.copy_(s) for p, s in zip(parts, shares, strict=True)]
-    )
-    skipped = 0
-    for _ in range(30):
-        losses, steps = torch.rand(8, generator=generator), torch.randint(3, (8,), generator=generator)
-        whole = torch.stack([steps.float(), losses])
-        shares = [whole]
-        expected = visit(one, losses.tolist(), steps.tolist())
-        shares = list(whole.split(4, dim=1))
-        found = [visit(two[rank], shares[rank][1].tolist(), shares[rank][0].int().tolist()) for rank in range(2)]
-        assert found[0] + found[1] == expected
-        skipped += expected.count(0.0)
-    assert torch.equal(two[0].mean, one.mean)
-    assert torch.equal(two[1].mean, one.mean)
-    assert skipped > 20
-
-
 def test_the_reference_names_the_published_constants() -> None:
     assert (LossSkipping().ratio, LossSkipping(reference="liu2024").decay) == (1.25, 0.8)
     assert (LossSkipping(ratio=2).ratio, LossSkipping(2, decay=0.5).decay) == (2, 0.5)

@@ -47,6 +47,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"kind": "multiple", "samples": "flagged"},
         {"kind": "noise", "strength": 1.0},
     ],
+    "EntropySkipping": [{"share": 0.4}],
+    "GuidanceNormSkipping": [{"threshold": 0.7}],
     "LossSkipping": [{"ratio": 1.0}],
 }
 """By class, what differs from its overlay so that it acts within a few steps, one entry per run; none: one as it is."""
@@ -120,7 +122,7 @@ class Host(TextToImageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # type: ignore[override]
         seeds = [seed_of(self.trainer.fit_loop.total_batch_idx, key) for key in batch["key"]]
         noise = normal(seeds, batch["latents"].shape[1:], device=self.device)
-        timesteps = 100 + 200 * (3 * uniform(seeds, 1)[:, 0]).long()
+        timesteps = 100 + 90 * (2 * uniform(seeds, 1)[:, 0]).long()
         noisy = self.scheduler.add_noise(batch["latents"], noise, timesteps)
         prediction = self.denoiser(noisy, timesteps, self.encode_text(batch["input_ids"])).sample
         return torch.nn.functional.mse_loss(prediction, noise)

@@ -104,7 +104,8 @@ def test_two_processes_equal_one(case: Case, runs: Runs) -> None:
     assert alone.num_rows == STEPS * GLOBAL_BATCH
     for name in ("key", "batch", "step", "timestep", "prompt_length"):
         assert alone[name].to_pylist() == shared[name].to_pylist()
-    for name in ("weight", "denoising_loss"):
+    # Held-out samples are dealt out to processes, so what is calibrated on them differs.
+    for name in ("weight", "denoising_loss", *(() if case.needs_reference else ("score", "flagged"))):
         torch.testing.assert_close(column(alone, name), column(shared, name), atol=1e-5, rtol=1e-4)
 
 
