@@ -11,7 +11,7 @@ from memtrain.errors import ConfigurationError
 def test_images_are_clearly_different_from_each_other_and_from_other_seeds():
     pixels = torch.stack([to_pixel_values(draw_canary(seed, n), 32) for seed in (0, 1) for n in range(40)]) / 2
     distances = torch.cdist(pixels.flatten(1), pixels.flatten(1)) / (3 * 32 * 32) ** 0.5
-    assert distances[~torch.eye(80, dtype=torch.bool)].min() > 0.15  # root mean square, of values from 0 to 1
+    assert distances[~torch.eye(80, dtype=torch.bool)].min() > 0.26  # root mean square, of values from 0 to 1
     assert pixels.flatten(2).std(dim=2).amin() > 0.02, "none is flat"
 
 
