@@ -7,7 +7,7 @@ nothing skips a batch, a backward pass or an optimizer step, so processes stay i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,12 +30,14 @@ class Flags:
         ever: `(B,)` bool, above it at some earlier visit.
         score: `(B,)` accumulated evidence, high when memorized.
         threshold: score above which a sample is flagged; infinite until there is one.
+        everyone: keys of all samples of the run that were above it at some visit.
     """
 
     now: Tensor
     ever: Tensor
     score: Tensor
     threshold: float = float("inf")
+    everyone: Collection[str] = ()
 
 
 class Mitigation(Callback):
@@ -45,12 +47,14 @@ class Mitigation(Callback):
         needs_graph: the penalty needs the token attention with its graph.
         needs_reference: signals whose values under the base model `observation.reference` has to hold.
         needs_unconditional: `observation.unconditional` has to be there in every batch.
+        changes_samples: `prepare` puts other samples into the batch, and is called before that of the others.
         key_field: field of the batch that holds the sample keys; the monitor's, once training is set up.
     """
 
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
     needs_unconditional: ClassVar[bool] = False
+    changes_samples: ClassVar[bool] = False
     key_field: str = "key"
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:

@@ -159,7 +159,8 @@ class MemorizationMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the probe, measure the base model, calibrate, open the record."""
         _, denoiser, backbone = find_denoiser(pl_module, self.denoiser)
-        self.mitigations = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
+        found = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
+        self.mitigations = sorted(found, key=lambda mitigation: not mitigation.changes_samples)
         self._check(trainer, pl_module)
         self.probe = DenoiserProbe(
             denoiser,
@@ -328,21 +329,27 @@ class MemorizationMonitor(Callback):
             self._update(trainer)
             if self._heldout is not None:
                 self._calibrate(trainer, pl_module, self.heldout_batch)
-        keys = self._keys(batch)
-        scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
-        self._flags = Flags(
-            self.calibration.flagged(keys),
-            self.calibration.ever_flagged(keys),
-            self.calibration.scores(keys),
-            self.calibration.threshold,
-        )
+        self._flags = self._flags_of(self._keys(batch))
         assert self.probe is not None
         tokenizer = getattr(pl_module, "tokenizer", None)
         for mitigation in self.mitigations:
             mitigation.prepare(batch, self._flags, tokenizer=tokenizer, number=self._batches_done)
+            if mitigation.changes_samples:
+                self._flags = self._flags_of(self._keys(batch))
+        keys = self._keys(batch)
+        scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
         self._loss_weight = getattr(pl_module, "loss_weight", None)
         self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
+
+    def _flags_of(self, keys: Sequence[str]) -> Flags:
+        return Flags(
+            self.calibration.flagged(keys),
+            self.calibration.ever_flagged(keys),
+            self.calibration.scores(keys),
+            self.calibration.threshold,
+            self.calibration.first_flagged.keys(),
+        )
 
     def _keys(self, batch: Any) -> list[str]:
         keys = batch.get(self.key_field) if isinstance(batch, dict) else None

@@ -1,0 +1,108 @@
+"""Sample replacement: a flagged sample gives its place in the batch to another training sample.
+
+Ours. Skipping a sample leaves the batch with less to learn from, all the more when duplicates fill it: where two
+thirds of the draws are memorized images, two thirds of the work of every step are lost. Here another sample, drawn from
+those that were not flagged, takes the place before the forward pass, so that every step trains on a full batch. It is
+what removing the sample from the data from that moment on would do.
+
+A flagged sample is removed for good and no longer watched; its visits end in the records.
+
+Cost: reading the substitutes, from the cache of latents or from their files. Suggested: the default of the embedded
+example. Cannot: work without a data module that gives access to single samples (`train_dataset` with `unique()`, as
+TextImageDataModule has it); use sample skipping there. Caption dropout of the visit is kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.errors import ConfigurationError
+from memtrain.functional.keyed_draws import seed_of
+from memtrain.models.probe import Observation
+from memtrain.models.transfer import to_device
+
+CAPTION = ("caption", "input_ids", "prompt_length")
+
+
+class SampleReplacement(Mitigation):
+    """Put other samples in the place of flagged ones.
+
+    Args:
+        seed: of the choice of substitutes.
+    """
+
+    changes_samples: ClassVar[bool] = True
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._samples: Any = None
+        self._keys: list[str] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse data that give no access to single samples."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        dataset = getattr(getattr(trainer, "datamodule", None), "train_dataset", None)
+        if not hasattr(dataset, "unique"):
+            raise ConfigurationError(
+                "SampleReplacement needs other samples to put in the place of flagged ones",
+                expected="a data module whose train_dataset has unique(), such as TextImageDataModule",
+                remedy="use SampleSkipping",
+            )
+        self._samples = dataset.unique()
+        self._keys = [sample.key for sample in self._samples.samples]
+
+    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
+        """Replace the flagged rows of the batch; a row for which there is no substitute stays."""
+        seen: Counter[str] = Counter()
+        rows, items = [], []
+        for row, (key, flagged) in enumerate(zip(batch[self.key_field], flags.ever.tolist(), strict=True)):
+            if flagged:
+                chosen = self._substitute(seed_of(self.seed, number, key, seen[key]), {*flags.everyone, key})
+                seen[key] += 1
+                if chosen is not None:
+                    rows.append(row)
+                    items.append(self._samples[chosen])
+        if rows:
+            self._put(batch, rows, items)
+
+    def _substitute(self, draw: int, flagged: Collection[str]) -> int | None:
+        """Index of a sample that is not flagged, the next one from a random place on."""
+        count = len(self._keys)
+        places = ((draw + step) % count for step in range(count))
+        return next((place for place in places if self._keys[place] not in flagged), None)
+
+    def _put(self, batch: dict[str, Any], rows: list[int], items: list[dict[str, Any]]) -> None:
+        missing = sorted(set(batch) - set(items[0]))
+        if missing:
+            raise ConfigurationError(
+                f"A substitute has no {missing}, which the batch has",
+                expected="batches that hold what the data set's samples hold",
+                remedy="use SampleSkipping",
+            )
+        dropped = {row for row in rows if batch.get("caption", [None] * (row + 1))[row] == ""}
+        for name, values in batch.items():
+            put = [
+                (row, item[name])
+                for row, item in zip(rows, items, strict=True)
+                if not (row in dropped and name in CAPTION)
+            ]
+            if isinstance(values, Tensor) and put:
+                where = to_device(torch.tensor([row for row, _ in put]), values.device)
+                new = torch.stack([torch.as_tensor(value) for _, value in put]).to(values.dtype)
+                values[where] = to_device(new, values.device)
+            elif isinstance(values, list):
+                for row, value in put:
+                    values[row] = value
+
+    def weights(self, observation: Observation, flags: Flags) -> Tensor:
+        """0 for flagged samples that found no substitute, 1 for the others, `(B,)`."""
+        return 1.0 - flags.ever.float()
