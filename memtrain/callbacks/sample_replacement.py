@@ -50,7 +50,7 @@ class SampleReplacement(Mitigation):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        dataset = getattr(getattr(trainer, "datamodule", None), "train_dataset", None)
+        dataset: Any = getattr(getattr(trainer, "datamodule", None), "train_dataset", None)
         if not hasattr(dataset, "unique"):
             raise ConfigurationError(
                 "SampleReplacement needs other samples to put in the place of flagged ones",

@@ -1,0 +1,107 @@
+"""Sample replacement: whose place is taken, by whom, and what a batch then holds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from memtrain.callbacks.mitigation import Flags
+from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.callbacks.sample_replacement import SampleReplacement
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.source import open_source
+from memtrain.errors import ConfigurationError
+from memtrain.models.probe import Observation
+from tests.callbacks.test_monitor import Foreign, fit
+from tests.conftest import WordTokenizer
+
+
+@pytest.fixture
+def dataset(write_folder: Callable[..., Path], tokenizer: WordTokenizer) -> CaptionedImages:
+    source = open_source(str(write_folder(6)))
+    return CaptionedImages(source, range(6), resolution=8, tokenizer=tokenizer, visits=[1, 9, 1, 1, 1, 1])
+
+
+@pytest.fixture
+def mitigation(dataset: CaptionedImages) -> SampleReplacement:
+    made = SampleReplacement(seed=3)
+    monitor = MemorizationMonitor(reference=False)
+    trainer: Any = SimpleNamespace(callbacks=[monitor, made], datamodule=SimpleNamespace(train_dataset=dataset))
+    made.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    return made
+
+
+def collate(dataset: CaptionedImages, rows: list[int]) -> dict[str, Any]:
+    batch: dict[str, Any] = torch.utils.data.default_collate([dataset.unique()[row] for row in rows])
+    return batch
+
+
+def flags(keys: list[str], flagged: set[str]) -> Flags:
+    ever = torch.tensor([key in flagged for key in keys])
+    return Flags(ever, ever, torch.zeros(len(keys)), 1.0, flagged)
+
+
+def test_flagged_rows_hold_another_sample_and_the_others_stay(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    flagged = {keys[1], keys[4]}
+    drawn = set()
+    for number in range(40):
+        batch = collate(dataset, [0, 1, 1, 4])
+        before = collate(dataset, [0, 1, 1, 4])
+        mitigation.prepare(batch, flags(batch["key"], flagged), tokenizer=None, number=number)
+        assert not set(batch["key"]) & flagged
+        expected = collate(dataset, [keys.index(key) for key in batch["key"]])
+        for name, values in expected.items():
+            assert torch.equal(batch[name], values) if isinstance(values, torch.Tensor) else batch[name] == values
+        assert torch.equal(batch["pixel_values"][0], before["pixel_values"][0])
+        drawn |= set(batch["key"][1:])
+    assert drawn == set(keys) - flagged, "every other sample is drawn sooner or later"
+
+
+def test_the_choice_depends_on_number_and_key_alone(mitigation: SampleReplacement, dataset: CaptionedImages) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    flagged = {keys[1], keys[4]}
+    whole, half = collate(dataset, [1, 0, 4, 2]), collate(dataset, [4, 2])
+    mitigation.prepare(whole, flags(whole["key"], flagged), tokenizer=None, number=7)
+    mitigation.prepare(half, flags(half["key"], flagged), tokenizer=None, number=7)
+    assert whole["key"][2:] == half["key"]
+
+
+def test_a_dropped_caption_stays_dropped(mitigation: SampleReplacement, dataset: CaptionedImages) -> None:
+    batch = collate(dataset, [1, 2])
+    ids, length = batch["input_ids"][0].clone().zero_(), torch.tensor(2)
+    batch["caption"][0], batch["input_ids"][0], batch["prompt_length"][0] = "", ids, length
+    mitigation.prepare(batch, flags(batch["key"], {batch["key"][0]}), tokenizer=None, number=0)
+    assert batch["key"][0] != dataset.samples[1].key
+    assert (batch["caption"][0], batch["prompt_length"][0].item()) == ("", 2)
+    assert torch.equal(batch["input_ids"][0], ids)
+
+
+def test_without_a_substitute_a_flagged_sample_gets_no_gradient(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    batch = collate(dataset, [1, 2])
+    everyone = flags(batch["key"], set(keys))
+    mitigation.prepare(batch, everyone, tokenizer=None, number=0)
+    assert batch["key"] == [keys[1], keys[2]]
+    assert mitigation.weights(Observation(batch["key"]), everyone).tolist() == [0.0, 0.0]
+
+
+def test_a_field_that_the_data_set_does_not_know_is_an_error(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    batch = collate(dataset, [1, 2]) | {"depth": torch.zeros(2)}
+    with pytest.raises(ConfigurationError, match="no \\['depth'\\]"):
+        mitigation.prepare(batch, flags(batch["key"], {batch["key"][0]}), tokenizer=None, number=0)
+
+
+def test_data_without_single_samples_are_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="use SampleSkipping"):
+        fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), SampleReplacement()])
