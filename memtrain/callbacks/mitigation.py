@@ -7,7 +7,7 @@ nothing skips a batch, a backward pass or an optimizer step, so processes stay i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ class Flags:
         ever: `(B,)` bool, above it at some earlier visit.
         score: `(B,)` accumulated evidence, high when memorized.
         threshold: score above which a sample is flagged; infinite until there is one.
+        keys: B sample keys.
         everyone: keys of all samples of the run that were above it at some visit.
     """
 
@@ -37,6 +38,7 @@ class Flags:
     ever: Tensor
     score: Tensor
     threshold: float = float("inf")
+    keys: Sequence[str] = ()
     everyone: Collection[str] = ()
 
 

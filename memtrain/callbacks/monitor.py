@@ -348,6 +348,7 @@ class MemorizationMonitor(Callback):
             self.calibration.ever_flagged(keys),
             self.calibration.scores(keys),
             self.calibration.threshold,
+            keys,
             self.calibration.first_flagged.keys(),
         )
 
@@ -389,7 +390,7 @@ class MemorizationMonitor(Callback):
 
     def _flags_on(self, device: torch.device) -> Flags:
         now, ever, score = (to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score))
-        return Flags(now, ever, score, self._flags.threshold)
+        return Flags(now, ever, score, self._flags.threshold, self._flags.keys)
 
     def _gate(self, observation: Observation) -> Tensor | None:
         if self._loss_weight is not None:

@@ -4,14 +4,15 @@ Source: NeMo (Hintersdorf et al., "Finding NeMo", NeurIPS 2024): a few output ch
 memorized image; with them at zero it does not appear. Masking suppresses what a prompt triggers, it does not erase what
 the weights hold ("Finding DoRI", arXiv 2507.16880).
 
-The mask acts by a forward hook on the value projection that the site has when it runs, so LoRA layers that are injected
-later are masked too. `bake` writes it into the weights instead; both give the same output.
+The mask acts by hooks (:mod:`memtrain.models.value_hooks`), so LoRA layers that are injected later are masked too.
+`bake` writes it into the weights instead; both give the same output.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from memtrain.errors import ProbeError
-from memtrain.models.backbones.base import find_backbone, unwrap
+from memtrain.functional.neurons import scale_neurons
+from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
+from memtrain.models.value_hooks import ValueHooks
 
 FORMAT = "memtrain.neuron_mask.1"
 
@@ -49,10 +51,7 @@ class NeuronMask:
             )
         self.rows: Tensor | None = None
         """`(B,)` bool, which samples of the coming forwards are masked; None for all."""
-        self._handles: list[RemovableHandle] = []
-        self._hooked: dict[str, tuple[nn.Module, RemovableHandle]] = {}
-        self._hit: set[str] = set()
-        self._ran = False
+        self._hooks: ValueHooks | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.channels.values()))
@@ -71,14 +70,10 @@ class NeuronMask:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        ran, missed = self._ran, [site for site in self.channels if site not in self._hit]
+        hooks = self._hooks
         self.detach()
-        if kind is None and ran and missed:
-            raise ProbeError(
-                f"{len(missed)} of {len(self.channels)} masked sites were not reached, first {missed[0]!r}",
-                expected="every masked site in every forward pass",
-                remedy="attach the mask before the first call of a compiled denoiser, or call torch._dynamo.reset()",
-            )
+        if kind is None and hooks is not None and hooks.ran:
+            hooks.require_reached()
 
     def attach(self, denoiser: nn.Module) -> NeuronMask:
         """Put the mask on a denoiser (wrapped or not).
@@ -86,25 +81,24 @@ class NeuronMask:
         Raises:
             ProbeError: if it is attached already, or a site or channel does not exist.
         """
-        if self._handles:
+        if self._hooks is not None:
             raise ProbeError("The mask is attached already", remedy="detach() it first")
-        found = [
-            (site, attention, projection, self._scale(site, getattr(attention, projection), denoiser))
-            for site, (attention, projection) in self._sites(denoiser).items()
-        ]
-        self._hit, self._ran = set(), False
-        self._handles = [unwrap(denoiser).register_forward_hook(self._after_denoiser)]
-        for site, attention, projection, scale in found:
-            self._hook(site, attention, projection, scale)
-            again = self._hook_again(site, projection, scale)
-            self._handles.append(attention.register_forward_pre_hook(again))
+        backbone, sites = self._found(denoiser)
+        device = next(denoiser.parameters()).device
+
+        def edit(site: str, values: Tensor) -> Tensor:
+            return scale_neurons(values, scales[site], rows=self.rows)
+
+        hooks = ValueHooks(denoiser, sites, backbone=backbone, edit=edit)
+        scales = {site: self.scale(site, hooks.layer(site)).to(device) for site in sites}
+        self._hooks = hooks.attach()
         return self
 
     def detach(self) -> None:
         """Remove the mask; harmless when not attached."""
-        for handle in [*self._handles, *(handle for _, handle in self._hooked.values())]:
-            handle.remove()
-        self._handles, self._hooked, self.rows = [], {}, None
+        if self._hooks is not None:
+            self._hooks.detach()
+        self._hooks, self.rows = None, None
 
     def bake(self, denoiser: nn.Module) -> None:
         """Write the mask into the weights: rows of the value projections times `factor`. There is no way back.
@@ -112,19 +106,29 @@ class NeuronMask:
         Raises:
             ProbeError: if a site or channel does not exist, or a projection is no plain linear layer.
         """
-        for site, (attention, projection) in self._sites(denoiser).items():
-            layer = getattr(attention, projection)
-            if type(layer) is not nn.Linear:
-                raise ProbeError(
-                    f"The value projection of {site!r} is a {type(layer).__name__}",
-                    expected="torch.nn.Linear",
-                    remedy="merge adapters into the weights first",
-                )
-            scale = self._scale(site, layer, denoiser)
+        for site, layer in self._layers(denoiser).items():
+            scale = self.scale(site, layer)
             with torch.no_grad():
                 layer.weight.mul_(scale.to(layer.weight)[:, None])
                 if layer.bias is not None:
                     layer.bias.mul_(scale.to(layer.bias))
+
+    @contextmanager
+    def baked(self, denoiser: nn.Module) -> Iterator[None]:
+        """Within the context the mask is in the weights; afterwards they are what they were, bit for bit.
+
+        Raises:
+            ProbeError: as :meth:`bake`.
+        """
+        parameters = [parameter for layer in self._layers(denoiser).values() for parameter in layer.parameters()]
+        kept = [parameter.detach().clone() for parameter in parameters]
+        try:
+            self.bake(denoiser)
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, before in zip(parameters, kept, strict=True):
+                    parameter.copy_(before)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file: one int64 tensor per site, factor and format in its metadata."""
@@ -153,19 +157,12 @@ class NeuronMask:
                 remedy="check the path",
             ) from error
 
-    def _sites(self, denoiser: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-        backbone = find_backbone(denoiser)
-        known = {} if backbone is None else backbone.sites(unwrap(denoiser))
-        unknown = [site for site in self.channels if site not in known]
-        if backbone is None or unknown:
-            raise ProbeError(
-                f"{len(unknown)} of {len(self.channels)} masked sites are not in {type(unwrap(denoiser)).__name__}",
-                expected=f"sites such as {next(iter(known), 'none: no backbone knows this denoiser')!r}",
-                remedy="use a mask that was made for this model",
-            )
-        return {site: (known[site], backbone.value_projection(known[site])) for site in self.channels}
+    def scale(self, site: str, layer: nn.Module) -> Tensor:
+        """What each channel of a site's value projection is multiplied by, `(C,)`.
 
-    def _scale(self, site: str, layer: nn.Module, denoiser: nn.Module) -> Tensor:
+        Raises:
+            ProbeError: if the mask names channels that the layer does not have.
+        """
         width: Any = getattr(layer, "out_features", 0)
         if self.channels[site][0] < 0 or self.channels[site][-1] >= width:
             raise ProbeError(
@@ -176,26 +173,38 @@ class NeuronMask:
             )
         scale = torch.ones(width)
         scale[self.channels[site]] = self.factor
-        return scale.to(next(denoiser.parameters()).device)
+        return scale
 
-    def _hook(self, site: str, attention: nn.Module, projection: str, scale: Tensor) -> None:
-        def mask(module: nn.Module, args: tuple[Any, ...], values: Tensor) -> Tensor:
-            self._hit.add(site)
-            masked = values * scale.to(values)
-            return masked if self.rows is None else torch.where(self.rows.view(-1, 1, 1), masked, values)
+    def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """The masked attention modules of a denoiser, by name.
 
-        layer = getattr(attention, projection)
-        self._hooked[site] = (layer, layer.register_forward_hook(mask))
+        Raises:
+            ProbeError: if one does not exist.
+        """
+        return self._found(denoiser)[1]
 
-    def _hook_again(self, site: str, projection: str, scale: Tensor) -> Any:
-        def before(attention: nn.Module, args: tuple[Any, ...]) -> None:
-            layer, handle = self._hooked[site]
-            # An adapter that was injected meanwhile wraps the layer, and its part has to be masked too.
-            if getattr(attention, projection) is not layer:
-                handle.remove()
-                self._hook(site, attention, projection, scale)
+    def _found(self, denoiser: nn.Module) -> tuple[Backbone, dict[str, nn.Module]]:
+        backbone = find_backbone(denoiser)
+        known = {} if backbone is None else backbone.sites(unwrap(denoiser))
+        unknown = [site for site in self.channels if site not in known]
+        if backbone is None or unknown:
+            raise ProbeError(
+                f"{len(unknown)} of {len(self.channels)} masked sites are not in {type(unwrap(denoiser)).__name__}",
+                expected=f"sites such as {next(iter(known), 'none: no backbone knows this denoiser')!r}",
+                remedy="use a mask that was made for this model",
+            )
+        return backbone, {site: known[site] for site in self.channels}
 
-        return before
-
-    def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        self._ran = True
+    def _layers(self, denoiser: nn.Module) -> dict[str, nn.Linear]:
+        backbone, sites = self._found(denoiser)
+        layers = {}
+        for site, attention in sites.items():
+            layer = getattr(attention, backbone.value_projection(attention))
+            if type(layer) is not nn.Linear:
+                raise ProbeError(
+                    f"The value projection of {site!r} is a {type(layer).__name__}",
+                    expected="torch.nn.Linear",
+                    remedy="merge adapters into the weights first",
+                )
+            layers[site] = layer
+        return layers

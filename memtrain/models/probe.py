@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -170,19 +169,7 @@ class DenoiserProbe:
                 remedy="pass a Backbone, or add a file for this family",
             )
         self.host, self.denoiser, self.backbone = denoiser, unwrap(denoiser), backbone
-        every = backbone.sites(self.denoiser)
-        default = set(backbone.default_sites(list(every)))
-        self.sites = {
-            name: module
-            for name, module in every.items()
-            if (name in default if sites is None else fnmatchcase(name, sites))
-        }
-        if not self.sites:
-            raise ProbeError(
-                f"The site pattern {sites!r} matches none of {len(every)} attention sites",
-                expected=f"a pattern over names such as {next(iter(every), 'none')!r}",
-                remedy="use '*' for all sites",
-            )
+        self.sites = backbone.select_sites(self.denoiser, sites)
         if text_mass and not backbone.joint:
             raise ProbeError(
                 f"{type(self.denoiser).__name__} has no joint attention, so text gets all of it",

@@ -74,6 +74,17 @@ def test_baking_equals_the_hook(unet: UNet2DConditionModel) -> None:
     torch.testing.assert_close(run(unet), hooked, atol=1e-6, rtol=0)
 
 
+def test_baked_weights_come_back_bit_for_bit(unet: UNet2DConditionModel) -> None:
+    mask = NeuronMask({DOWN: [0, 5], UP: [2]}, factor=0.3)
+    before = copy.deepcopy(unet.state_dict())
+    with mask.on(unet):
+        hooked = run(unet)
+    with pytest.raises(KeyError), mask.baked(unet):
+        torch.testing.assert_close(run(unet), hooked, atol=1e-6, rtol=0)
+        raise KeyError
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+
+
 def test_an_adapter_injected_later_is_masked_too(unet: UNet2DConditionModel) -> None:
     mask = NeuronMask({DOWN: range(16), UP: range(16)})
     with mask.on(unet):

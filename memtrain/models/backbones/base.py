@@ -8,6 +8,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -62,6 +63,31 @@ class Backbone(ABC):
     @abstractmethod
     def default_sites(self, names: Sequence[str]) -> list[str]:
         """The subset of `names` that is read unless the user asks for others."""
+
+    def select_sites(self, denoiser: nn.Module, pattern: str | None = None) -> dict[str, nn.Module]:
+        """The sites whose module path fits a glob, or the default ones.
+
+        Args:
+            denoiser: unwrapped.
+            pattern: `*` for all, `up_blocks.*`; None for the backbone's subset.
+
+        Raises:
+            ProbeError: if the pattern matches none.
+        """
+        every = self.sites(denoiser)
+        default = set(self.default_sites(list(every)))
+        chosen = {
+            name: module
+            for name, module in every.items()
+            if (name in default if pattern is None else fnmatchcase(name, pattern))
+        }
+        if not chosen:
+            raise ProbeError(
+                f"The site pattern {pattern!r} matches none of {len(every)} attention sites",
+                expected=f"a pattern over names such as {next(iter(every), 'none')!r}",
+                remedy="use '*' for all sites",
+            )
+        return chosen
 
     @abstractmethod
     def project(

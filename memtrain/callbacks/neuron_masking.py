@@ -1,0 +1,198 @@
+"""Neuron masking: value neurons that stand out for flagged samples are off while those samples train.
+
+Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
+NeurIPS 2024), a method for finished models. Its first stage, neurons whose activation for a caption is unusual, is used
+here while training (:mod:`memtrain.callbacks.neuron_search`). NeMo then drops most candidates with many forward passes,
+which has no place in a training step; so only the few most unusual ones are taken.
+
+Neurons of all flagged samples form one mask. In training forwards it is on for the rows of flagged samples, whose
+gradient then neither passes through these neurons nor changes them; other rows are what they were, bit for bit.
+Profile, held-out samples, validation and sampling run unmasked while training. In the end the mask goes to
+`neuron_mask.safetensors` in the run folder and, with `export: bake`, into the exported pipeline.
+
+Cost: an average over the values of each site and step, copied to the host in the background; two exchanges between
+processes at the monitor's updates. Suggested: `neurons: 4`, what NeMo is left with for a verbatim copy (4 ± 3, of 26.5
+candidates). Alone it acts on what a flagged sample still teaches; with sample skipping, on the exported pipeline only.
+Not measured yet.
+
+Cannot: make the model forget. Masking hides what a caption triggers; embeddings that were searched for bring it back
+("Finding DoRI", arXiv 2507.16880). Every flagged sample takes its neurons from all captions in the exported pipeline,
+so it suits few flagged samples. Neurons are those of the caption that a visit was trained with: visits with a dropped
+caption are left out, but do not combine it with caption augmentation. A resumed run goes on exactly; only with several
+processes, what the others saw since the monitor's last update is seen again later, because a checkpoint is written by
+the first. Adapters on value projections need `export: file`. Not tried with FSDP2.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.neuron_search import NeuronSearch
+from memtrain.errors import ConfigurationError
+from memtrain.functional.neurons import neuron_activation, scale_neurons
+from memtrain.models.backbones.base import Backbone, unwrap
+from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.transfer import to_device
+from memtrain.models.value_hooks import ValueHooks
+
+log = logging.getLogger(__name__)
+
+
+class NeuronMasking(Mitigation):
+    """Mask value neurons of flagged samples.
+
+    Args:
+        mask: file of a :class:`~memtrain.models.neuron_mask.NeuronMask`, masked from the start; its factor then holds
+            for all neurons.
+        neurons: how many are found for each flagged sample, over all sites; 0 finds none.
+        sites: glob over the attention sites that are searched (`*` for all); default the backbone's subset.
+        samples: mask training rows of `flagged` samples or of `all`.
+        export: `bake` the mask into the exported pipeline, or write the `file` only.
+    """
+
+    def __init__(
+        self,
+        mask: str | None = None,
+        *,
+        neurons: int = 4,
+        sites: str | None = None,
+        samples: Literal["flagged", "all"] = "flagged",
+        export: Literal["bake", "file"] = "bake",
+    ) -> None:
+        if neurons < 0 or (mask is None and neurons == 0):
+            raise ConfigurationError(
+                f"neurons={neurons} and mask={mask}", expected="neurons to find, or a mask", remedy="set one of them"
+            )
+        self.listed = None if mask is None else NeuronMask.load(Path(mask))
+        self.neurons, self.sites, self.samples, self.export = neurons, sites, samples, export
+        self.mask = self.listed
+        self._hooks: ValueHooks | None = None
+        self._state: dict[str, Any] = {}
+
+    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
+        """Put the hooks on, and take up what a checkpoint knew.
+
+        Raises:
+            ConfigurationError: if the mask could not be exported, or a resumed run has other sites.
+            ProbeError: if a site cannot be masked.
+        """
+        inner = unwrap(denoiser)
+        searched = backbone.select_sites(inner, self.sites) if self.neurons else {}
+        listed = {} if self.listed is None else self.listed.sites(denoiser)
+        hooks = ValueHooks(denoiser, searched | listed, backbone=backbone, edit=self._edit)
+        layers: dict[str, Any] = {site: hooks.layer(site) for site in hooks.sites}
+        adapted = [site for site, layer in layers.items() if type(layer) is not nn.Linear]
+        if adapted and self.export == "bake":
+            raise ConfigurationError(
+                f"The value projections of {len(adapted)} of {len(layers)} sites are no plain linear layers, first "
+                f"{adapted[0]!r}, so a mask cannot be baked into them",
+                expected="torch.nn.Linear",
+                remedy="set `export: file`, and use the file with NeuronMask",
+            )
+        # Taken once: a second fit with the same callback starts anew.
+        state, self._state = self._state, {}
+        if state and state["sites"] != list(searched):
+            raise ConfigurationError(
+                f"The checkpoint searched the sites {state['sites']}",
+                expected=f"those of this run: {list(searched)}",
+                remedy="resume with the settings of the run",
+            )
+        self._module, self._hooks, self._searched = module, hooks, list(searched)
+        self._neurons = [(site, channel) for site in searched for channel in range(layers[site].out_features)]
+        self._search = NeuronSearch(len(self._neurons), count=self.neurons, rank=module.global_rank)
+        if state:
+            self._search.load_state_dict(state)
+        self._wanted: list[tuple[int, str, bool]] = []
+        self._activation: dict[str, Tensor] = {}
+        self._rows: Tensor | None = None
+        self._build()
+        hooks.attach()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        if self._hooks is not None:
+            self._hooks.detach()
+
+    def _build(self) -> None:
+        """The mask, and its factors on the device, from what is listed and found."""
+        assert self._hooks is not None
+        channels: dict[str, list[int]] = {}
+        for neuron in {neuron for neurons in self._search.found.values() for neuron in neurons}:
+            site, channel = self._neurons[neuron]
+            channels.setdefault(site, []).append(channel)
+        self.mask = self.listed
+        if channels:
+            found = NeuronMask(channels)
+            self.mask = found if self.listed is None else self.listed | found
+        self._scales: dict[str, Tensor] = {}
+        if self.mask is not None:
+            for site in self.mask.channels:
+                self._scales[site] = self.mask.scale(site, self._hooks.layer(site)).to(self._module.device)
+
+    def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
+        """Choose the rows that are masked, and those whose activation is wanted."""
+        masked = torch.ones_like(flags.ever) if self.samples == "all" else flags.ever
+        some = self.mask is not None and bool(masked.any())
+        self._rows = to_device(masked, self._module.device) if some else None
+        self._number, self._wanted = number, []
+        if self.neurons:
+            wanted = self._search.wanted(flags.keys, flags.ever.tolist(), epoch=self._module.current_epoch)
+            # A dropped caption is the empty one, and says nothing about the sample.
+            captions = batch.get("caption") or [None] * len(flags.keys)
+            self._wanted = [sample for sample in wanted if captions[sample[0]] != ""]
+
+    def _edit(self, site: str, values: Tensor) -> Tensor:
+        assert self._hooks is not None
+        if self._wanted and self._hooks.recording and site in self._searched:
+            self._activation[site] = neuron_activation(values.detach())
+        if self._rows is None or site not in self._scales or not self._hooks.training:
+            return values
+        return scale_neurons(values, self._scales[site], rows=self._rows)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Raise if the forward did not pass by every site; keep what it showed."""
+        assert self._hooks is not None
+        self._hooks.require_reached()
+        if self._wanted:
+            activation = torch.cat([self._activation[site] for site in self._searched], dim=1)
+            self._search.add(self._wanted, activation, number=self._number, epoch=pl_module.current_epoch)
+            self._wanted = []
+
+    def synchronize(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Find the neurons of samples that were flagged since; the same on every process."""
+        if self.neurons and self._search.synchronize(gather):
+            self._build()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the mask into the run folder."""
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "neuron_mask.safetensors"
+        if self.mask is not None:
+            self.mask.save(path)
+            log.info("%d neurons are masked, those of %d samples: %s", len(self.mask), len(self._search.found), path)
+        else:
+            # What an earlier run left there is not this run's.
+            path.unlink(missing_ok=True)
+            log.warning("No sample's neurons were found, so the pipeline is exported unmasked, without a %s", path.name)
+
+    def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
+        """Within this context the mask is in the weights, unless only a file is exported."""
+        return self.mask.baked(denoiser) if self.mask is not None and self.export == "bake" else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Neurons found, and what finds the next ones."""
+        return self._state if self._hooks is None else {"sites": self._searched, **self._search.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training starts."""
+        self._state = state_dict
