@@ -14,13 +14,14 @@ later over the base model is what was learnt.
 The pool is, at each site, the neurons with the smallest product of the norm of their value row and the norm of their
 column in the output projection, which bounds what a neuron adds to the residual stream for a text of unit norm.
 
-Cost: a hash per sample and a multiplication per site and step. And the base model loses its pool at once. With pools of
-0.05, 0.1, 0.2 and 0.5 off, the loss of `assets/tiny-sd` rises by 0.12, 0.19, 0.46 and 1.8 % on images that it was trained
-on, and falls by 0.4, 0.6, 0.9 and 2.6 % on held-out emoji, for which its captions mislead more than they tell (128 images
-each, 8 timesteps, `memtrain.evaluation.heldout_loss`); training goes on without the pool and can make up for it.
+Cost: a hash per sample and a multiplication per site and step. And the base model loses its pool at once: with pools of
+0.05, 0.1, 0.2 and 0.5 off, the loss of `assets/tiny-sd` rises by 0.1, 0.2, 0.5 and 1.8 % on images that it was trained
+on (by 0.5 % for 0.1 of the neurons at random), and falls by 0.4, 0.6, 0.9 and 2.6 % on held-out emoji, which its
+captions help little with (128 images each, 8 timesteps, `memtrain.evaluation.heldout_loss`, NeuronMask). Training goes
+on without the pool.
 
-Suggested: `pool: 0.1`, `active: 0.25`: of the 96 neurons of a site in tiny-sd a sample has 2, of SD 1.5's 1,280 it has 32.
-What sinks take away from memorization has not been measured yet.
+Suggested: `pool: 0.1`, `active: 0.25`: of the 96 neurons of a site in tiny-sd a sample has 2, of SD 1.5's 1,280 it has
+32. What sinks take away from memorization has not been measured yet.
 
 Cannot: keep memorization out of the shared neurons, whose gradient is not blocked, nor out of convolutions and
 self-attention. A sample that is repeated under other keys fills other sinks, and the shared neurons learn what they

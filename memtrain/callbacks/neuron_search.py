@@ -1,9 +1,9 @@
 """Which value neurons stand out for flagged samples, from what training forwards show of every process.
 
 A neuron is a candidate when its activation for a sample's caption is far from that for other captions, in their
-standard deviations: the first stage of NeMo (Hintersdorf et al., NeurIPS 2024). Other captions are those of samples that
-are not flagged, each counted once an epoch, on the process that saw it first, as it would be with one process. Their
-moments have the weight of at most 1,000 captions, so they follow a model that changes.
+standard deviations: the first stage of NeMo (Hintersdorf et al., NeurIPS 2024). Other captions are those of samples
+that are not flagged, each counted once an epoch, on the process that saw it first, as it would be with one process.
+Their moments have the weight of at most 1,000 captions, so they follow a model that changes.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def test_two_processes_find_what_one_finds() -> None:
         ["k0", "k5", "k0", "k5"],
         ["k1", "k6", "k6", "k7"],
         ["k8", "k9", "k1", "k5"],
-        ["k0", *KEYS[8:19], "k0", "k2"],
+        ["k0", *KEYS[8:20], "k0", "k2"],
     ]
     for number, keys in enumerate(batches):
         flagged, half = {"k0", "k1"}, len(keys) // 2
