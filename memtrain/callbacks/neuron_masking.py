@@ -152,9 +152,11 @@ class NeuronMasking(Mitigation):
 
     def _edit(self, site: str, values: Tensor) -> Tensor:
         assert self._hooks is not None
-        if self._wanted and self._hooks.recording and site in self._searched:
+        if not self._hooks.training:
+            return values
+        if self._wanted and site in self._searched:
             self._activation[site] = neuron_activation(values.detach())
-        if self._rows is None or site not in self._scales or not self._hooks.training:
+        if self._rows is None or site not in self._scales:
             return values
         return scale_neurons(values, self._scales[site], rows=self._rows)
 
@@ -165,6 +167,7 @@ class NeuronMasking(Mitigation):
         if self._wanted:
             activation = torch.cat([self._activation[site] for site in self._searched], dim=1)
             self._search.add(self._wanted, activation, number=self._number, epoch=pl_module.current_epoch)
+            # What gradient checkpointing computes again is not read again.
             self._wanted = []
 
     def synchronize(self, gather: Callable[[Any], list[Any]]) -> None:

@@ -5,7 +5,7 @@ and its part has to be edited too. A second pair of hooks on the denoiser tells 
 
 Forwards with gradients are training, all others are not. Gradient checkpointing runs the blocks again during the
 backward pass, outside of any forward of the denoiser: that counts as training too, so that both passes meet the same
-edit, but not as `recording`, so that nothing is read twice. Compiled denoisers: attach before the first call.
+edit. Compiled denoisers: attach before the first call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class ValueHooks:
 
     Attributes:
         training: whether the values belong to a training step; read it in `edit`.
-        recording: the same, but false while a forward is computed again.
         ran: whether a forward has ended since the hooks were attached.
 
     Raises:
@@ -45,7 +44,7 @@ class ValueHooks:
     def __init__(self, denoiser: nn.Module, sites: Mapping[str, nn.Module], *, backbone: Backbone, edit: Edit) -> None:
         self.denoiser, self.sites, self.edit = unwrap(denoiser), dict(sites), edit
         self.projections = {site: backbone.value_projection(attention) for site, attention in self.sites.items()}
-        self.training, self.recording, self.ran = True, False, False
+        self.training, self.ran = True, False
         self._reached: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, tuple[nn.Module, RemovableHandle]] = {}
@@ -104,7 +103,7 @@ class ValueHooks:
 
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._reached.clear()
-        self.training = self.recording = torch.is_grad_enabled()
+        self.training = torch.is_grad_enabled()
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        self.training, self.recording, self.ran = True, False, True
+        self.training, self.ran = True, True

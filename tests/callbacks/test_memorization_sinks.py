@@ -180,6 +180,24 @@ def test_the_exported_weights_are_the_model_without_its_pool() -> None:
         assert (unet(**arguments).sample - hooked).abs().max() > 1e-3
 
 
+def test_a_resumed_run_keeps_its_pool_and_what_is_in_it() -> None:
+    unet: Any = build("unet")
+    sinks = attach(unet)
+    sinks.detach()
+    trained: Any = build("unet")
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    before = copy.deepcopy(trained.state_dict())
+    resumed = MemorizationSinks(0.25, active=0.5)
+    resumed.load_state_dict(sinks.state_dict())
+    attach(trained, resumed).detach()
+    assert resumed.pool is not None
+    assert sinks.pool is not None
+    assert resumed.pool.channels == sinks.pool.channels
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
 @pytest.mark.parametrize("family", ["pixart", "sd3"])
 def test_other_families(family: str) -> None:
     model: Any = build(family)

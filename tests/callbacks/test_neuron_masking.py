@@ -163,6 +163,8 @@ def test_the_activation_is_that_of_the_unmasked_values_and_dropped_captions_are_
     assert masking._searched == SITES
     prepare(masking, True, False, True, caption=["a", "b", ""])
     run(unet)
+    with torch.no_grad():
+        run(unet, 2)
     seen(masking)
     (visit,) = masking._search._visits
     expected = torch.cat([neuron_activation(values[site]) for site in SITES], dim=1)

@@ -102,7 +102,7 @@ def test_too_few_captions_find_nothing_until_there_are_more() -> None:
 
 
 def test_two_processes_find_what_one_finds() -> None:
-    single, ranks = new(), (new(0), new(1))
+    single, ranks = new(count=6), (new(0, count=6), new(1, count=6))
     # A key on both processes at once, one that is flagged on both, and batches of unequal interest.
     batches = [
         ["k0", "k5", "k0", "k5"],

@@ -14,14 +14,14 @@ from memtrain.models.value_hooks import ValueHooks
 from tests.conformance.families import build, call, gradient_checkpointing
 
 
-def watched(unet: Any) -> tuple[ValueHooks, list[tuple[str, bool, bool]]]:
+def watched(unet: Any) -> tuple[ValueHooks, list[tuple[str, bool]]]:
     """Hooks on every site that halve the values of training, and what they saw."""
     backbone = find_backbone(unet)
     assert backbone is not None
-    seen: list[tuple[str, bool, bool]] = []
+    seen: list[tuple[str, bool]] = []
 
     def edit(site: str, values: Tensor) -> Tensor:
-        seen.append((site, hooks.training, hooks.recording))
+        seen.append((site, hooks.training))
         return values * 0.5 if hooks.training else values
 
     hooks = ValueHooks(unet, backbone.sites(unet), backbone=backbone, edit=edit)
@@ -40,18 +40,18 @@ def test_forwards_with_gradients_are_training_and_others_are_not() -> None:
     hooks, seen = watched(unet)
     arguments, _ = call("unet")
     unet(**arguments)
-    assert seen == [(site, True, True) for site in hooks.sites]
+    assert seen == [(site, True) for site in hooks.sites]
     seen.clear()
     with torch.no_grad():
         unet(**arguments)
-    assert seen == [(site, False, False) for site in hooks.sites]
+    assert seen == [(site, False) for site in hooks.sites]
     hooks.require_reached()
     hooks.detach()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_what_checkpointing_computes_again_is_edited_again_but_not_recorded(reentrant: bool) -> None:
+def test_what_checkpointing_computes_again_is_edited_again(reentrant: bool) -> None:
     plain: Any = build("unet")
     watched(plain)
     expected = gradients(plain)
@@ -60,7 +60,7 @@ def test_what_checkpointing_computes_again_is_edited_again_but_not_recorded(reen
     hooks, seen = watched(unet)
     for found, right in zip(gradients(unet), expected, strict=True):
         torch.testing.assert_close(found, right, atol=1e-7, rtol=1e-4)
-    assert sorted(seen) == sorted([(site, True, recorded) for site in hooks.sites for recorded in (True, False)])
+    assert sorted(seen) == sorted(2 * [(site, True) for site in hooks.sites])
 
 
 def test_a_compiled_denoiser_is_edited_too() -> None:
