@@ -138,7 +138,7 @@ def test_a_resumed_search_goes_on_as_if_it_had_not_stopped() -> None:
     resumed = new()
     resumed.load_state_dict(torch.load(file))
     for search in (through, resumed):
-        see(search, [*KEYS[12:], "k1", "k0"], {"k0", "k1"}, number=2)
+        see(search, [*KEYS[16:], "k1", "k0"], {"k0", "k1"}, number=2)
         assert synchronize(search) == [True]
     assert resumed.found == through.found != {}
     assert torch.equal(resumed._moments.mean, through._moments.mean)
