@@ -46,24 +46,32 @@ class EntropySkipping(Mitigation):
             )
         self.reference, self.decay = reference, decay
         self.z = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * share)))
-        self.moments = torch.zeros(3, BUCKETS)
-        """Visits, mean and mean square, by noise level."""
+        self.moments = torch.zeros(3, BUCKETS, dtype=torch.float64)
+        """Visits, mean and variance, by noise level."""
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for skipped visits, B / kept for the others, over all processes, `(B,)`."""
         value = mean_attention_entropy(observation)
         bucket = (observation.timesteps.float() * BUCKETS / 1000).long().clamp(0, BUCKETS - 1)
         self.moments = self.moments.to(value.device)
-        visits, mean, square = self.moments
-        deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
-        unusual = value > (mean + self.z * deviation)[bucket]
+        visits, mean, variance = self.moments
+        centred = value.double() - mean[bucket]
+        unusual = centred > self.z * variance[bucket].sqrt()
         kept = (~(unusual & (visits[bucket] >= MINIMUM_VISITS))).float()
-        seen = torch.stack([torch.ones_like(value), value, value.square()])
-        sums = processes.total(torch.zeros_like(self.moments).index_add(1, bucket, seen))
+        seen = torch.stack([torch.ones_like(centred), centred, centred.square()])
+        count, first, second = processes.total(torch.zeros_like(self.moments).index_add(1, bucket, seen))
         # Several visits of a noise level in one batch count as if they had come one after the other at their mean.
-        rate = 1 - torch.minimum(self.decay ** sums[0], visits / (visits + sums[0]).clamp(min=1))
-        average = sums[1:] / sums[0].clamp(min=1)
-        self.moments = torch.stack([visits + sums[0], *(torch.stack([mean, square]).lerp(average, rate))])
+        rate = 1 - torch.minimum(self.decay**count, visits / (visits + count).clamp(min=1))
+        moved = rate * first / count.clamp(min=1)
+        spread = (1 - rate) * variance + rate * second / count.clamp(min=1) - moved.square()
+        seen_any = count > 0
+        self.moments = torch.stack(
+            [
+                visits + count,
+                torch.where(seen_any, mean + moved, mean),
+                torch.where(seen_any, spread.clamp(min=0), variance),
+            ]
+        )
         return kept * processes.share_of_mean(kept)
 
     def state_dict(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class SampleReplacement(Mitigation):
         rows, items = [], []
         for row, (key, flagged) in enumerate(zip(batch[self.key_field], flags.ever.tolist(), strict=True)):
             if flagged:
-                chosen = self._substitute(seed_of(self.seed, number, key, seen[key]), {*flags.everyone, key})
+                chosen = self._substitute(seed_of(self.seed, number, key, seen[key]), flags.everyone)
                 seen[key] += 1
                 if chosen is not None:
                     rows.append(row)

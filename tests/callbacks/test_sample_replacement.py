@@ -42,7 +42,7 @@ def collate(dataset: CaptionedImages, rows: list[int]) -> dict[str, Any]:
 
 def flags(keys: list[str], flagged: set[str]) -> Flags:
     ever = torch.tensor([key in flagged for key in keys])
-    return Flags(ever, ever, torch.zeros(len(keys)), 1.0, flagged)
+    return Flags(ever, ever, torch.zeros(len(keys)), 1.0, keys, flagged)
 
 
 def test_flagged_rows_hold_another_sample_and_the_others_stay(

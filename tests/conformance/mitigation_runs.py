@@ -40,6 +40,8 @@ from tests.conftest import LETTERS, ROOT, encoded_image
 GLOBAL_BATCH, STEPS, CUT, SAVE_EVERY, FLAGGED_FROM = 8, 6, 4, 3, 2
 """Two batches are an epoch, so the checkpoint of step 3 lies within one, and a step is lost at the cut."""
 
+KEYS = [f"image_{index:02}.png" for index in range(24)]
+
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "AttentionRegularization": [{"strength": 100.0, "margin": 0.0}],
     "CaptionAugmentation": [
@@ -105,8 +107,8 @@ def write_images(folder: Path) -> Path:
     """24 captioned images, of which 8 are held out."""
     folder.mkdir(parents=True)
     rows = []
-    for index in range(24):
-        name = f"image_{index:02}.png"
+    for index in range(len(KEYS)):
+        name = KEYS[index]
         (folder / name).write_bytes(encoded_image(index, size=(16, 16)))
         rows.append(json.dumps({"file_name": name, "text": f"{LETTERS[index]} {LETTERS[index + 1]} c"}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -170,7 +172,8 @@ def force_flags(mitigation: Mitigation) -> None:
     def forced(keys: Sequence[str], flags: Flags) -> Flags:
         chosen = [seed_of(key) % 2 == 0 and number >= FLAGGED_FROM for key in keys]
         flagged = torch.tensor(chosen, device=flags.score.device)
-        return Flags(flagged, flagged, torch.where(flagged, 0.8, 0.2), 1.0)
+        everyone = [key for key in KEYS if seed_of(key) % 2 == 0] if number >= FLAGGED_FROM else []
+        return Flags(flagged, flagged, torch.where(flagged, 0.8, 0.2), 1.0, list(keys), everyone)
 
     def forced_prepare(batch: dict[str, Any], flags: Flags, **options: Any) -> None:
         nonlocal number
