@@ -12,6 +12,9 @@
 5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
    holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
    assumption); with fewer, the normal distribution has to be assumed, which is said.
+6. What a model is trained on it comes to know better than what is held out, all of it. So the threshold does not stay
+   below what the bulk of the training samples reach (by median and spread of their highest scores): a memorized sample
+   stands out among both.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 
@@ -46,6 +49,8 @@ from memtrain.functional.statistics import (
 
 MINIMUM_HELDOUT = 8
 """Held-out samples below which not even the normal distribution helps."""
+MINIMUM_BULK = 16
+"""Training samples below which they have no bulk."""
 MOMENTS_WINDOW = 64
 """Held-out visits that a timestep bucket's moments remember; by default those of 256 batches."""
 LENGTH_CLASSES = 3
@@ -109,7 +114,7 @@ class Calibration:
         self.scored, self.memorized_when = scored, memorized_when
         self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
         self.edges, self.canaries = list(edges), frozenset(canaries)
-        self.moments = DriftingMoments(buckets, columns, window=MOMENTS_WINDOW)
+        self.moments = DriftingMoments(buckets, columns, window=MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 8)
         classes = len(self.edges) + 1
         self.length_moments = DriftingMoments(classes, columns, window=4 * MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 2)
         self.samples = Evidence(columns, window)
@@ -205,13 +210,17 @@ class Calibration:
     def _set_threshold(self) -> None:
         if self.heldout is None:
             seen = self._scores(self.samples)[self._ready(self.samples)]
-            self.threshold = robust_threshold(seen, self.false_positive_rate) if len(seen) >= 16 else math.inf
+            enough = len(seen) >= MINIMUM_BULK
+            self.threshold = robust_threshold(seen, self.false_positive_rate) if enough else math.inf
             return
         scores = torch.tensor(list(self.highest.values()), dtype=torch.float64)
         if len(scores) >= samples_needed(self.false_positive_rate):
             self.threshold = conformal_threshold(scores, self.false_positive_rate)
         elif len(scores) >= MINIMUM_HELDOUT:
             self.threshold = normal_threshold(scores, self.false_positive_rate)
+        if math.isfinite(self.threshold) and len(self.peak) >= MINIMUM_BULK:
+            peaks = torch.tensor(list(self.peak.values()), dtype=torch.float64)
+            self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate))
 
     def add(
         self,

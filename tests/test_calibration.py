@@ -165,7 +165,7 @@ def test_length_classes_have_their_share_of_heldout_samples() -> None:
 
 
 def by_length(edges: list[int]) -> float:
-    """Share of long-captioned samples flagged, when training shifts long captions as a whole."""
+    """Mean score of long-captioned samples, when training shifts long captions as a whole."""
     generator = torch.Generator().manual_seed(0)
     calibration = Calibration(
         1, scored=slice(0, 1), memorized_when="high", buckets=1, false_positive_rate=0.05, edges=edges
@@ -178,12 +178,12 @@ def by_length(edges: list[int]) -> float:
         calibration.add_heldout(held, [0] * 90, torch.randn(90, 1, generator=generator) + shift, lengths)
         values = 2.0 + torch.randn(60, 1, generator=generator)
         calibration.add(plain, [0] * 60, values, step=step, lengths=[30.0] * 60)
-    return float(calibration.ever_flagged(plain).float().mean())
+    return float(calibration.scores(plain).mean())
 
 
-def test_a_shift_of_long_captions_as_a_whole_flags_none_of_them() -> None:
-    assert by_length([20]) < 0.25
-    assert by_length([]) > 0.5, "taken together, long captions would look memorized"
+def test_a_shift_of_long_captions_as_a_whole_is_no_evidence() -> None:
+    assert abs(by_length([20])) < 1
+    assert by_length([]) > 2, "taken together, long captions would look memorized"
 
 
 def with_canaries(canaries: int, *, effect: float = 1.5, seed: int = 0) -> tuple[float, float, Calibration]:
@@ -251,3 +251,19 @@ def test_visits_of_a_batch_are_taken_one_after_the_other() -> None:
         apart.add([row], value[None], 2 * value[None])
     for name in ("visits", "mean", "dilution", "total"):
         torch.testing.assert_close(getattr(together, name), getattr(apart, name))
+
+
+def test_what_training_does_to_all_training_samples_flags_none_of_them() -> None:
+    """Training samples drift away from held-out ones together; a few go much further."""
+    generator = torch.Generator().manual_seed(0)
+    calibration = Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, false_positive_rate=0.02)
+    held, plain, bad = ([f"{kind} {i}" for i in range(n)] for kind, n in (("h", 60), ("p", 200), ("b", 10)))
+    for step in range(40):
+        calibration.add_heldout(held, [0] * 60, torch.randn(60, 1, generator=generator))
+        values = torch.randn(210, 1, generator=generator) + 0.03 * step
+        values[200:] += 3
+        calibration.add(plain + bad, [0] * 210, values, step=step)
+    alone = max(calibration.highest.values())
+    assert float((calibration.scores(plain) > alone).float().mean()) > 0.5, "held-out samples alone would flag most"
+    assert float(calibration.ever_flagged(plain).float().mean()) < 0.2
+    assert calibration.ever_flagged(bad).all()
