@@ -91,6 +91,7 @@ class Calibration:
         heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
         edges: prompt lengths at which a new class begins, see :func:`length_edges`.
         canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
+        resolution: `(columns,)` smallest spread between samples that means anything.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Calibration:
         heldout: bool = True,
         edges: Sequence[int] = (),
         canaries: Collection[str] = (),
+        resolution: Tensor | None = None,
     ) -> None:
         if not 0 < false_positive_rate <= 0.5:
             raise CalibrationError(
@@ -114,7 +116,9 @@ class Calibration:
         self.scored, self.memorized_when = scored, memorized_when
         self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
         self.edges, self.canaries = list(edges), frozenset(canaries)
-        self.moments = DriftingMoments(buckets, columns, window=MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 8)
+        self.moments = DriftingMoments(
+            buckets, columns, window=MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 8, resolution=resolution
+        )
         classes = len(self.edges) + 1
         self.length_moments = DriftingMoments(classes, columns, window=4 * MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 2)
         self.samples = Evidence(columns, window)
@@ -218,7 +222,8 @@ class Calibration:
             self.threshold = conformal_threshold(scores, self.false_positive_rate)
         elif len(scores) >= MINIMUM_HELDOUT:
             self.threshold = normal_threshold(scores, self.false_positive_rate)
-        if math.isfinite(self.threshold) and len(self.peak) >= MINIMUM_BULK:
+        # Before half of them have visits enough, what was visited most, the duplicates, would be taken for the bulk.
+        if math.isfinite(self.threshold) and len(self.peak) >= max(MINIMUM_BULK, len(self.samples.row) / 2):
             peaks = torch.tensor(list(self.peak.values()), dtype=torch.float64)
             self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate))
 

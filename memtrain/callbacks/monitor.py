@@ -268,6 +268,7 @@ class MemorizationMonitor(Callback):
             heldout=self._heldout is not None,
             edges=length_edges(self._heldout.lengths()) if self._heldout is not None else (),
             canaries=canaries,
+            resolution=self.readings.resolution,
         )
 
     def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:

@@ -19,10 +19,14 @@ class DriftingMoments:
         columns: quantities observed together.
         window: observations remembered.
         minimum: observations before moments are used; a deviation from a few is far off.
+        resolution: `(columns,)` smallest standard deviation that is believed.
     """
 
-    def __init__(self, groups: int, columns: int, *, window: int, minimum: int = 2) -> None:
+    def __init__(
+        self, groups: int, columns: int, *, window: int, minimum: int = 2, resolution: Tensor | None = None
+    ) -> None:
         self.window, self.minimum = window, minimum
+        self.resolution = torch.full((columns,), 1e-12) if resolution is None else resolution
         self.count = torch.zeros(groups, columns, dtype=torch.float64)
         self.mean = torch.zeros(groups, columns, dtype=torch.float64)
         self.square = torch.zeros(groups, columns, dtype=torch.float64)
@@ -45,7 +49,7 @@ class DriftingMoments:
             values: `(columns,)`, or `(B, columns)`.
         """
         count = self.count[group].clamp(max=self.window)
-        deviation = (self.square[group] * count / (count - 1)).sqrt().clamp(min=1e-12)
+        deviation = (self.square[group] * count / (count - 1)).sqrt().maximum(self.resolution)
         return torch.where(count < self.minimum, torch.nan, (values.double() - self.mean[group]) / deviation)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ class Signal(ABC):
     Attributes:
         name: its name in configurations, columns and reports.
         memorized_when: `low` or `high` as published; `unknown` where the sign differs between sites.
+        resolution: on the scale of :meth:`relative`, the smallest spread between samples that means anything; for
+            values without noise, which do not differ at all before training.
         needs_neurons: reads `observation.neuron_activation`.
         unconditional_every: reads `observation.unconditional`, which costs a forward pass, on every so many batches; 0
             if it does not.
@@ -24,6 +26,7 @@ class Signal(ABC):
 
     name: str
     memorized_when: ClassVar[Literal["low", "high", "unknown"]]
+    resolution: ClassVar[float] = 1e-12
     needs_neurons: ClassVar[bool] = False
     unconditional_every: int = 0
 

@@ -33,6 +33,11 @@ class Readings:
         """Those that have to look at the samples first."""
         return [signal for signal in self.signals if isinstance(signal, FittedSignal)]
 
+    @property
+    def resolution(self) -> Tensor:
+        """`(columns,)` smallest spread that means anything, see :class:`Signal`."""
+        return torch.tensor([s.resolution for s in self.signals for _ in range(*self.slices[s.name].indices(1 << 30))])
+
     def read(self, observation: Observation) -> Tensor:
         """Values `(B, columns)` of an observation in fp32."""
         return torch.cat([signal(observation) for signal in self.signals], dim=1).float()

@@ -29,6 +29,7 @@ class ValueOutliers(FittedSignal):
 
     name = "value_outliers"
     memorized_when = "high"
+    resolution = 0.1
     needs_neurons = True
 
     def __init__(self) -> None:

@@ -98,3 +98,10 @@ def test_the_discriminant_is_fishers_and_has_unit_variance_under_the_negatives()
     best = torch.linalg.solve(torch.cov(negative.T), difference)
     assert torch.nn.functional.cosine_similarity(direction, best, dim=0) == pytest.approx(1, abs=1e-4)
     assert distance == pytest.approx(float((difference @ best).sqrt()), rel=1e-3)
+
+
+def test_a_spread_below_the_resolution_is_not_believed() -> None:
+    moments = DriftingMoments(1, 2, window=8, resolution=torch.tensor([0.5, 0.01]))
+    for _ in range(4):
+        moments.update(0, torch.zeros(2))
+    assert moments.standardise(0, torch.tensor([1.0, 1.0])).tolist() == pytest.approx([2.0, 100.0])

@@ -1,0 +1,100 @@
+"""The monitor with every signal, canaries and their combination, in the project's own module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.callbacks.sample_skipping import SampleSkipping
+from memtrain.data.canaries import Canaries
+from memtrain.data.module import TextImageDataModule
+from memtrain.errors import ConfigurationError
+from memtrain.records import read_steps, read_table
+from memtrain.signals.attention_entropy import AttentionEntropy
+from memtrain.signals.denoising_loss import DenoisingLoss
+from memtrain.signals.guidance_norm import GuidanceNorm
+from memtrain.signals.value_outliers import ValueOutliers
+from memtrain.training.text_to_image import TextToImageModule
+
+
+def run(
+    folder: Path, images: Path, pretrained: Path, *, stop: int, resume: bool = False, canaries: int = 5
+) -> MemorizationMonitor:
+    seed_everything(0)
+    module = TextToImageModule(str(pretrained), learning_rate=1e-3, ema_decay=None)
+    data = TextImageDataModule(
+        str(images),
+        resolution=16,
+        batch_size=4,
+        heldout_fraction=0.34,
+        canaries=Canaries(count=canaries, repeats=4) if canaries else None,
+        cache_latents=True,
+    )
+    monitor = MemorizationMonitor(
+        [DenoisingLoss(), AttentionEntropy(), GuidanceNorm(every=1), ValueOutliers()],
+        flag_by="combined",
+        false_positive_rate=0.1,
+        minimum_visits=2,
+        heldout_batch=3,
+        calibrate_every=2,
+        reference_timesteps=(200, 600),
+        reference_draws=1,
+        reference_folder=str(folder.parent / "profiles"),
+    )
+    callbacks: list[Any] = [
+        monitor,
+        SampleSkipping(),
+        ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=3),
+    ]
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=stop,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=callbacks,
+    )
+    trainer.fit(module, data, ckpt_path="last" if resume else None)
+    return monitor
+
+
+def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_folder(24)
+    monitor = run(tmp_path / "whole", images, pipeline_folder, stop=26)
+    assert monitor.calibration.direction is not None
+    assert len(monitor.calibration.direction) == len(monitor.readings.columns) == 1 + 3 + 1 + 3
+    rows = read_steps(tmp_path / "whole" / "records")
+    first = rows.filter([batch == 0 for batch in rows["batch"].to_pylist()])
+    for name in monitor.readings.columns:
+        assert torch.isfinite(torch.tensor(first[name].to_pylist())).all(), name
+    evidence = read_table(tmp_path / "whole" / "records", "evidence")
+    assert {"guidance_norm", "p_value", "group"} <= set(evidence.column_names)
+    assert evidence["group"].to_pylist().count("canary") == 5
+    assert monitor.calibration.threshold < 20
+    assert "Of 5 canaries, samples known to be repeated," in capsys.readouterr().out
+
+    run(tmp_path / "cut", images, pipeline_folder, stop=14)
+    resumed = run(tmp_path / "cut", images, pipeline_folder, stop=26, resume=True)
+    assert torch.equal(resumed.calibration.direction, monitor.calibration.direction)
+    again = read_table(tmp_path / "cut" / "records", "evidence")
+    for name in ("key", "score", "value_outliers.mid_block.attentions.0.transformer_blocks.0.attn2"):
+        if name in evidence.column_names:
+            assert again[name].to_pylist() == evidence[name].to_pylist()
+
+
+def test_combining_signals_needs_canaries(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="combined with 0 canaries"):
+        run(tmp_path / "run", write_folder(24), pipeline_folder, stop=2, canaries=0)
