@@ -1,4 +1,4 @@
-"""The two figures of the ablation, drawn from its file alone."""
+"""The figures of the ablation: two drawn from its file alone, one from the images of two runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from mitigation_results import pooled_doses, summarize
+from PIL import Image
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; shapes differ too.
 KINDS = {
@@ -126,6 +128,38 @@ def draw_doses(content: dict[str, Any], picture: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=10.5, frameon=False, loc="upper left")
     _save(figure, picture)
+
+
+def draw_pictures(folder: Path, seed: int, picture: Path) -> None:
+    """Training images that were planted, with what the baseline and the recommended run make of their captions.
+
+    Args:
+        folder: of the benchmark.
+        seed: of the two runs.
+        picture: PNG to write.
+    """
+    columns = {"plain fine-tuning": "baseline", "with memtrain": "recommended"}
+    runs = {title: folder / f"{row}-seed{seed}" / "evaluation" for title, row in columns.items()}
+    tables = {title: pq.read_table(place / "samples.parquet").to_pylist() for title, place in runs.items()}
+    first = next(iter(tables))
+    keys = list(dict.fromkeys(row["key"] for row in tables[first] if row["group"] == "planted"))
+    shown = 3
+    figure, axes = plt.subplots(len(keys), 1 + 2 * shown, figsize=(7.6, 1.02 * len(keys)), squeeze=False)
+    for line, key in zip(axes, keys, strict=True):
+        own = next(row for row in tables[first] if row["key"] == key)
+        line[0].imshow(Image.open(runs[first] / own["own_image"]))
+        for block, (title, rows) in enumerate(tables.items()):
+            images = [row["image"] for row in rows if row["key"] == key][:shown]
+            for cell, image in zip(line[1 + block * shown :], images, strict=False):
+                cell.imshow(Image.open(runs[title] / image))
+    for cell in axes.flatten():
+        cell.set_axis_off()
+    for column, title in zip((0, 2, 2 + shown), ("training image", *columns), strict=True):
+        axes[0][column].set_title(title, fontsize=10)
+    figure.tight_layout(pad=0.3)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=80, metadata={"Software": None})
+    plt.close(figure)
 
 
 def _save(figure: Any, picture: Path) -> None:

@@ -26,7 +26,7 @@ import torch
 import yaml
 from experiment import ROOT, CommandError, train_and_evaluate
 from jsonargparse import auto_cli
-from mitigation_figures import draw, draw_doses
+from mitigation_figures import draw, draw_doses, draw_pictures
 from mitigation_results import Store, markdown_tables, run_figures, table
 from mitigation_rows import (
     DOSE_ROWS,
@@ -184,6 +184,7 @@ def main(
     threads: int = 2,
     figure: str | None = None,
     dose_figure: str | None = None,
+    pictures: str | None = None,
     markdown: bool = False,
 ) -> None:
     """Run what is missing, and show what there is.
@@ -201,6 +202,7 @@ def main(
         threads: of the timing.
         figure: draw the table there, as PNG.
         dose_figure: draw the dose curve there, as PNG.
+        pictures: draw generations of the baseline and of the recommended run of the first seed there, as PNG.
         markdown: print the tables of RESULTS.md.
     """
     store, place = Store(ROOT / json), ROOT / folder
@@ -225,6 +227,8 @@ def main(
         draw(store.content, ROOT / figure)
     if dose_figure:
         draw_doses(store.content, ROOT / dose_figure)
+    if pictures:
+        draw_pictures(place, (seeds or [0])[0], ROOT / pictures)
     if failed:
         raise SystemExit("\n".join([f"{len(failed)} run(s) failed:", *failed]))
 
