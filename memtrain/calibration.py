@@ -13,8 +13,8 @@
    holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
    assumption); with fewer, the normal distribution has to be assumed, which is said.
 6. What a model is trained on it comes to know better than what is held out, all of it. So the threshold does not stay
-   below what the bulk of the training samples reach (by median and spread of their highest scores): a memorized sample
-   stands out among both.
+   below what the bulk of the training samples that are visited as often as most reach (by median and spread of their
+   highest scores): a memorized sample stands out among both.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 
@@ -49,8 +49,10 @@ from memtrain.functional.statistics import (
 
 MINIMUM_HELDOUT = 8
 """Held-out samples below which not even the normal distribution helps."""
-MINIMUM_BULK = 16
+MINIMUM_BULK = 32
 """Training samples below which they have no bulk."""
+ORDINARY = 3
+"""Times the median number of visits that a sample of the bulk may have."""
 MOMENTS_WINDOW = 64
 """Held-out visits that a timestep bucket's moments remember; by default those of 256 batches."""
 LENGTH_CLASSES = 3
@@ -214,18 +216,28 @@ class Calibration:
     def _set_threshold(self) -> None:
         if self.heldout is None:
             seen = self._scores(self.samples)[self._ready(self.samples)]
-            enough = len(seen) >= MINIMUM_BULK
-            self.threshold = robust_threshold(seen, self.false_positive_rate) if enough else math.inf
+            self.threshold = robust_threshold(seen, self.false_positive_rate) if len(seen) >= 16 else math.inf
             return
         scores = torch.tensor(list(self.highest.values()), dtype=torch.float64)
         if len(scores) >= samples_needed(self.false_positive_rate):
             self.threshold = conformal_threshold(scores, self.false_positive_rate)
         elif len(scores) >= MINIMUM_HELDOUT:
             self.threshold = normal_threshold(scores, self.false_positive_rate)
-        # Before half of them have visits enough, what was visited most, the duplicates, would be taken for the bulk.
-        if math.isfinite(self.threshold) and len(self.peak) >= max(MINIMUM_BULK, len(self.samples.row) / 2):
-            peaks = torch.tensor(list(self.peak.values()), dtype=torch.float64)
+        peaks = self._bulk()
+        if math.isfinite(self.threshold) and len(peaks) >= MINIMUM_BULK:
             self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate))
+
+    def _bulk(self) -> Tensor:
+        """Highest scores of the samples that are visited as often as most, `(n,)`."""
+        visits = self.samples.visits.view(-1, self.samples.columns)[:, self.scored].amin(dim=1)
+        seen = visits[visits > 0]
+        if not len(seen):
+            return seen
+        # What is visited far more often, early in a run, is duplicates and nothing else.
+        most = ORDINARY * float(seen.median())
+        return torch.tensor(
+            [peak for key, peak in self.peak.items() if visits[self.samples.row[key]] <= most], dtype=torch.float64
+        )
 
     def add(
         self,
