@@ -109,12 +109,13 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
     console.print(screen, markup=False)
     flagged = sum(table["flagged"].to_pylist())
     found, planted = calibration.power()
+    null = "most training samples" if calibration.heldout is None else f"the {len(calibration.highest)} held-out ones"
     canaries = f"Of {planted} canaries, samples known to be repeated, {found} were flagged.\n" if planted else ""
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. flagged, skipped: share of visits.\n"
         f"{flagged} of {len(table)} training samples were flagged: their score rose above {calibration.threshold:.2f}, "
-        f"which at most {100 * calibration.false_positive_rate:g} % of samples like the held-out ones do in a run.\n"
+        f"which at most {100 * calibration.false_positive_rate:g} % of samples like {null} do in a run.\n"
         f"{canaries}"
         f"Next: python evaluate.py --run {run}",
         markup=False,
