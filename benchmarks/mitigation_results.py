@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mitigation_rows import ROWS, Row
+from mitigation_rows import ROWS, WATCHING, Row
 from rich.table import Table
 
 from memtrain.functional.ranking import proportion_interval
@@ -237,6 +237,10 @@ def markdown_tables(content: dict[str, Any]) -> str:
         lines += ["", f"A plain step takes {plain:.3f} s with {timing['plain']['threads']} threads."]
         if profile is not None:
             lines[-1] += f" Measuring the reference profile takes {profile['seconds']:.0f} s, once per model and data."
+    watched = [(row.source, timing[row.name]) for row in WATCHING if row.name in timing]
+    if watched:
+        lines += ["", "| other ways of watching | time per step / plain |", "|---|---|"]
+        lines += [f"| {what} | {_time(found)} |" for what, found in watched]
     doses = pooled_doses(content)
     if doses:
         repeats = list(next(iter(doses.values())))

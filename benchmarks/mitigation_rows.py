@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -57,6 +58,7 @@ class Row:
         config: file in `configs/`, without its ending.
         seeds: how many seeds are wanted.
         needs_flags: trains without what the baseline of the same seed flagged.
+        monitor: makes another monitor instead of the configuration's, given the folder of profiles.
     """
 
     name: str
@@ -67,7 +69,29 @@ class Row:
     config: str = "tiny_baseline"
     seeds: int = 3
     needs_flags: bool = False
+    monitor: Callable[[str], Any] | None = None
 
+
+def _watching(name: str, what: str, *, signals: tuple[str, ...] = (), **options: Any) -> Row:
+    def monitor(profiles: str) -> Any:
+        # Here, because what shows figures needs neither Lightning nor models.
+        from memtrain.callbacks.monitor import MemorizationMonitor
+
+        paths = ("denoising_loss:DenoisingLoss", "attention_entropy:AttentionEntropy", *signals)
+        measured = [resolve_name(f"memtrain.signals.{path}")() for path in paths]
+        return MemorizationMonitor(measured, reference_folder=profiles, **options)
+
+    return Row(name, "watching", what, monitor=monitor)
+
+
+WATCHING = (
+    _watching("paired_4", "base model on the same noise every 4th batch", reference="paired", paired_every=4),
+    _watching("paired_8", "base model on the same noise every 8th batch", reference="paired", paired_every=8),
+    _watching("no_reference", "compared with the other training samples", reference=False),
+    _watching("guidance_norm", "with the guidance norm every 4th batch", signals=("guidance_norm:GuidanceNorm",)),
+    _watching("value_outliers", "with value outliers", signals=("value_outliers:ValueOutliers",)),
+)
+"""Other ways of watching, without a mitigation; they are timed only."""
 
 SOMEPALLI = "Somepalli et al., 2023"
 ROWS = (

@@ -88,9 +88,12 @@ class Course:
             callbacks = [c for c in cli.trainer.callbacks if type(c).__name__ not in LEFT_OUT]  # type: ignore[attr-defined]
             if row is None:
                 callbacks = [c for c in callbacks if not type(c).__module__.startswith("memtrain.")]
-            for callback in callbacks:
+            folder = str(profiles or self.folder / "profiles")
+            for index, callback in enumerate(callbacks):
                 if isinstance(callback, MemorizationMonitor):
-                    callback.reference_folder = str(profiles or self.folder / "profiles")
+                    callback.reference_folder = folder
+                    if row is not None and row.monitor is not None:
+                        callbacks[index] = row.monitor(folder)
             watch = Stopwatch()
             cli.trainer.callbacks = [*callbacks, watch]  # type: ignore[attr-defined]
             # Excluded keys change the data, everything else does not.

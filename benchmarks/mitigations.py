@@ -34,6 +34,7 @@ from mitigation_rows import (
     EVALUATION,
     ROWS,
     SETTING,
+    WATCHING,
     Row,
     chosen,
     identity,
@@ -206,7 +207,7 @@ def main(
         markdown: print the tables of RESULTS.md.
     """
     store, place = Store(ROOT / json), ROOT / folder
-    wanted = chosen(DOSE_ROWS if dose else ROWS, rows)
+    wanted = chosen(DOSE_ROWS if dose else (*ROWS, *WATCHING) if timing else ROWS, rows)
     for row in wanted:
         if absent := missing_overlays(row):
             console.print(f"{row.name} is left out: no configs/callbacks/{absent[0]}.yaml", markup=False)

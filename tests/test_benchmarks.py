@@ -336,7 +336,7 @@ def test_short_runs_are_timed_with_and_without_a_row(
     assert list((tmp_path / "profiles").rglob("*.parquet"))
     assert len(course._data) == 1, "images are read and encoded once"
     assert "MemorizationMonitor" not in seen[0]
-    assert {"MemorizationMonitor", "SampleSkipping"} <= set(seen[1])
+    assert {"MemorizationMonitor", "SampleReplacement"} <= set(seen[1])
     assert not {"PipelineExport", "ModelCheckpoint"} & set(seen[1])
     assert [names[-1] for names in seen] == ["Stopwatch"] * 2
     assert timing.profile_seconds(course)["seconds"] > 0
