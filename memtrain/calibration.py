@@ -13,8 +13,8 @@
    holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
    assumption); with fewer, the normal distribution has to be assumed, which is said.
 6. What a model is trained on it comes to know better than what is held out, all of it. So the threshold does not stay
-   below what the bulk of the training samples that are visited as often as most reach (by median and spread of their
-   highest scores): a memorized sample stands out among both.
+   below what the bulk of the training samples that are visited as often as most and not flagged reach (by median and
+   spread of their highest scores): a memorized sample stands out among both.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 
@@ -228,16 +228,15 @@ class Calibration:
             self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate))
 
     def _bulk(self) -> Tensor:
-        """Highest scores of the samples that are visited as often as most, `(n,)`."""
+        """Highest scores of the samples that are visited as often as most and were not flagged, `(n,)`."""
         visits = self.samples.visits.view(-1, self.samples.columns)[:, self.scored].amin(dim=1)
         seen = visits[visits > 0]
         if not len(seen):
             return seen
         # What is visited far more often, early in a run, is duplicates and nothing else.
         most = ORDINARY * float(seen.median())
-        return torch.tensor(
-            [peak for key, peak in self.peak.items() if visits[self.samples.row[key]] <= most], dtype=torch.float64
-        )
+        bulk = [key for key in self.peak if key not in self.first_flagged and visits[self.samples.row[key]] <= most]
+        return torch.tensor([self.peak[key] for key in bulk], dtype=torch.float64)
 
     def add(
         self,
