@@ -13,8 +13,9 @@
    holds for a whole run rather than for one look. With enough held-out samples it is an order statistic (no
    assumption); with fewer, the normal distribution has to be assumed, which is said.
 6. What a model is trained on it comes to know better than what is held out, all of it. So the threshold does not stay
-   below what the bulk of the training samples that are visited as often as most and not flagged reach (by median and
-   spread of their highest scores): a memorized sample stands out among both.
+   below what the bulk of the training samples that are visited as often as most reach (by median and spread of their
+   highest scores): a memorized sample stands out among both. Early in a run, samples with visits enough are duplicates
+   and nothing else, and whoever was visited so often once never counts as one of the bulk.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -129,6 +130,7 @@ class Calibration:
         self.threshold = math.inf
         self.first_flagged: dict[str, int] = {}
         self.peak: dict[str, float] = {}
+        self.frequent: set[str] = set()
         self.direction: Tensor | None = None
         self.separation = 0.0
         self._between = torch.zeros(columns, dtype=torch.float64)
@@ -228,15 +230,16 @@ class Calibration:
             self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate))
 
     def _bulk(self) -> Tensor:
-        """Highest scores of the samples that are visited as often as most and were not flagged, `(n,)`."""
+        """Highest scores of the samples that are visited as often as most, `(n,)`."""
+        self.frequent |= self._frequent(key for key in self.peak if key not in self.frequent)
+        return torch.tensor([p for key, p in self.peak.items() if key not in self.frequent], dtype=torch.float64)
+
+    def _frequent(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that have been visited far more often than most samples."""
         visits = self.samples.visits.view(-1, self.samples.columns)[:, self.scored].amin(dim=1)
         seen = visits[visits > 0]
-        if not len(seen):
-            return seen
-        # What is visited far more often, early in a run, is duplicates and nothing else.
-        most = ORDINARY * float(seen.median())
-        bulk = [key for key in self.peak if key not in self.first_flagged and visits[self.samples.row[key]] <= most]
-        return torch.tensor([self.peak[key] for key in bulk], dtype=torch.float64)
+        most = ORDINARY * float(seen.median()) if len(seen) else 0.0
+        return {key for key in keys if visits[self.samples.row[key]] > most}
 
     def add(
         self,
@@ -330,6 +333,7 @@ class Calibration:
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
             "peak": dict(self.peak),
+            "frequent": sorted(self.frequent),
             "direction": self.direction,
             "separation": self.separation,
         }
@@ -343,5 +347,6 @@ class Calibration:
         self.length_moments.load_state_dict(state["length_moments"])
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
         self.first_flagged, self.peak = dict(state["first_flagged"]), dict(state["peak"])
+        self.frequent = set(state["frequent"])
         self.direction, self.separation = state["direction"], state["separation"]
         self._between = (self.heldout or self.samples).share_between_samples()
