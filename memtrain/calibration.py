@@ -227,7 +227,7 @@ class Calibration:
             self.threshold = normal_threshold(scores, self.false_positive_rate)
         peaks = self._bulk()
         if math.isfinite(self.threshold) and len(peaks) >= MINIMUM_BULK:
-            self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate))
+            self.threshold = max(self.threshold, robust_threshold(peaks, self.false_positive_rate, upper=True))
 
     def _bulk(self) -> Tensor:
         """Highest scores of the samples that are visited as often as most, `(n,)`."""

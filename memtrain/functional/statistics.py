@@ -107,7 +107,7 @@ def normal_threshold(scores: Tensor, false_positive_rate: float) -> float:
     return float(scores.double().mean()) + student * spread
 
 
-def robust_threshold(scores: Tensor, false_positive_rate: float) -> float:
+def robust_threshold(scores: Tensor, false_positive_rate: float, *, upper: bool = False) -> float:
     """Threshold from the bulk of scores that contain some memorized samples: median + z · 1.4826 · MAD.
 
     Assumes that the bulk is normally distributed and that less than half of the samples are memorized.
@@ -115,9 +115,12 @@ def robust_threshold(scores: Tensor, false_positive_rate: float) -> float:
     Args:
         scores: `(n,)`.
         false_positive_rate: in (0, 1).
+        upper: take the spread of the upper half alone, for scores that are skewed to the right, as highest scores are;
+            then less than a quarter may be memorized.
     """
     median = scores.median()
-    deviation = 1.4826 * (scores - median).abs().median()
+    distance = (scores - median).abs()
+    deviation = 1.4826 * (distance[scores > median] if upper and bool((scores > median).any()) else distance).median()
     z = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * false_positive_rate, dtype=torch.float64))
     return float(median + z * deviation)
 

@@ -105,3 +105,12 @@ def test_a_spread_below_the_resolution_is_not_believed() -> None:
     for _ in range(4):
         moments.update(0, torch.zeros(2))
     assert moments.standardise(0, torch.tensor([1.0, 1.0])).tolist() == pytest.approx([2.0, 100.0])
+
+
+def test_the_upper_spread_covers_a_tail_to_the_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    highest = torch.randn(2000, 30, generator=generator).amax(dim=1).exp()
+    both, upper = (robust_threshold(highest, 0.01, upper=side) for side in (False, True))
+    assert (highest > upper).float().mean() < 0.5 * (highest > both).float().mean()
+    even = torch.randn(20_000, generator=generator)
+    assert robust_threshold(even, 0.01, upper=True) == pytest.approx(robust_threshold(even, 0.01), rel=0.05)
