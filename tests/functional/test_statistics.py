@@ -111,6 +111,7 @@ def test_the_upper_spread_covers_a_tail_to_the_right() -> None:
     generator = torch.Generator().manual_seed(0)
     highest = torch.randn(2000, 30, generator=generator).amax(dim=1).exp()
     both, upper = (robust_threshold(highest, 0.01, upper=side) for side in (False, True))
-    assert (highest > upper).float().mean() < 0.5 * (highest > both).float().mean()
+    assert upper > both
+    assert (highest > upper).float().mean() < 0.8 * (highest > both).float().mean()
     even = torch.randn(20_000, generator=generator)
     assert robust_threshold(even, 0.01, upper=True) == pytest.approx(robust_threshold(even, 0.01), rel=0.05)
