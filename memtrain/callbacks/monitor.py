@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -453,7 +454,12 @@ class MemorizationMonitor(Callback):
         self.records.append(self._visits)
         rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in self._visits]
         self._visits = []
-        for _, _, keys, timesteps, lengths, values in sorted(processes.gather(rows), key=lambda row: row[:2]):
+        everyone = sorted(processes.gather(rows), key=lambda row: row[:2])
+        # A batch counts as one however many processes share it.
+        for _, parts in groupby(everyone, key=lambda row: row[0]):
+            _, _, *columns = zip(*parts, strict=True)
+            keys, timesteps, lengths = ([value for part in column for value in part] for column in columns[:3])
+            values = torch.cat(columns[3])
             own, base = values.tensor_split([len(self.readings.columns)], dim=1)
             compared = self._compare(keys, timesteps, own, base if self._paired is not None else None)
             self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step, lengths)
