@@ -93,6 +93,7 @@ def run_figures(results: dict[str, Any], *, folder: Path) -> dict[str, Any]:
         "heldout_loss": results["quality"]["heldout_loss"],
         "kid": results["quality"]["kid"]["value"],
         "kid_standard_error": results["quality"]["kid"]["standard_error"],
+        "kid_without_copies": results["quality"]["kid"].get("without_copies"),
         "flags": {
             "planted": _counts(flags.get("recall")),
             "unique": _counts(flags.get("false_positive_rate")),
@@ -158,6 +159,9 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "heldout_loss": spread([run["heldout_loss"] for run in values]),
                 "loss_change": spread([run["heldout_loss"] / base["heldout_loss"] - 1 for run, base in paired]),
                 "kid": spread([run["kid"] for run in values]),
+                "kid_without_copies": spread(
+                    [kept["value"] for run in values if (kept := run.get("kid_without_copies")) is not None]
+                ),
                 "kid_change": spread([run["kid"] - base["kid"] for run, base in paired]),
                 "kid_standard_error": spread([run["kid_standard_error"] for run in values]),
                 "time": content["timing"].get(row.name),
@@ -173,6 +177,7 @@ COLUMNS = (
     *(f"{name} reproduced" for name in GROUPS.values()),
     "held-out loss",
     "KID",
+    "KID without copies",
     "planted flagged",
     "unique flagged",
     "time per step / plain",
@@ -211,6 +216,7 @@ def cells(line: dict[str, Any]) -> list[str]:
         *(_share(line["groups"][name]) for name in GROUPS),
         _spread(line["heldout_loss"], 4),
         _spread(line["kid"], 3),
+        _spread(line["kid_without_copies"], 3),
         _share(line["flags"]["planted"]),
         _share(line["flags"]["unique"]),
         _time(line["time"]),

@@ -45,6 +45,7 @@ def kept(planted: int, *, loss: float = 0.1, kid: float = 0.2, **changes: Any) -
         "heldout_loss": loss,
         "kid": kid,
         "kid_standard_error": 0.01,
+        "kid_without_copies": {"value": kid + 0.01, "n_generated": 400},
         "flags": {
             "planted": {"k": 9, "n": 10},
             "unique": {"k": 0, "n": 1000},

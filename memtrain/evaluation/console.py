@@ -21,13 +21,22 @@ def _share(value: Mapping[str, Any]) -> str:
     return f"{value['k']} of {value['n']} ({value['share']:.0%}, interval {low:.0%} to {high:.0%})"
 
 
+def _without_copies(kid: Mapping[str, Any]) -> str:
+    without = kid.get("without_copies")
+    if not without or without["value"] is None:
+        return ""
+    left = kid["n_generated"] - without["n_generated"]
+    return f"; {without['value']:.4f} without the {left} that are nearest to a repeated training image"
+
+
 def _print_kid(kid: Mapping[str, Any] | None, console: Console) -> None:
     if kid is not None and kid["value"] is None:
         console.print(f"KID was not measured: {kid['reason']}", markup=False)
     elif kid is not None:
         console.print(
             f"KID of {kid['n_generated']} generations for held-out prompts to {kid['n_real']} held-out images: "
-            f"{kid['value']:.4f} (standard error {kid['standard_error']:.4f}, features {kid['features']})",
+            f"{kid['value']:.4f} (standard error {kid['standard_error']:.4f}, features {kid['features']})"
+            f"{_without_copies(kid)}",
             markup=False,
         )
 

@@ -132,16 +132,6 @@ def evaluate_run(
         size=(int(own_images.shape[-2]), int(own_images.shape[-1])),
         progress=progress,
     )
-    distance: dict[str, Any] = {"value": None, "reason": without_kid}
-    if without_kid is None:
-        distance = kernel_distance(
-            EfficientNetLite0(),
-            own_images[held],
-            generated=trace.images[held],
-            batch_size=batch_size,
-            device=pipeline.device,
-            **bootstrap,
-        )
     distances = replication(
         trace.images,
         own_images,
@@ -151,6 +141,18 @@ def evaluate_run(
         neighbours=neighbours,
         device=pipeline.device,
     )
+    repeated = torch.tensor([(visits or {}).get(key, 0) > 1 for key in training_keys])
+    distance: dict[str, Any] = {"value": None, "reason": without_kid}
+    if without_kid is None:
+        distance = kernel_distance(
+            EfficientNetLite0(),
+            own_images[held],
+            generated=trace.images[held],
+            copies=repeated[distances.nearest[held]] if repeated.any() else None,
+            batch_size=batch_size,
+            device=pipeline.device,
+            **bootstrap,
+        )
     threshold = reproduction_threshold(distances.best[held], false_positive_rate)
     if evidence is not None and training is not None:
         copied = dict(zip((prompt.key for prompt in prompts), (distances.best < threshold).tolist(), strict=True))

@@ -16,7 +16,14 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation import kid
-from memtrain.evaluation.kid import EfficientNetLite0, kernel_distance, mmd_terms, reason_to_leave_out, weighted_mmd
+from memtrain.evaluation.kid import (
+    EfficientNetLite0,
+    distance_of_some,
+    kernel_distance,
+    mmd_terms,
+    reason_to_leave_out,
+    weighted_mmd,
+)
 
 SEED = {"seed": 0, "resamples": 200}
 
@@ -143,3 +150,35 @@ def test_features_that_do_not_belong_together_are_refused() -> None:
         mmd_terms(torch.zeros(1, 4), torch.zeros(1, 2, 4))
     with pytest.raises(DataError, match="one held-out image per prompt"):
         mmd_terms(torch.zeros(3, 4), torch.zeros(2, 2, 4))
+
+
+def test_the_distance_of_some_is_that_of_all_when_none_is_left_out() -> None:
+    real, generated = images(7, 0), images(7, 1, high=200)[:, None]
+    found = kernel_distance(
+        Pixels(), real, generated=generated, copies=torch.zeros(7, 1, dtype=torch.bool), batch_size=5, **SEED
+    )
+    assert found["without_copies"] == {"value": pytest.approx(found["value"], rel=1e-6), "n_generated": 7}
+    assert kernel_distance(Pixels(), real, generated=generated, **SEED)["without_copies"] is None
+
+
+def test_copies_of_held_out_like_images_flatter_and_are_left_out() -> None:
+    real = Pixels()(images(40, 0))
+    generated = Pixels()(images(80, 1, high=120)).unflatten(0, (40, 2))
+    copies = torch.zeros(40, 2, dtype=torch.bool)
+    copies[:, 1] = True
+    flattered = generated.clone()
+    flattered[:, 1] = Pixels()(images(40, 2))
+    every = torch.ones(40, 2, dtype=torch.bool)
+    assert distance_of_some(real, flattered, every) < 0.5 * distance_of_some(real, generated, every)
+    assert distance_of_some(real, flattered, ~copies) == distance_of_some(real, generated, ~copies)
+    kept, (first, second) = torch.zeros(40, 2, dtype=torch.bool), (3, 8)
+    kept[first, 0] = kept[second, 0] = True
+    pair = [generated[first, 0].double(), generated[second, 0].double()]
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return (float(a.double() @ b.double()) / len(a) + 1) ** 3
+
+    within = sum(k(real[i], real[j]) for i in range(40) for j in range(40) if i != j) / (40 * 39)
+    across = [k(real[i], y) for y, own in zip(pair, (first, second), strict=True) for i in range(40) if i != own]
+    expected = within + k(*pair) - 2 * sum(across) / len(across)
+    assert distance_of_some(real, generated, kept) == pytest.approx(expected, rel=1e-6)
