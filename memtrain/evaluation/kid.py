@@ -137,15 +137,16 @@ def distance_of_some(real: Tensor, generated: Tensor, kept: Tensor) -> float:
         kept: `(P, K)` bool, which of them count.
 
     Returns:
-        NaN if those kept are of fewer than two prompts.
+        NaN if no two of those kept are of one seed. With all kept it is the value of the whole.
     """
-    x, y, prompt = real.double(), generated[kept].double(), kept.nonzero()[:, 0]
+    x, y = real.double(), generated[kept].double()
+    prompt, seed = kept.nonzero().unbind(dim=1)
     own = torch.arange(len(x))
-
-    def mean(values: Tensor, first: Tensor, second: Tensor) -> float:
-        return float(values[first[:, None] != second].mean())
-
-    return mean(_kernel(x, x), own, own) + mean(_kernel(y, y), prompt, prompt) - 2 * mean(_kernel(x, y), own, prompt)
+    others = own[:, None] != own
+    # Generations of one seed begin with the same noise, as in the subsets of the whole.
+    alike = (prompt[:, None] != prompt) & (seed[:, None] == seed)
+    across = _kernel(x, y)[own[:, None] != prompt].mean()
+    return float(_kernel(x, x)[others].mean() + _kernel(y, y)[alike].mean() - 2 * across)
 
 
 @torch.no_grad()

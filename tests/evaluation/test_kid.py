@@ -153,11 +153,11 @@ def test_features_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_the_distance_of_some_is_that_of_all_when_none_is_left_out() -> None:
-    real, generated = images(7, 0), images(7, 1, high=200)[:, None]
+    real, generated = images(7, 0), images(21, 1, high=200).unflatten(0, (7, 3))
     found = kernel_distance(
-        Pixels(), real, generated=generated, copies=torch.zeros(7, 1, dtype=torch.bool), batch_size=5, **SEED
+        Pixels(), real, generated=generated, copies=torch.zeros(7, 3, dtype=torch.bool), batch_size=5, **SEED
     )
-    assert found["without_copies"] == {"value": pytest.approx(found["value"], rel=1e-6), "n_generated": 7}
+    assert found["without_copies"] == {"value": pytest.approx(found["value"], rel=1e-6), "n_generated": 21}
     assert kernel_distance(Pixels(), real, generated=generated, **SEED)["without_copies"] is None
 
 
