@@ -169,7 +169,7 @@ def test_copies_of_held_out_like_images_flatter_and_are_left_out() -> None:
     flattered = generated.clone()
     flattered[:, 1] = Pixels()(images(40, 2))
     every = torch.ones(40, 2, dtype=torch.bool)
-    assert distance_of_some(real, flattered, every) < 0.5 * distance_of_some(real, generated, every)
+    assert distance_of_some(real, flattered, every) < 0.6 * distance_of_some(real, generated, every)
     assert distance_of_some(real, flattered, ~copies) == distance_of_some(real, generated, ~copies)
     kept, (first, second) = torch.zeros(40, 2, dtype=torch.bool), (3, 8)
     kept[first, 0] = kept[second, 0] = True
