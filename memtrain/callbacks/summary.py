@@ -88,10 +88,10 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
     """
     screen = Table(title="Most suspicious training samples", title_justify="left")
     screen.add_column("key / caption")
-    for name in ("visits", "loss", "entropy", "score", "flagged", "skipped"):
+    for name in ("visits", "loss", "entropy", "score", "flagged at", "skipped"):
         screen.add_column(name, justify="right", no_wrap=True)
     console = Console()
-    wide = max(20, console.width - 61)
+    wide = max(20, console.width - 64)
     entropies = [name for name in table.column_names if name.startswith("attention_entropy.")]
     for row in table.slice(0, most).to_pylist():
         change = max((row[name] for name in entropies), key=abs) if entropies else None
@@ -103,7 +103,7 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
             f"{100 * math.expm1(row['denoising_loss']):+.0f} %" if "denoising_loss" in row else "",
             "" if change is None else f"{change:+.3f}",
             f"{row['score']:.1f}",
-            f"{100 * row['flagged_share']:.0f} %",
+            "" if row["first_flagged_step"] is None else f"step {row['first_flagged_step']}",
             f"{100 * row['skipped']:.0f} %",
         )
     console.print(screen, markup=False)
@@ -113,7 +113,7 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
     canaries = f"Of {planted} canaries, samples known to be repeated, {found} were flagged.\n" if planted else ""
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
-        "entropy at one site since the base model, nats. flagged, skipped: share of visits.\n"
+        "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
         f"{flagged} of {len(table)} training samples were flagged: their score rose above {calibration.threshold:.2f}, "
         f"which at most {100 * calibration.false_positive_rate:g} % of samples like {null} do in a run.\n"
         f"{canaries}"
