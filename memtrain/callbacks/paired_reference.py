@@ -9,8 +9,8 @@ that forward. In LoRA training these are the adapters, which begin as no change 
 the copy is as small as it is. In full fine-tuning it is one more copy of the weights on the device.
 
 Cost: a forward pass each time, and a second one for held-out samples; a training step of the embedded example takes 1.3
-times as long with every fourth batch (benchmarks/RESULTS.md). Suggested: every fourth to eighth batch. Cannot: undo a text encoder that is
-trained along (the base model reads the embeddings as they are), or sharded parameters (FSDP).
+times as long with every fourth batch (benchmarks/RESULTS.md). Suggested: every fourth to eighth batch. Cannot: undo a
+text encoder that is trained along (the base model reads the embeddings as they are), or sharded parameters (FSDP).
 """
 
 from __future__ import annotations
