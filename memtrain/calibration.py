@@ -302,7 +302,8 @@ class Calibration:
 
         From the highest scores of the held-out samples (or the bulk of the training samples) under a normal
         distribution, and corrected for the number of training samples by Holm's method. NaN for samples with too few
-        visits.
+        visits. Unlike the threshold, it does not take out how far training moves all of its samples, so in a long run
+        it is smaller than a flag would have it.
         """
         if self.heldout is None:
             null = torch.tensor(list(self.peak.values()), dtype=torch.float64)

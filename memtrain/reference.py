@@ -29,7 +29,7 @@ from memtrain.errors import ConfigurationError, RecordError
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
 from memtrain.records import write_parquet
-from memtrain.signals.base import Signal
+from memtrain.signals.base import FittedSignal, Signal
 
 SampleLoss = Callable[[dict[str, Any], Tensor, torch.Generator], Tensor]
 """`(batch, timesteps (B,), generator) -> (B,)` denoising losses: one forward of the denoiser."""
@@ -49,6 +49,14 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
     image = batch["latents"] if "latents" in batch else batch["pixel_values"]
     rows = zip(image.cpu().contiguous(), batch["input_ids"].cpu(), strict=True)
     return [hashlib.sha256(row.numpy().tobytes() + ids.numpy().tobytes()).hexdigest() for row, ids in rows]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _rows(part: Path) -> list[tuple[str, list[float]]]:
@@ -93,7 +101,18 @@ class ReferenceProfile:
 
     def name_after(self, denoiser: nn.Module) -> str:
         """The profile's name, from the base model's weights and the settings."""
-        settings = json.dumps([weights_fingerprint(denoiser), self.columns, self.timesteps, self.draws, self.seed])
+        fitted = [signal.state_dict() for signal in self.signals if isinstance(signal, FittedSignal)]
+        settings = json.dumps(
+            [
+                weights_fingerprint(denoiser),
+                self.columns,
+                self.timesteps,
+                self.draws,
+                self.seed,
+                # What a fitted signal says of a sample depends on the other samples that it was fitted to.
+                *([hashlib.sha256(repr(_plain(fitted)).encode()).hexdigest()] if fitted else []),
+            ]
+        )
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return self.fingerprint
 

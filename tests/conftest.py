@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -90,6 +92,30 @@ def write_shard(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def train(
+    folder: Path,
+    module: LightningModule,
+    data: LightningDataModule,
+    *,
+    callbacks: Sequence[Callback],
+    stop: int,
+    resume: bool = False,
+) -> None:
+    """A short, quiet run with a checkpoint every three steps."""
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=3)
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=stop,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[*callbacks, checkpoints],
+    )
+    trainer.fit(module, data, ckpt_path="last" if resume else None)
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

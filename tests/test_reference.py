@@ -17,6 +17,7 @@ from memtrain.reference import ReferenceProfile, weights_fingerprint
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
+from memtrain.signals.value_outliers import ValueOutliers
 
 SIGNALS: list[Signal] = [DenoisingLoss(), AttentionEntropy()]
 
@@ -145,3 +146,14 @@ def test_the_name_follows_weights_and_settings(tmp_path: Path, host: Host) -> No
 def test_an_empty_profile_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="measures nothing"):
         ReferenceProfile(tmp_path, SIGNALS, ["x"], timesteps=())
+
+
+def test_statistics_of_other_captions_make_another_profile(tmp_path: Path, host: Host) -> None:
+    def name(captions: torch.Tensor) -> str:
+        signal = ValueOutliers()
+        signal.fit([Observation((), neuron_activation={"up": captions})])
+        return ReferenceProfile(tmp_path, [signal], ["value_outliers.up"]).name_after(host.unet)
+
+    captions = torch.rand(5, 3)
+    assert name(captions) == name(captions.clone())
+    assert name(captions) != name(captions + 0.1)

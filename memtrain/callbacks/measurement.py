@@ -128,18 +128,22 @@ def fit_signals(
 ) -> None:
     """Show the signals every training and held-out sample under the base model, once, on every process alike."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    seen = []
-    with as_in_training(trainer):
+
+    def observations() -> Iterator[Observation]:
         for dataset in (data.train_dataset, data.heldout_dataset):
             for batch in data.unique_dataloader(dataset):
                 batch = move_data_to_device(batch, pl_module.device)
                 generator = torch.Generator(pl_module.device).manual_seed(seed)
                 steps = torch.full((len(batch["key"]),), timestep, device=pl_module.device)
-                with probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation:
+                with (
+                    as_in_training(trainer),
+                    probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation,
+                ):
                     pl_module.sample_loss(batch, steps, generator)  # type: ignore[operator]
-                seen.append(Observation((), neuron_activation=observation.neuron_activation))
+                yield observation
+
     for signal in signals:
-        signal.fit(seen)
+        signal.fit(observations())
 
 
 @dataclass(frozen=True)

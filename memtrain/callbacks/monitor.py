@@ -174,6 +174,7 @@ class MemorizationMonitor(Callback):
         self.readings = Readings(self.signals, list(self.probe.sites))
         self._open_heldout(trainer, pl_module)
         self.calibration = self._new_calibration(getattr(trainer, "datamodule", None))
+        self._require_heldout(trainer)
         self.profile = ReferenceProfile(
             Path(self.reference_folder or Path(trainer.default_root_dir) / "profiles"),
             self.signals,
@@ -272,9 +273,8 @@ class MemorizationMonitor(Callback):
             resolution=self.readings.resolution,
         )
 
-    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        assert self.profile is not None
-        assert self.probe is not None
+    def _require_heldout(self, trainer: Trainer) -> None:
+        """Refuse too few held-out samples, and say so where they are few."""
         if self._heldout is None:
             return
         method = self.calibration.require_heldout(len(self._heldout))
@@ -283,6 +283,12 @@ class MemorizationMonitor(Callback):
                 "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
                 len(self._heldout),
             )
+
+    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        assert self.profile is not None
+        assert self.probe is not None
+        if self._heldout is None:
+            return
         if self.reference is True:
             measure_profile(
                 trainer,

@@ -26,6 +26,8 @@ def _without_copies(kid: Mapping[str, Any]) -> str:
     if not without or without["value"] is None:
         return ""
     left = kid["n_generated"] - without["n_generated"]
+    if not left:
+        return "; none of them is nearest to a repeated training image"
     return f"; {without['value']:.4f} without the {left} that are nearest to a repeated training image"
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.functional.neurons import neuron_z_score
+from memtrain.functional.neurons import Moments, neuron_z_score
 from memtrain.models.probe import Observation
 from memtrain.signals.base import FittedSignal
 
@@ -46,20 +46,20 @@ class ValueOutliers(FittedSignal):
         Raises:
             ConfigurationError: if there are fewer than two.
         """
-        seen: dict[str, list[Tensor]] = {}
+        seen: dict[str, Moments] = {}
         for observation in observations:
             for site, activation in observation.neuron_activation.items():
-                seen.setdefault(site, []).append(activation.double().cpu())
-        count = sum(map(len, next(iter(seen.values()), [])))
+                found = Moments.of(activation)
+                seen[site] = seen[site].merge(found) if site in seen else found
+        count = next((int(moments.count) for moments in seen.values()), 0)
         if count < 2:
             raise ConfigurationError(
                 f"value_outliers saw {count} reference captions",
                 expected="at least 2, and usually hundreds",
                 remedy="use more training samples, or leave this signal out",
             )
-        together = {site: torch.cat(parts) for site, parts in seen.items()}
-        self.mean = {site: values.mean(dim=0).float() for site, values in together.items()}
-        self.std = {site: values.std(dim=0).float() for site, values in together.items()}
+        self.mean = {site: moments.mean.float() for site, moments in seen.items()}
+        self.std = {site: moments.std.float() for site, moments in seen.items()}
 
     def __call__(self, observation: Observation) -> Tensor:
         """z-scores against the reference captions; every site's largest."""

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import seed_everything
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.canaries import Canaries
 from memtrain.data.module import TextImageDataModule
-from memtrain.errors import ConfigurationError
+from memtrain.errors import CalibrationError, ConfigurationError
 from memtrain.records import read_steps, read_table
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.guidance_norm import GuidanceNorm
 from memtrain.signals.value_outliers import ValueOutliers
 from memtrain.training.text_to_image import TextToImageModule
+from tests.conftest import train
 
 
 def run(
@@ -51,19 +51,8 @@ def run(
     callbacks: list[Any] = [
         monitor,
         SampleSkipping(),
-        ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=3),
     ]
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=stop,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=callbacks,
-    )
-    trainer.fit(module, data, ckpt_path="last" if resume else None)
+    train(folder, module, data, callbacks=callbacks, stop=stop, resume=resume)
     return monitor
 
 
@@ -98,3 +87,14 @@ def test_combining_signals_needs_canaries(
 ) -> None:
     with pytest.raises(ConfigurationError, match="combined with 0 canaries"):
         run(tmp_path / "run", write_folder(24), pipeline_folder, stop=2, canaries=0)
+
+
+def test_too_few_heldout_samples_are_refused_before_anything_is_measured(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(ValueOutliers, "fit", lambda signal, observations: seen.extend(observations))
+    with pytest.raises(CalibrationError, match="held-out samples cannot calibrate"):
+        run(tmp_path / "run", write_folder(12), pipeline_folder, stop=2)
+    assert not seen
+    assert not (tmp_path / "run" / "records").exists()

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import seed_everything
 from peft import LoraConfig
 
 from memtrain.callbacks.monitor import MemorizationMonitor
@@ -26,6 +25,7 @@ from memtrain.signals.guidance_norm import GuidanceNorm
 from memtrain.training.text_to_image import TextToImageModule
 from tests.callbacks.test_guidance_norm_skipping import WithEmptyText
 from tests.callbacks.test_monitor import Foreign, fit
+from tests.conftest import train
 
 
 def test_base_values_are_the_base_models_and_training_is_untouched(
@@ -110,19 +110,8 @@ def run(folder: Path, images: Path, pretrained: Path, *, stop: int, resume: bool
             reference_timesteps=(200, 600),
         ),
         SampleSkipping(),
-        ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=3),
     ]
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=stop,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=callbacks,
-    )
-    trainer.fit(module, data, ckpt_path="last" if resume else None)
+    train(folder, module, data, callbacks=callbacks, stop=stop, resume=resume)
     return module
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import seed_everything
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.pipeline_export import PipelineExport
@@ -20,6 +19,7 @@ from memtrain.data.selection import Duplicates
 from memtrain.errors import ConfigurationError
 from memtrain.records import read_steps, read_table
 from memtrain.training.text_to_image import TextToImageModule
+from tests.conftest import train
 
 
 @pytest.fixture
@@ -106,14 +106,10 @@ def run(
         cache_latents=True,
         caption_dropout=0.2,
     )
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=stop,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
+    train(
+        folder,
+        module,
+        data,
         callbacks=[
             MemorizationMonitor(
                 false_positive_rate=0.1,
@@ -126,10 +122,10 @@ def run(
             ),
             SampleSkipping(),
             PipelineExport(),
-            ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=3),
         ],
+        stop=stop,
+        resume=resume,
     )
-    trainer.fit(module, data, ckpt_path="last" if resume else None)
     return module
 
 
