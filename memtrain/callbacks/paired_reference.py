@@ -8,9 +8,10 @@ The weights of the beginning are a copy of the denoiser's trainable parameters, 
 that forward. In LoRA training these are the adapters, which begin as no change at all: the adapter is switched off, and
 the copy is as small as it is. In full fine-tuning it is one more copy of the weights on the device.
 
-Cost: a forward pass each time, and a second one for held-out samples; a training step of the embedded example takes 1.3
-times as long with every fourth batch (benchmarks/RESULTS.md). Suggested: every fourth to eighth batch. Cannot: undo a
-text encoder that is trained along (the base model reads the embeddings as they are), or sharded parameters (FSDP).
+Cost: a forward pass each time, and a second one for held-out samples; with every fourth batch a training step of the
+embedded example takes about 1.2 times as long (benchmarks/RESULTS.md). Suggested: every fourth to eighth batch.
+Cannot: undo a text encoder that is trained along (the base model reads the embeddings as they are), or sharded
+parameters (FSDP).
 """
 
 from __future__ import annotations
