@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.detectors.base import Detector
-from memtrain.evaluation.generate import prompt_lengths, read_prompts_with
+from memtrain.evaluation.denoiser_calls import prompt_lengths
+from memtrain.evaluation.generate import read_prompts_with
 from memtrain.evaluation.prompts import PromptToScore, known_truth
 from memtrain.evaluation.provenance import provenance
 from memtrain.functional.ranking import auroc, bootstrap_interval
