@@ -20,7 +20,7 @@ from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.reference import ReferenceProfile
-from memtrain.signals.base import FittedSignal
+from memtrain.signals.base import FittedSignal, Signal
 
 
 @contextmanager
@@ -72,6 +72,15 @@ def add_unconditional(
     """Run the denoiser once more under the empty caption, in the precision of training."""
     with as_in_training(trainer):
         observation.unconditional = probe.predict(observation, pl_module.unconditional_text())  # type: ignore[operator]
+
+
+def completer(
+    trainer: Trainer, pl_module: LightningModule, *, probe: DenoiserProbe, signals: Sequence[Signal]
+) -> Callable[[Observation], None] | None:
+    """What adds the unconditional prediction to an observation, if any signal reads it."""
+    if not any(signal.unconditional_every for signal in signals):
+        return None
+    return lambda observation: add_unconditional(trainer, pl_module, probe, observation)
 
 
 def measure_profile(

@@ -121,7 +121,11 @@ class Mitigation(Callback):
                 expected="a monitor, which decides what is flagged",
                 remedy="add memtrain.callbacks.monitor.MemorizationMonitor to trainer.callbacks",
             )
-        if stage == "fit" and self.needs_reference and not all(monitor.reference is True for monitor in monitors):
+        if (
+            stage == "fit"
+            and self.needs_reference
+            and not all(monitor.options.reference is True for monitor in monitors)
+        ):
             raise ConfigurationError(
                 f"{type(self).__name__} compares with the base model's profile, but the monitor measures none",
                 expected="`reference: true`",

@@ -30,24 +30,20 @@ flagged), `memorization/weight` (mean weight in the batch).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from itertools import groupby
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.calibration import Calibration, Sign, length_edges
+from memtrain.calibration import Calibration
 from memtrain.callbacks import processes
+from memtrain.callbacks.flagging import COMBINED, Flagging, FlaggingOptions
 from memtrain.callbacks.measurement import (
-    HeldoutSamples,
     add_unconditional,
     as_in_training,
+    completer,
     fit_signals,
-    is_measurable,
-    measure_profile,
     require_measurable,
     require_unconditional,
 )
@@ -59,16 +55,12 @@ from memtrain.errors import ConfigurationError, DataError
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
-from memtrain.reference import ReferenceProfile
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
-
-COMBINED = "combined"
-"""Flag by all signals together, along the direction in which the run's canaries stand out."""
 
 
 class MemorizationMonitor(Callback):
@@ -129,18 +121,26 @@ class MemorizationMonitor(Callback):
                 expected="at least 1 each",
                 remedy="change them",
             )
-        self.flag_by, self.false_positive_rate = flag_by, false_positive_rate
+        self.options = FlaggingOptions(
+            flag_by=flag_by,
+            false_positive_rate=false_positive_rate,
+            maximum_timestep=maximum_timestep,
+            minimum_visits=minimum_visits,
+            evidence_window=evidence_window,
+            reference=reference,
+            reference_folder=reference_folder,
+            reference_timesteps=reference_timesteps,
+            reference_draws=reference_draws,
+            heldout_batch=heldout_batch,
+            seed=seed,
+        )
         self.sites, self.denoiser, self.key_field = sites, denoiser, key_field
-        self.maximum_timestep, self.minimum_visits, self.window = maximum_timestep, minimum_visits, evidence_window
-        self.reference, self.reference_folder, self.paired_every = reference, reference_folder, paired_every
-        self.reference_timesteps, self.reference_draws = reference_timesteps, reference_draws
-        self.calibrate_every, self.heldout_batch, self.seed = calibrate_every, heldout_batch, seed
+        self.paired_every, self.calibrate_every = paired_every, calibrate_every
         self.probe: DenoiserProbe | None = None
-        self.profile: ReferenceProfile | None = None
+        self.flagging: Flagging | None = None
         self.mitigations: list[Mitigation] = []
         self._batches_done = 0
         self._visits: list[Visits] = []
-        self._heldout: HeldoutSamples | None = None
         self._paired: PairedReference | None = None
         self._state: dict[str, Any] = {}
 
@@ -154,7 +154,7 @@ class MemorizationMonitor(Callback):
                 expected="one, which may measure several signals",
                 remedy="put all signals into one monitor",
             )
-        if stage == "fit" and self.reference == "paired":
+        if stage == "fit" and self.options.reference == "paired":
             self._paired = PairedReference(find_denoiser(pl_module, self.denoiser)[1])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,16 +172,13 @@ class MemorizationMonitor(Callback):
             keep_call=bool(self._unconditional_every) or self._paired is not None,
         )
         self.readings = Readings(self.signals, list(self.probe.sites))
-        self._open_heldout(trainer, pl_module)
-        self.calibration = self._new_calibration(getattr(trainer, "datamodule", None))
-        self._require_heldout(trainer)
-        self.profile = ReferenceProfile(
-            Path(self.reference_folder or Path(trainer.default_root_dir) / "profiles"),
-            self.signals,
-            self.readings.columns,
-            timesteps=self.reference_timesteps,
-            draws=self.reference_draws,
-            seed=self.seed,
+        self.flagging = Flagging(
+            trainer,
+            pl_module,
+            options=self.options,
+            readings=self.readings,
+            probe=self.probe,
+            paired=self._paired,
         )
         for mitigation in self.mitigations:
             mitigation.attach(denoiser, backbone=backbone, module=pl_module)
@@ -193,8 +190,7 @@ class MemorizationMonitor(Callback):
         names = columns + ([f"base.{name}" for name in columns] if self._paired is not None else [])
         self.records = RunRecords(trainer, names, batches_done=self._batches_done if state else None)
         if state:
-            self.calibration.load_state_dict(state["calibration"])
-            self.profile.fingerprint = state["fingerprint"]
+            self.flagging.load_state_dict(state)
             for signal, kept in zip(self.readings.fitted, state["signals"], strict=True):
                 signal.load_state_dict(kept)
             self._visits = self.records.unread(trainer, first=state["evidence_until"], last=self._batches_done)
@@ -204,14 +200,14 @@ class MemorizationMonitor(Callback):
                 pl_module,
                 signals=self.readings.fitted,
                 probe=self.probe,
-                timestep=self.reference_timesteps[len(self.reference_timesteps) // 2],
-                seed=self.seed,
+                timestep=self.options.reference_timesteps[len(self.options.reference_timesteps) // 2],
+                seed=self.options.seed,
             )
-        self._prepare_reference(trainer, pl_module, state)
+        self.flagging.prepare(trainer, pl_module, resumed=bool(state))
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this module or data cannot do, before any work is done."""
-        if self.reference is True:
+        if self.options.reference is True:
             require_measurable(trainer, pl_module, needed_by="`reference: true`")
         for signal in self.signals:
             if isinstance(signal, FittedSignal):
@@ -221,90 +217,6 @@ class MemorizationMonitor(Callback):
         for name in every:
             require_unconditional(pl_module, name)
         self._unconditional_every = min(every.values(), default=0)
-
-    def _open_heldout(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._heldout = None
-        if self.reference is False:
-            return
-        if not is_measurable(trainer, pl_module):
-            log.warning("No held-out samples can be measured: flags rest on the bulk of the training samples")
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert self.probe is not None
-        self._heldout = HeldoutSamples(
-            data.heldout_dataset.unique(),
-            self.probe,
-            read=self.readings.read,
-            maximum_timestep=self.maximum_timestep,
-            seed=self.seed,
-            complete=self._completer(trainer, pl_module),
-            paired=self._paired,
-        )
-
-    def _completer(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        """Adds the unconditional prediction to an observation, if any signal reads it."""
-        if not any(signal.unconditional_every for signal in self.signals):
-            return None
-        assert self.probe is not None
-        probe = self.probe
-        return lambda observation: add_unconditional(trainer, pl_module, probe, observation)
-
-    def _new_calibration(self, data: Any) -> Calibration:
-        canaries = {key for key, group in getattr(data, "groups", {}).items() if group == "canary"}
-        if self.flag_by == COMBINED and (not canaries or self._heldout is None):
-            raise ConfigurationError(
-                f"flag_by: combined with {len(canaries)} canaries"
-                f"{' and no held-out samples' if self._heldout is None else ''}",
-                expected="canaries among the training samples, to weight the signals by, and held-out samples",
-                remedy="set data.init_args.canaries, or flag by one signal",
-            )
-        signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.signals}
-        return Calibration(
-            len(self.readings.columns),
-            scored=self.readings.slices.get(self.flag_by, slice(0, len(self.readings.columns))),
-            memorized_when=signs.get(self.flag_by, "unknown"),
-            buckets=len(self.reference_timesteps),
-            false_positive_rate=self.false_positive_rate,
-            minimum_visits=self.minimum_visits,
-            window=self.window,
-            heldout=self._heldout is not None,
-            edges=length_edges(self._heldout.lengths()) if self._heldout is not None else (),
-            canaries=canaries,
-            resolution=self.readings.resolution,
-        )
-
-    def _require_heldout(self, trainer: Trainer) -> None:
-        """Refuse too few held-out samples, and say so where they are few."""
-        if self._heldout is None:
-            return
-        method = self.calibration.require_heldout(len(self._heldout))
-        if method == "normal distribution" and trainer.is_global_zero:
-            log.warning(
-                "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
-                len(self._heldout),
-            )
-
-    def _prepare_reference(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        assert self.profile is not None
-        assert self.probe is not None
-        if self._heldout is None:
-            return
-        if self.reference is True:
-            measure_profile(
-                trainer,
-                pl_module,
-                profile=self.profile,
-                probe=self.probe,
-                cached_only=bool(state),
-                complete=self._completer(trainer, pl_module),
-            )
-        if state:
-            self._heldout.done = state["heldout_done"]
-            return
-        per_round = 4 * self.heldout_batch * trainer.world_size
-        rounds = -(-len(self._heldout) * self.minimum_visits // per_round)
-        for _ in range(rounds + 1):
-            self._calibrate(trainer, pl_module, 4 * self.heldout_batch)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove every hook."""
@@ -329,36 +241,35 @@ class MemorizationMonitor(Callback):
         for mitigation in self.mitigations:
             mitigation.detach()
 
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration of the run, once training has begun."""
+        return self._flagging.calibration
+
+    @property
+    def _flagging(self) -> Flagging:
+        assert self.flagging is not None
+        return self.flagging
+
     # Each batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Update when due, and arm the probe."""
         if self._batches_done % self.calibrate_every == 0:
             self._update(trainer)
-            if self._heldout is not None:
-                self._calibrate(trainer, pl_module, self.heldout_batch)
-        self._flags = self._flags_of(self._keys(batch))
+            self._flagging.calibrate(trainer, pl_module, self.options.heldout_batch)
+        self._flags = self._flagging.flags(self._keys(batch))
         assert self.probe is not None
         tokenizer = getattr(pl_module, "tokenizer", None)
         for mitigation in self.mitigations:
             mitigation.prepare(batch, self._flags, tokenizer=tokenizer, number=self._batches_done)
             if mitigation.changes_samples:
-                self._flags = self._flags_of(self._keys(batch))
+                self._flags = self._flagging.flags(self._keys(batch))
         keys = self._keys(batch)
         scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
         self._loss_weight = getattr(pl_module, "loss_weight", None)
         self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
-
-    def _flags_of(self, keys: Sequence[str]) -> Flags:
-        return Flags(
-            self.calibration.flagged(keys),
-            self.calibration.ever_flagged(keys),
-            self.calibration.scores(keys),
-            self.calibration.threshold,
-            keys,
-            self.calibration.first_flagged.keys(),
-        )
 
     def _keys(self, batch: Any) -> list[str]:
         keys = batch.get(self.key_field) if isinstance(batch, dict) else None
@@ -384,17 +295,12 @@ class MemorizationMonitor(Callback):
             return
         observation = self.probe.current
         if any(mitigation.needs_reference for mitigation in penalizing):
-            observation.reference = self._reference_values(observation)
+            observation.reference = self._flagging.reference_values(observation)
         flags = self._flags_on(loss.device)
         for mitigation in penalizing:
             penalty = mitigation.penalty(observation, flags)
             if penalty is not None:
                 loss.add_(penalty.mean() * observation.loss_scale)
-
-    def _reference_values(self, observation: Observation) -> dict[str, Tensor]:
-        assert self.profile is not None
-        values = self.profile.lookup_on_device(observation.keys, observation.timesteps)
-        return self.readings.split(values)
 
     def _flags_on(self, device: torch.device) -> Flags:
         now, ever, score = (to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score))
@@ -451,45 +357,19 @@ class MemorizationMonitor(Callback):
         assert self._paired is not None
         if self._batches_done % self.paired_every:
             return torch.full_like(values, torch.nan)
-        complete = self._completer(trainer, pl_module) if observation.unconditional is not None else None
+        complete = None
+        if observation.unconditional is not None:
+            complete = completer(trainer, pl_module, probe=self.probe, signals=self.signals)
         with as_in_training(trainer):
             return self._paired.values(observation, self.probe, read=self.readings.read, complete=complete)
 
     def _update(self, trainer: Trainer) -> None:
         """Record the visits since the last update, and make those of every process evidence."""
         self.records.append(self._visits)
-        rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in self._visits]
+        self._flagging.add(self._visits, step=trainer.global_step)
         self._visits = []
-        everyone = sorted(processes.gather(rows), key=lambda row: row[:2])
-        # A batch counts as one however many processes share it.
-        for _, parts in groupby(everyone, key=lambda row: row[0]):
-            _, _, *columns = zip(*parts, strict=True)
-            keys, timesteps, lengths = ([value for part in column for value in part] for column in columns[:3])
-            values = torch.cat(columns[3])
-            own, base = values.tensor_split([len(self.readings.columns)], dim=1)
-            compared = self._compare(keys, timesteps, own, base if self._paired is not None else None)
-            self.calibration.add(keys, self._buckets(timesteps), compared, trainer.global_step, lengths)
         for mitigation in self.mitigations:
             mitigation.synchronize(lambda value: processes.gather([value]))
-
-    def _calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
-        """Measure the next held-out samples, and update the calibration of every process."""
-        assert self._heldout is not None
-        for seen in processes.gather([self._heldout.measure(trainer, pl_module, count)]):
-            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
-            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
-            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
-
-    def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
-        assert self.profile is not None
-        return [self.profile.bucket(t) if t < self.maximum_timestep else None for t in timesteps]
-
-    def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
-        """Values relative to the base model where it is known, `(B, columns)`."""
-        assert self.profile is not None
-        if self.reference is True:
-            base = self.profile.lookup(keys, timesteps)
-        return self.readings.compare(values, base)
 
     # Checkpoints and the end of training
 
@@ -501,14 +381,12 @@ class MemorizationMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Evidence, calibration and positions; the same on every process."""
-        if self.profile is None:
+        if self.flagging is None:
             return self._state
         return {
-            "calibration": self.calibration.state_dict(),
+            **self.flagging.state_dict(),
             "batches_done": self._batches_done,
             "evidence_until": min((visits.batch for visits in self._visits), default=self._batches_done),
-            "heldout_done": 0 if self._heldout is None else self._heldout.done,
-            "fingerprint": self.profile.fingerprint,
             "signals": [signal.state_dict() for signal in self.readings.fitted],
         }
 

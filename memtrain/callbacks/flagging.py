@@ -1,0 +1,226 @@
+"""From the visits of a running training to flags: the base model, held-out samples and calibration under one roof.
+
+The monitor reads the signals of each batch. What they mean is decided here: they are compared with the base model
+(`reference`), held-out samples are measured now and then under the model as it is, and :mod:`memtrain.calibration`
+turns both into evidence per sample and into flags. Every process feeds in the visits of all and comes to the same
+flags.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from memtrain.calibration import Calibration, Sign, length_edges
+from memtrain.callbacks import processes
+from memtrain.callbacks.measurement import HeldoutSamples, completer, is_measurable, measure_profile
+from memtrain.callbacks.mitigation import Flags
+from memtrain.callbacks.paired_reference import PairedReference
+from memtrain.callbacks.visits import Visits
+from memtrain.errors import ConfigurationError
+from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.reference import ReferenceProfile
+from memtrain.signals.readings import Readings
+
+log = logging.getLogger(__name__)
+
+COMBINED = "combined"
+"""Flag by all signals together, along the direction in which the run's canaries stand out."""
+
+
+@dataclass(frozen=True)
+class FlaggingOptions:
+    """What the monitor was asked for; its arguments of the same names say more."""
+
+    flag_by: str
+    false_positive_rate: float
+    maximum_timestep: int
+    minimum_visits: int
+    evidence_window: int
+    reference: bool | Literal["paired"]
+    reference_folder: str | None
+    reference_timesteps: tuple[int, ...]
+    reference_draws: int
+    heldout_batch: int
+    seed: int
+
+
+class Flagging:
+    """Evidence and flags of a run.
+
+    Args:
+        trainer: whose run it is.
+        pl_module: the module that is trained.
+        options: of the monitor.
+        readings: the signals, read together.
+        probe: on the denoiser.
+        paired: the base model's weights, with `reference: paired`.
+
+    Raises:
+        CalibrationError: if there are too few held-out samples for the rate.
+        ConfigurationError: if `combined` lacks canaries or held-out samples.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        *,
+        options: FlaggingOptions,
+        readings: Readings,
+        probe: DenoiserProbe,
+        paired: PairedReference | None,
+    ) -> None:
+        self.options, self.readings, self.probe, self.paired = options, readings, probe, paired
+        self.heldout = self._open_heldout(trainer, pl_module)
+        self.calibration = self._new_calibration(getattr(trainer, "datamodule", None))
+        self._require_heldout(trainer)
+        self.profile = ReferenceProfile(
+            Path(options.reference_folder or Path(trainer.default_root_dir) / "profiles"),
+            readings.signals,
+            readings.columns,
+            timesteps=options.reference_timesteps,
+            draws=options.reference_draws,
+            seed=options.seed,
+        )
+
+    def _open_heldout(self, trainer: Trainer, pl_module: LightningModule) -> HeldoutSamples | None:
+        if self.options.reference is False:
+            return None
+        if not is_measurable(trainer, pl_module):
+            log.warning("No held-out samples can be measured: flags rest on the bulk of the training samples")
+            return None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return HeldoutSamples(
+            data.heldout_dataset.unique(),
+            self.probe,
+            read=self.readings.read,
+            maximum_timestep=self.options.maximum_timestep,
+            seed=self.options.seed,
+            complete=completer(trainer, pl_module, probe=self.probe, signals=self.readings.signals),
+            paired=self.paired,
+        )
+
+    def _new_calibration(self, data: Any) -> Calibration:
+        options = self.options
+        canaries = {key for key, group in getattr(data, "groups", {}).items() if group == "canary"}
+        if options.flag_by == COMBINED and (not canaries or self.heldout is None):
+            raise ConfigurationError(
+                f"flag_by: combined with {len(canaries)} canaries"
+                f"{' and no held-out samples' if self.heldout is None else ''}",
+                expected="canaries among the training samples, to weight the signals by, and held-out samples",
+                remedy="set data.init_args.canaries, or flag by one signal",
+            )
+        signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.readings.signals}
+        return Calibration(
+            len(self.readings.columns),
+            scored=self.readings.slices.get(options.flag_by, slice(0, len(self.readings.columns))),
+            memorized_when=signs.get(options.flag_by, "unknown"),
+            buckets=len(options.reference_timesteps),
+            false_positive_rate=options.false_positive_rate,
+            minimum_visits=options.minimum_visits,
+            window=options.evidence_window,
+            heldout=self.heldout is not None,
+            edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
+            canaries=canaries,
+            resolution=self.readings.resolution,
+        )
+
+    def _require_heldout(self, trainer: Trainer) -> None:
+        """Refuse too few held-out samples, and say so where they are few."""
+        if self.heldout is None:
+            return
+        method = self.calibration.require_heldout(len(self.heldout))
+        if method == "normal distribution" and trainer.is_global_zero:
+            log.warning(
+                "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
+                len(self.heldout),
+            )
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule, *, resumed: bool) -> None:
+        """Measure or load the base model's profile; in a new run, calibrate on the base model."""
+        if self.heldout is None:
+            return
+        if self.options.reference is True:
+            measure_profile(
+                trainer,
+                pl_module,
+                profile=self.profile,
+                probe=self.probe,
+                cached_only=resumed,
+                complete=completer(trainer, pl_module, probe=self.probe, signals=self.readings.signals),
+            )
+        if resumed:
+            return
+        each = 4 * self.options.heldout_batch
+        rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * trainer.world_size))
+        for _ in range(rounds + 1):
+            self.calibrate(trainer, pl_module, each)
+
+    def flags(self, keys: Sequence[str]) -> Flags:
+        """The verdict on these samples as of now, on the host."""
+        return Flags(
+            self.calibration.flagged(keys),
+            self.calibration.ever_flagged(keys),
+            self.calibration.scores(keys),
+            self.calibration.threshold,
+            keys,
+            self.calibration.first_flagged.keys(),
+        )
+
+    def add(self, visits: Sequence[Visits], *, step: int) -> None:
+        """Make the visits of every process evidence; `step` is recorded for samples that are flagged by them."""
+        rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in visits]
+        everyone = sorted(processes.gather(rows), key=lambda row: row[:2])
+        # A batch counts as one however many processes share it.
+        for _, parts in groupby(everyone, key=lambda row: row[0]):
+            _, _, *columns = zip(*parts, strict=True)
+            keys, timesteps, lengths = ([value for part in column for value in part] for column in columns[:3])
+            own, base = torch.cat(columns[3]).tensor_split([len(self.readings.columns)], dim=1)
+            compared = self._compare(keys, timesteps, own, base if self.paired is not None else None)
+            self.calibration.add(keys, self._buckets(timesteps), compared, step, lengths)
+
+    def calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
+        """Measure the next `count` held-out samples, if there are any, and update the calibration of every process."""
+        if self.heldout is None:
+            return
+        for seen in processes.gather([self.heldout.measure(trainer, pl_module, count)]):
+            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
+
+    def reference_values(self, observation: Observation) -> dict[str, Tensor]:
+        """The base model's values for a batch, per signal, on the batch's device."""
+        return self.readings.split(self.profile.lookup_on_device(observation.keys, observation.timesteps))
+
+    def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
+        return [self.profile.bucket(t) if t < self.options.maximum_timestep else None for t in timesteps]
+
+    def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
+        """Values relative to the base model where it is known, `(B, columns)`."""
+        if self.options.reference is True:
+            base = self.profile.lookup(keys, timesteps)
+        return self.readings.compare(values, base)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calibration, position in the held-out samples, name of the profile; the same on every process."""
+        return {
+            "calibration": self.calibration.state_dict(),
+            "heldout_done": 0 if self.heldout is None else self.heldout.done,
+            "fingerprint": self.profile.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self.calibration.load_state_dict(state["calibration"])
+        self.profile.fingerprint = state["fingerprint"]
+        if self.heldout is not None:
+            self.heldout.done = state["heldout_done"]
