@@ -34,7 +34,7 @@ SETTING: dict[str, Any] = {
 DOSE_SETTING: dict[str, Any] = {
     "--trainer.max_steps": 900,
     f"{DUPLICATES}count": 6,
-    f"{DUPLICATES}repeats": [12, 25, 50, 100, 200],
+    f"{DUPLICATES}repeats": [2, 4, 8, 16, 64],
 }
 """Options of every run of the dose curve: six images at each number of repetitions."""
 

@@ -163,7 +163,9 @@ class ReferenceProfile:
             measured_at = [self._measure_at(probe, sample_loss, batch, t, complete) for t in self.timesteps]
             values = torch.stack(measured_at, dim=1)
             table = pa.table({"content": contents, "values": values.flatten(1).double().tolist()})
-            write_parquet(table, self.folder / self.fingerprint / f"{contents[0][:24]}.parquet")
+            # After all of its samples: data that share some of them must not write over each other's parts.
+            part = hashlib.sha256("".join(contents).encode()).hexdigest()[:24]
+            write_parquet(table, self.folder / self.fingerprint / f"{part}.parquet")
             measured += len(contents)
         return measured
 

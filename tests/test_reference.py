@@ -91,6 +91,14 @@ def test_interrupted_measuring_continues_and_nothing_is_measured_twice(tmp_path:
     assert profile(tmp_path, host, probe).measure(probe, host.sample_loss, batches()) == 0
 
 
+def test_data_that_share_samples_keep_each_others_values(tmp_path: Path, host: Host) -> None:
+    probe = DenoiserProbe(host.unet, sites="*")
+    first, second = profile(tmp_path, host, probe), profile(tmp_path, host, probe)
+    first.measure(probe, host.sample_loss, batches("abcd"))
+    assert second.measure(probe, host.sample_loss, batches("axcbdy")) == 6 - 2, "b and c are known, x and y are not"
+    assert (second.load(), first.load()) == (6, 4)
+
+
 def test_changed_content_is_measured_again_under_the_same_key(tmp_path: Path, host: Host) -> None:
     probe = DenoiserProbe(host.unet, sites="*")
     profile(tmp_path, host, probe).measure(probe, host.sample_loss, batches())
