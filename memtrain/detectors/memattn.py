@@ -57,8 +57,7 @@ class MemAttn(Detector):
 
     def read(self, step: DenoiserStep) -> Tensor | None:
         """`(B, 2)` H and Hpad of the calls that count: the first, and for `D` the last fifth."""
-        last = max(1, step.total // 5)
-        if step.index > 0 and (self.mode == "E" or step.index < step.total - last):
+        if not self.reads_attention(step.index, step.total):
             return None
         assert step.token_attention is not None and step.prompt_length is not None  # the sampler checks `needs`
         sites = list(step.token_attention.values())
@@ -72,6 +71,10 @@ class MemAttn(Detector):
         average = torch.stack([sites[index] for index in chosen]).mean(dim=0)
         summary = summary_tokens(step.prompt_length, average.shape[1])
         return torch.stack([entropy(average), partial_entropy(average, summary)], dim=1)
+
+    def reads_attention(self, index: int, total: int) -> bool:
+        """The first call, and for `D` the last fifth."""
+        return index == 0 or (self.mode == "D" and index >= total - max(1, total // 5))
 
     def calls(self, total: int) -> int:
         """One for `E`."""

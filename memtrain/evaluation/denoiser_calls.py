@@ -1,14 +1,14 @@
 """Show detectors every call of a pipeline's denoiser while it samples.
 
-The denoiser is observed through a forward hook, or by the probe if a detector needs attention; either is removed
-whatever happens. With classifier-free guidance the pipeline calls the denoiser on `[n unconditional; n conditional]`
-latents: the second half is the conditional one, for any n.
+The denoiser is observed through hooks that are removed whatever happens. With classifier-free guidance the pipeline
+calls the denoiser on `[n unconditional; n conditional]` latents: the second half is the conditional one, for any n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,8 +16,13 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from memtrain.detectors.base import DenoiserStep, Detector
-from memtrain.errors import ProbeError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.evaluation.call_attention import CallAttention
+from memtrain.evaluation.decoding import decode_images
+from memtrain.models.backbones.base import find_backbone
+
+KNOWN = {field.name for field in fields(DenoiserStep)} | {"images"}
+"""What a detector can need."""
 
 
 @contextmanager
@@ -31,55 +36,194 @@ def observed(
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what `detectors` keep of each denoiser call, per detector name.
 
-    Raises:
-        ProbeError: if a call has another batch than there are prompts, doubled when `guided`.
-    """
-    kept: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-    images, halves, calls = len(prompts), 2 if guided else 1, 0
-    attention = any("token_attention" in detector.needs for detector in detectors)
-    lengths = None
-    if any("prompt_length" in detector.needs for detector in detectors):
-        lengths = prompt_lengths(pipeline, prompts).to(pipeline.unet.device)
+    On leaving, each list holds one tensor `(B, R, ...)`: the readings as the detector condenses them.
 
-    def seen(prediction: Tensor, latents: Tensor, timestep: float, token_attention: dict[str, Tensor] | None) -> None:
-        nonlocal calls
-        if len(prediction) != halves * images:
+    Raises:
+        ConfigurationError: if a detector needs what nobody can give it.
+        ProbeError: if a call has another batch than there are prompts, doubled when `guided`, or a detector read
+            nothing.
+    """
+    check_needs(pipeline, detectors, guided=guided)
+    calls = _Calls(pipeline, detectors, prompts=prompts, halves=2 if guided else 1)
+    with ExitStack() as stack:
+        for remove in calls.attach() if detectors else ():
+            stack.callback(remove)
+        yield calls.kept
+    for detector in detectors:
+        readings = calls.kept[detector.name]
+        if not readings:
             raise ProbeError(
-                f"The denoiser was called with {len(prediction)} latents for {images} images",
-                expected=f"{halves * images}: [unconditional; conditional]" if guided else f"{images}, unguided",
-                remedy="use a pipeline with plain classifier-free guidance",
+                f"The detector {detector.name!r} read nothing in {steps} sampling steps",
+                expected="at least one reading per image",
+                remedy="check the detector's steps; if the denoiser was compiled, evaluate the uncompiled one",
             )
-        parts = prediction.chunk(halves)
-        step = DenoiserStep(
-            index=calls,
-            timestep=timestep,
-            conditional=parts[-1],
-            unconditional=parts[0] if guided else None,
-            total=steps,
-            latents=latents[-images:],
-            token_attention=token_attention,
-            prompt_length=lengths,
+        readings[:] = [detector.condense(readings)]
+
+
+def check_needs(pipeline: StableDiffusionPipeline, detectors: Sequence[Detector], *, guided: bool) -> None:
+    """Refuse detectors whose needs sampling cannot meet.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    for detector in detectors:
+        if not detector.needs <= KNOWN:
+            raise ConfigurationError(
+                f"{detector.name} needs {sorted(detector.needs - KNOWN)}, which nothing provides",
+                expected=f"names among {sorted(KNOWN)}",
+                remedy="change the detector's `needs`",
+            )
+        if "alphas_cumprod" in detector.needs and not hasattr(pipeline.scheduler, "alphas_cumprod"):
+            raise ConfigurationError(
+                f"{detector.name} needs the noise schedule, and {type(pipeline.scheduler).__name__} has none",
+                expected="a scheduler with alphas_cumprod, such as DDIM",
+                remedy="change the scheduler, or leave the detector out",
+            )
+    blind = [detector.name for detector in detectors if "unconditional" in detector.needs]
+    if blind and not guided:
+        raise ConfigurationError(
+            f"{', '.join(blind)} needs unconditional predictions, and sampling without guidance makes none",
+            expected="guidance_scale above 1",
+            remedy="raise guidance_scale, or leave the detector out",
         )
-        calls += 1
-        for detector in detectors:
+
+
+class _Calls:
+    """The hooks on one pipeline's denoiser for one batch of prompts."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        detectors: Sequence[Detector],
+        *,
+        prompts: Sequence[str],
+        halves: int,
+    ) -> None:
+        self.pipeline, self.detectors, self.halves = pipeline, detectors, halves
+        self.denoiser: nn.Module = pipeline.unet
+        self.images, self.index = len(prompts), 0
+        self.kept: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+        backbone = find_backbone(self.denoiser)
+        if backbone is None:
+            raise ProbeError(
+                f"No backbone knows {type(self.denoiser).__name__}",
+                expected="a denoiser of a family in memtrain.models.backbones",
+                remedy="add a file for this family",
+            )
+        self.backbone = backbone
+        needs = frozenset[str]().union(*(detector.needs for detector in detectors))
+        self.lengths = None
+        if needs & {"prompt_length", "eos_attention"}:
+            self.lengths = prompt_lengths(pipeline, prompts).to(self.denoiser.device)
+        self.attention = None
+        if needs & {"token_attention", "eos_attention"}:
+            self.attention = CallAttention(self.denoiser, backbone, images=self.images)
+        self._again = False
+
+    def attach(self) -> list[Any]:
+        hooks = [] if self.attention is None else self.attention.attach()
+        return [
+            *hooks,
+            self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True).remove,
+            self.denoiser.register_forward_hook(self._after, with_kwargs=True).remove,
+        ]
+
+    @property
+    def total(self) -> int:
+        """Calls of this sampling, which some schedulers make more of than steps."""
+        return len(self.pipeline.scheduler.timesteps)
+
+    def _asks(self, need: str) -> bool:
+        asking = (detector for detector in self.detectors if need in detector.needs)
+        return any(detector.reads_attention(self.index, self.total) for detector in asking)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._again or self.attention is None:
+            return
+        eos = self.lengths - 1 if self.lengths is not None and self._asks("eos_attention") else None
+        tokens = self.backbone.inputs(args, kwargs)[2].shape[1]
+        self.attention.begin(tokens, every_token=self._asks("token_attention"), eos=eos)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._again:
+            return
+        latents, timestep, _ = self.backbone.inputs(args, kwargs)
+        parts = self._split(self.backbone.output(output))
+        if self.attention is not None:
+            self.attention.check()
+            self.attention.end()
+        step = DenoiserStep(
+            index=self.index,
+            timestep=float(torch.as_tensor(timestep).flatten()[0]),
+            conditional=parts[-1],
+            unconditional=parts[0] if self.halves == 2 else None,
+            total=self.total,
+            latents=latents[-self.images :],
+            token_attention=self.attention.token_attention if self.attention is not None else None,
+            eos_attention=self.attention.eos_attention if self.attention is not None else None,
+            prompt_length=self.lengths,
+            alphas_cumprod=getattr(self.pipeline.scheduler, "alphas_cumprod", None),
+            prediction_type=self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            guidance_scale=float(self.pipeline.guidance_scale),
+            denoise=lambda other, at: self._denoise(args, kwargs, other, at),
+            decode=lambda clean: decode_images(self.pipeline, clean),
+        )
+        for detector in self.detectors:
             reading = detector.read(step)
             if reading is not None:
-                kept[detector.name].append(reading)
+                self.kept[detector.name].append(reading)
+        self.index += 1
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
-        sample = args[0] if args else kwargs["sample"]
-        seen(output[0], sample, float(args[1] if len(args) > 1 else kwargs["timestep"]), None)
+    def _split(self, prediction: Tensor) -> tuple[Tensor, ...]:
+        if len(prediction) != self.halves * self.images:
+            raise ProbeError(
+                f"The denoiser was called with {len(prediction)} latents for {self.images} images",
+                expected=f"{self.halves * self.images}: "
+                + ("[unconditional; conditional]" if self.halves == 2 else "without guidance"),
+                remedy="use a pipeline with plain classifier-free guidance",
+            )
+        return prediction.chunk(self.halves)
 
-    def watcher(observation: Observation, prediction: Tensor) -> None:
-        conditional = {site: rows[-images:] for site, rows in observation.token_attention.items()}
-        seen(prediction, observation.noisy_latents, float(observation.timesteps[0]), conditional)
+    def _denoise(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], latents: Tensor, timestep: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The call with `args` and `kwargs` once more, with other latents and perhaps at another timestep."""
+        known, then, _ = self.backbone.inputs(args, kwargs)
+        now = then if timestep is None else torch.full_like(torch.as_tensor(then), timestep)
+        if timestep is not None and not any(value is then for value in (*args, *kwargs.values())):
+            raise ProbeError(
+                f"{type(self.denoiser).__name__} is not called with its timestep as it is",
+                expected="a timestep among the arguments",
+                remedy="leave out the detectors that need another timestep",
+            )
+        sample = torch.cat([latents.to(known.dtype)] * self.halves)
 
-    with ExitStack() as stack:
-        if attention:
-            stack.enter_context(DenoiserProbe(pipeline.unet, sites="*").watch(watcher))
-        elif detectors:
-            stack.callback(pipeline.unet.register_forward_hook(hook, with_kwargs=True).remove)
-        yield kept
+        def exchanged(value: Any) -> Any:
+            return sample if value is known else now if value is then else value
+
+        self._again = True
+        try:
+            output = self.denoiser(
+                *(exchanged(value) for value in args), **{name: exchanged(value) for name, value in kwargs.items()}
+            )
+        finally:
+            self._again = False
+        parts = self._split(self.backbone.output(output))
+        return parts[-1], parts[0] if self.halves == 2 else None
+
+
+def read_images(detectors: Sequence[Detector], images: Tensor, kept: dict[str, list[Tensor]]) -> None:
+    """Show the finished images to the detectors that need them.
+
+    Args:
+        detectors: all of a sampling.
+        images: `(B, 3, H, W)` uint8.
+        kept: what :func:`observed` collects; readings are appended.
+    """
+    for detector in detectors:
+        reading = detector.read_images(images) if "images" in detector.needs else None
+        if reading is not None:
+            kept[detector.name].append(reading)
 
 
 def prompt_lengths(pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, truncation: bool = True) -> Tensor:

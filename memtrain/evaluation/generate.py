@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.detectors.base import Detector
-from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.denoiser_calls import observed
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.decoding import decode_images
+from memtrain.evaluation.denoiser_calls import check_needs, observed, read_images
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,13 @@ class Trace:
         prompts: P prompts.
         seeds: K seeds, the same for every prompt.
         images: `(P, K, 3, H, W)` uint8, on the CPU.
-        readings: per detector name `(P, K, R, ...)` fp32, on the CPU.
+        readings: per detector name `(P, K, R, ...)` fp32 or whole numbers, on the CPU.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     images: Tensor
     readings: dict[str, Tensor]
-
-
-def to_uint8(pixel_values: Tensor) -> Tensor:
-    """Pixel values in [-1, 1], of any shape, to uint8 by rounding, as diffusers does when it makes PNG files."""
-    return pixel_values.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu()
 
 
 def generate(
@@ -90,13 +86,13 @@ def generate(
         batch_size=batch_size,
         size=size,
         progress=progress,
+        decode=True,
     )
-    for latents, kept in sampling:
+    for decoded, kept in sampling:
         for name, values in kept.items():
             readings[name].append(values)
-        with torch.no_grad():
-            decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-        images.append(to_uint8(decoded))
+        assert decoded is not None
+        images.append(decoded)
     return Trace(
         prompts=tuple(prompts),
         seeds=tuple(seeds),
@@ -119,8 +115,8 @@ def read_prompts_with(
 ) -> dict[str, Tensor]:
     """The detectors' readings alone, per name `(P, K, R, ...)`; arguments as :func:`generate`.
 
-    Sampling stops as soon as no detector reads any more, so one-step detectors cost one denoiser call. Nothing is
-    decoded.
+    Sampling stops as soon as no detector reads any more, so one-step detectors cost one denoiser call. Images are
+    decoded if a detector needs them.
     """
     if not detectors:
         raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
@@ -136,7 +132,7 @@ def read_prompts_with(
         batch_size=batch_size,
         size=size,
         progress=progress,
-        until=until,
+        until=until if until < steps else None,
     )
     for _, kept in sampling:
         for name, values in kept.items():
@@ -156,9 +152,12 @@ def _sample(
     size: tuple[int, int] | None,
     progress: bool,
     until: int | None = None,
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Batches of latents `(B, C, h, w)` and readings `(B, R, ...)`, in the order of prompts, then seeds."""
-    _check(prompts, seeds, guidance_scale, detectors, batch_size)
+    decode: bool = False,
+) -> Iterator[tuple[Tensor | None, dict[str, Tensor]]]:
+    """Batches of images `(B, 3, H, W)`, if any are asked for, and readings `(B, R, ...)`: prompt by prompt, its seeds."""
+    _check(prompts, seeds, detectors, batch_size)
+    check_needs(pipeline, detectors, guided=guidance_scale > 1)
+    decode = decode or any("images" in detector.needs for detector in detectors)
     height, width = size or (None, None)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
 
@@ -181,15 +180,16 @@ def _sample(
                     output_type="latent",
                     callback_on_step_end=stop,
                 ).images
-            for name, values in kept.items():
-                if not values:
-                    raise ProbeError(
-                        f"The detector {name!r} read nothing in {steps} sampling steps",
-                        expected="at least one reading per image",
-                        remedy="check the detector's steps; if the denoiser was compiled, evaluate the uncompiled one",
-                    )
-            yield latents, {name: torch.stack(values, dim=1).float().cpu() for name, values in kept.items()}
+                images = decode_images(pipeline, latents) if decode else None
+                if images is not None:
+                    read_images(detectors, images, kept)
+            yield images, {name: _on_host(condensed) for name, (condensed,) in kept.items()}
             bar.update(len(batch))
+
+
+def _on_host(readings: Tensor) -> Tensor:
+    """On the CPU, and in fp32 unless they are whole numbers."""
+    return (readings.float() if readings.is_floating_point() else readings).cpu()
 
 
 def _by_prompt(batches: list[Tensor], seeds: int) -> Tensor:
@@ -201,7 +201,6 @@ def _by_prompt(batches: list[Tensor], seeds: int) -> Tensor:
 def _check(
     prompts: Sequence[str],
     seeds: Sequence[int],
-    guidance_scale: float,
     detectors: Sequence[Detector],
     batch_size: int,
 ) -> None:
@@ -216,13 +215,6 @@ def _check(
     if len(set(names)) < len(names):
         raise ConfigurationError(
             f"Detectors share a name: {names}", expected="distinct names", remedy="remove the repeated detector"
-        )
-    blind = [detector.name for detector in detectors if "unconditional" in detector.needs]
-    if blind and guidance_scale <= 1:
-        raise ConfigurationError(
-            f"{', '.join(blind)} needs unconditional predictions, but guidance_scale={guidance_scale} makes none",
-            expected="guidance_scale above 1",
-            remedy="raise guidance_scale, or leave the detector out",
         )
 
 

@@ -54,6 +54,32 @@ def token_attention(query: Tensor, key: Tensor, *, scale: float | None = None, v
         return total / (heads * pixels)
 
 
+def token_map(query: Tensor, key: Tensor, token: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """Attention that one text token receives at each image token, averaged over heads.
+
+    Args:
+        query: `(B, H, N, D)` of the image tokens.
+        key: `(B, H, T, D)` of the text tokens.
+        token: `(B,)` its index.
+        valid: `(B, T)` bool, false for tokens that the attention masks out; default all.
+
+    Returns:
+        `(B, N)` in fp32; over all tokens the maps add up to 1.
+    """
+    batch, heads, pixels, channels = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        keys = key.float().transpose(-1, -2)
+        step = max(1, MAXIMUM_ELEMENTS // (batch * heads * key.shape[2]))
+        parts = []
+        for start in range(0, pixels, step):
+            logits = (query[:, :, start : start + step].float() * channels**-0.5) @ keys
+            if valid is not None:
+                logits = logits.masked_fill(~valid[:, None, None], -torch.inf)
+            chosen = token.to(query.device).view(-1, 1, 1, 1).expand(*logits.shape[:3], 1)
+            parts.append(torch.softmax(logits, dim=-1).gather(-1, chosen)[..., 0].mean(dim=1))
+        return torch.cat(parts, dim=1)
+
+
 def text_mass(query: Tensor, key: Tensor, text: slice, *, scale: float | None = None) -> Tensor:
     """Share of a joint attention that image tokens give to text tokens, averaged over image tokens and heads.
 

@@ -48,6 +48,39 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return capped / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
+def predicted_noise(prediction: Tensor, latents: Tensor, *, alpha_cumprod: float, prediction_type: str) -> Tensor:
+    """The noise ε that a denoiser's prediction implies for `x_t = √ᾱ x₀ + √(1 − ᾱ) ε`, in fp32.
+
+    Args:
+        prediction: `(B, ...)`.
+        latents: same shape, x_t.
+        alpha_cumprod: ᾱ of the timestep, below 1.
+        prediction_type: `epsilon`, `v_prediction` (`√ᾱ ε − √(1 − ᾱ) x₀`, Salimans and Ho, "Progressive Distillation
+            for Fast Sampling of Diffusion Models", 2022) or `sample` (x₀).
+
+    Returns:
+        Same shape.
+
+    Raises:
+        ValueError: for another type.
+    """
+    slope = noise_slope(alpha_cumprod=alpha_cumprod, prediction_type=prediction_type)
+    offset = {"v_prediction": (1 - alpha_cumprod) ** 0.5, "sample": (1 - alpha_cumprod) ** -0.5}.get(prediction_type, 0)
+    return slope * prediction.float() + offset * latents.float()
+
+
+def noise_slope(*, alpha_cumprod: float, prediction_type: str) -> float:
+    """Derivative of :func:`predicted_noise` with respect to the prediction; arguments as there."""
+    slopes = {
+        "epsilon": 1.0,
+        "v_prediction": alpha_cumprod**0.5,
+        "sample": -((alpha_cumprod / (1 - alpha_cumprod)) ** 0.5),
+    }
+    if prediction_type not in slopes:
+        raise ValueError(f"prediction_type must be one of {list(slopes)}, found {prediction_type!r}")
+    return slopes[prediction_type]
+
+
 def residual_from_gradient(
     gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None
 ) -> Tensor:

@@ -13,6 +13,7 @@ from memtrain.functional.attention import (
     summary_tokens,
     text_mass,
     token_attention,
+    token_map,
 )
 
 
@@ -92,3 +93,15 @@ def test_the_gradient_of_the_entropy_is_its_derivative() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.25], requires_grad=True)
     entropy(probabilities).backward()
     torch.testing.assert_close(probabilities.grad, -(probabilities.detach().log() + 1))
+
+
+def test_token_map_is_a_column_of_the_softmax(monkeypatch):
+    query, key = torch.randn(2, 3, 10, 4), torch.randn(2, 3, 5, 4)
+    token = torch.tensor([1, 4])
+    valid = torch.tensor([[True] * 5, [True, False, True, False, True]])
+    logits = (query.double() @ key.double().transpose(-1, -2) / 2).masked_fill(~valid[:, None, None], -torch.inf)
+    maps = logits.softmax(-1).mean(dim=1)
+    expected = torch.stack([maps[0, :, 1], maps[1, :, 4]]).float()
+    torch.testing.assert_close(token_map(query, key, token, valid=valid), expected)
+    monkeypatch.setattr("memtrain.functional.attention.MAXIMUM_ELEMENTS", 90)
+    torch.testing.assert_close(token_map(query, key, token, valid=valid), expected)

@@ -8,7 +8,9 @@ from memtrain.functional.diffusion import (
     gate_gradient,
     loss_from_gradient,
     min_snr_weight,
+    noise_slope,
     per_sample_mse,
+    predicted_noise,
     signal_to_noise_ratio,
 )
 
@@ -44,3 +46,21 @@ def test_min_snr_weights() -> None:
     torch.testing.assert_close(snr, torch.tensor([99.0, 1.0, 1 / 99]))
     torch.testing.assert_close(min_snr_weight(snr, 5.0, "epsilon"), torch.tensor([5 / 99, 1.0, 1.0]))
     torch.testing.assert_close(min_snr_weight(snr, 5.0, "v_prediction"), torch.tensor([0.05, 0.5, 0.01]))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_predicted_noise_is_the_noise_of_a_perfect_prediction(kind):
+    clean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    alpha = 0.3
+    latents = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+    perfect = {"epsilon": noise, "v_prediction": alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean, "sample": clean}[kind]
+    found = predicted_noise(perfect, latents, alpha_cumprod=alpha, prediction_type=kind)
+    torch.testing.assert_close(found, noise)
+    moved = predicted_noise(perfect + 1, latents, alpha_cumprod=alpha, prediction_type=kind)
+    slope = noise_slope(alpha_cumprod=alpha, prediction_type=kind)
+    torch.testing.assert_close(moved - found, torch.full_like(found, slope), atol=1e-5, rtol=1e-4)
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(ValueError, match="'flow'"):
+        noise_slope(alpha_cumprod=0.5, prediction_type="flow")
