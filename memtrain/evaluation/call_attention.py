@@ -1,8 +1,8 @@
 """The text attention of single denoiser calls, for the detectors that look at it.
 
 Queries and keys are projected once more by a pre-hook on each attention module, as the probe does in training. Nothing
-is read in calls that no detector asks about, and of a map over image tokens only the column of EOS is kept, at the sites
-of the first block that has attention.
+is read in calls that no detector asks about, and of a map over image tokens only the column of EOS is kept, at the
+sites of the first block that has attention.
 """
 
 from __future__ import annotations

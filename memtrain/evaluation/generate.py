@@ -154,7 +154,7 @@ def _sample(
     until: int | None = None,
     decode: bool = False,
 ) -> Iterator[tuple[Tensor | None, dict[str, Tensor]]]:
-    """Batches of images `(B, 3, H, W)`, if any are asked for, and readings `(B, R, ...)`: prompt by prompt, its seeds."""
+    """Batches of images `(B, 3, H, W)`, if asked for, and readings `(B, R, ...)`: in the order of prompts and seeds."""
     _check(prompts, seeds, detectors, batch_size)
     check_needs(pipeline, detectors, guided=guidance_scale > 1)
     decode = decode or any("images" in detector.needs for detector in detectors)

@@ -1,0 +1,107 @@
+"""Bright Ending: the text-conditional noise where the end-of-text token still attends at the end of sampling.
+
+What: at the last call, the attention that EOS receives at each image token under the prompt, averaged over heads and
+over the sites of the first block with attention, is a mask m on the latents. With Δ the difference of the conditional
+and the unconditional prediction, the score of an image is ‖Δ · m‖₂ / mean(m), averaged over all calls.
+Source: Chen et al., "Exploring Local Memorization in Diffusion Models via Bright Ending Attention" (ICLR 2025); in
+Stable Diffusion the sites are the two at 64x64, as in the published code. There a first sampling stores the masks and a
+second one with the same seeds measures; here the squared differences of each call are kept until the last one tells the
+mask, which is the same number from one sampling. The published code works in fp16, this in fp32.
+Direction: higher means memorized.
+Cost: all denoiser calls, none beyond sampling with guidance. While a batch is sampled, h·w numbers per image and call
+(0.8 MB for 50 calls at 64x64); afterwards one.
+Suggested values: four images a prompt, 50 steps.
+Cannot: detect before sampling is over, or say where the memorized part is (the mask is not kept). A mask of another
+size than the latents, as in SDXL, is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memtrain.detectors.base import DenoiserStep, Detector
+from memtrain.errors import ProbeError
+
+
+class BrightEnding(Detector):
+    """Norm of the text-conditional noise under the mask of EOS, averaged over calls and images."""
+
+    higher_means_memorized: ClassVar[bool] = True
+    cost: ClassVar[str] = "none beyond sampling with guidance to the end"
+    needs: ClassVar[frozenset[str]] = frozenset({"conditional", "unconditional", "eos_attention", "prompt_length"})
+
+    @property
+    def name(self) -> str:
+        """`bright_ending`."""
+        return "bright_ending"
+
+    def reads_attention(self, index: int, total: int) -> bool:
+        """The last call."""
+        return index == total - 1
+
+    def read(self, step: DenoiserStep) -> Tensor | None:
+        """`(B, 1, h, w)` squared difference of the predictions, summed over channels; at last also the mask."""
+        assert step.unconditional is not None  # the sampler checks `needs`
+        difference = (step.conditional.float() - step.unconditional.float()).square().sum(dim=1)
+        if not self.reads_attention(step.index, step.total):
+            return difference[:, None]
+        assert step.eos_attention
+        height, width = difference.shape[-2:]
+        return torch.stack([difference, eos_mask(step.eos_attention, height=height, width=width)], dim=1)
+
+    def condense(self, readings: Sequence[Tensor]) -> Tensor:
+        """`(B, 1)` scores.
+
+        Raises:
+            ProbeError: if sampling ended before the last call.
+        """
+        if readings[-1].shape[1] != 2:
+            raise ProbeError(
+                f"Sampling ended after {len(readings)} denoiser calls, before the last one",
+                expected="all calls, the last of which shows the mask",
+                remedy="do not interrupt sampling, or leave BrightEnding out",
+            )
+        maps = torch.cat(list(readings), dim=1)
+        return masked_norm(maps[:, :-1], maps[:, -1]).mean(dim=1, keepdim=True)
+
+    def score_images(self, readings: Tensor) -> Tensor:
+        """`(P, K)` from readings `(P, K, 1)`."""
+        return readings[:, :, 0]
+
+
+def eos_mask(attention: Mapping[str, Tensor], *, height: int, width: int) -> Tensor:
+    """Mean of the sites' maps, on the latents.
+
+    Args:
+        attention: per site `(B, N)` over the same image tokens.
+        height: h of the latents.
+        width: w of the latents.
+
+    Returns:
+        `(B, h, w)`.
+    """
+    maps = torch.stack(list(attention.values())).mean(dim=0)
+    shrink = (height * width / maps.shape[1]) ** 0.5
+    mask = maps.view(len(maps), 1, round(height / shrink), round(width / shrink))
+    if mask.shape[-2:] != (height, width):
+        mask = F.interpolate(mask, size=(height, width), mode="bilinear")
+    return mask[:, 0]
+
+
+def masked_norm(squares: Tensor, mask: Tensor) -> Tensor:
+    """‖Δ · m‖₂ / mean(m) of each call.
+
+    Args:
+        squares: `(B, R, h, w)` Δ² summed over channels.
+        mask: `(B, h, w)`.
+
+    Returns:
+        `(B, R)`.
+    """
+    weighted = (squares * mask.square()[:, None]).flatten(2).sum(dim=2).sqrt()
+    return weighted / mask.mean(dim=(1, 2))[:, None]

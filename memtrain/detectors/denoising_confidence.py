@@ -1,0 +1,65 @@
+"""Denoising confidence: one step carries a memorized prompt far from its noise, to an image instead of a blur.
+
+What: the mean squared difference between the initial noise and the image of one step from it, both at the scale of the
+noise, under guidance. The difference is the predicted noise, so the score is σ² times the mean square of ε under
+guidance, with σ² = (1 − ᾱ) / ᾱ.
+Source: the white-box attack of Webster, "A Reproducible Extraction of Training Images from Diffusion Models" (2023).
+`reference=True` is the published code: timestep 999 of the schedule and the noise scaled for it. By default the first
+timestep of the sampling serves, for which nothing is computed twice. With several seeds the published script keeps the
+score of the last one; this takes their mean. It runs in fp16.
+Direction: higher means memorized; the paper ranks captions by it and extracts from the top.
+Cost: one denoiser call, and one more with `reference`.
+Suggested values: guidance 7.5, one seed.
+Cannot: compare guidance scales, or models. As ε under guidance is `ε(x, "") + g (ε(x, prompt) − ε(x, ""))`, it is
+close to the guidance norm with a share that depends on the noise alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from memtrain.detectors.base import DenoiserStep, Detector
+from memtrain.detectors.one_step import one_step
+
+
+class DenoisingConfidence(Detector):
+    """Mean squared distance between the noise and the image of one step.
+
+    Args:
+        reference: at the last timestep of the schedule, as published.
+    """
+
+    higher_means_memorized: ClassVar[bool] = True
+    cost: ClassVar[str] = "none beyond the first denoiser call, one more call with `reference`"
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"conditional", "unconditional", "latents", "denoise", "alphas_cumprod", "guidance_scale"}
+    )
+
+    def __init__(self, *, reference: bool = False) -> None:
+        self.reference = reference
+
+    @property
+    def name(self) -> str:
+        """`denoising_confidence`, with `reference` told."""
+        return f"denoising_confidence{'_reference' if self.reference else ''}"
+
+    def calls(self, total: int) -> int:
+        """The first."""
+        return 1
+
+    def extra_forwards(self, total: int) -> int:
+        """One with `reference`."""
+        return int(self.reference)
+
+    def read(self, step: DenoiserStep) -> Tensor | None:
+        """`(B,)` of the first call."""
+        if step.index > 0:
+            return None
+        made = one_step(step, reference=self.reference)
+        return made.sigma**2 * made.noise.square().flatten(1).mean(dim=1)
+
+    def score_images(self, readings: Tensor) -> Tensor:
+        """`(P, K)` from readings `(P, K, 1)`."""
+        return readings[:, :, 0]
