@@ -1,6 +1,6 @@
 """Every detector on models that memorized: how well it tells planted from held-out captions, and what it costs.
 
-    python benchmarks/detectors.py runs/a runs/b --json benchmarks/detectors.json
+    python benchmarks/detectors.py --runs "[runs/a, runs/b]" --json benchmarks/detectors.json
 
 The runs are finished training runs with planted duplicates, such as those of `benchmarks/mitigations.py`. All detectors
 read one sampling of the captions, planted and held out, so they see the same noise; AUROC and the true-positive rate at
@@ -11,10 +11,10 @@ on a few captions of the first run, the median of rounds in which the detectors 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def figures(score: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
 
 def measure(
     runs: list[str],
-    json_file: str | None = None,
+    json: str | None = None,
     *,
     images_per_prompt: int = 4,
     steps: int = 20,
@@ -98,7 +98,7 @@ def measure(
 
     Args:
         runs: folders of finished runs.
-        json_file: where to write the figures.
+        json: where to write the figures.
         images_per_prompt: images sampled of each caption.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
@@ -131,25 +131,21 @@ def measure(
             found[detector.name].append(figures(score if detector.higher_means_memorized else -score, truth))
         found[LENGTH].append(figures(prompt_lengths(pipeline, texts).float(), truth))
         print(f"{run}: {len(planted)} planted and {len(heldout)} held-out captions", file=sys.stderr)
+    cost = {
+        detector.name: {
+            "forwards_per_prompt": images_per_prompt * (detector.calls(steps) + detector.extra_forwards(steps)),
+            "seconds_per_prompt": seconds[detector.name],
+        }
+        for detector in DETECTORS
+    }
     results = {
         "sampling": {**options, "seeds": images_per_prompt},
         "captions": sizes,
-        "detectors": {
-            name: {
-                "runs": each,
-                **({} if name == LENGTH else {"seconds_per_prompt": seconds[name]}),
-                **{
-                    "forwards_per_prompt": images_per_prompt * (detector.calls(steps) + detector.extra_forwards(steps))
-                    for detector in DETECTORS
-                    if detector.name == name
-                },
-            }
-            for name, each in found.items()
-        },
+        "detectors": {name: {"runs": each, **cost.get(name, {})} for name, each in found.items()},
     }
     print_table(results)
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if json is not None:
+        Path(json).write_text(dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
@@ -178,4 +174,4 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(measure, as_positional=True)
+    auto_cli(measure, as_positional=False)

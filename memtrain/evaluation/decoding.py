@@ -15,4 +15,5 @@ def to_uint8(pixel_values: Tensor) -> Tensor:
 def decode_images(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     """Clean latents `(B, C, h, w)` to images `(B, 3, H, W)` uint8, on the CPU; no safety checker sees them."""
     with torch.no_grad():
-        return to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
+        scaled = (latents / pipeline.vae.config.scaling_factor).to(pipeline.vae.dtype)
+        return to_uint8(pipeline.vae.decode(scaled).sample)
