@@ -1,7 +1,9 @@
 """The norm of the text-conditional noise: a memorized prompt pulls the prediction harder than others do.
 
 What: ‖ε(x_t, prompt) − ε(x_t, "")‖₂ at each sampling step, averaged over steps and then over the prompt's images.
-Source: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024), §3.
+Source: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024), §3. This
+is the published code but for its fp16: raw predictions without the factor that makes them scores, the norm over all
+channels and pixels, the mean over images, then over steps.
 Direction: higher means memorized.
 Cost: none beyond sampling with classifier-free guidance, which makes both predictions anyway; the first step alone
 needs one denoiser call.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.generate import read_prompts_with
+from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 
 def step(index: int, size: float = 1.0) -> DenoiserStep:
@@ -34,6 +37,23 @@ def test_reading_is_the_norm_per_image() -> None:
     reading = GuidanceNorm().read(step(0, 3.0))
     assert reading is not None
     torch.testing.assert_close(reading, torch.tensor([12.0, 12.0]))
+
+
+def test_the_score_is_the_published_one_in_any_batch(exact: StableDiffusionPipeline) -> None:
+    """Raw predictions, the norm over all channels and pixels, the mean over images and then over steps."""
+    detectors = [GuidanceNorm(), GuidanceNorm(3), GuidanceNorm(None)]
+    options = {"seeds": SEEDS, "steps": 4, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
+    readings = read_prompts_with(exact, PROMPTS, detectors, **options)
+    for row, prompt in enumerate(PROMPTS):
+        norms = []
+        for seed in SEEDS:
+            seen = sample_by_hand(exact, prompt, seed, 4)
+            pairs = zip(seen.conditional, seen.unconditional, strict=True)
+            norms.append([float((text - empty).flatten().norm()) for text, empty in pairs])
+        per_step = [sum(each) / len(SEEDS) for each in zip(*norms, strict=True)]
+        for detector, steps in zip(detectors, (1, 3, 4), strict=True):
+            expected = sum(per_step[:steps]) / steps
+            assert float(detector.score(readings[detector.name])[row]) == pytest.approx(expected, rel=2e-6)
 
 
 def test_score_is_the_mean_over_steps_and_images() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.generate import generate
+from memtrain.evaluation.generate import generate, read_prompts_with
+from tests.detectors.conftest import GUIDANCE, SEEDS, sample_by_hand
 
 PROMPTS = ["a cat", "the dogs", "b"]
 TOKENS = 12
@@ -80,6 +85,71 @@ def test_both_scores_are_the_published_ones_in_any_batch(pipeline: StableDiffusi
                 score = detector.score_images(trace.readings[detector.name])[row, column]
                 assert float(score) == pytest.approx(expected[name], abs=2e-5)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipeline.unet.modules())
+
+
+def uneven(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """A copy in double precision whose blocks have 2 and 4 heads, as those of Stable Diffusion 2 have 5, 10 and 20."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 16),
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=(2, 4),
+            norm_num_groups=4,
+        )
+    parts = {**pipeline.components, "unet": unet.eval(), "text_encoder": copy.deepcopy(pipeline.text_encoder)}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def test_layers_with_different_heads_count_alike(pipeline: StableDiffusionPipeline) -> None:
+    """Against maps of a softmax written out, in NumPy: pixels, then heads, then layers, then the entropy."""
+    steps, many = 10, uneven(pipeline)
+    many.unet.to(torch.float64)
+    many.text_encoder.to(torch.float64)
+    detectors = [MemAttn("E"), MemAttn("E", layers=(1, 4)), MemAttn("D"), MemAttn("D", reference=True)]
+    options = {"seeds": SEEDS, "steps": steps, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
+    readings = read_prompts_with(many, PROMPTS, detectors, **options)
+    for row, prompt in enumerate(PROMPTS):
+        for column, seed in enumerate(SEEDS):
+            seen = sample_by_hand(many, prompt, seed, steps)
+            assert {len(site) for site in seen.maps[0]} == {2, 4}
+            layers = np.array([[site.mean(dim=1).mean(dim=0).numpy() for site in call] for call in seen.maps])
+
+            def entropy(p: np.ndarray) -> np.ndarray:
+                return -(p * np.log(p)).sum(axis=-1)
+
+            average = layers.mean(axis=1)
+            padding = entropy(average[:, seen.length - 1 :])
+            change = padding[-2:] - padding[0]
+            expected = [
+                entropy(layers[0, 3]),
+                entropy(layers[0, [1, 4]].mean(axis=0)),
+                entropy(average[-2:]).mean() + np.abs(change).mean(),
+                entropy(average[-2:]).mean() + padding[-2:].mean() - padding[0],
+            ]
+            found = [float(detector.score_images(readings[detector.name])[row, column]) for detector in detectors]
+            assert found == pytest.approx(expected, rel=2e-6)
+
+
+def test_attention_of_exactly_zero_counts_nothing() -> None:
+    """The published code makes it NaN."""
+    attention = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    step = DenoiserStep(
+        0,
+        981.0,
+        torch.zeros(2, 1, 1, 1),
+        None,
+        token_attention=dict.fromkeys("abcd", attention),
+        prompt_length=torch.tensor([2, 3]),
+    )
+    reading = MemAttn("D").read(step)
+    assert reading is not None
+    half = 0.5 * math.log(2)
+    torch.testing.assert_close(reading, torch.tensor([[2 * half, half], [0.0, 0.0]]))
 
 
 def test_only_the_calls_that_count_are_kept(pipeline: StableDiffusionPipeline) -> None:
