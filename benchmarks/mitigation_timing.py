@@ -28,7 +28,7 @@ from lightning.pytorch.cli import LightningCLI
 from mitigation_rows import ROWS, Row, training_arguments
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.cli import quiet
+from memtrain.cli.chatter import quiet
 
 CYCLE = 8
 """Batches between the monitor's updates."""

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from memtrain import cli
 from memtrain.records import read_steps, read_table
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 def arguments(run: Path, images: Path, pretrained: Path, *, steps: int, config: str = "tiny.yaml") -> list[str]:
@@ -122,10 +122,10 @@ def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: py
     assert "varied captions" in text
     assert "By repetitions" in text
 
-
-def test_detectors_cannot_be_left_out_where_they_score_prompts() -> None:
-    with pytest.raises(SystemExit, match="detectors=False leaves nothing to score prompts with"):
-        cli.evaluate(["--model", "nowhere", "--prompts", "a cat", "--detectors", "false"])
+    cli.evaluate(["--run", str(planted_run), "--stages", "[detect]", "--steps", "2", "--images_per_prompt", "1"])
+    table = pq.read_table(planted_run / "evaluation" / "prompts.parquet")
+    assert table["memorized"].to_pylist() == [True] * 2 + [False] * 16, "planted captions, then held-out ones"
+    assert (planted_run / "evaluation" / "results.json").is_file(), "what another stage wrote stays"
 
 
 @pytest.mark.parametrize("name", ["canaries", "planted"])

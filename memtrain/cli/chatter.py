@@ -1,0 +1,26 @@
+"""Library chatter that a reader can do nothing about stays off the screen."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import diffusers
+import transformers
+
+
+def quiet() -> None:
+    """Keep library chatter that a reader can do nothing about off the screen."""
+    # Lightning still registers its instantiators the old way; jsonargparse would say so at every start.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    transformers.logging.disable_progress_bar()
+    diffusers.logging.disable_progress_bar()
+    for pattern in (
+        "The `srun` command is available",
+        "The '.*_dataloader' does not have many workers",
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        "Found .* module\\(s\\) in eval mode",
+        "Checkpoint directory .* exists and is not empty",
+        "The number of training batches .* is smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)

@@ -1,0 +1,132 @@
+"""`evaluate.py`: measures a finished run, scores prompts of any model, and whatever else a stage does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from jsonargparse import auto_cli
+from lightning.pytorch.utilities import rank_zero_info
+
+from memtrain.cli.chatter import quiet
+from memtrain.cli.measure import measure
+from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
+from memtrain.cli.stages import MEASURE, STAGES, StageInput, chosen_stages
+from memtrain.detectors.base import Detector
+from memtrain.detectors.guidance_norm import GuidanceNorm
+from memtrain.detectors.memattn import MemAttn
+from memtrain.detectors.noise_similarity import NoiseSimilarity
+from memtrain.errors import MemtrainError
+from memtrain.evaluation.prompts import read_prompts
+from memtrain.models.pipeline import load_components
+from memtrain.records import set_aside
+
+
+def evaluate_folder(
+    run: str = "runs/tiny",
+    *,
+    stages: list[str] | None = None,
+    model: str | None = None,
+    prompts: str | None = None,
+    images_per_prompt: int = 4,
+    max_prompts: int = 150,
+    unique_prompts: int = 60,
+    steps: int = 20,
+    guidance_scale: float = 4.0,
+    batch_size: int = 32,
+    false_positive_rate: float | None = None,
+    kid: bool | None = None,
+    seed: int = 0,
+    detectors: bool = True,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Measure what a trained model reproduces, and compare with what training said; or score prompts of any model.
+
+    Args:
+        run: folder of a finished training run.
+        stages: `measure` (what the run reproduces; the default), `detect` (scores of prompts; the default with a
+            model), in brackets and with commas between them.
+        model: a pipeline folder or hub name instead of a run.
+        prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, stages other than
+            `measure` take the run's planted captions as memorized and its held-out ones as not.
+        images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
+        max_prompts: prompts at most in each group (planted, unique, canary, held-out), or templates.
+        unique_prompts: prompts of images that were trained on once per epoch.
+        steps: sampling steps.
+        guidance_scale: of classifier-free guidance.
+        batch_size: images sampled at once.
+        false_positive_rate: probability that a prompt never trained on counts as reproduced; sets the threshold.
+            Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
+        kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
+        seed: first seed.
+        detectors: whether detectors read the sampling of a run, which takes a third of the time.
+        output: folder of the results; default `evaluation/` in the run folder, with a model `runs/detection`.
+
+    Returns:
+        Per stage the content of its JSON file.
+    """
+    names = chosen_stages(stages, model=model, prompts=prompts, detectors=detectors)
+    found = None if prompts is None else read_prompts(prompts)
+    place = Path(output or ("runs/detection" if model is not None else Path(run) / "evaluation"))
+    own_images = None
+    if model is None:
+        config, data = run_data(Path(run))
+        source = str(pipeline_folder(Path(run)))
+        if found is None and names != [MEASURE]:
+            found, own_images = known_prompts(data, most=max_prompts)
+        pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    else:
+        source = model
+        if (place / "detection.json").exists():
+            rank_zero_info(f"{place} holds earlier scores; they are kept as {set_aside(place)}")
+        pipeline = load_components(model).pipeline()
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    sampling: dict[str, Any] = {
+        "output": place,
+        "seeds": range(seed, seed + images_per_prompt),
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "batch_size": batch_size,
+    }
+    similarity: list[Detector] = [NoiseSimilarity()] if images_per_prompt > 1 else []
+    results = {}
+    for name in names:
+        if name == MEASURE:
+            reading = [GuidanceNorm(), MemAttn("E"), MemAttn("D"), *similarity] if detectors else []
+            results[name] = measure(
+                pipeline,
+                data,
+                run=Path(run),
+                config=config,
+                detectors=reading,
+                max_prompts=max_prompts,
+                unique_prompts=unique_prompts,
+                false_positive_rate=false_positive_rate,
+                kid=kid,
+                **sampling,
+            )
+            continue
+        assert found is not None
+        scoring = [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D"), *similarity]
+        results[name] = STAGES[name](
+            StageInput(
+                pipeline=pipeline, prompts=found, own_images=own_images, model=source, detectors=scoring, **sampling
+            )
+        )
+    return results
+
+
+def evaluate(args: list[str] | None = None) -> None:
+    """`python evaluate.py [--run runs/name] [--stages '[measure, detect]']`.
+
+    Args:
+        args: arguments instead of those of the command line.
+    """
+    quiet()
+    try:
+        auto_cli(evaluate_folder, as_positional=False, args=args)
+    except MemtrainError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,120 @@
+"""The stages of an evaluation beside `measure`, and how to add one.
+
+A stage is a function of a :class:`StageInput` that writes its files to `given.output`, prints what it found and returns
+what its JSON file holds. It is added by one line of :data:`STAGES`; what it imports stays inside it, so that the other
+stages do not wait for it. All stages of a command share one output folder, so a stage names its files after itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from memtrain.detectors.base import Detector
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.prompts import PromptToScore
+
+MEASURE = "measure"
+"""The stage that needs a run's records and training images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInput:
+    """What every stage gets.
+
+    Attributes:
+        pipeline: the model, on its device.
+        prompts: P prompts, with what is known about them.
+        own_images: `(P, 3, H, W)` uint8, the image that belongs to each prompt; None unless the prompts are a run's.
+        output: folder to write to; it may hold files of other stages.
+        model: where the pipeline comes from.
+        seeds: K seeds; each prompt is sampled with every one.
+        steps: sampling steps.
+        guidance_scale: of classifier-free guidance.
+        batch_size: images sampled at once.
+        detectors: for the stage that scores prompts.
+    """
+
+    pipeline: StableDiffusionPipeline
+    prompts: Sequence[PromptToScore]
+    own_images: Tensor | None
+    output: Path
+    model: str
+    seeds: Sequence[int]
+    steps: int
+    guidance_scale: float
+    batch_size: int
+    detectors: Sequence[Detector]
+
+
+def _detect(given: StageInput) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    from memtrain.evaluation.detection import detect, print_detection
+
+    results = detect(
+        given.pipeline,
+        given.prompts,
+        detectors=given.detectors,
+        output=given.output,
+        seeds=given.seeds,
+        steps=given.steps,
+        guidance_scale=given.guidance_scale,
+        batch_size=given.batch_size,
+        model=given.model,
+    )
+    print_detection(results, pq.read_table(given.output / "prompts.parquet"), given.output)
+    return results
+
+
+STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {"detect": _detect}
+"""Name on the command line -> stage; they run in this order, after `measure`."""
+
+
+def chosen_stages(
+    stages: Sequence[str] | None, *, model: str | None, prompts: str | None, detectors: bool
+) -> list[str]:
+    """The stages to run, in their order, checked before a model is loaded.
+
+    Args:
+        stages: what was asked for; None for `measure` of a run, `detect` for a model and prompts.
+        model: a pipeline instead of a run.
+        prompts: where prompts come from, if said.
+        detectors: whether there are detectors.
+
+    Raises:
+        ConfigurationError: if a name is unknown, or a stage lacks what it needs.
+    """
+    known = [MEASURE, *STAGES]
+    names = list(stages) if stages is not None else ["detect" if model is not None else MEASURE]
+    unknown = sorted(set(names) - set(known))
+    if unknown or not names:
+        raise ConfigurationError(
+            f"Unknown stages: {', '.join(unknown)}" if unknown else "No stage to run",
+            expected=f"some of {', '.join(known)}, for instance --stages '[{known[-1]}]'",
+            remedy="correct --stages",
+        )
+    if model is not None and (MEASURE in names or prompts is None):
+        raise ConfigurationError(
+            f"model={model!r}, prompts={prompts!r}, stages {', '.join(names)}",
+            expected="a model with prompts and without `measure`, which compares with a run's training images",
+            remedy="name prompts and --stages '[detect]', or a run with --run",
+        )
+    if model is None and prompts is not None and set(names) == {MEASURE}:
+        raise ConfigurationError(
+            f"prompts={prompts!r}, which `measure` does not read: it samples the run's own captions",
+            expected="prompts with a stage that reads them, or with --model",
+            remedy=f"add --stages '[{known[1]}]', name a model, or leave the prompts out",
+        )
+    if "detect" in names and not detectors:
+        raise ConfigurationError(
+            "detectors=False leaves nothing to score prompts with",
+            expected="detectors with the stage `detect`",
+            remedy="leave `detectors` out",
+        )
+    return [name for name in known if name in names]

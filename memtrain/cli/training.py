@@ -1,0 +1,97 @@
+"""`train.py`: a LightningCLI whose runs keep everything in one folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from memtrain.callbacks.progress_bar import ProgressBar
+from memtrain.cli.chatter import quiet
+from memtrain.errors import MemtrainError
+from memtrain.records import set_aside
+
+DEFAULT_ARGUMENTS = ["fit", "--config", "configs/tiny.yaml"]
+"""What `python train.py` runs."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the complete configuration to `config.yaml` in the run folder."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called on rank 0 only."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile)
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI in which everything a run writes goes to `trainer.default_root_dir`."""
+
+    def _folder(self) -> Path:
+        return Path(self.config[self.subcommand].trainer.default_root_dir or "runs/unnamed")
+
+    def before_instantiate_classes(self) -> None:
+        """Put checkpoints into the run folder unless the configuration says otherwise."""
+        trainer = self.config[self.subcommand].trainer
+        trainer.default_root_dir = str(self._folder())
+        for callback in trainer.callbacks or []:
+            if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
+                callback.init_args.dirpath = str(self._folder() / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to CSV files in the run folder unless the configuration names a logger; our progress bar likewise."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.logger is None:
+            kwargs["logger"] = CSVLogger(self._folder(), name="logs")
+        named = any(callback.class_path.endswith("ProgressBar") for callback in trainer.callbacks or [])
+        if trainer.enable_progress_bar is not False and not named:
+            self.trainer_defaults["callbacks"] = [ProgressBar()]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Keep an earlier run of the same name out of the way."""
+        folder = self._folder()
+        if self.config[self.subcommand].ckpt_path is None and any(
+            (folder / name).exists() for name in ("records", "checkpoints", "pipeline")
+        ):
+            _keep(folder)
+
+
+@rank_zero_only
+def _keep(folder: Path) -> None:
+    rank_zero_info(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
+
+
+def train(args: ArgsType = None) -> None:
+    """`python train.py [fit] [--config ...]`; without arguments, the embedded default.
+
+    Args:
+        args: arguments instead of those of the command line.
+    """
+    quiet()
+    if args is None and not sys.argv[1:]:
+        sys.argv += DEFAULT_ARGUMENTS
+    elif args is None and sys.argv[1].startswith("--") and sys.argv[1] != "--help":
+        sys.argv.insert(1, "fit")
+    try:
+        TrainCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except MemtrainError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
