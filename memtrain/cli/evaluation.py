@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from jsonargparse import auto_cli
-from lightning.pytorch.utilities import rank_zero_info
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.measure import measure
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
-from memtrain.cli.stages import MEASURE, STAGES, StageInput, chosen_stages
+from memtrain.cli.stages import MEASURE, STAGES, StageInput, chosen_shard, chosen_stages
 from memtrain.detectors.base import Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
@@ -22,7 +21,6 @@ from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import MemtrainError
 from memtrain.evaluation.prompts import read_prompts
 from memtrain.models.pipeline import load_components
-from memtrain.records import set_aside
 
 
 def evaluate_folder(
@@ -41,6 +39,7 @@ def evaluate_folder(
     kid: bool | None = None,
     seed: int = 0,
     detectors: bool = True,
+    shard: str | None = None,
     output: str | None = None,
 ) -> dict[str, Any]:
     """Measure what a trained model reproduces, and compare with what training said; or score prompts of any model.
@@ -63,12 +62,15 @@ def evaluate_folder(
         kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
         seed: first seed.
         detectors: whether detectors read the sampling of a run, which takes a third of the time.
+        shard: this process's part of the prompts to score, such as 0/4 to 3/4; `merge` to put the parts together. By
+            default what a Slurm job array or torchrun says, or all prompts.
         output: folder of the results; default `evaluation/` in the run folder, with a model `runs/detection`.
 
     Returns:
         Per stage the content of its JSON file.
     """
     names = chosen_stages(stages, model=model, prompts=prompts, detectors=detectors)
+    part = chosen_shard(shard, stages=names)
     found = None if prompts is None else read_prompts(prompts)
     place = Path(output or ("runs/detection" if model is not None else Path(run) / "evaluation"))
     own_images = None
@@ -80,8 +82,6 @@ def evaluate_folder(
         pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
     else:
         source = model
-        if (place / "detection.json").exists():
-            rank_zero_info(f"{place} holds earlier scores; they are kept as {set_aside(place)}")
         pipeline = load_components(model).pipeline()
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampling: dict[str, Any] = {
@@ -113,7 +113,13 @@ def evaluate_folder(
         scoring = [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D"), *similarity]
         results[name] = STAGES[name](
             StageInput(
-                pipeline=pipeline, prompts=found, own_images=own_images, model=source, detectors=scoring, **sampling
+                pipeline=pipeline,
+                prompts=found,
+                own_images=own_images,
+                model=source,
+                detectors=scoring,
+                shard=part,
+                **sampling,
             )
         )
     return results

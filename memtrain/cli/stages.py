@@ -18,6 +18,7 @@ from torch import Tensor
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.prompts import PromptToScore
+from memtrain.evaluation.shards import Shard, read_shard
 
 MEASURE = "measure"
 """The stage that needs a run's records and training images."""
@@ -38,6 +39,7 @@ class StageInput:
         guidance_scale: of classifier-free guidance.
         batch_size: images sampled at once.
         detectors: for the stage that scores prompts.
+        shard: this process's part of the prompts, for stages in :data:`SHARED`; None to merge all parts.
     """
 
     pipeline: StableDiffusionPipeline
@@ -50,6 +52,7 @@ class StageInput:
     guidance_scale: float
     batch_size: int
     detectors: Sequence[Detector]
+    shard: Shard | None = None
 
 
 def _detect(given: StageInput) -> dict[str, Any]:
@@ -67,13 +70,22 @@ def _detect(given: StageInput) -> dict[str, Any]:
         guidance_scale=given.guidance_scale,
         batch_size=given.batch_size,
         model=given.model,
+        shard=given.shard,
     )
+    if results is None:
+        print(
+            f"Part {given.shard} of the prompts is scored; others are not yet. Whoever finishes last writes the "
+            f"results to {given.output}. If none does, run this again with --shard merge."
+        )
+        return {}
     print_detection(results, pq.read_table(given.output / "prompts.parquet"), given.output)
     return results
 
 
 STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {"detect": _detect}
 """Name on the command line -> stage; they run in this order, after `measure`."""
+SHARED = frozenset({"detect"})
+"""Stages whose prompts several processes can share."""
 
 
 def chosen_stages(
@@ -118,3 +130,29 @@ def chosen_stages(
             remedy="leave `detectors` out",
         )
     return [name for name in known if name in names]
+
+
+def chosen_shard(shard: str | None, *, stages: Sequence[str]) -> Shard | None:
+    """This process's part of the prompts.
+
+    Args:
+        shard: what was asked for; None for what the environment says.
+        stages: to run.
+
+    Returns:
+        The part; None to merge.
+
+    Raises:
+        ConfigurationError: if it is none, or a stage cannot be shared.
+    """
+    alone = sorted(set(stages) - SHARED)
+    if shard is None and len(alone) == len(stages):
+        return Shard()
+    part = read_shard(shard)
+    if part != Shard() and alone:
+        raise ConfigurationError(
+            f"The stage {alone[0]} cannot be shared between processes, but this one is part {part or 'merge'}",
+            expected=f"a command with no stages but {', '.join(sorted(SHARED))}",
+            remedy="run the other stages in a command of their own, or say --shard 0/1",
+        )
+    return part

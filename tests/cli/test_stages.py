@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from memtrain import cli
-from memtrain.cli.stages import STAGES, chosen_stages
+from memtrain.cli.stages import STAGES, chosen_shard, chosen_stages
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.shards import Shard
 
 
 def choose(stages: list[str] | None, *, model: str | None = None, prompts: str | None = None) -> list[str]:
@@ -33,6 +34,8 @@ def test_stages_run_in_their_order_and_once() -> None:
         ("--model nowhere", "model='nowhere', prompts=None"),
         ("--model nowhere --prompts cat --stages [measure]", "without `measure`"),
         ("--prompts cat", "`measure` does not read"),
+        ("--model nowhere --prompts cat --shard 2/2", "names no part of the prompts"),
+        ("--stages [measure,detect] --shard 0/2", "measure cannot be shared between processes"),
         ("--model nowhere --prompts cat --detectors false", "detectors=False leaves nothing to score prompts with"),
     ],
 )
@@ -44,3 +47,12 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(options: str, mess
 def test_the_remedy_names_what_exists() -> None:
     with pytest.raises(ConfigurationError, match=r"--stages '\[detect\]'"):
         choose(["measure"], model="m", prompts="a cat")
+
+
+def test_a_job_array_shares_prompts_and_leaves_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert chosen_shard(None, stages=["detect"]) == Shard(1, 3)
+    assert chosen_shard(None, stages=["measure"]) == Shard(), "each task of such an array has a run of its own"
+    assert chosen_shard("0/1", stages=["measure", "detect"]) == Shard()
+    assert chosen_shard("merge", stages=["detect"]) is None
