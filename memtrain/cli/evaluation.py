@@ -20,7 +20,7 @@ from memtrain.detectors.memattn import MemAttn
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import MemtrainError
 from memtrain.evaluation.prompts import read_prompts
-from memtrain.models.pipeline import load_components
+from memtrain.models.pipeline import load_pipeline
 
 
 def evaluate_folder(
@@ -79,10 +79,10 @@ def evaluate_folder(
         source = str(pipeline_folder(Path(run)))
         if found is None and names != [MEASURE]:
             found, own_images = known_prompts(data, most=max_prompts)
-        pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+        pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None, use_safetensors=True)
     else:
         source = model
-        pipeline = load_components(model).pipeline()
+        pipeline = load_pipeline(model)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampling: dict[str, Any] = {
         "output": place,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from memtrain.detectors.base import Detector
@@ -42,7 +42,7 @@ class StageInput:
         shard: this process's part of the prompts, for stages in :data:`SHARED`; None to merge all parts.
     """
 
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     prompts: Sequence[PromptToScore]
     own_images: Tensor | None
     output: Path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
+
+from memtrain.models.stock_pipeline import decode
 
 
 def to_uint8(pixel_values: Tensor) -> Tensor:
@@ -12,8 +14,7 @@ def to_uint8(pixel_values: Tensor) -> Tensor:
     return pixel_values.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu()
 
 
-def decode_images(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Clean latents `(B, C, h, w)` to images `(B, 3, H, W)` uint8, on the CPU; no safety checker sees them."""
     with torch.no_grad():
-        scaled = (latents / pipeline.vae.config.scaling_factor).to(pipeline.vae.dtype)
-        return to_uint8(pipeline.vae.decode(scaled).sample)
+        return to_uint8(decode(pipeline, latents))

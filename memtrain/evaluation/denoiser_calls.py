@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from memtrain.detectors.base import DenoiserStep, Detector
@@ -20,6 +20,7 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evaluation.call_attention import CallAttention
 from memtrain.evaluation.decoding import decode_images
 from memtrain.models.backbones.base import find_backbone
+from memtrain.models.stock_pipeline import as_maps, check_pipeline, denoiser_of, has_two_halves, text_tokenizer
 
 KNOWN = {field.name for field in fields(DenoiserStep)} | {"images"}
 """What a detector can need."""
@@ -27,24 +28,26 @@ KNOWN = {field.name for field in fields(DenoiserStep)} | {"images"}
 
 @contextmanager
 def observed(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     detectors: Sequence[Detector],
     *,
     prompts: Sequence[str],
     steps: int,
-    guided: bool,
+    guidance_scale: float,
+    until_read: bool = False,
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Collect what `detectors` keep of each denoiser call, per detector name.
 
     On leaving, each list holds one tensor `(B, R, ...)`: the readings as the detector condenses them.
 
     Raises:
+        AllRead: out of the pipeline's call, with `until_read`, when no detector reads any further call.
         ConfigurationError: if a detector needs what nobody can give it.
-        ProbeError: if a call has another batch than there are prompts, doubled when `guided`, or a detector read
+        ProbeError: if a call has another batch than there are prompts, doubled when guided, or a detector read
             nothing.
     """
-    check_needs(pipeline, detectors, guided=guided)
-    calls = _Calls(pipeline, detectors, prompts=prompts, halves=2 if guided else 1)
+    check_needs(pipeline, detectors, guidance_scale=guidance_scale)
+    calls = _Calls(pipeline, detectors, prompts=prompts, guidance_scale=guidance_scale, until_read=until_read)
     with ExitStack() as stack:
         for remove in calls.attach() if detectors else ():
             stack.callback(remove)
@@ -60,12 +63,14 @@ def observed(
         readings[:] = [detector.condense(readings)]
 
 
-def check_needs(pipeline: StableDiffusionPipeline, detectors: Sequence[Detector], *, guided: bool) -> None:
+def check_needs(pipeline: DiffusionPipeline, detectors: Sequence[Detector], *, guidance_scale: float) -> None:
     """Refuse detectors whose needs sampling cannot meet.
 
     Raises:
         ConfigurationError: naming them.
     """
+    kind = type(pipeline).__name__
+    check_pipeline(kind)
     for detector in detectors:
         if not detector.needs <= KNOWN:
             raise ConfigurationError(
@@ -79,13 +84,30 @@ def check_needs(pipeline: StableDiffusionPipeline, detectors: Sequence[Detector]
                 expected="a scheduler with alphas_cumprod, such as DDIM",
                 remedy="change the scheduler, or leave the detector out",
             )
+        if kind == "StableDiffusion3Pipeline" and detector.needs & {"prompt_length", "eos_attention"}:
+            raise ConfigurationError(
+                f"{detector.name} needs one end of the prompt, and {kind} reads it twice, with CLIP and with T5",
+                expected="a pipeline whose attention reads one text",
+                remedy="leave the detector out",
+            )
+        if kind == "FluxPipeline" and "denoise" in detector.needs:
+            raise ConfigurationError(
+                f"{detector.name} runs the denoiser on latents of its own, which {kind} takes in patches",
+                expected="a pipeline that takes latents as they are",
+                remedy="leave the detector out",
+            )
     blind = [detector.name for detector in detectors if "unconditional" in detector.needs]
-    if blind and not guided:
+    if blind and not has_two_halves(pipeline, guidance_scale):
         raise ConfigurationError(
-            f"{', '.join(blind)} needs unconditional predictions, and sampling without guidance makes none",
-            expected="guidance_scale above 1",
+            f"{', '.join(blind)} needs unconditional predictions, and {kind} at guidance_scale={guidance_scale} makes "
+            "none",
+            expected="guidance_scale above 1, and a model that was not distilled to need one pass alone",
             remedy="raise guidance_scale, or leave the detector out",
         )
+
+
+class AllRead(Exception):
+    """Ends a sampling of which no detector reads any more. Nothing went wrong."""
 
 
 class _Calls:
@@ -93,14 +115,16 @@ class _Calls:
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: DiffusionPipeline,
         detectors: Sequence[Detector],
         *,
         prompts: Sequence[str],
-        halves: int,
+        guidance_scale: float,
+        until_read: bool,
     ) -> None:
-        self.pipeline, self.detectors, self.halves = pipeline, detectors, halves
-        self.denoiser: nn.Module = pipeline.unet
+        self.pipeline, self.detectors, self.guidance_scale = pipeline, detectors, guidance_scale
+        self.halves, self.until_read = 2 if has_two_halves(pipeline, guidance_scale) else 1, until_read
+        self.denoiser: Any = denoiser_of(pipeline)
         self.images, self.index = len(prompts), 0
         self.kept: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
         backbone = find_backbone(self.denoiser)
@@ -114,7 +138,7 @@ class _Calls:
         needs = frozenset[str]().union(*(detector.needs for detector in detectors))
         self.lengths = None
         if needs & {"prompt_length", "eos_attention"}:
-            self.lengths = prompt_lengths(pipeline, prompts).to(self.denoiser.device)
+            self.lengths = prompt_lengths(pipeline, prompts).to(pipeline.device)
         self.attention = None
         if needs & {"token_attention", "eos_attention"}:
             self.attention = CallAttention(self.denoiser, backbone, images=self.images)
@@ -148,7 +172,9 @@ class _Calls:
         if self._again:
             return
         latents, timestep, _ = self.backbone.inputs(args, kwargs)
-        parts = self._split(self.backbone.output(output))
+        positions = kwargs.get("img_ids")
+        channels = latents.shape[1] if positions is None else latents.shape[2] // 4
+        parts = self._split(as_maps(self.backbone.output(output), channels, positions=positions))
         if self.attention is not None:
             self.attention.check()
             self.attention.end()
@@ -158,13 +184,13 @@ class _Calls:
             conditional=parts[-1],
             unconditional=parts[0] if self.halves == 2 else None,
             total=self.total,
-            latents=latents[-self.images :],
+            latents=as_maps(latents[-self.images :], channels, positions=positions),
             token_attention=self.attention.token_attention if self.attention is not None else None,
             eos_attention=self.attention.eos_attention if self.attention is not None else None,
             prompt_length=self.lengths,
             alphas_cumprod=getattr(self.pipeline.scheduler, "alphas_cumprod", None),
-            prediction_type=self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
-            guidance_scale=float(self.pipeline.guidance_scale),
+            prediction_type=self.pipeline.scheduler.config.get("prediction_type", "flow"),
+            guidance_scale=self.guidance_scale,
             denoise=lambda other, at: self._denoise(args, kwargs, other, at),
             decode=lambda clean: decode_images(self.pipeline, clean),
         )
@@ -173,6 +199,9 @@ class _Calls:
             if reading is not None:
                 self.kept[detector.name].append(reading)
         self.index += 1
+        last = max(detector.calls(self.total) for detector in self.detectors)
+        if self.until_read and last <= self.index < self.total:
+            raise AllRead
 
     def _split(self, prediction: Tensor) -> tuple[Tensor, ...]:
         if len(prediction) != self.halves * self.images:
@@ -208,7 +237,7 @@ class _Calls:
             )
         finally:
             self._again = False
-        parts = self._split(self.backbone.output(output))
+        parts = self._split(as_maps(self.backbone.output(output), known.shape[1]))
         return parts[-1], parts[0] if self.halves == 2 else None
 
 
@@ -226,8 +255,8 @@ def read_images(detectors: Sequence[Detector], images: Tensor, kept: dict[str, l
             kept[detector.name].append(reading)
 
 
-def prompt_lengths(pipeline: StableDiffusionPipeline, prompts: Sequence[str], *, truncation: bool = True) -> Tensor:
+def prompt_lengths(pipeline: DiffusionPipeline, prompts: Sequence[str], *, truncation: bool = True) -> Tensor:
     """Tokens of each prompt with BOS and EOS, `(B,)`, with `truncation` at most what the text encoder reads."""
-    most = pipeline.tokenizer.model_max_length if truncation else None
-    encoded = pipeline.tokenizer(list(prompts), truncation=truncation, max_length=most)["input_ids"]
+    tokenizer, most = text_tokenizer(pipeline)
+    encoded = tokenizer(list(prompts), truncation=truncation, max_length=most if truncation else None)["input_ids"]
     return torch.tensor([len(ids) for ids in encoded])

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -46,7 +46,7 @@ WHOLE = Shard()
 
 
 def detect(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[PromptToScore],
     *,
     detectors: Sequence[Detector],
@@ -63,7 +63,7 @@ def detect(
     """Score prompts and write the results.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline.
+        pipeline: one of memtrain.models.stock_pipeline.
         prompts: P prompts.
         detectors: each gives one score per prompt.
         output: folder to write to; what an earlier call with the same settings scored is not scored again.
@@ -165,7 +165,7 @@ def _configuration(detector: Detector) -> dict[str, str]:
 
 
 def _score(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     texts: Sequence[str],
     detectors: Sequence[Detector],
     *,

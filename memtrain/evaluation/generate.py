@@ -1,4 +1,4 @@
-"""Sample images with a stock Stable Diffusion pipeline, and let detectors read the denoiser while it works.
+"""Sample images with a stock pipeline of any known kind, and let detectors read the denoiser while it works.
 
 The pipeline is not forked and any scheduler works: `denoiser_calls.py` shows the detectors what the denoiser does.
 
@@ -15,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.decoding import decode_images
-from memtrain.evaluation.denoiser_calls import check_needs, observed, read_images
+from memtrain.evaluation.denoiser_calls import AllRead, check_needs, observed, read_images
+from memtrain.models.stock_pipeline import sampling_arguments
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trace:
 
 
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
@@ -60,7 +60,7 @@ def generate(
     """Sample one image for every prompt and seed.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline; it is left as it was.
+        pipeline: one of memtrain.models.stock_pipeline; it is left as it was.
         prompts: P prompts.
         seeds: K distinct seeds.
         steps: sampling steps.
@@ -102,7 +102,7 @@ def generate(
 
 
 def read_prompts_with(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     detectors: Sequence[Detector],
     *,
@@ -120,7 +120,6 @@ def read_prompts_with(
     """
     if not detectors:
         raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
-    until = max(detector.calls(steps) for detector in detectors)
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
     sampling = _sample(
         pipeline,
@@ -132,7 +131,7 @@ def read_prompts_with(
         batch_size=batch_size,
         size=size,
         progress=progress,
-        until=until if until < steps else None,
+        until_read=True,
     )
     for _, kept in sampling:
         for name, values in kept.items():
@@ -141,7 +140,7 @@ def read_prompts_with(
 
 
 def _sample(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
@@ -151,40 +150,57 @@ def _sample(
     batch_size: int,
     size: tuple[int, int] | None,
     progress: bool,
-    until: int | None = None,
+    until_read: bool = False,
     decode: bool = False,
 ) -> Iterator[tuple[Tensor | None, dict[str, Tensor]]]:
-    """Batches of images `(B, 3, H, W)`, if asked for, and readings `(B, R, ...)`: in the order of prompts and seeds."""
+    """Batches of images `(B, 3, H, W)`, if asked for, and readings `(B, R, ...)`: prompt by prompt, its seeds."""
     _check(prompts, seeds, detectors, batch_size)
-    check_needs(pipeline, detectors, guided=guidance_scale > 1)
+    check_needs(pipeline, detectors, guidance_scale=guidance_scale)
     decode = decode or any("images" in detector.needs for detector in detectors)
     height, width = size or (None, None)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-
-    def stop(running: Any, index: int, timestep: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        running._interrupt = until is not None and index + 1 >= until
-        return kwargs
 
     with _prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             texts = [prompt for prompt, _ in batch]
-            with observed(pipeline, detectors, prompts=texts, steps=steps, guided=guidance_scale > 1) as kept:
-                latents = pipeline(
-                    prompt=texts,
-                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance_scale,
-                    height=height,
-                    width=width,
-                    output_type="latent",
-                    callback_on_step_end=stop,
-                ).images
-                images = decode_images(pipeline, latents) if decode else None
-                if images is not None:
+            watching = observed(
+                pipeline,
+                detectors,
+                prompts=texts,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                until_read=until_read and not decode,
+            )
+            images = None
+            with watching as kept:
+                try:
+                    latents = pipeline(
+                        prompt=texts,
+                        generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                        num_inference_steps=steps,
+                        guidance_scale=guidance_scale,
+                        height=height,
+                        width=width,
+                        output_type="latent",
+                        **sampling_arguments(pipeline),
+                    ).images
+                except AllRead:
+                    pipeline.maybe_free_model_hooks()
+                if decode:
+                    images = decode_images(pipeline, _unpacked(pipeline, latents, size))
                     read_images(detectors, images, kept)
             yield images, {name: _on_host(condensed) for name, (condensed,) in kept.items()}
             bar.update(len(batch))
+
+
+def _unpacked(pipeline: DiffusionPipeline, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """FLUX's patches `(B, N, 4 C)` as `(B, C, h, w)`; others as they are."""
+    if latents.dim() == 4:
+        return latents
+    height, width = size or (pipeline.default_sample_size * pipeline.vae_scale_factor,) * 2
+    unpacked: Tensor = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+    return unpacked
 
 
 def _on_host(readings: Tensor) -> Tensor:
@@ -219,7 +235,7 @@ def _check(
 
 
 @contextmanager
-def _prepared(pipeline: StableDiffusionPipeline) -> Iterator[None]:
+def _prepared(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Modules in evaluation mode and the pipeline's own progress bar silent, for the duration."""
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
     bar = dict(getattr(pipeline, "_progress_bar_config", {}))

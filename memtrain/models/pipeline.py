@@ -1,16 +1,25 @@
-"""Load the parts of a Stable Diffusion pipeline for training, and save a diffusers pipeline folder."""
+"""Load the parts of a Stable Diffusion pipeline for training, or a whole pipeline of any known kind to sample with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memtrain.errors import ConfigurationError
+from memtrain.models.stock_pipeline import check_pipeline
 
 
 @dataclass
@@ -28,14 +37,12 @@ class Components:
 
     def pipeline(self) -> StableDiffusionPipeline:
         """A diffusers pipeline that shares these modules, sampling with DDIM."""
-        from diffusers import DDIMScheduler
-
         return StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.denoiser,
-            scheduler=DDIMScheduler.from_config(self.scheduler.config, clip_sample=False, set_alpha_to_one=False),
+            scheduler=ddim(self.scheduler.config),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -52,12 +59,7 @@ def load_components(pretrained: str) -> Components:
         ConfigurationError: if a part is missing or is of another family.
     """
     options: dict[str, Any] = {"torch_dtype": torch.float32}
-    if Path(pretrained).is_dir() and not (Path(pretrained) / "model_index.json").is_file():
-        raise ConfigurationError(
-            f"{pretrained!r} is no diffusers pipeline: it has no model_index.json",
-            expected="a folder written by StableDiffusionPipeline.save_pretrained, or a hub name",
-            remedy="check the path",
-        )
+    _check_folder(pretrained)
     try:
         return Components(
             denoiser=UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", **options),
@@ -72,3 +74,47 @@ def load_components(pretrained: str) -> Components:
             expected="a Stable Diffusion 1.x or 2.x pipeline (unet, vae, text_encoder, tokenizer, scheduler)",
             remedy="check the path; a hub name needs a network",
         ) from error
+
+
+def load_pipeline(pretrained: str, *, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """Load a pipeline to sample with. Weights are read from safetensors alone, never unpickled.
+
+    Stable Diffusion 1.x and 2.x sample with DDIM, as published work on memorization does; others with their own
+    scheduler.
+
+    Args:
+        pretrained: a diffusers pipeline folder, or a name on the Hugging Face hub.
+        dtype: of the weights.
+
+    Raises:
+        ConfigurationError: if it cannot be loaded, or is of a kind that is not known.
+    """
+    _check_folder(pretrained)
+    try:
+        kind = str(DiffusionPipeline.load_config(pretrained)["_class_name"])
+        check_pipeline(kind)
+        extra = {"safety_checker": None} if kind == "StableDiffusionPipeline" else {}
+        pipeline = DiffusionPipeline.from_pretrained(pretrained, use_safetensors=True, **extra).to(dtype)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{pretrained!r} cannot be loaded: {error}",
+            expected="a diffusers pipeline with safetensors weights",
+            remedy="check the path; a hub name needs a network",
+        ) from error
+    if kind == "StableDiffusionPipeline":
+        pipeline.scheduler = ddim(pipeline.scheduler.config)
+    return pipeline
+
+
+def ddim(config: Mapping[str, Any]) -> DDIMScheduler:
+    """DDIM with the noise schedule of another scheduler, as Stable Diffusion samples with it."""
+    return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+
+
+def _check_folder(pretrained: str) -> None:
+    if Path(pretrained).is_dir() and not (Path(pretrained) / "model_index.json").is_file():
+        raise ConfigurationError(
+            f"{pretrained!r} is no diffusers pipeline: it has no model_index.json",
+            expected="a folder written by a pipeline's save_pretrained, or a hub name",
+            remedy="check the path",
+        )

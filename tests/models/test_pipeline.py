@@ -1,5 +1,6 @@
 """Loading and saving pipeline folders."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.errors import ConfigurationError
-from memtrain.models.pipeline import load_components
+from memtrain.models.fingerprint import fingerprint
+from memtrain.models.pipeline import load_components, load_pipeline
 
 
 def test_what_was_loaded_is_saved_again(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -31,3 +33,21 @@ def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"Stable Diffusion 1\.x or 2\.x"):
         load_components(str(tmp_path))
+
+
+def test_a_whole_pipeline_samples_with_ddim_and_reads_no_pickle(
+    pipeline: StableDiffusionPipeline, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    loaded = load_pipeline(str(pipeline_folder))
+    assert type(loaded.scheduler).__name__ == "DDIMScheduler"
+    assert fingerprint(loaded) == fingerprint(pipeline)
+    pipeline.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        load_pipeline(str(tmp_path))
+
+
+def test_a_pipeline_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
+    index = json.loads((pipeline_folder / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionImg2ImgPipeline"}))
+    with pytest.raises(ConfigurationError, match="how StableDiffusionImg2ImgPipeline guides"):
+        load_pipeline(str(tmp_path))

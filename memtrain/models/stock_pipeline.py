@@ -1,0 +1,116 @@
+"""What the stock text-to-image pipelines of diffusers do differently while they sample.
+
+| pipeline | denoiser called on | the text its attention reads |
+|---|---|---|
+| Stable Diffusion 1.x, 2.x, XL | `[n unconditional; n conditional]` | `tokenizer` |
+| PixArt-α, -Σ | the same; behind the noise it may predict a variance | `tokenizer` (T5) |
+| Stable Diffusion 3, 3.5 | the same; predicts a velocity | CLIP's tokens, then T5's |
+| FLUX.1 | n conditional, guided by an input; latents in patches of 2 by 2; predicts a velocity | `tokenizer_2` (T5) |
+
+Others are refused: where their two halves lie, or whether there are two, is not known.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memtrain.errors import ConfigurationError
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+)
+"""Names of the classes that are known."""
+
+
+def check_pipeline(name: str) -> None:
+    """Refuse a pipeline class that is not known.
+
+    Args:
+        name: of the class.
+
+    Raises:
+        ConfigurationError: naming those that are.
+    """
+    if name not in PIPELINES:
+        raise ConfigurationError(
+            f"It is not known how {name} guides its sampling",
+            expected=f"one of {', '.join(PIPELINES)}",
+            remedy="load the model with one of them",
+        )
+
+
+def denoiser_of(pipeline: Any) -> nn.Module:
+    """The denoiser: `unet` or `transformer`."""
+    module: nn.Module = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+    return module
+
+
+def has_two_halves(pipeline: Any, guidance_scale: float) -> bool:
+    """Whether the denoiser is called on `[unconditional; conditional]`: not if it was distilled to be guided alone."""
+    config: Any = denoiser_of(pipeline).config
+    distilled = type(pipeline).__name__ == "FluxPipeline" or config.get("time_cond_proj_dim") is not None
+    return guidance_scale > 1 and not distilled
+
+
+def sampling_arguments(pipeline: Any) -> dict[str, Any]:
+    """Arguments without which PixArt would change sizes (to one of its bins) and, depending on packages, prompts."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return {name: False for name in ("use_resolution_binning", "clean_caption") if name in known}
+
+
+def text_tokenizer(pipeline: Any) -> tuple[Any, int]:
+    """The tokenizer of the text that attention reads, and how many tokens the text encoder reads at most.
+
+    Of Stable Diffusion 3, whose attention reads two texts, it is CLIP's.
+    """
+    if type(pipeline).__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"):
+        return pipeline.tokenizer, int(pipeline.tokenizer.model_max_length)
+    most = inspect.signature(type(pipeline).__call__).parameters["max_sequence_length"].default
+    return getattr(pipeline, "tokenizer_2", pipeline.tokenizer), int(most)
+
+
+def as_maps(values: Tensor, channels: int, *, positions: Tensor | None = None) -> Tensor:
+    """Latents or predictions as `(B, C, h, w)`.
+
+    Args:
+        values: `(B, C, h, w)`, perhaps with a variance behind; or FLUX's patches `(B, N, 4 C)`.
+        channels: C.
+        positions: `(N, 3)` with row and column of each patch, for patches.
+    """
+    if positions is None:
+        return values[:, :channels]
+    rows, columns = (int(positions[:, axis].max()) + 1 for axis in (1, 2))
+    patches = values.view(len(values), rows, columns, channels, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(values), channels, 2 * rows, 2 * columns)
+
+
+def decode(pipeline: Any, latents: Tensor) -> Tensor:
+    """Images `(B, 3, H, W)` in [-1, 1] of clean latents `(B, C, h, w)`, as the pipeline's own decoding makes them."""
+    vae, config = pipeline.vae, pipeline.vae.config
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        mean, std = (
+            torch.tensor(config[name]).view(1, -1, 1, 1).to(latents.device, latents.dtype)
+            for name in ("latents_mean", "latents_std")
+        )
+        latents = latents * std / config.scaling_factor + mean
+    else:
+        latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    # SDXL's autoencoder overflows in fp16.
+    overflows = vae.dtype == torch.float16 and config.get("force_upcast", False)
+    was = vae.dtype
+    try:
+        vae = vae.float() if overflows else vae
+        images: Tensor = vae.decode(latents.to(vae.dtype)).sample
+    finally:
+        if overflows:
+            vae.to(was)
+    return images
