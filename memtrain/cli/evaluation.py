@@ -26,7 +26,7 @@ from memtrain.models.pipeline import load_pipeline
 def evaluate_folder(
     run: str = "runs/tiny",
     *,
-    stages: list[str] | None = None,
+    stages: list[str] | str | None = None,
     model: str | None = None,
     prompts: str | None = None,
     images_per_prompt: int = 4,
@@ -47,7 +47,7 @@ def evaluate_folder(
     Args:
         run: folder of a finished training run.
         stages: `measure` (what the run reproduces; the default), `detect` (scores of prompts; the default with a
-            model), in brackets and with commas between them.
+            model); several as '[measure, detect]'.
         model: a pipeline folder or hub name instead of a run.
         prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, stages other than
             `measure` take the run's planted captions as memorized and its held-out ones as not.

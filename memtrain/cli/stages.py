@@ -58,7 +58,8 @@ class StageInput:
 def _detect(given: StageInput) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    from memtrain.evaluation.detection import detect, print_detection
+    from memtrain.evaluation.detection import detect
+    from memtrain.evaluation.detection_console import print_detection
 
     results = detect(
         given.pipeline,
@@ -89,7 +90,7 @@ SHARED = frozenset({"detect"})
 
 
 def chosen_stages(
-    stages: Sequence[str] | None, *, model: str | None, prompts: str | None, detectors: bool
+    stages: Sequence[str] | str | None, *, model: str | None, prompts: str | None, detectors: bool
 ) -> list[str]:
     """The stages to run, in their order, checked before a model is loaded.
 
@@ -103,6 +104,8 @@ def chosen_stages(
         ConfigurationError: if a name is unknown, or a stage lacks what it needs.
     """
     known = [MEASURE, *STAGES]
+    if isinstance(stages, str):
+        stages = [stages]
     names = list(stages) if stages is not None else ["detect" if model is not None else MEASURE]
     unknown = sorted(set(names) - set(known))
     if unknown or not names:

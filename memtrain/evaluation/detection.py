@@ -1,8 +1,9 @@
 """Which of these prompts does a model memorize? Scores prompts without images of their own, for any pipeline.
 
 Written to the output folder: `prompts.parquet`, one row per prompt with its length and each detector's score, and
-`detection.json` with figures, settings and versions. Where the file says which prompts are memorized, each detector's
-AUROC is measured, beside that of the prompts' length alone: a score that length explains is no detection.
+`detection.json` with figures, settings and versions. Where the file says which prompts are memorized, each detector is
+measured (`detection_figures.py`), beside the prompts' length alone, because a score that length explains is no
+detection; and so are all of them together (`combined.py`), whose column holds out-of-fold log odds.
 
 Prompts are scored in fixed groups of as many as fill one batch, and each group's scores are written soon after. So a
 killed detection goes on where it stopped, and neither that nor the number of processes that share the work changes a
@@ -22,20 +23,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 from diffusers import DiffusionPipeline
-from rich.console import Console
-from rich.table import Table
 from tqdm.auto import tqdm
 
 import memtrain
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.combined import combine, reason_against
 from memtrain.evaluation.denoiser_calls import prompt_lengths
+from memtrain.evaluation.detection_figures import ranking_figures
 from memtrain.evaluation.generate import read_prompts_with
 from memtrain.evaluation.prompts import PromptToScore, known_truth
 from memtrain.evaluation.provenance import provenance
 from memtrain.evaluation.score_parts import ScoreParts, keep_earlier
 from memtrain.evaluation.shards import Shard
-from memtrain.functional.ranking import auroc, bootstrap_interval
 from memtrain.models.fingerprint import fingerprint
 from memtrain.records import write_parquet
 
@@ -123,16 +123,18 @@ def detect(
     keep_earlier(folder, key=parts.key, names=("detection.json", "prompts.parquet"))
     lengths, uncut = prompt_lengths(pipeline, texts), prompt_lengths(pipeline, texts, truncation=False)
     truth = known_truth(prompts)
+    scores = {detector.name: torch.tensor(table[detector.name].to_pylist()).double() for detector in detectors}
     figures: dict[str, Any] = {}
     for detector in detectors:
         figures[detector.name] = {
             "higher_means_memorized": detector.higher_means_memorized,
             "cost": detector.cost,
-            "denoiser_calls": len(seeds) * detector.calls(steps),
+            "denoiser_calls": len(seeds) * (detector.calls(steps) + detector.extra_forwards(steps)),
         }
         if truth is not None:
-            oriented = torch.tensor(table[detector.name].to_pylist()) * (1 if detector.higher_means_memorized else -1)
-            figures[detector.name] |= _ranking(oriented, torch.tensor(truth))
+            oriented = scores[detector.name] * (1 if detector.higher_means_memorized else -1)
+            figures[detector.name] |= ranking_figures(oriented, torch.tensor(truth), lengths=lengths, keys=texts)
+    combined, together = _combined(scores, truth, texts)
     results = {
         "schema_version": SCHEMA_VERSION,
         **provenance(),
@@ -143,17 +145,19 @@ def detect(
         "prompts": len(prompts),
         "truncated_prompts": int((uncut > lengths).sum()),
         "seconds_per_prompt": sum(table["seconds"].to_pylist()) / len(prompts),
-        "prompt_length": None if truth is None else _ranking(lengths.float(), torch.tensor(truth)),
+        "prompt_length": None if truth is None else ranking_figures(lengths.double(), torch.tensor(truth)),
         "detectors": figures,
+        "combined": together,
     }
     columns = {
         "prompt": texts,
         "memorized": pa.array([prompt.memorized for prompt in prompts], pa.bool_()),
         "prompt_length": lengths.tolist(),
         **{detector.name: table[detector.name] for detector in detectors},
+        **({} if combined is None else {"combined": combined.tolist()}),
     }
     write_parquet(pa.table(columns), folder / "prompts.parquet")
-    (folder / "detection.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "detection.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return results
 
 
@@ -214,49 +218,16 @@ def _score(
             parts.append(rows, shard=str(shard))
 
 
-def _ranking(score: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    low, high = bootstrap_interval(auroc, score, truth, seed=0, resamples=1000, level=0.95)
-    return {"auroc": float(auroc(score, truth)), "interval": [low, high]}
-
-
-def print_detection(
-    results: dict[str, Any], table: pa.Table, folder: Path, *, most: int = 15, console: Console | None = None
-) -> None:
-    """Print the prompts with the highest first score, what is known about the detectors, and what it means.
-
-    Args:
-        results: content of `detection.json`.
-        table: content of `prompts.parquet`.
-        folder: where the files are.
-        most: prompts shown.
-        console: where to print; default the standard output.
-    """
-    console = console or Console()
-    first = next(iter(results["detectors"]))
-    direction = "descending" if results["detectors"][first]["higher_means_memorized"] else "ascending"
-    screen = Table(title=f"Prompts by {first}, most suspicious first", title_justify="left")
-    screen.add_column("prompt")
-    for name in results["detectors"]:
-        screen.add_column(name, justify="right")
-    for row in table.sort_by([(first, direction)]).slice(0, most).to_pylist():
-        screen.add_row(row["prompt"][:80], *(f"{row[name]:.4g}" for name in results["detectors"]))
-    console.print(screen, markup=False)
-    if results["prompt_length"] is not None:
-        for name, figures in {**results["detectors"], "prompt length alone": results["prompt_length"]}.items():
-            low, high = figures["interval"]
-            console.print(f"AUROC of {name}: {figures['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f})")
-    else:
-        console.print(
-            "Scores are comparable within this table only: they depend on model, guidance and steps. A prompt stands "
-            "out against prompts that the model cannot have memorized; add such prompts, with a column `memorized` "
-            "(0 or 1), to have the detectors measured.",
-            soft_wrap=True,
-        )
-    if results["truncated_prompts"]:
-        console.print(f"{results['truncated_prompts']} prompt(s) are longer than the text encoder reads and were cut.")
-    console.print(
-        f"{results['prompts']} prompts, {results['seconds_per_prompt']:.2f} s each. Scores: "
-        f"{folder / 'prompts.parquet'}   Figures: {folder / 'detection.json'}",
-        markup=False,
-        soft_wrap=True,
-    )
+def _combined(
+    scores: dict[str, torch.Tensor], truth: list[bool] | None, texts: Sequence[str]
+) -> tuple[torch.Tensor | None, dict[str, Any] | None]:
+    """Out-of-fold log odds of all detectors together, and their figures or why there are none."""
+    if truth is None:
+        return None, None
+    labels = torch.tensor(truth)
+    usable = {name: score for name, score in scores.items() if bool(torch.isfinite(score).all())}
+    reason = reason_against(labels, texts) if len(usable) > 1 else "fewer than two detectors with finite scores"
+    if reason is not None:
+        return None, {"auroc": None, "interval": None, "reason": reason}
+    odds, said = combine(usable, labels, texts)
+    return odds, {**ranking_figures(odds, labels), **said}

@@ -18,7 +18,7 @@ _ROUNDING = 1e-9
 """Keeps `floor(0.05 * 20)` at 1 although 0.05 is not exact in binary."""
 
 
-def _split(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def split_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of the positives `(n₁,)` and of the negatives `(n₀,)`, in double precision."""
     if scores.dim() != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores and labels must both be (n,), found {tuple(scores.shape)} and {tuple(labels.shape)}")
@@ -43,7 +43,7 @@ def auroc(scores: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: if a class is empty or a score is not finite.
     """
-    positives, negatives = _split(scores, labels)
+    positives, negatives = split_classes(scores, labels)
     ordered = negatives.sort().values
     below = torch.searchsorted(ordered, positives, right=False)
     not_above = torch.searchsorted(ordered, positives, right=True)
@@ -69,7 +69,7 @@ def true_positive_rate(scores: Tensor, labels: Tensor, *, false_positive_rate: f
     """
     if not 0 <= false_positive_rate < 1:
         raise ValueError(f"false_positive_rate must be in [0, 1), found {false_positive_rate}")
-    positives, negatives = _split(scores, labels)
+    positives, negatives = split_classes(scores, labels)
     allowed = math.floor(false_positive_rate * len(negatives) + _ROUNDING)
     threshold = negatives.sort(descending=True).values[allowed]
     return (positives > threshold).double().mean()
@@ -104,7 +104,7 @@ def bootstrap_interval(
         ValueError: if a class is empty, a score is not finite or the level is out of range.
     """
     _check_level(level)
-    positives, negatives = _split(scores, labels)
+    positives, negatives = split_classes(scores, labels)
     labels = torch.cat([torch.ones(len(positives)), torch.zeros(len(negatives))]).bool().to(scores.device)
     generator = torch.Generator().manual_seed(seed)
     values = torch.empty(resamples, dtype=torch.float64)

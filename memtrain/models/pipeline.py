@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memtrain.errors import ConfigurationError
@@ -94,13 +95,16 @@ def load_pipeline(pretrained: str, *, dtype: torch.dtype = torch.float32) -> Dif
         kind = str(DiffusionPipeline.load_config(pretrained)["_class_name"])
         check_pipeline(kind)
         extra = {"safety_checker": None} if kind == "StableDiffusionPipeline" else {}
-        pipeline = DiffusionPipeline.from_pretrained(pretrained, use_safetensors=True, **extra).to(dtype)
+        pipeline = DiffusionPipeline.from_pretrained(pretrained, use_safetensors=True, **extra)
     except OSError as error:
         raise ConfigurationError(
             f"{pretrained!r} cannot be loaded: {error}",
             expected="a diffusers pipeline with safetensors weights",
             remedy="check the path; a hub name needs a network",
         ) from error
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module) and {parameter.dtype for parameter in part.parameters()} != {dtype}:
+            part.to(dtype)
     if kind == "StableDiffusionPipeline":
         pipeline.scheduler = ddim(pipeline.scheduler.config)
     return pipeline

@@ -18,6 +18,7 @@ def test_a_run_is_measured_and_prompts_of_a_model_are_scored_unless_stages_are_n
     assert choose(None) == ["measure"]
     assert choose(None, model="m", prompts="a cat") == ["detect"]
     assert choose(["detect"]) == ["detect"]
+    assert chosen_stages("detect", model=None, prompts=None, detectors=True) == ["detect"]
     assert choose(["detect"], prompts="a cat") == ["detect"]
 
 
@@ -30,6 +31,7 @@ def test_stages_run_in_their_order_and_once() -> None:
     ("options", "message"),
     [
         ("--stages [detekt]", "Unknown stages: detekt\\n  Expected: some of measure, detect"),
+        ("--stages detekt", "Unknown stages: detekt"),
         ("--stages []", "No stage to run"),
         ("--model nowhere", "model='nowhere', prompts=None"),
         ("--model nowhere --prompts cat --stages [measure]", "without `measure`"),
