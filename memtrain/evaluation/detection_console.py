@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pyarrow as pa
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+COLUMN = 13
+"""Characters of a detector's column; as many detectors as there is room for stand beside the prompts."""
 
 
 def print_detection(
@@ -27,7 +32,7 @@ def print_detection(
     first = next(iter(results["detectors"]))
     _print_prompts(results, table, first, most, console)
     if results["prompt_length"] is None:
-        console.print(_meaning(results, first), markup=False, soft_wrap=True)
+        console.print(_meaning(results), markup=False, soft_wrap=True)
     else:
         _print_figures(results, console)
     if results["truncated_prompts"]:
@@ -45,23 +50,26 @@ def _print_prompts(results: dict[str, Any], table: pa.Table, first: str, most: i
     direction = "descending" if results["detectors"][first]["higher_means_memorized"] else "ascending"
     shown = table.sort_by([(first, direction)]).slice(0, most).to_pylist()
     known = results["prompt_length"] is not None
-    names = [*results["detectors"], *(["combined"] if "combined" in table.column_names else [])]
-    screen = Table(title=f"Prompts by {first}, most suspicious first", title_justify="left")
-    screen.add_column("prompt", ratio=1, min_width=16)
+    names = list(results["detectors"])[: max(1, (console.width - 44) // COLUMN)]
+    screen = Table(title=f"Prompts by {first}, most suspicious first", title_justify="left", box=SIMPLE_HEAD)
+    screen.add_column("prompt", no_wrap=True)
     for heading in (["memorized"] if known else []) + names:
-        screen.add_column(heading.replace("_", " "), justify="right")
+        screen.add_column(heading.replace("_", " "), justify="right", max_width=COLUMN - 2)
+    room = max(20, console.width - 4 - COLUMN * (len(names) + known))
     for row in shown:
         truth = ["yes" if row["memorized"] else "no"] if known else []
-        screen.add_row(escape(row["prompt"][:80]), *truth, *(f"{row[name]:.4g}" for name in names))
+        screen.add_row(
+            escape(shorten(row["prompt"], room, placeholder="...")), *truth, *(f"{row[name]:.4g}" for name in names)
+        )
     console.print(screen)
     if len(table) > most:
-        console.print(f"... and {len(table) - most} more in prompts.parquet.")
+        console.print(f"... and {len(table) - most} more in prompts.parquet.\n")
 
 
-def _meaning(results: dict[str, Any], first: str) -> str:
+def _meaning(results: dict[str, Any]) -> str:
     text = (
-        "What this says: a memorized prompt pulls the model harder towards one image than others do, and scores higher "
-        f"for it. {first.replace('_', ' ')} is the most reliable of these on published models. "
+        "What this says: a memorized prompt pulls the model towards one image, harder than others do, and most "
+        "detectors score it higher for that. "
     )
     if results["prompts"] == 1:
         text += "One prompt alone shows nothing: there is no score from which on a prompt is memorized. "
@@ -73,21 +81,21 @@ def _meaning(results: dict[str, Any], first: str) -> str:
 
 
 def _print_figures(results: dict[str, Any], console: Console) -> None:
-    screen = Table(title="Memorized against other prompts (95 % intervals)", title_justify="left")
-    screen.add_column("score", ratio=1, min_width=14)
-    for heading in ("AUROC", "same length", "TPR at 1 % FPR", "TPR at 3 % FPR", "denoiser calls"):
-        screen.add_column(heading, justify="right")
+    screen = Table(title="Memorized against other prompts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    screen.add_column("score", no_wrap=True)
+    for heading in ("AUROC", "95 %\ninterval", "same\nlength", "TPR at\n1 % FPR", "TPR at\n3 % FPR", "calls"):
+        screen.add_column(heading, justify="right", no_wrap=True)
     rows = {**results["detectors"], "combined": results["combined"], "prompt length": results["prompt_length"]}
     for name, figures in rows.items():
         calls = str(figures.get("denoiser_calls", ""))
         if figures["auroc"] is None:
-            screen.add_row(name.replace("_", " "), "not measured", "", "", "", calls)
+            screen.add_row(name.replace("_", " "), "none", "", "", "", "", calls)
             continue
         low, high = figures["interval"]
         same = figures.get("same_length", {}).get("auroc")
-        rates = [f"{rate['strict']:.2f} / {rate['nearest']:.2f}" for rate in figures["true_positive_rates"]]
-        auroc = f"{figures['auroc']:.3f} ({low:.3f} to {high:.3f})"
-        screen.add_row(name.replace("_", " "), auroc, "" if same is None else f"{same:.3f}", *rates, calls)
+        rates = [f"{rate['strict']:.2f}/{rate['nearest']:.2f}" for rate in figures["true_positive_rates"]]
+        shown = [f"{figures['auroc']:.3f}", f"{low:.2f}–{high:.2f}", "" if same is None else f"{same:.3f}"]
+        screen.add_row(name.replace("_", " "), *shown, *rates, calls)
     console.print(screen)
     shared: dict[str, Any] = next(iter(results["detectors"].values())).get("same_length", {})
     if shared.get("auroc") is None:
@@ -99,8 +107,8 @@ def _print_figures(results: dict[str, Any], console: Console) -> None:
         )
     console.print(
         "TPR: share of memorized prompts found while that share of the others is; strictly below the rate / at the "
-        f"point nearest to it. {among} Denoiser calls: per prompt. A score that the prompts' length explains is no "
-        "detection.",
+        f"point nearest to it. {among} Calls: of the denoiser, per prompt. A score that the prompts' length explains "
+        "is no detection.",
         soft_wrap=True,
     )
     best = (results["combined"] or {}).get("best_single")

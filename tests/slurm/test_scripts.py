@@ -153,10 +153,18 @@ def test_the_array_index_picks_the_run(tmp_path, arguments, variables, run, rest
     assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in words)
 
 
+def test_the_prompts_of_a_model_are_shared_by_the_array(tmp_path):
+    rest = ["--model", "my model", "--prompts", "p.csv"]
+    done = evaluate(tmp_path, *rest, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in ["python", "evaluate.py", *rest])
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
         ([], {}, "no run folder"),
+        (["a", "--model", "m"], {}, "exclude each other"),
         (["a", "b c"], {}, "sbatch --array=0-1"),
         (["a", "b c"], {"SLURM_ARRAY_TASK_ID": "2"}, "array index 2, but 2 runs"),
         (["missing"], {}, "missing, is not a folder"),
