@@ -60,8 +60,11 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
         return Shard(int(found[1]), int(found[2]))
     variables = os.environ if environment is None else environment
     tasks = int(variables.get("SLURM_ARRAY_TASK_COUNT", 1))
-    step = int(variables.get("SLURM_ARRAY_TASK_STEP", 1))
-    task = (int(variables.get("SLURM_ARRAY_TASK_ID", 0)) - int(variables.get("SLURM_ARRAY_TASK_MIN", 0))) // step
+    task = 0
+    if tasks > 1:
+        first = int(variables.get("SLURM_ARRAY_TASK_MIN", 0))
+        step = int(variables.get("SLURM_ARRAY_TASK_STEP", 1))
+        task = (int(variables.get("SLURM_ARRAY_TASK_ID", 0)) - first) // step
     ranks, rank = int(variables.get("WORLD_SIZE", 1)), int(variables.get("RANK", 0))
     if not 0 <= task < tasks or not 0 <= rank < ranks:
         raise ConfigurationError(

@@ -19,6 +19,8 @@ def test_said_parts() -> None:
 
 def test_alone_a_process_scores_everything() -> None:
     assert read_shard(environment={}) == Shard(0, 1)
+    alone = {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_ID": "3"}
+    assert read_shard(environment=alone) == Shard(0, 1), "a task submitted again by itself"
 
 
 def test_array_and_ranks_make_every_part_once() -> None:
