@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 
 from memtrain import cli
@@ -58,3 +62,19 @@ def test_a_job_array_shares_prompts_and_leaves_runs_whole(monkeypatch: pytest.Mo
     assert chosen_shard(None, stages=["measure"]) == Shard(), "each task of such an array has a run of its own"
     assert chosen_shard("0/1", stages=["measure", "detect"]) == Shard()
     assert chosen_shard("merge", stages=["detect"]) is None
+
+
+def test_detectors_are_named_by_class_path(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "detectors:\n  - class_path: memtrain.detectors.guidance_norm.GuidanceNorm\n    init_args: {steps: 2}\n"
+    )
+    options = ["--model", str(pipeline_folder), "--prompts", "a cat", "--steps", "3", "--output", str(tmp_path / "out")]
+    cli.evaluate(["--config", str(overlay), *options])
+    table = pq.read_table(tmp_path / "out" / "prompts.parquet")
+    assert table.column_names == ["prompt", "memorized", "prompt_length", "guidance_norm_2"]
+    assert "One prompt alone shows nothing" in " ".join(capsys.readouterr().out.split())
