@@ -82,6 +82,15 @@ def test_a_prompt_scores_the_same_alone_and_among_others(kind: type[Detector], e
     assert torch.equal(detector.score(together[order]), scores[order])
 
 
+def test_all_at_once_read_what_each_reads_alone(exact: StableDiffusionPipeline) -> None:
+    """Further runs of the denoiser, for one detector, are not shown to another."""
+    every = [kind() for kind in members()]
+    together = read_prompts_with(exact, PROMPTS[:2], every, **OPTIONS)
+    for detector in every:
+        alone = read_prompts_with(exact, PROMPTS[:2], [detector], **OPTIONS)[detector.name]
+        torch.testing.assert_close(together[detector.name], alone, rtol=1e-6, atol=1e-6)
+
+
 @EVERY
 def test_it_runs_the_denoiser_as_often_as_it_says(kind: type[Detector], exact: StableDiffusionPipeline) -> None:
     detector, rows = kind(), []
