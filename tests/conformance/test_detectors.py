@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 import memtrain.detectors
+from memtrain.cli import evaluate
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.detectors.sharpness import Sharpness
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.denoiser_calls import KNOWN
 from memtrain.evaluation.generate import read_prompts_with
+from tests.conftest import ROOT
 
 PROMPTS = ["a cat", "the dogs ran", "b"]
 SEEDS = (0, 5, 9)
@@ -62,6 +67,32 @@ def test_it_declares_itself(kind: type[Detector]) -> None:
         assert f"\n{part} " in card
     direction = "higher" if kind.higher_means_memorized else "lower"
     assert f"Direction: {direction} means memorized" in card
+
+
+def overlay(kind: type[Detector]) -> Path:
+    """Its file in `configs/detectors`."""
+    return ROOT / "configs" / "detectors" / f"{kind.__module__.rsplit('.', 1)[1]}.yaml"
+
+
+@EVERY
+def test_its_overlay_adds_it_and_nothing_else(kind: type[Detector]) -> None:
+    content = yaml.safe_load(overlay(kind).read_text(encoding="utf-8"))
+    assert list(content) == ["detectors+"]
+    (entry,) = content["detectors+"]
+    assert entry["class_path"] == f"{kind.__module__}.{kind.__name__}"
+    kind(**entry.get("init_args", {}))
+
+
+def test_overlays_add_up_on_the_command_line(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    overlays = [argument for kind in members() for argument in ("--config", str(overlay(kind)))]
+    place = ["--model", str(pipeline_folder), "--prompts", "a cat", "--output", str(tmp_path / "scores")]
+    evaluate([*place, "--steps", "2", *overlays])
+    assert "a cat" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "scores" / "detection.json").read_text(encoding="utf-8"))
+    assert set(figures["detectors"]) == {kind().name for kind in members()}
 
 
 @EVERY
