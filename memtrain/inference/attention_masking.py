@@ -1,4 +1,4 @@
-"""Attention masking: hide summary tokens and strengthen BOS in cross-attention while sampling.
+"""Attention masking: hide padding tokens and strengthen BOS in cross-attention while sampling.
 
 Source: MemAttn (Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through Cross
 Attention", ECCV 2024, inference-time mitigation). In every cross-attention and step the logit of BOS is multiplied by
@@ -7,153 +7,232 @@ Attention", ECCV 2024, inference-time mitigation). In every cross-attention and 
 `reference=True` does as the published script: the mask also applies to the unconditional half, with the prompt's
 length, and EOS stays visible (`hide_eos=True` is its `--mask_length_minis1`). By default only conditional rows are
 touched, so that classifier-free guidance compares with what the model does without a prompt. Either way the conditional
-rows are found for any number of prompts and images; the published code finds them for one image of one prompt.
+rows are found for any number of prompts and images; the published code takes every second row, which is right for one
+image of one prompt, and elsewhere scales unconditional rows in the place of conditional ones.
 
-Works on pipelines of Stable Diffusion 1.x, 2.x and XL. Cost: nothing to speak of. Suggested: `c1` 1.25. Cannot: work on
-prompt embeddings, because the prompts' lengths are not known then.
+Works on pipelines of Stable Diffusion 1.x, 2.x and XL. A prompt's length is that of its own tokens with BOS and EOS,
+after truncation; with two text encoders, whose tokens lie side by side at the same position, the longer of the two
+texts (the tokenizers of SDXL split a text alike, so this matters for `prompt_2` only). The pipeline's own attention
+processors have to be plain ones; LoRA layers are part of the projections and stay in force.
+
+Cost: nothing to speak of. Suggested: `c1` 1.25. Cannot: work on prompt embeddings, whose prompts' lengths are not
+known; hide the padding of prompts that fill the text encoder, which have none; touch what a ControlNet reads of the
+text, or the pooled text embedding of SDXL. A probe on the denoiser reads the attention as it would be unmasked.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
+from torch import Tensor, nn
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.attention import summary_tokens
-from memtrain.models.backbones.base import find_backbone
+from memtrain.models.backbones.base import find_backbone, unwrap
 from memtrain.models.backbones.cross_attention import CrossAttentionBackbone
 
+PLAIN = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+"""Processors that compute the same attention in different ways, and nothing else."""
 
+
+@dataclass(frozen=True)
 class AttentionMasking:
-    """A context in which a pipeline samples with masked cross-attention.
+    """Masked cross-attention for the time of a context: `with AttentionMasking(c1=1.25)(pipeline): pipeline(prompts)`.
 
-    Use as `with AttentionMasking(c1=1.25)(pipeline): pipeline(prompts)`. Afterwards the pipeline is as it was.
+    Holds settings alone, so one instance serves several pipelines, also at once.
 
-    Args:
+    Attributes:
         c1: factor on the logit of BOS; 1 leaves it alone.
         mask: hide padding tokens.
         hide_eos: hide EOS too, that is, all summary tokens.
         reference: mask the unconditional half too, as published.
     """
 
-    def __init__(self, c1: float = 1.25, *, mask: bool = True, hide_eos: bool = False, reference: bool = False) -> None:
-        self.c1, self.mask, self.hide_eos, self.reference = c1, mask, hide_eos, reference
-        self._pipeline: Any = None
-        self._processors: dict[str, Any] = {}
-        self._lengths: Tensor | None = None
-        self._guided = False
-        self._used = False
+    c1: float = 1.25
+    _: KW_ONLY
+    mask: bool = True
+    hide_eos: bool = False
+    reference: bool = False
 
-    def __call__(self, pipeline: Any) -> AttentionMasking:
-        """Choose the pipeline.
+    def __post_init__(self) -> None:
+        if self.hide_eos and not self.mask:
+            raise ConfigurationError(
+                "hide_eos=True with mask=False", expected="a mask, whose extent hide_eos says", remedy="leave one out"
+            )
+
+    @contextmanager
+    def __call__(self, pipeline: Any) -> Iterator[None]:
+        """A context in which `pipeline` samples masked. Afterwards it is as it was, whatever happened.
 
         Raises:
-            ConfigurationError: if its denoiser has no cross-attention that is known, or it is masked already.
+            ConfigurationError: if the pipeline is of another kind, is masked already or has attention processors of its
+                own; and when leaving, if nothing was sampled.
+            ProbeError: when leaving, if some cross-attention never ran.
         """
-        backbone = find_backbone(pipeline.unet) if hasattr(pipeline, "unet") else None
-        if not isinstance(backbone, CrossAttentionBackbone) or not backbone.clip_layout:
-            raise ConfigurationError(
-                f"{type(pipeline).__name__} has no cross-attention to CLIP tokens",
-                expected="a Stable Diffusion 1.x, 2.x or XL pipeline",
-                remedy="use another mitigation",
-            )
-        if "encode_prompt" in vars(pipeline):
-            raise ConfigurationError("This pipeline is masked already", remedy="leave the other context first")
-        self._backbone, self._pipeline = backbone, pipeline
-        return self
-
-    def __enter__(self) -> AttentionMasking:
-        if self._pipeline is None:
-            raise ConfigurationError(
-                "AttentionMasking without a pipeline", remedy="with AttentionMasking()(pipeline): ..."
-            )
-        unet = self._pipeline.unet
-        self._processors, self._used = unet.attn_processors, False
-        sites = {f"{name}.processor" for name in self._backbone.sites(unet)}
-        ours = {name: _Processor(self) if name in sites else old for name, old in self._processors.items()}
-        self._pipeline.encode_prompt = self._encode(self._pipeline.encode_prompt)
-        unet.set_attn_processor(ours)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        pipeline, self._pipeline = self._pipeline, None
-        pipeline.unet.set_attn_processor(self._processors)
-        del pipeline.encode_prompt
-        if kind is None and not self._used:
+        backbone, sites = _sites(pipeline)
+        processors = {name: site.processor for name, site in sites.items()}
+        own = vars(pipeline).get("encode_prompt")
+        sampling = _Sampling(self, pipeline, backbone=backbone, silent=set(sites))
+        try:
+            pipeline.encode_prompt = sampling.listen(pipeline.encode_prompt)
+            for name, site in sites.items():
+                site.set_processor(_Processor(sampling, name))
+            yield
+        finally:
+            for name, site in sites.items():
+                site.set_processor(processors[name])
+            if own is None:
+                vars(pipeline).pop("encode_prompt", None)
+            else:
+                pipeline.encode_prompt = own
+        if sampling.silent == set(sites):
             raise ConfigurationError(
                 "Nothing was sampled inside AttentionMasking",
                 expected="a call of the pipeline it was given",
-                remedy="call that pipeline inside the with statement",
+                remedy="call that pipeline inside the with statement; if its denoiser is compiled, compile it there",
+            )
+        if sampling.silent:
+            raise ProbeError(
+                f"{len(sampling.silent)} of {len(sites)} cross-attentions never ran masked, "
+                f"first {min(sampling.silent)!r}",
+                expected="all of them in every step",
+                remedy="use the denoiser's own blocks",
             )
 
-    def _encode(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+
+def _sites(pipeline: Any) -> tuple[CrossAttentionBackbone, dict[str, Any]]:
+    """The cross-attentions of a pipeline that can be masked, by name, and what knows them."""
+    unet = getattr(pipeline, "unet", None)
+    backbone = find_backbone(unet) if isinstance(unet, nn.Module) else None
+    tokenizers = _tokenizers(pipeline)
+    clip = bool(tokenizers) and all(tokenizer.bos_token_id is not None for tokenizer in tokenizers)
+    known = isinstance(backbone, CrossAttentionBackbone) and backbone.clip_layout
+    if not known or not clip or not hasattr(pipeline, "encode_prompt"):
+        raise ConfigurationError(
+            f"{type(pipeline).__name__} has no cross-attention to CLIP tokens",
+            expected="a Stable Diffusion 1.x, 2.x or XL pipeline",
+            remedy="use another mitigation",
+        )
+    assert isinstance(backbone, CrossAttentionBackbone) and isinstance(unet, nn.Module)
+    sites: dict[str, Any] = backbone.sites(unwrap(unet))
+    if any(isinstance(site.processor, _Processor) for site in sites.values()):
+        raise ConfigurationError("This denoiser is masked already", remedy="leave the other context first")
+    foreign = {type(site.processor).__name__ for site in sites.values()} - {plain.__name__ for plain in PLAIN}
+    if foreign:
+        raise ConfigurationError(
+            f"The cross-attentions are computed by {', '.join(sorted(foreign))}, which masking would replace",
+            expected="plain attention processors, with LoRA or without",
+            remedy="unload the IP adapter, or call set_default_attn_processor() on the denoiser",
+        )
+    return backbone, sites
+
+
+def _tokenizers(pipeline: Any) -> list[Any]:
+    """One for each text encoder, in the order in which the pipeline uses them."""
+    found = (getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
+    return [tokenizer for tokenizer in found if tokenizer is not None]
+
+
+class _Sampling:
+    """What is known about the images that a pipeline is sampling, and how their attention is modified."""
+
+    def __init__(
+        self, masking: AttentionMasking, pipeline: Any, *, backbone: CrossAttentionBackbone, silent: set[str]
+    ) -> None:
+        self.masking, self.pipeline, self.backbone, self.silent = masking, pipeline, backbone, silent
+        self.lengths: Tensor | None = None
+        self.guided = False
+        self.prepared: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
+
+    def listen(self, encode: Callable[..., Any]) -> Callable[..., Any]:
         """The pipeline's encode_prompt, which also tells the prompts' lengths."""
         signature = inspect.signature(encode)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            prompts = given.arguments["prompt"]
-            if prompts is None:
+            if given.arguments["prompt"] is None:
                 raise ConfigurationError(
                     "AttentionMasking cannot tell the lengths of prompts from their embeddings",
                     expected="prompts as text",
                     remedy="pass `prompt` instead of `prompt_embeds`",
                 )
-            tokens = self._pipeline.tokenizer(
-                [prompts] if isinstance(prompts, str) else list(prompts),
-                padding="max_length",
-                truncation=True,
-                max_length=self._pipeline.tokenizer.model_max_length,
-                return_tensors="pt",
-            )
-            lengths = tokens["attention_mask"].sum(dim=1)
-            self._lengths = lengths.repeat_interleave(int(given.arguments["num_images_per_prompt"]))
-            self._guided = bool(given.arguments["do_classifier_free_guidance"])
+            lengths = self._prompt_lengths(given.arguments["prompt"], given.arguments.get("prompt_2"))
+            self.lengths = lengths.repeat_interleave(int(given.arguments["num_images_per_prompt"]))
+            self.guided = bool(given.arguments["do_classifier_free_guidance"])
+            self.prepared.clear()
             return encode(*args, **kwargs)
 
         return wrapped
 
-    def modify(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _prompt_lengths(self, *texts: str | list[str] | None) -> Tensor:
+        """`(P,)` tokens with BOS and EOS; of several texts of a prompt, the longest counts."""
+        lengths = []
+        for text, tokenizer in zip(texts, _tokenizers(self.pipeline), strict=False):
+            prompts = text or texts[0]
+            # A concept learned by textual inversion may stand for several tokens.
+            if hasattr(self.pipeline, "maybe_convert_prompt"):
+                prompts = self.pipeline.maybe_convert_prompt(prompts, tokenizer)
+            listed = [prompts] if isinstance(prompts, str) else list(prompts or ())
+            encoded = tokenizer(listed, truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
+            lengths.append(torch.tensor([len(ids) for ids in encoded]))
+        return torch.stack(lengths).amax(dim=0)
+
+    def modify(self, name: str, key: Tensor) -> tuple[Tensor, Tensor | None]:
         """Keys `(B, H, T, D)` with BOS strengthened, and the bias `(B, 1, 1, T)` that hides tokens.
 
         Raises:
             ConfigurationError: if B fits neither the images nor, with guidance, twice their number.
         """
-        self._used = True
-        images = 0 if self._lengths is None else len(self._lengths)
-        expected = images * (2 if self._guided else 1)
-        if self._lengths is None or len(key) != expected:
+        self.silent.discard(name)
+        kind = (len(key), key.shape[2], key.device, key.dtype)
+        if kind not in self.prepared:
+            self.prepared[kind] = self._prepare(key)
+        factor, bias = self.prepared[kind]
+        # The logit is linear in the key: scaling the key of BOS scales its logit.
+        return key * factor, bias
+
+    def _prepare(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Factors `(B, 1, T, 1)` on the keys, and the bias; the same for all steps and for sites of one kind."""
+        images = 0 if self.lengths is None else len(self.lengths)
+        expected = images * (2 if self.guided else 1)
+        if self.lengths is None or len(key) != expected:
             raise ConfigurationError(
                 f"The denoiser ran on {len(key)} rows for {images} images",
                 expected=f"{expected} rows",
                 remedy="call the whole pipeline inside the with statement, one at a time",
             )
-        conditional = torch.arange(len(key), device=key.device) >= len(key) - images
-        factor = torch.where(conditional, self.c1, 1.0).to(key)
-        # The logit is linear in the key: scaling the key of BOS scales its logit.
-        first = torch.arange(key.shape[2], device=key.device) == 0
-        key = torch.where(first[:, None], key * factor[:, None, None, None], key)
-        if not self.mask:
-            return key, None
-        lengths = self._lengths.to(key.device).repeat(len(key) // images)
-        hidden = summary_tokens(lengths if self.hide_eos else lengths + 1, key.shape[2])
-        if not self.reference:
-            hidden = hidden & conditional[:, None]
-        return key, torch.zeros_like(hidden, dtype=key.dtype).masked_fill(hidden, -torch.inf)[:, None, None]
+        conditional = torch.arange(len(key)) >= len(key) - images
+        factor = torch.ones(len(key), key.shape[2])
+        factor[conditional, 0] = self.masking.c1
+        factor = factor.to(key)[:, None, :, None]
+        if not self.masking.mask:
+            return factor, None
+        lengths = self.lengths.repeat(len(key) // images)
+        hidden = summary_tokens(lengths if self.masking.hide_eos else lengths + 1, key.shape[2])
+        if not self.masking.reference:
+            hidden &= conditional[:, None]
+        return factor, torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).to(key)[:, None, None]
 
 
 class _Processor:
-    """A cross-attention with the masking's keys and bias."""
+    """A cross-attention with the sampling's keys and bias."""
 
-    def __init__(self, masking: AttentionMasking) -> None:
-        self.masking = masking
+    def __init__(self, sampling: _Sampling, name: str) -> None:
+        self.sampling, self.name = sampling, name
 
     def __call__(
         self,
@@ -163,13 +242,16 @@ class _Processor:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        assert encoder_hidden_states is not None
-        arguments = {"encoder_hidden_states": encoder_hidden_states, "attention_mask": attention_mask}
-        tokens = encoder_hidden_states.shape[1]
-        projection = self.masking._backbone.project(attn, (hidden_states,), arguments, tokens=tokens)
-        key, bias = self.masking.modify(projection.key)
-        value = attn.to_v(encoder_hidden_states)
+        tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        arguments = {"encoder_hidden_states": encoder_hidden_states}
+        projection = self.sampling.backbone.project(attn, (hidden_states,), arguments, tokens=tokens)
+        key, bias = self.sampling.modify(self.name, projection.key)
+        if attention_mask is not None:
+            bias = attention_mask[:, None] if bias is None else bias + attention_mask[:, None]
+        value = attn.to_v(projection.text_states)
         value = value.view(*value.shape[:2], attn.heads, -1).transpose(1, 2)
         result = F.scaled_dot_product_attention(projection.query, key, value, attn_mask=bias)
-        output: Tensor = attn.to_out[0](result.transpose(1, 2).flatten(2))
+        output: Tensor = attn.to_out[1](attn.to_out[0](result.transpose(1, 2).flatten(2)))
+        if attn.residual_connection:
+            output = output + hidden_states
         return output / attn.rescale_output_factor
