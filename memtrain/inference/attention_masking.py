@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.attention import summary_tokens
+from memtrain.inference.base import InferenceMitigation
 from memtrain.models.backbones.base import find_backbone, unwrap
 from memtrain.models.backbones.cross_attention import CrossAttentionBackbone
 
@@ -49,7 +50,7 @@ PLAIN = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProce
 
 
 @dataclass(frozen=True)
-class AttentionMasking:
+class AttentionMasking(InferenceMitigation):
     """Masked cross-attention for the time of a context: `with AttentionMasking(c1=1.25)(pipeline): pipeline(prompts)`.
 
     Holds settings alone, so one instance serves several pipelines, also at once.
