@@ -1,6 +1,6 @@
 """MemAttn's mitigation while sampling, on models that memorized: what it stops, and what it costs.
 
-    python benchmarks/inference_mitigation.py --runs "[runs/mitigations/baseline-seed0, runs/mitigations/baseline-seed1]"
+    python benchmarks/inference_mitigation.py --runs "[runs/mitigations/baseline-seed0]"
 
 Runs are those of `benchmarks/mitigations.py`, or any others with planted images. The run's planted captions and some
 held-out ones are sampled without the mitigation and with each of its settings, on the same noise, batch by batch in
@@ -185,7 +185,7 @@ def main(
     runs: list[str],
     *,
     json: str | None = None,
-    heldout: int = 24,
+    heldout: int = 20,
     picture: str | None = None,
     pictured: str = "mask, c1 = 1.25",
     threads: int = 1,

@@ -206,6 +206,9 @@ def _fidelity(
     different = len(set(texts))
     if different <= others:
         return [None, None], {"measure": None, "reason": f"{different} different prompts, at least {others + 1} needed"}
+    if not isinstance(judge, StableDiffusionPipeline):
+        kind = type(judge).__name__
+        return [None, None], {"measure": None, "reason": f"no denoising loss of {kind} is known; name a CLIP model"}
     judged = [retrieved(judge, found, texts, others=others, timesteps=timesteps).float() for found in images]
     return [*judged], {"measure": "retrieved", "chance": 1 / (1 + others), "others": others, "timesteps": timesteps}
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from memtrain.evaluation.figure_text import figure_text
 from memtrain.evaluation.prompts import PromptToScore
 
 ROWS = 12
@@ -76,11 +77,9 @@ def _rows(prompts: Sequence[PromptToScore]) -> list[int]:
 
 
 def _label(prompt: PromptToScore) -> str:
-    """A prompt as matplotlib prints it, without reading it as a formula."""
+    """A prompt, and what is known about it."""
     known = {True: "memorized: ", False: "other: ", None: ""}[prompt.memorized]
-    text = " ".join(prompt.text.split())
-    cut = text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
-    return known + cut.replace("\\", "").replace("$", r"\$")
+    return known + figure_text(prompt.text, WIDEST)
 
 
 def print_mitigation(results: Mapping[str, Any], folder: Path, *, console: Console | None = None) -> None:
