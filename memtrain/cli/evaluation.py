@@ -19,7 +19,11 @@ from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import MemtrainError
+from memtrain.evaluation.attention_plots import attention_plots as draw_attention
 from memtrain.evaluation.prompts import read_prompts
+from memtrain.evaluation.report import write_report
+from memtrain.inference.attention_masking import AttentionMasking
+from memtrain.inference.base import InferenceMitigation
 from memtrain.models.pipeline import load_pipeline
 
 
@@ -40,6 +44,9 @@ def evaluate_folder(
     seed: int = 0,
     detectors: bool | list[Detector] = True,
     shard: str | None = None,
+    mitigation: InferenceMitigation | None = None,
+    clip: str | None = None,
+    attention_plots: int = 0,
     output: str | None = None,
 ) -> dict[str, Any]:
     """Measure what a trained model reproduces, and compare with what training said; or score prompts of any model.
@@ -47,7 +54,7 @@ def evaluate_folder(
     Args:
         run: folder of a finished training run.
         stages: `measure` (what the run reproduces; the default), `detect` (scores of prompts; the default with a
-            model); several as '[measure, detect]'.
+            model), `mitigate` (what a mitigation while sampling changes); several as '[measure, detect]'.
         model: a pipeline folder or hub name instead of a run.
         prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, stages other than
             `measure` take the run's planted captions as memorized and its held-out ones as not.
@@ -65,12 +72,18 @@ def evaluate_folder(
             ones, false for none, which saves a third of the time of `measure`.
         shard: this process's part of the prompts to score, such as 0/4 to 3/4; `merge` to put the parts together. By
             default what a Slurm job array or torchrun says, or all prompts.
+        mitigation: what the stage `mitigate` measures, as in configs/inference; default MemAttn's attention masking.
+        clip: folder of a CLIP model that judges there whether images show what their prompts say; default the model's
+            own denoising loss.
+        attention_plots: prompts whose attention is drawn, token by token; with any, the entropy of all prompts too.
         output: folder of the results; default `evaluation/` in the run folder, with a model `runs/detection`.
 
     Returns:
         Per stage the content of its JSON file.
     """
-    names = chosen_stages(stages, model=model, prompts=prompts, detectors=bool(detectors))
+    names = chosen_stages(
+        stages, model=model, prompts=prompts, detectors=bool(detectors), attention_plots=attention_plots
+    )
     part = chosen_shard(shard, stages=names)
     found = None if prompts is None else read_prompts(prompts)
     place = Path(output or ("runs/detection" if model is not None else Path(run) / "evaluation"))
@@ -122,9 +135,17 @@ def evaluate_folder(
                 model=source,
                 detectors=scoring,
                 shard=part,
+                mitigation=mitigation or AttentionMasking(),
+                clip=clip,
                 **sampling,
             )
         )
+    # Of shared prompts, only the process that finished last has results.
+    if attention_plots and found is not None and all(results.values()):
+        for path in draw_attention(pipeline, found, most=attention_plots, **sampling):
+            print(f"Attention: {path}")
+    if names != [MEASURE] and (place / "results.json").is_file():
+        write_report(place)
     return results
 
 

@@ -8,7 +8,7 @@ stages do not wait for it. All stages of a command share one output folder, so a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.shards import Shard, read_shard
+from memtrain.inference.attention_masking import AttentionMasking
+from memtrain.inference.base import InferenceMitigation
 
 MEASURE = "measure"
 """The stage that needs a run's records and training images."""
@@ -40,6 +42,8 @@ class StageInput:
         batch_size: images sampled at once.
         detectors: for the stage that scores prompts.
         shard: this process's part of the prompts, for stages in :data:`SHARED`; None to merge all parts.
+        mitigation: for the stage that measures one.
+        clip: folder of a CLIP model that judges fidelity to prompts, if there is one.
     """
 
     pipeline: DiffusionPipeline
@@ -53,6 +57,8 @@ class StageInput:
     batch_size: int
     detectors: Sequence[Detector]
     shard: Shard | None = None
+    mitigation: InferenceMitigation = field(default_factory=AttentionMasking)
+    clip: str | None = None
 
 
 def _detect(given: StageInput) -> dict[str, Any]:
@@ -83,14 +89,40 @@ def _detect(given: StageInput) -> dict[str, Any]:
     return results
 
 
-STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {"detect": _detect}
+def _mitigate(given: StageInput) -> dict[str, Any]:
+    from memtrain.evaluation.mitigation import mitigate
+    from memtrain.evaluation.mitigation_sheet import print_mitigation
+
+    results = mitigate(
+        given.pipeline,
+        given.prompts,
+        output=given.output,
+        mitigation=given.mitigation,
+        own_images=given.own_images,
+        seeds=given.seeds,
+        steps=given.steps,
+        guidance_scale=given.guidance_scale,
+        batch_size=given.batch_size,
+        model=given.model,
+        clip=given.clip,
+    )
+    print_mitigation(results, given.output)
+    return results
+
+
+STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {"detect": _detect, "mitigate": _mitigate}
 """Name on the command line -> stage; they run in this order, after `measure`."""
 SHARED = frozenset({"detect"})
 """Stages whose prompts several processes can share."""
 
 
 def chosen_stages(
-    stages: Sequence[str] | str | None, *, model: str | None, prompts: str | None, detectors: bool
+    stages: Sequence[str] | str | None,
+    *,
+    model: str | None,
+    prompts: str | None,
+    detectors: bool,
+    attention_plots: int = 0,
 ) -> list[str]:
     """The stages to run, in their order, checked before a model is loaded.
 
@@ -99,6 +131,7 @@ def chosen_stages(
         model: a pipeline instead of a run.
         prompts: where prompts come from, if said.
         detectors: whether there are detectors.
+        attention_plots: how many prompts' attention is to be drawn.
 
     Raises:
         ConfigurationError: if a name is unknown, or a stage lacks what it needs.
@@ -131,6 +164,12 @@ def chosen_stages(
             "detectors=False leaves nothing to score prompts with",
             expected="detectors with the stage `detect`",
             remedy="leave `detectors` out",
+        )
+    if attention_plots and set(names) == {MEASURE}:
+        raise ConfigurationError(
+            f"attention_plots={attention_plots} with the stage `measure` alone, which draws none",
+            expected=f"another stage, for instance --stages '[{known[1]}]'",
+            remedy="add the stage, or leave attention_plots out",
         )
     return [name for name in known if name in names]
 

@@ -96,12 +96,12 @@ def print_mitigation(results: Mapping[str, Any], folder: Path, *, console: Conso
         table.add_column(column, justify="left" if column in ("prompts", "figure") else "right")
     for name, group in results["groups"].items():
         title = f"{name} ({group['prompts']})"
-        for figure, cells in _lines(group, results["fidelity"]["measure"]):
+        for figure, cells in figure_rows(group, results["fidelity"]["measure"]):
             table.add_row(title, figure, *cells)
             title = ""
         table.add_section()
     console.print(table, markup=False)
-    for sentence in _explanation(results):
+    for sentence in explanation(results):
         console.print(sentence, markup=False, soft_wrap=True)
     seconds = results["seconds_per_image"]
     console.print(
@@ -118,8 +118,13 @@ def print_mitigation(results: Mapping[str, Any], folder: Path, *, console: Conso
     )
 
 
-def _lines(group: Mapping[str, Any], measure: str | None) -> list[tuple[str, tuple[str, ...]]]:
-    """Figures of a group as cells; those that were not measured are left out."""
+def figure_rows(group: Mapping[str, Any], measure: str | None) -> list[tuple[str, tuple[str, ...]]]:
+    """Figures of a group as cells: a name, and without, with and change; those that were not measured are left out.
+
+    Args:
+        group: one of `groups` in `mitigation.json`.
+        measure: how fidelity was measured.
+    """
     before, after, change = group["without"], group["with"], group["change"]
     lines: list[tuple[str, tuple[str, ...]]] = []
     if before["reproduced"] is not None:
@@ -146,8 +151,12 @@ def _ends(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
-def _explanation(results: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know about the figures."""
+def explanation(results: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know about the figures, in sentences.
+
+    Args:
+        results: content of `mitigation.json`.
+    """
     seeds, found = len(results["sampling"]["seeds"]), results["reproduction"]
     if "threshold" in found:
         said = [

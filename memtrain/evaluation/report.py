@@ -1,7 +1,8 @@
 """The report of an evaluation: one HTML file without scripts or external resources, with its images inside.
 
-A pure function of `results.json`, `samples.parquet` and `images/` in the output folder, so it can be made again after
-the template was changed: `write_report(folder)`. All text from data is escaped.
+A pure function of the output folder, so it can be made again after the template was changed: `write_report(folder)`.
+It needs `results.json`, `samples.parquet` and `images/`, and shows what other stages left: `mitigation.json` with its
+sheet, and the pictures in `attention/`. All text from data is escaped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from memtrain.errors import RecordError
+from memtrain.evaluation.mitigation_sheet import explanation, figure_rows
 from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
 
 ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, CANARY: 12}
@@ -89,8 +91,20 @@ def render(results: dict[str, Any], rows: list[dict[str, Any]], folder: Path) ->
         chart=_chart(prompts, list(replication["groups"]), replication["threshold"]),
         config=json.dumps(results["config"], indent=2, ensure_ascii=False),
         heldout=HELDOUT,
+        mitigation=_mitigation(folder),
+        attention=[_uri(path.read_bytes()) for path in sorted((folder / "attention").glob("*.png"))],
         templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
     )
+
+
+def _mitigation(folder: Path) -> dict[str, Any] | None:
+    """What the stage `mitigate` left in the folder, with its sheet of images, or None."""
+    path, sheet = folder / "mitigation.json", folder / "mitigation.png"
+    if not path.is_file() or not sheet.is_file():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    tables = {name: figure_rows(group, results["fidelity"]["measure"]) for name, group in results["groups"].items()}
+    return {**results, "tables": tables, "notes": explanation(results), "sheet": _uri(sheet.read_bytes())}
 
 
 def _prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

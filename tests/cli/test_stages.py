@@ -40,6 +40,7 @@ def test_stages_run_in_their_order_and_once() -> None:
         ("--model nowhere", "model='nowhere', prompts=None"),
         ("--model nowhere --prompts cat --stages [measure]", "without `measure`"),
         ("--prompts cat", "`measure` does not read"),
+        ("--attention_plots 2", "attention_plots=2 with the stage `measure` alone"),
         ("--model nowhere --prompts cat --shard 2/2", "names no part of the prompts"),
         ("--stages [measure,detect] --shard 0/2", "measure cannot be shared between processes"),
         ("--model nowhere --prompts cat --detectors false", "detectors=False leaves nothing to score prompts with"),

@@ -214,3 +214,40 @@ def test_incomplete_evaluation_is_refused(tmp_path: Path) -> None:
     """Naming the file."""
     with pytest.raises(RecordError, match=r"results\.json"):
         write_report(tmp_path)
+
+
+def test_what_other_stages_left_is_shown(folder: Path) -> None:
+    write_report(folder)
+    before = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Mitigation while sampling" not in before and "Attention to text" not in before
+    mean = {"mean": 0.25, "interval": [0.2, 0.3]}
+    share = {"k": 1, "n": 2, "share": 0.5, "interval": [0.1, 0.9]}
+    condition = {"reproduced": share, "reproduced_images": mean, "diversity": mean, "fidelity": mean}
+    change = {"reproduced": {"stopped": 1, "started": 0}, "diversity": mean, "fidelity": mean}
+    mitigation = {
+        "mitigation": ATTACK,
+        "sampling": {"seeds": [0, 1]},
+        "reproduction": {"threshold": 0.5, "false_positive_rate": 0.05, "n_others": 19},
+        "fidelity": {"measure": "retrieved", "judge": ATTACK, "others": 4, "chance": 0.2},
+        "distance_between_prompts": 0.4,
+        "groups": {
+            ATTACK: {
+                "prompts": 2,
+                "without": condition,
+                "with": condition,
+                "change": change,
+                "distance_to_unmitigated": mean,
+            }
+        },
+    }
+    (folder / "mitigation.json").write_text(json.dumps(mitigation), encoding="utf-8")
+    (folder / "attention").mkdir()
+    for name in ("mitigation.png", "attention/entropy.png", "attention/prompt-0000.png"):
+        (folder / name).write_bytes((folder / "image.png").read_bytes())
+    write_report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open and not any(tag == "script" for tag, _ in tags.seen)
+    assert html.count("<img") == before.count("<img") + 3
+    assert "1 of 2 (10% to 90%)" in html and "1 stopped, 0 started" in html and "0.250 (0.200 to 0.300)" in html
