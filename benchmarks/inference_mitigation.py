@@ -176,9 +176,9 @@ def share(found: dict[str, Any]) -> str:
 
 
 def number(found: dict[str, Any]) -> str:
-    """`0.012 (0.010 to 0.013)`."""
-    low, high = found["interval"]
-    return f"{found['mean']:.3f} ({low:.3f} to {high:.3f})"
+    """`0.012 (0.010 to 0.013)`; of a single prompt there is no interval."""
+    ends = "" if found["interval"] is None else " ({:.3f} to {:.3f})".format(*found["interval"])
+    return f"{found['mean']:.3f}{ends}"
 
 
 def main(

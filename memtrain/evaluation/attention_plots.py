@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from memtrain.evaluation.attention_trace import AttentionTrace, trace_attention
@@ -118,6 +119,7 @@ def draw_tokens(path: Path, attention: Tensor, words: Sequence[str], *, title: s
     )
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_xlabel("sampling step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(axis="x", labelsize=7)
     axes.set_title(figure_text(title, 90), fontsize=8, loc="left")
     bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -149,6 +151,7 @@ def draw_entropy(path: Path, trace: AttentionTrace, memorized: Sequence[bool | N
             axes.fill_between(steps, low.numpy(), high.numpy(), color=COLOURS[name], alpha=0.18, linewidth=0)
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xlabel("sampling step", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("entropy of the attention, nats", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
