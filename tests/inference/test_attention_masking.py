@@ -160,7 +160,7 @@ def test_each_image_is_what_it_is_alone(family: Pipeline, images: int) -> None:
 
 def test_each_call_has_its_own_lengths(family: Pipeline) -> None:
     with AttentionMasking()(family):
-        first, second, again = (sample(family, prompts) for prompts in (["a"], [LONG[:8], "bc"], ["a"]))
+        first, second, again = (sample(family, prompts) for prompts in (["a"], [LONG[:8]], ["a"]))
         one_string = family(
             "a",
             generator=torch.Generator().manual_seed(0),
@@ -169,7 +169,7 @@ def test_each_call_has_its_own_lengths(family: Pipeline) -> None:
             output_type="latent",
         ).images
     with AttentionMasking()(family):
-        torch.testing.assert_close(second, sample(family, [LONG[:8], "bc"]), rtol=0, atol=0)
+        torch.testing.assert_close(second, sample(family, [LONG[:8]]), rtol=0, atol=0)
     assert torch.equal(first, again) and torch.equal(first, one_string)
 
 
