@@ -84,8 +84,8 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
                 found.append(f"{module} imports {name}")
         elif top in LIGHTNING and not module.startswith(WITH_LIGHTNING):
             found.append(f"{module} imports {name}: Lightning stays at the edge")
-        elif own == "functional" and top != "torch" and top not in sys.stdlib_module_names:
-            found.append(f"{module} imports {name}: functional imports torch only")
+        elif own == "functional" and top not in {"torch", "torchmetrics"} | sys.stdlib_module_names:
+            found.append(f"{module} imports {name}: functional imports torch and torchmetrics only")
     return found
 
 

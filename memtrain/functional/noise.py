@@ -1,0 +1,126 @@
+"""Noise differences of a denoiser's first call, and how similar they are between seeds.
+
+Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
+NeurIPS 2024, section 3.1): for a memorized prompt, δ = ε(x_T, prompt) − x_T looks alike whatever the noise x_T was.
+The paper writes SSIM; its published code takes the multi-scale SSIM of Wang et al. (2003) on three scales, whose data
+range is that of all pairs compared at once, anew on each scale. That range is `data_range=None` here: a score then
+depends on what else is compared. The range 1, which scaled differences have, is the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from memtrain.errors import ConfigurationError
+
+EXPONENT = 0.33
+"""Of each scale, as in NeMo's published code."""
+SMALLEST = 7
+"""Pixels below which structural similarity says nothing."""
+
+
+@dataclass(frozen=True)
+class SimilarityWindow:
+    """How MS-SSIM looks at images of one size.
+
+    Attributes:
+        scales: number of scales, each half as large as the one before.
+        kernel: pixels of the Gaussian window.
+        sigma: its standard deviation, pixels.
+    """
+
+    scales: int
+    kernel: int
+    sigma: float
+
+    @staticmethod
+    def of(height: int, width: int) -> SimilarityWindow:
+        """The window that fits: the paper's 3 scales and 11 pixels from 44 pixels on, where torchmetrics allows them.
+
+        Raises:
+            ConfigurationError: for images smaller than 7 pixels.
+        """
+        size = min(height, width)
+        if size < SMALLEST:
+            raise ConfigurationError(
+                f"Structural similarity of latents of {height} x {width} pixels says nothing",
+                expected=f"latents of at least {SMALLEST} pixels on each side",
+                remedy="use larger images, or leave out what compares noise predictions",
+            )
+        if size < 11:
+            return SimilarityWindow(scales=1, kernel=7, sigma=0.8)
+        return SimilarityWindow(scales=3 if size >= 44 else 2 if size >= 22 else 1, kernel=11, sigma=1.5)
+
+
+def noise_difference(prediction: Tensor, noise: Tensor) -> Tensor:
+    """ε − x_T, scaled to [0, 1] over the pixels of each image and channel.
+
+    Args:
+        prediction: `(B, C, h, w)`.
+        noise: same shape, what the denoiser was given.
+
+    Returns:
+        Same shape, fp32.
+    """
+    difference = prediction.float() - noise.float()
+    low, high = difference.amin(dim=(2, 3), keepdim=True), difference.amax(dim=(2, 3), keepdim=True)
+    return (difference - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def pairwise_similarity(first: Tensor, second: Tensor, *, data_range: float | None = 1.0) -> Tensor:
+    """MS-SSIM of images in [0, 1], pair by pair, with a window that fits their size.
+
+    Args:
+        first: `(n, C, h, w)`.
+        second: same shape.
+        data_range: of the images; None for that of all n pairs together on each scale, as NeMo's published code.
+
+    Returns:
+        `(n,)`.
+
+    Raises:
+        ConfigurationError: for images smaller than 7 pixels.
+    """
+    window = SimilarityWindow.of(first.shape[-2], first.shape[-1])
+    similarity: Tensor = multiscale_structural_similarity_index_measure(
+        first,
+        second,
+        kernel_size=window.kernel,
+        sigma=window.sigma,
+        betas=(EXPONENT,) * window.scales,
+        data_range=data_range,
+        normalize="relu",
+        reduction="none",
+    )
+    return similarity
+
+
+def highest_similarity(differences: Tensor, *, data_range: float | None = 1.0) -> Tensor:
+    """Of each image the highest similarity with another one.
+
+    Args:
+        differences: `(K, C, h, w)` of one prompt, scaled, K at least 2.
+        data_range: as in :func:`pairwise_similarity`.
+
+    Returns:
+        `(K,)`.
+
+    Raises:
+        ConfigurationError: for fewer than two images, or too small ones.
+    """
+    count = len(differences)
+    if count < 2:
+        raise ConfigurationError(
+            f"The similarity between seeds compares the images of a prompt, and there is {count}",
+            expected="at least two seeds",
+            remedy="use more seeds",
+        )
+    first, second = torch.triu_indices(count, count, offset=1, device=differences.device)
+    pairs = pairwise_similarity(differences[first], differences[second], data_range=data_range)
+    matrix = pairs.new_zeros(count, count)
+    matrix[first, second] = pairs
+    return torch.maximum(matrix, matrix.T).amax(dim=1)
