@@ -29,7 +29,7 @@ ARROWS = {
     "training": {"models", "functional"},
     "callbacks": {"signals", "reference", "calibration", "models", "functional", "records"},
     "detectors": {"functional", "models"},
-    "localization": {"functional", "models"},
+    "localization": {"functional", "models", "records"},
     "inference": {"functional", "models"},
     "evaluation": {"detectors", "localization", "inference", "models", "functional", "records"},
     "guard": {"callbacks"},

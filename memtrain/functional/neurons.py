@@ -45,13 +45,13 @@ def scale_neurons(values: Tensor, scale: Tensor, *, rows: Tensor | None = None) 
 
     Args:
         values: `(B, T, C)` output of a value projection.
-        scale: `(C,)`.
+        scale: `(C,)`, or `(B, C)` with one per sample.
         rows: `(B,)` bool, the samples; None for all.
 
     Returns:
         `(B, T, C)`, with a graph to every value: a factor of 0 gives a gradient of 0, not none.
     """
-    scaled = values * scale.to(values)
+    scaled = values * (scale if scale.dim() == 1 else scale[:, None]).to(values)
     return scaled if rows is None else torch.where(rows.view(-1, 1, 1), scaled, values)
 
 

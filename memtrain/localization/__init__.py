@@ -1,0 +1,1 @@
+"""Which value neurons carry a memorized image (NeMo, Hintersdorf et al., NeurIPS 2024)."""

@@ -1,0 +1,120 @@
+"""The search with every saving that leaves its result as it is.
+
+The decisions are those of NeMo (:mod:`memtrain.localization.selection`, :mod:`memtrain.localization.refinement`). Each
+distinct mask is evaluated once, on the kept seeds, many masks in one denoiser call, with what they share computed once;
+masks that are likely to be needed next are evaluated ahead; activations are read from the text embeddings.
+
+Cost: benchmarks/RESULTS.md, "Finding neurons".
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from memtrain.localization.found import Found
+from memtrain.localization.mask_scores import MaskScores
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.refinement import Refinement
+from memtrain.localization.selection import Selection, mask_of
+from memtrain.localization.settings import Settings
+from memtrain.localization.speculation import follow
+from memtrain.localization.statistics import ActivationStatistics
+
+SELECTIONS_BELOW = 0.3
+"""Share of selections that are expected to suffice, before any is known."""
+REFINEMENTS_BELOW = 0.8
+"""Share of neurons that are expected to be dispensable, before any is known: the paper keeps 4 of 27."""
+
+
+class FastSearch:
+    """Finds the neurons of prompts, one after the other.
+
+    Args:
+        predictor: the model, in evaluation mode.
+        sites: the searched layers.
+        settings: of the search.
+        statistics: of other prompts' activations.
+        threshold: similarity above which a seed counts as memorized.
+        batch_size: images in one denoiser call.
+        worth: probability of being needed from which a mask is evaluated ahead; above 1 for none.
+        share: whether what masks share is computed once.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        sites: dict[str, nn.Module],
+        settings: Settings,
+        *,
+        statistics: ActivationStatistics,
+        threshold: float,
+        batch_size: int,
+        worth: float = 0.5,
+        share: bool = True,
+    ) -> None:
+        self.predictor, self.sites, self.settings = predictor, sites, settings
+        self.statistics, self.threshold, self.worth = statistics, threshold, worth
+        self._masks = MaskScores(predictor, sites, settings, batch_size=batch_size, share=share)
+
+    @torch.no_grad()
+    def locate(self, prompt: str) -> Found:
+        """The neurons of one prompt."""
+        start = time.perf_counter()
+        highest = self._masks.begin(prompt)
+        kept = highest > self.threshold
+        found: dict[str, object] = {}
+        if bool(kept.any()):
+            self._masks.keep(kept)
+            found = self._search(prompt)
+        return Found(
+            prompt=prompt,
+            similarity=float(highest.max()),
+            kept_seeds=int(kept.sum()),
+            calls=self._masks.calls,
+            images=self._masks.images,
+            seconds=time.perf_counter() - start,
+            **found,  # type: ignore[arg-type]
+        )
+
+    def _search(self, prompt: str) -> dict[str, object]:
+        masks, scores, settings = self._masks, self._masks.scores, self.settings
+        activation = {
+            site: values[0].cpu() for site, values in self.predictor.activations([prompt], self.sites).items()
+        }
+        z = self.statistics.z_scores(activation, list(self.sites))
+        selection = follow(
+            Selection.begin(z, [activation[site] for site in self.sites], settings),
+            scores,
+            evaluate=masks.evaluate,
+            below=lambda score: not score > self.threshold,
+            expected=SELECTIONS_BELOW,
+            most=masks.at_once,
+            worth=self.worth,
+        )
+        initial = selection.hypothesis()
+        initial_score = scores[mask_of(initial)]
+        threshold = initial_score if selection.exhausted else self.threshold
+        refined = initial
+        if settings.refinement != "none":
+            refined = follow(
+                Refinement.begin(initial, binary=settings.refinement == "binary_split"),
+                scores,
+                evaluate=masks.evaluate,
+                below=lambda score: score < threshold,
+                expected=REFINEMENTS_BELOW,
+                most=masks.at_once,
+                worth=self.worth,
+            ).lists
+        masks.evaluate([mask_of(refined)])
+        return {
+            "initial": initial,
+            "initial_score": initial_score,
+            "theta": selection.theta,
+            "k": selection.k,
+            "refinement_threshold": threshold,
+            "refined": refined,
+            "score": scores[mask_of(refined)],
+        }

@@ -1,0 +1,189 @@
+"""Find the value neurons that carry memorized images, prompt by prompt.
+
+    from diffusers import StableDiffusionPipeline
+    from memtrain.localization.locate import locate
+
+    pipeline = StableDiffusionPipeline.from_pretrained("assets/tiny-sd")
+    masks = locate(pipeline, ["a red apple", "a bicycle"])
+    for prompt, mask in masks.items():
+        with mask.on(pipeline.unet):
+            pipeline(prompt).images[0].save("masked.png")
+    print(masks.table.to_pandas())
+
+Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
+NeurIPS 2024). A prompt counts as memorized if its noise predictions are more alike between seeds than those of other
+prompts (:mod:`memtrain.localization.threshold`). Candidates are the value neurons that act unusually for it
+(:mod:`memtrain.localization.selection`), and those are kept without which the predictions become alike again
+(:mod:`memtrain.localization.refinement`).
+
+Modes: by default the decisions of the paper at the first timestep, with a data range that does not depend on what else
+is compared, evaluated fast. `Settings.published()` finds the neurons of the published code, evaluated as there, and
+`Settings.published(sequential=False)` the same neurons, evaluated fast.
+
+Cost: a few dozen to a few hundred denoiser images per memorized prompt, one per seed for others; measured in
+benchmarks/RESULTS.md, "Finding neurons". Without `statistics`, the text encoder runs on 1,000 prompts first, without
+`threshold` the denoiser on 10 seeds of 100; pass both when there is more than one list of prompts.
+
+Cannot: erase anything. A masked neuron keeps a prompt from triggering the image; an embedding that brings it back is
+found by optimisation ("Finding DoRI", arXiv 2507.16880). Prompts that are not memorized get neurons too where they lie
+above the threshold, one in nine in the paper.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from tqdm.auto import tqdm
+
+from memtrain.errors import ConfigurationError
+from memtrain.functional.noise import SimilarityWindow
+from memtrain.localization.fast import FastSearch
+from memtrain.localization.found import Found
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.published import PublishedSearch
+from memtrain.localization.results import (
+    Localization,
+    open_search,
+    read_known,
+    write_found,
+)
+from memtrain.localization.settings import Settings
+from memtrain.localization.statistics import ActivationStatistics, word_prompts
+from memtrain.localization.threshold import Threshold, calibrate_threshold
+
+STATISTICS_PROMPTS = 1000
+"""Other prompts whose activations are compared with, where none are given."""
+THRESHOLD_PROMPTS = 100
+"""Other prompts that the threshold is calibrated on."""
+
+
+def locate(
+    pipeline: StableDiffusionPipeline | Predictor,
+    prompts: Sequence[str],
+    *,
+    statistics: ActivationStatistics | None = None,
+    threshold: Threshold | float | None = None,
+    other_prompts: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    output: str | Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 40,
+    progress: bool = False,
+) -> Localization:
+    """The neuron masks of prompts that a model memorizes.
+
+    Args:
+        pipeline: a Stable Diffusion 1.x or 2.x pipeline, left as it was; or a predictor made of any other denoiser.
+        prompts: those to search; repeated ones are searched once.
+        statistics: activations for other prompts; measured on `other_prompts` by default.
+        threshold: similarity between seeds above which a prompt counts as memorized; calibrated on `other_prompts` by
+            default.
+        other_prompts: prompts that the model does not memorize, captions of the kind it was trained on at best;
+            random words by default.
+        settings: of the search.
+        output: folder for results; a search that was interrupted goes on there.
+        shard: `(i, n)`: search every n-th prompt from the i-th on, i from 0, for n processes with one `output`.
+        batch_size: images in one denoiser call, at least `settings.seeds`.
+        progress: show a progress bar over prompts.
+
+    Returns:
+        Masks by prompt, and what was found for each prompt of the shard.
+
+    Raises:
+        ConfigurationError: if statistics or threshold do not fit the model or the settings, latents are too small to
+            compare, or `output` holds another search.
+        ProbeError: if a layer was not reached by the denoiser's forward pass.
+    """
+    settings = settings or Settings()
+    predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
+    window = SimilarityWindow.of(*predictor.shape[1:])
+    sites = predictor.sites(settings.sites)
+    mine = _shard(prompts, shard)
+    folder = None if output is None else Path(output)
+    kept = _kept(folder)
+    if statistics is None and "statistics" in kept:
+        statistics = ActivationStatistics.load(kept["statistics"])
+    if threshold is None and "threshold" in kept:
+        threshold = Threshold.load(kept["threshold"])
+    if statistics is None or threshold is None:
+        source = "given" if other_prompts is not None else "random words"
+        others = list(other_prompts) if other_prompts is not None else _words(pipeline)
+        if statistics is None:
+            statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source=source)
+        if threshold is None:
+            threshold = calibrate_threshold(
+                predictor, others[:THRESHOLD_PROMPTS], settings=settings, batch_size=batch_size, source=source
+            )
+    statistics.check(predictor.widths(sites))
+    if isinstance(threshold, Threshold):
+        threshold.check(settings, window)
+    value = threshold.value if isinstance(threshold, Threshold) else float(threshold)
+    search: dict[str, Any] = {
+        "settings": json.loads(settings.json()),
+        "threshold": value,
+        "threshold_from": threshold.source if isinstance(threshold, Threshold) else "given",
+        "window": asdict(window),
+        "model": predictor.name,
+        "fingerprint": predictor.fingerprint(sites),
+        "statistics_from": f"{statistics.count} prompts, {statistics.source or 'of unstated origin'}",
+        "statistics_fingerprint": statistics.fingerprint,
+        "sites": list(sites),
+    }
+    known: dict[str, Found] = {}
+    if folder is not None:
+        open_search(folder, search)
+        if "statistics" not in kept:
+            statistics.save(folder / "statistics.safetensors")
+        if isinstance(threshold, Threshold) and "threshold" not in kept:
+            threshold.save(folder / "threshold.json")
+        known = read_known(folder, mine)
+    with predictor.evaluating():
+        finder: PublishedSearch | FastSearch
+        if settings.sequential:
+            finder = PublishedSearch(predictor, sites, settings, statistics=statistics, threshold=value)
+        else:
+            finder = FastSearch(
+                predictor, sites, settings, statistics=statistics, threshold=value, batch_size=batch_size
+            )
+        for prompt in tqdm(mine, desc="finding neurons", unit="prompt", disable=not progress):
+            if prompt not in known:
+                known[prompt] = finder.locate(prompt)
+                if folder is not None:
+                    write_found(folder, known[prompt])
+    if folder is not None:
+        Localization.load(folder).save(folder)
+    return Localization(tuple(known[prompt] for prompt in mine), tuple(sites), search)
+
+
+def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
+    index, count = shard
+    if not prompts or isinstance(prompts, str) or not 0 <= index < count:
+        raise ConfigurationError(
+            f"Nothing sensible to search: {prompts!r:.80}, shard {index} of {count}",
+            expected="a list of prompts, and a shard (i, n) with i from 0 to n - 1",
+            remedy="change the arguments",
+        )
+    return list(dict.fromkeys(prompts))[index::count]
+
+
+def _kept(folder: Path | None) -> dict[str, Path]:
+    """What an earlier process measured in this folder."""
+    if folder is None:
+        return {}
+    paths = {"statistics": folder / "statistics.safetensors", "threshold": folder / "threshold.json"}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _words(pipeline: StableDiffusionPipeline | Predictor) -> list[str]:
+    if isinstance(pipeline, Predictor):
+        raise ConfigurationError(
+            "A predictor has no tokenizer to make other prompts with",
+            expected="other_prompts, or both statistics and threshold",
+            remedy="give captions that the model does not memorize",
+        )
+    return word_prompts(pipeline.tokenizer, STATISTICS_PROMPTS)

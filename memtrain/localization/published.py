@@ -1,0 +1,148 @@
+"""The search as NeMo's published code does it: prompt by prompt, mask by mask, every seed each time.
+
+Source: ml-research/localizing_memorization_in_diffusion_models (Hintersdorf et al., NeurIPS 2024). With
+:meth:`Settings.published` the neurons are those of that code, its traps included
+(:mod:`memtrain.localization.settings`). It is the reference that the fast search is held to, and written apart from it.
+`Settings.dead_forwards` adds the forwards that the published code runs for nothing: one at the timestep before, one per
+selection to read activations that depend on the text alone, and the refinement's own unmasked and masked ones, known
+already.
+
+Cost: (selections + layers + neurons + 2) calls on all seeds; with the dead forwards more than twice that.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from memtrain.functional.noise import highest_similarity, noise_difference, pairwise_similarity
+from memtrain.localization.found import Found
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.selection import Lists, candidates
+from memtrain.localization.settings import Settings
+from memtrain.localization.statistics import ActivationStatistics
+from memtrain.models.neuron_mask import NeuronMask
+
+
+class PublishedSearch:
+    """Finds the neurons of prompts, one after the other.
+
+    Args:
+        predictor: the model, in evaluation mode.
+        sites: the searched layers.
+        settings: of the search.
+        statistics: of other prompts' activations.
+        threshold: similarity above which a seed counts as memorized.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        sites: dict[str, nn.Module],
+        settings: Settings,
+        *,
+        statistics: ActivationStatistics,
+        threshold: float,
+    ) -> None:
+        self.predictor, self.sites, self.settings = predictor, sites, settings
+        self.statistics, self.threshold = statistics, threshold
+        self._calls = self._images = 0
+
+    @torch.no_grad()
+    def locate(self, prompt: str) -> Found:
+        """The neurons of one prompt."""
+        start, self._calls, self._images = time.perf_counter(), 0, 0
+        plain = self._differences(prompt)
+        highest = highest_similarity(plain, data_range=self.settings.data_range)
+        kept = highest > self.threshold
+        plain = plain[kept]
+        found: dict[str, object] = {}
+        if bool(kept.any()):
+            found = self._search(prompt, plain, kept)
+        return Found(
+            prompt=prompt,
+            similarity=float(highest.max()),
+            kept_seeds=int(kept.sum()),
+            calls=self._calls,
+            images=self._images,
+            seconds=time.perf_counter() - start,
+            **found,  # type: ignore[arg-type]
+        )
+
+    def _search(self, prompt: str, plain: Tensor, kept: Tensor) -> dict[str, object]:
+        settings = self.settings
+        theta, k = settings.initial_theta, settings.initial_k
+        activation = [values[0].cpu() for values in self.predictor.activations([prompt], self.sites).values()]
+        z = self.statistics.z_scores(dict(zip(self.sites, activation, strict=True)), list(self.sites))
+        threshold = self.threshold
+        while True:
+            if settings.dead_forwards:
+                self._predict(prompt, self.predictor.noise(1, seed=settings.seed), call=0)
+            initial = candidates(z, activation, theta=theta, k=k)
+            initial_score = self._score(prompt, plain, kept, initial)
+            tried = theta, k
+            above = initial_score > self.threshold
+            if above and theta is not None and theta > settings.lowest_theta:
+                theta -= settings.theta_step
+            if above and k is not None:
+                k += 1
+            if (theta is not None and theta <= settings.lowest_theta) or (k is not None and k >= settings.most_k):
+                threshold = initial_score
+                break
+            if not above:
+                break
+        refined = initial
+        if settings.refinement == "greedy":
+            refined = self._refine(prompt, plain, kept, initial, threshold)
+        return {
+            "initial": initial,
+            "initial_score": initial_score,
+            "theta": tried[0],
+            "k": tried[1],
+            "refinement_threshold": threshold,
+            "refined": refined,
+            "score": self._score(prompt, plain, kept, refined),
+        }
+
+    def _refine(self, prompt: str, plain: Tensor, kept: Tensor, initial: Lists, threshold: float) -> Lists:
+        if self.settings.dead_forwards:
+            self._differences(prompt)
+            self._score(prompt, plain, kept, initial)
+        lists = [list(neurons) for neurons in initial]
+        for layer in reversed(range(len(lists))):
+            if lists[layer]:
+                trial = [[] if place == layer else neurons for place, neurons in enumerate(lists)]
+                if self._score(prompt, plain, kept, trial) < threshold:
+                    lists = trial
+        for layer in reversed(range(len(lists))):
+            for neuron in list(lists[layer]):
+                trial = [list(neurons) for neurons in lists]
+                trial[layer].remove(neuron)
+                if self._score(prompt, plain, kept, trial) < threshold:
+                    lists = trial
+        return tuple(map(tuple, lists))
+
+    def _score(self, prompt: str, plain: Tensor, kept: Tensor, lists: Lists | list[list[int]]) -> float:
+        channels = {site: list(neurons) for site, neurons in zip(self.sites, lists, strict=True) if neurons}
+        if channels:
+            with NeuronMask(channels, factor=self.settings.factor).on(self.predictor.denoiser):
+                masked = self._differences(prompt)
+        else:
+            masked = self._differences(prompt)
+        return float(pairwise_similarity(plain, masked[kept], data_range=self.settings.data_range).max())
+
+    def _differences(self, prompt: str) -> Tensor:
+        noise = self.predictor.noise(self.settings.seeds, seed=self.settings.seed)
+        if self.settings.dead_forwards:
+            for call in range(self.settings.call):
+                self._predict(prompt, noise, call=call)
+        return noise_difference(self._predict(prompt, noise, call=self.settings.call), noise)
+
+    def _predict(self, prompt: str, noise: Tensor, *, call: int) -> Tensor:
+        count = len(noise)
+        self._calls, self._images = self._calls + 1, self._images + count
+        timesteps = torch.full((count,), self.predictor.timesteps[call], device=noise.device)
+        text = self.predictor.encode([prompt]).expand(count, -1, -1)
+        return self.predictor.predict(noise, timesteps, text)

@@ -1,0 +1,186 @@
+"""What value neurons do for prompts that are not memorized: mean and standard deviation of their activation.
+
+Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2): the activation of a neuron for a prompt is |to_v(text)|
+averaged over all tokens, padding included; its mean and unbiased standard deviation are taken over prompts that the
+model does not memorize (the paper: 50,000 captions of LAION).
+
+Cost: the text encoder and one linear layer per site, no denoiser pass (but see `Predictor.activations` for denoisers
+other than a UNet). Prompts are streamed, so their number is not limited by memory.
+
+    measured = ActivationStatistics.measure(Predictor.of(pipeline), (line.strip() for line in open("captions.txt")))
+    measured.save(Path("statistics.safetensors"))
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError
+from memtrain.functional.neurons import Moments, neuron_z_score
+from memtrain.localization.predictor import Predictor
+
+FORMAT = "memtrain.activation_statistics.1"
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Mean and standard deviation of every neuron's activation.
+
+    Attributes:
+        mean: per site `(C,)` fp32.
+        std: per site `(C,)` fp32, unbiased.
+        count: number of prompts.
+        model: where the model comes from.
+        fingerprint: of the value layers they were measured on.
+        source: what the prompts were, in words.
+    """
+
+    mean: dict[str, Tensor]
+    std: dict[str, Tensor]
+    count: int
+    model: str = ""
+    fingerprint: str = ""
+    source: str = ""
+
+    @staticmethod
+    def measure(
+        predictor: Predictor,
+        prompts: Iterable[str],
+        *,
+        sites: str | None = None,
+        batch_size: int = 64,
+        source: str = "",
+    ) -> ActivationStatistics:
+        """Over any source of prompts; each counts as often as it comes.
+
+        Args:
+            predictor: the model.
+            prompts: at least two.
+            sites: glob over attention sites; None for the default.
+            batch_size: prompts encoded at once.
+            source: what the prompts are, in words.
+
+        Raises:
+            ConfigurationError: for fewer than two prompts.
+        """
+        chosen = predictor.sites(sites)
+        moments: dict[str, Moments] = {}
+        stream = iter(prompts)
+        while batch := list(itertools.islice(stream, batch_size)):
+            for site, activation in predictor.activations(batch, chosen).items():
+                found = Moments.of(activation.cpu())
+                moments[site] = moments[site].merge(found) if site in moments else found
+        count = int(next(iter(moments.values())).count) if moments else 0
+        if count < 2:
+            raise ConfigurationError(
+                f"Activation statistics of {count} prompts",
+                expected="at least 2, and usually thousands",
+                remedy="give more prompts that the model does not memorize",
+            )
+        return ActivationStatistics(
+            mean={site: found.mean.float() for site, found in moments.items()},
+            std={site: found.std.float() for site, found in moments.items()},
+            count=count,
+            model=predictor.name,
+            fingerprint=predictor.fingerprint(chosen),
+            source=source,
+        )
+
+    def check(self, widths: Mapping[str, int]) -> None:
+        """That the statistics know the layers that are searched.
+
+        Args:
+            widths: neurons of each site.
+
+        Raises:
+            ConfigurationError: if a site is missing or has another width.
+        """
+        known = {site: len(mean) for site, mean in self.mean.items()}
+        wrong = [site for site, width in widths.items() if known.get(site) != width]
+        if wrong:
+            raise ConfigurationError(
+                f"The activation statistics do not fit {len(wrong)} of {len(widths)} layers: {wrong[0]!r} has "
+                f"{widths[wrong[0]]} neurons, and they have {known.get(wrong[0], 'none of that name')}",
+                expected="statistics that were measured on this model",
+                remedy="measure them again",
+            )
+
+    def z_scores(self, activation: Mapping[str, Tensor], sites: Sequence[str]) -> list[Tensor]:
+        """Per site `(C,)` distance of one prompt's activation `(C,)` from the mean, in standard deviations."""
+        return [neuron_z_score(activation[site].cpu(), self.mean[site], self.std[site]) for site in sites]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file with `mean/<site>` and `std/<site>`; where they come from is in its metadata."""
+        tensors = {f"mean/{site}": mean.contiguous() for site, mean in self.mean.items()}
+        tensors |= {f"std/{site}": std.contiguous() for site, std in self.std.items()}
+        origin = {"count": self.count, "model": self.model, "fingerprint": self.fingerprint, "source": self.source}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"format": FORMAT, "layers": json.dumps(list(self.mean)), "origin": json.dumps(origin)}
+        save_file(tensors, path, metadata=metadata)
+
+    @staticmethod
+    def load(path: Path) -> ActivationStatistics:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            ConfigurationError: if it is something else, or lacks a layer that it names.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise SafetensorError(f"its format is {metadata.get('format')!r}")
+                layers, origin = json.loads(metadata["layers"]), json.loads(metadata["origin"])
+                mean = {site: file.get_tensor(f"mean/{site}") for site in layers}
+                std = {site: file.get_tensor(f"std/{site}") for site in layers}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ConfigurationError(
+                f"{path} holds no activation statistics: {error}",
+                expected=f"a safetensors file of format {FORMAT}",
+                remedy="check the path, or measure them again",
+            ) from error
+        if any(mean[site].shape != std[site].shape or mean[site].dim() != 1 for site in layers):
+            raise ConfigurationError(
+                f"{path} has means and standard deviations of different shapes",
+                expected="one of each per neuron",
+                remedy="measure them again",
+            )
+        return ActivationStatistics(mean, std, **origin)
+
+
+def word_prompts(tokenizer: Any, count: int, *, seed: int = 0) -> list[str]:
+    """Prompts of 3 to 12 random words of a tokenizer's vocabulary: what a model surely does not memorize.
+
+    They stand in where no captions are given. Captions of the kind that the model was trained on are the better
+    comparison.
+
+    Args:
+        tokenizer: a CLIP tokenizer, whose whole words end with `</w>`.
+        count: number of prompts.
+        seed: of the draw.
+
+    Raises:
+        ConfigurationError: if the vocabulary has fewer than 20 words.
+    """
+    vocabulary = [token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>")]
+    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
+    if len(words) < 20:
+        raise ConfigurationError(
+            f"The vocabulary has {len(words)} whole words",
+            expected="at least 20, to make prompts of",
+            remedy="give other_prompts, captions that the model does not memorize",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 13, (count,), generator=generator).tolist()
+    chosen = [torch.randint(len(words), (length,), generator=generator).tolist() for length in lengths]
+    return [" ".join(words[index] for index in row) for row in chosen]
