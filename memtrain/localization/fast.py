@@ -2,7 +2,8 @@
 
 The decisions are those of NeMo (:mod:`memtrain.localization.selection`, :mod:`memtrain.localization.refinement`). Each
 distinct mask is evaluated once, on the kept seeds, many masks in one denoiser call, with what they share computed once;
-masks that are likely to be needed next are evaluated ahead; activations are read from the text embeddings.
+masks that are likely to be needed next are evaluated ahead; one seed above the threshold decides for a mask without the
+others (:mod:`memtrain.localization.speculation`); activations are read from the text embeddings.
 
 Cost: benchmarks/RESULTS.md, "Finding neurons".
 """
@@ -80,35 +81,30 @@ class FastSearch:
         )
 
     def _search(self, prompt: str) -> dict[str, object]:
-        masks, scores, settings = self._masks, self._masks.scores, self.settings
+        masks, settings = self._masks, self.settings
         activation = {
             site: values[0].cpu() for site, values in self.predictor.activations([prompt], self.sites).items()
         }
         z = self.statistics.z_scores(activation, list(self.sites))
         selection = follow(
             Selection.begin(z, [activation[site] for site in self.sites], settings),
-            scores,
-            evaluate=masks.evaluate,
+            masks,
             below=lambda score: not score > self.threshold,
             expected=SELECTIONS_BELOW,
-            most=masks.at_once,
             worth=self.worth,
         )
         initial = selection.hypothesis()
-        initial_score = scores[mask_of(initial)]
+        initial_score = masks.score(mask_of(initial))
         threshold = initial_score if selection.exhausted else self.threshold
         refined = initial
         if settings.refinement != "none":
             refined = follow(
                 Refinement.begin(initial, binary=settings.refinement == "binary_split"),
-                scores,
-                evaluate=masks.evaluate,
+                masks,
                 below=lambda score: score < threshold,
                 expected=REFINEMENTS_BELOW,
-                most=masks.at_once,
                 worth=self.worth,
             ).lists
-        masks.evaluate([mask_of(refined)])
         return {
             "initial": initial,
             "initial_score": initial_score,
@@ -116,5 +112,5 @@ class FastSearch:
             "k": selection.k,
             "refinement_threshold": threshold,
             "refined": refined,
-            "score": scores[mask_of(refined)],
+            "score": masks.score(mask_of(refined)),
         }

@@ -2,7 +2,8 @@
 
 Score of a mask: the highest MS-SSIM, over the kept seeds, of the noise difference with the mask and the one without.
 Each distinct mask is evaluated once, many in one denoiser call, on the kept seeds alone, and what masks share before
-the first layer in which they differ is computed once (:mod:`memtrain.localization.shared_prefix`).
+the first layer in which they differ is computed once (:mod:`memtrain.localization.shared_prefix`). With a fixed data
+range a seed's similarity depends on nothing else, so that seeds can be scored one at a time.
 
 The scores are those of evaluating mask by mask, up to rounding: kernels sum in another order for another batch size.
 Two scores that differ by less than about 1e-6 may change places.
@@ -21,7 +22,8 @@ from memtrain.functional.noise import highest_similarity, noise_difference, pair
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.selection import Mask
 from memtrain.localization.settings import Settings
-from memtrain.localization.shared_prefix import SharedPrefix
+from memtrain.localization.shared_prefix import Row, SharedPrefix
+from memtrain.localization.speculation import Below
 from memtrain.models.backbones.base import unwrap
 from memtrain.models.value_hooks import Edit, ValueHooks
 
@@ -33,11 +35,10 @@ class MaskScores:
         predictor: the model, in evaluation mode.
         sites: the searched layers.
         settings: seeds, timestep, data range and factor.
-        batch_size: images in one denoiser call, or one mask's if those are more.
+        batch_size: images in one denoiser call, or one mask's if those are more and cannot be told apart.
         share: whether stages are shared between masks.
 
     Attributes:
-        scores: of every mask that was evaluated.
         calls: denoiser calls.
         images: images in all calls together.
     """
@@ -52,21 +53,23 @@ class MaskScores:
         share: bool = True,
     ) -> None:
         self.predictor, self.sites, self.settings, self.batch_size = predictor, sites, settings, batch_size
-        self.scores: dict[Mask, float] = {}
         self.calls, self.images = 0, 0
         self._widths = predictor.widths(sites)
         self._noise = predictor.noise(settings.seeds, seed=settings.seed)
         self._timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
         share = share and not predictor.backbone.joint
         self._shared = SharedPrefix(unwrap(predictor.denoiser), list(sites)) if share else None
+        self._known: dict[Mask, dict[int, float]] = {}
+        self._seeds: list[int] = []
+        self._worst = 0
         self._scales: dict[str, Tensor] = {}
         self._text: Tensor
         self._plain: Tensor
 
     @property
-    def at_once(self) -> int:
-        """Masks that fit into one call."""
-        return max(1, self.batch_size // len(self._noise))
+    def probes(self) -> bool:
+        """Whether a seed can be scored alone."""
+        return self.settings.data_range is not None and len(self._seeds) > 1
 
     @torch.no_grad()
     def begin(self, prompt: str) -> Tensor:
@@ -74,12 +77,12 @@ class MaskScores:
 
         Returns:
             `(K,)`: of each seed the highest similarity with another one, unmasked.
+
+        Raises:
+            ProbeError: if the forward pass does not go by every searched layer.
         """
-        self.scores, self.calls, self.images = {}, 0, 0
-        self._noise = self.predictor.noise(self.settings.seeds, seed=self.settings.seed)
+        self._known, self.calls, self.images = {}, 0, 0
         self._text = self.predictor.encode([prompt])
-        if self._shared is not None:
-            self._shared.forget()
         hooks = self._hooks(self.sites, lambda site, values: values)
         try:
             with self._shared.recording() if self._shared is not None else nullcontext():
@@ -88,55 +91,81 @@ class MaskScores:
         finally:
             hooks.detach()
         self._plain = noise_difference(prediction, self._noise)
-        return highest_similarity(self._plain, data_range=self.settings.data_range).cpu()
+        highest = highest_similarity(self._plain, data_range=self.settings.data_range).cpu()
+        self._worst = int(highest.argmax())
+        return highest
 
     def keep(self, seeds: Tensor) -> None:
-        """Evaluate masks on some seeds only.
+        """Evaluate masks on these seeds only, `(K,)` bool."""
+        self._seeds = seeds.nonzero().flatten().tolist()
 
-        Args:
-            seeds: `(K,)` bool.
-        """
-        chosen = seeds.to(self._noise.device)
-        self._noise, self._plain = self._noise[chosen], self._plain[chosen]
+    def answer(self, mask: Mask, below: Below) -> bool | None:
+        """The answer for a mask; None as long as it is not certain."""
+        known = self._known.get(mask, {})
+        if len(known) < len(self._seeds) and (not known or below(max(known.values()))):
+            return None
+        return below(max(known.values()))
+
+    def probed(self, mask: Mask) -> bool:
+        """Whether any seed is scored."""
+        return mask in self._known
+
+    def at_once(self, *, probing: bool) -> int:
+        """Masks that fit into one call."""
+        return max(1, self.batch_size // (1 if probing else max(1, len(self._seeds) - self.probes)))
+
+    def probe(self, masks: Sequence[Mask]) -> None:
+        """Score each mask on the seed that was the most similar last."""
+        self._score([(mask, self._worst) for mask in masks if mask not in self._known])
+
+    def evaluate(self, masks: Sequence[Mask]) -> None:
+        """Score each mask on every kept seed that is not scored yet."""
+        self._score([(mask, seed) for mask in masks for seed in self._seeds if seed not in self._known.get(mask, {})])
+        worst = self._known[masks[0]]
+        self._worst = max(worst, key=worst.__getitem__)
+
+    def score(self, mask: Mask) -> float:
+        """The highest similarity of a kept seed to itself, evaluated if need be."""
+        self.evaluate([mask])
+        return max(self._known[mask].values())
 
     @torch.no_grad()
-    def evaluate(self, masks: Sequence[Mask]) -> None:
-        """Add the scores of masks that are not known yet."""
-        new = [mask for mask in dict.fromkeys(masks) if mask not in self.scores]
-        for start in range(0, len(new), self.at_once):
-            batch = new[start : start + self.at_once]
-            for mask, score in zip(batch, self._scored(batch), strict=True):
-                self.scores[mask] = score
+    def _score(self, rows: list[Row]) -> None:
+        size = self.batch_size
+        if self.settings.data_range is None:
+            size = max(1, size // len(self._seeds)) * len(self._seeds)
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            for (mask, seed), similarity in zip(batch, self._similarities(batch), strict=True):
+                self._known.setdefault(mask, {})[seed] = similarity
 
-    def _scored(self, masks: Sequence[Mask]) -> list[float]:
-        seeds = len(self._noise)
-        latents = self._noise.repeat(len(masks), 1, 1, 1)
-        self._scales = self._scale(masks)
+    def _similarities(self, rows: list[Row]) -> list[float]:
+        seeds = torch.tensor([seed for _, seed in rows], device=self._noise.device)
+        latents, plain = self._noise[seeds], self._plain[seeds]
+        self._scales = self._scale([mask for mask, _ in rows])
         hooks = self._hooks({site: self.sites[site] for site in self._scales}, self._edit)
         try:
-            with self._shared.sharing(masks, seeds=seeds) if self._shared is not None else nullcontext():
+            with self._shared.sharing(rows) if self._shared is not None else nullcontext():
                 prediction = self._predict(latents)
         finally:
             hooks.detach()
         masked = noise_difference(prediction, latents)
-        plain = self._plain.repeat(len(masks), 1, 1, 1)
         if self.settings.data_range is not None:
-            similarity = pairwise_similarity(plain, masked, data_range=self.settings.data_range)
-        else:
-            parts = zip(plain.split(seeds), masked.split(seeds), strict=True)
-            similarity = torch.cat([pairwise_similarity(one, other, data_range=None) for one, other in parts])
-        return similarity.view(len(masks), seeds).amax(dim=1).tolist()
+            return pairwise_similarity(plain, masked, data_range=self.settings.data_range).tolist()
+        count = len(self._seeds)
+        parts = zip(plain.split(count), masked.split(count), strict=True)
+        return torch.cat([pairwise_similarity(one, other, data_range=None) for one, other in parts]).tolist()
 
     def _predict(self, latents: Tensor) -> Tensor:
-        self.calls, self.images = self.calls + 1, self.images + len(latents)
         count = len(latents)
+        self.calls, self.images = self.calls + 1, self.images + count
         return self.predictor.predict(latents, self._timestep.expand(count), self._text.expand(count, -1, -1))
 
     def _hooks(self, sites: dict[str, nn.Module], edit: Edit) -> ValueHooks:
         return ValueHooks(self.predictor.denoiser, sites, backbone=self.predictor.backbone, edit=edit).attach()
 
     def _scale(self, masks: Sequence[Mask]) -> dict[str, Tensor]:
-        """Per site that any mask touches `(M K, C)`, what the values of each row are multiplied by."""
+        """Per site that any mask touches `(B, C)`, what the values of each row are multiplied by."""
         touched: dict[int, tuple[list[int], list[int]]] = {}
         for row, mask in enumerate(masks):
             for layer, neuron in mask:
@@ -148,10 +177,10 @@ class MaskScores:
             if layer in touched:
                 scale = torch.ones(len(masks), self._widths[site])
                 scale[touched[layer]] = self.settings.factor
-                scales[site] = scale.repeat_interleave(len(self._noise), dim=0).to(self.predictor.device)
+                scales[site] = scale.to(self.predictor.device)
         return scales
 
     def _edit(self, site: str, values: Tensor) -> Tensor:
-        rows = None if self._shared is None else self._shared.rows
+        places = None if self._shared is None else self._shared.computing
         scale = self._scales[site]
-        return scale_neurons(values, scale if rows is None else scale[rows.to(scale.device)])
+        return scale_neurons(values, scale if places is None else scale[places.to(scale.device)])

@@ -1,12 +1,13 @@
 """Compute the part of a denoiser before a difference once, for many masks on the same inputs.
 
-A batch holds every mask on every seed. Up to the first layer where two masks differ their activations are the same, so
-each stage (a residual block, a transformer) runs once per distinct mask of the layers up to it, and its output is
-handed to the rows of all masks that share it. A stage that all masks of a batch share is also kept for the next batch.
+A row of a batch is one mask on one seed. Up to the first layer where two masks differ their activations for a seed are
+the same, so each stage (a residual block, a transformer) runs once per seed and distinct mask of the layers up to it,
+and its output is handed to all rows that share it. What a stage computed for one mask is also kept for the next batch:
+the unmasked one's at first, then that of the last batch in which all rows shared it.
 
 The stages are taken over by replacing `forward` on their instances for the duration. They have to be called once per
 forward, in a fixed order, with tensors whose first axis is the batch; that holds for UNets and for transformers with
-cross-attention. Joint attention is left alone. Cost: the outputs of the shared stages for one mask stay in memory.
+cross-attention. Cost: the outputs of the shared stages for one mask stay in memory.
 """
 
 from __future__ import annotations
@@ -28,36 +29,44 @@ STAGE = re.compile(
 )
 """Modules that are called one after the other."""
 
+Row = tuple[Mask, int]
+"""A mask and a seed."""
+
 
 class SharedPrefix:
-    """Runs stages once per distinct mask prefix.
+    """Runs stages once per seed and distinct mask prefix.
 
     Args:
         denoiser: unwrapped.
         sites: names of the masked layers, by which a mask counts them.
 
     Attributes:
-        rows: `(b,)` rows of the batch that are being computed now; None for all.
+        computing: places in the batch that are being computed now; None for all.
     """
 
     def __init__(self, denoiser: nn.Module, sites: Sequence[str]) -> None:
-        self.rows: Tensor | None = None
+        self.computing: Tensor | None = None
         self._modules = {name: module for name, module in denoiser.named_modules() if STAGE.fullmatch(name)}
         self._sites = list(sites)
         self._layers: dict[str, frozenset[int]] = {}
-        self._masks: Sequence[Mask] = ()
-        self._seeds = 0
-        self._kept: dict[str, tuple[Mask, Any]] = {}
+        self._rows: Sequence[Row] = ()
+        self._kept: dict[str, tuple[Mask, dict[int, Any]]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Learn from one forward, within the context, which stages there are and in which order they run."""
+        """Learn from one unmasked forward on seeds 0, 1, ... which stages there are and in which order they run."""
         called: list[str] = []
+        self._kept = {}
 
-        def note(name: str) -> Callable[..., None]:
-            return lambda *_: called.append(name)
+        def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def after(module: nn.Module, args: Any, output: Any) -> None:
+                called.append(name)
+                count = len(args[0])
+                self._kept[name] = (frozenset(), {seed: _take(output, [seed], count) for seed in range(count)})
 
-        handles = [module.register_forward_pre_hook(note(name)) for name, module in self._modules.items()]
+            return after
+
+        handles = [module.register_forward_hook(note(name)) for name, module in self._modules.items()]
         try:
             yield
         finally:
@@ -66,16 +75,17 @@ class SharedPrefix:
         passed: set[int] = set()
         self._layers = {}
         for name in called:
+            if len(passed) == len(self._sites):
+                break
             passed |= {layer for layer, site in enumerate(self._sites) if site.startswith(f"{name}.")}
             if called.count(name) == 1:
                 self._layers[name] = frozenset(passed)
-            if len(passed) == len(self._sites):
-                break
+        self._kept = {name: kept for name, kept in self._kept.items() if name in self._layers}
 
     @contextmanager
-    def sharing(self, masks: Sequence[Mask], *, seeds: int) -> Iterator[None]:
-        """Within the context a forward holds each of `masks` on each seed, in that order."""
-        self._masks, self._seeds = masks, seeds
+    def sharing(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Within the context the batch of a forward holds these rows."""
+        self._rows = rows
         before = {name: self._modules[name].__dict__.get("forward") for name in self._layers}
         for name in before:
             self._modules[name].forward = self._shared(name, self._modules[name].forward)
@@ -86,41 +96,45 @@ class SharedPrefix:
                 del self._modules[name].forward
                 if forward is not None:
                     self._modules[name].forward = forward
-            self.rows = None
-
-    def forget(self) -> None:
-        """Drop what is kept: the inputs are going to be others."""
-        self._kept = {}
+            self.computing = None
 
     def _shared(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         layers = self._layers[name]
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            prefixes = [frozenset(pair for pair in mask if pair[0] in layers) for mask in self._masks]
-            distinct = {prefix: number for number, prefix in reversed(list(enumerate(prefixes)))}
-            if len(distinct) == len(prefixes) > 1:
+            wanted = [(frozenset(pair for pair in mask if pair[0] in layers), seed) for mask, seed in self._rows]
+            kept_mask, kept = self._kept.get(name, (None, {}))
+            outputs = {(kept_mask, seed): output for seed, output in kept.items()}
+            missing = {row: place for place, row in reversed(list(enumerate(wanted))) if row not in outputs}
+            if len(missing) == len(wanted):
                 return forward(*args, **kwargs)
-            known = self._kept.get(name)
-            if len(distinct) == 1 and known is not None and known[0] == prefixes[0]:
-                return self._spread(known[1], [0] * len(prefixes))
-            order = list(distinct)
-            self.rows = torch.cat([torch.arange(self._seeds) + distinct[prefix] * self._seeds for prefix in order])
-            full = len(prefixes) * self._seeds
-            picked = tree_map(lambda leaf: _pick(leaf, self.rows, full), (args, kwargs))
-            output = forward(*picked[0], **picked[1])
-            self.rows = None
-            if len(distinct) == 1:
-                self._kept[name] = (prefixes[0], output)
-            return self._spread(output, [order.index(prefix) for prefix in prefixes])
+            if missing:
+                full, places = len(wanted), list(missing.values())
+                self.computing = torch.tensor(places)
+                picked = tree_map(lambda leaf: _take(leaf, places, full), (args, kwargs))
+                computed = forward(*picked[0], **picked[1])
+                self.computing = None
+                for place, row in enumerate(missing):
+                    outputs[row] = _take(computed, [place], len(places))
+            prefixes = {prefix for prefix, _ in wanted}
+            if len(prefixes) == 1 and missing:
+                prefix = prefixes.pop()
+                self._kept[name] = (prefix, {row[1]: output for row, output in outputs.items() if row[0] == prefix})
+            return tree_map(lambda *leaves: _join(leaves), *(outputs[row] for row in wanted))
 
         return run
 
-    def _spread(self, output: Any, places: Sequence[int]) -> Any:
-        rows = torch.cat([torch.arange(self._seeds) + place * self._seeds for place in places])
-        return tree_map(lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else leaf, output)
 
-
-def _pick(leaf: Any, rows: Tensor | None, full: int) -> Any:
-    if rows is None or not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != full:
+def _take(leaf: Any, places: Sequence[int], full: int) -> Any:
+    """These rows of every tensor of a batch of `full` rows."""
+    if isinstance(leaf, (tuple, list)):
+        return type(leaf)(_take(part, places, full) for part in leaf)
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != full:
         return leaf
-    return leaf[rows.to(leaf.device)]
+    if len(places) == 1:
+        return leaf[places[0] : places[0] + 1]
+    return leaf[torch.tensor(places, device=leaf.device)]
+
+
+def _join(leaves: Sequence[Any]) -> Any:
+    return torch.cat(list(leaves)) if isinstance(leaves[0], Tensor) else leaves[0]

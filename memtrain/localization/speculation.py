@@ -3,15 +3,22 @@
 The next questions are known for either answer, so those that are most likely to be needed are evaluated in the same
 batch; the path that is taken is the one that a question at a time would take. How likely an answer is, is estimated
 from those so far. What was evaluated in vain costs time only, and is remembered in case the set comes up again.
+
+A mask is above the threshold as soon as one seed is, so where a seed can be scored alone, many masks are probed with
+the seed that was worst last, and only those that stay below are scored on the others.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from memtrain.localization.selection import Lists, Mask, mask_of
+
+Below = Callable[[float], bool]
+"""The answer that a score means: true up to some score and false beyond."""
 
 
 class Search(Protocol):
@@ -28,70 +35,99 @@ class Search(Protocol):
         """The point that follows from an answer."""
 
 
+class Scores(Protocol):
+    """What evaluates masks: :class:`MaskScores`."""
+
+    @property
+    def probes(self) -> bool:
+        """Whether a seed can be scored alone."""
+
+    def answer(self, mask: Mask, below: Below) -> bool | None:
+        """The answer for a mask; None as long as it is not certain."""
+
+    def probed(self, mask: Mask) -> bool:
+        """Whether any seed is scored."""
+
+    def at_once(self, *, probing: bool) -> int:
+        """Masks that fit into one call."""
+
+    def probe(self, masks: Sequence[Mask]) -> None:
+        """Score one seed of each mask."""
+
+    def evaluate(self, masks: Sequence[Mask]) -> None:
+        """Score every seed of each mask."""
+
+
 S = TypeVar("S", bound=Search)
-Evaluate = Callable[[Sequence[Mask]], None]
 
 
-def follow(
-    search: S,
-    scores: dict[Mask, float],
-    *,
-    evaluate: Evaluate,
-    below: Callable[[float], bool],
-    expected: float,
-    most: int,
-    worth: float,
-) -> S:
+@dataclass
+class _Rate:
+    """Share of answers that are "below", beginning with a guess that counts as two."""
+
+    answers: float
+    below: float
+
+    def add(self, answer: bool) -> None:
+        self.answers, self.below = self.answers + 1, self.below + answer
+
+    @property
+    def share(self) -> float:
+        return self.below / self.answers
+
+
+def follow(search: S, scores: Scores, *, below: Below, expected: float, worth: float) -> S:
     """Take a search to its end.
 
     Args:
         search: where it begins.
-        scores: of the masks that are known; what is evaluated is added.
-        evaluate: puts the scores of several masks into `scores`.
+        scores: evaluates masks, and remembers.
         below: the answer that a score means.
         expected: share of answers that are expected to be "below" before any is known.
-        most: masks evaluated at once.
         worth: probability of being needed from which a mask is evaluated ahead; above 1 for none.
     """
-    answers, belows = 2.0, 2.0 * expected
+    plain, probed = _Rate(2, 2 * expected), _Rate(2, 1.9)
     while not search.done:
         mask = mask_of(search.hypothesis())
-        if mask not in scores:
-            evaluate(_ahead(search, scores, below=below, likely=belows / answers, most=most, worth=worth))
-        answer = below(scores[mask])
-        answers, belows = answers + 1, belows + answer
+        answer = scores.answer(mask, below)
+        if answer is None:
+            probing = scores.probes and not scores.probed(mask)
+            rates = {False: plain.share, True: probed.share}
+            chosen = _ahead(search, scores, below=below, rates=rates, probing=probing, worth=worth)
+            (scores.probe if probing else scores.evaluate)(chosen)
+            if not probing and scores.probes:
+                probed.add(bool(scores.answer(mask, below)))
+            continue
+        plain.add(answer)
         search = search.after(answer)
     return search
 
 
 def _ahead(
-    search: Search,
-    scores: dict[Mask, float],
-    *,
-    below: Callable[[float], bool],
-    likely: float,
-    most: int,
-    worth: float,
+    search: Search, scores: Scores, *, below: Below, rates: dict[bool, float], probing: bool, worth: float
 ) -> list[Mask]:
     """The masks most likely to be needed next, the one that is needed first."""
+    most = scores.at_once(probing=probing)
     chosen: dict[Mask, None] = {}
     points: list[tuple[float, int, Search]] = [(-1.0, 0, search)]
     number = 0
     while points and len(chosen) < most:
         negative, _, point = heapq.heappop(points)
-        if chosen and -negative < worth:
-            break
         if point.done:
             continue
         mask = mask_of(point.hypothesis())
-        answers = {True: likely, False: 1 - likely}
-        if mask in scores:
-            answers = {below(scores[mask]): 1.0}
+        known = scores.answer(mask, below)
+        if known is not None:
+            answers = {known: 1.0}
         else:
-            chosen[mask] = None
-        for answer, probability in answers.items():
-            if chosen and -negative * probability < worth:
+            probed = scores.probed(mask)
+            if probing != probed or not scores.probes:
+                chosen[mask] = None
+            elif not probing:
                 continue
-            number += 1
-            heapq.heappush(points, (negative * probability, number, point.after(answer)))
+            answers = {True: rates[probed], False: 1 - rates[probed]}
+        for answer, probability in answers.items():
+            if -negative * probability >= worth:
+                number += 1
+                heapq.heappush(points, (negative * probability, number, point.after(answer)))
     return list(chosen)
