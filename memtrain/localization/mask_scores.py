@@ -91,13 +91,12 @@ class MaskScores:
         finally:
             hooks.detach()
         self._plain = noise_difference(prediction, self._noise)
-        highest = highest_similarity(self._plain, data_range=self.settings.data_range).cpu()
-        self._worst = int(highest.argmax())
-        return highest
+        return highest_similarity(self._plain, data_range=self.settings.data_range).cpu()
 
     def keep(self, seeds: Tensor) -> None:
         """Evaluate masks on these seeds only, `(K,)` bool."""
         self._seeds = seeds.nonzero().flatten().tolist()
+        self._worst = self._seeds[0]
 
     def answer(self, mask: Mask, below: Below) -> bool | None:
         """The answer for a mask; None as long as it is not certain."""
@@ -110,19 +109,27 @@ class MaskScores:
         """Whether any seed is scored."""
         return mask in self._known
 
-    def at_once(self, *, probing: bool) -> int:
-        """Masks that fit into one call."""
-        return max(1, self.batch_size // (1 if probing else max(1, len(self._seeds) - self.probes)))
+    @property
+    def room(self) -> int:
+        """Images in one call."""
+        return self.batch_size
 
-    def probe(self, masks: Sequence[Mask]) -> None:
-        """Score each mask on the seed that was the most similar last."""
-        self._score([(mask, self._worst) for mask in masks if mask not in self._known])
+    def missing(self, mask: Mask) -> int:
+        """Kept seeds that are not scored."""
+        return len(self._seeds) - len(self._known.get(mask, {}))
 
-    def evaluate(self, masks: Sequence[Mask]) -> None:
-        """Score each mask on every kept seed that is not scored yet."""
-        self._score([(mask, seed) for mask in masks for seed in self._seeds if seed not in self._known.get(mask, {})])
-        worst = self._known[masks[0]]
-        self._worst = max(worst, key=worst.__getitem__)
+    def evaluate(self, masks: Sequence[Mask], *, probe: Sequence[Mask] = ()) -> None:
+        """Score masks on every kept seed that is not scored yet.
+
+        Args:
+            masks: those.
+            probe: others that are scored on the seed alone that was the most similar to itself last.
+        """
+        rows = [(mask, seed) for mask in masks for seed in self._seeds if seed not in self._known.get(mask, {})]
+        self._score([*rows, *((mask, self._worst) for mask in probe if mask not in self._known)])
+        if masks:
+            last = self._known[masks[0]]
+            self._worst = max(last, key=last.__getitem__)
 
     def score(self, mask: Mask) -> float:
         """The highest similarity of a kept seed to itself, evaluated if need be."""

@@ -4,8 +4,8 @@ The next questions are known for either answer, so those that are most likely to
 batch; the path that is taken is the one that a question at a time would take. How likely an answer is, is estimated
 from those so far. What was evaluated in vain costs time only, and is remembered in case the set comes up again.
 
-A mask is above the threshold as soon as one seed is, so where a seed can be scored alone, many masks are probed with
-the seed that was worst last, and only those that stay below are scored on the others.
+A mask is above the threshold as soon as one seed is. Where a seed can be scored alone, masks that are less likely to be
+needed, or to be below, are scored on one seed first, the one that was worst last.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ class Scores(Protocol):
     def probes(self) -> bool:
         """Whether a seed can be scored alone."""
 
+    @property
+    def room(self) -> int:
+        """Images in one call."""
+
     def answer(self, mask: Mask, below: Below) -> bool | None:
         """The answer for a mask; None as long as it is not certain."""
 
     def probed(self, mask: Mask) -> bool:
         """Whether any seed is scored."""
 
-    def at_once(self, *, probing: bool) -> int:
-        """Masks that fit into one call."""
+    def missing(self, mask: Mask) -> int:
+        """Seeds that are not scored."""
 
-    def probe(self, masks: Sequence[Mask]) -> None:
-        """Score one seed of each mask."""
-
-    def evaluate(self, masks: Sequence[Mask]) -> None:
-        """Score every seed of each mask."""
+    def evaluate(self, masks: Sequence[Mask], *, probe: Sequence[Mask] = ()) -> None:
+        """Score every seed of some masks, and one seed of others."""
 
 
 S = TypeVar("S", bound=Search)
@@ -91,11 +92,10 @@ def follow(search: S, scores: Scores, *, below: Below, expected: float, worth: f
         mask = mask_of(search.hypothesis())
         answer = scores.answer(mask, below)
         if answer is None:
-            probing = scores.probes and not scores.probed(mask)
-            rates = {False: plain.share, True: probed.share}
-            chosen = _ahead(search, scores, below=below, rates=rates, probing=probing, worth=worth)
-            (scores.probe if probing else scores.evaluate)(chosen)
-            if not probing and scores.probes:
+            again = scores.probed(mask)
+            masks, probe = _ahead(search, scores, below=below, plain=plain.share, probed=probed.share, worth=worth)
+            scores.evaluate(masks, probe=probe)
+            if again:
                 probed.add(bool(scores.answer(mask, below)))
             continue
         plain.add(answer)
@@ -104,30 +104,32 @@ def follow(search: S, scores: Scores, *, below: Below, expected: float, worth: f
 
 
 def _ahead(
-    search: Search, scores: Scores, *, below: Below, rates: dict[bool, float], probing: bool, worth: float
-) -> list[Mask]:
-    """The masks most likely to be needed next, the one that is needed first."""
-    most = scores.at_once(probing=probing)
-    chosen: dict[Mask, None] = {}
+    search: Search, scores: Scores, *, below: Below, plain: float, probed: float, worth: float
+) -> tuple[list[Mask], list[Mask]]:
+    """The masks most likely to be needed next, to be scored on every seed or on one; first the one that is needed."""
+    whole: dict[Mask, None] = {}
+    probe: dict[Mask, None] = {}
     points: list[tuple[float, int, Search]] = [(-1.0, 0, search)]
-    number = 0
-    while points and len(chosen) < most:
+    number = images = 0
+    while points:
         negative, _, point = heapq.heappop(points)
         if point.done:
             continue
         mask = mask_of(point.hypothesis())
         known = scores.answer(mask, below)
-        if known is not None:
-            answers = {known: 1.0}
-        else:
-            probed = scores.probed(mask)
-            if probing != probed or not scores.probes:
-                chosen[mask] = None
-            elif not probing:
-                continue
-            answers = {True: rates[probed], False: 1 - rates[probed]}
+        answers = {True: 1.0} if known else {False: 1.0}
+        if known is None:
+            likely = probed if scores.probed(mask) else plain
+            answers = {True: likely, False: 1 - likely}
+            if mask not in whole and mask not in probe:
+                alone = scores.probes and not scores.probed(mask) and -negative * likely < worth
+                cost = 1 if alone else scores.missing(mask)
+                if images and images + cost > scores.room:
+                    break
+                images += cost
+                (probe if alone else whole)[mask] = None
         for answer, probability in answers.items():
             if -negative * probability >= worth:
                 number += 1
                 heapq.heappush(points, (negative * probability, number, point.after(answer)))
-    return list(chosen)
+    return list(whole), list(probe)
