@@ -94,7 +94,7 @@ class FastSearch:
             worth=self.worth,
         )
         initial = selection.hypothesis()
-        initial_score = masks.score(mask_of(initial))
+        initial_score = masks.settle(mask_of(initial)) if selection.exhausted else masks.score(mask_of(initial))
         threshold = initial_score if selection.exhausted else self.threshold
         refined = initial
         if settings.refinement != "none":

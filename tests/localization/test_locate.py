@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from memtrain.localization.results import Localization, load_masks
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 
-from .conftest import FEW, OTHERS, THRESHOLD
+from .conftest import FEW, THRESHOLD
 
 PROMPTS = [f"memorized {index}" for index in range(20)] + ["other 100", "other 101"]
 
@@ -146,5 +147,6 @@ def test_what_makes_no_sense_is_refused(predictor: Predictor, statistics: Activa
     )
     with pytest.raises(ConfigurationError, match="4 x 4 pixels"):
         locate(small, ["a"], statistics=statistics, threshold=0.5)
+    lacking = replace(statistics, mean=dict(list(statistics.mean.items())[1:]))
     with pytest.raises(ConfigurationError, match="do not fit"):
-        locate(predictor, OTHERS[:1], statistics=statistics, threshold=0.5, settings=Settings(sites="*"))
+        locate(predictor, ["a"], statistics=lacking, threshold=0.5)
