@@ -19,6 +19,33 @@ def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
+def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, prediction_type: str) -> tuple[Tensor, Tensor]:
+    """What a denoiser is shown in training, and what it should answer.
+
+    Args:
+        latents: `(B, ...)` without noise.
+        noise: same shape, standard normal.
+        level: `(B,)`. For `epsilon`, `v_prediction` (Salimans & Ho, "Progressive Distillation for Fast Sampling of
+            Diffusion Models", 2022) and `sample` it is ᾱ of the timestep; for `flow_prediction` (Lipman et al., "Flow
+            Matching for Generative Modeling", 2023) the share σ of noise.
+        prediction_type: as diffusers' schedulers name it.
+
+    Returns:
+        The noisy latents and the target, both of the shape of `latents`.
+
+    Raises:
+        ValueError: for another prediction type.
+    """
+    shaped = level.to(latents).view(-1, *[1] * (latents.dim() - 1))
+    if prediction_type == "flow_prediction":
+        return (1 - shaped) * latents + shaped * noise, noise - latents
+    signal, spread = shaped.sqrt(), (1 - shaped).sqrt()
+    targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
+    if prediction_type not in targets:
+        raise ValueError(f"prediction type {prediction_type!r}; known: {[*targets, 'flow_prediction']}")
+    return signal * latents + spread * noise, targets[prediction_type]
+
+
 def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """SNR(t) = ᾱ_t / (1 − ᾱ_t) (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
 

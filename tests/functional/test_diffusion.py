@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 
 from memtrain.functional.diffusion import (
     gate_gradient,
     loss_from_gradient,
     min_snr_weight,
     noise_slope,
+    noisy_and_target,
     per_sample_mse,
     predicted_noise,
     signal_to_noise_ratio,
@@ -64,3 +66,26 @@ def test_the_predicted_noise_is_the_noise_of_a_perfect_prediction(kind):
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ValueError, match="'flow'"):
         noise_slope(alpha_cumprod=0.5, prediction_type="flow")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_what_is_shown_and_asked_is_what_diffusers_schedulers_say(kind: str) -> None:
+    scheduler, timesteps = DDPMScheduler(), torch.tensor([3, 500, 990])
+    latents, noise = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    level = scheduler.alphas_cumprod[timesteps]
+    noisy, target = noisy_and_target(latents, noise, level, prediction_type=kind)
+    torch.testing.assert_close(noisy, scheduler.add_noise(latents, noise, timesteps))
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(target, {"epsilon": noise, "v_prediction": velocity, "sample": latents}[kind])
+
+
+def test_a_flow_goes_straight_from_image_to_noise() -> None:
+    latents, noise = torch.randn(2, 4), torch.randn(2, 4)
+    noisy, target = noisy_and_target(latents, noise, torch.tensor([0.0, 0.75]), prediction_type="flow_prediction")
+    torch.testing.assert_close(noisy, torch.stack([latents[0], latents[1] + 0.75 * (noise[1] - latents[1])]))
+    torch.testing.assert_close(target, noise - latents)
+
+
+def test_another_prediction_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="score"):
+        noisy_and_target(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), prediction_type="score")
