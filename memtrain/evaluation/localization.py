@@ -9,8 +9,8 @@ says how much of that the search does alone.
 Source: NeMo (Hintersdorf et al., NeurIPS 2024) for the masks; "Finding DoRI" (arXiv 2507.16880) for the check.
 Measures: replication is the distance to the own image over the mean distance to the other prompts' images
 (:mod:`memtrain.evaluation.replication`), with its threshold from the controls' unmasked images; diversity is the
-distance between seeds; fidelity is retrieval of the prompt by the unmasked model (:mod:`memtrain.evaluation.fidelity`); held-out
-loss is that of the controls' images. NeMo's own metrics need weights: :mod:`memtrain.evaluation.nemo_metrics`.
+distance between seeds; fidelity is retrieval of the prompt by the unmasked model (:mod:`memtrain.evaluation.fidelity`);
+held-out loss is that of the controls' images. NeMo's own metrics need weights: :mod:`memtrain.evaluation.nemo_metrics`.
 Cost: sampling every prompt two to six times, and the search: one embedding costs about as much as 40 images.
 
 Written to the output folder: `localization.json`; `localization.parquet`, one row per prompt and condition;

@@ -1,7 +1,7 @@
 """What masks and the adversarial search changed, in figures: per condition, and what they mean together.
 
-Every condition is summarized for the prompts asked about and for the controls apart. `reproduced` counts prompts of which
-any seed is closer to its own image than controls' unmasked images ever get, at the stated false-positive rate.
+Every condition is summarized for the prompts asked about and for the controls apart. `reproduced` counts prompts of
+which any seed is closer to its own image than controls' unmasked images ever get, at the stated false-positive rate.
 `below_every_control` counts those whose re-triggered image is closer than that of every control after the same search:
 what the search does without a memory is taken out, at a false-positive rate of 1 / (controls + 1).
 """
@@ -80,9 +80,8 @@ class Conditions:
             place = [list(rows).index(row) for row in self.compared]
             judged = retrieved(self.pipeline, images[place], texts, others=OTHERS)
             fidelity = dict(zip(self.compared, judged, strict=True))
-        self.found[name] = Condition(
-            tuple(rows), images, self._ratio(images, rows), diversity(images), fidelity, losses
-        )
+        ratio, spread = self._ratio(images, rows), diversity(images)
+        self.found[name] = Condition(tuple(rows), images, ratio, spread, fidelity, losses)
 
     def _ratio(self, images: Tensor, rows: Sequence[int]) -> Tensor | None:
         if self.own_images is None:
@@ -143,11 +142,8 @@ class Conditions:
                     figures["below_every_control"] = share((best < lowest).tolist())
             if condition.spread is not None:
                 figures["diversity"] = mean_with_interval(condition.spread[places])
-            judged = [
-                condition.fidelity[condition.rows[place]]
-                for place in places
-                if condition.rows[place] in condition.fidelity
-            ]
+            chosen = [condition.rows[place] for place in places]
+            judged = [condition.fidelity[row] for row in chosen if row in condition.fidelity]
             if judged:
                 figures["fidelity"] = mean_with_interval(torch.stack(judged).double().mean(dim=1))
             if condition.losses is not None:
@@ -252,21 +248,19 @@ def verdict(results: Mapping[str, Any]) -> dict[str, str]:
         text = "Neurons were masked; without own images and controls nothing is known about what that changed."
         return {"level": "not_measured", "text": text}
     masked = f"With the masks {after['k']} of {after['n']} prompts reproduce their image, without {before['k']}."
-    searched, control = count(MASKED + SEARCHED), count(UNMASKED + SEARCHED, "controls")
-    if searched is None or control is None:
-        return {
-            "level": "trigger_suppression",
-            "text": f"{masked} Trigger suppression: whether it is gone was not tested.",
-        }
-    found = f"An adversarial search brings back {searched['k']} of {searched['n']} under their masks"
-    alone = f"and {control['k']} of {control['n']} images that were never trained on."
+    control, unmasked = count(UNMASKED + SEARCHED, "controls"), count(UNMASKED + SEARCHED)
+    searched = count(MASKED + SEARCHED)
+    if searched is None or control is None or unmasked is None:
+        untested = "This is trigger suppression: whether the images are gone was not tested."
+        return {"level": "trigger_suppression", "text": f"{masked} {untested}"}
+    text = (
+        f"{masked} An adversarial search brings back {searched['k']} of {searched['n']} under their masks, "
+        f"{unmasked['k']} of {unmasked['n']} without, and {control['k']} of {control['n']} images that were never "
+        f"trained on."
+    )
     # A search that does no more than for images never seen says nothing about a memory.
+    if unmasked["share"] <= control["share"]:
+        return {"level": "trigger_suppression", "text": f"{text} Such a search cannot tell whether they are gone."}
     if searched["share"] > control["share"]:
-        return {
-            "level": "trigger_suppression",
-            "text": f"{masked} {found}, {alone} This is trigger suppression, not erasure.",
-        }
-    return {
-        "level": "not_brought_back",
-        "text": f"{masked} {found}, {alone} This search finds no more than it does alone.",
-    }
+        return {"level": "trigger_suppression", "text": f"{text} This is trigger suppression, not erasure."}
+    return {"level": "not_brought_back", "text": f"{text} Under the masks it does no more than for those."}

@@ -180,8 +180,9 @@ def results_with(masked: int, searched: int | None, control: int) -> dict[str, A
 @pytest.mark.parametrize(
     ("searched", "control", "level", "words"),
     [
-        (8, 1, "trigger_suppression", "8 of 10 under their masks and 1 of 10 images"),
-        (2, 2, "not_brought_back", "no more than it does alone"),
+        (8, 1, "trigger_suppression", "8 of 10 under their masks, 10 of 10 without, and 1 of 10 images"),
+        (2, 2, "not_brought_back", "no more than for those"),
+        (2, 10, "trigger_suppression", "cannot tell"),
         (None, 0, "trigger_suppression", "was not tested"),
     ],
 )
