@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from memtrain.errors import RecordError
+from memtrain.evaluation.localization_sheet import lines
 from memtrain.evaluation.mitigation_sheet import explanation, figure_rows
 from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
 
@@ -93,6 +94,7 @@ def render(results: dict[str, Any], rows: list[dict[str, Any]], folder: Path) ->
         heldout=HELDOUT,
         mitigation=_mitigation(folder),
         attention=[_uri(path.read_bytes()) for path in sorted((folder / "attention").glob("*.png"))],
+        localization=_localization(folder),
         templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
     )
 
@@ -105,6 +107,15 @@ def _mitigation(folder: Path) -> dict[str, Any] | None:
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     tables = {name: figure_rows(group, results["fidelity"]["measure"]) for name, group in results["groups"].items()}
     return {**results, "tables": tables, "notes": explanation(results), "sheet": _uri(sheet.read_bytes())}
+
+
+def _localization(folder: Path) -> dict[str, Any] | None:
+    """What the stage `localize` left in the folder, if it ran."""
+    path, sheet = folder / "localization.json", folder / "localization.png"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return {"results": results, "lines": lines(results), "sheet": _uri(sheet.read_bytes()) if sheet.is_file() else None}
 
 
 def _prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

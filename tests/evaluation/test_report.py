@@ -251,3 +251,38 @@ def test_what_other_stages_left_is_shown(folder: Path) -> None:
     assert not tags.open and not any(tag == "script" for tag, _ in tags.seen)
     assert html.count("<img") == before.count("<img") + 3
     assert "1 of 2 (10% to 90%)" in html and "1 stopped, 0 started" in html and "0.250 (0.200 to 0.300)" in html
+
+
+def test_what_the_stage_localize_left_is_shown(folder: Path) -> None:
+    def share(k: int, n: int) -> dict[str, Any]:
+        return {"k": k, "n": n, "share": k / n, "interval": [0.0, 1.0]}
+
+    assert "Neuron masking" not in write_report(folder).read_text(encoding="utf-8")
+    asked = {"n": 7, "reproduced": share(5, 7), "best_ratio": {"median": 0.375}}
+    results = {
+        "verdict": {"level": "trigger_suppression", "text": ATTACK + " suppressed"},
+        "located": {"asked": share(6, 7), "false_alarms": share(1, 9)},
+        "heldout_loss": {"change": 0.0125, "interval": [0.01, 0.02]},
+        "conditions": {"masked": {"asked": asked}, "unmasked + re-trigger": {"controls": asked}},
+    }
+    (folder / "localization.json").write_text(json.dumps(results))
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(folder / "localization.png")
+    text = write_report(folder).read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    assert not tags.open
+    assert ATTACK not in text
+    for part in (
+        "Neuron masking",
+        "6 of 7 prompts have neurons",
+        "1 of 9 prompts",
+        "1.25%",
+        "5 of 7 (0% to 100%)",
+        "0.38",
+    ):
+        assert part in text, part
+    assert text.index("asked about (7)") < text.index("controls (7)")
+    assert (
+        sum(attributes.get("alt", "").startswith("Own images, and") for tag, attributes in tags.seen if tag == "img")
+        == 1
+    )
