@@ -43,6 +43,8 @@ def evaluate_folder(
     kid: bool | None = None,
     seed: int = 0,
     detectors: bool | list[Detector] = True,
+    sites: str | None = None,
+    bake: str | None = None,
     shard: str | None = None,
     mitigation: InferenceMitigation | None = None,
     clip: str | None = None,
@@ -54,7 +56,8 @@ def evaluate_folder(
     Args:
         run: folder of a finished training run.
         stages: `measure` (what the run reproduces; the default), `detect` (scores of prompts; the default with a
-            model), `mitigate` (what a mitigation while sampling changes); several as '[measure, detect]'.
+            model), `localize` (finds neurons that carry memorized images, masks them and checks whether the images
+            are gone), `mitigate` (what a mitigation while sampling changes); several as '[measure, detect]'.
         model: a pipeline folder or hub name instead of a run.
         prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, stages other than
             `measure` take the run's planted captions as memorized and its held-out ones as not.
@@ -70,6 +73,9 @@ def evaluate_folder(
         seed: first seed.
         detectors: which detectors read the sampling, as class paths with their arguments; true for a choice of cheap
             ones, false for none, which saves a third of the time of `measure`.
+        sites: attention layers whose neurons `localize` searches, such as `*`; default those of the down blocks and the
+            middle.
+        bake: folder to which `localize` saves a pipeline with all masks in its weights.
         shard: this process's part of the prompts to score, such as 0/4 to 3/4; `merge` to put the parts together. By
             default what a Slurm job array or torchrun says, or all prompts.
         mitigation: what the stage `mitigate` measures, as in configs/inference; default MemAttn's attention masking.
@@ -134,6 +140,8 @@ def evaluate_folder(
                 own_images=own_images,
                 model=source,
                 detectors=scoring,
+                sites=sites,
+                bake=bake,
                 shard=part,
                 mitigation=mitigation or AttentionMasking(),
                 clip=clip,

@@ -41,6 +41,8 @@ class StageInput:
         guidance_scale: of classifier-free guidance.
         batch_size: images sampled at once.
         detectors: for the stage that scores prompts.
+        sites: glob over the attention sites whose neurons `localize` searches; None for its default.
+        bake: where `localize` saves a pipeline with all masks in its weights; None for nowhere.
         shard: this process's part of the prompts, for stages in :data:`SHARED`; None to merge all parts.
         mitigation: for the stage that measures one.
         clip: folder of a CLIP model that judges fidelity to prompts, if there is one.
@@ -56,6 +58,8 @@ class StageInput:
     guidance_scale: float
     batch_size: int
     detectors: Sequence[Detector]
+    sites: str | None = None
+    bake: str | None = None
     shard: Shard | None = None
     mitigation: InferenceMitigation = field(default_factory=AttentionMasking)
     clip: str | None = None
@@ -110,7 +114,33 @@ def _mitigate(given: StageInput) -> dict[str, Any]:
     return results
 
 
-STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {"detect": _detect, "mitigate": _mitigate}
+def _localize(given: StageInput) -> dict[str, Any]:
+    from memtrain.evaluation.localization import localize
+    from memtrain.evaluation.localization_sheet import print_localization
+    from memtrain.localization.settings import Settings
+
+    results = localize(
+        given.pipeline,
+        given.prompts,
+        output=given.output,
+        own_images=given.own_images,
+        settings=Settings(sites=given.sites),
+        bake=given.bake,
+        seeds=given.seeds,
+        steps=given.steps,
+        guidance_scale=given.guidance_scale,
+        batch_size=given.batch_size,
+        model=given.model,
+    )
+    print_localization(results, given.output)
+    return results
+
+
+STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {
+    "detect": _detect,
+    "localize": _localize,
+    "mitigate": _mitigate,
+}
 """Name on the command line -> stage; they run in this order, after `measure`."""
 SHARED = frozenset({"detect"})
 """Stages whose prompts several processes can share."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import to_uint8
+from memtrain.evaluation.decoding import decode_images
 from memtrain.localization.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
 
@@ -88,7 +88,7 @@ def sample_embeddings(
                         width=width,
                         output_type="latent",
                     ).images
-                images.append(to_uint8(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample))
+                images.append(decode_images(pipeline, latents))
                 bar.update(len(batch))
     finally:
         pipeline.set_progress_bar_config(**bar_settings)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from memtrain import cli
-from memtrain.cli.stages import STAGES, chosen_shard, chosen_stages
+from memtrain.cli.stages import STAGES, StageInput, chosen_shard, chosen_stages
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.shards import Shard
 
@@ -49,6 +50,23 @@ def test_stages_run_in_their_order_and_once() -> None:
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(options: str, message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         cli.evaluate(options.split())
+
+
+def test_localize_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def localize(pipeline: Any, prompts: Any, **settings: Any) -> dict[str, Any]:
+        seen.update(settings, pipeline=pipeline, prompts=prompts)
+        return {"found": 1}
+
+    monkeypatch.setattr("memtrain.evaluation.localization.localize", localize)
+    monkeypatch.setattr("memtrain.evaluation.localization_sheet.print_localization", lambda results, folder: None)
+    given: dict[str, Any] = {"pipeline": 1, "prompts": 2, "own_images": 3, "output": tmp_path, "model": "m"}
+    given |= {"seeds": (4,), "steps": 5, "guidance_scale": 6.0, "batch_size": 7}
+    stage = StageInput(**given, detectors=(), sites="*", bake="baked")
+    assert STAGES["localize"](stage) == {"found": 1}
+    assert seen.pop("settings").sites == "*"
+    assert seen == {**given, "bake": "baked"}
 
 
 def test_the_remedy_names_what_exists() -> None:
