@@ -1,0 +1,228 @@
+"""Does masking neurons stop a model from reproducing its training images, and are the images gone?
+
+    python benchmarks/neuron_masking.py --runs "[runs/mitigations/baseline-seed0]" --json benchmarks/neuron_masking.json
+
+For each run, a finished training with planted duplicates: the stage `localize` with NeMo's settings, and beside it
+other sets of neurons under the same measure. Of held-out prompts, half calibrate statistics and threshold and all serve
+as controls. Figures are added to the file as soon as they are there, and what is in there is not measured again. Without
+runs the file is shown as it is.
+"""
+
+from __future__ import annotations
+
+import json as text
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from experiment import ROOT
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from memtrain.cli.chatter import quiet
+from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
+from memtrain.evaluation.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.heldout_loss import heldout_loss
+from memtrain.evaluation.localization import localize
+from memtrain.evaluation.localization_figures import change_of_loss
+from memtrain.evaluation.replication import replication
+from memtrain.localization.locate import locate
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.results import load_masks
+from memtrain.localization.settings import Settings
+from memtrain.localization.statistics import ActivationStatistics
+from memtrain.models.neuron_mask import NeuronMask
+
+SAMPLING: dict[str, Any] = {"seeds": (0, 1, 2, 3), "steps": 20, "guidance_scale": 4.0, "batch_size": 40}
+EVERY_SITE = "*"
+
+
+@dataclass
+class Case:
+    """A run, and what its variants share.
+
+    Attributes:
+        pipeline: trained with planted duplicates.
+        planted: captions.
+        controls: captions of held-out images; every other one calibrates.
+        images: of both, `(P, 3, H, W)` uint8.
+        threshold: of the replication.
+        nemo: masks of the stage, by prompt.
+    """
+
+    pipeline: StableDiffusionPipeline
+    planted: list[str]
+    controls: list[str]
+    images: Tensor
+    threshold: float
+    nemo: Mapping[str, NeuronMask]
+
+    def located(self, **settings: Any) -> list[NeuronMask | None]:
+        """Masks of the planted captions under other settings."""
+        found = locate(
+            self.pipeline, self.planted, other_prompts=self.controls[::2], settings=Settings(**settings), batch_size=80
+        )
+        return [found.get(prompt) for prompt in self.planted]
+
+    def as_many_at_random(self) -> list[NeuronMask | None]:
+        """As many neurons of each layer as NeMo's mask of the prompt has, drawn at random."""
+        widths, generator = self._widths(), torch.Generator().manual_seed(0)
+        masks: list[NeuronMask | None] = []
+        for prompt in self.planted:
+            mask = self.nemo.get(prompt)
+            chosen = {} if mask is None else mask.channels
+            drawn = {s: torch.randperm(widths[s], generator=generator)[: len(c)].tolist() for s, c in chosen.items()}
+            masks.append(NeuronMask(drawn) if drawn else None)
+        return masks
+
+    def most_unusual(self, per_layer: int) -> list[NeuronMask | None]:
+        """The neurons of every layer whose activation is furthest from that for other prompts."""
+        predictor = Predictor.of(self.pipeline)
+        sites = predictor.sites(EVERY_SITE)
+        statistics = ActivationStatistics.measure(predictor, self.controls[::2], sites=EVERY_SITE)
+        scores = statistics.z_scores(predictor.activations(self.planted, sites), list(sites))
+        top = [layer.topk(per_layer, dim=1).indices for layer in scores]
+        return [
+            NeuronMask({site: layer[row].tolist() for site, layer in zip(sites, top, strict=True)})
+            for row in range(len(self.planted))
+        ]
+
+    def every_neuron(self, part: str) -> list[NeuronMask | None]:
+        """All neurons of the layers whose name begins so: what no set of them can exceed."""
+        widths = self._widths()
+        whole = NeuronMask(
+            {site: range(width) for site, width in widths.items() if site.startswith(tuple(part.split()))}
+        )
+        return [whole] * len(self.planted)
+
+    def _widths(self) -> dict[str, int]:
+        predictor = Predictor.of(self.pipeline)
+        return predictor.widths(predictor.sites(EVERY_SITE))
+
+
+VARIANTS: dict[str, Callable[[Case], Sequence[NeuronMask | None]]] = {
+    "NeMo": lambda case: [case.nemo.get(prompt) for prompt in case.planted],
+    "as many at random": Case.as_many_at_random,
+    "NeMo without refinement": lambda case: case.located(refinement="none"),
+    "top 8 of each of its layers": lambda case: case.located(
+        initial_theta=None, initial_k=8, most_k=8, refinement="none"
+    ),
+    "NeMo over every layer, binary split": lambda case: case.located(sites=EVERY_SITE, refinement="binary_split"),
+    "32 most unusual of every layer": lambda case: case.most_unusual(32),
+    "all neurons, down and middle": lambda case: case.every_neuron("down mid"),
+    "all neurons, up": lambda case: case.every_neuron("up"),
+    "all neurons": lambda case: case.every_neuron("down mid up"),
+}
+"""Name -> masks of the planted captions."""
+
+
+def measure(case: Case, masks: Sequence[NeuronMask | None]) -> dict[str, Any]:
+    """Replication under the masks, one by one and together, and what all together do to the held-out loss."""
+    count = len(case.planted)
+    whole: NeuronMask | None = None
+    for mask in masks:
+        whole = mask if whole is None else whole if mask is None else whole | mask
+    embeddings = text_embeddings(case.pipeline, case.planted)
+    figures: dict[str, Any] = {
+        "neurons": [0 if mask is None else len(mask) for mask in masks],
+        "together": 0 if whole is None else len(whole),
+    }
+    for name, used in (("masked", list(masks)), ("all masks", [whole] * count)):
+        images = sample_embeddings(case.pipeline, embeddings, masks=used, **SAMPLING)
+        ratio = replication(images, case.images[:count], training=case.images, own_index=torch.arange(count)).best
+        figures[name] = {"reproduced": int((ratio < case.threshold).sum()), "n": count, "ratio": float(ratio.median())}
+    held = case.images[count:]
+    if whole is not None:
+        without = heldout_loss(case.pipeline, held, captions=case.controls)
+        with whole.on(case.pipeline.unet):
+            figures["heldout_loss"] = change_of_loss(without, heldout_loss(case.pipeline, held, captions=case.controls))
+    return figures
+
+
+def run(folder: Path, *, content: dict[str, Any], save: Callable[[], None], controls: int) -> None:
+    """Measure what the file lacks of one run."""
+    own = content.setdefault(folder.name, {"variants": {}})
+    _, data = run_data(folder)
+    prompts, images = known_prompts(data, most=controls)
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder(folder), safety_checker=None)
+    planted = [prompt.text for prompt in prompts if prompt.memorized]
+    held = [prompt.text for prompt in prompts if not prompt.memorized]
+    place = folder / "neuron_masking"
+    if "stage" not in own:
+        results = localize(
+            pipeline, prompts, output=place, own_images=images, model=folder.name, progress=False, **SAMPLING
+        )
+        dropped = ("versions", "created", "schema_version")
+        own["stage"] = {name: value for name, value in results.items() if name not in dropped}
+        save()
+    case = Case(
+        pipeline,
+        planted,
+        held,
+        images,
+        threshold=own["stage"]["replication"]["threshold"],
+        nemo=load_masks(place / "masks.safetensors"),
+    )
+    for name, make in VARIANTS.items():
+        if name not in own["variants"]:
+            own["variants"][name] = measure(case, make(case))
+            save()
+
+
+def rows(content: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A line per variant, runs pooled."""
+    found = []
+    for name in VARIANTS:
+        each = [run["variants"][name] for run in content.values() if name in run["variants"]]
+        if not each:
+            continue
+        neurons = torch.tensor([count for one in each for count in one["neurons"]], dtype=torch.float64)
+        line = {"neurons": name, "per prompt": f"{float(neurons.median()):.0f}"}
+        for how in ("masked", "all masks"):
+            line[f"reproduced, {how}"] = "{} of {}".format(
+                *(sum(one[how][key] for one in each) for key in ("reproduced", "n"))
+            )
+        line["together"] = ", ".join(str(one["together"]) for one in each)
+        changes = [one["heldout_loss"]["change"] for one in each if "heldout_loss" in one]
+        line["held-out loss"] = ", ".join(f"{change:+.1%}" for change in changes) or "–"
+        line["runs"] = str(len(each))
+        found.append(line)
+    return found
+
+
+def main(runs: list[str] | None = None, *, json: str = "benchmarks/neuron_masking.json", controls: int = 30) -> None:
+    """Measure what is missing, and show what there is.
+
+    Args:
+        runs: folders of finished runs with planted duplicates; they get a folder `neuron_masking`.
+        json: file of the figures, which is read first.
+        controls: held-out prompts.
+    """
+    quiet()
+    path = ROOT / json
+    content: dict[str, Any] = text.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def save() -> None:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            file.write(text.dumps(content, indent=1) + "\n")
+        Path(file.name).replace(path)
+
+    for folder in runs or []:
+        run(Path(folder), content=content, save=save, controls=controls)
+    lines = rows(content)
+    table = Table(*(lines[0] if lines else ()))
+    for line in lines:
+        table.add_row(*line.values())
+    Console(width=200).print(table)
+    for name, one in content.items():
+        print(name, one["stage"]["verdict"]["text"])
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
