@@ -4,8 +4,8 @@
 
 For each run, a finished training with planted duplicates: the stage `localize` with NeMo's settings, and beside it
 other sets of neurons under the same measure. Of held-out prompts, half calibrate statistics and threshold and all serve
-as controls. Figures are added to the file as soon as they are there, and what is in there is not measured again. Without
-runs the file is shown as it is.
+as controls. Figures are added to the file as soon as they are there, and what is in there is not measured again.
+Without runs the file is shown as it is.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.localization import localize
 from memtrain.evaluation.localization_figures import change_of_loss
 from memtrain.evaluation.replication import replication
+from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import load_masks
@@ -41,6 +42,8 @@ from memtrain.models.neuron_mask import NeuronMask
 
 SAMPLING: dict[str, Any] = {"seeds": (0, 1, 2, 3), "steps": 20, "guidance_scale": 4.0, "batch_size": 40}
 EVERY_SITE = "*"
+ALONE = 3
+"""Masks whose own effect on the held-out loss is measured."""
 
 
 @dataclass
@@ -101,6 +104,11 @@ class Case:
         )
         return [whole] * len(self.planted)
 
+    def by_contribution(self, share: float) -> list[NeuronMask | None]:
+        """The share of all neurons that adds most for a prompt."""
+        found = locate_contributions(self.pipeline, self.planted, other_prompts=self.controls[::2], share=share)
+        return [found.get(prompt) for prompt in self.planted]
+
     def _widths(self) -> dict[str, int]:
         predictor = Predictor.of(self.pipeline)
         return predictor.widths(predictor.sites(EVERY_SITE))
@@ -115,6 +123,8 @@ VARIANTS: dict[str, Callable[[Case], Sequence[NeuronMask | None]]] = {
     ),
     "NeMo over every layer, binary split": lambda case: case.located(sites=EVERY_SITE, refinement="binary_split"),
     "32 most unusual of every layer": lambda case: case.most_unusual(32),
+    "30 % by contribution (ours)": lambda case: case.by_contribution(0.3),
+    "40 % by contribution (ours)": lambda case: case.by_contribution(0.4),
     "all neurons, down and middle": lambda case: case.every_neuron("down mid"),
     "all neurons, up": lambda case: case.every_neuron("up"),
     "all neurons": lambda case: case.every_neuron("down mid up"),
@@ -140,8 +150,14 @@ def measure(case: Case, masks: Sequence[NeuronMask | None]) -> dict[str, Any]:
     held = case.images[count:]
     if whole is not None:
         without = heldout_loss(case.pipeline, held, captions=case.controls)
-        with whole.on(case.pipeline.unet):
-            figures["heldout_loss"] = change_of_loss(without, heldout_loss(case.pipeline, held, captions=case.controls))
+        alone = list({id(mask): mask for mask in masks if mask is not None}.values())[:ALONE]
+        changes = []
+        for mask in [whole, *alone]:
+            with mask.on(case.pipeline.unet):
+                masked = heldout_loss(case.pipeline, held, captions=case.controls)
+            changes.append(change_of_loss(without, masked))
+        figures["heldout_loss"] = changes[0]
+        figures["heldout_loss_alone"] = [change["change"] for change in changes[1:]]
     return figures
 
 
@@ -191,6 +207,8 @@ def rows(content: Mapping[str, Any]) -> list[dict[str, str]]:
         line["together"] = ", ".join(str(one["together"]) for one in each)
         changes = [one["heldout_loss"]["change"] for one in each if "heldout_loss" in one]
         line["held-out loss"] = ", ".join(f"{change:+.1%}" for change in changes) or "–"
+        alone = [change for one in each for change in one.get("heldout_loss_alone", [])]
+        line["with one mask"] = f"{sum(alone) / len(alone):+.1%}" if alone else "–"
         line["runs"] = str(len(each))
         found.append(line)
     return found

@@ -1,0 +1,151 @@
+"""Neurons by what they add: an alternative to NeMo's selection for models in which no few neurons stand out.
+
+What: the neurons whose values for a prompt differ most from the mean over other prompts, in what reaches the next
+layer: mean over tokens of |v − v̄| · ‖w‖, with w the neuron's column of the layer's output projection. Those of all
+layers are ranked together, and the same share is taken for every prompt that counts as memorized, by the same threshold
+of the similarity between seeds as NeMo's.
+Source: ours. NeMo compares the absolute activation in standard deviations, layer by layer and without the output
+projection, and searches down blocks and the middle alone. In the embedded model a prompt's image survives as long as
+text is read anywhere, so that neither finds enough (benchmarks/RESULTS.md, "Neuron masking, and whether the image is
+gone").
+Cost: the value layers on the text embeddings, and one denoiser call on 10 seeds per prompt. Nothing is refined.
+Suggested: a share of 0.4 of all neurons on the embedded model; less, as long as it is enough, on larger ones.
+Cannot: be precise. A large share takes much of what the prompt says along; put masks on for their own prompts alone.
+Works on UNets.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.functional.noise import SimilarityWindow
+from memtrain.localization.found import Found
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.results import Localization
+from memtrain.localization.selection import Lists
+from memtrain.localization.settings import Settings
+from memtrain.localization.threshold import Threshold, calibrate_threshold, pairwise_scores
+
+EVERY_SITE = "*"
+
+
+def locate_contributions(
+    pipeline: StableDiffusionPipeline | Predictor,
+    prompts: Sequence[str],
+    *,
+    other_prompts: Sequence[str],
+    share: float = 0.4,
+    threshold: Threshold | float | None = None,
+    sites: str = EVERY_SITE,
+    settings: Settings | None = None,
+) -> Localization:
+    """The masks of prompts that a model memorizes.
+
+    Args:
+        pipeline: a Stable Diffusion 1.x or 2.x pipeline, or a predictor of another UNet.
+        prompts: those to search; repeated ones are searched once.
+        other_prompts: prompts that the model does not memorize, at least two.
+        share: of the neurons of all searched layers, that a mask has.
+        threshold: similarity between seeds above which a prompt counts as memorized; default calibrated on
+            `other_prompts`.
+        sites: glob over the attention sites.
+        settings: of the similarity (`seeds`, `seed`, `steps`, `call`, `data_range`).
+
+    Raises:
+        ConfigurationError: if the share is out of range, or there are too few prompts.
+        ProbeError: if the model is no UNet with value and output projections.
+    """
+    settings = settings or Settings()
+    if not 0 < share < 1 or not prompts or isinstance(prompts, str) or len(other_prompts) < 2:
+        raise ConfigurationError(
+            f"share={share} of {len(prompts)} prompts, compared with {len(other_prompts)} others",
+            expected="a share between 0 and 1, a list of prompts, and at least 2 other prompts",
+            remedy="change the arguments",
+        )
+    predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
+    chosen = predictor.sites(sites)
+    if threshold is None:
+        threshold = calibrate_threshold(predictor, other_prompts, settings=settings, source="given")
+    limit = threshold.value if isinstance(threshold, Threshold) else float(threshold)
+    texts = list(dict.fromkeys(prompts))
+    start = time.perf_counter()
+    scores = contributions(predictor, texts, sites=chosen, other_prompts=other_prompts)
+    similarity = pairwise_scores(predictor, texts, settings=settings)
+    seconds = (time.perf_counter() - start) / len(texts)
+    found = []
+    for row, prompt in enumerate(texts):
+        kept = int((similarity[row] > limit).sum())
+        neurons = top_share([layer[row] for layer in scores], share) if kept else ()
+        found.append(
+            Found(
+                prompt=prompt,
+                similarity=float(similarity[row].max()),
+                kept_seeds=kept,
+                calls=1,
+                images=settings.seeds,
+                seconds=seconds,
+                initial=neurons,
+                refined=neurons,
+            )
+        )
+    search: dict[str, Any] = {
+        "selection": "contribution",
+        "share": share,
+        "settings": json.loads(settings.json()),
+        "threshold": limit,
+        "window": asdict(SimilarityWindow.of(*predictor.shape[1:])),
+        "model": predictor.name,
+        "fingerprint": predictor.fingerprint(chosen),
+        "sites": list(chosen),
+    }
+    return Localization(tuple(found), tuple(chosen), search)
+
+
+@torch.no_grad()
+def contributions(
+    predictor: Predictor, prompts: Sequence[str], *, sites: dict[str, nn.Module], other_prompts: Sequence[str]
+) -> list[Tensor]:
+    """What each neuron adds for each prompt that it does not add for others, per site `(P, C)` fp32.
+
+    Raises:
+        ProbeError: if a site has no output projection of its values' width.
+    """
+    with predictor.evaluating():
+        text, others = predictor.encode(prompts), predictor.encode(other_prompts)
+        found = []
+        for name, site in sites.items():
+            layer = predictor.layer(site)
+            output: Any = getattr(site, "to_out", [None])[0]
+            values = layer(text).float()
+            if not isinstance(output, nn.Linear) or output.in_features != values.shape[-1]:
+                raise ProbeError(
+                    f"The site {name!r} has no linear output projection of {values.shape[-1]} values",
+                    expected="a UNet's cross-attention, without adapters",
+                    remedy="merge adapters, or use memtrain.localization.locate",
+                )
+            difference = (values - layer(others).float().mean(dim=0)).abs().mean(dim=1)
+            found.append((difference * output.weight.float().norm(dim=0)).cpu())
+    return found
+
+
+def top_share(scores: Sequence[Tensor], share: float) -> Lists:
+    """The neurons with the highest scores over all layers together, at least one.
+
+    Args:
+        scores: per layer `(C,)`.
+        share: of all neurons.
+    """
+    flat = torch.cat(list(scores))
+    wanted = torch.zeros(len(flat), dtype=torch.bool)
+    wanted[flat.topk(max(1, round(share * len(flat)))).indices] = True
+    parts = wanted.split([len(layer) for layer in scores])
+    return tuple(tuple(part.nonzero().squeeze(1).tolist()) for part in parts)
