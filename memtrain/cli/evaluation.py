@@ -44,6 +44,7 @@ def evaluate_folder(
     seed: int = 0,
     detectors: bool | list[Detector] = True,
     sites: str | None = None,
+    contribution: float | None = None,
     bake: str | None = None,
     shard: str | None = None,
     mitigation: InferenceMitigation | None = None,
@@ -75,6 +76,8 @@ def evaluate_folder(
             ones, false for none, which saves a third of the time of `measure`.
         sites: attention layers whose neurons `localize` searches, such as `*`; default those of the down blocks and the
             middle.
+        contribution: share of all value neurons, such as 0.4, that `localize` masks by what they add for a prompt;
+            default NeMo's search for few neurons.
         bake: folder to which `localize` saves a pipeline with all masks in its weights.
         shard: this process's part of the prompts to score, such as 0/4 to 3/4; `merge` to put the parts together. By
             default what a Slurm job array or torchrun says, or all prompts.
@@ -141,6 +144,7 @@ def evaluate_folder(
                 model=source,
                 detectors=scoring,
                 sites=sites,
+                contribution=contribution,
                 bake=bake,
                 shard=part,
                 mitigation=mitigation or AttentionMasking(),

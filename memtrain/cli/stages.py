@@ -42,6 +42,7 @@ class StageInput:
         batch_size: images sampled at once.
         detectors: for the stage that scores prompts.
         sites: glob over the attention sites whose neurons `localize` searches; None for its default.
+        contribution: share of all neurons that `localize` masks by what they add; None for NeMo's search.
         bake: where `localize` saves a pipeline with all masks in its weights; None for nowhere.
         shard: this process's part of the prompts, for stages in :data:`SHARED`; None to merge all parts.
         mitigation: for the stage that measures one.
@@ -59,6 +60,7 @@ class StageInput:
     batch_size: int
     detectors: Sequence[Detector]
     sites: str | None = None
+    contribution: float | None = None
     bake: str | None = None
     shard: Shard | None = None
     mitigation: InferenceMitigation = field(default_factory=AttentionMasking)
@@ -125,6 +127,7 @@ def _localize(given: StageInput) -> dict[str, Any]:
         output=given.output,
         own_images=given.own_images,
         settings=Settings(sites=given.sites),
+        contribution=given.contribution,
         bake=given.bake,
         seeds=given.seeds,
         steps=given.steps,

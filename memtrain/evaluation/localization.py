@@ -48,10 +48,11 @@ from memtrain.evaluation.localization_figures import (
 from memtrain.evaluation.localization_sheet import contact_sheet
 from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.provenance import provenance
+from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
 from memtrain.localization.masked_pipeline import save_masked_pipeline
 from memtrain.localization.results import Localization, save_masks
-from memtrain.localization.retrigger import Retriggered, retrigger
+from memtrain.localization.retrigger import retrigger
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 from memtrain.localization.threshold import Threshold
@@ -73,6 +74,7 @@ def localize(
     statistics: ActivationStatistics | None = None,
     threshold: Threshold | float | None = None,
     settings: Settings | None = None,
+    contribution: float | None = None,
     probe: bool = True,
     probe_steps: int = 50,
     heldout: tuple[Tensor, Sequence[str]] | None = None,
@@ -96,6 +98,8 @@ def localize(
         statistics: activations for other prompts; default measured on half of the controls, or on random words.
         threshold: similarity between seeds above which a prompt counts as memorized; default as `statistics`.
         settings: of the search for neurons.
+        contribution: take this share of all neurons by :mod:`memtrain.localization.contribution` instead of NeMo's
+            search, which then has no `statistics`; needs controls.
         probe: search for embeddings that bring masked images back.
         probe_steps: of that search.
         heldout: images `(n, 3, H, W)` uint8 that were never trained on, and their captions; default the controls'.
@@ -123,16 +127,22 @@ def localize(
     calibrating = controls[::2] if (statistics is None or threshold is None) and len(controls) > 3 else []
     tested = [row for row in controls if row not in set(calibrating)]
     folder = Path(output)
-    located = locate(
-        pipeline,
-        [texts[row] for row in [*asked, *tested]],
-        statistics=statistics,
-        threshold=threshold,
-        other_prompts=[texts[row] for row in calibrating] or None,
-        settings=settings,
-        output=folder / "neurons",
-        progress=progress,
-    )
+    searched, others = [texts[row] for row in [*asked, *tested]], [texts[row] for row in calibrating]
+    if contribution is not None:
+        located = locate_contributions(
+            pipeline, searched, other_prompts=others, share=contribution, threshold=threshold, settings=settings
+        )
+    else:
+        located = locate(
+            pipeline,
+            searched,
+            statistics=statistics,
+            threshold=threshold,
+            other_prompts=others or None,
+            settings=settings,
+            output=folder / "neurons",
+            progress=progress,
+        )
     whole = located.union()
     sampling: dict[str, Any] = {
         "seeds": seeds,
@@ -158,7 +168,9 @@ def localize(
             masks = masks[: len(of_interest)]
             if name != UNMASKED and not any(masks):
                 continue
-            found = _search(pipeline, texts, own_images, rows=of_interest, masks=masks, steps=probe_steps)
+            found = retrigger(
+                pipeline, [texts[row] for row in of_interest], own_images[of_interest], masks=masks, steps=probe_steps
+            )
             images = sample_embeddings(pipeline, found.embeddings, masks=masks, **sampling)
             conditions.add(name + SEARCHED, of_interest, images=images, losses=found.losses)
     loss = None
@@ -204,18 +216,6 @@ def _masks(located: Localization, texts: Sequence[str], whole: NeuronMask | None
     """Per condition the mask of each prompt."""
     own = [located.get(text) for text in texts]
     return {UNMASKED: [None] * len(texts), MASKED: own, UNION: [whole] * len(texts)}
-
-
-def _search(
-    pipeline: StableDiffusionPipeline,
-    texts: Sequence[str],
-    own_images: Tensor,
-    *,
-    rows: Sequence[int],
-    masks: Sequence[NeuronMask | None],
-    steps: int,
-) -> Retriggered:
-    return retrigger(pipeline, [texts[row] for row in rows], own_images[list(rows)], masks=masks, steps=steps)
 
 
 def _loss(

@@ -63,10 +63,10 @@ def test_localize_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("memtrain.evaluation.localization_sheet.print_localization", lambda results, folder: None)
     given: dict[str, Any] = {"pipeline": 1, "prompts": 2, "own_images": 3, "output": tmp_path, "model": "m"}
     given |= {"seeds": (4,), "steps": 5, "guidance_scale": 6.0, "batch_size": 7}
-    stage = StageInput(**given, detectors=(), sites="*", bake="baked")
+    stage = StageInput(**given, detectors=(), sites="*", contribution=0.4, bake="baked")
     assert STAGES["localize"](stage) == {"found": 1}
     assert seen.pop("settings").sites == "*"
-    assert seen == {**given, "bake": "baked"}
+    assert seen == {**given, "contribution": 0.4, "bake": "baked"}
 
 
 def test_the_remedy_names_what_exists() -> None:

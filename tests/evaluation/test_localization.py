@@ -148,6 +148,13 @@ def test_where_nothing_is_found_nothing_is_masked(pipeline: StableDiffusionPipel
     print_localization(results, tmp_path, console=Console(record=True))
 
 
+def test_neurons_by_contribution_instead_of_nemos(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    results = localize(pipeline, PROMPTS, output=tmp_path, threshold=-1.0, contribution=0.5, **SETTINGS)
+    assert results["search"]["selection"] == "contribution"
+    assert results["neurons"]["per_prompt"] == {"min": 32.0, "median": 32.0, "max": 32.0}
+    assert len(load_masks(tmp_path / "masks.safetensors")) == 5
+
+
 def test_what_cannot_be_evaluated_is_refused_before_anything_runs(
     pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
