@@ -16,6 +16,7 @@ from rich.console import Console
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation import localization
+from memtrain.evaluation.embedding_samples import sample_embeddings, text_embeddings
 from memtrain.evaluation.localization import localize
 from memtrain.evaluation.localization_figures import change_of_loss, share, verdict
 from memtrain.evaluation.localization_sheet import print_localization
@@ -35,14 +36,16 @@ SETTINGS: dict[str, Any] = {"seeds": (0, 1), "steps": 2, "guidance_scale": 4.0, 
 
 @pytest.fixture(scope="module")
 def evaluated(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """With a threshold below every similarity, so that every prompt gets neurons, and masks that matter."""
+    """With a threshold below every similarity, so that every prompt gets neurons, and a first prompt that is copied."""
+    own = IMAGES.clone()
+    own[0] = sample_embeddings(pipeline, text_embeddings(pipeline, ["a b"]), **SETTINGS)[0, 0]
     folder = tmp_path_factory.mktemp("localization")
     before = copy.deepcopy(pipeline.unet.state_dict())
     results = localize(
         pipeline,
         PROMPTS,
         output=folder,
-        own_images=IMAGES,
+        own_images=own,
         threshold=-1.0,
         probe_steps=3,
         bake=folder / "baked",
@@ -81,6 +84,8 @@ def test_figures_are_those_of_the_rows(evaluated: tuple[Path, dict]) -> None:
     threshold = results["replication"]["threshold"]
     controls = [row["best_ratio"] for row in table if row["condition"] == "unmasked" and row["memorized"] is False]
     assert threshold == pytest.approx(min(controls)), "the lowest that six controls can promise"
+    copied = [row for row in table if row["condition"] == "unmasked" and row["best_ratio"] < 0.01]
+    assert [(row["prompt"], row["reproduced"]) for row in copied] == [("a b", True)]
     for name, groups in results["conditions"].items():
         for group, figures in groups.items():
             rows = [
