@@ -28,7 +28,8 @@ from webdataset import TarWriter
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
-from memtrain.evaluation.generate import generate, to_uint8
+from memtrain.evaluation.decoding import to_uint8
+from memtrain.evaluation.generate import generate
 from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.replication import replication, reproduction_threshold
 from memtrain.models.pipeline import Components, load_components

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Course:
             folder = str(profiles or self.folder / "profiles")
             for index, callback in enumerate(callbacks):
                 if isinstance(callback, MemorizationMonitor):
-                    callback.reference_folder = folder
+                    callback.options = replace(callback.options, reference_folder=folder)
                     if row is not None and row.monitor is not None:
                         callbacks[index] = row.monitor(folder)
             watch = Stopwatch()
