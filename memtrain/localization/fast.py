@@ -53,7 +53,7 @@ class FastSearch:
         statistics: ActivationStatistics,
         threshold: float,
         batch_size: int,
-        worth: float = 0.5,
+        worth: float = 0.3,
         share: bool = True,
     ) -> None:
         self.predictor, self.sites, self.settings = predictor, sites, settings

@@ -30,7 +30,7 @@ from memtrain.models.backbones.base import unwrap
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.value_hooks import Edit, ValueHooks
 
-ROUNDING = 5e-6
+ROUNDING = 1e-6
 """Distance from the threshold within which a score is settled; rounding was seen to move scores by 5e-7."""
 
 

@@ -1,0 +1,217 @@
+"""What finding neurons costs: the fast search against the published one, prompt by prompt, in one process, in turn.
+
+    python benchmarks/localization.py --run runs/tiny_baseline --json benchmarks/localization.json
+
+Sequential as published is `Settings.published(dead_forwards=True)`: NeMo's code (Hintersdorf et al., NeurIPS 2024) with
+the forwards that it runs for nothing. Beside it the fast search with the same settings, which has to find the same
+neurons, and with the default ones. Two models: the pipeline of a run that memorized, on its planted captions (8 x 8
+latents), and a small random UNet with 64 x 64 latents in which a few value neurons carry each prompt. Only prompts that
+count as memorized are timed: the others cost two denoiser calls as published, and one here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pyarrow.parquet as pq
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from memtrain.localization.fast import FastSearch
+from memtrain.localization.found import Found
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.published import PublishedSearch
+from memtrain.localization.settings import Settings
+from memtrain.localization.statistics import ActivationStatistics
+from memtrain.localization.threshold import calibrate_threshold
+
+WAYS = {
+    "as published": Settings.published(dead_forwards=True),
+    "the same, fast": Settings.published(sequential=False),
+    "default": Settings(),
+    "binary split": Settings(refinement="binary_split"),
+}
+WIDTH, TOKENS, FOLLOWED = 24, 5, 4
+
+
+def planted_predictor(size: int = 64) -> Predictor:
+    """A random UNet with Stable Diffusion's module names; 3 neurons per layer read the text of each prompt.
+
+    Self-attention is left out, which would be most of the cost at this width and is a tenth of Stable Diffusion's.
+    """
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=size,
+        block_out_channels=(16, 16, 32, 32),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).eval()
+    unet.set_attn_processor(
+        {name: Nothing() if ".attn1." in name else one for name, one in unet.attn_processors.items()}
+    )
+    predictor = Predictor(unet, encode, _predict(unet), shape=(4, size, size), timesteps=(981.0, 961.0), name="random")
+    with torch.no_grad():
+        for number, site in enumerate(predictor.sites().values()):
+            site.to_q.register_forward_hook(_place(number))
+            site.to_k.weight.mul_(8)
+            for place, neuron in enumerate(torch.randperm(site.to_v.weight.shape[0])[:3].tolist()):
+                site.to_v.weight[neuron].zero_()
+                site.to_v.weight[neuron, (3 * number + place) % WIDTH] = 30.0 / (1 + place)
+                site.to_out[0].weight[:, neuron] *= 30
+        unet.conv_out.weight.mul_(300)
+    return predictor
+
+
+class Nothing:
+    """An attention processor that adds nothing."""
+
+    def __call__(self, attention: nn.Module, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Zeros of the shape of the hidden states."""
+        return torch.zeros_like(hidden)
+
+
+def encode(prompts: Sequence[str]) -> Tensor:
+    """Small noise; for a memorized prompt some directions besides, which planted neurons read."""
+    rows = []
+    for prompt in prompts:
+        generator = torch.Generator().manual_seed(crc32(prompt.encode()))
+        text = 0.05 * torch.randn(TOKENS, WIDTH, generator=generator)
+        if prompt.startswith("memorized"):
+            chosen = torch.randperm(WIDTH, generator=generator)[:FOLLOWED]
+            text[:, chosen] += torch.rand(TOKENS, FOLLOWED, generator=generator) + 0.3
+        rows.append(text)
+    return torch.stack(rows)
+
+
+def _predict(unet: UNet2DConditionModel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def predict(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        output: Tensor = unet(latents, timesteps, encoder_hidden_states=text).sample
+        return output
+
+    return predict
+
+
+def _place(seed: int) -> Callable[..., Tensor]:
+    """Queries get a fixed field, so that what a text adds has a place in the image."""
+
+    def add(module: nn.Module, args: tuple[Tensor, ...], queries: Tensor) -> Tensor:
+        side = math.isqrt(queries.shape[1])
+        drawn = torch.randn(1, queries.shape[2], 4, 4, generator=torch.Generator().manual_seed(seed))
+        return queries + 3 * nn.functional.interpolate(drawn, (side, side), mode="bilinear").flatten(2).mT
+
+    return add
+
+
+def measure(
+    predictor: Predictor, prompts: Sequence[str], others: Sequence[str], *, most: int, threshold: float | None
+) -> dict[str, Any]:
+    """Search up to `most` memorized prompts in every way, in turn."""
+    sites = predictor.sites()
+    statistics = ActivationStatistics.measure(predictor, others)
+    value = threshold or calibrate_threshold(predictor, others[:50]).value
+    options: dict[str, Any] = {"statistics": statistics, "threshold": value}
+    rows: dict[str, list[Found]] = {way: [] for way in WAYS}
+    with predictor.evaluating():
+        for prompt in prompts:
+            if len(rows["default"]) == most:
+                break
+            first = FastSearch(predictor, sites, WAYS["default"], batch_size=40, **options).locate(prompt)
+            if not first.memorized:
+                continue
+            for way, settings in WAYS.items():
+                search = PublishedSearch if settings.sequential else FastSearch
+                extra = {} if settings.sequential else {"batch_size": 40}
+                rows[way].append(search(predictor, sites, settings, **options, **extra).locate(prompt))
+    base, total = rows["as published"], len(rows["default"])
+    figures: dict[str, Any] = {"prompts": total, "threshold": value, "latents": list(predictor.shape), "ways": {}}
+    for way, found in rows.items():
+        same = rows["default"] if way == "binary split" else base
+        figures["ways"][way] = {
+            "seconds_per_prompt": sum(one.seconds for one in found) / total,
+            "calls_per_prompt": sum(one.calls for one in found) / total,
+            "images_per_prompt": sum(one.images for one in found) / total,
+            "kept_seeds": [one.kept_seeds for one in found],
+            "initial_neurons": [sum(map(len, one.initial)) for one in found],
+            "refined_neurons": [one.neurons for one in found],
+            "below_threshold": [bool(one.score is not None and one.score < value) for one in found],
+            "same_neurons": sum(set(map(_mask, [one])) == {_mask(two)} for one, two in zip(found, same, strict=True)),
+            "speedup": sum(one.seconds for one in base) / sum(one.seconds for one in found),
+            "times_fewer_images": sum(one.images for one in base) / sum(one.images for one in found),
+        }
+    return figures
+
+
+def _mask(found: Found) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(sorted(set(neurons))) for neurons in found.refined)
+
+
+def main(
+    run: str = "runs/tiny_baseline",
+    prompts: int = 4,
+    threads: int = 1,
+    json: str | None = None,
+) -> None:
+    """Measure and print.
+
+    Args:
+        run: folder of an evaluated run whose model memorized, with `pipeline/` and `evaluation/samples.parquet`.
+        prompts: memorized prompts per model.
+        threads: of torch.
+        json: file for the figures.
+    """
+    torch.set_num_threads(threads)
+    samples = pq.read_table(Path(run) / "evaluation" / "samples.parquet", columns=["group", "caption"]).to_pylist()
+    groups: dict[str, dict[str, None]] = {}
+    for row in samples:
+        groups.setdefault(row["group"], {})[row["caption"]] = None
+    pipeline = StableDiffusionPipeline.from_pretrained(Path(run) / "pipeline", safety_checker=None)
+    start = time.perf_counter()
+    models = {
+        "random UNet": measure(
+            planted_predictor(),
+            [f"memorized {number}" for number in range(40)],
+            [f"other {number}" for number in range(60)],
+            most=prompts,
+            threshold=0.3,
+        ),
+        "run": measure(
+            Predictor.of(pipeline), list(groups["planted"]), list(groups["heldout"]), most=prompts, threshold=None
+        ),
+    }
+    results = {
+        "speedup": min(model["ways"]["default"]["speedup"] for model in models.values()),
+        "threads": threads,
+        "seconds": time.perf_counter() - start,
+        "models": models,
+    }
+    table = Table("model", "way", "s / prompt", "calls", "images", "speed-up", "fewer images", "same neurons")
+    for name, model in models.items():
+        for way, one in model["ways"].items():
+            table.add_row(
+                f"{name}, {model['latents'][1]} x {model['latents'][2]}",
+                way,
+                f"{one['seconds_per_prompt']:.2f}",
+                f"{one['calls_per_prompt']:.0f}",
+                f"{one['images_per_prompt']:.0f}",
+                f"{one['speedup']:.1f}",
+                f"{one['times_fewer_images']:.1f}",
+                f"{one['same_neurons']} of {model['prompts']}",
+            )
+    Console().print(table)
+    if json:
+        Path(json).write_text(dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
