@@ -41,6 +41,7 @@ class DenoiserStep:
         alphas_cumprod: `(1000,)` ᾱ of the noise schedule; None where the scheduler has none.
         prediction_type: what the denoiser predicts: `epsilon`, `v_prediction` or `sample`.
         guidance_scale: of classifier-free guidance.
+        timesteps: of all calls, in their order.
         denoise: runs the denoiser once more under the same texts; no hook or detector sees it.
         decode: makes images of clean latents.
     """
@@ -57,6 +58,7 @@ class DenoiserStep:
     alphas_cumprod: Tensor | None = None
     prediction_type: str = "epsilon"
     guidance_scale: float = 1.0
+    timesteps: tuple[float, ...] = ()
     denoise: Denoise | None = None
     decode: Decode | None = None
 

@@ -8,9 +8,12 @@ Direction: higher means memorized.
 Cost: one denoiser call per seed; K (K − 1) / 2 comparisons.
 Suggested values: 10 seeds, as the paper.
 Differences from the published code: it evaluates the second timestep on the unchanged first noise, and takes the data
-range of the whole batch of pairs; this takes the first timestep, and the range 1 that the scaling gives, so that a
-score does not depend on what else is compared. The window follows the latents' size: 3 scales and 11 pixels from 44
-pixels on, 2 from 22, 1 below, and 7 pixels for latents smaller than 11. Scores of different sizes are not comparable.
+range of all pairs of a prompt together; this takes the first timestep, and the range 1 that the scaling gives, so that
+a score does not depend on what else is compared. `reference=True` does as the published code, for one more denoiser
+run. Its noises are one draw for all seeds, and it predicts without guidance; sampling here gives each seed its own
+noise, and :func:`memtrain.localization.threshold.pairwise_scores` has that draw, too. The window follows the latents'
+size: 3 scales and 11 pixels from 44 pixels on, 2 from 22, 1 below, and 7 pixels for latents smaller than 11. Scores of
+different sizes are not comparable.
 Cannot: use fewer than two seeds, or latents smaller than 7 pixels.
 """
 
@@ -26,16 +29,30 @@ from memtrain.functional.noise import highest_similarity, noise_difference
 
 
 class NoiseSimilarity(Detector):
-    """Highest pairwise MS-SSIM of the noise differences of a prompt's seeds."""
+    """Highest pairwise MS-SSIM of the noise differences of a prompt's seeds.
+
+    Args:
+        reference: as NeMo's published code: the second timestep on the first noise, and the data range of all pairs of
+            a prompt.
+    """
 
     higher_means_memorized: ClassVar[bool] = True
     cost: ClassVar[str] = "one denoiser call per seed"
     needs: ClassVar[frozenset[str]] = frozenset({"conditional", "latents"})
 
+    def __init__(self, *, reference: bool = False) -> None:
+        self.reference = reference
+        if reference:
+            self.needs = type(self).needs | {"denoise", "timesteps"}  # type: ignore[misc]  # of this instance alone
+
     @property
     def name(self) -> str:
-        """`noise_similarity`."""
-        return "noise_similarity"
+        """`noise_similarity`, or `noise_similarity_reference`."""
+        return "noise_similarity_reference" if self.reference else "noise_similarity"
+
+    def extra_forwards(self, total: int) -> int:
+        """One for the second timestep."""
+        return int(self.reference)
 
     def calls(self, total: int) -> int:
         """The first."""
@@ -46,7 +63,11 @@ class NoiseSimilarity(Detector):
         if step.index > 0:
             return None
         assert step.latents is not None  # the sampler checks `needs`
-        return noise_difference(step.conditional, step.latents)
+        prediction = step.conditional
+        if self.reference:
+            assert step.denoise is not None
+            prediction = step.denoise(step.latents, step.timesteps[:2][-1])[0]
+        return noise_difference(prediction, step.latents)
 
     def score_images(self, readings: Tensor) -> Tensor:
         """`(P, K)` from readings `(P, K, 1, C, h, w)`.
@@ -54,7 +75,10 @@ class NoiseSimilarity(Detector):
         Raises:
             ConfigurationError: with a single seed.
         """
-        return torch.stack([highest_similarity(differences) for differences in readings[:, :, 0]])
+        data_range = None if self.reference else 1.0
+        return torch.stack(
+            [highest_similarity(differences, data_range=data_range) for differences in readings[:, :, 0]]
+        )
 
     def score(self, readings: Tensor) -> Tensor:
         """`(P,)`: the highest of all pairs."""

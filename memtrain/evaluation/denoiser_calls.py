@@ -191,6 +191,7 @@ class _Calls:
             alphas_cumprod=getattr(self.pipeline.scheduler, "alphas_cumprod", None),
             prediction_type=self.pipeline.scheduler.config.get("prediction_type", "flow"),
             guidance_scale=self.guidance_scale,
+            timesteps=tuple(map(float, self.pipeline.scheduler.timesteps)),
             denoise=lambda other, at: self._denoise(args, kwargs, other, at),
             decode=lambda clean: decode_images(self.pipeline, clean),
         )

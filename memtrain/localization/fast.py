@@ -94,8 +94,10 @@ class FastSearch:
             worth=self.worth,
         )
         initial = selection.hypothesis()
-        initial_score = masks.settle(mask_of(initial)) if selection.exhausted else masks.score(mask_of(initial))
-        threshold = initial_score if selection.exhausted else self.threshold
+        initial_score, threshold = masks.score(mask_of(initial)), self.threshold
+        if selection.exhausted:
+            initial_score = masks.settle(mask_of(initial))
+            threshold = initial_score + settings.slack
         refined = initial
         if settings.refinement != "none":
             refined = follow(

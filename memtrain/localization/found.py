@@ -20,8 +20,8 @@ class Found:
         initial_score: highest similarity of a kept seed to itself with them off; None without a selection.
         theta: standard deviations at which the selection ended.
         k: top neurons per layer at which it ended.
-        refinement_threshold: the threshold of the refinement: that of the selection, or the score of the last
-            selection tried where none was below it.
+        refinement_threshold: the threshold of the refinement: that of the selection, or, where none was below
+            it, the score of the last one tried with the slack of the settings.
         refined: neurons that are left.
         score: highest similarity with those off.
         calls: denoiser calls.

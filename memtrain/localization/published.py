@@ -89,7 +89,7 @@ class PublishedSearch:
             if above and k is not None:
                 k += 1
             if (theta is not None and theta <= settings.lowest_theta) or (k is not None and k >= settings.most_k):
-                threshold = initial_score
+                threshold = initial_score + settings.slack
                 break
             if not above:
                 break

@@ -7,6 +7,8 @@ setting of its own:
   Diffusion's 50), where the paper writes the first step. The first forward is dead work; see `dead_forwards`.
 - `data_range=None`: MS-SSIM takes the data range of all pairs compared at once, anew on each scale, so that scores
   depend on what else is compared.
+- `slack=0`: where no selection was below the threshold, the last one's score takes its place as it is. What is left
+  then hangs on the last bits of a score, and on the machine.
 - Candidates may stand twice in a layer's list, as outliers and in the top k; only the first copy is removed when one is
   tried. Both procedures keep this, because it decides which neurons are left.
 """
@@ -41,6 +43,8 @@ class Settings:
             them out.
         most_k: the number at which the search ends.
         factor: what masked neurons are multiplied by.
+        slack: where no selection was below the threshold, how much higher than the last one's score a refined set may
+            lie. 0 as published: a neuron without any effect then stays, and rounding decides about many others.
         refinement: `greedy` as published; `binary_split`, which gives other sets with fewer forwards; or `none`.
         sites: glob over the attention sites; None for the default (:mod:`memtrain.localization.predictor`).
     """
@@ -58,6 +62,7 @@ class Settings:
     initial_k: int | None = 0
     most_k: int = 1280
     factor: float = 0.0
+    slack: float = 1e-4
     refinement: str = "greedy"
     sites: str | None = None
 
@@ -68,6 +73,7 @@ class Settings:
             (self.refinement not in REFINEMENTS, f"refinement={self.refinement!r}", f"one of {', '.join(REFINEMENTS)}"),
             (self.initial_theta is None and self.initial_k is None, "neither theta nor k", "at least one of them"),
             (self.sequential and self.refinement == "binary_split", "sequential binary_split", "greedy or none"),
+            (self.slack < 0, f"slack={self.slack}", "0 or a small positive number"),
             (self.theta_step <= 0, f"theta_step={self.theta_step}", "a positive number"),
         ]
         for wrong, found, expected in problems:
@@ -79,7 +85,7 @@ class Settings:
     @staticmethod
     def published(**changes: Any) -> Settings:
         """Those of the published code, evaluated as there; with `sequential=False` the fast way to the same neurons."""
-        return replace(Settings(call=1, data_range=None, sequential=True), **changes)
+        return replace(Settings(call=1, data_range=None, slack=0.0, sequential=True), **changes)
 
     def json(self) -> str:
         """What decides which neurons are found, as text; how they are evaluated is left out."""

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate
-from memtrain.functional.noise import pairwise_similarity
+from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.functional.noise import highest_similarity, noise_difference, pairwise_similarity
 
 
 def test_the_highest_pair_is_the_score(pipeline: StableDiffusionPipeline) -> None:
@@ -22,6 +22,24 @@ def test_the_highest_pair_is_the_score(pipeline: StableDiffusionPipeline) -> Non
     twice = torch.cat([readings, readings[:, :1]], dim=1)
     torch.testing.assert_close(detector.score(twice), torch.ones(2))
     assert detector.score_images(twice).shape == (2, 4)
+
+
+def test_the_reference_is_the_second_timestep_on_the_first_noise(pipeline: StableDiffusionPipeline) -> None:
+    detector = NoiseSimilarity(reference=True)
+    options = {"seeds": [0, 1, 2], "steps": 50, "guidance_scale": 1.0, "progress": False}
+    readings = read_prompts_with(pipeline, ["a cat"], [detector], **options)["noise_similarity_reference"]
+    noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
+    text = pipeline.encode_prompt("a cat", "cpu", 3, False)[0]
+    with torch.no_grad():
+        prediction = pipeline.unet(noise, torch.tensor(961), encoder_hidden_states=text).sample
+    differences = noise_difference(prediction, noise)
+    torch.testing.assert_close(readings[0, :, 0], differences)
+    expected = highest_similarity(differences, data_range=None)
+    torch.testing.assert_close(detector.score_images(readings)[0], expected)
+    large = torch.rand(1, 3, 1, 4, 44, 44)
+    assert float((NoiseSimilarity().score_images(large) - detector.score_images(large)).abs().max()) > 1e-6
+    assert (detector.extra_forwards(50), NoiseSimilarity().extra_forwards(50)) == (1, 0)
+    assert "denoise" not in NoiseSimilarity().needs
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
