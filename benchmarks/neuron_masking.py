@@ -117,17 +117,17 @@ class Case:
 VARIANTS: dict[str, Callable[[Case], Sequence[NeuronMask | None]]] = {
     "NeMo": lambda case: [case.nemo.get(prompt) for prompt in case.planted],
     "as many at random": Case.as_many_at_random,
-    "NeMo without refinement": lambda case: case.located(refinement="none"),
-    "top 8 of each of its layers": lambda case: case.located(
-        initial_theta=None, initial_k=8, most_k=8, refinement="none"
-    ),
-    "NeMo over every layer, binary split": lambda case: case.located(sites=EVERY_SITE, refinement="binary_split"),
     "32 most unusual of every layer": lambda case: case.most_unusual(32),
     "30 % by contribution (ours)": lambda case: case.by_contribution(0.3),
     "40 % by contribution (ours)": lambda case: case.by_contribution(0.4),
     "all neurons, down and middle": lambda case: case.every_neuron("down mid"),
     "all neurons, up": lambda case: case.every_neuron("up"),
     "all neurons": lambda case: case.every_neuron("down mid up"),
+    "NeMo without refinement": lambda case: case.located(refinement="none"),
+    "top 8 of each of its layers": lambda case: case.located(
+        initial_theta=None, initial_k=8, most_k=8, refinement="none"
+    ),
+    "NeMo over every layer, binary split": lambda case: case.located(sites=EVERY_SITE, refinement="binary_split"),
 }
 """Name -> masks of the planted captions."""
 
