@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from memtrain.localization.retrigger import retrigger
 from memtrain.models.neuron_mask import NeuronMask
 
 from .conftest import ROOT
@@ -58,6 +59,20 @@ def test_a_set_of_masks_is_measured_one_by_one_and_together(script: ModuleType, 
     assert found["heldout_loss"]["n"] == 6
     assert found["heldout_loss"]["change"] != 0
     assert "heldout_loss" not in script.measure(case, [None, None])
+
+
+def test_the_search_runs_under_the_masks(script: ModuleType, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def search(*arguments: Any, masks: Any) -> Any:
+        seen.append(masks)
+        return retrigger(*arguments, masks=masks, steps=2)
+
+    monkeypatch.setattr(script, "retrigger", search)
+    masks = [NeuronMask({SITE: [0]}), None]
+    found = script.search(case, masks)
+    assert seen == [masks]
+    assert (found["reproduced"], found["n"], len(found["losses"])) == (2, 2, 2)
 
 
 def test_runs_are_pooled(script: ModuleType) -> None:

@@ -137,6 +137,7 @@ class Conditions:
                 figures["best_ratio"] = _quartiles(best)
                 if threshold is not None:
                     figures["reproduced"] = share((best < threshold).tolist())
+                    figures["share_of_images"] = float((condition.ratio[places] < threshold).double().mean())
                 if alone and not inside and searched is not None and searched.ratio is not None:
                     lowest = searched.ratio[alone].amin(dim=1).min()
                     figures["below_every_control"] = share((best < lowest).tolist())
@@ -248,6 +249,8 @@ def verdict(results: Mapping[str, Any]) -> dict[str, str]:
         text = "Neurons were masked; without own images and controls nothing is known about what that changed."
         return {"level": "not_measured", "text": text}
     masked = f"With the masks {after['k']} of {after['n']} prompts reproduce their image, without {before['k']}."
+    if after["k"] >= before["k"]:
+        return {"level": "nothing_suppressed", "text": f"{masked} They suppress nothing."}
     control, unmasked = count(UNMASKED + SEARCHED, "controls"), count(UNMASKED + SEARCHED)
     searched = count(MASKED + SEARCHED)
     if searched is None or control is None or unmasked is None:

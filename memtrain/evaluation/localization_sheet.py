@@ -70,11 +70,12 @@ def _label(prompt: str) -> str:
     return (text if len(text) <= WIDEST else text[: WIDEST - 1] + "…").replace("\\", "").replace("$", r"\$")
 
 
-def lines(results: Mapping[str, Any]) -> list[dict[str, str]]:
+def lines(results: Mapping[str, Any], *, intervals: bool = True) -> list[dict[str, str]]:
     """The table of conditions as text, a line per condition and group; what was not measured is a dash.
 
     Args:
         results: content of `localization.json`.
+        intervals: with the interval of each share.
     """
     found = []
     for name in ORDER:
@@ -83,9 +84,9 @@ def lines(results: Mapping[str, Any]) -> list[dict[str, str]]:
             found.append(
                 {
                     "condition": name,
-                    "prompts": f"{'controls' if group == 'controls' else 'asked about'} ({figures['n']})",
-                    "reproduced": _share(figures.get("reproduced")),
-                    "below every control": _share(figures.get("below_every_control")),
+                    "prompts": f"{group} ({figures['n']})",
+                    "reproduced": _share(figures.get("reproduced"), interval=intervals),
+                    "below every control": _share(figures.get("below_every_control"), interval=intervals),
                     "best ratio": f"{figures['best_ratio']['median']:.2f}" if "best_ratio" in figures else "–",
                     "diversity": _mean(figures.get("diversity")),
                     "fidelity": _mean(figures.get("fidelity")),
@@ -121,7 +122,9 @@ def print_localization(results: Mapping[str, Any], folder: Path, *, console: Con
             soft_wrap=True,
         )
     table = Table(title="Neuron masking (trigger suppression)", title_justify="left")
-    shown = lines(results)
+    # In a terminal of 80 columns; intervals and what is left out are in the report and in localization.json.
+    kept = ("condition", "prompts", "reproduced", "best ratio", "diversity", "fidelity")
+    shown = [{name: line[name] for name in kept} for line in lines(results, intervals=False)]
     for column in shown[0]:
         table.add_column(column, justify="left" if column in ("condition", "prompts") else "right")
     for line in shown:
@@ -150,11 +153,11 @@ def _short(site: str) -> str:
     return f"{parts[0].removesuffix('_blocks').removesuffix('_block')} {'.'.join(parts[1:-1])}".strip()
 
 
-def _share(found: Mapping[str, Any] | None) -> str:
+def _share(found: Mapping[str, Any] | None, *, interval: bool = True) -> str:
     if found is None or not found["n"]:
         return "–"
     low, high = found["interval"]
-    return f"{found['k']} of {found['n']} ({low:.0%} to {high:.0%})"
+    return f"{found['k']} of {found['n']}" + (f" ({low:.0%} to {high:.0%})" if interval else "")
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:

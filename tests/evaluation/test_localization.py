@@ -95,6 +95,8 @@ def test_figures_are_those_of_the_rows(evaluated: tuple[Path, dict]) -> None:
             ]
             assert figures["n"] == len(rows)
             assert figures["reproduced"]["k"] == sum(row["best_ratio"] < threshold for row in rows)
+            assert figures["reproduced"]["k"] / (2 * len(rows)) <= figures["share_of_images"]
+            assert figures["share_of_images"] <= figures["reproduced"]["share"]
             assert figures["diversity"]["mean"] == pytest.approx(sum(row["diversity"] for row in rows) / len(rows))
     searched = [row for row in table if row["condition"] == "unmasked + re-trigger"]
     lowest = min(row["best_ratio"] for row in searched if row["memorized"] is False)
@@ -125,11 +127,13 @@ def test_the_sheet_and_the_screen_show_every_condition(evaluated: tuple[Path, di
     folder, results = evaluated
     with Image.open(folder / "localization.png") as picture:
         assert picture.width > 900
-    console = Console(record=True, width=200)
+    console = Console(record=True, width=80)
     print_localization(results, folder, console=console)
     text = console.export_text()
-    for part in ("trigger suppression", "all masks + re-trigger", "false alarms", results["verdict"]["text"][:60]):
-        assert part in text
+    words = " ".join(text.split())
+    for part in ("trigger suppression", "│ all masks + │", "false alarms", results["verdict"]["text"]):
+        assert part in words
+    assert "…" not in text, "nothing is cut in a terminal of 80 columns"
 
 
 def test_without_own_images_nothing_is_said_about_replication(
@@ -205,3 +209,9 @@ def test_it_is_trigger_suppression_unless_the_search_fails_too(
     assert found["level"] == level
     assert words in found["text"]
     assert "1 of 10 prompts reproduce" in found["text"]
+
+
+def test_masks_that_change_nothing_are_no_suppression() -> None:
+    found = verdict(results_with(10, 10, 0))
+    assert found["level"] == "nothing_suppressed"
+    assert "suppress nothing" in found["text"]

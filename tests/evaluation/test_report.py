@@ -281,7 +281,7 @@ def test_what_the_stage_localize_left_is_shown(folder: Path) -> None:
         "0.38",
     ):
         assert part in text, part
-    assert text.index("asked about (7)") < text.index("controls (7)")
+    assert text.index("asked (7)") < text.index("controls (7)")
     assert (
         sum(attributes.get("alt", "").startswith("Own images, and") for tag, attributes in tags.seen if tag == "img")
         == 1
