@@ -121,6 +121,7 @@ VARIANTS: dict[str, Callable[[Case], Sequence[NeuronMask | None]]] = {
     "32 most unusual of every layer": lambda case: case.most_unusual(32),
     "30 % by contribution (ours)": lambda case: case.by_contribution(0.3),
     "40 % by contribution (ours)": lambda case: case.by_contribution(0.4),
+    "50 % by contribution (ours)": lambda case: case.by_contribution(0.5),
     "all neurons, down and middle": lambda case: case.every_neuron("down mid"),
     "all neurons, up": lambda case: case.every_neuron("up"),
     "all neurons": lambda case: case.every_neuron("down mid up"),
@@ -194,6 +195,8 @@ def run(folder: Path, *, content: dict[str, Any], save: Callable[[], None], cont
         )
         dropped = ("versions", "created", "schema_version")
         own["stage"] = {name: value for name, value in results.items() if name not in dropped}
+        # A path of the machine it ran on.
+        own["stage"]["search"].pop("model")
         save()
     case = Case(
         pipeline,
@@ -207,9 +210,9 @@ def run(folder: Path, *, content: dict[str, Any], save: Callable[[], None], cont
         if name not in own["variants"]:
             own["variants"][name] = measure(case, make(case))
             save()
-    if "re-trigger" not in own["variants"][SEARCHED]:
-        own["variants"][SEARCHED]["re-trigger"] = search(case, VARIANTS[SEARCHED](case))
-        save()
+        if name == SEARCHED and "re-trigger" not in own["variants"][name]:
+            own["variants"][name]["re-trigger"] = search(case, make(case))
+            save()
 
 
 def rows(content: Mapping[str, Any]) -> list[dict[str, str]]:
