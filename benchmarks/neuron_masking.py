@@ -32,10 +32,11 @@ from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.localization import localize
 from memtrain.evaluation.localization_figures import change_of_loss
 from memtrain.evaluation.replication import replication
+from memtrain.localization.baselines import most_active, random_neurons, unrefined
 from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
-from memtrain.localization.results import load_masks
+from memtrain.localization.results import Localization
 from memtrain.localization.retrigger import retrigger
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
@@ -57,7 +58,7 @@ class Case:
         controls: captions of held-out images; every other one calibrates.
         images: of both, `(P, 3, H, W)` uint8.
         threshold: of the replication.
-        nemo: masks of the stage, by prompt.
+        nemo: what the stage found.
     """
 
     pipeline: StableDiffusionPipeline
@@ -65,7 +66,7 @@ class Case:
     controls: list[str]
     images: Tensor
     threshold: float
-    nemo: Mapping[str, NeuronMask]
+    nemo: Localization
 
     def located(self, **settings: Any) -> list[NeuronMask | None]:
         """Masks of the planted captions under other settings."""
@@ -75,15 +76,20 @@ class Case:
         return [found.get(prompt) for prompt in self.planted]
 
     def as_many_at_random(self) -> list[NeuronMask | None]:
-        """As many neurons of each layer as NeMo's mask of the prompt has, drawn at random."""
-        widths, generator = self._widths(), torch.Generator().manual_seed(0)
-        masks: list[NeuronMask | None] = []
-        for prompt in self.planted:
-            mask = self.nemo.get(prompt)
-            chosen = {} if mask is None else mask.channels
-            drawn = {s: torch.randperm(widths[s], generator=generator)[: len(c)].tolist() for s, c in chosen.items()}
-            masks.append(NeuronMask(drawn) if drawn else None)
-        return masks
+        """As many neurons of each layer as NeMo's mask of the prompt has."""
+        masks = [(prompt, self.nemo.get(prompt)) for prompt in self.planted]
+        widths = self._widths()
+        return [mask and random_neurons(mask, widths, seed=0, key=prompt) for prompt, mask in masks]
+
+    def without_refinement(self) -> list[NeuronMask | None]:
+        """NeMo's first selection."""
+        found = {one.prompt: one for one in self.nemo.found}
+        return [unrefined(found[prompt], self.nemo.sites) for prompt in self.planted]
+
+    def most_active(self, per_layer: int) -> list[NeuronMask | None]:
+        """The most active neurons of each of the layers that NeMo searches."""
+        predictor = Predictor.of(self.pipeline)
+        return [most_active(predictor, prompt, k=per_layer) for prompt in self.planted]
 
     def most_unusual(self, per_layer: int) -> list[NeuronMask | None]:
         """The neurons of every layer whose activation is furthest from that for other prompts."""
@@ -125,10 +131,8 @@ VARIANTS: dict[str, Callable[[Case], Sequence[NeuronMask | None]]] = {
     "all neurons, down and middle": lambda case: case.every_neuron("down mid"),
     "all neurons, up": lambda case: case.every_neuron("up"),
     "all neurons": lambda case: case.every_neuron("down mid up"),
-    "NeMo without refinement": lambda case: case.located(refinement="none"),
-    "top 8 of each of its layers": lambda case: case.located(
-        initial_theta=None, initial_k=8, most_k=8, refinement="none"
-    ),
+    "NeMo without refinement": Case.without_refinement,
+    "8 most active of each of its layers": lambda case: case.most_active(8),
     "NeMo over every layer, binary split": lambda case: case.located(sites=EVERY_SITE, refinement="binary_split"),
 }
 """Name -> masks of the planted captions."""
@@ -204,7 +208,7 @@ def run(folder: Path, *, content: dict[str, Any], save: Callable[[], None], cont
         held,
         images,
         threshold=own["stage"]["replication"]["threshold"],
-        nemo=load_masks(place / "masks.safetensors"),
+        nemo=Localization.load(place / "neurons"),
     )
     for name, make in VARIANTS.items():
         if name not in own["variants"]:

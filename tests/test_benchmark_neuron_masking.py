@@ -10,12 +10,19 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from memtrain.localization.found import Found
+from memtrain.localization.results import Localization
 from memtrain.localization.retrigger import retrigger
 from memtrain.models.neuron_mask import NeuronMask
 
 from .conftest import ROOT
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+
+
+def found(prompt: str, **neurons: tuple[int, ...]) -> Found:
+    lists = {name: (chosen,) for name, chosen in neurons.items()}
+    return Found(prompt=prompt, similarity=0.5, kept_seeds=len(lists), calls=1, images=1, seconds=0.0, **lists)
 
 
 @pytest.fixture
@@ -30,7 +37,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def case(script: ModuleType, pipeline: StableDiffusionPipeline) -> Any:
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     controls = ["c", "d e", "f", "g h", "i", "j k"]
-    nemo = {"a": NeuronMask({SITE: [1, 2, 5]})}
+    nemo = Localization(
+        (found("a", initial=(1, 2, 5, 7), refined=(1, 2, 5)), found("b")), (SITE,), {"settings": {"factor": 0.0}}
+    )
     return script.Case(pipeline, ["a", "b"], controls, images, threshold=float("inf"), nemo=nemo)
 
 
@@ -46,6 +55,8 @@ def test_other_sets_of_neurons(script: ModuleType, case: Any) -> None:
     assert [len(mask) for mask in top] == [16, 16], "of one layer down, one in the middle and two up"
     assert [len(mask) for mask in case.every_neuron("down")] == [16, 16]
     assert next(iter(case.every_neuron("mid up")[0].channels)).startswith("mid")
+    assert [len(mask) for mask in case.most_active(5)] == [10, 10], "of a layer down and one in the middle"
+    assert [mask and mask.channels for mask in case.without_refinement()] == [{SITE: [1, 2, 5, 7]}, None]
     masks = script.VARIANTS["NeMo"](case)
     assert [None if mask is None else len(mask) for mask in masks] == [3, None]
 
