@@ -156,13 +156,11 @@ def test_errors_are_messages_not_tracebacks(
         cli.evaluate([])
 
 
-def test_the_baseline_differs_from_the_default_in_the_mitigation_and_its_strictness_alone() -> None:
+def test_the_baseline_differs_from_the_default_in_the_mitigation_alone() -> None:
     tiny, baseline = (yaml.safe_load((ROOT / "configs" / f"{n}.yaml").read_text()) for n in ("tiny", "tiny_baseline"))
     tiny["trainer"]["callbacks"] = [
         c for c in tiny["trainer"]["callbacks"] if "SampleReplacement" not in c["class_path"]
     ]
-    rates = [c["trainer"]["callbacks"][0]["init_args"].pop("false_positive_rate") for c in (tiny, baseline)]
-    assert rates[0] < rates[1], "a flag that costs a sample has to be surer than one that is only reported"
     assert baseline["trainer"].pop("default_root_dir") == tiny["trainer"].pop("default_root_dir") + "_baseline"
     assert tiny == baseline
 
