@@ -6,9 +6,10 @@ the neurons of the layers that are left are tried one at a time, again from the 
 their list. The outcome depends on that order. Where a neuron stands twice in a list, trying it removes the first
 copy only, which leaves the mask as it was.
 
-`binary_split` (ours) tries whole layers too, and where a group is needed, its halves, down to single neurons. It needs
-about 2 m log₂(n / m) tries instead of n for m needed neurons of n, finds a set from which likewise no last group could
-be left out, but not always the same one; benchmarks/RESULTS.md says how often.
+`binary_split` (ours) tries layers likewise, then the two halves of each layer that is left, in the order of the list,
+and where a half is needed its halves, down to single neurons. It needs about 2 m log₂(n / m) tries instead of n for m
+needed neurons of n, and finds what the greedy refinement finds wherever the score only grows while more neurons are
+switched on; benchmarks/RESULTS.md, "Finding neurons", says how often. A neuron that stands twice is tried once.
 
 Pure decisions, no model: a :class:`Refinement` says which set is tried next, and what follows from the outcome.
 """
@@ -76,7 +77,8 @@ class Refinement:
         count = len(group.neurons)
         if self.binary and count > 1:
             halves = (group.neurons[: count // 2], group.neurons[count // 2 :])
-            rest = (*(Group(group.layer, half) for half in halves), *rest)
+            parts = tuple(Group(group.layer, half) for half in halves)
+            rest = (*rest, *parts) if group.whole else (*parts, *rest)
         elif group.whole and not self.binary:
             rest = (*rest, *(Group(group.layer, (neuron,)) for neuron in group.neurons))
         return Refinement(self.lists, rest, self.binary)
