@@ -1,0 +1,28 @@
+"""The benchmark of finding neurons: what is compared with what."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import pytest
+
+from .conftest import ROOT
+
+
+def test_every_way_searches_the_same_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("localization")
+    few = {"seeds": 3, "initial_theta": 2.0, "theta_step": 1.0}
+    monkeypatch.setattr(
+        benchmark, "WAYS", {name: replace(settings, **few) for name, settings in benchmark.WAYS.items()}
+    )
+    others = [f"other {number}" for number in range(20)]
+    prompts = ["other 50", "memorized 0", "memorized 1"]
+    figures = benchmark.measure(benchmark.planted_predictor(8), prompts, others, most=1, threshold=0.6)
+    ways = figures["ways"]
+    assert figures["prompts"] == 1
+    assert ways["as published"]["same_neurons"] == ways["the same, fast"]["same_neurons"] == 1
+    assert ways["as published"]["speedup"] == ways["as published"]["times_fewer_images"] == 1
+    assert ways["the same, fast"]["times_fewer_images"] > 1.5
+    assert ways["default"]["kept_seeds"][0] > 0
