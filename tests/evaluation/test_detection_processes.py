@@ -61,6 +61,7 @@ def uninterrupted(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_detection_goes_on_where_it_stopped(
     pipeline_folder: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_killed_detection_goes_on_where_it_stopped(
     assert pq.read_table(tmp_path / "prompts.parquet") == pq.read_table(uninterrupted / "prompts.parquet")
 
 
+@pytest.mark.slow
 def test_parts_of_an_array_give_the_same_table(pipeline_folder: Path, uninterrupted: Path, tmp_path: Path) -> None:
     array = {"SLURM_ARRAY_TASK_COUNT": "2"}
     assert finish(start(pipeline_folder, tmp_path, SLURM_ARRAY_TASK_ID="1", **array)) == ("waiting", CALLS // 2)
