@@ -15,6 +15,8 @@ def quiet() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     transformers.logging.disable_progress_bar()
     diffusers.logging.disable_progress_bar()
+    # It would repeat the end of every long prompt for every batch; `truncated_prompts` counts them.
+    diffusers.logging.set_verbosity_error()
     for pattern in (
         "The `srun` command is available",
         "The '.*_dataloader' does not have many workers",
