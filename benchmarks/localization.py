@@ -6,7 +6,8 @@ Sequential as published is `Settings.published(dead_forwards=True)`: NeMo's code
 the forwards that it runs for nothing. Beside it the fast search with the same settings, which has to find the same
 neurons, and with the default ones. Two models: the pipeline of a run that memorized, on its planted captions (8 x 8
 latents), and a small random UNet with 64 x 64 latents in which a few value neurons carry each prompt. Only prompts that
-count as memorized are timed: the others cost two denoiser calls as published, and one here.
+count as memorized are timed: the others cost two denoiser calls as published, and one here. `speedup` is that of the default, by
+processor time, on the model where it is lower. Same neurons: as published, for the binary split as the default.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def measure(
     base, total = rows["as published"], len(rows["default"])
     figures: dict[str, Any] = {"prompts": total, "threshold": value, "latents": list(predictor.shape), "ways": {}}
     for way, found in rows.items():
-        same = base if way == "the same, fast" else rows["default"]
+        same = rows["default"] if way == "binary split" else base
         figures["ways"][way] = {
             "seconds_per_prompt": sum(one.seconds for one in found) / total,
             "processor_seconds_per_prompt": sum(processor[way]) / total,
@@ -196,7 +197,7 @@ def main(
         ),
     }
     results = {
-        "speedup": min(model["ways"]["default"]["speedup"] for model in models.values()),
+        "speedup": min(model["ways"]["default"]["speedup_processor"] for model in models.values()),
         "threads": threads,
         "seconds": time.perf_counter() - start,
         "models": models,
