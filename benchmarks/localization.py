@@ -7,7 +7,8 @@ the forwards that it runs for nothing. Beside it the fast search with the same s
 neurons, and with the default ones. Two models: the pipeline of a run that memorized, on its planted captions (8 x 8
 latents), and a small random UNet with 64 x 64 latents in which a few value neurons carry each prompt. Only prompts that
 count as memorized are timed: the others cost two denoiser calls as published, and one here. `speedup` is that of the
-default, by processor time, on the model where it is lower. Same neurons: as published, for the binary split as the default.
+default, by processor time, on the model where it is lower. Same neurons: as published, for the binary
+split as the default.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
     for prompt, mask in masks.items():
         with mask.on(pipeline.unet):
             pipeline(prompt).images[0].save("masked.png")
-    print(masks.table.to_pandas())
+    print(masks.table.to_pylist())
 
 Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
 NeurIPS 2024). A prompt counts as memorized if its noise predictions are more alike between seeds than those of other
