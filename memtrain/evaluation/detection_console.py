@@ -80,23 +80,32 @@ def _meaning(results: dict[str, Any]) -> str:
     )
 
 
-def _print_figures(results: dict[str, Any], console: Console) -> None:
-    screen = Table(title="Memorized against other prompts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    screen.add_column("score", no_wrap=True)
-    for heading in ("AUROC", "95 %\ninterval", "same\nlength", "TPR at\n1 % FPR", "TPR at\n3 % FPR", "calls"):
-        screen.add_column(heading, justify="right", no_wrap=True)
-    rows = {**results["detectors"], "combined": results["combined"], "prompt length": results["prompt_length"]}
-    for name, figures in rows.items():
+HEADINGS = ("AUROC", "95 %\ninterval", "same\nlength", "TPR at\n1 % FPR", "TPR at\n3 % FPR", "calls")
+"""Of the columns of :func:`figure_rows`, after the name of the score."""
+
+
+def figure_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table of scores, as text: a name, and what :data:`HEADINGS` says.
+
+    Args:
+        results: content of `detection.json` of prompts about which the truth is known.
+    """
+    rows: list[tuple[str, ...]] = []
+    for name, figures in _scores(results).items():
         calls = str(figures.get("denoiser_calls", ""))
         if figures["auroc"] is None:
-            screen.add_row(name.replace("_", " "), "none", "", "", "", "", calls)
+            rows.append((name.replace("_", " "), "none", "", "", "", "", calls))
             continue
         low, high = figures["interval"]
         same = figures.get("same_length", {}).get("auroc")
         rates = [f"{rate['strict']:.2f}/{rate['nearest']:.2f}" for rate in figures["true_positive_rates"]]
         shown = [f"{figures['auroc']:.3f}", f"{low:.2f}–{high:.2f}", "" if same is None else f"{same:.3f}"]
-        screen.add_row(name.replace("_", " "), *shown, *rates, calls)
-    console.print(screen)
+        rows.append((name.replace("_", " "), *shown, *rates, calls))
+    return rows
+
+
+def explanation(results: dict[str, Any]) -> list[str]:
+    """What a reader of the table of scores has to know, in sentences; `results` as for :func:`figure_rows`."""
     shared: dict[str, Any] = next(iter(results["detectors"].values())).get("same_length", {})
     if shared.get("auroc") is None:
         among = f"Same length: {shared.get('reason', 'not measured')}."
@@ -105,23 +114,40 @@ def _print_figures(results: dict[str, Any], console: Console) -> None:
             f"Same length: {shared['memorized']} memorized and {shared['others']} other prompts that share a length, "
             "compared within it."
         )
-    console.print(
+    lines = [
         "TPR: share of memorized prompts found while that share of the others is; strictly below the rate / at the "
         f"point nearest to it. {among} Calls: of the denoiser, per prompt. A score that the prompts' length explains "
-        "is no detection.",
-        soft_wrap=True,
-    )
+        "is no detection."
+    ]
     best = (results["combined"] or {}).get("best_single")
     if best is not None:
         low, high = best["interval"]
-        console.print(
+        lines.append(
             f"Combined: out-of-fold scores of {results['combined']['folds']} folds. The best single detector, chosen "
             f"on the other folds ({', '.join(best['chosen'])}), has {best['auroc']:.3f}; difference "
-            f"{best['difference']:+.3f} ({low:+.3f} to {high:+.3f}).",
-            soft_wrap=True,
+            f"{best['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
         )
-    for name, figures in rows.items():
-        if figures["auroc"] is None:
-            console.print(f"{name.replace('_', ' ')} is not measured: {figures['reason']}.", soft_wrap=True)
-    for note in dict.fromkeys(note for figures in rows.values() for note in figures.get("notes", [])):
-        console.print(f"Note: {note}", soft_wrap=True)
+    rows = _scores(results)
+    lines += [
+        f"{name.replace('_', ' ')} is not measured: {figures['reason']}."
+        for name, figures in rows.items()
+        if figures["auroc"] is None
+    ]
+    notes = dict.fromkeys(note for figures in rows.values() for note in figures.get("notes", []))
+    return [*lines, *(f"Note: {note}" for note in notes)]
+
+
+def _scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {**results["detectors"], "combined": results["combined"], "prompt length": results["prompt_length"]}
+
+
+def _print_figures(results: dict[str, Any], console: Console) -> None:
+    screen = Table(title="Memorized against other prompts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    screen.add_column("score", no_wrap=True)
+    for heading in HEADINGS:
+        screen.add_column(heading, justify="right", no_wrap=True)
+    for row in figure_rows(results):
+        screen.add_row(*row)
+    console.print(screen)
+    for line in explanation(results):
+        console.print(line, soft_wrap=True, markup=False)

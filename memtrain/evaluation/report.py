@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from memtrain.errors import RecordError
+from memtrain.evaluation import detection_console, mitigation_sheet
 from memtrain.evaluation.localization_sheet import lines
-from memtrain.evaluation.mitigation_sheet import explanation, figure_rows
 from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
 
 ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, CANARY: 12}
@@ -92,11 +92,28 @@ def render(results: dict[str, Any], rows: list[dict[str, Any]], folder: Path) ->
         chart=_chart(prompts, list(replication["groups"]), replication["threshold"]),
         config=json.dumps(results["config"], indent=2, ensure_ascii=False),
         heldout=HELDOUT,
+        detection=_detection(folder),
         mitigation=_mitigation(folder),
         attention=[_uri(path.read_bytes()) for path in sorted((folder / "attention").glob("*.png"))],
         localization=_localization(folder),
         templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
     )
+
+
+def _detection(folder: Path) -> dict[str, Any] | None:
+    """What the stage `detect` left in the folder about prompts of which the truth is known, or None."""
+    path = folder / "detection.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if results["prompt_length"] is None:
+        return None
+    return {
+        "prompts": results["prompts"],
+        "headings": [heading.replace("\n", " ") for heading in detection_console.HEADINGS],
+        "rows": detection_console.figure_rows(results),
+        "notes": detection_console.explanation(results),
+    }
 
 
 def _mitigation(folder: Path) -> dict[str, Any] | None:
@@ -105,8 +122,16 @@ def _mitigation(folder: Path) -> dict[str, Any] | None:
     if not path.is_file() or not sheet.is_file():
         return None
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    tables = {name: figure_rows(group, results["fidelity"]["measure"]) for name, group in results["groups"].items()}
-    return {**results, "tables": tables, "notes": explanation(results), "sheet": _uri(sheet.read_bytes())}
+    tables = {
+        name: mitigation_sheet.figure_rows(group, results["fidelity"]["measure"])
+        for name, group in results["groups"].items()
+    }
+    return {
+        **results,
+        "tables": tables,
+        "notes": mitigation_sheet.explanation(results),
+        "sheet": _uri(sheet.read_bytes()),
+    }
 
 
 def _localization(folder: Path) -> dict[str, Any] | None:

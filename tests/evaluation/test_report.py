@@ -253,6 +253,26 @@ def test_what_other_stages_left_is_shown(folder: Path) -> None:
     assert "1 of 2 (10% to 90%)" in html and "1 stopped, 0 started" in html and "0.250 (0.200 to 0.300)" in html
 
 
+def test_what_the_stage_detect_left_is_shown(folder: Path) -> None:
+    rate = {"strict": 0.25, "nearest": 0.75}
+    figures = {"auroc": 0.875, "interval": [0.5, 1.0], "true_positive_rates": [rate, rate], "notes": [ATTACK]}
+    results = {
+        "prompts": 12,
+        "prompt_length": figures,
+        "combined": {"auroc": None, "reason": "too few prompts"},
+        "detectors": {ATTACK: {**figures, "denoiser_calls": 80}},
+    }
+    for truth, shown in ((None, False), (figures, True)):
+        (folder / "detection.json").write_text(json.dumps({**results, "prompt_length": truth}), encoding="utf-8")
+        html = write_report(folder).read_text(encoding="utf-8")
+        assert ("Detection of memorized prompts" in html) is shown
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open and not any(tag == "script" for tag, _ in tags.seen)
+    assert "12 prompts" in html and "0.875" in html and "0.25/0.75" in html and ">80<" in html
+    assert "combined is not measured: too few prompts." in html
+
+
 def test_what_the_stage_localize_left_is_shown(folder: Path) -> None:
     def share(k: int, n: int) -> dict[str, Any]:
         return {"k": k, "n": n, "share": k / n, "interval": [0.0, 1.0]}
