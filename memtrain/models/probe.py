@@ -184,7 +184,6 @@ class DenoiserProbe:
         self._tokens = 0
         self._gate: Gate | None = None
         self._needs_gradient = True
-        self._watcher: Callable[[Observation, Tensor], None] | None = None
 
     def attach(self) -> DenoiserProbe:
         """Register the hooks; attaching twice is an error."""
@@ -286,24 +285,6 @@ class DenoiserProbe:
         finally:
             self._pending = kept
 
-    @contextmanager
-    def watch(self, seen: Callable[[Observation, Tensor], None]) -> Iterator[None]:
-        """Observe every no-grad forward in the context, as in sampling.
-
-        Args:
-            seen: called after each with what was observed and the prediction; keys are empty.
-        """
-        was_attached = bool(self._undo)
-        if not was_attached:
-            self.attach()
-        self._watcher = seen
-        try:
-            yield
-        finally:
-            self._watcher, self._open = None, None
-            if not was_attached:
-                self.detach()
-
     def _check_seen(self, observation: Observation) -> None:
         silent = [name for name in self.sites if name not in observation.token_attention]
         if not silent:
@@ -321,10 +302,6 @@ class DenoiserProbe:
 
     @torch.compiler.disable
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._watcher is not None and not torch.is_grad_enabled():
-            sample, timestep, text = self.backbone.inputs(args, kwargs)
-            self._start(Observation([""] * len(sample)), sample, timestep, text)
-            return
         if self._pending is None or (self._needs_gradient and not torch.is_grad_enabled()):
             return
         if self._pending.timesteps.numel():
@@ -356,10 +333,6 @@ class DenoiserProbe:
         observation, self._open = self._open, None
         if observation is None or result is None:
             return
-        if self._watcher is not None and not torch.is_grad_enabled():
-            self._check_seen(observation)
-            self._watcher(observation, self.backbone.output(result))
-            return
         prediction = self.backbone.output(result)
         if self.keep_call:
             observation.prediction = prediction.detach()
@@ -390,7 +363,7 @@ class DenoiserProbe:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             observation = self._open
             if observation is not None:
-                if self.differentiable and self._needs_gradient and self._watcher is None:
+                if self.differentiable and self._needs_gradient:
                     if not torch.is_grad_enabled():
                         raise ProbeError(
                             f"{name} runs without a graph inside a forward with gradients (reentrant checkpointing), "
