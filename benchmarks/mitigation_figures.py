@@ -102,6 +102,7 @@ def draw_doses(content: dict[str, Any], picture: Path) -> None:
         for run in content["dose"][name].values():
             own = sorted((dose["repeats"] * shift, 100 * dose["share"]) for dose in run["doses"] or ())
             axes.plot(*zip(*own, strict=True), color=colour, alpha=0.3, linewidth=1)
+        seeds = len(content["dose"][name])
         middle = [100 * pool["share"] for pool in found.values()]
         low = [max(0.0, m - 100 * pool["interval"][0]) for m, pool in zip(middle, found.values(), strict=True)]
         high = [max(0.0, 100 * pool["interval"][1] - m) for m, pool in zip(middle, found.values(), strict=True)]
@@ -114,7 +115,7 @@ def draw_doses(content: dict[str, Any], picture: Path) -> None:
             markersize=7,
             linewidth=2,
             capsize=3,
-            label=f"{label}, {len(content['dose'][name])} seeds pooled",
+            label=f"{label}, {f'{seeds} seeds pooled' if seeds > 1 else 'one seed'}",
         )
     axes.set_xscale("log")
     axes.set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])
