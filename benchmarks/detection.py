@@ -26,11 +26,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from jsonargparse import auto_cli
+from published_attention import PublishedProcessor
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from memtrain.detectors.base import Detector
@@ -51,31 +50,12 @@ WAYS: dict[str, tuple[Detector, ...]] = {
 """Ours, by the names of the table."""
 
 
-class PublishedProcessor:
-    """Attention written out, its maps copied to the host in fp16 and kept."""
-
-    def __init__(self, kept: list[np.ndarray]) -> None:
-        self.kept = kept
-
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """One cross-attention."""
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        maps = attn.get_attention_scores(query, key)
-        self.kept.append(maps.detach().half().cpu().numpy())
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(maps, value))))
-
-
 def published(pipeline: Any, prompt: str, *, steps: int, guidance_scale: float) -> int:
     """Sample one image and keep every map; the bytes kept."""
     kept: list[np.ndarray] = []
     before = dict(pipeline.unet.attn_processors)
-    processors = {
-        name: PublishedProcessor(kept) if ".attn2." in name else processor for name, processor in before.items()
-    }
+    published_way = PublishedProcessor(lambda maps: kept.append(maps.half().cpu().numpy()))
+    processors = {name: published_way if ".attn2." in name else processor for name, processor in before.items()}
     pipeline.unet.set_attn_processor(processors)
     try:
         pipeline(

@@ -22,9 +22,9 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from experiment import ROOT, median_interval
 from jsonargparse import auto_cli
+from published_attention import PublishedProcessor
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -52,24 +52,6 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-
-
-class PublishedProcessor:
-    """Attention written out, its maps copied to the host, as in the published code."""
-
-    def __init__(self, kept: list[Tensor]) -> None:
-        self.kept = kept
-
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """One cross-attention."""
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        maps = attn.get_attention_scores(query, key)
-        self.kept.append(maps.detach().cpu())
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(maps, value))))
 
 
 class Bench:
@@ -132,8 +114,8 @@ class Bench:
         if way == "watched":
             self.probe.attach()
         elif way == "published":
-            ours = PublishedProcessor(self.maps)
-            chosen = {name: ours if "attn2" in name else old for name, old in processors.items()}
+            published_way = PublishedProcessor(lambda maps: self.maps.append(maps.cpu()))
+            chosen = {name: published_way if "attn2" in name else old for name, old in processors.items()}
             self.unet.set_attn_processor(chosen)
         self._synchronise()
         start = time.perf_counter()

@@ -66,6 +66,12 @@ class StageInput:
     mitigation: InferenceMitigation = field(default_factory=AttentionMasking)
     clip: str | None = None
 
+    @property
+    def common(self) -> dict[str, Any]:
+        """The options that every stage's function takes by the same names."""
+        names = ("output", "model", "seeds", "steps", "guidance_scale", "batch_size")
+        return {name: getattr(self, name) for name in names}
+
 
 def _detect(given: StageInput) -> dict[str, Any]:
     import pyarrow.parquet as pq
@@ -77,12 +83,7 @@ def _detect(given: StageInput) -> dict[str, Any]:
         given.pipeline,
         given.prompts,
         detectors=given.detectors,
-        output=given.output,
-        seeds=given.seeds,
-        steps=given.steps,
-        guidance_scale=given.guidance_scale,
-        batch_size=given.batch_size,
-        model=given.model,
+        **given.common,
         shard=given.shard,
     )
     if results is None:
@@ -102,14 +103,9 @@ def _mitigate(given: StageInput) -> dict[str, Any]:
     results = mitigate(
         given.pipeline,
         given.prompts,
-        output=given.output,
         mitigation=given.mitigation,
         own_images=given.own_images,
-        seeds=given.seeds,
-        steps=given.steps,
-        guidance_scale=given.guidance_scale,
-        batch_size=given.batch_size,
-        model=given.model,
+        **given.common,
         clip=given.clip,
     )
     print_mitigation(results, given.output)
@@ -124,16 +120,11 @@ def _localize(given: StageInput) -> dict[str, Any]:
     results = localize(
         given.pipeline,
         given.prompts,
-        output=given.output,
         own_images=given.own_images,
         settings=Settings(sites=given.sites),
         contribution=given.contribution,
         bake=given.bake,
-        seeds=given.seeds,
-        steps=given.steps,
-        guidance_scale=given.guidance_scale,
-        batch_size=given.batch_size,
-        model=given.model,
+        **given.common,
     )
     print_localization(results, given.output)
     return results

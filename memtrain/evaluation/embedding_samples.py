@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.decoding import decode_images
+from memtrain.evaluation.generate import prepared
 from memtrain.localization.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
 
@@ -68,31 +69,21 @@ def sample_embeddings(
     height, width = size or (None, None)
     pairs = [(row, seed) for row in range(len(embeddings)) for seed in seeds]
     images = []
-    bar_settings = dict(getattr(pipeline, "_progress_bar_config", {}))
-    training = [part for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder) if part.training]
-    for part in training:
-        part.eval()
-    pipeline.set_progress_bar_config(**{**bar_settings, "disable": True})
-    try:
-        with tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
-            for start in range(0, len(pairs), batch_size):
-                batch = pairs[start : start + batch_size]
-                rows = [row for row, _ in batch]
-                with row_masks(pipeline.unet, [masks[row] for row in rows]):
-                    latents = pipeline(
-                        prompt_embeds=embeddings[rows].to(pipeline.device, pipeline.unet.dtype),
-                        generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                        num_inference_steps=steps,
-                        guidance_scale=guidance_scale,
-                        height=height,
-                        width=width,
-                        output_type="latent",
-                    ).images
-                images.append(decode_images(pipeline, latents))
-                bar.update(len(batch))
-    finally:
-        pipeline.set_progress_bar_config(**bar_settings)
-        for part in training:
-            part.train()
+    with prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
+        for start in range(0, len(pairs), batch_size):
+            batch = pairs[start : start + batch_size]
+            rows = [row for row, _ in batch]
+            with row_masks(pipeline.unet, [masks[row] for row in rows]):
+                latents = pipeline(
+                    prompt_embeds=embeddings[rows].to(pipeline.device, pipeline.unet.dtype),
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance_scale,
+                    height=height,
+                    width=width,
+                    output_type="latent",
+                ).images
+            images.append(decode_images(pipeline, latents))
+            bar.update(len(batch))
     sampled = torch.cat(images)
     return sampled.view(-1, len(seeds), *sampled.shape[1:])

@@ -15,19 +15,13 @@ under the prompt, so a copy is retrieved more surely than an honest picture. Loo
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError, DataError
+from memtrain.errors import DataError
+from memtrain.evaluation.clip_scores import ClipFeatures
 from memtrain.evaluation.heldout_loss import heldout_loss
-
-CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Per channel, of the pixels in [0, 1] that CLIP was trained with."""
 
 
 def retrieved(
@@ -85,54 +79,15 @@ def retrieved(
     return (losses[0] < torch.stack(losses[1:]).amin(dim=0)).view(count, seeds)
 
 
-@torch.no_grad()
-def clip_similarity(folder: str | Path, images: Tensor, prompts: list[str], *, batch_size: int = 64) -> Tensor:
+def clip_similarity(clip: ClipFeatures, images: Tensor, prompts: list[str]) -> Tensor:
     """Cosine between the CLIP embeddings of images and their prompts.
 
     Args:
-        folder: a CLIP model with its tokenizer, as written by `save_pretrained`.
+        clip: the model.
         images: `(P, K, 3, H, W)` uint8, the images of each prompt.
         prompts: P prompts.
-        batch_size: images at once.
 
     Returns:
         `(P, K)` from −1 to 1.
-
-    Raises:
-        ConfigurationError: if the folder holds no CLIP model.
     """
-    from transformers import CLIPModel, CLIPTokenizer
-
-    try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{folder} cannot be loaded as a CLIP model: {error}",
-            expected="a folder with config.json, model.safetensors and the tokenizer's files",
-            remedy="check the path, or leave it out",
-        ) from error
-    tokens: Any = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
-    text = F.normalize(_embedding(model.get_text_features(**tokens)), dim=-1)
-    size = int(model.config.vision_config.image_size)
-    parts = [
-        F.normalize(_embedding(model.get_image_features(pixel_values=_prepare(part, size))), dim=-1)
-        for part in images.flatten(0, 1).split(batch_size)
-    ]
-    return (torch.cat(parts).view(*images.shape[:2], -1) * text[:, None]).sum(dim=-1)
-
-
-def _embedding(features: Any) -> Tensor:
-    """Transformers returns the projected embedding, since version 5 as `pooler_output`."""
-    embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return embedding
-
-
-def _prepare(images: Tensor, size: int) -> Tensor:
-    """`(n, 3, H, W)` uint8 to CLIP's input: the shorter side to `size`, the middle cut out."""
-    scale = size / min(images.shape[-2:])
-    height, width = (max(size, round(side * scale)) for side in images.shape[-2:])
-    pixels = F.interpolate(images.float(), size=(height, width), mode="bicubic", antialias=True).clamp(0, 255) / 255
-    top, left = (height - size) // 2, (width - size) // 2
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_DEVIATION))
-    return (pixels[..., top : top + size, left : left + size] - mean) / deviation
+    return (clip.images(images) * clip.texts(prompts)[:, None]).sum(dim=-1)

@@ -160,7 +160,7 @@ def _sample(
     height, width = size or (None, None)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
 
-    with _prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
+    with prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
             texts = [prompt for prompt, _ in batch]
@@ -235,7 +235,7 @@ def _check(
 
 
 @contextmanager
-def _prepared(pipeline: DiffusionPipeline) -> Iterator[None]:
+def prepared(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Modules in evaluation mode and the pipeline's own progress bar silent, for the duration."""
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
     bar = dict(getattr(pipeline, "_progress_bar_config", {}))

@@ -19,7 +19,7 @@ from torch import Tensor
 from memtrain.evaluation.fidelity import retrieved
 from memtrain.evaluation.mitigation_summary import diversity, mean_with_interval
 from memtrain.evaluation.prompts import PromptToScore
-from memtrain.evaluation.replication import Replication, replication, reproduction_threshold
+from memtrain.evaluation.replication import Replication, replication, reproduction_threshold, same_picture
 from memtrain.functional.ranking import auroc, proportion_interval
 from memtrain.localization.found import Found
 from memtrain.models.neuron_mask import NeuronMask
@@ -87,7 +87,7 @@ class Conditions:
         if self.own_images is None:
             return None
         own = self.own_images
-        family = own.flatten(1).unique(dim=0, return_inverse=True)[1]
+        family = same_picture(own)
         if len(family.unique()) < 2:
             return None
         index = torch.tensor(list(rows))

@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.clip_scores import ClipFeatures
 from memtrain.evaluation.fidelity import clip_similarity, retrieved
 from memtrain.evaluation.generate import generate
 from memtrain.evaluation.mitigation_images import images_table, write_images
@@ -43,7 +44,7 @@ from memtrain.evaluation.mitigation_summary import (
 )
 from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.provenance import provenance
-from memtrain.evaluation.replication import check_images, replication, reproduction_threshold
+from memtrain.evaluation.replication import check_images, replication, reproduction_threshold, same_picture
 from memtrain.inference.base import InferenceMitigation
 from memtrain.records import write_parquet
 
@@ -95,9 +96,11 @@ def mitigate(
 
     Raises:
         DataError: if prompts and own images do not belong together.
-        ConfigurationError: if settings contradict each other, or the pipeline is none that the mitigation knows.
+        ConfigurationError: if settings contradict each other, the folder holds no CLIP model, or the pipeline is none
+            that the mitigation knows.
     """
     _check(prompts, own_images)
+    judging = None if clip is None else ClipFeatures(clip, device=pipeline.device)
     texts = [prompt.text for prompt in prompts]
     known = [prompt.memorized for prompt in prompts]
     sampling: dict[str, Any] = {"seeds": list(seeds), "steps": steps, "guidance_scale": guidance_scale}
@@ -108,7 +111,7 @@ def mitigate(
     ratios, reproduction = _reproduction(known, images, own_images, device=pipeline.device)
     threshold = reproduction.get("threshold")
     judged, fidelity = _fidelity(
-        judge or pipeline, images, texts, clip=clip, others=others, timesteps=fidelity_timesteps
+        judge or pipeline, images, texts, clip=judging, others=others, timesteps=fidelity_timesteps
     )
     if fidelity["measure"] == "retrieved":
         fidelity["judge"] = "the model without mitigation" if judge is None else "another model"
@@ -157,7 +160,7 @@ def _check(prompts: Sequence[PromptToScore], own_images: Tensor | None) -> None:
         own_images,
         own_images,
         neighbours=1,
-        family=own_images.flatten(1).unique(dim=0, return_inverse=True)[1],
+        family=same_picture(own_images),
     )
 
 
@@ -167,7 +170,7 @@ def _reproduction(
     """Ratios `(P, K)` of both conditions, and the threshold or the reason why there is none."""
     if own_images is None:
         return [None, None], {"reason": "the prompts' own images are not known"}
-    family = _family(own_images)
+    family = same_picture(own_images)
     position = torch.arange(len(own_images))
     ratios = [
         replication(found, own_images, training=own_images, own_index=position, family=family, device=device).ratio
@@ -183,17 +186,12 @@ def _reproduction(
     return [*ratios], {"threshold": threshold, "false_positive_rate": rate, "n_others": count}
 
 
-def _family(own_images: Tensor) -> Tensor:
-    """`(P,)` int64, the same number for equal images: prompts may share one."""
-    return own_images.flatten(1).unique(dim=0, return_inverse=True)[1]
-
-
 def _fidelity(
     judge: StableDiffusionPipeline,
     images: Sequence[Tensor],
     texts: list[str],
     *,
-    clip: str | Path | None,
+    clip: ClipFeatures | None,
     others: int,
     timesteps: int,
 ) -> tuple[list[Tensor | None], dict[str, Any]]:
@@ -201,7 +199,7 @@ def _fidelity(
     if clip is not None:
         return [clip_similarity(clip, found, texts) for found in images], {
             "measure": "clip_similarity",
-            "model": str(clip),
+            "model": clip.name,
         }
     different = len(set(texts))
     if different <= others:

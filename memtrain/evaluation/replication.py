@@ -135,6 +135,11 @@ def reproduction_threshold(heldout_best: Tensor, false_positive_rate: float) -> 
         ) from error
 
 
+def same_picture(images: Tensor) -> Tensor:
+    """`(n,)` int64, the same number for equal images `(n, 3, H, W)`: as `family` where prompts may share one."""
+    return images.flatten(1).unique(dim=0, return_inverse=True)[1]
+
+
 def _pixels(images: Tensor, device: torch.device | str) -> Tensor:
     """`(n, 3, H, W)` uint8 to `(n, 3HW)` in [-½, ½]: distances are those in [0, 1], rounding errors are smaller."""
     return images.to(device).flatten(1).float().div_(255).sub_(0.5)

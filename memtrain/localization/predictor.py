@@ -68,14 +68,15 @@ class Predictor:
         Raises:
             ConfigurationError: for pipelines of another kind.
         """
-        unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
-        kind = scheduler.config.prediction_type
-        if getattr(pipeline, "text_encoder_2", None) is not None or kind not in ("epsilon", "v_prediction"):
+        kind = pipeline.scheduler.config.get("prediction_type")
+        others = not hasattr(pipeline, "unet") or getattr(pipeline, "text_encoder_2", None) is not None
+        if others or kind not in ("epsilon", "v_prediction"):
             raise ConfigurationError(
-                f"{type(pipeline).__name__} with {kind!r} predictions cannot be read as it is",
+                f"{type(pipeline).__name__} with {kind or 'other'!r} predictions cannot be read as it is",
                 expected="a Stable Diffusion 1.x or 2.x pipeline that predicts epsilon or velocity",
                 remedy="give a memtrain.localization.predictor.Predictor made of your own two functions",
             )
+        unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
         alpha = scheduler.alphas_cumprod
 

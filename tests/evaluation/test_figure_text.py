@@ -1,5 +1,8 @@
 """Text that matplotlib draws as it is, without a warning."""
 
+import warnings
+
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -17,4 +20,7 @@ def test_it_can_be_drawn() -> None:
     figure = Figure()
     canvas = FigureCanvasAgg(figure)
     figure.text(0, 0, figure_text("$\\frac{1}$ {猫} \x07 % _^ 😀 \\alpha"))
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        canvas.draw()
+    assert np.asarray(canvas.buffer_rgba())[..., :3].min() < 64, "nothing was drawn"

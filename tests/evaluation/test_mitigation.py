@@ -19,6 +19,7 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation import mitigation as stage
 from memtrain.evaluation import mitigation_sheet
+from memtrain.evaluation.clip_scores import ClipFeatures
 from memtrain.evaluation.generate import generate
 from memtrain.evaluation.mitigation import MINIMUM_OTHERS, mitigate
 from memtrain.evaluation.mitigation_sheet import contact_sheet, print_mitigation
@@ -136,7 +137,16 @@ def test_refused_before_sampling(pipeline: StableDiffusionPipeline, tmp_path: Pa
     with pytest.raises(DataError, match="at least 2"):
         own = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
         mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, own_images=own, **OPTIONS)
+    with pytest.raises(ConfigurationError, match="holds no CLIP model"):
+        mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, clip=tmp_path, **OPTIONS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clip_model_judges_fidelity(pipeline: StableDiffusionPipeline, tmp_path: Path, clip_folder: Path) -> None:
+    results = mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=AttentionMasking(), clip=clip_folder, **OPTIONS)
+    rows = pq.read_table(tmp_path / "mitigation.parquet").to_pylist()
+    assert results["fidelity"] == {"measure": "clip_similarity", "model": ClipFeatures(clip_folder).name}
+    assert len({row["fidelity"] for row in rows}) > len(PROMPTS) and all(-1 <= row["fidelity"] <= 1 for row in rows)
 
 
 def test_the_sheet_shows_memorized_prompts_and_others(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PixArtTransformer2DModel, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError, ProbeError
@@ -14,6 +14,8 @@ from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
+from tests.conformance.families import pixart
+from tests.conformance.pipelines import pipeline_of
 
 from .planted import planted_unet
 
@@ -69,17 +71,7 @@ def test_the_denoiser_is_evaluated_as_it_will_be_used(pipeline: StableDiffusionP
 def test_a_denoiser_of_another_family_is_searched_through_two_functions() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        denoiser = PixArtTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=8,
-            num_layers=3,
-            cross_attention_dim=16,
-            sample_size=8,
-            caption_channels=12,
-            use_additional_conditions=False,
-        ).eval()
+        denoiser = pixart().eval()
 
     def encode(prompts: Sequence[str]) -> Tensor:
         rows = [torch.randn(5, 12, generator=torch.Generator().manual_seed(len(prompt))) for prompt in prompts]
@@ -111,6 +103,9 @@ def test_what_cannot_be_read_is_refused(pipeline: StableDiffusionPipeline) -> No
     )
     with pytest.raises(ConfigurationError, match="'sample' predictions"):
         Predictor.of(other)
+    for kind in ("sdxl", "pixart", "sd3", "flux"):
+        with pytest.raises(ConfigurationError, match="cannot be read as it is"):
+            Predictor.of(pipeline_of(kind))
     with pytest.raises(ProbeError, match="Linear belongs to no known family"):
         _ = Predictor(nn.Linear(1, 1), _none, _none, shape=(4, 8, 8), timesteps=(1.0,)).backbone
 
