@@ -289,6 +289,14 @@ class Calibration:
         """Accumulated evidence of samples `(B,)`, 0 before the first counted visit."""
         return self._scores(self.samples, self.samples.rows(keys))
 
+    def counted_visits(self, keys: Sequence[str]) -> list[int]:
+        """Visits of each sample that count as evidence, in the scored column that has fewest."""
+        rows = [self.samples.row.get(key) for key in keys]
+        known = [row for row in rows if row is not None]
+        visits = self.samples.visits.view(-1, self.samples.columns)[known][:, self.scored].amin(dim=1).tolist()
+        counts = iter(visits)
+        return [0 if row is None else int(next(counts)) for row in rows]
+
     def flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample is above the threshold now, `(B,)` bool."""
         return (self.scores(keys) > self.threshold) & self._ready(self.samples, self.samples.rows(keys))

@@ -267,3 +267,12 @@ def test_what_training_does_to_all_training_samples_flags_none_of_them() -> None
     assert float((calibration.scores(plain) > alone).float().mean()) > 0.5, "held-out samples alone would flag most"
     assert float(calibration.ever_flagged(plain).float().mean()) < 0.2
     assert calibration.ever_flagged(bad).all()
+
+
+def test_visits_are_counted_without_samples_being_made_up() -> None:
+    calibration, plain, _ = simulate(heldout=20, training=3, effect=0.0)
+    known = list(calibration.samples.row)
+    assert calibration.counted_visits(["new", plain[1]]) == [0, 30]
+    calibration.add([plain[1], plain[0]], [0, None], torch.zeros(2, 1), step=31)
+    assert calibration.counted_visits([plain[0], plain[1]]) == [30, 31]
+    assert list(calibration.samples.row) == known

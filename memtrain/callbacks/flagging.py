@@ -174,6 +174,7 @@ class Flagging:
             self.calibration.threshold,
             keys,
             self.calibration.first_flagged.keys(),
+            self.calibration.counted_visits,
         )
 
     def add(self, visits: Sequence[Visits], *, step: int) -> None:

@@ -21,6 +21,10 @@ from memtrain.models.backbones.base import Backbone
 from memtrain.models.probe import Observation
 
 
+def _never(keys: Sequence[str]) -> Sequence[int]:
+    return [0] * len(keys)
+
+
 @dataclass(frozen=True)
 class Flags:
     """The monitor's verdict on the samples of a batch, before this visit.
@@ -32,6 +36,7 @@ class Flags:
         threshold: score above which a sample is flagged; infinite until there is one.
         keys: B sample keys.
         everyone: keys of all samples of the run that were above it at some visit.
+        visits: counted visits of any samples of the run, by their keys, the same on every process.
     """
 
     now: Tensor
@@ -40,6 +45,7 @@ class Flags:
     threshold: float = float("inf")
     keys: Sequence[str] = ()
     everyone: Collection[str] = ()
+    visits: Callable[[Sequence[str]], Sequence[int]] = _never
 
 
 class Mitigation(Callback):

@@ -3,7 +3,8 @@
 Ours. Skipping a sample leaves the batch with less to learn from, all the more when duplicates fill it: where two
 thirds of the draws are memorized images, two thirds of the work of every step are lost. Here another sample, drawn from
 those that were not flagged, takes the place before the forward pass, so that every step trains on a full batch. It is
-what removing the sample from the data from that moment on would do.
+what removing the sample from the data from that moment on would do. Of a few samples drawn for a place the one with the
+fewest visits takes it: a sample that is drawn too often would be the next to be memorized.
 
 A flagged sample is removed for good and no longer watched; its visits end in the records.
 
@@ -15,7 +16,6 @@ TextImageDataModule has it); use sample skipping there. Caption dropout of the v
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -24,11 +24,13 @@ from torch import Tensor
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
-from memtrain.functional.keyed_draws import seed_of
+from memtrain.functional.keyed_draws import seed_of, uniform
 from memtrain.models.probe import Observation
 from memtrain.models.transfer import to_device
 
 CAPTION = ("caption", "input_ids", "prompt_length")
+CANDIDATES = 8
+"""Samples that are drawn for a place; the one with the fewest visits so far takes it."""
 
 
 class SampleReplacement(Mitigation):
@@ -44,6 +46,8 @@ class SampleReplacement(Mitigation):
         self.seed = seed
         self._samples: Any = None
         self._keys: list[str] = []
+        self._flagged = -1
+        self._open: list[int] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data that give no access to single samples."""
@@ -59,6 +63,7 @@ class SampleReplacement(Mitigation):
             )
         self._samples = dataset.unique()
         self._keys = [sample.key for sample in self._samples.samples]
+        self._flagged = -1
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
         """Replace the flagged rows of the batch; a row for which there is no substitute stays."""
@@ -66,7 +71,7 @@ class SampleReplacement(Mitigation):
         rows, items = [], []
         for row, (key, flagged) in enumerate(zip(batch[self.key_field], flags.ever.tolist(), strict=True)):
             if flagged:
-                chosen = self._substitute(seed_of(self.seed, number, key, seen[key]), flags.everyone)
+                chosen = self._substitute(seed_of(self.seed, number, key, seen[key]), flags)
                 seen[key] += 1
                 if chosen is not None:
                     rows.append(row)
@@ -74,11 +79,16 @@ class SampleReplacement(Mitigation):
         if rows:
             self._put(batch, rows, items)
 
-    def _substitute(self, draw: int, flagged: Collection[str]) -> int | None:
-        """Index of a sample that is not flagged, the next one from a random place on."""
-        count = len(self._keys)
-        places = ((draw + step) % count for step in range(count))
-        return next((place for place in places if self._keys[place] not in flagged), None)
+    def _substitute(self, seed: int, flags: Flags) -> int | None:
+        """Index of a sample that is not flagged: of some drawn at random, the one with the fewest visits."""
+        if len(flags.everyone) != self._flagged:
+            self._flagged = len(flags.everyone)
+            self._open = [index for index, key in enumerate(self._keys) if key not in flags.everyone]
+        if not self._open:
+            return None
+        drawn = [self._open[int(len(self._open) * share)] for share in uniform([seed], CANDIDATES)[0].tolist()]
+        visits = flags.visits([self._keys[index] for index in drawn])
+        return min(zip(visits, range(CANDIDATES), drawn, strict=True))[2]
 
     def _put(self, batch: dict[str, Any], rows: list[int], items: list[dict[str, Any]]) -> None:
         missing = sorted(set(batch) - set(items[0]))

@@ -1,6 +1,8 @@
 """Sample replacement: whose place is taken, by whom, and what a batch then holds."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +73,37 @@ def test_the_choice_depends_on_number_and_key_alone(mitigation: SampleReplacemen
     mitigation.prepare(whole, flags(whole["key"], flagged), tokenizer=None, number=7)
     mitigation.prepare(half, flags(half["key"], flagged), tokenizer=None, number=7)
     assert whole["key"][2:] == half["key"]
+
+
+def test_no_sample_inherits_the_places_of_its_flagged_neighbours(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    drawn: Counter[str] = Counter()
+    for number in range(600):
+        batch = collate(dataset, [1])
+        mitigation.prepare(batch, flags(batch["key"], set(keys[1:4])), tokenizer=None, number=number)
+        drawn[batch["key"][0]] += 1
+    assert sorted(drawn) == [keys[0], keys[4], keys[5]]
+    # Four standard deviations of a binomial distribution around 200.
+    assert all(abs(count - 200) < 46 for count in drawn.values())
+
+
+def test_the_least_visited_of_those_drawn_takes_the_place(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    drawn: Counter[str] = Counter()
+
+    def visits(asked: Sequence[str]) -> list[int]:
+        return [drawn[key] for key in asked]
+
+    for number in range(300):
+        batch = collate(dataset, [1])
+        verdict = replace(flags(batch["key"], {keys[1]}), visits=visits)
+        mitigation.prepare(batch, verdict, tokenizer=None, number=number)
+        drawn[batch["key"][0]] += 1
+    assert len(drawn) == 5 and max(drawn.values()) - min(drawn.values()) <= 3
 
 
 def test_a_dropped_caption_stays_dropped(mitigation: SampleReplacement, dataset: CaptionedImages) -> None:
