@@ -129,14 +129,13 @@ def measure(
         for prompt in prompts:
             if len(rows["default"]) == most:
                 break
-            first = FastSearch(predictor, sites, WAYS["default"], batch_size=40, **options).locate(prompt)
+            first = FastSearch(predictor, sites, WAYS["default"], **options).locate(prompt)
             if not first.memorized:
                 continue
             for way, settings in WAYS.items():
                 search = PublishedSearch if settings.sequential else FastSearch
-                extra = {} if settings.sequential else {"batch_size": 40}
                 start = time.process_time()
-                rows[way].append(search(predictor, sites, settings, **options, **extra).locate(prompt))
+                rows[way].append(search(predictor, sites, settings, **options).locate(prompt))
                 processor[way].append(time.process_time() - start)
                 print(f"{way}: {rows[way][-1].seconds:.1f} s, {rows[way][-1].images} images", flush=True)
     base, total = rows["as published"], len(rows["default"])

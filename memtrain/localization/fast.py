@@ -10,7 +10,6 @@ Cost: benchmarks/RESULTS.md, "Finding neurons".
 
 from __future__ import annotations
 
-import math
 import time
 
 import torch
@@ -30,9 +29,6 @@ SELECTIONS_BELOW = 0.3
 REFINEMENTS_BELOW = 0.8
 """Share of neurons that are expected to be dispensable, before any is known: the paper keeps 4 of 27."""
 
-SMALL = 32 * 32
-"""Pixels of latents up to which the fixed cost of a call decides."""
-
 
 class FastSearch:
     """Finds the neurons of prompts, one after the other.
@@ -43,7 +39,7 @@ class FastSearch:
         settings: of the search.
         statistics: of other prompts' activations.
         threshold: similarity above which a seed counts as memorized.
-        batch_size: images in one denoiser call.
+        batch_size: images in one denoiser call; the predictor's by default.
         worth: probability of being needed from which a mask is evaluated ahead; above 1 for none. By default 0.3 for
             latents of up to 32 x 32, where a call costs more than what is in it, and 0.8 for larger ones.
         share: whether what masks share is computed once.
@@ -57,15 +53,15 @@ class FastSearch:
         *,
         statistics: ActivationStatistics,
         threshold: float,
-        batch_size: int,
+        batch_size: int | None = None,
         worth: float | None = None,
         share: bool = True,
     ) -> None:
         self.predictor, self.sites, self.settings = predictor, sites, settings
         self.statistics, self.threshold = statistics, threshold
-        small = math.prod(predictor.shape[1:]) <= SMALL
-        self.worth = (0.3 if small else 0.8) if worth is None else worth
-        self._masks = MaskScores(predictor, sites, settings, batch_size=batch_size, share=share)
+        self.worth = (0.3 if predictor.small else 0.8) if worth is None else worth
+        size = predictor.batch_size if batch_size is None else batch_size
+        self._masks = MaskScores(predictor, sites, settings, batch_size=size, share=share)
 
     @torch.no_grad()
     def locate(self, prompt: str) -> Found:

@@ -72,7 +72,7 @@ def locate(
     settings: Settings | None = None,
     output: str | Path | None = None,
     shard: tuple[int, int] = (0, 1),
-    batch_size: int = 40,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Localization:
     """The neuron masks of prompts that a model memorizes.
@@ -88,7 +88,7 @@ def locate(
         settings: of the search.
         output: folder for results; a search that was interrupted goes on there.
         shard: `(i, n)`: search every n-th prompt from the i-th on, i from 0, for n processes with one `output`.
-        batch_size: images in one denoiser call, at least `settings.seeds`.
+        batch_size: images in one denoiser call, at least `settings.seeds`; the predictor's by default.
         progress: show a progress bar over prompts.
 
     Returns:

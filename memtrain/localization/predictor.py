@@ -19,6 +19,7 @@ sites of other denoisers.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,19 @@ class Predictor:
     def device(self) -> torch.device:
         """Where the denoiser is."""
         return next(self.denoiser.parameters()).device
+
+    @property
+    def small(self) -> bool:
+        """Whether the fixed cost of a denoiser call counts for more than the images in it: latents up to 32 × 32."""
+        return math.prod(self.shape[1:]) <= 32 * 32
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one denoiser call, unless told otherwise: 40, and 10 where a CPU's caches hold no more.
+
+        On one core an image of 64 × 64 latents and 16 channels took 0.027 s in calls of 10, and 0.040 s in calls of 40.
+        """
+        return 40 if self.small or self.device.type != "cpu" else 10
 
     @property
     def backbone(self) -> Backbone:

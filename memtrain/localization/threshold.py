@@ -107,7 +107,7 @@ def comparison(settings: Settings) -> dict[str, Any]:
 
 @torch.no_grad()
 def pairwise_scores(
-    predictor: Predictor, prompts: Iterable[str], *, settings: Settings, batch_size: int = 40
+    predictor: Predictor, prompts: Iterable[str], *, settings: Settings, batch_size: int | None = None
 ) -> Tensor:
     """Highest pairwise similarity of each seed's noise difference, `(P, K)`, unmasked.
 
@@ -115,19 +115,20 @@ def pairwise_scores(
         predictor: the model.
         prompts: P prompts.
         settings: seeds, timestep and data range.
-        batch_size: images in one denoiser call.
+        batch_size: images in one denoiser call; the predictor's by default.
     """
     noise = predictor.noise(settings.seeds, seed=settings.seed)
     timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
     found: list[Tensor] = []
-    stream, at_once = iter(prompts), max(1, batch_size // settings.seeds)
+    size = predictor.batch_size if batch_size is None else batch_size
+    stream, at_once = iter(prompts), max(1, size // settings.seeds)
     with predictor.evaluating():
         while batch := list(itertools.islice(stream, at_once)):
             text = predictor.encode(batch).repeat_interleave(settings.seeds, dim=0)
             latents = noise.repeat(len(batch), 1, 1, 1)
             parts = [
                 predictor.predict(part, timestep.expand(len(part)), words)
-                for part, words in zip(latents.split(batch_size), text.split(batch_size), strict=True)
+                for part, words in zip(latents.split(size), text.split(size), strict=True)
             ]
             for differences in noise_difference(torch.cat(parts), latents).split(settings.seeds):
                 found.append(highest_similarity(differences, data_range=settings.data_range).cpu())
@@ -140,7 +141,7 @@ def calibrate_threshold(
     *,
     settings: Settings | None = None,
     deviations: float = 1.0,
-    batch_size: int = 40,
+    batch_size: int | None = None,
     source: str = "",
 ) -> Threshold:
     """Mean plus one standard deviation of the prompts' highest pairwise similarity.
@@ -150,7 +151,7 @@ def calibrate_threshold(
         prompts: at least two that the model does not memorize.
         settings: as for the search.
         deviations: standard deviations above the mean; 1 in the paper.
-        batch_size: images in one denoiser call.
+        batch_size: images in one denoiser call; the predictor's by default.
         source: what the prompts are, in words.
 
     Raises:
