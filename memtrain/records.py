@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,22 @@ _TYPES = {
 }
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write `path` so that it is either complete or not there."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """An unfinished file beside `path`, which becomes `path` at the end: it is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.replace(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write `path` so that it is either complete or not there."""
+    with written_whole(path) as unfinished:
+        pq.write_table(table, unfinished)
 
 
 class RecordWriter:

@@ -57,8 +57,9 @@ def evaluate_folder(
     Args:
         run: folder of a finished training run.
         stages: `measure` (what the run reproduces; the default), `detect` (scores of prompts; the default with a
-            model), `localize` (finds neurons that carry memorized images, masks them and checks whether the images
-            are gone), `mitigate` (what a mitigation while sampling changes); several as '[measure, detect]'.
+            model), `calibrate` (what `localize` compares with, from prompts that are not memorized; it measures that by
+            itself otherwise), `localize` (finds neurons that carry memorized images, masks them and checks whether the
+            images are gone), `mitigate` (what a mitigation while sampling changes); several as '[measure, detect]'.
         model: a pipeline folder or hub name instead of a run.
         prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, stages other than
             `measure` take the run's planted captions as memorized and its held-out ones as not.
@@ -79,8 +80,8 @@ def evaluate_folder(
         contribution: share of all value neurons, such as 0.4, that `localize` masks by what they add for a prompt;
             default NeMo's search for few neurons.
         bake: folder to which `localize` saves a pipeline with all masks in its weights.
-        shard: this process's part of the prompts to score, such as 0/4 to 3/4; `merge` to put the parts together. By
-            default what a Slurm job array or torchrun says, or all prompts.
+        shard: this process's part of the prompts to score or to search, such as 0/4 to 3/4; `merge` to put the parts
+            together. By default what a Slurm job array or torchrun says, or all prompts.
         mitigation: what the stage `mitigate` measures, as in configs/inference; default MemAttn's attention masking.
         clip: folder of a CLIP model that judges there whether images show what their prompts say; default the model's
             own denoising loss.

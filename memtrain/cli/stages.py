@@ -8,7 +8,7 @@ stages do not wait for it. All stages of a command share one output folder, so a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,48 @@ def _mitigate(given: StageInput) -> dict[str, Any]:
     return results
 
 
+def _calibrate(given: StageInput) -> dict[str, Any]:
+    from memtrain.evaluation.localization_search import NEURONS, calibrate
+    from memtrain.localization.settings import Settings
+
+    statistics, threshold = calibrate(
+        given.pipeline, given.prompts, output=given.output, settings=Settings(sites=given.sites)
+    )
+    print(
+        f"Threshold of the similarity between seeds: {threshold.value:.3f}, the mean {threshold.mean:.3f} plus "
+        f"{threshold.deviations:g} standard deviation ({threshold.std:.3f}) over {threshold.count} prompts.\n"
+        f"Activation of {sum(map(len, statistics.mean.values()))} neurons in {len(statistics.mean)} layers. "
+        f"Written to {given.output / NEURONS}, where --stages '[localize]' with the same --output finds both."
+    )
+    return {"threshold": asdict(threshold), "statistics": {"prompts": statistics.count}}
+
+
 def _localize(given: StageInput) -> dict[str, Any]:
     from memtrain.evaluation.localization import localize
+    from memtrain.evaluation.localization_search import search_part
     from memtrain.evaluation.localization_sheet import print_localization
     from memtrain.localization.settings import Settings
 
+    part = given.shard or Shard()
+    if part != Shard():
+        if given.contribution is not None:
+            raise ConfigurationError(
+                f"contribution={given.contribution} with part {part} of the prompts",
+                expected="NeMo's search, which takes minutes per prompt; contributions take seconds",
+                remedy="leave --shard or --contribution out",
+            )
+        found = search_part(
+            given.pipeline,
+            given.prompts,
+            output=given.output,
+            shard=(part.index, part.count),
+            settings=Settings(sites=given.sites),
+        )
+        print(
+            f"Part {part} of the prompts is searched: {len(found)} of {len(found.found)} have neurons. When all parts "
+            f"are, the same command with --shard merge masks the neurons, samples and checks."
+        )
+        return {}
     results = localize(
         given.pipeline,
         given.prompts,
@@ -132,11 +169,12 @@ def _localize(given: StageInput) -> dict[str, Any]:
 
 STAGES: dict[str, Callable[[StageInput], dict[str, Any]]] = {
     "detect": _detect,
+    "calibrate": _calibrate,
     "localize": _localize,
     "mitigate": _mitigate,
 }
 """Name on the command line -> stage; they run in this order, after `measure`."""
-SHARED = frozenset({"detect"})
+SHARED = frozenset({"detect", "localize"})
 """Stages whose prompts several processes can share."""
 
 

@@ -31,7 +31,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError, DataError
+from memtrain.errors import DataError
 from memtrain.evaluation.embedding_samples import sample_embeddings, text_embeddings
 from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.localization_figures import (
@@ -45,6 +45,7 @@ from memtrain.evaluation.localization_figures import (
     share,
     verdict,
 )
+from memtrain.evaluation.localization_search import NEURONS, Roles
 from memtrain.evaluation.localization_sheet import contact_sheet
 from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.provenance import provenance
@@ -121,13 +122,14 @@ def localize(
         DataError: if prompts and images do not belong together.
     """
     texts = [prompt.text for prompt in prompts]
-    controls = [row for row, prompt in enumerate(prompts) if prompt.memorized is False]
-    asked = [row for row, prompt in enumerate(prompts) if prompt.memorized is not False]
-    _check(texts, asked, own_images=own_images)
-    calibrating = controls[::2] if (statistics is None or threshold is None) and len(controls) > 3 else []
-    tested = [row for row in controls if row not in set(calibrating)]
+    roles = Roles.of(prompts)
+    if own_images is not None:
+        _check_images(own_images, len(prompts))
+    if statistics is not None and threshold is not None:
+        roles = roles.without_calibration()
+    asked, tested, controls = roles.asked, roles.tested, roles.controls
     folder = Path(output)
-    searched, others = [texts[row] for row in [*asked, *tested]], [texts[row] for row in calibrating]
+    searched, others = [texts[row] for row in roles.searched], [texts[row] for row in roles.calibrating]
     if contribution is not None:
         located = locate_contributions(
             pipeline, searched, other_prompts=others, share=contribution, threshold=threshold, settings=settings
@@ -140,7 +142,7 @@ def localize(
             threshold=threshold,
             other_prompts=others or None,
             settings=settings,
-            output=folder / "neurons",
+            output=folder / NEURONS,
             progress=progress,
         )
     whole = located.union()
@@ -152,7 +154,7 @@ def localize(
         "size": None if own_images is None else (int(own_images.shape[-2]), int(own_images.shape[-1])),
         "progress": progress,
     }
-    changed = [*asked, *tested]
+    changed = roles.searched
     conditions = Conditions(pipeline, prompts, own_images, changed, false_positive_rate)
     plain = sample_embeddings(pipeline, text_embeddings(pipeline, texts), **sampling)
     conditions.add(UNMASKED, range(len(prompts)), images=plain)
@@ -228,17 +230,11 @@ def _loss(
     return change_of_loss(without, masked)
 
 
-def _check(texts: Sequence[str], asked: Sequence[int], *, own_images: Tensor | None) -> None:
-    """Refuse what would fail, or measure nothing, after minutes."""
-    if not asked or len(set(texts)) < len(texts):
-        raise ConfigurationError(
-            f"{len(texts)} prompts, {len(texts) - len(set(texts))} of them repeated, {len(asked)} to search",
-            expected="different prompts, and at least one that may be memorized",
-            remedy="name each prompt once; the column `memorized` is 0 for controls alone",
-        )
-    if own_images is not None and (len(own_images) != len(texts) or own_images.dtype != torch.uint8):
+def _check_images(own_images: Tensor, count: int) -> None:
+    """Refuse what would fail after minutes."""
+    if len(own_images) != count or own_images.dtype != torch.uint8:
         raise DataError(
-            f"{len(texts)} prompts and own images {tuple(own_images.shape)} of {own_images.dtype}",
+            f"{count} prompts and own images {tuple(own_images.shape)} of {own_images.dtype}",
             expected="one image (3, H, W) of uint8 per prompt",
             remedy="pass both in the same order",
         )

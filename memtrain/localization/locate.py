@@ -50,6 +50,7 @@ from memtrain.localization.results import (
     Localization,
     open_search,
     read_known,
+    read_search,
     write_found,
 )
 from memtrain.localization.settings import Settings
@@ -59,7 +60,9 @@ from memtrain.localization.threshold import Threshold, calibrate_threshold
 STATISTICS_PROMPTS = 1000
 """Other prompts whose activations are compared with, where none are given."""
 THRESHOLD_PROMPTS = 100
-"""Other prompts that the threshold is calibrated on."""
+"""Other prompts that the threshold is calibrated on, where :func:`locate` does that by itself."""
+STATISTICS, THRESHOLD = "statistics.safetensors", "threshold.json"
+"""Files of a search's folder."""
 
 
 def locate(
@@ -108,6 +111,7 @@ def locate(
     kept = _kept(folder)
     if statistics is None and "statistics" in kept:
         statistics = ActivationStatistics.load(kept["statistics"])
+        _require_same_model(statistics, predictor, kept["statistics"])
     if threshold is None and "threshold" in kept:
         threshold = Threshold.load(kept["threshold"])
     if statistics is None or threshold is None:
@@ -138,9 +142,9 @@ def locate(
     if folder is not None:
         open_search(folder, search)
         if "statistics" not in kept:
-            statistics.save(folder / "statistics.safetensors")
+            statistics.save(folder / STATISTICS)
         if isinstance(threshold, Threshold) and "threshold" not in kept:
-            threshold.save(folder / "threshold.json")
+            threshold.save(folder / THRESHOLD)
         known = read_known(folder, mine)
     with predictor.evaluating():
         finder: PublishedSearch | FastSearch
@@ -160,6 +164,46 @@ def locate(
     return Localization(tuple(known[prompt] for prompt in mine), tuple(sites), search)
 
 
+def calibrate(
+    pipeline: StableDiffusionPipeline | Predictor,
+    other_prompts: Sequence[str],
+    *,
+    output: str | Path,
+    settings: Settings | None = None,
+    batch_size: int | None = None,
+) -> tuple[ActivationStatistics, Threshold]:
+    """Measure what a search compares with, and keep it in a folder, where :func:`locate` finds it.
+
+    Args:
+        pipeline: as for :func:`locate`.
+        other_prompts: at least two that the model does not memorize; all of them count, for both.
+        output: folder, the same as that of the searches to come.
+        settings: of those searches.
+        batch_size: images in one denoiser call; the predictor's by default.
+
+    Returns:
+        Activation statistics and threshold.
+
+    Raises:
+        ConfigurationError: for fewer than two prompts, latents too small to compare, or a folder with search results,
+            which rest on another calibration.
+    """
+    settings, folder = settings or Settings(), Path(output)
+    if read_search(folder) is not None:
+        raise ConfigurationError(
+            f"{folder} holds a search that rests on its own calibration",
+            expected="a folder without results",
+            remedy="name another folder, or remove this one to search again",
+        )
+    predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
+    others = list(other_prompts)
+    threshold = calibrate_threshold(predictor, others, settings=settings, batch_size=batch_size, source="given")
+    statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source="given")
+    statistics.save(folder / STATISTICS)
+    threshold.save(folder / THRESHOLD)
+    return statistics, threshold
+
+
 def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     index, count = shard
     if not prompts or isinstance(prompts, str) or not 0 <= index < count:
@@ -175,8 +219,19 @@ def _kept(folder: Path | None) -> dict[str, Path]:
     """What an earlier process measured in this folder."""
     if folder is None:
         return {}
-    paths = {"statistics": folder / "statistics.safetensors", "threshold": folder / "threshold.json"}
+    paths = {"statistics": folder / STATISTICS, "threshold": folder / THRESHOLD}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _require_same_model(statistics: ActivationStatistics, predictor: Predictor, path: Path) -> None:
+    """That what lies in the folder was measured on these value layers."""
+    sites = {name: site for name, site in predictor.sites("*").items() if name in statistics.mean}
+    if len(sites) < len(statistics.mean) or predictor.fingerprint(sites) != statistics.fingerprint:
+        raise ConfigurationError(
+            f"{path} was measured on another model ({statistics.model or 'unnamed'})",
+            expected="the model that is searched, with the same value layers",
+            remedy="name another output folder, or calibrate again",
+        )
 
 
 def _words(pipeline: StableDiffusionPipeline | Predictor) -> list[str]:

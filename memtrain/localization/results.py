@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from memtrain.errors import ConfigurationError
 from memtrain.localization.found import Found
 from memtrain.models.neuron_mask import NeuronMask
-from memtrain.records import write_parquet
+from memtrain.records import write_parquet, written_whole
 
 MASKS_FORMAT = "memtrain.prompt_masks.1"
 
@@ -150,10 +149,8 @@ def save_masks(masks: Mapping[str, NeuronMask], path: Path) -> None:
     for number, (prompt, mask) in enumerate(masks.items()):
         entries.append({"prompt": prompt, "factor": mask.factor})
         tensors |= {f"{number}/{site}": torch.tensor(chosen) for site, chosen in mask.channels.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, unfinished, metadata={"format": MASKS_FORMAT, "masks": json.dumps(entries)})
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": MASKS_FORMAT, "masks": json.dumps(entries)})
 
 
 def load_masks(path: Path) -> dict[str, NeuronMask]:
@@ -240,7 +237,5 @@ def read_search(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")

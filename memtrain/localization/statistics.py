@@ -28,6 +28,7 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError
 from memtrain.functional.neurons import Moments, neuron_z_score
 from memtrain.localization.predictor import Predictor
+from memtrain.records import written_whole
 
 FORMAT = "memtrain.activation_statistics.1"
 
@@ -124,9 +125,9 @@ class ActivationStatistics:
         tensors = {f"mean/{site}": mean.contiguous() for site, mean in self.mean.items()}
         tensors |= {f"std/{site}": std.contiguous() for site, std in self.std.items()}
         origin = {"count": self.count, "model": self.model, "fingerprint": self.fingerprint, "source": self.source}
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "layers": json.dumps(list(self.mean)), "origin": json.dumps(origin)}
-        save_file(tensors, path, metadata=metadata)
+        with written_whole(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
 
     @staticmethod
     def load(path: Path) -> ActivationStatistics:

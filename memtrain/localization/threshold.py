@@ -26,6 +26,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.functional.noise import SimilarityWindow, highest_similarity, noise_difference
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.settings import Settings
+from memtrain.records import written_whole
 
 FORMAT = "memtrain.similarity_threshold.1"
 PAPER = 0.428
@@ -76,8 +77,8 @@ class Threshold:
 
     def save(self, path: Path) -> None:
         """Write JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> Threshold:
