@@ -173,7 +173,9 @@ def force_flags(mitigation: Mitigation) -> None:
         chosen = [seed_of(key) % 2 == 0 and number >= FLAGGED_FROM for key in keys]
         flagged = torch.tensor(chosen, device=flags.score.device)
         everyone = [key for key in KEYS if seed_of(key) % 2 == 0] if number >= FLAGGED_FROM else []
-        return Flags(flagged, flagged, torch.where(flagged, 0.8, 0.2), 1.0, list(keys), everyone)
+        score = torch.where(flagged, 0.8, 0.2)
+        # The visits stay those that the monitor has counted.
+        return Flags(flagged, flagged, score, 1.0, list(keys), everyone, flags.visits)
 
     def forced_prepare(batch: dict[str, Any], flags: Flags, **options: Any) -> None:
         nonlocal number
