@@ -106,20 +106,23 @@ class SharedPrefix:
             kept_mask, kept = self._kept.get(name, (None, {}))
             outputs = {(kept_mask, seed): output for seed, output in kept.items()}
             missing = {row: place for place, row in reversed(list(enumerate(wanted))) if row not in outputs}
-            if len(missing) == len(wanted):
-                return forward(*args, **kwargs)
-            if missing:
-                full, places = len(wanted), list(missing.values())
+            full, places = len(wanted), list(missing.values())
+            alone = len(missing) == full
+            if alone:
+                computed = forward(*args, **kwargs)
+            elif missing:
                 self.computing = torch.tensor(places)
                 picked = tree_map(lambda leaf: _take(leaf, places, full), (args, kwargs))
                 computed = forward(*picked[0], **picked[1])
                 self.computing = None
-                for place, row in enumerate(missing):
-                    outputs[row] = _take(computed, [place], len(places))
+            for number, (row, place) in enumerate(missing.items()):
+                outputs[row] = _take(computed, [place if alone else number], len(places))
             prefixes = {prefix for prefix, _ in wanted}
             if len(prefixes) == 1 and missing:
                 prefix = prefixes.pop()
                 self._kept[name] = (prefix, {row[1]: output for row, output in outputs.items() if row[0] == prefix})
+            if alone:
+                return computed
             return tree_map(lambda *leaves: _join(leaves), *(outputs[row] for row in wanted))
 
         return run

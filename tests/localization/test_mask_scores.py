@@ -88,6 +88,20 @@ def test_what_masks_share_is_computed_once(predictor: Predictor, settings: Setti
     assert all("forward" not in vars(module) for module in predictor.denoiser.modules())
 
 
+def test_what_one_mask_has_computed_serves_the_next(predictor: Predictor, settings: Settings) -> None:
+    scores = MaskScores(predictor, predictor.sites(), settings, batch_size=4)
+    scores.begin("memorized 0")
+    scores.keep(torch.ones(4, dtype=torch.bool))
+    first = inner(predictor, "down_blocks.0.attentions.0.norm")
+    with rows_through(first) as at_first:
+        scores.evaluate([MASKS[0]])
+        scores.evaluate([MASKS[1]])
+        scores.evaluate([MASKS[2]])
+    assert at_first == [4], "all three begin alike"
+    for mask in MASKS[:3]:
+        assert scores.score(mask) == pytest.approx(scores.settle(mask), abs=1e-5)
+
+
 def test_one_seed_above_the_threshold_decides(predictor: Predictor, settings: Settings) -> None:
     scores = MaskScores(predictor, predictor.sites(), settings, batch_size=100)
     scores.begin("memorized 0")
