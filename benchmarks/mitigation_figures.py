@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from mitigation_results import pooled_doses, summarize
+from mitigation_results import dose_runs, pooled_doses, summarize
 from PIL import Image
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; shapes differ too.
@@ -93,16 +93,16 @@ def draw_doses(content: dict[str, Any], picture: Path) -> None:
     """
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     places: set[int] = set()
-    doses = pooled_doses(content)
+    doses, runs = pooled_doses(content), dose_runs(content)
     for index, (name, found) in enumerate(doses.items()):
         colour, marker, label = KINDS[name]
         # Side by side, because two shares of 0 would hide each other.
         shift = 1.05 ** (index - (len(doses) - 1) / 2)
         places |= set(found)
-        for run in content["dose"][name].values():
+        for run in runs[name].values():
             own = sorted((dose["repeats"] * shift, 100 * dose["share"]) for dose in run["doses"] or ())
             axes.plot(*zip(*own, strict=True), color=colour, alpha=0.3, linewidth=1)
-        seeds = len(content["dose"][name])
+        seeds = len(runs[name])
         middle = [100 * pool["share"] for pool in found.values()]
         low = [max(0.0, m - 100 * pool["interval"][0]) for m, pool in zip(middle, found.values(), strict=True)]
         high = [max(0.0, 100 * pool["interval"][1] - m) for m, pool in zip(middle, found.values(), strict=True)]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from mitigation_rows import ROWS, WATCHING, Row
+from mitigation_rows import DOSE_ROWS, DOSE_SETTING, ROWS, SETTING, WATCHING, Row, identity
 from rich.table import Table
 
 from memtrain.functional.ranking import proportion_interval
@@ -121,6 +121,12 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)} if values else None
 
 
+def of_now(runs: Mapping[str, Any], row: Row, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """The runs by seed that were made with the row's configuration as it is."""
+    own = identity(row, setting)
+    return {seed: run for seed, run in runs.items() if run["identity"] == own}
+
+
 def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
     """One summary per row that has a run, in the order of the table.
 
@@ -131,7 +137,7 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
         Each with `row`, `seeds`, `groups` and `flags` pooled over seeds, and `heldout_loss`, `loss_change` (relative to
         the baseline of the same seed), `kid`, `kid_change` (difference to the same) as mean and ends, and `time`.
     """
-    runs = content["rows"]
+    runs = {row.name: of_now(content["rows"].get(row.name, {}), row, SETTING) for row in ROWS}
     baseline = runs.get("baseline", {})
     summary = []
     for row in ROWS:
@@ -257,10 +263,16 @@ def markdown_tables(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def dose_runs(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per configuration that has any its runs by seed."""
+    runs = {row.name: of_now(content["dose"].get(row.name, {}), row, DOSE_SETTING) for row in DOSE_ROWS}
+    return {name: seeds for name, seeds in runs.items() if seeds}
+
+
 def pooled_doses(content: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
     """Per configuration and number of repetitions, what is reproduced, pooled over seeds."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for name, seeds in content["dose"].items():
+    for name, seeds in dose_runs(content).items():
         counts: dict[int, list[tuple[int, int]]] = {}
         for run in seeds.values():
             for dose in run["doses"] or ():

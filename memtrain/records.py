@@ -18,12 +18,12 @@ On resume, parts newer than the checkpoint are dropped, so a crash neither loses
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -52,7 +52,7 @@ _TYPES = {
 def written_whole(path: Path) -> Iterator[Path]:
     """An unfinished file beside `path`, which becomes `path` at the end: it is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield unfinished
         unfinished.replace(path)

@@ -235,12 +235,12 @@ def test_a_failing_command_says_the_end_of_its_log(scripts: Modules, tmp_path: P
     assert "too bad" in (tmp_path / "x.log").read_text()
 
 
-def content() -> dict[str, Any]:
+def content(scripts: Modules) -> dict[str, Any]:
     doses = [
         {"repeats": repeats, "n": n, "reproduced": k, "share": k / n}
         for repeats, n, k in ((1, 60, 1), (12, 6, 2), (200, 6, 6))
     ]
-    return {
+    found: dict[str, Any] = {
         "rows": {
             "baseline": {"0": kept(10, loss=0.1, kid=0.1), "1": kept(9, loss=0.2, kid=0.1)},
             "recommended": {"0": kept(0, loss=0.09, kid=0.15), "1": kept(1, loss=0.22, kid=0.17)},
@@ -253,10 +253,16 @@ def content() -> dict[str, Any]:
             "profile": {"seconds": 61.0, "threads": 2},
         },
     }
+    rows = scripts.mitigation_rows
+    for part, setting in (("rows", rows.SETTING), ("dose", rows.DOSE_SETTING)):
+        for row in rows.ROWS:
+            for run in found[part].get(row.name, {}).values():
+                run["identity"] = rows.identity(row, setting)
+    return found
 
 
 def test_seeds_are_pooled_and_compared_with_the_baseline_of_the_same_seed(scripts: Modules) -> None:
-    lines = {line["row"].name: line for line in scripts.mitigation_results.summarize(content())}
+    lines = {line["row"].name: line for line in scripts.mitigation_results.summarize(content(scripts))}
     assert list(lines) == ["baseline", "recommended", "loss_skipping"]
     planted = lines["recommended"]["groups"]["planted"]
     assert (planted["k"], planted["n"]) == (1, 20)
@@ -268,8 +274,18 @@ def test_seeds_are_pooled_and_compared_with_the_baseline_of_the_same_seed(script
     assert lines["loss_skipping"]["loss_change"] is None, "no baseline of seed 4"
 
 
+def test_runs_of_another_configuration_are_left_out(scripts: Modules) -> None:
+    found = content(scripts)
+    found["rows"]["baseline"]["1"]["identity"] = {"config": "an earlier one"}
+    found["dose"]["baseline"]["1"]["identity"] = {"config": "an earlier one"}
+    lines = {line["row"].name: line for line in scripts.mitigation_results.summarize(found)}
+    assert lines["baseline"]["seeds"] == [0] and lines["recommended"]["seeds"] == [0, 1]
+    assert lines["recommended"]["loss_change"] == pytest.approx({"mean": -0.1, "min": -0.1, "max": -0.1})
+    assert scripts.mitigation_results.pooled_doses(found)["baseline"][1]["n"] == 60
+
+
 def test_markdown_has_one_line_per_row_with_counts_and_number_of_seeds(scripts: Modules) -> None:
-    text = scripts.mitigation_results.markdown_tables(content())
+    text = scripts.mitigation_results.markdown_tables(content(scripts))
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
     assert "1 of 20 (1% to 24%)" in lines["recommended"]
     assert "0.1550 (0.0900 to 0.2200)" in lines["recommended"]
@@ -283,8 +299,8 @@ def test_markdown_has_one_line_per_row_with_counts_and_number_of_seeds(scripts: 
 
 def test_figures_are_drawn(scripts: Modules, tmp_path: Path) -> None:
     figures = scripts.mitigation_figures
-    figures.draw(content(), tmp_path / "docs" / "table.png")
-    figures.draw_doses(content(), tmp_path / "docs" / "dose.png")
+    figures.draw(content(scripts), tmp_path / "docs" / "table.png")
+    figures.draw_doses(content(scripts), tmp_path / "docs" / "dose.png")
     for name in ("table", "dose"):
         with Image.open(tmp_path / "docs" / f"{name}.png") as picture:
             assert picture.width == 9 * figures.DOTS_PER_INCH

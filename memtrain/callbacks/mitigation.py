@@ -80,8 +80,8 @@ class Mitigation(Callback):
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
         """Change the batch in place before the forward pass; default nothing.
 
-        Whatever is drawn at random has to depend on `number` and the samples' keys alone, so that the same batch is
-        treated alike on one process and on several, and after a resume.
+        Whatever is drawn at random has to depend on `number` and the samples' keys, or their places in the global
+        batch, alone, so that the same batch is treated alike on one process and on several, and after a resume.
 
         Args:
             batch: as the module gets it, on its device.

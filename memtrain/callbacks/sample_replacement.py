@@ -15,7 +15,6 @@ TextImageDataModule has it); use sample skipping there. Caption dropout of the v
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +47,7 @@ class SampleReplacement(Mitigation):
         self._keys: list[str] = []
         self._flagged = -1
         self._open: list[int] = []
+        self._rank = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data that give no access to single samples."""
@@ -61,18 +61,20 @@ class SampleReplacement(Mitigation):
                 expected="a data module whose train_dataset has unique(), such as TextImageDataModule",
                 remedy="use SampleSkipping",
             )
+        self._rank = trainer.global_rank
         self._samples = dataset.unique()
         self._keys = [sample.key for sample in self._samples.samples]
         self._flagged = -1
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
         """Replace the flagged rows of the batch; a row for which there is no substitute stays."""
-        seen: Counter[str] = Counter()
         rows, items = [], []
-        for row, (key, flagged) in enumerate(zip(batch[self.key_field], flags.ever.tolist(), strict=True)):
+        for row, flagged in enumerate(flags.ever.tolist()):
             if flagged:
-                chosen = self._substitute(seed_of(self.seed, number, key, seen[key]), flags)
-                seen[key] += 1
+                # The row's place in the batches of all processes, one after the other: copies of one sample, which may
+                # be on several of them, need substitutes of their own.
+                place = self._rank * len(flags.ever) + row
+                chosen = self._substitute(seed_of(self.seed, number, place), flags)
                 if chosen is not None:
                     rows.append(row)
                     items.append(self._samples[chosen])
@@ -112,6 +114,12 @@ class SampleReplacement(Mitigation):
             elif isinstance(values, list):
                 for row, value in put:
                     values[row] = value
+            elif put:
+                raise ConfigurationError(
+                    f"The batch's field {name!r} is a {type(values).__name__}, in which no sample can be replaced",
+                    expected="tensors and lists with a sample in each row",
+                    remedy="use SampleSkipping",
+                )
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for flagged samples that found no substitute, 1 for the others, `(B,)`."""

@@ -13,7 +13,7 @@ from jsonargparse import auto_cli
 from memtrain.cli.chatter import quiet
 from memtrain.cli.measure import measure
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
-from memtrain.cli.stages import MEASURE, STAGES, StageInput, chosen_shard, chosen_stages
+from memtrain.cli.stages import MEASURE, STAGES, StageInput, check_prompts, chosen_shard, chosen_stages, refuse_idle
 from memtrain.detectors.base import Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
@@ -95,6 +95,8 @@ def evaluate_folder(
         stages, model=model, prompts=prompts, detectors=bool(detectors), attention_plots=attention_plots
     )
     part = chosen_shard(shard, stages=names)
+    said: dict[str, Any] = {"sites": sites, "contribution": contribution, "bake": bake, "mitigation": mitigation}
+    refuse_idle(names, said | {"clip": clip, "false_positive_rate": false_positive_rate})
     found = None if prompts is None else read_prompts(prompts)
     place = Path(output or ("runs/detection" if model is not None else Path(run) / "evaluation"))
     own_images = None
@@ -103,6 +105,9 @@ def evaluate_folder(
         source = str(pipeline_folder(Path(run)))
         if found is None and names != [MEASURE]:
             found, own_images = known_prompts(data, most=max_prompts)
+    if found is not None:
+        check_prompts(names, found)
+    if model is None:
         pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None, use_safetensors=True)
     else:
         source = model
@@ -144,6 +149,7 @@ def evaluate_folder(
                 own_images=own_images,
                 model=source,
                 detectors=scoring,
+                false_positive_rate=false_positive_rate,
                 sites=sites,
                 contribution=contribution,
                 bake=bake,

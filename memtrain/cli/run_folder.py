@@ -96,6 +96,8 @@ def choose_prompts(
 def known_prompts(data: TextImageDataModule, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
     """Captions of planted images, memorized, and of held-out ones, not; with their images `(P, 3, H, W)` uint8.
 
+    Each caption is there once, a planted one as planted, with the first image it belongs to.
+
     Raises:
         ConfigurationError: if nothing was planted.
     """
@@ -106,9 +108,10 @@ def known_prompts(data: TextImageDataModule, *, most: int) -> tuple[list[PromptT
             expected="a run with data.init_args.duplicates",
             remedy="name the prompts with --prompts",
         )
-    prompts, pixels = [], []
+    found: dict[str, tuple[bool, CaptionedImages, int]] = {}
     for group in (PLANTED, HELDOUT):
         dataset, rows = chosen[group]
-        prompts += [PromptToScore(dataset.samples[row].caption, group == PLANTED) for row in rows]
-        pixels += [images_of(dataset, rows)] if rows else []
-    return prompts, torch.cat(pixels)
+        for row in rows:
+            found.setdefault(dataset.samples[row].caption, (group == PLANTED, dataset, row))
+    prompts = [PromptToScore(caption, planted) for caption, (planted, _, _) in found.items()]
+    return prompts, torch.cat([images_of(dataset, [row]) for _, dataset, row in found.values()])

@@ -7,7 +7,7 @@ stages do not wait for it. All stages of a command share one output folder, so a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class StageInput:
         guidance_scale: of classifier-free guidance.
         batch_size: images sampled at once.
         detectors: for the stage that scores prompts.
+        false_positive_rate: probability that a prompt never trained on counts as reproduced; None for the lowest that
+            the prompts can promise, 0.01 at the lowest.
         sites: glob over the attention sites whose neurons `localize` searches; None for its default.
         contribution: share of all neurons that `localize` masks by what they add; None for NeMo's search.
         bake: where `localize` saves a pipeline with all masks in its weights; None for nowhere.
@@ -59,6 +61,7 @@ class StageInput:
     guidance_scale: float
     batch_size: int
     detectors: Sequence[Detector]
+    false_positive_rate: float | None = None
     sites: str | None = None
     contribution: float | None = None
     bake: str | None = None
@@ -105,6 +108,7 @@ def _mitigate(given: StageInput) -> dict[str, Any]:
         given.prompts,
         mitigation=given.mitigation,
         own_images=given.own_images,
+        false_positive_rate=given.false_positive_rate,
         **given.common,
         clip=given.clip,
     )
@@ -158,6 +162,7 @@ def _localize(given: StageInput) -> dict[str, Any]:
         given.pipeline,
         given.prompts,
         own_images=given.own_images,
+        false_positive_rate=given.false_positive_rate,
         settings=Settings(sites=given.sites),
         contribution=given.contribution,
         bake=given.bake,
@@ -234,6 +239,55 @@ def chosen_stages(
             remedy="add the stage, or leave attention_plots out",
         )
     return [name for name in known if name in names]
+
+
+READ_BY = {
+    "sites": ("calibrate", "localize"),
+    "contribution": ("localize",),
+    "bake": ("localize",),
+    "mitigation": ("mitigate",),
+    "clip": ("mitigate",),
+    "false_positive_rate": (MEASURE, "mitigate", "localize"),
+}
+"""Options that only some stages read."""
+
+
+def refuse_idle(stages: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse options that none of the stages reads.
+
+    Args:
+        stages: to run.
+        options: value by name; None where nothing was said.
+
+    Raises:
+        ConfigurationError: naming the first of them.
+    """
+    for name, value in options.items():
+        if value is not None and not set(READ_BY[name]) & set(stages):
+            raise ConfigurationError(
+                f"--{name} with the stages {', '.join(stages)}, of which none reads it",
+                expected=f"one of {', '.join(READ_BY[name])}",
+                remedy=f"add it to --stages, or leave --{name} out",
+            )
+
+
+def check_prompts(stages: Sequence[str], prompts: Sequence[PromptToScore]) -> None:
+    """Refuse prompts that a later stage would refuse, before the first one works for hours.
+
+    Raises:
+        ConfigurationError: as that stage would.
+    """
+    if "localize" not in stages:
+        return
+    from memtrain.evaluation.localization_search import Roles
+
+    Roles.of(prompts)
+    if "calibrate" in stages and all(prompt.memorized is None for prompt in prompts):
+        raise ConfigurationError(
+            f"`calibrate` and `localize` of the same {len(prompts)} prompts, of which nothing is known",
+            expected="some that are known not to be memorized, 0 in the column `memorized`, to compare with",
+            remedy="run `calibrate` on other prompts first, in a command of its own with the same --output",
+        )
 
 
 def chosen_shard(shard: str | None, *, stages: Sequence[str]) -> Shard | None:

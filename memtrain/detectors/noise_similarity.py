@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from memtrain.detectors.base import DenoiserStep, Detector
+from memtrain.functional.diffusion import predicted_noise
 from memtrain.functional.noise import highest_similarity, noise_difference
 
 
@@ -63,10 +64,18 @@ class NoiseSimilarity(Detector):
         if step.index > 0:
             return None
         assert step.latents is not None  # the sampler checks `needs`
-        prediction = step.conditional
+        prediction, timestep = step.conditional, step.timestep
         if self.reference:
             assert step.denoise is not None
-            prediction = step.denoise(step.latents, step.timesteps[:2][-1])[0]
+            timestep = step.timesteps[:2][-1]
+            prediction = step.denoise(step.latents, timestep)[0]
+        if step.prediction_type != "epsilon":
+            prediction = predicted_noise(
+                prediction,
+                step.latents,
+                alpha_cumprod=step.alpha_cumprod(timestep),
+                prediction_type=step.prediction_type,
+            )
         return noise_difference(prediction, step.latents)
 
     def score_images(self, readings: Tensor) -> Tensor:

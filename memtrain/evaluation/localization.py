@@ -22,6 +22,7 @@ Cannot: show that an image is gone. Where the search fails, a better one may not
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,19 @@ from memtrain.evaluation.localization_search import NEURONS, Roles
 from memtrain.evaluation.localization_sheet import contact_sheet
 from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.provenance import provenance
-from memtrain.localization.contribution import locate_contributions
-from memtrain.localization.locate import locate
-from memtrain.localization.masked_pipeline import save_masked_pipeline
-from memtrain.localization.results import Localization, save_masks
+from memtrain.evaluation.replication import reproduction_threshold
+from memtrain.localization.contribution import EVERY_SITE, locate_contributions
+from memtrain.localization.locate import calibrated_on, kept_calibration, locate
+from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
+from memtrain.localization.results import Localization, save_masks, union
 from memtrain.localization.retrigger import retrigger
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 from memtrain.localization.threshold import Threshold
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.records import write_parquet
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 """Of `localization.json` and `localization.parquet`."""
@@ -106,7 +110,7 @@ def localize(
         heldout: images `(n, 3, H, W)` uint8 that were never trained on, and their captions; default the controls'.
         false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
             0.01, or with fewer than 99 controls the lowest that they can promise.
-        bake: folder to save a pipeline to whose weights have all masks in them.
+        bake: folder to save a pipeline to whose weights have the masks of all prompts in them, those of controls not.
         seeds: K seeds; each prompt is sampled with every one.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
@@ -118,21 +122,40 @@ def localize(
         The content of `localization.json`.
 
     Raises:
-        ConfigurationError: if prompts are repeated, none is left to search, or settings contradict each other.
+        ConfigurationError: if prompts are repeated, none is left to search, settings contradict each other, or the
+            folder to bake into holds a pipeline.
         DataError: if prompts and images do not belong together.
+        CalibrationError: if there are too few controls for the rate.
     """
     texts = [prompt.text for prompt in prompts]
     roles = Roles.of(prompts)
     if own_images is not None:
         _check_images(own_images, len(prompts))
-    if statistics is not None and threshold is not None:
-        roles = roles.without_calibration()
-    asked, tested, controls = roles.asked, roles.tested, roles.controls
+    if false_positive_rate is not None and own_images is not None:
+        reproduction_threshold(torch.zeros(len(roles.controls)), false_positive_rate)
     folder = Path(output)
+    if bake is not None:
+        require_free(Path(bake))
+    kept = calibrated_on(folder / NEURONS)
+    if statistics is not None and threshold is not None:
+        roles = roles.calibrated_on(prompts, ())
+    elif kept is not None:
+        roles = roles.calibrated_on(prompts, set(kept))
+    asked, tested, controls = roles.asked, roles.tested, roles.controls
     searched, others = [texts[row] for row in roles.searched], [texts[row] for row in roles.calibrating]
     if contribution is not None:
+        calibration = kept_calibration(folder / NEURONS)
+        if threshold is None and calibration is not None:
+            threshold = calibration[1]
+        settings = settings or Settings()
         located = locate_contributions(
-            pipeline, searched, other_prompts=others, share=contribution, threshold=threshold, settings=settings
+            pipeline,
+            searched,
+            other_prompts=kept or others,
+            share=contribution,
+            threshold=threshold,
+            sites=settings.sites or EVERY_SITE,
+            settings=settings,
         )
     else:
         located = locate(
@@ -140,12 +163,13 @@ def localize(
             searched,
             statistics=statistics,
             threshold=threshold,
-            other_prompts=others or None,
+            other_prompts=None if kept is not None else others or None,
             settings=settings,
             output=folder / NEURONS,
             progress=progress,
         )
-    whole = located.union()
+    # Controls that were taken for memorized are no reason to switch neurons off for good.
+    whole = union([mask for row in asked if (mask := located.get(texts[row])) is not None])
     sampling: dict[str, Any] = {
         "seeds": seeds,
         "steps": steps,
@@ -211,6 +235,8 @@ def localize(
     (folder / "localization.json").write_text(text + "\n", encoding="utf-8")
     if bake is not None and whole is not None:
         save_masked_pipeline(pipeline, whole, Path(bake))
+    elif bake is not None:
+        log.warning("Nothing was baked into %s: no prompt has neurons to switch off", bake)
     return results
 
 

@@ -200,7 +200,7 @@ def neuron_figures(found: Sequence[Found], sites: Sequence[str], whole: NeuronMa
     Args:
         found: results of the prompts asked about.
         sites: searched layers.
-        whole: all prompts' neurons, the tested controls' too.
+        whole: their neurons in one mask.
     """
     counts = torch.tensor([one.neurons for one in found if one.neurons], dtype=torch.float64)
     layers = {site: [len(one.channels(sites).get(site, [])) for one in found if one.neurons] for site in sites}

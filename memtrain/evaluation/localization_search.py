@@ -9,7 +9,7 @@ stage `localize` goes on from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +62,10 @@ class Roles:
         calibrating = controls[::2] if len(controls) >= FEWEST else []
         return Roles(asked, calibrating, [row for row in controls if row not in set(calibrating)])
 
-    def without_calibration(self) -> Roles:
-        """All controls tested."""
-        return Roles(self.asked, [], self.controls)
+    def calibrated_on(self, prompts: Sequence[PromptToScore], others: Collection[str]) -> Roles:
+        """The same with another calibration: the controls that are not among its prompts are tested."""
+        calibrating = [row for row in self.controls if prompts[row].text in others]
+        return Roles(self.asked, calibrating, [row for row in self.controls if row not in set(calibrating)])
 
     @property
     def controls(self) -> list[int]:
@@ -88,15 +89,23 @@ def calibrate(
 
     Args:
         pipeline: a Stable Diffusion 1.x or 2.x pipeline.
-        prompts: without any that are known to be memorized, all of them are taken for not memorized; otherwise the
-            controls that `localize` takes.
+        prompts: beside prompts that may be memorized the controls that `localize` takes; if nothing or the same is
+            known of all, all of them.
         output: folder of the evaluation.
         settings: of the search to come.
 
     Raises:
-        ConfigurationError: if there are too few prompts, or the folder holds the results of a search.
+        ConfigurationError: if there are too few prompts, prompts are known to be memorized and none not to be, or the
+            folder holds the results of a search with another calibration.
     """
-    rows = Roles.of(prompts).calibrating if any(prompt.memorized for prompt in prompts) else range(len(prompts))
+    kinds = {prompt.memorized for prompt in prompts}
+    if True in kinds and False not in kinds:
+        raise ConfigurationError(
+            f"Of {len(prompts)} prompts none is known not to be memorized",
+            expected="prompts with 0 in the column `memorized`, or a file of nothing but ordinary prompts",
+            remedy="name another file with --prompts",
+        )
+    rows = Roles.of(prompts).calibrating if len(kinds) > 1 else range(len(prompts))
     others = [prompts[row].text for row in rows]
     return search.calibrate(pipeline, others, output=Path(output) / NEURONS, settings=settings)
 
@@ -121,15 +130,23 @@ def search_part(
         progress: show a progress bar.
 
     Raises:
-        ConfigurationError: if prompts are repeated, none is left to search, or the folder holds another search.
+        ConfigurationError: if prompts are repeated, none is left to search, nothing is calibrated yet, which several
+            processes cannot do at once, or the folder holds another search.
     """
-    roles, texts = Roles.of(prompts), [prompt.text for prompt in prompts]
+    folder = Path(output) / NEURONS
+    others = search.calibrated_on(folder)
+    if others is None:
+        raise ConfigurationError(
+            f"{folder} holds no calibration for all parts of the prompts to compare with",
+            expected="statistics and a threshold from --stages calibrate with the same --output",
+            remedy="run that first",
+        )
+    roles = Roles.of(prompts).calibrated_on(prompts, set(others))
     return search.locate(
         pipeline,
-        [texts[row] for row in roles.searched],
-        other_prompts=[texts[row] for row in roles.calibrating] or None,
+        [prompts[row].text for row in roles.searched],
         settings=settings,
-        output=Path(output) / NEURONS,
+        output=folder,
         shard=shard,
         progress=progress,
     )

@@ -68,6 +68,7 @@ def mitigate(
     model: str = "",
     clip: str | Path | None = None,
     judge: StableDiffusionPipeline | None = None,
+    false_positive_rate: float | None = None,
     others: int = 4,
     fidelity_timesteps: int = 8,
     progress: bool = True,
@@ -87,6 +88,8 @@ def mitigate(
         model: where the pipeline comes from; stored as it is.
         clip: folder of a CLIP model that judges fidelity; default the denoising loss of `judge`.
         judge: whose denoising loss judges fidelity; default `pipeline`, unmitigated.
+        false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
+            the lowest that the prompts known not to be memorized can promise, 0.01 at the lowest.
         others: prompts that each image's own prompt is compared with.
         fidelity_timesteps: at which the judge's loss is measured.
         progress: show a progress bar.
@@ -96,10 +99,13 @@ def mitigate(
 
     Raises:
         DataError: if prompts and own images do not belong together.
+        CalibrationError: if too few prompts are known not to be memorized for the rate.
         ConfigurationError: if settings contradict each other, the folder holds no CLIP model, or the pipeline is none
             that the mitigation knows.
     """
     _check(prompts, own_images)
+    if false_positive_rate is not None and own_images is not None:
+        reproduction_threshold(torch.zeros(sum(one.memorized is False for one in prompts)), false_positive_rate)
     judging = None if clip is None else ClipFeatures(clip, device=pipeline.device)
     texts = [prompt.text for prompt in prompts]
     known = [prompt.memorized for prompt in prompts]
@@ -108,7 +114,9 @@ def mitigate(
     images, seconds = _sample(
         pipeline, texts, mitigation, size=size, batch_size=batch_size, progress=progress, **sampling
     )
-    ratios, reproduction = _reproduction(known, images, own_images, device=pipeline.device)
+    ratios, reproduction = _reproduction(
+        known, images, own_images, false_positive_rate=false_positive_rate, device=pipeline.device
+    )
     threshold = reproduction.get("threshold")
     judged, fidelity = _fidelity(
         judge or pipeline, images, texts, clip=judging, others=others, timesteps=fidelity_timesteps
@@ -165,7 +173,12 @@ def _check(prompts: Sequence[PromptToScore], own_images: Tensor | None) -> None:
 
 
 def _reproduction(
-    known: Sequence[bool | None], images: Sequence[Tensor], own_images: Tensor | None, *, device: Any
+    known: Sequence[bool | None],
+    images: Sequence[Tensor],
+    own_images: Tensor | None,
+    *,
+    false_positive_rate: float | None,
+    device: Any,
 ) -> tuple[list[Tensor | None], dict[str, Any]]:
     """Ratios `(P, K)` of both conditions, and the threshold or the reason why there is none."""
     if own_images is None:
@@ -181,7 +194,7 @@ def _reproduction(
     if count < MINIMUM_OTHERS:
         reason = f"{count} prompts known not to be memorized; a threshold needs {MINIMUM_OTHERS}"
         return [*ratios], {"reason": reason}
-    rate = max(0.01, 1 / (count + 1))
+    rate = max(0.01, 1 / (count + 1)) if false_positive_rate is None else false_positive_rate
     threshold = reproduction_threshold(ratios[0][rest].amin(dim=1), rate)
     return [*ratios], {"threshold": threshold, "false_positive_rate": rate, "n_others": count}
 

@@ -56,13 +56,14 @@ from memtrain.localization.results import (
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics, word_prompts
 from memtrain.localization.threshold import Threshold, calibrate_threshold
+from memtrain.records import written_whole
 
 STATISTICS_PROMPTS = 1000
 """Other prompts whose activations are compared with, where none are given."""
 THRESHOLD_PROMPTS = 100
 """Other prompts that the threshold is calibrated on, where :func:`locate` does that by itself."""
-STATISTICS, THRESHOLD = "statistics.safetensors", "threshold.json"
-"""Files of a search's folder."""
+STATISTICS, THRESHOLD, CALIBRATED_ON = "statistics.safetensors", "threshold.json", "calibrated_on.json"
+"""Files of a search's folder; the last one lists the prompts that the first two were measured on."""
 
 
 def locate(
@@ -99,7 +100,7 @@ def locate(
 
     Raises:
         ConfigurationError: if statistics or threshold do not fit the model or the settings, latents are too small to
-            compare, or `output` holds another search.
+            compare, or `output` holds another search or a calibration on other prompts.
         ProbeError: if a layer was not reached by the denoiser's forward pass.
     """
     settings = settings or Settings()
@@ -108,12 +109,12 @@ def locate(
     sites = predictor.sites(settings.sites)
     mine = _shard(prompts, shard)
     folder = None if output is None else Path(output)
-    kept = _kept(folder)
-    if statistics is None and "statistics" in kept:
-        statistics = ActivationStatistics.load(kept["statistics"])
-        _require_same_model(statistics, predictor, kept["statistics"])
-    if threshold is None and "threshold" in kept:
-        threshold = Threshold.load(kept["threshold"])
+    if folder is not None and (statistics is None or threshold is None):
+        kept = kept_calibration(folder, other_prompts)
+        if kept is not None:
+            _require_same_model(kept[0], predictor, folder)
+            statistics, threshold = statistics or kept[0], threshold if threshold is not None else kept[1]
+    others: list[str] | None = None
     if statistics is None or threshold is None:
         source = "given" if other_prompts is not None else "random words"
         others = list(other_prompts) if other_prompts is not None else _words(pipeline)
@@ -141,10 +142,8 @@ def locate(
     known: dict[str, Found] = {}
     if folder is not None:
         open_search(folder, search)
-        if "statistics" not in kept:
-            statistics.save(folder / STATISTICS)
-        if isinstance(threshold, Threshold) and "threshold" not in kept:
-            threshold.save(folder / THRESHOLD)
+        if others is not None and isinstance(threshold, Threshold):
+            _keep_calibration(folder, others, statistics, threshold)
         known = read_known(folder, mine)
     with predictor.evaluating():
         finder: PublishedSearch | FastSearch
@@ -185,23 +184,67 @@ def calibrate(
         Activation statistics and threshold.
 
     Raises:
-        ConfigurationError: for fewer than two prompts, latents too small to compare, or a folder with search results,
-            which rest on another calibration.
+        ConfigurationError: for fewer than two prompts, latents too small to compare, or a folder with results of a
+            search that rests on another calibration.
     """
-    settings, folder = settings or Settings(), Path(output)
-    if read_search(folder) is not None:
-        raise ConfigurationError(
-            f"{folder} holds a search that rests on its own calibration",
-            expected="a folder without results",
-            remedy="name another folder, or remove this one to search again",
-        )
+    settings, folder, others = settings or Settings(), Path(output), list(other_prompts)
     predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
-    others = list(other_prompts)
+    if read_search(folder) is not None:
+        kept = kept_calibration(folder, others)
+        if kept is None:
+            raise ConfigurationError(
+                f"{folder} holds a search with a calibration that was given to it",
+                expected="a folder without results",
+                remedy="leave the calibration out to go on with that search, or name another folder",
+            )
+        _require_same_model(kept[0], predictor, folder)
+        kept[0].check(predictor.widths(predictor.sites(settings.sites)))
+        kept[1].check(settings, SimilarityWindow.of(*predictor.shape[1:]))
+        return kept
     threshold = calibrate_threshold(predictor, others, settings=settings, batch_size=batch_size, source="given")
     statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source="given")
+    _keep_calibration(folder, others, statistics, threshold)
+    return statistics, threshold
+
+
+def calibrated_on(folder: Path) -> list[str] | None:
+    """The prompts that the calibration in a folder rests on; None if there is none."""
+    path = folder / CALIBRATED_ON
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def kept_calibration(
+    folder: Path, other_prompts: Sequence[str] | None = None
+) -> tuple[ActivationStatistics, Threshold] | None:
+    """What an earlier process measured in this folder; None if nothing.
+
+    Args:
+        folder: of the search.
+        other_prompts: that it has to rest on; None for any.
+
+    Raises:
+        ConfigurationError: if it rests on others.
+    """
+    known = calibrated_on(folder)
+    if known is None:
+        return None
+    if other_prompts is not None and list(other_prompts) != known:
+        raise ConfigurationError(
+            f"{folder} holds a calibration on {len(known)} prompts, which are not the {len(other_prompts)} given now",
+            expected="the same prompts, or none, to use what is there",
+            remedy="name another folder, or leave the other prompts out",
+        )
+    return ActivationStatistics.load(folder / STATISTICS), Threshold.load(folder / THRESHOLD)
+
+
+def _keep_calibration(
+    folder: Path, others: Sequence[str], statistics: ActivationStatistics, threshold: Threshold
+) -> None:
     statistics.save(folder / STATISTICS)
     threshold.save(folder / THRESHOLD)
-    return statistics, threshold
+    # Last, because it says that the others are there.
+    with written_whole(folder / CALIBRATED_ON) as unfinished:
+        unfinished.write_text(json.dumps(list(others), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
@@ -215,20 +258,12 @@ def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     return list(dict.fromkeys(prompts))[index::count]
 
 
-def _kept(folder: Path | None) -> dict[str, Path]:
-    """What an earlier process measured in this folder."""
-    if folder is None:
-        return {}
-    paths = {"statistics": folder / STATISTICS, "threshold": folder / THRESHOLD}
-    return {name: path for name, path in paths.items() if path.is_file()}
-
-
-def _require_same_model(statistics: ActivationStatistics, predictor: Predictor, path: Path) -> None:
+def _require_same_model(statistics: ActivationStatistics, predictor: Predictor, folder: Path) -> None:
     """That what lies in the folder was measured on these value layers."""
     sites = {name: site for name, site in predictor.sites("*").items() if name in statistics.mean}
     if len(sites) < len(statistics.mean) or predictor.fingerprint(sites) != statistics.fingerprint:
         raise ConfigurationError(
-            f"{path} was measured on another model ({statistics.model or 'unnamed'})",
+            f"The calibration in {folder} was measured on another model ({statistics.model or 'unnamed'})",
             expected="the model that is searched, with the same value layers",
             remedy="name another output folder, or calibrate again",
         )

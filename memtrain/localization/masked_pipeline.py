@@ -22,10 +22,19 @@ def save_masked_pipeline(pipeline: StableDiffusionPipeline, mask: NeuronMask, fo
         ConfigurationError: if the folder holds a pipeline already.
         ProbeError: if the mask does not fit the denoiser.
     """
+    require_free(folder)
+    with mask.baked(pipeline.unet):
+        pipeline.save_pretrained(folder)
+    mask.save(folder / "neuron_mask.safetensors")
+
+
+def require_free(folder: Path) -> None:
+    """That a pipeline can be saved there.
+
+    Raises:
+        ConfigurationError: if the folder holds one already.
+    """
     if (folder / "model_index.json").exists():
         raise ConfigurationError(
             f"{folder} holds a pipeline already", expected="an empty folder", remedy="name another folder"
         )
-    with mask.baked(pipeline.unet):
-        pipeline.save_pretrained(folder)
-    mask.save(folder / "neuron_mask.safetensors")

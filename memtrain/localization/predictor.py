@@ -109,7 +109,8 @@ class Predictor:
             encode=encode,
             predict=predict,
             shape=(unet.config.in_channels, height, width),
-            timesteps=tuple(map(float, scheduler.timesteps)),
+            # Where nothing is left of the signal, a velocity says nothing of the noise.
+            timesteps=tuple(float(step) for step in scheduler.timesteps if kind == "epsilon" or alpha[step] > 1e-6),
             name=str(getattr(pipeline, "name_or_path", "") or unet.config.get("_name_or_path", "")),
         )
 

@@ -62,12 +62,7 @@ class Localization(Mapping[str, NeuronMask]):
 
     def union(self) -> NeuronMask | None:
         """All prompts' neurons in one mask; None if there are none."""
-        masks = list(self._masks.values())
-        whole = masks[0] if masks else None
-        for mask in masks[1:]:
-            assert whole is not None
-            whole = whole | mask
-        return whole
+        return union(list(self._masks.values()))
 
     @property
     def table(self) -> pa.Table:
@@ -140,6 +135,15 @@ _SCHEMA = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
+
+
+def union(masks: Sequence[NeuronMask]) -> NeuronMask | None:
+    """The neurons of all masks in one; None if there are none."""
+    whole = masks[0] if masks else None
+    for mask in masks[1:]:
+        assert whole is not None
+        whole = whole | mask
+    return whole
 
 
 def save_masks(masks: Mapping[str, NeuronMask], path: Path) -> None:

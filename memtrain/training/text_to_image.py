@@ -113,6 +113,9 @@ class TextToImageModule(LightningModule):
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings `(B, T, width)` of token ids `(B, T)`."""
+        # Callbacks measure before on_fit_start has moved what is frozen.
+        if self.text_encoder.device != input_ids.device and self.text_encoder in self._frozen:
+            self.text_encoder.to(input_ids.device)
         return self.text_encoder(input_ids)[0]
 
     def unconditional_text(self) -> Tensor:

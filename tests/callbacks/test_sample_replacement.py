@@ -32,7 +32,9 @@ def dataset(write_folder: Callable[..., Path], tokenizer: WordTokenizer) -> Capt
 def mitigation(dataset: CaptionedImages) -> SampleReplacement:
     made = SampleReplacement(seed=3)
     monitor = MemorizationMonitor(reference=False)
-    trainer: Any = SimpleNamespace(callbacks=[monitor, made], datamodule=SimpleNamespace(train_dataset=dataset))
+    trainer: Any = SimpleNamespace(
+        callbacks=[monitor, made], datamodule=SimpleNamespace(train_dataset=dataset), global_rank=0
+    )
     made.setup(trainer, None, "fit")  # type: ignore[arg-type]
     return made
 
@@ -66,13 +68,26 @@ def test_flagged_rows_hold_another_sample_and_the_others_stay(
     assert drawn == set(keys) - flagged, "every other sample is drawn sooner or later"
 
 
-def test_the_choice_depends_on_number_and_key_alone(mitigation: SampleReplacement, dataset: CaptionedImages) -> None:
+def test_the_choice_depends_on_number_and_place_in_the_global_batch(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
     keys = [sample.key for sample in dataset.samples]
     flagged = {keys[1], keys[4]}
-    whole, half = collate(dataset, [1, 0, 4, 2]), collate(dataset, [4, 2])
+    whole = collate(dataset, [1, 1, 4, 2])
     mitigation.prepare(whole, flags(whole["key"], flagged), tokenizer=None, number=7)
-    mitigation.prepare(half, flags(half["key"], flagged), tokenizer=None, number=7)
-    assert whole["key"][2:] == half["key"]
+    dealt = []
+    for rank in range(2):
+        part = collate(dataset, [1, 1, 4, 2][2 * rank : 2 * rank + 2])
+        mitigation._rank = rank
+        mitigation.prepare(part, flags(part["key"], flagged), tokenizer=None, number=7)
+        dealt += part["key"]
+    assert dealt == whole["key"]
+    drawn = set()
+    for number in range(20):
+        copies = collate(dataset, [1, 1, 1, 1])
+        mitigation.prepare(copies, flags(copies["key"], flagged), tokenizer=None, number=number)
+        drawn.add(len(set(copies["key"])))
+    assert max(drawn) > 2, "copies get substitutes of their own"
 
 
 def test_no_sample_inherits_the_places_of_its_flagged_neighbours(
@@ -133,6 +148,13 @@ def test_a_field_that_the_data_set_does_not_know_is_an_error(
     batch = collate(dataset, [1, 2]) | {"depth": torch.zeros(2)}
     with pytest.raises(ConfigurationError, match="no \\['depth'\\]"):
         mitigation.prepare(batch, flags(batch["key"], {batch["key"][0]}), tokenizer=None, number=0)
+
+
+def test_a_field_that_cannot_be_replaced_is_an_error(mitigation: SampleReplacement, dataset: CaptionedImages) -> None:
+    batch = collate(dataset, [1, 2])
+    batch["key"] = tuple(batch["key"])
+    with pytest.raises(ConfigurationError, match="'key' is a tuple"):
+        mitigation.prepare(batch, flags(list(batch["key"]), {batch["key"][0]}), tokenizer=None, number=0)
 
 
 def test_data_without_single_samples_are_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ def test_stages_run_in_their_order_and_once() -> None:
         ("--attention_plots 2", "attention_plots=2 with the stage `measure` alone"),
         ("--model nowhere --prompts cat --shard 2/2", "names no part of the prompts"),
         ("--stages [measure,detect] --shard 0/2", "measure cannot be shared between processes"),
+        ("--model nowhere --prompts cat --bake x", "--bake with the stages detect, of which none reads it"),
+        ("--model nowhere --prompts cat --stages [mitigate] --sites *", "--sites with the stages mitigate"),
+        ("--run nowhere --clip x", "--clip with the stages measure"),
+        ("--model nowhere --prompts cat --stages [calibrate,localize]", "of which nothing is known"),
         ("--model nowhere --prompts cat --detectors false", "detectors=False leaves nothing to score prompts with"),
     ],
 )
@@ -63,10 +67,10 @@ def test_localize_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("memtrain.evaluation.localization_sheet.print_localization", lambda results, folder: None)
     given: dict[str, Any] = {"pipeline": 1, "prompts": 2, "own_images": 3, "output": tmp_path, "model": "m"}
     given |= {"seeds": (4,), "steps": 5, "guidance_scale": 6.0, "batch_size": 7}
-    stage = StageInput(**given, detectors=(), sites="*", contribution=0.4, bake="baked")
+    stage = StageInput(**given, detectors=(), sites="*", contribution=0.4, bake="baked", false_positive_rate=0.2)
     assert STAGES["localize"](stage) == {"found": 1}
     assert seen.pop("settings").sites == "*"
-    assert seen == {**given, "contribution": 0.4, "bake": "baked"}
+    assert seen == {**given, "contribution": 0.4, "bake": "baked", "false_positive_rate": 0.2}
 
 
 def test_the_remedy_names_what_exists() -> None:

@@ -156,11 +156,14 @@ def test_errors_are_messages_not_tracebacks(
         cli.evaluate([])
 
 
-def test_the_baseline_differs_from_the_default_in_the_mitigation_alone() -> None:
+def test_the_baseline_differs_from_the_default_in_the_mitigation_and_how_strict_flags_are() -> None:
     tiny, baseline = (yaml.safe_load((ROOT / "configs" / f"{n}.yaml").read_text()) for n in ("tiny", "tiny_baseline"))
     tiny["trainer"]["callbacks"] = [
         c for c in tiny["trainer"]["callbacks"] if "SampleReplacement" not in c["class_path"]
     ]
+    monitor, looser = (config["trainer"]["callbacks"][0]["init_args"] for config in (tiny, baseline))
+    assert (monitor.pop("false_positive_rate"), monitor.pop("minimum_visits")) == (0.001, 10)
+    assert looser.pop("false_positive_rate") == 0.01
     assert baseline["trainer"].pop("default_root_dir") == tiny["trainer"].pop("default_root_dir") + "_baseline"
     assert tiny == baseline
 

@@ -27,7 +27,8 @@ def test_every_other_control_calibrates() -> None:
     roles = Roles.of(PROMPTS)
     assert (roles.asked, roles.calibrating, roles.tested) == ([0, 3], [1, 4, 6], [2, 5])
     assert roles.searched == [0, 3, 2, 5] and roles.controls == [1, 2, 4, 5, 6]
-    assert roles.without_calibration().searched == [0, 3, 1, 2, 4, 5, 6]
+    other = roles.calibrated_on(PROMPTS, {"f g", "something else"})
+    assert (other.calibrating, other.tested) == ([2], [1, 4, 5, 6])
     assert Roles.of(PROMPTS[:4]).calibrating == []
     for wrong in (CONTROLS, [PROMPTS[0], PROMPTS[0]], []):
         with pytest.raises(ConfigurationError, match="different prompts"):
@@ -37,19 +38,45 @@ def test_every_other_control_calibrates() -> None:
 def test_calibrated_and_searched_in_parts_or_in_one_go(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     settings = Settings(seeds=3, most_k=1)
     whole = localize(pipeline, PROMPTS, output=tmp_path / "whole", settings=settings, **SAMPLING)
-    statistics, threshold = calibrate(pipeline, PROMPTS, output=tmp_path / "parts", settings=settings)
+    options: dict[str, Any] = {"output": tmp_path / "parts", "settings": settings}
+    with pytest.raises(ConfigurationError, match="holds no calibration for all parts"):
+        search_part(pipeline, PROMPTS, shard=(0, 2), **options)
+    statistics, threshold = calibrate(pipeline, PROMPTS, **options)
     assert (statistics.count, threshold.count) == (3, 3)
     assert threshold == Threshold.load(tmp_path / "whole" / NEURONS / "threshold.json")
-    options: dict[str, Any] = {"output": tmp_path / "parts", "settings": settings, "progress": False}
-    parts = [search_part(pipeline, PROMPTS, shard=(index, 2), **options) for index in range(2)]
+    parts = [search_part(pipeline, PROMPTS, shard=(index, 2), progress=False, **options) for index in range(2)]
     assert [[one.prompt for one in part.found] for part in parts] == [["a b", "f g"], ["c d", "j"]]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts" / NEURONS / "prompts").iterdir()}
-    joined = localize(pipeline, PROMPTS, output=tmp_path / "parts", settings=settings, **SAMPLING)
+    assert calibrate(pipeline, PROMPTS, **options)[1] == threshold, "what is there is taken"
+    joined = localize(pipeline, PROMPTS, **options, **SAMPLING)
     assert joined["search"] == whole["search"] and joined["located"] == whole["located"]
     assert joined["conditions"] == whole["conditions"]
     assert len(stamps) == 4 and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    with pytest.raises(ConfigurationError, match="rests on its own calibration"):
-        calibrate(pipeline, PROMPTS, output=tmp_path / "parts", settings=settings)
+    with pytest.raises(ConfigurationError, match="calibration on 3 prompts, which are not the 5 given now"):
+        calibrate(pipeline, CONTROLS, **options)
+
+
+def test_a_calibration_on_other_prompts_leaves_all_controls_to_be_tested(
+    pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    settings = Settings(seeds=3, most_k=1)
+    ordinary = [PromptToScore(text) for text in ("m n", "o", "e")]
+    _, threshold = calibrate(pipeline, ordinary, output=tmp_path, settings=settings)
+    results = localize(pipeline, PROMPTS, output=tmp_path, settings=settings, **SAMPLING)
+    assert results["search"]["threshold"] == threshold.value
+    assert results["prompts"] == {"asked": 2, "controls": 5, "controls_tested": 4}, "one of them calibrated"
+    by_share = localize(
+        pipeline, PROMPTS, output=tmp_path, settings=Settings(seeds=3, sites="mid_block*"), contribution=0.5, **SAMPLING
+    )
+    assert by_share["search"]["threshold"] == threshold.value
+    assert all(site.startswith("mid_block") for site in by_share["search"]["sites"])
+
+
+def test_prompts_that_cannot_calibrate_are_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="none is known not to be memorized"):
+        calibrate(pipeline, [PROMPTS[0], PROMPTS[3]], output=tmp_path)
+    mixed = [PROMPTS[3], *CONTROLS[:4]]
+    assert calibrate(pipeline, mixed, output=tmp_path, settings=Settings(seeds=3))[1].count == 2
 
 
 def test_another_models_calibration_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:

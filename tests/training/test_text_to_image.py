@@ -61,6 +61,12 @@ def test_frozen_parts_are_in_no_checkpoint_and_get_no_gradient(module: TextToIma
     assert all(p.grad is not None for p in module.denoiser.parameters())
 
 
+def test_a_frozen_text_encoder_follows_its_input(module: TextToImageModule) -> None:
+    """Callbacks ask for losses before Lightning has called the module's own on_fit_start."""
+    embeddings = module.encode_text(torch.zeros(1, 12, dtype=torch.int64, device="meta"))
+    assert embeddings.device.type == module.text_encoder.device.type == "meta"
+
+
 def test_the_text_encoder_can_be_trained(pipeline_folder: Path) -> None:
     module = TextToImageModule(str(pipeline_folder), train_text_encoder=True)
     module.sample_loss(batch(module), torch.tensor([1, 2, 3]), module.step_generator(0)).mean().backward()
