@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.generate import generate, read_prompts_with
@@ -40,6 +43,24 @@ def test_the_reference_is_the_second_timestep_on_the_first_noise(pipeline: Stabl
     assert float((NoiseSimilarity().score_images(large) - detector.score_images(large)).abs().max()) > 1e-6
     assert (detector.extra_forwards(50), NoiseSimilarity().extra_forwards(50)) == (1, 0)
     assert "denoise" not in NoiseSimilarity().needs
+
+
+def test_a_velocity_is_read_as_the_noise_it_implies() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, latents = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    alphas = torch.linspace(0.999, 0.005, 1000)
+    alpha = float(alphas[980])
+    # x = √ᾱ x₀ + √(1 − ᾱ) ε and v = √ᾱ ε − √(1 − ᾱ) x₀.
+    clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+    velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
+    common: dict[str, Any] = {"index": 0, "timestep": 980.0, "unconditional": None, "latents": latents}
+    expected = NoiseSimilarity().read(DenoiserStep(conditional=noise, **common))
+    found = NoiseSimilarity().read(
+        DenoiserStep(conditional=velocity, alphas_cumprod=alphas, prediction_type="v_prediction", **common)
+    )
+    assert found is not None and expected is not None
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(found, noise_difference(velocity, latents), atol=1e-2)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

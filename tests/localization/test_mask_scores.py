@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +132,12 @@ def test_a_score_on_the_threshold_is_settled(predictor: Predictor, settings: Set
     assert scores.answer(MASKS[1], below) is None
     scores.evaluate([MASKS[1]])
     assert scores.answer(MASKS[1], below) is (scores.settle(MASKS[1]) < threshold)
+
+
+def test_half_precision_is_settled_from_farther_away(predictor: Predictor, settings: Settings) -> None:
+    half = replace(predictor, denoiser=copy.deepcopy(predictor.denoiser).to(torch.bfloat16))
+    found = [MaskScores(one, one.sites(), settings, batch_size=4)._rounding for one in (predictor, half)]
+    assert found == [ROUNDING, 1e-3]
 
 
 def test_an_error_inside_leaves_nothing_behind(predictor: Predictor, settings: Settings) -> None:

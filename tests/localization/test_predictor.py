@@ -57,6 +57,22 @@ def test_velocity_is_turned_into_noise(pipeline: StableDiffusionPipeline) -> Non
         torch.testing.assert_close(converted.predict(noise, step, text), expected)
 
 
+def test_a_velocity_without_signal_is_not_asked_for(pipeline: StableDiffusionPipeline) -> None:
+    def of(kind: str) -> Predictor:
+        scheduler = DDIMScheduler(
+            prediction_type=kind,
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=True,
+            clip_sample=False,
+            steps_offset=1,
+        )
+        parts = {**pipeline.components, "scheduler": scheduler}
+        return Predictor.of(StableDiffusionPipeline(**parts, requires_safety_checker=False))
+
+    assert of("epsilon").timesteps[:2] == (999.0, 979.0)
+    assert of("v_prediction").timesteps[:2] == (979.0, 959.0), "at 999 it would imply the noise that was given"
+
+
 def test_the_denoiser_is_evaluated_as_it_will_be_used(pipeline: StableDiffusionPipeline) -> None:
     predictor = Predictor.of(pipeline)
     pipeline.unet.mid_block.train()
