@@ -36,7 +36,7 @@ from memtrain.localization.baselines import most_active, random_neurons, unrefin
 from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
-from memtrain.localization.results import Localization
+from memtrain.localization.results import Localization, union
 from memtrain.localization.retrigger import retrigger
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
@@ -143,9 +143,7 @@ SEARCHED = "40 % by contribution (ours)"
 def measure(case: Case, masks: Sequence[NeuronMask | None]) -> dict[str, Any]:
     """Replication under the masks, one by one and together, and what all together do to the held-out loss."""
     count = len(case.planted)
-    whole: NeuronMask | None = None
-    for mask in masks:
-        whole = mask if whole is None else whole if mask is None else whole | mask
+    whole = union([mask for mask in masks if mask is not None])
     embeddings = text_embeddings(case.pipeline, case.planted)
     figures: dict[str, Any] = {
         "neurons": [0 if mask is None else len(mask) for mask in masks],
