@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import per_sample_mse, residual_from_gradient
+from memtrain.models.backbones.base import unwrap
 from memtrain.models.probe import DenoiserProbe, Observation
 
 
@@ -31,14 +32,14 @@ class PairedReference:
     """The parameters that training began with.
 
     Args:
-        denoiser: before any training step and before a checkpoint is loaded.
+        denoiser: wrapped (torch.compile, PEFT, DDP) or not, before any training step and before a checkpoint is loaded.
 
     Raises:
         ConfigurationError: if it has no trainable parameter.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
-        trained = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
+        trained = _trained(denoiser)
         if not trained:
             raise ConfigurationError(
                 f"{type(denoiser).__name__} has no trainable parameter",
@@ -49,8 +50,8 @@ class PairedReference:
 
     @contextmanager
     def base_weights(self, denoiser: nn.Module) -> Iterator[None]:
-        """Within the context, `denoiser` has the parameters of the beginning."""
-        trained = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
+        """Within the context, `denoiser`, wrapped or not, has the parameters of the beginning."""
+        trained = _trained(denoiser)
         if trained.keys() != self._start.keys():
             changed = sorted(trained.keys() ^ self._start.keys())
             raise ConfigurationError(
@@ -103,3 +104,8 @@ class PairedReference:
         target = predicted(observation.prediction).float() - residual
         base.sample_loss = per_sample_mse(predicted(base.prediction), target)
         return read(base)
+
+
+def _trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters by the names that they have without wrappers."""
+    return {name: value for name, value in unwrap(denoiser).named_parameters() if value.requires_grad}

@@ -51,7 +51,7 @@ class Foreign(LightningModule):
         return F.mse_loss(prediction, noise)
 
     def on_after_backward(self) -> None:
-        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters()]))
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1e-2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from lightning.pytorch import seed_everything
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.paired_reference import PairedReference
@@ -74,6 +74,24 @@ def test_an_adapter_is_switched_off(pipeline: StableDiffusionPipeline) -> None:
             torch.testing.assert_close(unet(*inputs).sample, before)
         assert torch.equal(unet(*inputs).sample, trained)
     assert (trained - before).abs().max() > 1e-3
+
+
+def test_a_wrapped_denoiser_has_the_parameters_of_the_inner_one(
+    pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    unet = UNet2DConditionModel.from_config(pipeline.unet.config)
+    paired = PairedReference(torch.compile(unet, backend="eager"))
+    before = unet.conv_in.weight.detach().clone()
+    with torch.no_grad():
+        unet.conv_in.weight.add_(1)
+    with paired.base_weights(unet):
+        assert torch.equal(unet.conv_in.weight, before)
+
+    module: Any = Foreign(pipeline.unet)
+    module.unet = get_peft_model(module.unet, LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    fit(module, tmp_path, [MemorizationMonitor([DenoisingLoss()], reference="paired")], max_epochs=1)
+    rows = read_steps(tmp_path / "records").to_pylist()
+    assert all(row["base.denoising_loss"] == pytest.approx(row["denoising_loss"], rel=1e-5) for row in rows[:4])
 
 
 def test_parameters_that_appear_later_are_refused(pipeline: StableDiffusionPipeline) -> None:
