@@ -44,6 +44,11 @@ class AttentionRegularization(Mitigation):
             )
         self.strength, self.margin, self.samples = strength, margin, samples
 
+    @property
+    def flagged_only(self) -> bool:
+        """With `samples: flagged`."""
+        return self.samples == "flagged"
+
     def penalty(self, observation: Observation, flags: Flags) -> Tensor:
         """`strength` times the mean over sites of the hinge, `(B,)`; 0 for samples that are not penalized."""
         change = observation.entropy() - observation.reference["attention_entropy"]

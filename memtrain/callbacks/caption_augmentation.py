@@ -96,6 +96,11 @@ class CaptionAugmentation(Mitigation):
 
     # Before training
 
+    @property
+    def flagged_only(self) -> bool:
+        """With `samples: flagged`."""
+        return self.samples == "flagged"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse data without tokens, and collect the other captions of `multiple`."""
         super().setup(trainer, pl_module, stage)

@@ -65,6 +65,11 @@ class Mitigation(Callback):
     changes_samples: ClassVar[bool] = False
     key_field: str = "key"
 
+    @property
+    def flagged_only(self) -> bool:
+        """Whether it does nothing but with flagged samples that are in the batch."""
+        return False
+
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
         """Put own hooks on the denoiser, before the probe puts its; default nothing.
 

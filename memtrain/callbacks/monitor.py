@@ -38,6 +38,7 @@ from torch import Tensor
 
 from memtrain.calibration import Calibration
 from memtrain.callbacks import processes
+from memtrain.callbacks.combinations import refuse_combinations
 from memtrain.callbacks.flagging import COMBINED, Flagging, FlaggingOptions
 from memtrain.callbacks.measurement import (
     add_unconditional,
@@ -147,13 +148,15 @@ class MemorizationMonitor(Callback):
     # Start and end
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to share a run with another monitor, and remember the base model, before a checkpoint is loaded."""
+        """Refuse what cannot share a run, and remember the base model, before a checkpoint is loaded."""
         if sum(isinstance(c, MemorizationMonitor) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ConfigurationError(
                 "There are two MemorizationMonitors among the callbacks",
                 expected="one, which may measure several signals",
                 remedy="put all signals into one monitor",
             )
+        if stage == "fit":
+            refuse_combinations(trainer.callbacks)  # type: ignore[attr-defined]
         if stage == "fit" and self.options.reference == "paired":
             self._paired = PairedReference(find_denoiser(pl_module, self.denoiser)[1])
 

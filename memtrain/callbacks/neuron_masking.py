@@ -78,6 +78,11 @@ class NeuronMasking(Mitigation):
         self._hooks: ValueHooks | None = None
         self._state: dict[str, Any] = {}
 
+    @property
+    def flagged_only(self) -> bool:
+        """With `samples: flagged`, and while it searches for flagged samples' neurons."""
+        return self.samples == "flagged" or self.neurons > 0
+
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
         """Put the hooks on, and take up what a checkpoint knew.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
@@ -160,3 +161,11 @@ def test_a_field_that_cannot_be_replaced_is_an_error(mitigation: SampleReplaceme
 def test_data_without_single_samples_are_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="use SampleSkipping"):
         fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), SampleReplacement()])
+
+
+def test_what_acts_on_flagged_samples_only_is_refused_beside_it(
+    pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    callbacks = [MemorizationMonitor(reference=False), SampleReplacement(), CaptionAugmentation(samples="flagged")]
+    with pytest.raises(ConfigurationError, match="takes out of the batches"):
+        fit(Foreign(pipeline.unet), tmp_path, callbacks)
