@@ -6,7 +6,8 @@ of each site's entropy since the base model, beyond `margin`, in either directio
 both ways. Its gradient reaches queries, keys and what lies before them, not the values.
 
 Cost: the graph of the token attention (more memory per site). Suggested: the defaults, on flagged samples. Cannot: keep
-a model from memorizing through its values or convolutions; combine it with sample skipping or reweighting.
+a model from memorizing through its values or convolutions; combine it with sample skipping or reweighting. Visits with
+a dropped caption are not penalized, because the base model's entropy is that of the full caption.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import Observation
+from memtrain.models.transfer import to_device
 
 
 class AttentionRegularization(Mitigation):
@@ -54,4 +56,6 @@ class AttentionRegularization(Mitigation):
         change = observation.entropy() - observation.reference["attention_entropy"]
         hinge = torch.relu(change.abs() - self.margin).mean(dim=1)
         chosen = torch.ones_like(flags.ever) if self.samples == "all" else flags.ever
+        if observation.caption_dropped:
+            chosen = chosen & ~to_device(torch.tensor(observation.caption_dropped), chosen.device)
         return self.strength * torch.where(chosen, hinge, 0.0 * hinge)

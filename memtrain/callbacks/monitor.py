@@ -23,6 +23,9 @@ Cost: two projections per attention site and step; the profile, once; a forward 
 in the background and becomes evidence, together with that of the other processes, at the next update. So flags lag
 behind by less than `calibrate_every` batches.
 
+A visit whose caption was dropped (`caption` in the batch is empty, and the sample's own is not) cannot be compared with
+the sample's other visits: its signal values are NaN, also in the records, and it is no evidence.
+
 Logged metrics: `memorization/flagged` (samples flagged so far), `memorization/threshold` (score above which a sample is
 flagged), `memorization/weight` (mean weight in the batch).
 """
@@ -207,6 +210,8 @@ class MemorizationMonitor(Callback):
                 seed=self.options.seed,
             )
         self.flagging.prepare(trainer, pl_module, resumed=bool(state))
+        samples = getattr(getattr(getattr(trainer, "datamodule", None), "train_dataset", None), "samples", ())
+        self._without_caption = {sample.key for sample in samples if sample.caption == ""}
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this module or data cannot do, before any work is done."""
@@ -272,7 +277,8 @@ class MemorizationMonitor(Callback):
         scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
         self._loss_weight = getattr(pl_module, "loss_weight", None)
-        self.probe.begin(Observation(keys, lengths, mask, loss_scale=scale), self._gate)
+        observation = Observation(keys, lengths, mask, self._caption_dropped(keys, batch), loss_scale=scale)
+        self.probe.begin(observation, self._gate)
 
     def _keys(self, batch: Any) -> list[str]:
         keys = batch.get(self.key_field) if isinstance(batch, dict) else None
@@ -284,6 +290,17 @@ class MemorizationMonitor(Callback):
                 remedy="give every sample a stable name in the dataset, or set key_field",
             )
         return list(keys)
+
+    def _caption_dropped(self, keys: list[str], batch: dict[str, Any]) -> list[bool]:
+        captions = batch.get("caption")
+        # A host may keep something else under this name.
+        if not isinstance(captions, list | tuple) or len(captions) != len(keys):
+            return []
+        dropped = [
+            isinstance(caption, str) and caption == "" and key not in self._without_caption
+            for key, caption in zip(keys, captions, strict=True)
+        ]
+        return dropped if any(dropped) else []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""
@@ -330,6 +347,9 @@ class MemorizationMonitor(Callback):
         values = self.readings.read(observation)
         if self._paired is not None:
             values = torch.cat([values, self._base_values(trainer, pl_module, observation, values)], dim=1)
+        if observation.caption_dropped:
+            dropped = to_device(torch.tensor(observation.caption_dropped), values.device)
+            values = values.masked_fill(dropped[:, None], torch.nan)
         self._visits.append(
             Visits(
                 self._batches_done,

@@ -30,7 +30,7 @@ class Visits:
         score: `(B,)` evidence before these visits, on the host.
         flagged: `(B,)` bool, on the host.
         packed: `(B, 3 + columns)` timestep, prompt length (NaN if unknown), weight, signal values (and after them the
-            base model's, where these come with the visit).
+            base model's, where these come with the visit); NaN where the caption was dropped.
         recorded: whether the rows are in the record table.
     """
 

@@ -55,6 +55,7 @@ class Observation:
         prompt_length: `(B,)` tokens of the caption with BOS and EOS, or None if the host does not say.
         prompt_mask: `(B, T)` bool, true for the words of the caption; needed for groups of tokens where a prompt length
             does not place them (T5, SD3).
+        caption_dropped: B, true where the visit has the empty caption in place of the sample's own; empty if none has.
         timesteps: `(B,)` from 0 to 1,000.
         noisy_latents: `(B, ...)` that the denoiser was given, detached.
         text_embeddings: `(B, T, width)`, detached.
@@ -77,6 +78,7 @@ class Observation:
     keys: Sequence[str]
     prompt_length: Tensor | None = None
     prompt_mask: Tensor | None = None
+    caption_dropped: Sequence[bool] = ()
     timesteps: Tensor = field(default_factory=lambda: torch.empty(0))
     noisy_latents: Tensor = field(default_factory=lambda: torch.empty(0))
     text_embeddings: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -45,6 +45,14 @@ def test_the_hinge_is_two_sided_and_for_flagged_samples() -> None:
     torch.testing.assert_close(everyone, torch.tensor([0.0, 0.8, 0.8, 0.8]), atol=1e-6, rtol=0)
 
 
+def test_visits_with_a_dropped_caption_are_not_penalized() -> None:
+    seen = observation([0.5, 0.5])
+    seen.caption_dropped = [True, False]
+    for samples in ("all", "flagged"):
+        penalty = AttentionRegularization(strength=2.0, samples=samples).penalty(seen, flags([True, True]))
+        torch.testing.assert_close(penalty, torch.tensor([0.0, 0.8]), atol=1e-6, rtol=0)
+
+
 class Regularization(AttentionRegularization):
     """Without the demand for a profile, which a foreign module cannot be measured for."""
 

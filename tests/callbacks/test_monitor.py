@@ -186,6 +186,39 @@ def test_groups_are_recorded_where_the_data_module_knows_them(
         assert table.schema.field("group").type == pa.string()
 
 
+class CaptionsDropped(ForeignData):
+    """Of the four captions in a batch, the first was dropped; the third sample never had any."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**batch, "caption": ["", "a b", "", "a d"]}
+
+
+@pytest.mark.parametrize("reference", [False, "paired"])
+def test_visits_with_a_dropped_caption_are_no_evidence(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, reference: Any
+) -> None:
+    data = CaptionsDropped()
+    data.train_dataset.samples[2].caption = ""
+    monitor = MemorizationMonitor(reference=reference, paired_every=1, maximum_timestep=1000)
+    fit(Foreign(pipeline.unet), tmp_path, [monitor], data=data, max_epochs=8)
+    seen = dict(zip(monitor.calibration.samples.row, monitor.calibration.samples.total.abs().amax(dim=1), strict=True))
+    assert {key for key, total in seen.items() if total == 0} == {"a"}
+    rows = read_steps(tmp_path / "records").to_pylist()
+    for name in ("denoising_loss", *(["base.denoising_loss"] if reference else [])):
+        assert all((row[name] != row[name]) == (row["key"] == "a") for row in rows)
+
+
+def test_captions_that_are_no_strings_are_the_hosts_own_business(
+    pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    class Embedded(Foreign):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {**batch, "caption": batch["text"]}
+
+    fit(Embedded(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False)], max_epochs=1)
+    assert all(loss == loss for loss in read_steps(tmp_path / "records")["denoising_loss"].to_pylist())
+
+
 def test_skipping_without_a_monitor_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no MemorizationMonitor"):
         fit(Foreign(pipeline.unet), tmp_path, [SampleSkipping()])

@@ -146,7 +146,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     tables = [read_steps(tmp_path / name / "records") for name in ("whole", "cut")]
     assert tables[0].num_rows == 17 * 4
-    assert tables[0].drop(["score"]).equals(tables[1].drop(["score"]))
+    for name in set(tables[0].column_names) - {"score"}:
+        # By what is printed, because the values of visits without a caption are NaN, which equals nothing.
+        assert repr(tables[0][name].to_pylist()) == repr(tables[1][name].to_pylist()), name
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert whole.ema is not None
