@@ -285,6 +285,10 @@ class Calibration:
         visits = evidence.visits.view(-1, evidence.columns)
         return (visits if rows is None else visits[rows])[:, self.scored].amin(dim=1) >= self.minimum_visits
 
+    def heldout_ready(self) -> int:
+        """Held-out samples with visits enough, the same number on every process."""
+        return 0 if self.heldout is None else int(self._ready(self.heldout).sum())
+
     def scores(self, keys: Sequence[str]) -> Tensor:
         """Accumulated evidence of samples `(B,)`, 0 before the first counted visit."""
         return self._scores(self.samples, self.samples.rows(keys))

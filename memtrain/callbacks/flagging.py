@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 COMBINED = "combined"
 """Flag by all signals together, along the direction in which the run's canaries stand out."""
 
+WARM_UP = 16
+"""Rounds of held-out measurement, beyond twice the visits that count, after which a new run begins in any case."""
+
 
 @dataclass(frozen=True)
 class FlaggingOptions:
@@ -146,7 +149,10 @@ class Flagging:
             )
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule, *, resumed: bool) -> None:
-        """Measure or load the base model's profile; in a new run, calibrate on the base model."""
+        """Measure or load the base model's profile; in a new run, calibrate on the base model.
+
+        Every held-out sample is measured until it has visits enough, so that there is a threshold from the start.
+        """
         if self.heldout is None:
             return
         if self.options.reference is True:
@@ -160,9 +166,12 @@ class Flagging:
             )
         if resumed:
             return
-        each = 4 * self.options.heldout_batch
+        each = min(4 * self.options.heldout_batch, len(self.heldout))
         rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * trainer.world_size))
-        for _ in range(rounds + 1):
+        # The first visits only teach the moments, and count for no sample.
+        for _ in range(2 * rounds + WARM_UP):
+            if self.calibration.heldout_ready() == len(self.heldout):
+                break
             self.calibrate(trainer, pl_module, each)
 
     def flags(self, keys: Sequence[str]) -> Flags:

@@ -40,7 +40,8 @@ def run(
     monitor = MemorizationMonitor(
         [DenoisingLoss(), AttentionEntropy(), GuidanceNorm(every=1), ValueOutliers()],
         flag_by="combined",
-        false_positive_rate=0.1,
+        # So strict that enough of these few samples, all learnt quickly, are left to tell the canaries from.
+        false_positive_rate=1e-4,
         minimum_visits=2,
         heldout_batch=3,
         calibrate_every=2,
