@@ -13,7 +13,7 @@ memorized samples from others where sites move in different directions; the moni
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class EntropySkipping(Mitigation):
         decay: of the running moments, per visit.
     """
 
+    skips: ClassVar[bool] = True
+
     def __init__(self, reference: Literal["ren2024"] = "ren2024", *, share: float = 0.05, decay: float = 0.99) -> None:
         if not 0 < share < 0.5 or not 0 < decay < 1:
             raise ConfigurationError(
@@ -50,7 +52,7 @@ class EntropySkipping(Mitigation):
         """Visits, mean and variance, by noise level."""
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for skipped visits, B / kept for the others, over all processes, `(B,)`."""
+        """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""
         value = mean_attention_entropy(observation)
         bucket = (observation.timesteps.float() * BUCKETS / 1000).long().clamp(0, BUCKETS - 1)
         self.moments = self.moments.to(value.device)
@@ -72,7 +74,7 @@ class EntropySkipping(Mitigation):
                 torch.where(seen_any, spread.clamp(min=0), variance),
             ]
         )
-        return kept * processes.share_of_mean(kept)
+        return kept
 
     def state_dict(self) -> dict[str, Any]:
         """The running moments."""

@@ -20,7 +20,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from memtrain.callbacks import processes
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.guidance import guidance_norm
@@ -39,6 +38,7 @@ class GuidanceNormSkipping(Mitigation):
     """
 
     needs_unconditional: ClassVar[bool] = True
+    skips: ClassVar[bool] = True
 
     def __init__(self, reference: Literal["wen2024"] = "wen2024", *, threshold: float | None = None) -> None:
         self.threshold = THRESHOLDS[reference] if threshold is None else threshold
@@ -46,8 +46,7 @@ class GuidanceNormSkipping(Mitigation):
             raise ConfigurationError(f"threshold={threshold}", expected="above 0", remedy="change it")
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for skipped visits, B / kept for the others, over all processes, `(B,)`."""
+        """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""
         if observation.prediction is None or observation.unconditional is None:
             raise ProbeError("There is no prediction under the empty caption", remedy="train with MemorizationMonitor")
-        kept = (guidance_norm(observation.prediction, observation.unconditional) < self.threshold).float()
-        return kept * processes.share_of_mean(kept)
+        return (guidance_norm(observation.prediction, observation.unconditional) < self.threshold).float()

@@ -16,7 +16,7 @@ CIFAR models have ratio 2. Cannot: name samples; that is the monitor's evidence.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -43,6 +43,8 @@ class LossSkipping(Mitigation):
         decay: of the running mean; default the reference's.
         reference: the published setting whose constants are used; with None both have to be given.
     """
+
+    skips: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -73,14 +75,14 @@ class LossSkipping(Mitigation):
             self.mean = torch.zeros(STEPS)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for skipped visits, B / kept of the whole batch for the others, `(B,)`."""
+        """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""
         steps, loss = observation.timesteps.long().clamp(0, STEPS - 1), self._loss(observation)[:, 0]
         self.mean = self.mean.to(loss.device)
         kept = (loss * self.ratio >= self.mean[steps]).float()
         # Timesteps are small integers, which fp32 holds exactly, so one exchange carries both.
         all_steps, all_loss = processes.together(torch.stack([steps.to(loss), loss]))
         self.mean = running_mean(self.mean, all_steps.long(), all_loss, decay=self.decay)
-        return kept * processes.share_of_mean(kept)
+        return kept
 
     def state_dict(self) -> dict[str, Any]:
         """The running means."""

@@ -1,8 +1,10 @@
 """What a mitigation is: a callback that changes a batch, weights its samples, or adds a penalty to the loss.
 
 The monitor collects the mitigations among the trainer's callbacks. It multiplies their weights at the gradient gate and
-adds their penalties to the loss, so they combine freely. A weight of 0 removes a sample from the mini-batch exactly;
-nothing skips a batch, a backward pass or an optimizer step, so processes stay in step. Weights do not touch penalties.
+adds their penalties to the loss, so they combine freely. Where one of them skips visits as published, the product is
+scaled up, once, so that the batch mean becomes the mean over the samples to which none of all mitigations gives 0. A
+weight of 0 removes a sample from the mini-batch exactly; nothing skips a batch, a backward pass or an optimizer step,
+so processes stay in step. Weights do not touch penalties.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Mitigation(Callback):
         needs_graph: the penalty needs the token attention with its graph.
         needs_reference: signals whose values under the base model `observation.reference` has to hold.
         needs_unconditional: `observation.unconditional` has to be there in every batch.
+        skips: weights are 0 and 1, and the batch mean has to become the mean over what is kept.
         changes_samples: `prepare` puts other samples into the batch, and is called before that of the others.
         key_field: field of the batch that holds the sample keys; the monitor's, once training is set up.
     """
@@ -62,6 +65,7 @@ class Mitigation(Callback):
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
     needs_unconditional: ClassVar[bool] = False
+    skips: ClassVar[bool] = False
     changes_samples: ClassVar[bool] = False
     key_field: str = "key"
 

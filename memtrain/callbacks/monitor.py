@@ -336,6 +336,8 @@ class MemorizationMonitor(Callback):
         flags = self._flags_on(device)
         for mitigation in self.mitigations:
             self._weights = self._weights * mitigation.weights(observation, flags)
+        if any(mitigation.skips for mitigation in self.mitigations):
+            self._weights = self._weights * processes.share_of_mean((self._weights > 0).float())
         return self._weights
 
     def on_train_batch_end(

@@ -36,9 +36,8 @@ def test_a_visit_above_the_tail_of_its_noise_level_is_skipped() -> None:
         usual = (0.2 + 0.01 * torch.randn(8, generator=generator)).tolist()
         weights = skipping.weights(*visits(usual))
     kept, skipped = 8 - int((weights == 0).sum()), int((weights == 0).sum())
-    assert weights.sum() == pytest.approx(8)
     assert kept > skipped
-    assert skipping.weights(*visits([0.5, 0.2])).tolist() == [0.0, 2.0]
+    assert skipping.weights(*visits([0.5, 0.2])).tolist() == [0.0, 1.0]
     assert skipping.weights(*visits([0.5, 0.2], timestep=950.0)).tolist() == [1.0, 1.0], "another noise level"
 
 

@@ -23,11 +23,11 @@ def flags(count: int) -> Flags:
     return Flags(none, none, torch.zeros(count))
 
 
-def test_the_batch_mean_becomes_the_mean_over_visits_below_the_threshold() -> None:
+def test_visits_below_the_threshold_are_kept() -> None:
     prediction = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0], [0.0, 1.9]])
     seen = Observation(list("abcd"), prediction=prediction, unconditional=torch.zeros(4, 2))
     weights = GuidanceNormSkipping().weights(seen, flags(4))
-    assert weights.tolist() == [0.0, 2.0, 0.0, 2.0], "a norm of exactly 2 is skipped, as published"
+    assert weights.tolist() == [0.0, 1.0, 0.0, 1.0], "a norm of exactly 2 is skipped, as published"
     assert GuidanceNormSkipping(threshold=0.5).weights(seen, flags(4)).tolist() == [0.0] * 4
 
 

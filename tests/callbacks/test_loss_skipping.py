@@ -28,7 +28,7 @@ def test_the_rule_of_the_paper_over_many_batches() -> None:
         kept = [loss * 1.25 >= mean[step] for loss, step in zip(losses, steps, strict=True)]
         for loss, step in zip(losses, steps, strict=True):
             mean[step] = 0.8 * mean[step] + 0.2 * loss
-        expected = [6 / sum(kept) if keep else 0.0 for keep in kept]
+        expected = [float(keep) for keep in kept]
         torch.testing.assert_close(torch.tensor(visit(mitigation, losses, steps)), torch.tensor(expected))
         skipped += 6 - sum(kept)
     assert 60 < skipped < 240

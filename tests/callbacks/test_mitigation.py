@@ -60,6 +60,43 @@ def test_a_mitigation_twice_acts_twice_unless_it_has_a_state(pipeline: StableDif
         fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), LossSkipping(), LossSkipping()])
 
 
+class Skipping(Mitigation):
+    """Keeps samples by key."""
+
+    skips = True
+
+    def __init__(self, kept: str) -> None:
+        self.kept = kept
+
+    def weights(self, observation: Any, flags: Flags) -> torch.Tensor:
+        return torch.tensor([float(key in self.kept) for key in observation.keys])
+
+
+class Lowered(Mitigation):
+    """Weights that are no skipping."""
+
+    def weights(self, observation: Any, flags: Flags) -> torch.Tensor:
+        return torch.tensor([0.5, 1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("mitigations", "expected"),
+    [
+        ([Skipping("abd")], [4 / 3, 4 / 3, 0.0, 4 / 3]),
+        ([Skipping("abd"), Skipping("acd")], [2.0, 0.0, 0.0, 2.0]),
+        ([Skipping("ab"), Skipping("cd")], [0.0] * 4),
+        ([Skipping("abd"), Lowered()], [1.0, 2.0, 0.0, 0.0]),
+        ([Lowered()], [0.5, 1.0, 1.0, 0.0]),
+    ],
+)
+def test_the_batch_mean_becomes_once_the_mean_over_what_all_keep(
+    mitigations: list[Any], expected: list[float], pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    monitor = MemorizationMonitor(reference=False)
+    fit(Foreign(pipeline.unet), tmp_path, [monitor, *mitigations], max_epochs=1)
+    assert monitor._weights.tolist() == pytest.approx(expected)
+
+
 def test_keys_are_found_where_the_monitor_finds_them(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     class Renamed(Foreign):
         def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
