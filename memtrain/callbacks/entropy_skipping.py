@@ -61,6 +61,8 @@ class EntropySkipping(Mitigation):
         unusual = centred > self.z * variance[bucket].sqrt()
         kept = (~(unusual & (visits[bucket] >= MINIMUM_VISITS))).float()
         seen = torch.stack([torch.ones_like(centred), centred, centred.square()])
+        # One value that is not finite would spoil the moments for good.
+        seen = torch.where(centred.isfinite(), seen, 0)
         count, first, second = processes.total(torch.zeros_like(self.moments).index_add(1, bucket, seen))
         # Several visits of a noise level in one batch count as if they had come one after the other at their mean.
         rate = 1 - torch.minimum(self.decay**count, visits / (visits + count).clamp(min=1))

@@ -96,6 +96,8 @@ class LossSkipping(Mitigation):
 def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -> Tensor:
     """`mean[step] ← decay · mean[step] + (1 − decay) · value` for one sample after the other, all at once.
 
+    Values that are not finite are passed over: a mean that took one in would never be a number again.
+
     Args:
         mean: `(STEPS,)`.
         steps: `(B,)` indices into it, some perhaps several times.
@@ -106,9 +108,10 @@ def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -
         The new means `(STEPS,)`.
     """
     same = steps[:, None] == steps[None, :]
-    after = same.triu(diagonal=1).sum(dim=1)
+    counted = same & values.isfinite()
+    after = counted.triu(diagonal=1).sum(dim=1)
     share = (1 - decay) * torch.pow(decay, after.to(values))
-    old = torch.pow(decay, same.sum(dim=1).to(values)) * mean[steps]
-    new = torch.where(same, share * values, 0).sum(dim=1)
+    old = torch.pow(decay, counted.sum(dim=1).to(values)) * mean[steps]
+    new = torch.where(counted, share * values, 0).sum(dim=1)
     # Samples of one timestep all write the same number, so the order in which they do does not matter.
     return mean.index_put((steps,), old + new)

@@ -32,8 +32,8 @@ class DriftingMoments:
         self.square = torch.zeros(groups, columns, dtype=torch.float64)
 
     def update(self, group: int, values: Tensor) -> None:
-        """Take in one observation `(columns,)` of `group`; NaN where a quantity was not observed."""
-        seen = ~values.isnan()
+        """Take in one observation `(columns,)` of `group`; NaN or infinite where a quantity was not observed."""
+        seen = values.isfinite()
         self.count[group] += seen
         rate = 1 / self.count[group].clamp(1, self.window)
         difference = torch.where(seen, values.double() - self.mean[group], 0.0)

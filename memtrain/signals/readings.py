@@ -43,13 +43,14 @@ class Readings:
         return torch.cat([signal(observation) for signal in self.signals], dim=1).float()
 
     def compare(self, values: Tensor, base: Tensor | None) -> Tensor:
-        """Values relative to the base model's `(B, columns)`, or as they are where there is none."""
+        """Values relative to the base model's `(B, columns)`, or as they are where there is none; NaN if not finite."""
         parts = []
         for signal in self.signals:
             own = values[:, self.slices[signal.name]]
             reference = None if base is None else base[:, self.slices[signal.name]]
             parts.append(signal.absolute(own) if reference is None else signal.relative(own, reference))
-        return torch.cat(parts, dim=1)
+        compared = torch.cat(parts, dim=1)
+        return compared.masked_fill(~compared.isfinite(), torch.nan)
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """Each signal's columns of `values` `(B, columns)`, by name."""

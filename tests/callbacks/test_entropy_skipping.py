@@ -56,6 +56,13 @@ def test_nothing_is_skipped_before_there_are_moments_and_they_are_plain_ones_at_
     assert torch.equal(again.weights(*visits([0.5, 0.2])), skipping.weights(*visits([0.5, 0.2])))
 
 
+def test_attention_that_is_not_finite_does_not_spoil_the_moments() -> None:
+    plain, spoilt = EntropySkipping(), EntropySkipping()
+    plain.weights(*visits([0.1, 0.3]))
+    spoilt.weights(*visits([0.1, math.nan, 0.3]))
+    assert torch.equal(plain.moments, spoilt.moments)
+
+
 def test_settings() -> None:
     with pytest.raises(ConfigurationError, match=r"share=0\.5"):
         EntropySkipping(share=0.5)

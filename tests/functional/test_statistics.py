@@ -29,6 +29,15 @@ def test_moments_are_plain_ones_within_the_window() -> None:
     assert moments.standardise(0, values[0]).isnan().all(), "the other group has seen nothing"
 
 
+def test_moments_pass_over_what_is_not_finite() -> None:
+    moments, plain = DriftingMoments(1, 2, window=8), DriftingMoments(1, 2, window=8)
+    for value in (1.0, 4.0, 2.0):
+        plain.update(0, torch.tensor([value, value]))
+        moments.update(0, torch.tensor([value, value]))
+        moments.update(0, torch.tensor([torch.inf, torch.nan]))
+    assert all(torch.equal(moments.state_dict()[name], kept) for name, kept in plain.state_dict().items())
+
+
 def test_moments_follow_a_drifting_mean() -> None:
     moments = DriftingMoments(1, 1, window=16)
     for step in range(400):

@@ -14,6 +14,7 @@ from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.guidance_norm import GuidanceNorm
+from memtrain.signals.readings import Readings
 from memtrain.signals.value_outliers import ValueOutliers
 
 for module in pkgutil.iter_modules(memtrain.signals.__path__):
@@ -112,3 +113,11 @@ def test_value_outliers_are_the_largest_z_scores_against_the_reference_captions(
     assert torch.equal(again(Observation(["a"], neuron_activation={"up": unusual[None]})), values)
     with pytest.raises(ConfigurationError, match="saw 0 reference captions"):
         ValueOutliers().fit([])
+
+
+def test_what_is_not_finite_is_no_comparison() -> None:
+    readings = Readings([DenoisingLoss()], SITES)
+    values = torch.tensor([[math.inf], [math.nan], [2.0]])
+    assert readings.compare(values, None).isnan().tolist() == [[True], [True], [False]]
+    base = torch.tensor([[1.0], [1.0], [math.inf]])
+    assert readings.compare(values, base).isnan().all()
