@@ -16,6 +16,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from memtrain.callbacks import processes
@@ -48,8 +49,14 @@ class EntropySkipping(Mitigation):
             )
         self.reference, self.decay = reference, decay
         self.z = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * share)))
-        self.moments = torch.zeros(3, BUCKETS, dtype=torch.float64)
+        self.moments = _no_moments()
         """Visits, mean and variance, by noise level."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start without moments; a checkpoint's are loaded later."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.moments = _no_moments()
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""
@@ -85,6 +92,10 @@ class EntropySkipping(Mitigation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up again."""
         self.moments = state_dict["moments"]
+
+
+def _no_moments() -> Tensor:
+    return torch.zeros(3, BUCKETS, dtype=torch.float64)
 
 
 def mean_attention_entropy(observation: Observation) -> Tensor:

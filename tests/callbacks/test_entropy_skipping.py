@@ -1,14 +1,18 @@
 """Entropy skipping: the entropy of the average, its moments by noise level, and what is skipped."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from memtrain.callbacks.entropy_skipping import MINIMUM_VISITS, EntropySkipping, mean_attention_entropy
 from memtrain.callbacks.mitigation import Flags
+from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import Observation
+from tests.callbacks.test_monitor import Foreign, fit
 
 
 def visits(mass: list[float], timestep: float = 450.0) -> tuple[Observation, Flags]:
@@ -61,6 +65,13 @@ def test_attention_that_is_not_finite_does_not_spoil_the_moments() -> None:
     plain.weights(*visits([0.1, 0.3]))
     spoilt.weights(*visits([0.1, math.nan, 0.3]))
     assert torch.equal(plain.moments, spoilt.moments)
+
+
+def test_a_second_fit_starts_without_moments(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    skipping = EntropySkipping()
+    for folder in ("first", "second"):
+        fit(Foreign(pipeline.unet), tmp_path / folder, [MemorizationMonitor(reference=False), skipping], max_epochs=1)
+        assert skipping.moments[0].sum() == 16
 
 
 def test_settings() -> None:
