@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import StableDiffusionPipeline
+from lightning.pytorch import Callback
 
 from memtrain.callbacks.attention_regularization import AttentionRegularization
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.combinations import refuse_combinations
+from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.neuron_masking import NeuronMasking
+from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError
+from tests.callbacks.test_monitor import Foreign, fit
+
+MONITOR = MemorizationMonitor(reference=False)
 
 
 @pytest.mark.parametrize(
@@ -27,10 +35,27 @@ from memtrain.errors import ConfigurationError
 )
 def test_what_acts_on_flagged_samples_only_needs_them_in_the_batch(idle: Any) -> None:
     with pytest.raises(ConfigurationError, match="takes out of the batches"):
-        refuse_combinations([idle, SampleReplacement()])
-    refuse_combinations([idle, SampleSkipping()])
+        refuse_combinations([MONITOR, idle, SampleReplacement()], MONITOR)
+    refuse_combinations([MONITOR, idle, SampleSkipping()], MONITOR)
 
 
 def test_replacement_goes_with_what_acts_on_all_samples() -> None:
     everyone = [CaptionAugmentation(), AttentionRegularization(samples="all"), SampleSkipping()]
-    refuse_combinations([SampleReplacement(), *everyone])
+    refuse_combinations([MONITOR, SampleReplacement(), *everyone], MONITOR)
+
+
+@pytest.mark.parametrize("early", [PipelineExport(), NeuronMasking()], ids=lambda early: type(early).__name__)
+def test_what_acts_at_the_end_of_training_comes_after_the_monitor(early: Any) -> None:
+    with pytest.raises(ConfigurationError, match="stands before MemorizationMonitor"):
+        refuse_combinations([early, MONITOR], MONITOR)
+    refuse_combinations([MONITOR, early], MONITOR)
+
+
+def test_the_order_of_other_callbacks_is_free(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    class Foreigner(Callback):
+        def on_train_end(self, *_: Any) -> None:
+            """Somebody else's."""
+
+    refuse_combinations([Foreigner(), SampleSkipping(), MONITOR], MONITOR)
+    with pytest.raises(ConfigurationError, match="NeuronMasking stands before"):
+        fit(Foreign(pipeline.unet), tmp_path, [NeuronMasking(), MONITOR])
