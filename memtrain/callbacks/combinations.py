@@ -9,22 +9,26 @@ from lightning.pytorch import Callback
 from memtrain.callbacks.mitigation import Mitigation
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.errors import ConfigurationError
+from memtrain.signals.base import Signal
 
 
-def refuse_combinations(callbacks: Sequence[Callback], monitor: Callback) -> None:
-    """Refuse an order of callbacks in which an update is lost, and mitigations that undo each other.
+def refuse_combinations(callbacks: Sequence[Callback], monitor: Callback, *, signals: Sequence[Signal] = ()) -> None:
+    """Refuse an order of callbacks in which an update is lost, and methods that undo each other.
 
     Args:
         callbacks: the trainer's, in their order.
         monitor: the one among them.
+        signals: that it measures.
 
     Raises:
         ConfigurationError: if one of ours takes stock at the end of training before the monitor has brought it up to
-            date; or if a mitigation acts on flagged samples alone, and another takes these out of the batches.
+            date; if a mitigation acts on flagged samples alone, and another takes these out of the batches; or if the
+            prediction under the empty caption is wanted, and would be that of another network.
     """
     _refuse_order(callbacks, monitor)
     mitigations = [callback for callback in callbacks if isinstance(callback, Mitigation)]
     _refuse_idle(mitigations)
+    _refuse_two_networks(mitigations, signals)
 
 
 def _refuse_order(callbacks: Sequence[Callback], monitor: Callback) -> None:
@@ -49,4 +53,17 @@ def _refuse_idle(mitigations: Sequence[Mitigation]) -> None:
             expected=f"one of both, or {idle[0]} on all samples",
             remedy=f"leave {changing[0]} or {idle[0]} out, or change the settings of {idle[0]}, where it has such, to "
             "`samples: all` (and `neurons: 0`)",
+        )
+
+
+def _refuse_two_networks(mitigations: Sequence[Mitigation], signals: Sequence[Signal]) -> None:
+    wanted_by = [type(signal).__name__ for signal in signals if signal.unconditional_every]
+    wanted_by += [type(mitigation).__name__ for mitigation in mitigations if mitigation.needs_unconditional]
+    editing = [type(mitigation).__name__ for mitigation in mitigations if mitigation.edits_training]
+    if wanted_by and editing:
+        raise ConfigurationError(
+            f"{wanted_by[0]} compares a training prediction with one under the empty caption, and {editing[0]} changes "
+            "the network for the first only",
+            expected="both predictions of one network",
+            remedy=f"leave {wanted_by[0]} or {editing[0]} out",
         )

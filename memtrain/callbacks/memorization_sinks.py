@@ -35,7 +35,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -58,6 +58,8 @@ class MemorizationSinks(Mitigation):
         sites: glob over attention sites (`*` for all); default the backbone's subset.
         seed: of the samples' subsets.
     """
+
+    edits_training: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class Mitigation(Callback):
         needs_graph: the penalty needs the token attention with its graph.
         needs_reference: signals whose values under the base model `observation.reference` has to hold.
         needs_unconditional: `observation.unconditional` has to be there in every batch.
+        edits_training: its hooks make forwards with gradients those of another network than the one that forwards
+            without gradients run.
         skips: weights are 0 and 1, and the batch mean has to become the mean over what is kept.
         changes_samples: `prepare` puts other samples into the batch, and is called before that of the others.
         key_field: field of the batch that holds the sample keys; the monitor's, once training is set up.
@@ -65,6 +67,7 @@ class Mitigation(Callback):
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
     needs_unconditional: ClassVar[bool] = False
+    edits_training: ClassVar[bool] = False
     skips: ClassVar[bool] = False
     changes_samples: ClassVar[bool] = False
     key_field: str = "key"

@@ -159,7 +159,7 @@ class MemorizationMonitor(Callback):
                 remedy="put all signals into one monitor",
             )
         if stage == "fit":
-            refuse_combinations(trainer.callbacks, self)  # type: ignore[attr-defined]
+            refuse_combinations(trainer.callbacks, self, signals=self.signals)  # type: ignore[attr-defined]
         if stage == "fit" and self.options.reference == "paired":
             self._paired = PairedReference(find_denoiser(pl_module, self.denoiser)[1])
 

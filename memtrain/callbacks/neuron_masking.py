@@ -29,7 +29,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -58,6 +58,8 @@ class NeuronMasking(Mitigation):
         samples: mask training rows of `flagged` samples or of `all`.
         export: `bake` the mask into the exported pipeline, or write the `file` only.
     """
+
+    edits_training: ClassVar[bool] = True
 
     def __init__(
         self,

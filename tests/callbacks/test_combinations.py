@@ -12,12 +12,16 @@ from lightning.pytorch import Callback
 from memtrain.callbacks.attention_regularization import AttentionRegularization
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.combinations import refuse_combinations
+from memtrain.callbacks.guidance_norm_skipping import GuidanceNormSkipping
+from memtrain.callbacks.memorization_sinks import MemorizationSinks
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.neuron_masking import NeuronMasking
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError
+from memtrain.signals.denoising_loss import DenoisingLoss
+from memtrain.signals.guidance_norm import GuidanceNorm
 from tests.callbacks.test_monitor import Foreign, fit
 
 MONITOR = MemorizationMonitor(reference=False)
@@ -49,6 +53,18 @@ def test_what_acts_at_the_end_of_training_comes_after_the_monitor(early: Any) ->
     with pytest.raises(ConfigurationError, match="stands before MemorizationMonitor"):
         refuse_combinations([early, MONITOR], MONITOR)
     refuse_combinations([MONITOR, early], MONITOR)
+
+
+@pytest.mark.parametrize("editing", [MemorizationSinks(), NeuronMasking()], ids=lambda editing: type(editing).__name__)
+def test_guidance_norms_are_not_measured_across_two_networks(
+    editing: Any, pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="GuidanceNormSkipping compares a training prediction"):
+        refuse_combinations([MONITOR, editing, GuidanceNormSkipping()], MONITOR)
+    monitor = MemorizationMonitor([DenoisingLoss(), GuidanceNorm()], reference=False)
+    with pytest.raises(ConfigurationError, match="GuidanceNorm compares a training prediction"):
+        fit(Foreign(pipeline.unet), tmp_path, [monitor, editing])
+    refuse_combinations([MONITOR, editing], MONITOR, signals=MONITOR.signals)
 
 
 def test_the_order_of_other_callbacks_is_free(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
