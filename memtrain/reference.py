@@ -5,8 +5,10 @@ at a few timesteps with the same noise for the whole run, and subtracted at the 
 what training changed (the idea of reference-model membership inference, e.g. Carlini et al., "Membership Inference
 Attacks From First Principles", 2022).
 
-The profile is cached by content: the base model's weights, the settings, and for each sample its latents and tokens. It
-is written in parts, so an interrupted measurement continues, and shared by every run that names the same folder.
+The profile is cached by content: the base model's weights, the settings, and for each sample its latents and tokens. To
+the base model belongs what the module shows of it beside the denoiser: `text_encoder`, `vae`, the configuration of
+`scheduler` and `noise_offset`. It is written in parts, so an interrupted measurement continues, and shared by every run
+that names the same folder.
 
 Cost: `len(timesteps) * draws` forward passes per sample, once. Nothing is added to a training step.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from memtrain.errors import ConfigurationError, RecordError
+from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
 from memtrain.records import write_parquet
@@ -44,8 +46,32 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def module_fingerprint(module: Any) -> dict[str, Any]:
+    """What values under the base model depend on beside the denoiser, as far as the module has it, for JSON."""
+    parts = {name: getattr(module, name, None) for name in ("text_encoder", "vae")}
+    found: dict[str, Any] = {
+        name: weights_fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)
+    }
+    config = getattr(getattr(module, "scheduler", None), "config", None)
+    if isinstance(config, Mapping):
+        found["scheduler"] = {name: str(value) for name, value in config.items() if not name.startswith("_")}
+    if getattr(module, "noise_offset", 0):
+        found["noise_offset"] = float(module.noise_offset)
+    return found
+
+
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels) and token ids."""
+    """sha256 of each sample's latents (or pixels) and token ids.
+
+    Raises:
+        DataError: if the batch lacks them.
+    """
+    if "input_ids" not in batch or not {"latents", "pixel_values"} & batch.keys():
+        raise DataError(
+            f"A reference profile cannot tell samples by their content: the batch holds {sorted(batch)}",
+            expected="`input_ids`, and `latents` or `pixel_values`",
+            remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
+        )
     image = batch["latents"] if "latents" in batch else batch["pixel_values"]
     rows = zip(image.cpu().contiguous(), batch["input_ids"].cpu(), strict=True)
     return [hashlib.sha256(row.numpy().tobytes() + ids.numpy().tobytes()).hexdigest() for row, ids in rows]
@@ -99,8 +125,14 @@ class ReferenceProfile:
         self._row: dict[str, int] = {}
         self._values = torch.empty(0, len(self.timesteps), len(self.columns))
 
-    def name_after(self, denoiser: nn.Module) -> str:
-        """The profile's name, from the base model's weights and the settings."""
+    def name_after(self, denoiser: nn.Module, module: Any = None) -> str:
+        """The profile's name, from the base model's weights and the settings.
+
+        Args:
+            denoiser: of the base model.
+            module: that holds it and, perhaps, the rest of the base model.
+        """
+        around = module_fingerprint(module)
         fitted = [signal.state_dict() for signal in self.signals if isinstance(signal, FittedSignal)]
         settings = json.dumps(
             [
@@ -109,9 +141,11 @@ class ReferenceProfile:
                 self.timesteps,
                 self.draws,
                 self.seed,
+                *([around] if around else []),
                 # What a fitted signal says of a sample depends on the other samples that it was fitted to.
                 *([hashlib.sha256(repr(_plain(fitted)).encode()).hexdigest()] if fitted else []),
-            ]
+            ],
+            sort_keys=True,
         )
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return self.fingerprint

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from memtrain.errors import ConfigurationError, RecordError
+from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.functional.diffusion import per_sample_mse
 from memtrain.models.probe import DenoiserProbe, Observation
-from memtrain.reference import ReferenceProfile, weights_fingerprint
+from memtrain.reference import ReferenceProfile, content_fingerprints, weights_fingerprint
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -149,6 +151,30 @@ def test_the_name_follows_weights_and_settings(tmp_path: Path, host: Host) -> No
         parameter.copy_(kept)
     assert weights_fingerprint(host.unet) == before
     assert len(names) == 4
+
+
+def test_the_name_follows_what_the_module_has_beside_the_denoiser(tmp_path: Path, host: Host) -> None:
+    made = profile(tmp_path, host, DenoiserProbe(host.unet, sites="*"))
+    alone = made.fingerprint
+    assert made.name_after(host.unet, SimpleNamespace()) == alone
+    encoder = torch.nn.Linear(2, 2)
+    other = copy.deepcopy(encoder)
+    torch.nn.init.zeros_(other.weight)
+    modules = [
+        *({"text_encoder": part} for part in (encoder, other)),
+        *({"scheduler": DDPMScheduler(prediction_type=kind)} for kind in ("epsilon", "v_prediction")),
+        *({"noise_offset": offset} for offset in (0.1, 0.2)),
+        {"text_encoder": encoder, "vae": other},
+    ]
+    names = [made.name_after(host.unet, SimpleNamespace(**module)) for module in modules]
+    assert names == [made.name_after(host.unet, SimpleNamespace(**module)) for module in modules]
+    assert len({alone, *names}) == 8
+
+
+def test_batches_without_content_are_refused(tmp_path: Path, host: Host) -> None:
+    for batch in ({"key": ["a"], "latents": torch.zeros(1, 4)}, {"key": ["a"], "input_ids": torch.zeros(1, 4)}):
+        with pytest.raises(DataError, match="cannot tell samples by their content"):
+            content_fingerprints(batch)
 
 
 def test_an_empty_profile_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def measure_profile(
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if not cached_only and trainer.is_global_zero:
-        profile.name_after(probe.denoiser)
+        profile.name_after(probe.denoiser, pl_module)
     profile.fingerprint = trainer.strategy.broadcast(profile.fingerprint)
     loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
     batches = (move_data_to_device(batch, pl_module.device) for loader in loaders for batch in loader)
