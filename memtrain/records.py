@@ -9,9 +9,9 @@ Layout below a run's `records/`:
   `heldout`; null where the data module names no groups).
 - `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.callbacks.monitor`).
 
-Columns of the step rows: `key`, `epoch`, `step` (optimizer step), `batch` (batches since the start, the unit of
-resuming), `rank`, `timestep`, `prompt_length`, one column per signal value (NaN where it was not measured, or the
-caption was dropped), `score` (accumulated evidence before this visit), `flagged`, `weight` (of the sample in the
+Columns of the step rows: `key`, `epoch`, `step` (optimizer steps taken before), `batch` (batches since the start, the
+unit of resuming), `rank`, `timestep`, `prompt_length`, one column per signal value (NaN where it was not measured, or
+the caption was dropped), `score` (accumulated evidence before this visit), `flagged`, `weight` (of the sample in the
 mini-batch).
 
 On resume, parts newer than the checkpoint are dropped, so a crash neither loses nor doubles a row.

@@ -266,6 +266,7 @@ class MemorizationMonitor(Callback):
         if self._batches_done % self.calibrate_every == 0:
             self._update(trainer)
             self._flagging.calibrate(trainer, pl_module, self.options.heldout_batch)
+        self._step = trainer.global_step
         self._flags = self._flagging.flags(self._keys(batch))
         assert self.probe is not None
         tokenizer = getattr(pl_module, "tokenizer", None)
@@ -357,7 +358,7 @@ class MemorizationMonitor(Callback):
                 self._batches_done,
                 trainer.global_rank,
                 trainer.current_epoch,
-                trainer.global_step,
+                self._step,
                 list(observation.keys),
                 self._flags.score,
                 self._flags.now,

@@ -4,8 +4,8 @@ Columns of `evidence.parquet`, one row per training sample: `key`, `caption`, `g
 `visits_per_epoch`, `visits`, one column per signal value (mean over the counted visits, relative to the base model:
 log-ratio for `denoising_loss`, difference in nats for `attention_entropy.<site>`), `score` (accumulated evidence, high
 when memorized), `p_value` (of the highest score in the run, corrected for the number of samples), `flagged` (was above
-the threshold at some visit), `first_flagged_step`, `flagged_share` (of visits), `skipped` (share of visits with weight
-0).
+the threshold at some visit), `first_flagged_step` (optimizer steps taken before that was known), `flagged_share` (of
+visits), `skipped` (share of visits with weight 0).
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ def test_a_foreign_module_gets_the_gradients_of_hand_written_re_weighting(
     rows = read_steps(tmp_path / "a" / "records").to_pylist()
     assert len(rows) == 32
     assert all(row["weight"] == WEIGHT[row["key"]] for row in rows)
+    assert all(row["step"] == row["batch"] // accumulate for row in rows), "optimizer steps before the batch"
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in ours.modules())
 
 
