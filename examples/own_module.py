@@ -36,7 +36,8 @@ class MyFineTuning(LightningModule):
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Latents and text embeddings."""
-        vae, text_encoder = self.parts
+        # Kept out of the module, whose parameters are trained, they have to be moved by hand; callbacks ask early.
+        vae, text_encoder = (part.to(self.device) for part in self.parts)
         latents = vae.encode(batch["pixel_values"]).latent_dist.mode() * vae.config.scaling_factor
         return latents, text_encoder(batch["input_ids"])[0]
 

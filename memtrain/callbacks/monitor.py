@@ -368,8 +368,9 @@ class MemorizationMonitor(Callback):
         self._batches_done += 1
         pl_module.log_dict(
             {
-                "memorization/flagged": float(len(self.calibration.first_flagged)),
-                "memorization/threshold": self.calibration.threshold,
+                # Tensors on the host: numbers would be copied to the device, and waited for.
+                "memorization/flagged": torch.tensor(float(len(self.calibration.first_flagged))),
+                "memorization/threshold": torch.tensor(self.calibration.threshold),
                 "memorization/weight": self._weights.mean(),
             },
             batch_size=len(observation.keys),

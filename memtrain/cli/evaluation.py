@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def evaluate_folder(
     else:
         source = model
         pipeline = load_pipeline(model)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(own_device())
     sampling: dict[str, Any] = {
         "output": place,
         "seeds": range(seed, seed + images_per_prompt),
@@ -166,6 +167,15 @@ def evaluate_folder(
     if names != [MEASURE] and (place / "results.json").is_file():
         write_report(place)
     return results
+
+
+def own_device() -> str:
+    """The GPU of this process, one of several that torchrun started on the machine or the first; else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
 
 
 def evaluate(args: list[str] | None = None) -> None:

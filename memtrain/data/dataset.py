@@ -100,13 +100,14 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`)."""
         return to_pixel_values(self.source.load_image(self.indices[row]), self.resolution)
 
-    def cache_latents(self, encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int = 64) -> None:
+    def cache_latents(self, encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int | None = None) -> None:
         """Encode every sample once and keep its latents in memory; items then carry `latents`.
 
         Args:
             encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
-            batch_size: samples encoded at once.
+            batch_size: samples encoded at once; default 64 of up to 128 pixels, fewer of larger ones.
         """
+        batch_size = batch_size or max(1, 64 * 128 * 128 // max(128, self.resolution) ** 2)
         starts = range(0, len(self.samples), batch_size)
         chunks = []
         for start in tqdm(starts, desc="encoding latents", unit="batch", leave=False):

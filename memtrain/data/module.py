@@ -174,8 +174,9 @@ class TextImageDataModule(LightningDataModule):
                     expected="a module that encodes images, such as TextToImageModule",
                     remedy="set data.init_args.cache_latents to false",
                 )
+            strategy: Any = self.trainer.strategy  # type: ignore[union-attr]
             for dataset in self._built():
-                dataset.cache_latents(encode)
+                dataset.cache_latents(lambda pixels: encode(pixels.to(strategy.root_device)))
 
     def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
         if self.train_dataset is None or self.heldout_dataset is None:
@@ -207,6 +208,7 @@ class TextImageDataModule(LightningDataModule):
             drop_last=True,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _place(self) -> tuple[int, int]:

@@ -69,7 +69,7 @@ class MemAttn(Detector):
                 remedy="choose other layers",
             )
         average = torch.stack([sites[index] for index in chosen]).mean(dim=0)
-        summary = summary_tokens(step.prompt_length, average.shape[1])
+        summary = summary_tokens(step.prompt_length.to(average.device), average.shape[1])
         return torch.stack([entropy(average), partial_entropy(average, summary)], dim=1)
 
     def reads_attention(self, index: int, total: int) -> bool:

@@ -17,7 +17,8 @@ Cannot: compare models, or tell which image is memorized.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
@@ -99,7 +100,8 @@ class Sharpness(Detector):
             return conditional - unconditional
 
         if self.method == "finite_difference":
-            return central_difference(difference, latents, direction)
+            with full_precision():
+                return central_difference(difference, latents, direction)
         try:
             # The fused kernels have no forward-mode derivative.
             with sdpa_kernel(SDPBackend.MATH):
@@ -111,6 +113,17 @@ class Sharpness(Detector):
                 remedy="use method='finite_difference'",
             ) from error
         return product
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions without TF32, whose ten bits are coarser than the difference that is taken."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def central_difference(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def retrieved(
     others: int = 4,
     timesteps: int = 8,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Whether each image's own prompt explains it better than other prompts do.
 
@@ -43,7 +43,7 @@ def retrieved(
         others: how many of the other prompts each image is compared with; which, depends on `seed` alone.
         timesteps: at which the loss is measured.
         seed: of the choice and of the noise, which is the same for all prompts of an image.
-        batch_size: images per denoiser call.
+        batch_size: images per denoiser call; default by their size.
 
     Returns:
         `(P, K)` bool.

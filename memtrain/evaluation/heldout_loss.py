@@ -15,6 +15,12 @@ from torch import Tensor
 
 from memtrain.errors import DataError
 from memtrain.functional.diffusion import per_sample_mse
+from memtrain.models.stock_pipeline import refuse_offloaded
+
+NOISE_BLOCK = 64
+"""Images whose noise is one draw, however many are computed at once."""
+AT_ONCE = 64 * 128 * 128
+"""Pixels of the images that are encoded at once, unless told: 64 of 128 pixels, 4 of 512, in about 3 GB."""
 
 
 @torch.no_grad()
@@ -25,7 +31,7 @@ def heldout_loss(
     captions: list[str],
     timesteps: int = 16,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Mean denoising loss of each image.
 
@@ -35,24 +41,32 @@ def heldout_loss(
         captions: P captions.
         timesteps: number of timesteps per image, evenly spread.
         seed: of the noise.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; default by their size. The noise does not depend on it.
 
     Returns:
         `(P,)`.
 
     Raises:
         DataError: if images and captions do not belong together.
+        ConfigurationError: for an offloaded pipeline.
     """
     if len(images) != len(captions) or not captions:
         raise DataError(f"{len(images)} images and {len(captions)} captions", expected="as many, at least one")
+    refuse_offloaded(pipeline)
     unet, vae, scheduler, tokenizer = pipeline.unet, pipeline.vae, pipeline.scheduler, pipeline.tokenizer
     spacing = int(scheduler.config["num_train_timesteps"]) // timesteps
+    at_once = batch_size or max(1, AT_ONCE // (images.shape[-2] * images.shape[-1]))
     losses = []
-    for start in range(0, len(captions), batch_size):
-        pixels = images[start : start + batch_size].to(pipeline.device, vae.dtype) / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    for first in range(0, len(captions), NOISE_BLOCK):
+        last = min(first + NOISE_BLOCK, len(captions))
+        parts = [slice(start, min(start + at_once, last)) for start in range(first, last, at_once)]
+        encoded = []
+        for part in parts:
+            pixels = images[part].to(pipeline.device, vae.dtype) / 127.5 - 1
+            encoded.append(vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor)
+        latents = torch.cat(encoded)
         tokens = tokenizer(
-            captions[start : start + batch_size],
+            captions[first:last],
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
@@ -61,12 +75,16 @@ def heldout_loss(
         text = pipeline.text_encoder(tokens["input_ids"].to(pipeline.device))[0]
         total = torch.zeros(len(latents), device=pipeline.device)
         for index in range(timesteps):
-            generator = torch.Generator().manual_seed((seed * 100_003 + start) * 1009 + index)
+            generator = torch.Generator().manual_seed((seed * 100_003 + first) * 1009 + index)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             steps = torch.full((len(latents),), index * spacing + spacing // 2, device=latents.device)
             noisy = scheduler.add_noise(latents, noise, steps)
             velocity = scheduler.config["prediction_type"] == "v_prediction"
             target = scheduler.get_velocity(latents, noise, steps) if velocity else noise
-            total += per_sample_mse(unet(noisy, steps, text).sample, target)
+            predicted = [
+                unet(*inputs).sample
+                for inputs in zip(noisy.split(at_once), steps.split(at_once), text.split(at_once), strict=True)
+            ]
+            total += per_sample_mse(torch.cat(predicted), target)
         losses.append(total.cpu() / timesteps)
     return torch.cat(losses)

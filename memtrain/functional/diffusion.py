@@ -36,10 +36,13 @@ def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, predictio
     Raises:
         ValueError: for another prediction type.
     """
-    shaped = level.to(latents).view(-1, *[1] * (latents.dim() - 1))
+    # In half precision 1 − ᾱ would vanish at low noise.
+    exact = level.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
+    exact = exact.view(-1, *[1] * (latents.dim() - 1))
     if prediction_type == "flow_prediction":
+        shaped = exact.to(latents)
         return (1 - shaped) * latents + shaped * noise, noise - latents
-    signal, spread = shaped.sqrt(), (1 - shaped).sqrt()
+    signal, spread = exact.sqrt().to(latents), (1 - exact).sqrt().to(latents)
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ValueError(f"prediction type {prediction_type!r}; known: {[*targets, 'flow_prediction']}")

@@ -33,6 +33,7 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.neurons import neuron_activation
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 from memtrain.models.backbones.unet import UNetBackbone
+from memtrain.models.stock_pipeline import refuse_offloaded
 from memtrain.models.value_hooks import ValueHooks
 
 
@@ -67,7 +68,7 @@ class Predictor:
                 schedule, as in NeMo's published code, whatever scheduler the pipeline has.
 
         Raises:
-            ConfigurationError: for pipelines of another kind.
+            ConfigurationError: for pipelines of another kind, and offloaded ones.
         """
         kind = pipeline.scheduler.config.get("prediction_type")
         others = not hasattr(pipeline, "unet") or getattr(pipeline, "text_encoder_2", None) is not None
@@ -77,6 +78,7 @@ class Predictor:
                 expected="a Stable Diffusion 1.x or 2.x pipeline that predicts epsilon or velocity",
                 remedy="give a memtrain.localization.predictor.Predictor made of your own two functions",
             )
+        refuse_offloaded(pipeline)
         unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
         alpha = scheduler.alphas_cumprod

@@ -36,6 +36,7 @@ from memtrain.functional.diffusion import noisy_and_target, per_sample_mse
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.localization.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.stock_pipeline import refuse_offloaded
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def retrigger(
             expected="positive numbers",
             remedy="the paper's are 50 steps, 8 draws and a learning rate of 0.1",
         )
+    refuse_offloaded(pipeline)
     kind = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
     levels = _levels(pipeline, kind)
     embeddings, losses = [], []

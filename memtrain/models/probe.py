@@ -375,7 +375,7 @@ class DenoiserProbe:
                         )
                     self._read(name, module, args, kwargs, observation)
                 else:
-                    with torch.no_grad():
+                    with torch.no_grad(), _without_cast_cache():
                         self._read(name, module, args, kwargs, observation)
             elif self.differentiable and self._pending is not None and torch._C._current_graph_task_id() != -1:
                 # Gradient checkpointing runs the forward again during backward, and has to meet the same operations.
@@ -394,3 +394,17 @@ class DenoiserProbe:
                 into.neuron_activation[name] = neuron_activation(values(projection.text_states))
         if self.text_mass and projection.joint_key is not None:
             into.text_mass[name] = text_mass(projection.query, projection.joint_key, projection.text)
+
+
+@contextmanager
+def _without_cast_cache() -> Iterator[None]:
+    """Autocast keeps no casts of weights made here: made without a graph, they would cost the layer its gradient.
+
+    pytorch/pytorch issue 112583, mended in later releases of torch than the oldest that is supported.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

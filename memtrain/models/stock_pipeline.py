@@ -48,6 +48,20 @@ def check_pipeline(name: str) -> None:
         )
 
 
+def refuse_offloaded(pipeline: Any) -> None:
+    """Refuse a pipeline whose parts move to the GPU for their own calls only: what calls them has to be there, too.
+
+    Raises:
+        ConfigurationError: if it is one.
+    """
+    if getattr(denoiser_of(pipeline), "_hf_hook", None) is not None:
+        raise ConfigurationError(
+            f"Parts of this {type(pipeline).__name__} are offloaded to the CPU between their calls",
+            expected="a pipeline that is on one device as a whole",
+            remedy="call pipeline.remove_all_hooks() and pipeline.to(device)",
+        )
+
+
 def denoiser_of(pipeline: Any) -> nn.Module:
     """The denoiser: `unet` or `transformer`."""
     module: nn.Module = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet

@@ -87,9 +87,12 @@ class AutoencoderModule(LightningModule):
         error = ((output - images) / 2).square().flatten(1).mean(1)
         self.log("heldout/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
 
+    def on_fit_start(self) -> None:
+        """Move the weight average to the device."""
+        self.ema.to(self.device)
+
     def on_validation_epoch_start(self) -> None:
         """Validate the averaged weights."""
-        self.ema.to(self.device)
         self.ema.store(self.vae.parameters())
         self.ema.copy_to(self.vae.parameters())
 

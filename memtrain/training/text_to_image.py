@@ -107,8 +107,9 @@ class TextToImageModule(LightningModule):
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Scaled latents (the posterior's mode) `(B, C, h, w)` of pixel values `(B, 3, H, W)`."""
-        self.vae.to(self.device)
-        latents = self.vae.encode(pixel_values.to(self.device, self.vae.dtype)).latent_dist.mode()
+        # Data modules ask before Lightning has moved this module, with pixels that are where training will be.
+        self.vae.to(pixel_values.device)
+        latents = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.mode()
         return latents * self.vae.config.scaling_factor
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
@@ -196,12 +197,20 @@ class TextToImageModule(LightningModule):
         """Loss of held-out samples under the averaged weights, at four fixed timesteps each."""
         count = len(batch["input_ids"])
         steps = int(self.scheduler.config["num_train_timesteps"])
-        with self.averaged_weights():
-            for index in range(4):
-                generator = self.step_generator(batch_idx, index)
-                start = torch.randint(steps // 4, (count,), generator=generator, device=self.device)
-                loss = self.sample_loss(batch, start + index * (steps // 4), generator)
-                self.log("heldout/loss", loss.mean(), prog_bar=True, batch_size=count, sync_dist=True)
+        for index in range(4):
+            generator = self.step_generator(batch_idx, index)
+            start = torch.randint(steps // 4, (count,), generator=generator, device=self.device)
+            loss = self.sample_loss(batch, start + index * (steps // 4), generator)
+            self.log("heldout/loss", loss.mean(), prog_bar=True, batch_size=count, sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate the averaged weights."""
+        self._averaged = self.averaged_weights()
+        self._averaged.__enter__()
+
+    def on_validation_epoch_end(self) -> None:
+        """Go back to the live weights."""
+        self._averaged.__exit__(None, None, None)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the schedule; replace both with LightningCLI's --optimizer and --lr_scheduler."""

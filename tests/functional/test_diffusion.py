@@ -89,3 +89,13 @@ def test_a_flow_goes_straight_from_image_to_noise() -> None:
 def test_another_prediction_type_is_refused() -> None:
     with pytest.raises(ValueError, match="score"):
         noisy_and_target(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), prediction_type="score")
+
+
+def test_half_precision_is_noised_as_much_as_single() -> None:
+    """At ᾱ = 0.998 the noise is 0.045; rounded to bf16 before the subtraction it would be 0.0625."""
+    latents, noise, level = torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([0.998])
+    options = {"prediction_type": "epsilon"}
+    exact, _ = noisy_and_target(latents, noise, level, **options)
+    half, _ = noisy_and_target(latents.bfloat16(), noise.bfloat16(), level, **options)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=1e-2, atol=0)

@@ -67,6 +67,11 @@ def test_a_frozen_text_encoder_follows_its_input(module: TextToImageModule) -> N
     assert embeddings.device.type == module.text_encoder.device.type == "meta"
 
 
+def test_the_autoencoder_is_where_the_pixels_are(module: TextToImageModule) -> None:
+    latents = module.encode_images(torch.zeros(1, 3, 16, 16, device="meta"))
+    assert latents.device.type == module.vae.device.type == "meta"
+
+
 def test_the_text_encoder_can_be_trained(pipeline_folder: Path) -> None:
     module = TextToImageModule(str(pipeline_folder), train_text_encoder=True)
     module.sample_loss(batch(module), torch.tensor([1, 2, 3]), module.step_generator(0)).mean().backward()
