@@ -374,6 +374,10 @@ class DenoiserProbe:
                             remedy="pass use_reentrant=False",
                         )
                     self._read(name, module, args, kwargs, observation)
+                elif torch.compiler.is_compiling():
+                    # What is compiled keeps no casts, and cannot switch the cache.
+                    with torch.no_grad():
+                        self._read(name, module, args, kwargs, observation)
                 else:
                     with torch.no_grad(), _without_cast_cache():
                         self._read(name, module, args, kwargs, observation)
