@@ -13,7 +13,7 @@ Profile, held-out samples, validation and sampling run unmasked while training. 
 Cost: an average over the values of each site and step, copied to the host in the background; two exchanges between
 processes at the monitor's updates. Suggested: `neurons: 4`, what NeMo is left with for a verbatim copy (4 ± 3, of 26.5
 candidates). Alone it acts on what a flagged sample still teaches; with sample skipping, on the exported pipeline only.
-On the embedded default it stops nothing and raises the held-out loss by 19 % (benchmarks/RESULTS.md).
+On the embedded default it stops nothing and raises the held-out loss by 20 % (benchmarks/RESULTS.md).
 
 Cannot: make the model forget. Masking hides what a caption triggers; embeddings that were searched for bring it back
 ("Finding DoRI", arXiv 2507.16880). Every flagged sample takes its neurons from all captions in the exported pipeline,
