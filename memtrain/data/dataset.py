@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import SampleSource
+from memtrain.functional.memory import images_at_once
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
@@ -105,9 +106,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
         Args:
             encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
-            batch_size: samples encoded at once; default 64 of up to 128 pixels, fewer of larger ones.
+            batch_size: samples encoded at once; default by their size.
         """
-        batch_size = batch_size or max(1, 64 * 128 * 128 // max(128, self.resolution) ** 2)
+        batch_size = batch_size or images_at_once(self.resolution, self.resolution)
         starts = range(0, len(self.samples), batch_size)
         chunks = []
         for start in tqdm(starts, desc="encoding latents", unit="batch", leave=False):

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from memtrain.errors import DataError
 from memtrain.functional.diffusion import per_sample_mse
+from memtrain.functional.memory import images_at_once
 from memtrain.models.stock_pipeline import refuse_offloaded
 
 NOISE_BLOCK = 64
 """Images whose noise is one draw, however many are computed at once."""
-AT_ONCE = 64 * 128 * 128
-"""Pixels of the images that are encoded at once, unless told: 64 of 128 pixels, 4 of 512, in about 3 GB."""
 
 
 @torch.no_grad()
@@ -55,7 +54,7 @@ def heldout_loss(
     refuse_offloaded(pipeline)
     unet, vae, scheduler, tokenizer = pipeline.unet, pipeline.vae, pipeline.scheduler, pipeline.tokenizer
     spacing = int(scheduler.config["num_train_timesteps"]) // timesteps
-    at_once = batch_size or max(1, AT_ONCE // (images.shape[-2] * images.shape[-1]))
+    at_once = batch_size or images_at_once(int(images.shape[-2]), int(images.shape[-1]))
     losses = []
     for first in range(0, len(captions), NOISE_BLOCK):
         last = min(first + NOISE_BLOCK, len(captions))

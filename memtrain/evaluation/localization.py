@@ -52,8 +52,9 @@ from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.provenance import provenance
 from memtrain.evaluation.replication import reproduction_threshold
 from memtrain.localization.contribution import EVERY_SITE, locate_contributions
-from memtrain.localization.locate import calibrated_on, kept_calibration, locate
+from memtrain.localization.locate import calibrated_on, kept_calibration, locate, require_same_model
 from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
+from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import Localization, save_masks, union
 from memtrain.localization.retrigger import retrigger
 from memtrain.localization.settings import Settings
@@ -145,9 +146,10 @@ def localize(
     searched, others = [texts[row] for row in roles.searched], [texts[row] for row in roles.calibrating]
     if contribution is not None:
         calibration = kept_calibration(folder / NEURONS)
-        if threshold is None and calibration is not None:
-            threshold = calibration[1]
         settings = settings or Settings()
+        if calibration is not None:
+            require_same_model(calibration[0], Predictor.of(pipeline, steps=settings.steps), folder / NEURONS)
+            threshold = calibration[1] if threshold is None else threshold
         located = locate_contributions(
             pipeline,
             searched,

@@ -75,6 +75,9 @@ def locate_contributions(
     chosen = predictor.sites(sites)
     if threshold is None:
         threshold = calibrate_threshold(predictor, other_prompts, settings=settings, source="given")
+    window = SimilarityWindow.of(*predictor.shape[1:])
+    if isinstance(threshold, Threshold):
+        threshold.check(settings, window)
     limit = threshold.value if isinstance(threshold, Threshold) else float(threshold)
     texts = list(dict.fromkeys(prompts))
     start = time.perf_counter()
@@ -102,7 +105,7 @@ def locate_contributions(
         "share": share,
         "settings": json.loads(settings.json()),
         "threshold": limit,
-        "window": asdict(SimilarityWindow.of(*predictor.shape[1:])),
+        "window": asdict(window),
         "model": predictor.name,
         "fingerprint": predictor.fingerprint(chosen),
         "sites": list(chosen),

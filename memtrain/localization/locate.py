@@ -112,7 +112,7 @@ def locate(
     if folder is not None and (statistics is None or threshold is None):
         kept = kept_calibration(folder, other_prompts)
         if kept is not None:
-            _require_same_model(kept[0], predictor, folder)
+            require_same_model(kept[0], predictor, folder)
             statistics, threshold = statistics or kept[0], threshold if threshold is not None else kept[1]
     others: list[str] | None = None
     if statistics is None or threshold is None:
@@ -197,7 +197,7 @@ def calibrate(
                 expected="a folder without results",
                 remedy="leave the calibration out to go on with that search, or name another folder",
             )
-        _require_same_model(kept[0], predictor, folder)
+        require_same_model(kept[0], predictor, folder)
         kept[0].check(predictor.widths(predictor.sites(settings.sites)))
         kept[1].check(settings, SimilarityWindow.of(*predictor.shape[1:]))
         return kept
@@ -258,8 +258,12 @@ def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     return list(dict.fromkeys(prompts))[index::count]
 
 
-def _require_same_model(statistics: ActivationStatistics, predictor: Predictor, folder: Path) -> None:
-    """That what lies in the folder was measured on these value layers."""
+def require_same_model(statistics: ActivationStatistics, predictor: Predictor, folder: Path) -> None:
+    """That what lies in the folder was measured on these value layers.
+
+    Raises:
+        ConfigurationError: if not.
+    """
     sites = {name: site for name, site in predictor.sites("*").items() if name in statistics.mean}
     if len(sites) < len(statistics.mean) or predictor.fingerprint(sites) != statistics.fingerprint:
         raise ConfigurationError(

@@ -40,12 +40,9 @@ MONITOR = MemorizationMonitor(reference=False)
 def test_what_acts_on_flagged_samples_only_needs_them_in_the_batch(idle: Any) -> None:
     with pytest.raises(ConfigurationError, match="takes out of the batches"):
         refuse_combinations([MONITOR, idle, SampleReplacement()], MONITOR)
-    refuse_combinations([MONITOR, idle, SampleSkipping()], MONITOR)
-
-
-def test_replacement_goes_with_what_acts_on_all_samples() -> None:
     everyone = [CaptionAugmentation(), AttentionRegularization(samples="all"), SampleSkipping()]
-    refuse_combinations([MONITOR, SampleReplacement(), *everyone], MONITOR)
+    for allowed in ([idle, SampleSkipping()], [SampleReplacement(), *everyone]):
+        refuse_combinations([MONITOR, *allowed], MONITOR)
 
 
 @pytest.mark.parametrize("early", [PipelineExport(), NeuronMasking()], ids=lambda early: type(early).__name__)

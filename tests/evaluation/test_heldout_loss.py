@@ -41,7 +41,7 @@ def test_how_many_are_computed_at_once_changes_nothing_but_rounding(pipeline: St
 def test_large_images_are_encoded_a_few_at_a_time(
     pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memtrain.evaluation.heldout_loss.AT_ONCE", 2 * 16 * 16)
+    monkeypatch.setattr("memtrain.functional.memory.PIXELS", 2 * 16 * 16)
     seen = []
     handle = pipeline.vae.encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     try:

@@ -87,6 +87,11 @@ def test_another_models_calibration_is_refused(pipeline: StableDiffusionPipeline
     other.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_v.weight.data[0, 0] += 1
     with pytest.raises(ConfigurationError, match="was measured on another model"):
         search_part(other, PROMPTS, output=tmp_path, shard=(0, 1), settings=Settings(seeds=3), progress=False)
+    for share in (None, 0.4):
+        with pytest.raises(ConfigurationError, match="was measured on another model"):
+            localize(other, PROMPTS, output=tmp_path, settings=Settings(seeds=3), contribution=share, **SAMPLING)
+    with pytest.raises(ConfigurationError, match="The threshold was measured with"):
+        localize(pipeline, PROMPTS, output=tmp_path, settings=Settings(seeds=4), contribution=0.4, **SAMPLING)
 
 
 def test_from_the_command_line(
