@@ -65,8 +65,9 @@ def evaluate_folder(
         prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, stages other than
             `measure` take the run's planted captions as memorized and its held-out ones as not.
         images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
-        max_prompts: prompts at most in each group (planted, unique, canary, held-out), or templates.
-        unique_prompts: prompts of images that were trained on once per epoch.
+        max_prompts: prompts at most in each group (planted, flagged, excluded, canary, held-out), or templates.
+        unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
+            for beside them.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
         batch_size: images sampled at once.

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from diffusers import StableDiffusionPipeline
 
-from memtrain.cli.run_folder import choose_prompts, images_of
+from memtrain.cli.run_folder import choose_prompts, excluded_images, images_of
 from memtrain.data.module import TextImageDataModule
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.console import print_results
@@ -36,7 +37,7 @@ def measure(
     false_positive_rate: float | None,
     kid: bool | None,
 ) -> dict[str, Any]:
-    """Sample planted, unique and held-out prompts, measure replication, and compare with the run's records.
+    """Sample prompts of every group, measure replication, and compare with the run's records.
 
     Args:
         pipeline: the trained pipeline.
@@ -49,7 +50,7 @@ def measure(
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
         batch_size: images sampled at once.
-        max_prompts: prompts at most in each group.
+        max_prompts: prompts at most in each group but that of unique images.
         unique_prompts: prompts of images that were trained on once per epoch.
         false_positive_rate: sets the threshold; None for 0.01, or the lowest that the held-out prompts can promise.
         kid: measure KID; None if its features are installed.
@@ -60,7 +61,15 @@ def measure(
     train, held = data.train_dataset, data.heldout_dataset
     assert train is not None
     assert held is not None
-    chosen = choose_prompts(data, most=max_prompts, unique=unique_prompts)
+    records = run / "records"
+    evidence = read_table(records, "evidence") if (records / "evidence.parquet").is_file() else None
+    chosen = choose_prompts(
+        data,
+        most=max_prompts,
+        unique=unique_prompts,
+        flagged=_flagged(evidence),
+        excluded=excluded_images(run, config, data),
+    )
     if false_positive_rate is None:
         false_positive_rate = max(0.01, 1 / (len(chosen[-1][2]) + 1))
     captions = [
@@ -71,7 +80,6 @@ def measure(
     own = torch.cat([images_of(dataset, rows) for _, dataset, rows in chosen if rows])
     every = list(range(len(held.samples)))
     loss = heldout_loss(pipeline, images_of(held, every), captions=[sample.caption for sample in held.samples])
-    evidence = run / "records" / "evidence.parquet"
     results = evaluate_run(
         pipeline,
         captions,
@@ -81,7 +89,7 @@ def measure(
         output=output,
         templates=data.template,
         visits=data.visits_per_epoch,
-        evidence=read_table(run / "records", "evidence") if evidence.is_file() else None,
+        evidence=evidence,
         heldout_loss=float(loss.mean()),
         kid=kid,
         config=config,
@@ -94,3 +102,9 @@ def measure(
     )
     print_results(results, output)
     return results
+
+
+def _flagged(evidence: pa.Table | None) -> set[str]:
+    if evidence is None or "flagged" not in evidence.column_names:
+        return set()
+    return set(evidence.filter(evidence["flagged"])["key"].to_pylist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import hash_order
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.prompts import PromptToScore
-from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, UNIQUE, VARIED_CAPTIONS, VARIED_IMAGES
+from memtrain.evaluation.summary import (
+    CANARY,
+    EXCLUDED,
+    FLAGGED,
+    HELDOUT,
+    PLANTED,
+    UNIQUE,
+    VARIED_CAPTIONS,
+    VARIED_IMAGES,
+)
 
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
@@ -44,9 +54,13 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
             remedy="train first (python train.py), or name the folder with --run",
         )
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config, _built(config["data"], path)
+
+
+def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    data = parser.instantiate(parser.parse_object({"data": settings})).data
     if not isinstance(data, TextImageDataModule):
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
@@ -54,7 +68,28 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
             remedy="call memtrain.evaluation.runner.evaluate_run with your own images",
         )
     data.build()
-    return config, data
+    return data
+
+
+def excluded_images(
+    folder: Path, config: dict[str, Any], data: TextImageDataModule
+) -> tuple[CaptionedImages, list[int]] | None:
+    """The images that a run was told to leave out, and what was made of them; None if there are none.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        data: of the run.
+
+    Returns:
+        A dataset and its rows.
+    """
+    if not data.exclude:
+        return None
+    settings = {**config["data"], "init_args": {**config["data"]["init_args"], "exclude": None}}
+    complete = _built(settings, folder / "config.yaml").train_dataset
+    assert complete is not None
+    return complete, [row for row, one in enumerate(complete.samples) if one.key not in data.visits_per_epoch]
 
 
 def images_of(dataset: CaptionedImages, rows: list[int]) -> torch.Tensor:
@@ -69,18 +104,38 @@ def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
 
 
 def choose_prompts(
-    data: TextImageDataModule, *, most: int, unique: int
+    data: TextImageDataModule,
+    *,
+    most: int,
+    unique: int,
+    flagged: Collection[str] = (),
+    excluded: tuple[CaptionedImages, list[int]] | None = None,
 ) -> list[tuple[str, CaptionedImages, list[int]]]:
-    """Per group the dataset and the rows to sample: of a template two captions, or one of its images' caption."""
+    """Per group the dataset and the rows to sample: of a template two captions, or one of its images' caption.
+
+    Args:
+        data: of the run, built.
+        most: rows at most in each group, or templates.
+        unique: rows of images that were trained on once per epoch, whatever `most` is.
+        flagged: keys that the run flagged. Those of unique images that are not asked for anyway are a group of their
+            own, so that the unique ones stay a random choice.
+        excluded: from :func:`excluded_images`.
+
+    Returns:
+        Group, dataset and rows; the held-out group is the last.
+    """
     train, held = data.train_dataset, data.heldout_dataset
     assert train is not None
     assert held is not None
     rows: dict[str, list[int]] = {}
     for row, sample in enumerate(train.samples):
         rows.setdefault(data.groups[sample.key], []).append(row)
+    once = _choose(train, rows.get(UNIQUE, []), unique)
+    suspicious = [row for row in rows.get(UNIQUE, []) if train.samples[row].key in flagged and row not in once]
     chosen = [
         (PLANTED, train, _choose(train, rows.get(PLANTED, []), most)),
-        (UNIQUE, train, _choose(train, rows.get(UNIQUE, []), min(unique, most))),
+        (UNIQUE, train, once),
+        (FLAGGED, train, _choose(train, suspicious, most)),
     ]
     for group, each in ((VARIED_CAPTIONS, CAPTIONS_PER_IMAGE), (VARIED_IMAGES, 1)):
         variants: dict[str, list[int]] = {}
@@ -89,6 +144,8 @@ def choose_prompts(
         templates = sorted(variants, key=lambda key: hash_order(key, "evaluation"))[:most]
         chosen.append((group, train, [row for key in templates for row in _choose(train, variants[key], each)]))
     chosen.append((CANARY, train, _choose(train, rows.get(CANARY, []), most)))
+    if excluded is not None:
+        chosen.append((EXCLUDED, excluded[0], _choose(*excluded, most)))
     chosen.append((HELDOUT, held, _choose(held, list(range(len(held.samples))), most)))
     return chosen
 

@@ -13,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.cli.chatter import quiet
-from memtrain.errors import MemtrainError
+from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.records import set_aside
 
-DEFAULT_ARGUMENTS = ["fit", "--config", "configs/tiny.yaml"]
+DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
 
 
@@ -40,7 +40,19 @@ class TrainCLI(LightningCLI):
         return Path(self.config[self.subcommand].trainer.default_root_dir or "runs/unnamed")
 
     def before_instantiate_classes(self) -> None:
-        """Put checkpoints into the run folder unless the configuration says otherwise."""
+        """Put checkpoints into the run folder unless the configuration says otherwise.
+
+        Raises:
+            ConfigurationError: if the list of excluded keys lies in the run folder, which is renamed when the new run
+                takes its place.
+        """
+        excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
+        if isinstance(excluded, str) and Path(excluded).resolve().is_relative_to(self._folder().resolve()):
+            raise ConfigurationError(
+                f"The keys to exclude, {excluded}, lie in the folder of the new run, {self._folder()}",
+                expected="a folder of its own for the run without them",
+                remedy=f"add --trainer.default_root_dir {self._folder()}_excluded",
+            )
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = str(self._folder())
         for callback in trainer.callbacks or []:
@@ -72,16 +84,16 @@ def _keep(folder: Path) -> None:
 
 
 def train(args: ArgsType = None) -> None:
-    """`python train.py [fit] [--config ...]`; without arguments, the embedded default.
+    """`python train.py [fit] [--config ...]`; without `fit` and a configuration, that of the embedded default.
 
     Args:
         args: arguments instead of those of the command line.
     """
     quiet()
-    if args is None and not sys.argv[1:]:
-        sys.argv += DEFAULT_ARGUMENTS
-    elif args is None and sys.argv[1].startswith("--") and sys.argv[1] != "--help":
-        sys.argv.insert(1, "fit")
+    given = sys.argv[1:]
+    if args is None and (not given or (given[0].startswith("-") and given[0] not in ("-h", "--help"))):
+        named = any(word.split("=")[0] in ("--config", "-c") for word in given)
+        sys.argv[1:] = ["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *given]
     try:
         TrainCLI(
             LightningModule,

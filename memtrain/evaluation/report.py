@@ -23,9 +23,9 @@ from PIL import Image
 from memtrain.errors import RecordError
 from memtrain.evaluation import detection_console, mitigation_sheet
 from memtrain.evaluation.localization_sheet import lines
-from memtrain.evaluation.summary import CANARY, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
+from memtrain.evaluation.summary import CANARY, EXCLUDED, FLAGGED, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
 
-ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, CANARY: 12}
+ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, FLAGGED: 24, EXCLUDED: 12, CANARY: 12}
 """Prompts shown of a group, lowest ratio first."""
 OTHER_ROWS = 6
 """Prompts shown of the groups not named in :data:`ROWS`."""

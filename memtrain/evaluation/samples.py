@@ -16,7 +16,7 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import DataError
 from memtrain.evaluation.generate import Trace
 from memtrain.evaluation.replication import Replication
-from memtrain.evaluation.summary import HELDOUT
+from memtrain.evaluation.summary import NEVER_TRAINED
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def own_index(
         training_images: `(M, 3, H, W)`.
 
     Returns:
-        `(P,)` int64; -1 for held-out prompts.
+        `(P,)` int64; -1 for held-out and excluded prompts.
 
     Raises:
         DataError: if prompts, keys and images do not belong together.
@@ -60,14 +60,14 @@ def own_index(
         )
     position = {key: index for index, key in enumerate(training_keys)}
     keys = {prompt.key for prompt in prompts}
-    lost = [prompt.key for prompt in prompts if prompt.group != HELDOUT and prompt.key not in position]
-    seen = [prompt.key for prompt in prompts if prompt.group == HELDOUT and prompt.key in position]
+    lost = [prompt.key for prompt in prompts if prompt.group not in NEVER_TRAINED and prompt.key not in position]
+    seen = [prompt.key for prompt in prompts if prompt.group in NEVER_TRAINED and prompt.key in position]
     if lost or seen or len(keys) < len(prompts) or len(position) < len(training_keys):
         raise DataError(
             f"{len(lost)} prompt(s) of training groups have no training image (first {lost[:3]}), {len(seen)} held-out "
-            f"prompt(s) have one (first {seen[:3]}), {len(prompts) - len(keys)} prompt key(s) and "
+            f"or excluded prompt(s) have one (first {seen[:3]}), {len(prompts) - len(keys)} prompt key(s) and "
             f"{len(training_keys) - len(position)} training key(s) are repeated",
-            expected="each training prompt's key among training_keys, no held-out one's, and no key twice",
+            expected="each training prompt's key among training_keys, no held-out or excluded one's, and no key twice",
             remedy="build prompts and training images from the same data settings as the run",
         )
     return torch.tensor([position.get(prompt.key, -1) for prompt in prompts])

@@ -20,6 +20,10 @@ PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
 """Groups of prompts: training images repeated on purpose, training images seen once per epoch, images never seen."""
 VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
 """Groups of made prompts: an image under varied captions, a caption with varied images, a synthetic image."""
+FLAGGED, EXCLUDED = "flagged", "excluded"
+"""Groups of prompts that a run chose: unique images that it flagged, images that it was told to leave out."""
+NEVER_TRAINED = (HELDOUT, EXCLUDED)
+"""Groups of images that the run did not train on."""
 
 
 def members(groups: Sequence[str], name: str) -> Tensor:
