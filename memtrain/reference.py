@@ -265,9 +265,13 @@ class ReferenceProfile:
         if missing:
             self.lookup(missing, [0.0] * len(missing))
         values = to_device(self._values[[self._row[key] for key in keys]], timesteps.device)
-        measured = to_device(torch.tensor(self.timesteps), timesteps.device)
-        bucket = (timesteps[:, None] - measured).abs().argmin(dim=1)
+        bucket = self.buckets_on_device(timesteps)
         return values.gather(1, bucket[:, None, None].expand(-1, 1, values.shape[2]))[:, 0]
+
+    def buckets_on_device(self, timesteps: Tensor) -> Tensor:
+        """As :meth:`bucket`, `(B,)`, for timesteps that are not read on the host."""
+        measured = to_device(torch.tensor(self.timesteps), timesteps.device)
+        return (timesteps[:, None] - measured).abs().argmin(dim=1)
 
     def lookup(self, keys: Sequence[str], timesteps: Sequence[float]) -> Tensor:
         """Values of samples at the measured timestep nearest to each visit, `(B, columns)`.

@@ -1,13 +1,17 @@
-"""Attention regularization: token attention may not move away from the base model's.
+"""Attention regularization: token attention may not move away from the base model's more than held-out samples' does.
 
 Ours, after the observation of MemAttn (Ren et al., ECCV 2024) that memorized samples are told apart by the entropy of
 their cross-attention; the training-time method of that paper was never released. The penalty is a hinge on the change
-of each site's entropy since the base model, beyond `margin`, in either direction, because in fine-tuning sites move
-both ways. Its gradient reaches queries, keys and what lies before them, not the values.
+of each site's entropy since the base model, where it is further from that of held-out samples under the model as it is
+than `margin` times their standard deviation, in either direction, because in fine-tuning sites move both ways. So
+noise, timestep and what training does to all images cost little: the entropy of `assets/tiny-sd` itself varies by 0.1
+nats and more from one noise to the next at some sites, and hardly at others. The gradient reaches queries, keys and
+what lies before them, not the values.
 
 Cost: the graph of the token attention (more memory per site). Suggested: the defaults, on flagged samples. Cannot: keep
 a model from memorizing through its values or convolutions; combine it with sample skipping or reweighting. Visits with
-a dropped caption are not penalized, because the base model's entropy is that of the full caption.
+a dropped caption are not penalized, because the base model's entropy is that of the full caption; nor visits from the
+monitor's `maximum_timestep` on, which are no evidence.
 """
 
 from __future__ import annotations
@@ -28,15 +32,16 @@ class AttentionRegularization(Mitigation):
 
     Args:
         strength: factor of the penalty, loss per nat.
-        margin: change of a site's entropy that is free, nats.
+        margin: change of a site's entropy that is free, in standard deviations of held-out samples.
         samples: penalize `flagged` samples or `all`.
     """
 
     needs_graph: ClassVar[bool] = True
     needs_reference: ClassVar[tuple[str, ...]] = ("attention_entropy",)
+    reads_captions: ClassVar[bool] = True
 
     def __init__(
-        self, strength: float = 0.1, margin: float = 0.1, samples: Literal["flagged", "all"] = "flagged"
+        self, strength: float = 0.1, margin: float = 2.0, samples: Literal["flagged", "all"] = "flagged"
     ) -> None:
         if strength <= 0 or margin < 0:
             raise ConfigurationError(
@@ -53,8 +58,14 @@ class AttentionRegularization(Mitigation):
 
     def penalty(self, observation: Observation, flags: Flags) -> Tensor:
         """`strength` times the mean over sites of the hinge, `(B,)`; 0 for samples that are not penalized."""
-        change = observation.entropy() - observation.reference["attention_entropy"]
-        hinge = torch.relu(change.abs() - self.margin).mean(dim=1)
+        base, level, spread = (
+            part["attention_entropy"] for part in (observation.reference, observation.level, observation.spread)
+        )
+        unknown = ~(spread + level).isfinite()
+        # Out before the subtraction: a NaN would come back in the gradient.
+        change = observation.entropy() - base - level.masked_fill(unknown, 0.0)
+        beyond = change.abs() - self.margin * spread.masked_fill(unknown, 0.0)
+        hinge = torch.relu(beyond.masked_fill(unknown, 0.0)).mean(dim=1)
         chosen = torch.ones_like(flags.ever) if self.samples == "all" else flags.ever
         if observation.caption_dropped:
             chosen = chosen & ~to_device(torch.tensor(observation.caption_dropped), chosen.device)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -59,6 +59,8 @@ class CaptionAugmentation(Mitigation):
             samples; default those that the data module's `alternatives()` returns.
         seed: of all choices.
     """
+
+    changes_captions: ClassVar[bool] = True
 
     def __init__(
         self,

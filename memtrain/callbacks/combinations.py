@@ -22,12 +22,14 @@ def refuse_combinations(callbacks: Sequence[Callback], monitor: Callback, *, sig
 
     Raises:
         ConfigurationError: if one of ours takes stock at the end of training before the monitor has brought it up to
-            date; if a mitigation acts on flagged samples alone, and another takes these out of the batches; or if the
-            prediction under the empty caption is wanted, and would be that of another network.
+            date; if a mitigation acts on flagged samples alone, and another takes these out of the batches; if one goes by
+            captions that another changes; or if the prediction under the empty caption is wanted, and would be that of
+            another network.
     """
     _refuse_order(callbacks, monitor)
     mitigations = [callback for callback in callbacks if isinstance(callback, Mitigation)]
     _refuse_idle(mitigations)
+    _refuse_other_captions(mitigations)
     _refuse_two_networks(mitigations, signals)
 
 
@@ -53,6 +55,17 @@ def _refuse_idle(mitigations: Sequence[Mitigation]) -> None:
             expected=f"one of both, or {idle[0]} on all samples",
             remedy=f"leave {changing[0]} or {idle[0]} out, or change the settings of {idle[0]}, where it has such, to "
             "`samples: all` (and `neurons: 0`)",
+        )
+
+
+def _refuse_other_captions(mitigations: Sequence[Mitigation]) -> None:
+    changing = [type(mitigation).__name__ for mitigation in mitigations if mitigation.changes_captions]
+    reading = [type(mitigation).__name__ for mitigation in mitigations if mitigation.reads_captions]
+    if changing and reading:
+        raise ConfigurationError(
+            f"{reading[0]} goes by a sample's own caption, and {changing[0]} trains on others",
+            expected="one of both",
+            remedy=f"leave {reading[0]} or {changing[0]} out",
         )
 
 

@@ -27,6 +27,7 @@ from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.visits import Visits
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.transfer import to_device
 from memtrain.reference import ReferenceProfile
 from memtrain.signals.readings import Readings
 
@@ -207,9 +208,19 @@ class Flagging:
             compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
             self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
 
-    def reference_values(self, observation: Observation) -> dict[str, Tensor]:
-        """The base model's values for a batch, per signal, on the batch's device."""
-        return self.readings.split(self.profile.lookup_on_device(observation.keys, observation.timesteps))
+    def add_reference(self, observation: Observation) -> None:
+        """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
+        timesteps = observation.timesteps
+        base = self.profile.lookup_on_device(observation.keys, timesteps)
+        bucket, unused = self.profile.buckets_on_device(timesteps), timesteps >= self.options.maximum_timestep
+        moments = self.calibration.moments
+        mean, deviation = (
+            to_device(part.float(), timesteps.device)[bucket].masked_fill(unused[:, None], torch.nan)
+            for part in (moments.mean, moments.deviation())
+        )
+        observation.reference = self.readings.split(base)
+        observation.level = self.readings.split(mean)
+        observation.spread = self.readings.split(deviation)
 
     def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
         return [self.profile.bucket(t) if t < self.options.maximum_timestep else None for t in timesteps]

@@ -61,6 +61,8 @@ class Mitigation(Callback):
             without gradients run.
         skips: weights are 0 and 1, and the batch mean has to become the mean over what is kept.
         changes_samples: `prepare` puts other samples into the batch, and is called before that of the others.
+        changes_captions: a visit may train on another text than the sample's caption.
+        reads_captions: what it takes from a visit is only right under the sample's own caption.
         key_field: field of the batch that holds the sample keys; the monitor's, once training is set up.
     """
 
@@ -70,6 +72,8 @@ class Mitigation(Callback):
     edits_training: ClassVar[bool] = False
     skips: ClassVar[bool] = False
     changes_samples: ClassVar[bool] = False
+    changes_captions: ClassVar[bool] = False
+    reads_captions: ClassVar[bool] = False
     key_field: str = "key"
 
     @property

@@ -316,7 +316,7 @@ class MemorizationMonitor(Callback):
             return
         observation = self.probe.current
         if any(mitigation.needs_reference for mitigation in penalizing):
-            observation.reference = self._flagging.reference_values(observation)
+            self._flagging.add_reference(observation)
         flags = self._flags_on(loss.device)
         for mitigation in penalizing:
             penalty = mitigation.penalty(observation, flags)

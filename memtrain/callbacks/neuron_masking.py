@@ -18,7 +18,7 @@ On the embedded default it stops nothing and raises the held-out loss by 20 % (b
 Cannot: make the model forget. Masking hides what a caption triggers; embeddings that were searched for bring it back
 ("Finding DoRI", arXiv 2507.16880). Every flagged sample takes its neurons from all captions in the exported pipeline,
 so it suits few flagged samples. Neurons are those of the caption that a visit was trained with: visits with a dropped
-caption are left out, but do not combine it with caption augmentation. A resumed run goes on exactly; only with several
+caption are left out, and caption augmentation beside it is refused. A resumed run goes on exactly; only with several
 processes, what the others saw since the monitor's last update is seen again later, because a checkpoint is written by
 the first. Adapters on value projections need `export: file`. Not tried with FSDP2.
 """
@@ -60,6 +60,7 @@ class NeuronMasking(Mitigation):
     """
 
     edits_training: ClassVar[bool] = True
+    reads_captions: ClassVar[bool] = True
 
     def __init__(
         self,

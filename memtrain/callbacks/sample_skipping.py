@@ -26,6 +26,11 @@ class SampleSkipping(Mitigation):
     def __init__(self, permanent: bool = True) -> None:
         self.permanent = permanent
 
+    @property
+    def flagged_only(self) -> bool:
+        """Always."""
+        return True
+
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for flagged samples, 1 for the others, `(B,)`."""
         return 1.0 - (flags.ever if self.permanent else flags.now).float()

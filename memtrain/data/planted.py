@@ -12,7 +12,8 @@ The variants of one template take the place of the sample that they are made fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +23,9 @@ from memtrain.data.canaries import Canaries, canary_caption, draw_canary
 from memtrain.data.selection import CANARY, VARIED_CAPTIONS, Duplicates
 from memtrain.data.source import Sample, SampleSource
 from memtrain.data.variations import vary_caption, vary_image
+
+MADE = re.compile(r"(.+)#(caption|image)?\d+")
+"""Names of made samples: what they are made from, and how."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,12 @@ def make_canaries(canaries: Canaries) -> list[MadeSample]:
         )
         for number in range(canaries.count)
     ]
+
+
+def was_made(key: str, keys: Collection[str]) -> bool:
+    """Whether this is the name of a canary, or of a variant of one of the samples `keys`."""
+    found = MADE.fullmatch(key)
+    return found is not None and (found[1] in keys if found[2] else found[1] == CANARY)
 
 
 def _unchanged(image: Image.Image) -> Image.Image:

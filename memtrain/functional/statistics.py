@@ -48,9 +48,13 @@ class DriftingMoments:
             group: one group, or `(B,)` groups.
             values: `(columns,)`, or `(B, columns)`.
         """
+        return (values.double() - self.mean[group]) / self.deviation(group)
+
+    def deviation(self, group: int | Tensor | slice = slice(None)) -> Tensor:
+        """Standard deviations of one group `(columns,)` or of several; NaN before `minimum` observations."""
         count = self.count[group].clamp(max=self.window)
         deviation = (self.square[group] * count / (count - 1)).sqrt().maximum(self.resolution)
-        return torch.where(count < self.minimum, torch.nan, (values.double() - self.mean[group]) / deviation)
+        return torch.where(count < self.minimum, torch.nan, deviation)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moments."""

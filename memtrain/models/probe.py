@@ -72,6 +72,9 @@ class Observation:
         sample_loss: `(B,)` denoising loss, where it is known without a gradient.
         reference: per signal its values `(B, columns)` under the base model at the nearest measured timestep, where a
             mitigation asked for them.
+        level: per signal `(B, columns)` mean of held-out samples' values compared with their reference under the model
+            as it is, at the batch's timesteps; comes with the reference.
+        spread: standard deviation of the same; NaN where there is no evidence: too few visits, or too much noise.
         clip_layout: whether tokens are `BOS words EOS padding`; set by the probe.
     """
 
@@ -93,6 +96,8 @@ class Observation:
     loss_weight: Tensor | None = None
     sample_loss: Tensor | None = None
     reference: dict[str, Tensor] = field(default_factory=dict)
+    level: dict[str, Tensor] = field(default_factory=dict)
+    spread: dict[str, Tensor] = field(default_factory=dict)
     clip_layout: bool = True
 
     def entropy(self, tokens: Tokens = "all") -> Tensor:

@@ -34,15 +34,23 @@ MONITOR = MemorizationMonitor(reference=False)
         NeuronMasking(samples="all"),
         CaptionAugmentation(samples="flagged"),
         AttentionRegularization(),
+        SampleSkipping(),
     ],
     ids=lambda idle: type(idle).__name__,
 )
 def test_what_acts_on_flagged_samples_only_needs_them_in_the_batch(idle: Any) -> None:
     with pytest.raises(ConfigurationError, match="takes out of the batches"):
         refuse_combinations([MONITOR, idle, SampleReplacement()], MONITOR)
-    everyone = [CaptionAugmentation(), AttentionRegularization(samples="all"), SampleSkipping()]
-    for allowed in ([idle, SampleSkipping()], [SampleReplacement(), *everyone]):
-        refuse_combinations([MONITOR, *allowed], MONITOR)
+    for everyone in (CaptionAugmentation(), AttentionRegularization(samples="all")):
+        refuse_combinations([MONITOR, SampleReplacement(), everyone], MONITOR)
+    refuse_combinations([MONITOR, idle, SampleSkipping()], MONITOR)
+
+
+@pytest.mark.parametrize("reading", [NeuronMasking(), AttentionRegularization(samples="all")])
+def test_what_goes_by_a_samples_own_caption_stands_beside_no_other_caption(reading: Any) -> None:
+    with pytest.raises(ConfigurationError, match="goes by a sample's own caption, and CaptionAugmentation trains"):
+        refuse_combinations([MONITOR, reading, CaptionAugmentation(kind="noise")], MONITOR)
+    refuse_combinations([MONITOR, reading, SampleSkipping()], MONITOR)
 
 
 @pytest.mark.parametrize("early", [PipelineExport(), NeuronMasking()], ids=lambda early: type(early).__name__)

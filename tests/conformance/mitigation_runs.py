@@ -34,6 +34,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.sampler import ResumableLoader
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
+from memtrain.models.probe import Observation
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import LETTERS, ROOT, encoded_image
 
@@ -182,9 +183,15 @@ def force_flags(mitigation: Mitigation) -> None:
         number = options["number"]
         prepare(batch, forced(batch["key"], flags), **options)
 
+    def forced_penalty(seen: Observation, flags: Flags) -> Tensor | None:
+        # Held-out samples are dealt out to the processes, which see other noise then.
+        for name in mitigation.needs_reference:
+            seen.level[name], seen.spread[name] = torch.zeros_like(seen.level[name]), torch.ones_like(seen.spread[name])
+        return penalty(seen, forced(seen.keys, flags))
+
     mitigation.prepare = forced_prepare  # type: ignore[method-assign, assignment]
     mitigation.weights = lambda seen, flags: weights(seen, forced(seen.keys, flags))  # type: ignore[method-assign]
-    mitigation.penalty = lambda seen, flags: penalty(seen, forced(seen.keys, flags))  # type: ignore[method-assign]
+    mitigation.penalty = forced_penalty  # type: ignore[method-assign]
 
 
 def run(

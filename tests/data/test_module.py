@@ -134,6 +134,20 @@ def test_what_an_earlier_run_flagged_is_left_out_and_nothing_takes_its_place(wri
     assert "varied_images" not in third.groups.values(), "the original's key stands for all its variants"
 
 
+def test_what_an_earlier_run_made_and_flagged_is_no_obstacle(write_folder, caplog):
+    path = str(write_folder(20))
+    first = TextImageDataModule(path, duplicates=TEMPLATES, canaries=Canaries(count=2), resolution=8)
+    first.build()
+    flagged = [key for key, group in first.groups.items() if group not in ("heldout", "unique")]
+    second = TextImageDataModule(path, resolution=8, exclude=flagged)
+    second.build()
+    repeated = {key for key, group in first.groups.items() if group == "planted"}
+    assert set(second.visits_per_epoch) == (set(first.visits_per_epoch) | set(first.template.values())) - repeated - {
+        key for key in flagged if "#" in key
+    }
+    assert "made sample(s) that this run does not make" in caplog.text
+
+
 def test_held_out_source_that_shares_the_key_of_a_canary(write_folder):
     held = write_folder({"canary#0": "another"}, name="held")
     with pytest.raises(DataError, match=r"1 key\(s\) are both in"):

@@ -7,7 +7,7 @@ import pytest
 
 from memtrain.data.canaries import Canaries, canary_caption, draw_canary
 from memtrain.data.image_folder import ImageFolderSource
-from memtrain.data.planted import PlantedSource, make_canaries, make_templates
+from memtrain.data.planted import PlantedSource, make_canaries, make_templates, was_made
 from memtrain.data.selection import Duplicates
 from memtrain.data.source import Sample
 from memtrain.errors import DataError
@@ -79,3 +79,10 @@ def test_key_that_is_taken(write_folder):
 
 def test_no_path_is_opened_as_one(write_folder):
     assert not PlantedSource.accepts(str(write_folder(2)))
+
+
+def test_names_of_made_samples_are_known_again(source, planted):
+    keys = {sample.key for sample in source.samples}
+    assert all(was_made(one.sample.key, keys) for one in planted.made)
+    others = ["image_02.png", "cat.png#caption0", "image_02.png#0", "canary#caption1", "canary#", "image_02.png#image"]
+    assert not any(was_made(key, keys) for key in others)
