@@ -7,9 +7,10 @@ alone, and the identifier is the sample's key.
 
 In a training forward each sample has the neurons of its own subset of the pool (`active`) switched on and the others
 off. In all other forwards, such as held-out measurements, validation and sampling, the whole pool is off, from the
-first step on, and the exported pipeline does without it. A pool starts empty: its value rows are set to zero before the
-reference profile is measured, so that at the start the sinks change no sample's loss, and what a sample gains
-later over the base model is what was learnt.
+first step on, and the exported pipeline does without it; a module that `PipelineExport` cannot export has to apply
+`memorization_sinks.safetensors`, a NeuronMask in the run folder, before it is saved. A pool starts empty: its value
+rows are set to zero before the reference profile is measured, so that at the start the sinks change no sample's loss,
+and what a sample gains later over the base model is what was learnt.
 
 The pool is, at each site, the neurons with the smallest product of the norm of their value row and the norm of their
 column in the output projection, which bounds what a neuron adds to the residual stream for a text of unit norm.
@@ -35,6 +36,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +44,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
 from memtrain.models.backbones.base import Backbone, unwrap
 from memtrain.models.neuron_mask import NeuronMask
@@ -146,6 +149,14 @@ class MemorizationSinks(Mitigation):
         if self._hooks.training and self._on:
             return values * self._on[site][:, None].to(values)
         return values * self._off[site].to(values)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the pool into the run folder; say so where nothing exports the pipeline without it."""
+        assert self.pool is not None
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "memorization_sinks.safetensors"
+            self.pool.save(path)
+            warn_unless_exported(trainer, path)
 
     def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
         """Within this context the pool's weights are zero."""

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.neuron_search import NeuronSearch
+from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
 from memtrain.functional.neurons import neuron_activation, scale_neurons
 from memtrain.models.backbones.base import Backbone, unwrap
@@ -191,6 +192,8 @@ class NeuronMasking(Mitigation):
         if self.mask is not None:
             self.mask.save(path)
             log.info("%d neurons are masked, those of %d samples: %s", len(self.mask), len(self._search.found), path)
+            if self.export == "bake":
+                warn_unless_exported(trainer, path)
         else:
             # What an earlier run left there is not this run's.
             path.unlink(missing_ok=True)

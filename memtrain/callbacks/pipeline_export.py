@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from memtrain.callbacks.mitigation import Mitigation
 from memtrain.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 
 class PipelineExport(Callback):
@@ -40,3 +43,14 @@ class PipelineExport(Callback):
                     if isinstance(callback, Mitigation):
                         contexts.enter_context(callback.exporting(components.denoiser))
                 components.pipeline().save_pretrained(folder)
+
+
+def warn_unless_exported(trainer: Trainer, path: Path) -> None:
+    """Say what is left to do with a mask, where no :class:`PipelineExport` puts it into the exported weights."""
+    if not any(isinstance(callback, PipelineExport) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        log.warning(
+            "The trained weights are without %s: before you save a pipeline, apply it with "
+            "NeuronMask.load(Path(%r)).bake(denoiser), from memtrain.models.neuron_mask",
+            path.name,
+            str(path),
+        )

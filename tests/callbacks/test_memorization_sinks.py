@@ -227,7 +227,9 @@ def fit(module: Foreign, folder: Path, sinks: MemorizationSinks, *, resume: Path
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-def test_a_resumed_run_equals_the_uninterrupted_one(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     through, sinks = Foreign(pipeline.unet), MemorizationSinks(0.25)
     fit(through, tmp_path / "through", sinks)
     assert sinks.pool is not None
@@ -240,6 +242,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(pipeline: StableDiffusionPip
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), through.parameters(), strict=True))
     for site, channels in again.pool.channels.items():
         assert resumed.unet.get_submodule(f"{site}.to_v").weight[channels].any(), "the sinks took something up"
+    left = NeuronMask.load(tmp_path / "through" / "memorization_sinks.safetensors")
+    assert "NeuronMask.load" in caplog.text, "nothing exports it"
+    left.bake(through.unet)
+    for site, channels in again.pool.channels.items():
+        assert not through.unet.get_submodule(f"{site}.to_v").weight[channels].any()
     with pytest.raises(ConfigurationError, match="The checkpoint has sinks at"):
         fit(resumed, tmp_path / "again", MemorizationSinks(sites="*"), resume=checkpoint)
 
