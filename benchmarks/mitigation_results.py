@@ -100,6 +100,7 @@ def run_figures(results: dict[str, Any], *, folder: Path) -> dict[str, Any]:
             "groups": {name: _counts(share) for name, share in (flags.get("groups") or {}).items()},
             "first_flagged_step": flags.get("first_flagged_step"),
         },
+        "skipped": training.get("skipped"),
         "settings": json.loads(json.dumps(settings).replace(str(folder), "{folder}")),
     }
 
@@ -135,7 +136,8 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Each with `row`, `seeds`, `groups` and `flags` pooled over seeds, and `heldout_loss`, `loss_change` (relative to
-        the baseline of the same seed), `kid`, `kid_change` (difference to the same) as mean and ends, and `time`.
+        the baseline of the same seed), `kid`, `kid_change` (difference to the same) and `skipped` (share of visits with
+        weight 0) as mean and ends, and `time`.
     """
     runs = {row.name: of_now(content["rows"].get(row.name, {}), row, SETTING) for row in ROWS}
     baseline = runs.get("baseline", {})
@@ -170,6 +172,10 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
                 ),
                 "kid_change": spread([run["kid"] - base["kid"] for run, base in paired]),
                 "kid_standard_error": spread([run["kid_standard_error"] for run in values]),
+                "skipped": {
+                    name: spread([run["skipped"][name] for run in values if run.get("skipped")])
+                    for name in ("planted", "unique")
+                },
                 "time": content["timing"].get(row.name),
             }
         )
@@ -186,6 +192,8 @@ COLUMNS = (
     "KID without copies",
     "planted flagged",
     "unique flagged",
+    "planted visits skipped",
+    "unique visits skipped",
     "time per step / plain",
 )
 
@@ -194,7 +202,8 @@ def _share(counts: dict[str, Any] | None) -> str:
     if counts is None or not counts["n"]:
         return "–"
     low, high = counts["interval"]
-    return f"{counts['k']:,} of {counts['n']:,} ({low:.0%} to {high:.0%})"
+    digits = 0 if high >= 0.02 else 2
+    return f"{counts['k']:,} of {counts['n']:,} ({low:.{digits}%} to {high:.{digits}%})"
 
 
 def _spread(values: dict[str, float] | None, digits: int) -> str:
@@ -202,6 +211,14 @@ def _spread(values: dict[str, float] | None, digits: int) -> str:
         return "–"
     mean, low, high = (f"{values[name]:.{digits}f}" for name in ("mean", "min", "max"))
     return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _skipped(share: dict[str, float] | None, shares: dict[str, dict[str, float] | None]) -> str:
+    """Nothing for a method that skips nothing."""
+    if share is None or not any(part["max"] for part in shares.values() if part is not None):
+        return "–"
+    low, high = (f"{100 * share[name]:.1f}" for name in ("min", "max"))
+    return f"{100 * share['mean']:.1f} %" + ("" if low == high else f" ({low} to {high})")
 
 
 def _time(timing: dict[str, Any] | None) -> str:
@@ -225,6 +242,8 @@ def cells(line: dict[str, Any]) -> list[str]:
         _spread(line["kid_without_copies"], 3),
         _share(line["flags"]["planted"]),
         _share(line["flags"]["unique"]),
+        _skipped(line["skipped"]["planted"], line["skipped"]),
+        _skipped(line["skipped"]["unique"], line["skipped"]),
         _time(line["time"]),
     ]
 
@@ -256,7 +275,7 @@ def markdown_tables(content: dict[str, Any]) -> str:
     doses = pooled_doses(content)
     if doses:
         repeats = list(next(iter(doses.values())))
-        lines += ["", "| reproduced at repetitions per epoch | " + " | ".join(map(str, repeats)) + " |"]
+        lines += ["", "| reproduced at visits per epoch | " + " | ".join(map(str, repeats)) + " |"]
         lines += ["|---" * (1 + len(repeats)) + "|"]
         for name, found in doses.items():
             lines.append(f"| {name} | " + " | ".join(_share(found.get(count)) for count in repeats) + " |")

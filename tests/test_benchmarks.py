@@ -51,6 +51,7 @@ def kept(planted: int, *, loss: float = 0.1, kid: float = 0.2, **changes: Any) -
             "unique": {"k": 0, "n": 1000},
             "first_flagged_step": {"min": 8, "median": 16, "max": 40},
         },
+        "skipped": {"planted": 0.0, "unique": 0.0},
         **changes,
     }
 
@@ -244,7 +245,7 @@ def content(scripts: Modules) -> dict[str, Any]:
         "rows": {
             "baseline": {"0": kept(10, loss=0.1, kid=0.1), "1": kept(9, loss=0.2, kid=0.1)},
             "recommended": {"0": kept(0, loss=0.09, kid=0.15), "1": kept(1, loss=0.22, kid=0.17)},
-            "loss_skipping": {"4": kept(8)},
+            "loss_skipping": {"4": kept(8, skipped={"planted": 0.5, "unique": 0.0})},
         },
         "dose": {"baseline": {"0": kept(1, doses=doses), "1": kept(1, doses=doses)}},
         "timing": {
@@ -291,7 +292,9 @@ def test_markdown_has_one_line_per_row_with_counts_and_number_of_seeds(scripts: 
     assert "0.1550 (0.0900 to 0.2200)" in lines["recommended"]
     assert "1.05 (1.01 to 1.11)" in lines["recommended"]
     assert "| 2 of 3 |" in lines["recommended"]
-    assert "not measured" in lines["loss skipping"]
+    assert lines["loss skipping"].endswith("| 50.0 % | 0.0 % | not measured |")
+    assert "| – | – | 1.05" in lines["recommended"], "it skips nothing"
+    assert "0 of 2,000 (0.00% to 0.19%)" in lines["recommended"]
     assert "| 2 of 120" in text
     assert "4 of 12" in text
     assert "takes 61 s" in text

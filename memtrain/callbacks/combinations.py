@@ -22,9 +22,9 @@ def refuse_combinations(callbacks: Sequence[Callback], monitor: Callback, *, sig
 
     Raises:
         ConfigurationError: if one of ours takes stock at the end of training before the monitor has brought it up to
-            date; if a mitigation acts on flagged samples alone, and another takes these out of the batches; if one goes by
-            captions that another changes; or if the prediction under the empty caption is wanted, and would be that of
-            another network.
+            date; if a mitigation acts on flagged samples alone, and another takes these out of the batches; if one goes
+            by captions that another changes; or if the prediction under the empty caption is wanted, and would be that
+            of another network.
     """
     _refuse_order(callbacks, monitor)
     mitigations = [callback for callback in callbacks if isinstance(callback, Mitigation)]
