@@ -23,6 +23,7 @@ def quiet() -> None:
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "Found .* module\\(s\\) in eval mode",
         "Checkpoint directory .* exists and is not empty",
+        "Precision .* is not supported by the model summary",
         "The number of training batches .* is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message=pattern)

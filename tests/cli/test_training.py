@@ -144,6 +144,52 @@ def test_data_overlays_keep_the_other_settings(name: str, capsys: pytest.Capture
         assert data["duplicates"]["varied_images"] == 5
 
 
+def test_the_configuration_for_a_real_model_trains(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", str(ROOT / "configs" / "sd15.yaml")]
+    with pytest.raises(SystemExit):
+        cli.train(["fit", *config, "--data.init_args.path", "x", "--print_config"])
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert written["data"]["init_args"]["duplicates"] is None
+    assert written["model"]["init_args"]["pretrained"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    small = {
+        "--trainer.default_root_dir": tmp_path / "run",
+        "--trainer.max_epochs": 2,
+        "--trainer.enable_progress_bar": "false",
+        "--trainer.log_every_n_steps": 1,
+        "--trainer.callbacks.init_args.every_n_train_steps": 5,
+        "--model.init_args.pretrained": pipeline_folder,
+        "--data.init_args.path": write_folder(40),
+        "--data.init_args.heldout_fraction": 0.3,
+        "--data.init_args.resolution": 16,
+    }
+    cli.train(["fit", *config, *(str(word) for option in small.items() for word in option)])
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+    assert (tmp_path / "run" / "flagged.csv").is_file()
+
+
+def test_without_a_configuration_the_default_one_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr("memtrain.cli.training.TrainCLI", lambda *_, **__: seen.append(sys.argv[1:]))
+    given = ([], ["--ckpt_path", "last"], ["--config=mine.yaml"], ["fit", "--model", "M"], ["--help"])
+    for words in given:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        cli.train()
+    default = ["fit", "--config", "configs/tiny.yaml"]
+    assert seen == [default, [*default, "--ckpt_path", "last"], ["fit", "--config=mine.yaml"], *map(list, given[3:])]
+
+
+def test_the_list_of_excluded_keys_may_not_lie_in_the_new_runs_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "flagged.csv").write_text("key\nimage_00.png\n")
+    excluding = ["--trainer.default_root_dir", str(run), "--data.init_args.exclude", str(run / "flagged.csv")]
+    with pytest.raises(SystemExit, match="lie in the folder of the new run"):
+        cli.train(["fit", "--config", str(ROOT / "configs" / "tiny.yaml"), *excluding])
+    assert [path.name for path in run.iterdir()] == ["flagged.csv"]
+
+
 def test_errors_are_messages_not_tracebacks(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
