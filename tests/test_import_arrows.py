@@ -32,13 +32,12 @@ ARROWS = {
     "localization": {"functional", "models", "records"},
     "inference": {"functional", "models"},
     "evaluation": {"detectors", "localization", "inference", "models", "functional", "records"},
-    "guard": {"callbacks"},
     "cli": None,
 }
 """Package or module of memtrain -> what it may import of memtrain; None: everything."""
 
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-WITH_LIGHTNING = ("memtrain.training", "memtrain.callbacks", "memtrain.cli", "memtrain.data.module", "memtrain.guard")
+WITH_LIGHTNING = ("memtrain.training", "memtrain.callbacks", "memtrain.cli", "memtrain.data.module")
 
 
 def module_name(path: Path) -> str:
