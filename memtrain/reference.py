@@ -73,8 +73,18 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
             remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
         )
     image = batch["latents"] if "latents" in batch else batch["pixel_values"]
-    rows = zip(image.cpu().contiguous(), batch["input_ids"].cpu(), strict=True)
-    return [hashlib.sha256(row.numpy().tobytes() + ids.numpy().tobytes()).hexdigest() for row, ids in rows]
+    rows = zip(image.cpu(), batch["input_ids"].cpu(), strict=True)
+    return [hashlib.sha256(_bytes(row) + _bytes(ids)).hexdigest() for row, ids in rows]
+
+
+def _bytes(values: Tensor) -> bytes:
+    """The bytes of values of any type, also one that numpy does not know."""
+    return values.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def described(batch: dict[str, Any]) -> Observation:
+    """An observation with what a batch says of its samples."""
+    return Observation(batch["key"], batch.get("prompt_length"), batch.get("prompt_mask"))
 
 
 def _plain(value: Any) -> Any:
@@ -160,6 +170,7 @@ class ReferenceProfile:
         rank: int = 0,
         world_size: int = 1,
         cached_only: bool = False,
+        move: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         complete: Callable[[Observation], None] | None = None,
     ) -> int:
         """Measure the samples that the cache lacks; call :meth:`load` when all processes are done.
@@ -167,11 +178,12 @@ class ReferenceProfile:
         Args:
             probe: on the base model.
             sample_loss: one forward of the denoiser.
-            batches: every sample once, on the model's device; the same on every process.
+            batches: every sample once; the same on every process. Samples are known by what they hold as they are here.
             total: number of batches, for the progress bar.
             rank: this process; batches are dealt out to processes in turn.
             world_size: number of processes.
             cached_only: the model is no longer the base model; refuse to measure.
+            move: makes of a batch what `sample_loss` gets, on the model's device; default nothing is made of it.
             complete: adds to each observation what the signals need beside the one forward.
 
         Returns:
@@ -194,6 +206,7 @@ class ReferenceProfile:
                     expected="the profile that was measured when this run began, and the same data",
                     remedy="restore the folder and the data, or start a new run",
                 )
+            batch = batch if move is None else move(batch)
             measured_at = [self._measure_at(probe, sample_loss, batch, t, complete) for t in self.timesteps]
             values = torch.stack(measured_at, dim=1)
             table = pa.table({"content": contents, "values": values.flatten(1).double().tolist()})
@@ -212,12 +225,12 @@ class ReferenceProfile:
         complete: Callable[[Observation], None] | None,
     ) -> Tensor:
         """`(B, columns)`, averaged over draws."""
-        device = batch["input_ids"].device
+        device = next(probe.denoiser.parameters()).device
         steps = torch.full((len(batch["key"]),), timestep, device=device)
         total = torch.zeros(len(batch["key"]), len(self.columns))
         for draw in range(self.draws):
             generator = torch.Generator(device).manual_seed((self.seed * 1009 + timestep) * 1009 + draw)
-            with probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation:
+            with probe.measure(described(batch)) as observation:
                 observation.sample_loss = sample_loss(batch, steps, generator)
             if complete is not None:
                 complete(observation)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from memtrain.calibration import Calibration, Sign, length_edges
 from memtrain.callbacks import processes
-from memtrain.callbacks.measurement import HeldoutSamples, completer, is_measurable, measure_profile
+from memtrain.callbacks.data_protocol import by_key, data_of, lacking_to_measure
+from memtrain.callbacks.measurement import HeldoutSamples, completer, measure_profile
 from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.visits import Visits
@@ -85,7 +86,7 @@ class Flagging:
     ) -> None:
         self.options, self.readings, self.probe, self.paired = options, readings, probe, paired
         self.heldout = self._open_heldout(trainer, pl_module)
-        self.calibration = self._new_calibration(getattr(trainer, "datamodule", None))
+        self.calibration = self._new_calibration(data_of(trainer))
         self._require_heldout(trainer)
         self.profile = ReferenceProfile(
             Path(options.reference_folder or Path(trainer.default_root_dir) / "profiles"),
@@ -99,8 +100,12 @@ class Flagging:
     def _open_heldout(self, trainer: Trainer, pl_module: LightningModule) -> HeldoutSamples | None:
         if self.options.reference is False:
             return None
-        if not is_measurable(trainer, pl_module):
-            log.warning("No held-out samples can be measured: flags rest on the bulk of the training samples")
+        lacking = lacking_to_measure(trainer, pl_module)
+        if lacking:
+            log.warning(
+                "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
+                ", ".join(lacking),
+            )
             return None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return HeldoutSamples(
@@ -115,7 +120,7 @@ class Flagging:
 
     def _new_calibration(self, data: Any) -> Calibration:
         options = self.options
-        canaries = {key for key, group in getattr(data, "groups", {}).items() if group == "canary"}
+        canaries = {key for key, group in by_key(data, "groups").items() if group == "canary"}
         if options.flag_by == COMBINED and (not canaries or self.heldout is None):
             raise ConfigurationError(
                 f"flag_by: combined with {len(canaries)} canaries"

@@ -45,6 +45,7 @@ class LossSkipping(Mitigation):
     """
 
     skips: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = True
 
     def __init__(
         self,

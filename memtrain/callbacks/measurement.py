@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import DenoiserProbe, Observation
-from memtrain.reference import ReferenceProfile
+from memtrain.reference import ReferenceProfile, described
 from memtrain.signals.base import FittedSignal, Signal
 
 
@@ -30,26 +32,20 @@ def as_in_training(trainer: Trainer) -> Iterator[None]:
         yield
 
 
-def is_measurable(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Whether module and data can be measured outside of training steps."""
-    return hasattr(pl_module, "sample_loss") and hasattr(getattr(trainer, "datamodule", None), "unique_dataloader")
+def moved(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+    """A batch on the device as a training step would get it, through the hooks of the data module or the module.
 
-
-def require_measurable(trainer: Trainer, pl_module: LightningModule, *, needed_by: str) -> None:
-    """Refuse a module or data that cannot be measured outside of training steps.
-
-    Raises:
-        ConfigurationError: if they cannot.
+    Meanwhile the trainer says that it validates: what a hook does in training alone, such as dropping captions, it does
+    not do to samples that are measured.
     """
-    if not is_measurable(trainer, pl_module):
-        data: Any = getattr(trainer, "datamodule", None)
-        raise ConfigurationError(
-            f"{needed_by} measures samples before training, which {type(pl_module).__name__} with "
-            f"{type(data).__name__} does not offer",
-            expected="a module with sample_loss(batch, timesteps, generator) and a data module with "
-            "train_dataset, heldout_dataset and unique_dataloader(dataset), such as TextImageDataModule",
-            remedy="add them, or set `reference: paired` or `reference: false` on MemorizationMonitor",
-        )
+    stage = trainer.state.stage
+    trainer.state.stage = RunningStage.VALIDATING
+    try:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    finally:
+        trainer.state.stage = stage
 
 
 def require_unconditional(pl_module: LightningModule, needed_by: str) -> None:
@@ -110,16 +106,16 @@ def measure_profile(
         profile.name_after(probe.denoiser, pl_module)
     profile.fingerprint = trainer.strategy.broadcast(profile.fingerprint)
     loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
-    batches = (move_data_to_device(batch, pl_module.device) for loader in loaders for batch in loader)
     with as_in_training(trainer):
         profile.measure(
             probe,
             pl_module.sample_loss,  # type: ignore[arg-type]
-            batches,
+            chain.from_iterable(loaders),
             total=sum(map(len, loaders)),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             cached_only=cached_only,
+            move=partial(moved, trainer, pl_module),
             complete=complete,
         )
     trainer.strategy.barrier()
@@ -141,12 +137,12 @@ def fit_signals(
     def observations() -> Iterator[Observation]:
         for dataset in (data.train_dataset, data.heldout_dataset):
             for batch in data.unique_dataloader(dataset):
-                batch = move_data_to_device(batch, pl_module.device)
+                batch = moved(trainer, pl_module, batch)
                 generator = torch.Generator(pl_module.device).manual_seed(seed)
                 steps = torch.full((len(batch["key"]),), timestep, device=pl_module.device)
                 with (
                     as_in_training(trainer),
-                    probe.measure(Observation(batch["key"], batch.get("prompt_length"))) as observation,
+                    probe.measure(described(batch)) as observation,
                 ):
                     pl_module.sample_loss(batch, steps, generator)  # type: ignore[operator]
                 yield observation
@@ -215,7 +211,7 @@ class HeldoutSamples:
         """Measure the next `count` samples of this process."""
         total, first = len(self.dataset), self.done + trainer.global_rank * count
         batch = default_collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
-        batch = move_data_to_device(batch, pl_module.device)
+        batch = moved(trainer, pl_module, batch)
         seed = self.seed * 1_000_003 + first
         with as_in_training(trainer):
             timesteps, values = self._measure(pl_module, batch, seed)
@@ -232,7 +228,7 @@ class HeldoutSamples:
         keys = list(batch["key"])
         generator = torch.Generator(pl_module.device).manual_seed(seed)
         timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=pl_module.device)
-        with self.probe.measure(Observation(keys, batch.get("prompt_length"))) as observation:
+        with self.probe.measure(described(batch)) as observation:
             observation.sample_loss = pl_module.sample_loss(batch, timesteps, generator)  # type: ignore[operator]
         if self.complete is not None:
             self.complete(observation)

@@ -57,6 +57,7 @@ class Mitigation(Callback):
         needs_graph: the penalty needs the token attention with its graph.
         needs_reference: signals whose values under the base model `observation.reference` has to hold.
         needs_unconditional: `observation.unconditional` has to be there in every batch.
+        needs_loss: `weights` reads each sample's denoising loss from the gradient.
         edits_training: its hooks make forwards with gradients those of another network than the one that forwards
             without gradients run.
         skips: weights are 0 and 1, and the batch mean has to become the mean over what is kept.
@@ -69,6 +70,7 @@ class Mitigation(Callback):
     needs_graph: ClassVar[bool] = False
     needs_reference: ClassVar[tuple[str, ...]] = ()
     needs_unconditional: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
     edits_training: ClassVar[bool] = False
     skips: ClassVar[bool] = False
     changes_samples: ClassVar[bool] = False

@@ -4,12 +4,14 @@ On every training batch it reads the signals through the probe, compares them wi
 sample's evidence, and lets the mitigations weight the samples of the batch. Now and then it measures held-out samples
 (the validation data) under the model as it is, which calibrates the threshold.
 
-It works in any LightningModule whose loss is a batch mean of squared errors at the output of a known denoiser and whose
-batches carry sample keys. What is compared with is `reference`:
+It works in any LightningModule whose loss is a batch mean of squared errors at the output of a known denoiser (checked
+in the first batches: :mod:`memtrain.callbacks.loss_check`) and whose batches carry sample keys. examples/own_module.py
+lists what a module may offer, :mod:`memtrain.callbacks.data_protocol` what a data module may. What is compared with is
+`reference`:
 
 - `true`: a profile of every sample under the base model, measured once before training. It needs a method
-  `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and a data module with
-  `train_dataset`, `heldout_dataset` and `unique_dataloader(dataset)`.
+  `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and data that can
+  be measured.
 - `paired`: the base model on the very same noise, every `paired_every`-th batch
   (:mod:`memtrain.callbacks.paired_reference`), for data that is streamed or too large for a profile, and for modules
   without `sample_loss`.
@@ -33,6 +35,7 @@ flagged), `memorization/weight` (mean weight in the batch).
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -41,21 +44,24 @@ from torch import Tensor
 
 from memtrain.calibration import Calibration
 from memtrain.callbacks import processes
+from memtrain.callbacks.batch_fields import caption_dropped, sample_keys
 from memtrain.callbacks.combinations import refuse_combinations
+from memtrain.callbacks.data_protocol import data_of, known_samples, require_measurable
 from memtrain.callbacks.flagging import COMBINED, Flagging, FlaggingOptions
+from memtrain.callbacks.loss_check import LossCheck, loss_weights, require_loss_weight
 from memtrain.callbacks.measurement import (
     add_unconditional,
     as_in_training,
     completer,
     fit_signals,
-    require_measurable,
     require_unconditional,
 )
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.run_records import RunRecords
+from memtrain.callbacks.starting_weights import StartingWeights
 from memtrain.callbacks.visits import Visits
-from memtrain.errors import ConfigurationError, DataError
+from memtrain.errors import ConfigurationError
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
@@ -145,7 +151,9 @@ class MemorizationMonitor(Callback):
         self.mitigations: list[Mitigation] = []
         self._batches_done = 0
         self._visits: list[Visits] = []
+        self._starting: StartingWeights | None = None
         self._paired: PairedReference | None = None
+        self._loss_check: LossCheck | None = None
         self._state: dict[str, Any] = {}
 
     # Start and end
@@ -161,11 +169,12 @@ class MemorizationMonitor(Callback):
         if stage == "fit":
             refuse_combinations(trainer.callbacks, self, signals=self.signals)  # type: ignore[attr-defined]
         if stage == "fit" and self.options.reference == "paired":
-            self._paired = PairedReference(find_denoiser(pl_module, self.denoiser)[1])
+            self._starting = StartingWeights(pl_module, self.denoiser)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the probe, measure the base model, calibrate, open the record."""
         _, denoiser, backbone = find_denoiser(pl_module, self.denoiser)
+        self._paired = self._starting.finish(trainer, denoiser) if self._starting is not None else None
         found = [c for c in trainer.callbacks if isinstance(c, Mitigation)]  # type: ignore[attr-defined]
         self.mitigations = sorted(found, key=lambda mitigation: not mitigation.changes_samples)
         self._check(trainer, pl_module)
@@ -210,11 +219,15 @@ class MemorizationMonitor(Callback):
                 seed=self.options.seed,
             )
         self.flagging.prepare(trainer, pl_module, resumed=bool(state))
-        samples = getattr(getattr(getattr(trainer, "datamodule", None), "train_dataset", None), "samples", ())
+        samples = known_samples(data_of(trainer), "train")
         self._without_caption = {sample.key for sample in samples if sample.caption == ""}
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this module or data cannot do, before any work is done."""
+        require_loss_weight(pl_module)
+        reads_loss = any(isinstance(signal, DenoisingLoss) for signal in self.signals)
+        reads_loss |= any(mitigation.needs_loss for mitigation in self.mitigations)
+        self._loss_check = LossCheck() if reads_loss else None
         if self.options.reference is True:
             require_measurable(trainer, pl_module, needed_by="`reference: true`")
         for signal in self.signals:
@@ -244,6 +257,8 @@ class MemorizationMonitor(Callback):
         self._close()
 
     def _close(self) -> None:
+        if self._starting is not None:
+            self._starting.close()
         if self.probe is not None:
             self.probe.detach()
         for mitigation in self.mitigations:
@@ -277,35 +292,19 @@ class MemorizationMonitor(Callback):
         keys = self._keys(batch)
         scale = _gradient_scale(trainer) / trainer.accumulate_grad_batches
         lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
-        self._loss_weight = getattr(pl_module, "loss_weight", None)
-        observation = Observation(keys, lengths, mask, self._caption_dropped(keys, batch), loss_scale=scale)
+        dropped = caption_dropped(keys, batch, without=self._without_caption)
+        self._loss_weights = partial(loss_weights, pl_module)
+        observation = Observation(keys, lengths, mask, dropped, loss_scale=scale)
         self.probe.begin(observation, self._gate)
 
     def _keys(self, batch: Any) -> list[str]:
-        keys = batch.get(self.key_field) if isinstance(batch, dict) else None
-        if keys is None or not all(isinstance(key, str) for key in keys):
-            found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise DataError(
-                f"The batch holds no sample keys: found {found}",
-                expected=f"a dict with a list of strings under {self.key_field!r}",
-                remedy="give every sample a stable name in the dataset, or set key_field",
-            )
-        return list(keys)
-
-    def _caption_dropped(self, keys: list[str], batch: dict[str, Any]) -> list[bool]:
-        captions = batch.get("caption")
-        # A host may keep something else under this name.
-        if not isinstance(captions, list | tuple) or len(captions) != len(keys):
-            return []
-        dropped = [
-            isinstance(caption, str) and caption == "" and key not in self._without_caption
-            for key, caption in zip(keys, captions, strict=True)
-        ]
-        return dropped if any(dropped) else []
+        return sample_keys(batch, self.key_field)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""
         assert self.probe is not None
+        if self._loss_check is not None:
+            self._loss_check.differentiates(loss)
         if self._unconditional_every and self._batches_done % self._unconditional_every == 0:
             add_unconditional(trainer, pl_module, self.probe, self.probe.current)
         # Most mitigations have no penalty, and copying flags to the device for nothing would cost every step.
@@ -328,8 +327,9 @@ class MemorizationMonitor(Callback):
         return Flags(now, ever, score, self._flags.threshold, self._flags.keys)
 
     def _gate(self, observation: Observation) -> Tensor | None:
-        if self._loss_weight is not None:
-            observation.loss_weight = self._loss_weight(observation.timesteps)
+        if self._loss_check is not None:
+            self._loss_check.gradient_arrives()
+        observation.loss_weight = self._loss_weights(observation.timesteps)
         device = observation.timesteps.device
         self._weights = torch.ones(len(observation.keys), device=device)
         if not self.mitigations:
@@ -347,6 +347,8 @@ class MemorizationMonitor(Callback):
         """Read the signals, and start their way to the host."""
         assert self.probe is not None
         observation = self.probe.end()
+        if self._loss_check is not None:
+            self._loss_check.batch_ends(observation, outputs)
         values = self.readings.read(observation)
         if self._paired is not None:
             values = torch.cat([values, self._base_values(trainer, pl_module, observation, values)], dim=1)
@@ -390,13 +392,15 @@ class MemorizationMonitor(Callback):
         with as_in_training(trainer):
             return self._paired.values(observation, self.probe, read=self.readings.read, complete=complete)
 
-    def _update(self, trainer: Trainer) -> None:
-        """Record the visits since the last update, and make those of every process evidence."""
+    def _update(self, trainer: Trainer, *, over: bool = False) -> None:
+        """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
         self.records.append(self._visits)
         self._flagging.add(self._visits, step=trainer.global_step)
         self._visits = []
         for mitigation in self.mitigations:
             mitigation.synchronize(lambda value: processes.gather([value]))
+        if self._loss_check is not None:
+            self._loss_check.decide(trainer, over=over)
 
     # Checkpoints and the end of training
 
@@ -423,7 +427,7 @@ class MemorizationMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write evidence.parquet and flagged.csv, print the most suspicious samples."""
-        self._update(trainer)
+        self._update(trainer, over=True)
         self.records.finish(trainer, self.calibration, self.readings.columns)
 
 

@@ -44,7 +44,7 @@ class PairedReference:
             raise ConfigurationError(
                 f"{type(denoiser).__name__} has no trainable parameter",
                 expected="a denoiser that is trained",
-                remedy="inject adapters before training starts (in the module's __init__)",
+                remedy="inject adapters before training starts (in the module's __init__, setup or configure_model)",
             )
         self._start = {name: value.detach().clone() for name, value in trained.items()}
 
@@ -57,11 +57,12 @@ class PairedReference:
             raise ConfigurationError(
                 f"{len(changed)} trainable parameters appeared or went since training was set up, first {changed[0]!r}",
                 expected="adapters that are there from the beginning",
-                remedy="inject adapters, and freeze parameters, in the module's __init__",
+                remedy="inject adapters, and freeze parameters, in the module's __init__, setup or configure_model",
             )
         running = {name: value.data for name, value in trained.items()}
         for name, value in trained.items():
-            self._start[name] = self._start[name].to(value.device)
+            # `precision: bf16-true` converts the module after it was set up.
+            self._start[name] = self._start[name].to(value)
             value.data = self._start[name]
         try:
             yield

@@ -11,6 +11,7 @@ import pyarrow as pa
 from lightning.pytorch import Trainer
 
 from memtrain.calibration import Calibration
+from memtrain.callbacks.data_protocol import by_key, data_of, known_samples
 from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
 from memtrain.callbacks.visits import Visits
 from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet
@@ -39,17 +40,18 @@ class RunRecords:
         trainer.strategy.barrier()
         self.writer = RecordWriter(self.folder, rank=trainer.global_rank)
         if trainer.is_global_zero:
-            self._write_samples(getattr(trainer, "datamodule", None))
+            self._write_samples(data_of(trainer))
 
     def _write_samples(self, data: Any) -> None:
-        if getattr(data, "train_dataset", None) is None:
+        visits, groups = by_key(data, "visits_per_epoch"), by_key(data, "groups")
+        rows = [(s.key, s.caption, "train", visits.get(s.key)) for s in known_samples(data, "train")]
+        if not rows:
             return
-        rows = [(s.key, s.caption, "train", data.visits_per_epoch[s.key]) for s in data.train_dataset.samples]
-        rows += [(s.key, s.caption, "heldout", 0) for s in data.heldout_dataset.samples]
-        names = ("key", "caption", "split", "visits_per_epoch")
-        table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-        groups = getattr(data, "groups", {})
-        table = table.append_column("group", pa.array([groups.get(row[0]) for row in rows], pa.string()))
+        rows += [(s.key, s.caption, "heldout", 0) for s in known_samples(data, "heldout")]
+        keys, captions, splits, counts = map(list, zip(*rows, strict=True))
+        table = pa.table({"key": keys, "caption": captions, "split": splits})
+        table = table.append_column("visits_per_epoch", pa.array(counts, pa.int64()))
+        table = table.append_column("group", pa.array([groups.get(key) for key in keys], pa.string()))
         write_parquet(table, self.folder / "samples.parquet")
 
     def append(self, visits: Sequence[Visits]) -> None:
@@ -77,17 +79,14 @@ class RunRecords:
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        captions = {}
-        data: Any = getattr(trainer, "datamodule", None)
-        if getattr(data, "train_dataset", None) is not None:
-            captions = {sample.key: sample.caption for sample in data.train_dataset.samples}
+        data = data_of(trainer)
         table = evidence_table(
             read_steps(self.folder),
             calibration,
             names,
-            captions,
-            getattr(data, "visits_per_epoch", {}),
-            groups=getattr(data, "groups", {}),
+            {sample.key: sample.caption for sample in known_samples(data, "train")},
+            by_key(data, "visits_per_epoch"),
+            groups=by_key(data, "groups"),
         )
         write_parquet(table, self.folder / "evidence.parquet")
         write_flagged(table, self.run / "flagged.csv")

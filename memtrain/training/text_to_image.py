@@ -94,6 +94,15 @@ class TextToImageModule(LightningModule):
         """The text encoder, frozen unless `train_text_encoder`."""
         return self._frozen[1]
 
+    def setup(self, stage: str) -> None:
+        """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
+        if str(self.trainer.precision) in ("16-true", "bf16-true"):
+            raise ConfigurationError(
+                f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
+                expected="weights in full precision, to which small updates are not lost",
+                remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision",
+            )
+
     def on_fit_start(self) -> None:
         """Move the frozen parts and the weight average to the device."""
         self._place()
