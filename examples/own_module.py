@@ -2,9 +2,40 @@
 
     python examples/own_module.py
 
-The module below computes one scalar mean-squared error, as fine-tuning scripts do. `sample_loss` is the one optional
-method: with it, samples are compared with the base model and flags are calibrated on held-out samples; without it, pass
-`reference=False` to the monitor.
+The module below computes one scalar mean-squared error, as fine-tuning scripts do. That is enough to watch it with
+`MemorizationMonitor(reference="paired")`, or with `reference=False`. With the one method `sample_loss`, samples are
+compared with a profile of them under the base model (`reference=True`, the default), and flags are calibrated on
+held-out samples (`True` and `"paired"`).
+
+What a module may offer; all of it is optional:
+
+| attribute | what it is | what for |
+|---|---|---|
+| `sample_loss(batch, timesteps, generator) -> (B,)` | each sample's loss, one forward | profile, held-out samples |
+| `loss_weight(timesteps) -> (B,)` | what `training_step` multiplies each sample's loss by | needed if it does |
+| `unconditional_text() -> (1, T, width)` | embeddings of the empty caption | guidance norms |
+| `tokenizer` | of the captions | `TextImageDataModule` without one of its own, caption augmentation |
+| `encode_images(pixel_values) -> latents` | scaled latents | `TextImageDataModule(cache_latents=True)` |
+| `text_encoder`, `vae`, `scheduler`, `noise_offset` | the rest of the base model | a profile of one's own for each |
+| `components() -> Components` | what a pipeline is made of | `PipelineExport` |
+| `averaged_weights()` | a context in which the module holds averaged weights | `PipelineExport` |
+| `{"loss": ..., "sample_loss": (B,)}` from `training_step` | each sample's loss, unweighted | a loss with further terms |
+
+The loss has to be the batch mean of squared errors, because each sample's part is read from its gradient; the first
+batches check it (:mod:`memtrain.callbacks.loss_check`).
+
+What a batch, a dict, may hold:
+
+| field | what it is | what for |
+|---|---|---|
+| `key` | list of B strings that name the samples | needed (`key_field`: another name, if nothing is measured) |
+| `caption` | list of B strings, `""` where the caption was dropped from this visit | such visits are no evidence |
+| `prompt_length` | `(B,)` tokens of the caption, BOS and EOS counted | calibration by length; groups of CLIP tokens |
+| `prompt_mask` | `(B, T)` bool, true for words of the caption | groups of tokens with other text encoders |
+| `input_ids`, and `latents` or `pixel_values` | `(B, ...)` | tell samples apart in the profile's cache |
+
+What the data module has to offer for held-out samples, beside `train_dataloader`: `train_dataset`, `heldout_dataset`
+with `unique()`, and `unique_dataloader(dataset)`; :mod:`memtrain.callbacks.data_protocol` says it all.
 """
 
 from __future__ import annotations
@@ -50,7 +81,7 @@ class MyFineTuning(LightningModule):
         return F.mse_loss(prediction, noise)
 
     def sample_loss(self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Optional: the loss of each sample at given timesteps, one forward pass of the UNet."""
+        """Optional: the unweighted loss of each sample at given timesteps, one forward pass of the UNet."""
         latents, text = self.prepare(batch)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         prediction = self.unet(self.scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample

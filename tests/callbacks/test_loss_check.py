@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from memtrain.callbacks import processes
 from memtrain.callbacks.loss_check import LossCheck
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
+from memtrain.models.probe import Observation
 from memtrain.records import read_steps
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -186,6 +190,24 @@ def test_of_several_losses_the_one_that_reaches_the_denoiser_counts(
 
     watch(Two(pipeline.unet), tmp_path)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("of_the_other", [1.0, 0.5])
+def test_processes_decide_together(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of_the_other: float
+) -> None:
+    """What one of them finds stops all or none: the others would wait for it."""
+    check, nothing = LossCheck(), Observation([])
+    for _ in range(4):
+        check.batch_ends(nothing, None)
+    monkeypatch.setattr(processes, "gather", lambda rows: [*rows, (0.5, math.inf), (of_the_other, math.inf)])
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    if of_the_other == 1.0:
+        check.decide(trainer)
+        assert "in 1 of 2 batches compared, their mean is 0.5 times" in caplog.text
+    else:
+        with pytest.raises(ConfigurationError, match="in 2 of 2 batches"):
+            check.decide(trainer)
 
 
 def test_it_looks_at_the_first_batches_only(
