@@ -19,7 +19,7 @@ What a module may offer; all of it is optional:
 | `text_encoder`, `vae`, `scheduler`, `noise_offset` | the rest of the base model | a profile of one's own for each |
 | `components() -> Components` | what a pipeline is made of | `PipelineExport` |
 | `averaged_weights()` | a context in which the module holds averaged weights | `PipelineExport` |
-| `{"loss": ..., "sample_loss": (B,)}` from `training_step` | each sample's loss, unweighted | a loss with further terms |
+| `{"loss": ..., "sample_loss": (B,)}` returned by `training_step` | unweighted losses | a loss with further terms |
 
 The loss has to be the batch mean of squared errors, because each sample's part is read from its gradient; the first
 batches check it (:mod:`memtrain.callbacks.loss_check`).

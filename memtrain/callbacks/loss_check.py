@@ -171,7 +171,7 @@ def _compare(observation: Observation, loss: Tensor, given: Any) -> Tensor:
     if isinstance(given, Tensor) and given.shape == recovered.shape:
         given = given.detach().to(recovered)
         apart = (recovered - given).abs().mean() / given.abs().mean()
-    return torch.stack([ratio, apart])
+    return torch.stack([ratio.reshape(()), apart.reshape(())])
 
 
 def _range(ratios: list[float]) -> str:
