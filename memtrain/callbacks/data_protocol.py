@@ -89,7 +89,7 @@ def require_measurable(trainer: Trainer, pl_module: LightningModule, *, needed_b
     lacking = lacking_to_measure(trainer, pl_module)
     if lacking:
         raise ConfigurationError(
-            f"{needed_by} measures samples outside of training steps, for which there is no {', no '.join(lacking)}",
+            f"{needed_by} measures samples outside of training steps; missing for that: {', '.join(lacking)}",
             expected="a module with sample_loss(batch, timesteps, generator) and a data module with train_dataset, "
             "heldout_dataset, heldout_dataset.unique() and unique_dataloader(dataset), such as TextImageDataModule",
             remedy="add what is missing (memtrain.callbacks.data_protocol says what it is), or set `reference: paired` "

@@ -71,12 +71,12 @@ def test_samples_without_visits_or_held_out_ones_are_recorded(
 @pytest.mark.parametrize(
     ("module", "data", "missing"),
     [
-        (Foreign, None, r"no Foreign.sample_loss\(batch, timesteps, generator\), no a data module"),
-        (Measurable, Data(train_dataset=KNOWN), r"no Data.heldout_dataset, no Data.unique_dataloader\(dataset\)\n"),
+        (Foreign, None, r": Foreign.sample_loss\(batch, timesteps, generator\), a data module\n"),
+        (Measurable, Data(train_dataset=KNOWN), r": Data.heldout_dataset, Data.unique_dataloader\(dataset\)\n"),
         (
             Measurable,
             Data(train_dataset=KNOWN, heldout_dataset=TORCHVISION, unique_dataloader=list),
-            r"no Data.heldout_dataset.unique\(\)\n",
+            r": Data.heldout_dataset.unique\(\)\n",
         ),
     ],
 )
