@@ -82,6 +82,44 @@ def test_without_heldout_the_bulk_of_training_samples_calibrates() -> None:
     assert calibration.flagged(plain).float().mean() < 0.1
 
 
+def ordinary_ever_flagged(*, between: float, visits: int, seed: int, rate: float = 0.02, samples: int = 200) -> float:
+    """Share of ordinary samples ever flagged, without held-out samples and with a few shifted ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    calibration = Calibration(
+        1, scored=slice(0, 1), memorized_when="high", buckets=1, false_positive_rate=rate, heldout=False
+    )
+    keys = [f"{index}" for index in range(samples + 8)]
+    own = between * torch.randn(len(keys), 1, generator=generator)
+    own[samples:] += 4
+    for step in range(visits):
+        order = torch.randperm(len(keys), generator=generator).tolist()
+        for batch in (order[start : start + 26] for start in range(0, len(order), 26)):
+            values = own[batch] + torch.randn(len(batch), 1, generator=generator)
+            calibration.add([keys[index] for index in batch], [0] * len(batch), values, step=step)
+    assert calibration.ever_flagged(keys[samples:]).all()
+    return float(calibration.ever_flagged(keys[:samples]).float().mean())
+
+
+@pytest.mark.parametrize("between", [0.0, 0.5])
+def test_without_heldout_the_rate_holds_over_all_looks_of_a_run(between: float) -> None:
+    shares = [ordinary_ever_flagged(between=between, visits=40, seed=seed) for seed in range(3)]
+    assert sum(shares) / 3 < 0.04, "0.08 to 0.16 by the bulk of the scores as of now"
+
+
+def test_without_heldout_duplicates_that_are_ready_first_do_not_set_the_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    calibration = Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, heldout=False)
+    often, once = [f"often {index}" for index in range(20)], [f"once {index}" for index in range(160)]
+    shift = torch.tensor([4.0] * 20 + [0.0] * 20)[:, None]
+    for step in range(64):
+        keys = often + once[20 * (step % 8) : 20 * (step % 8) + 20]
+        if step == 40:
+            assert calibration.threshold == math.inf, "only duplicates have visits enough"
+        calibration.add(keys, [0] * 40, shift + torch.randn(40, 1, generator=generator), step=step)
+    assert calibration.ever_flagged(often).all()
+    assert calibration.ever_flagged(once).float().mean() < 0.05
+
+
 def test_a_single_visit_condemns_nobody() -> None:
     calibration, _, _ = simulate(heldout=60, training=5, effect=0.0)
     for _ in range(calibration.minimum_visits - 1):
@@ -207,18 +245,107 @@ def with_canaries(canaries: int, *, effect: float = 1.5, seed: int = 0) -> tuple
 
 
 def test_canaries_teach_sign_and_weight_of_every_column() -> None:
-    blind, _, without = with_canaries(0, effect=0.5, seed=3)
-    recall, false_alarms, taught = with_canaries(8, effect=0.5, seed=3)
-    assert without.direction is None
-    assert taught.direction is not None
-    assert taught.direction[0] > 0.3
-    assert taught.direction[1] < -0.3
-    assert taught.direction[2:].abs().max() < 0.7
+    blind, recall, false_alarms = 0.0, 0.0, 0.0
+    for seed in range(4):
+        found, _, without = with_canaries(0, effect=0.6, seed=seed)
+        taught_found, alarms, taught = with_canaries(8, effect=0.6, seed=seed)
+        assert without.direction is None
+        assert taught.direction is not None
+        assert taught.direction[0] > 0.3
+        assert taught.direction[1] < -0.3
+        assert taught.direction[2:].abs().max() < 0.7
+        assert taught.power()[0] >= 7
+        blind, recall, false_alarms = blind + found / 4, recall + taught_found / 4, false_alarms + alarms / 4
     assert recall > blind + 0.1
     assert recall > 0.75
     assert false_alarms < 0.12
-    assert taught.power() == (8, 8)
     assert with_canaries(3)[2].direction is None, "too few to learn from"
+
+
+def with_unknown_duplicates(columns: int, seed: int) -> tuple[float, float, float, float]:
+    """Canaries and duplicates that nobody knows of are visited eight times an epoch, other samples once.
+
+    Returns:
+        Share of duplicates, of canaries and of other samples flagged, and the cosine between the direction and the
+        shift of three columns in which the first two move away.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    known = [f"canary {index}" for index in range(6)]
+    calibration = Calibration(
+        columns,
+        scored=slice(0, columns),
+        memorized_when="unknown",
+        buckets=1,
+        false_positive_rate=0.02,
+        canaries=known,
+    )
+    held, plain, bad = ([f"{kind} {i}" for i in range(n)] for kind, n in (("h", 60), ("p", 120), ("b", 12)))
+    pattern = torch.zeros(columns)
+    pattern[:3] = torch.tensor([-1.0, 1.0, -0.7])
+    step = 0
+    for _ in range(10):
+        visits = [key for key in known + bad for _ in range(8)] + plain
+        order = torch.randperm(len(visits), generator=generator).tolist()
+        for batch in (order[start : start + 24] for start in range(0, len(order), 24)):
+            calibration.add_heldout(held, [0] * 60, torch.randn(60, columns, generator=generator))
+            keys = [visits[index] for index in batch]
+            moved = torch.tensor([key[0] in "bc" for key in keys])[:, None] * min(1.0, step / 40)
+            values = 1.2 * moved * pattern + torch.randn(len(keys), columns, generator=generator)
+            calibration.add(keys, [0] * len(keys), values, step=step)
+            step += 1
+    assert calibration.direction is not None
+    cosine = torch.nn.functional.cosine_similarity(calibration.direction, pattern.double(), dim=0)
+    shares = [float(calibration.ever_flagged(keys).float().mean()) for keys in (bad, known, plain)]
+    return shares[0], shares[1], shares[2], float(cosine)
+
+
+@pytest.mark.parametrize("columns", [7, 16])
+def test_duplicates_that_nobody_knows_of_do_not_teach_the_direction(columns: int) -> None:
+    found = torch.tensor([with_unknown_duplicates(columns, seed) for seed in range(3)])
+    duplicates, canaries, plain, cosine = found.mean(dim=0).tolist()
+    assert duplicates > 0.8
+    assert canaries > 0.8
+    assert plain < 0.05
+    assert cosine > 0.7
+
+
+def test_a_direction_waits_for_ordinary_samples_and_the_run_can_say_so() -> None:
+    calibration = Calibration(
+        2, scored=slice(0, 2), memorized_when="unknown", buckets=1, canaries=[f"c{index}" for index in range(5)]
+    )
+    generator = torch.Generator().manual_seed(0)
+    often, once = [*sorted(calibration.canaries), *(f"d{index}" for index in range(34))], [f"p{i}" for i in range(120)]
+    for step in range(24):
+        calibration.add_heldout([f"h{i}" for i in range(60)], [0] * 60, torch.randn(60, 2, generator=generator))
+        # An epoch takes six steps: by its end the duplicates have visits enough, and are more than a direction needs.
+        keys = often + once[20 * (step % 6) : 20 * (step % 6) + 20]
+        values = torch.randn(len(keys), 2, generator=generator)
+        values[:39] -= 0.5
+        calibration.add(keys, [0] * len(keys), values, step=step)
+        if step == 12:
+            assert calibration.direction is None
+            assert calibration.untaught() == (5, 20)
+    calibration.add_heldout(["h0"], [0], torch.zeros(1, 2))
+    assert calibration.direction is not None
+    assert calibration.untaught() is None
+
+
+def test_too_few_canaries_or_ordinary_samples_are_refused_before_any_work() -> None:
+    def make(canaries: int, *, columns: int = 2, heldout: bool = True) -> Calibration:
+        known = [f"c{index}" for index in range(canaries)]
+        scored = slice(0, columns)
+        return Calibration(columns, scored=scored, memorized_when="unknown", buckets=1, canaries=known, heldout=heldout)
+
+    make(4).require_teachable(32)
+    make(4).require_teachable(None)
+    for calibration, ordinary, found in (
+        (make(3), 100, "3 canaries, 100 other"),
+        (make(4), 31, "4 canaries, 31 other"),
+        (make(4, columns=30), 59, "59 other"),
+        (make(4, heldout=False), None, "no held-out samples"),
+    ):
+        with pytest.raises(CalibrationError, match=found):
+            calibration.require_teachable(ordinary)
 
 
 def test_the_direction_survives_canaries_that_return_to_normal() -> None:

@@ -26,7 +26,6 @@ from memtrain.callbacks.measurement import HeldoutSamples, completer, measure_pr
 from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.visits import Visits
-from memtrain.errors import ConfigurationError
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
 from memtrain.reference import ReferenceProfile
@@ -70,8 +69,8 @@ class Flagging:
         paired: the base model's weights, with `reference: paired`.
 
     Raises:
-        CalibrationError: if there are too few held-out samples for the rate.
-        ConfigurationError: if `combined` lacks canaries or held-out samples.
+        CalibrationError: if there are too few held-out samples for the rate, or if `combined` lacks canaries, other
+            training samples or held-out samples.
     """
 
     def __init__(
@@ -121,15 +120,8 @@ class Flagging:
     def _new_calibration(self, data: Any) -> Calibration:
         options = self.options
         canaries = {key for key, group in by_key(data, "groups").items() if group == "canary"}
-        if options.flag_by == COMBINED and (not canaries or self.heldout is None):
-            raise ConfigurationError(
-                f"flag_by: combined with {len(canaries)} canaries"
-                f"{' and no held-out samples' if self.heldout is None else ''}",
-                expected="canaries among the training samples, to weight the signals by, and held-out samples",
-                remedy="set data.init_args.canaries, or flag by one signal",
-            )
         signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.readings.signals}
-        return Calibration(
+        calibration = Calibration(
             len(self.readings.columns),
             scored=self.readings.slices.get(options.flag_by, slice(0, len(self.readings.columns))),
             memorized_when=signs.get(options.flag_by, "unknown"),
@@ -142,6 +134,10 @@ class Flagging:
             canaries=canaries,
             resolution=self.readings.resolution,
         )
+        if options.flag_by == COMBINED:
+            visits = getattr(data, "visits_per_epoch", {})
+            calibration.require_teachable(None if not visits else len(visits.keys() - canaries))
+        return calibration
 
     def _require_heldout(self, trainer: Trainer) -> None:
         """Refuse too few held-out samples, and say so where they are few."""

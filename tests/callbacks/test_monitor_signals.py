@@ -10,11 +10,12 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from memtrain.calibration import Calibration
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.canaries import Canaries
 from memtrain.data.module import TextImageDataModule
-from memtrain.errors import CalibrationError, ConfigurationError
+from memtrain.errors import CalibrationError
 from memtrain.records import read_steps, read_table
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -58,8 +59,15 @@ def run(
 
 
 def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
-    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pipeline_folder: Path,
+    write_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A run as short as this has few ordinary samples.
+    monkeypatch.setattr("memtrain.calibration.ORDINARY_VISITS", 2)
+    monkeypatch.setattr(Calibration, "ordinary_needed", lambda self: 8)
     images = write_folder(24)
     monitor = run(tmp_path / "whole", images, pipeline_folder, stop=26)
     assert monitor.calibration.direction is not None
@@ -86,13 +94,25 @@ def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
 def test_combining_signals_needs_canaries(
     pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match="combined with 0 canaries"):
+    with pytest.raises(CalibrationError, match="combined with 0 canaries"):
         run(tmp_path / "run", write_folder(24), pipeline_folder, stop=2, canaries=0)
+
+
+@pytest.mark.parametrize(
+    ("canaries", "found"), [(3, "with 3 canaries"), (5, r"5 canaries, 1\d other training samples")]
+)
+def test_canaries_that_could_never_teach_a_direction_are_refused(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, canaries: int, found: str
+) -> None:
+    with pytest.raises(CalibrationError, match=found):
+        run(tmp_path / "run", write_folder(24), pipeline_folder, stop=2, canaries=canaries)
+    assert not (tmp_path / "run" / "records").exists()
 
 
 def test_too_few_heldout_samples_are_refused_before_anything_is_measured(
     pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Calibration, "ordinary_needed", lambda self: 8)
     seen: list[object] = []
     monkeypatch.setattr(ValueOutliers, "fit", lambda signal, observations: seen.extend(observations))
     with pytest.raises(CalibrationError, match="held-out samples cannot calibrate"):

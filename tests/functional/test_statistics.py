@@ -11,6 +11,7 @@ from memtrain.functional.statistics import (
     conformal_threshold,
     discriminant,
     holm,
+    left_out_separation,
     normal_p_value,
     normal_threshold,
     robust_threshold,
@@ -107,6 +108,20 @@ def test_the_discriminant_is_fishers_and_has_unit_variance_under_the_negatives()
     best = torch.linalg.solve(torch.cov(negative.T), difference)
     assert torch.nn.functional.cosine_similarity(direction, best, dim=0) == pytest.approx(1, abs=1e-4)
     assert distance == pytest.approx(float((difference @ best).sqrt()), rel=1e-3)
+
+
+def test_positives_left_out_show_how_much_of_a_separation_is_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    negative = torch.randn(40, 16, generator=generator, dtype=torch.float64)
+    chance, fitted, apart = [], [], []
+    for _ in range(30):
+        positive = torch.randn(4, 16, generator=generator, dtype=torch.float64)
+        chance.append(left_out_separation(positive, negative))
+        fitted.append(discriminant(positive, negative)[1])
+        apart.append(left_out_separation(positive + 2, negative))
+    assert sum(chance) / 30 == pytest.approx(0, abs=0.35)
+    assert sum(fitted) / 30 > 2, "what it replaces"
+    assert sum(apart) / 30 > 6
 
 
 def test_a_spread_below_the_resolution_is_not_believed() -> None:
