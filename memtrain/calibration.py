@@ -359,6 +359,10 @@ class Calibration:
         counts = iter(visits)
         return [0 if row is None else int(next(counts)) for row in rows]
 
+    def ready(self, keys: Sequence[str]) -> Tensor:
+        """Whether each sample has visits enough to be flagged, `(B,)` bool."""
+        return torch.tensor([visits >= self.minimum_visits for visits in self.counted_visits(keys)], dtype=torch.bool)
+
     def flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample is above the threshold now, `(B,)` bool."""
         return (self.scores(keys) > self.threshold) & self._ready(self.samples, self.samples.rows(keys))

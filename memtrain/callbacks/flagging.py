@@ -26,6 +26,7 @@ from memtrain.callbacks.measurement import HeldoutSamples, completer, measure_pr
 from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.visits import Visits
+from memtrain.errors import ConfigurationError
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
 from memtrain.reference import ReferenceProfile
@@ -42,7 +43,11 @@ WARM_UP = 16
 
 @dataclass(frozen=True)
 class FlaggingOptions:
-    """What the monitor was asked for; its arguments of the same names say more."""
+    """What the monitor was asked for; its arguments of the same names say more.
+
+    Raises:
+        ConfigurationError: if with one of them nothing could ever be flagged, or measured.
+    """
 
     flag_by: str
     false_positive_rate: float
@@ -55,6 +60,20 @@ class FlaggingOptions:
     reference_draws: int
     heldout_batch: int
     seed: int
+
+    def __post_init__(self) -> None:
+        # More visits than the evidence remembers may be asked for: they are counted beyond it.
+        for name in ("minimum_visits", "evidence_window", "maximum_timestep", "reference_draws", "heldout_batch"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        rate, steps = self.false_positive_rate, self.reference_timesteps
+        _require(0 < rate <= 0.5, "false_positive_rate", rate, "above 0, at most 0.5")
+        distinct = len(steps) > 0 and len(set(steps)) == len(steps) and min(steps) >= 0
+        _require(distinct, "reference_timesteps", steps, "one or more different timesteps, none below 0")
+
+
+def _require(fine: bool, name: str, found: object, expected: str) -> None:
+    if not fine:
+        raise ConfigurationError(f"{name}={found}", expected=expected, remedy=f"change {name} of MemorizationMonitor")
 
 
 class Flagging:
@@ -186,6 +205,7 @@ class Flagging:
             keys,
             self.calibration.first_flagged.keys(),
             self.calibration.counted_visits,
+            self.calibration.ready(keys),
         )
 
     def add(self, visits: Sequence[Visits], *, step: int) -> None:

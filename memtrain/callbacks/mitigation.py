@@ -39,6 +39,7 @@ class Flags:
         keys: B sample keys.
         everyone: keys of all samples of the run that were above it at some visit.
         visits: counted visits of any samples of the run, by their keys, the same on every process.
+        ready: `(B,)` bool, visited often enough to be flagged; None if that is unknown.
     """
 
     now: Tensor
@@ -48,6 +49,7 @@ class Flags:
     keys: Sequence[str] = ()
     everyone: Collection[str] = ()
     visits: Callable[[Sequence[str]], Sequence[int]] = _never
+    ready: Tensor | None = None
 
 
 class Mitigation(Callback):

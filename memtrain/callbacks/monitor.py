@@ -35,6 +35,7 @@ flagged), `memorization/weight` (mean weight in the batch).
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -125,9 +126,9 @@ class MemorizationMonitor(Callback):
                 expected=f"one of {[*self.names, COMBINED]}",
                 remedy="change flag_by, or add the signal to `signals`",
             )
-        if min(calibrate_every, heldout_batch, paired_every) < 1:
+        if min(calibrate_every, paired_every) < 1:
             raise ConfigurationError(
-                f"calibrate_every={calibrate_every}, heldout_batch={heldout_batch}, paired_every={paired_every}",
+                f"calibrate_every={calibrate_every}, paired_every={paired_every}",
                 expected="at least 1 each",
                 remedy="change them",
             )
@@ -323,8 +324,10 @@ class MemorizationMonitor(Callback):
                 loss.add_(penalty.mean() * observation.loss_scale)
 
     def _flags_on(self, device: torch.device) -> Flags:
-        now, ever, score = (to_device(part, device) for part in (self._flags.now, self._flags.ever, self._flags.score))
-        return Flags(now, ever, score, self._flags.threshold, self._flags.keys)
+        flags = self._flags
+        now, ever, score = (to_device(part, device) for part in (flags.now, flags.ever, flags.score))
+        ready = None if flags.ready is None else to_device(flags.ready, device)
+        return replace(flags, now=now, ever=ever, score=score, ready=ready)
 
     def _gate(self, observation: Observation) -> Tensor | None:
         if self._loss_check is not None:

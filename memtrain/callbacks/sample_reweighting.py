@@ -2,9 +2,11 @@
 
 A soft form of sample skipping, ours. The weight is 1 up to `start` of the threshold, falls linearly from there, and
 stays at `floor` from the threshold on. It acts before the evidence suffices for a flag, and takes less from a sample
-that comes close to one by chance.
+that comes close to one by chance. As with flags, one noisy visit condemns nobody: a sample with fewer than the
+monitor's `minimum_visits` has weight 1, whatever its score.
 
-Cost: none beyond the monitor. Suggested: the defaults. Cannot: act before the monitor has a threshold.
+Cost: none beyond the monitor. Suggested: the defaults. Cannot: act before the monitor has a threshold and a sample its
+visits.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ class SampleReweighting(Mitigation):
         self.start, self.floor = start, floor
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """From 1 down to `floor`, `(B,)`; ones while there is no threshold."""
+        """From 1 down to `floor`, `(B,)`; 1 while there is no threshold, or a sample has too few visits."""
         if not math.isfinite(flags.threshold) or flags.threshold <= 0:
             return torch.ones_like(flags.score)
         done = (flags.score / flags.threshold - self.start) / (1 - self.start)
-        return 1 - (1 - self.floor) * done.clamp(0, 1)
+        lost = (1 - self.floor) * done.clamp(0, 1)
+        return 1 - (lost if flags.ready is None else lost * flags.ready)

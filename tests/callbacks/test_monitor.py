@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from memtrain.calibration import Calibration
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
@@ -248,6 +249,56 @@ def test_a_second_fit_with_the_same_callback_starts_anew(pipeline: StableDiffusi
 def test_an_unknown_signal_to_flag_by_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'mood' is no measured signal"):
         MemorizationMonitor(flag_by="mood")
+
+
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        ({"evidence_window": 0}, "evidence_window=0"),
+        ({"minimum_visits": 0}, "minimum_visits=0"),
+        ({"maximum_timestep": 0}, "maximum_timestep=0"),
+        ({"reference_draws": 0}, "reference_draws=0"),
+        ({"heldout_batch": 0}, "heldout_batch=0"),
+        ({"false_positive_rate": 0.0}, r"false_positive_rate=0\.0"),
+        ({"false_positive_rate": float("nan")}, "false_positive_rate=nan"),
+        ({"reference_timesteps": ()}, r"reference_timesteps=\(\)"),
+        ({"reference_timesteps": (100, 100)}, r"reference_timesteps=\(100, 100\)"),
+        ({"reference_timesteps": (-1, 100)}, r"reference_timesteps=\(-1, 100\)"),
+        ({"paired_every": 0}, "paired_every=0"),
+    ],
+)
+def test_settings_under_which_nothing_could_be_flagged_are_refused(option: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigurationError, match=found):
+        MemorizationMonitor(**option)
+
+
+def test_more_visits_than_the_evidence_remembers_may_be_asked_for() -> None:
+    assert MemorizationMonitor(minimum_visits=20, evidence_window=12).options.minimum_visits == 20
+    calibration = Calibration(
+        1, scored=slice(0, 1), memorized_when="high", buckets=1, minimum_visits=20, window=12, heldout=False
+    )
+    keys = [f"k{index}" for index in range(60)]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        values = torch.randn(60, 1, generator=generator)
+        values[0] += 20
+        calibration.add(keys, [0] * 60, values, step=step)
+    assert calibration.first_flagged["k0"] >= 19
+
+
+def test_mitigations_learn_which_samples_have_visits_enough(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    seen: list[tuple[list[str], list[bool]]] = []
+
+    class Looks(Mitigation):
+        def weights(self, observation: Observation, flags: Flags) -> Tensor:
+            assert flags.ready is not None
+            seen.append((list(flags.visits(flags.keys)), flags.ready.tolist()))
+            return super().weights(observation, flags)
+
+    monitor = MemorizationMonitor(reference=False, minimum_visits=2, calibrate_every=1)
+    fit(Foreign(pipeline.unet), tmp_path, [monitor, Looks()], max_epochs=8)
+    assert all(ready == [visits >= 2 for visits in counted] for counted, ready in seen)
+    assert {ready for _, part in seen for ready in part} == {False, True}
 
 
 def test_skipping_follows_the_flags() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from memtrain.calibration import Calibration
 from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.sample_reweighting import SampleReweighting
 from memtrain.errors import ConfigurationError
@@ -24,6 +25,22 @@ def test_the_weight_falls_between_start_and_threshold() -> None:
 
 def test_nothing_is_weighted_without_a_threshold() -> None:
     assert weights(SampleReweighting(), [9.0], float("inf")) == [1.0]
+
+
+def test_a_sample_with_too_few_visits_keeps_its_weight_whatever_its_score() -> None:
+    calibration = Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, minimum_visits=4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        held = torch.randn(30, 1, generator=generator)
+        calibration.add_heldout([f"held {index}" for index in range(30)], [0] * 30, held)
+    reweighting, found = SampleReweighting(), []
+    for step in range(4):
+        calibration.add(["a"], [0], torch.tensor([[30.0]]), step=step)
+        keys = ["new", "a"]
+        none = torch.zeros(2, dtype=torch.bool)
+        flags = Flags(none, none, calibration.scores(keys), calibration.threshold, keys, ready=calibration.ready(keys))
+        found.append(reweighting.weights(Observation(keys), flags).tolist())
+    assert found == [[1, 1], [1, 1], [1, 1], [1, 0]]
 
 
 @pytest.mark.parametrize("options", [{"start": 1.0}, {"floor": 1.0}, {"start": -0.1}])
