@@ -272,8 +272,8 @@ class Calibration:
     def _set_threshold(self) -> None:
         peaks = self._bulk()
         if self.heldout is None:
-            enough = len(peaks) >= MINIMUM_BULK
-            self.threshold = robust_threshold(peaks, self.false_positive_rate, upper=True) if enough else math.inf
+            if len(peaks) >= MINIMUM_BULK:
+                self.threshold = robust_threshold(peaks, self.false_positive_rate, upper=True)
             return
         scores = torch.tensor(list(self.highest.values()), dtype=torch.float64)
         if len(scores) >= samples_needed(self.false_positive_rate):

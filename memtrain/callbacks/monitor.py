@@ -25,6 +25,9 @@ Cost: two projections per attention site and step; the profile, once; a forward 
 in the background and becomes evidence, together with that of the other processes, at the next update. So flags lag
 behind by less than `calibrate_every` batches.
 
+A run in which few samples, or none, can reach `minimum_visits` says so before its first batch, and how many could not
+be judged at its end.
+
 A visit whose caption was dropped (`caption` in the batch is empty, and the sample's own is not) cannot be compared with
 the sample's other visits: its signal values are NaN, also in the records, and it is no evidence.
 
@@ -59,6 +62,7 @@ from memtrain.callbacks.measurement import (
 )
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.paired_reference import PairedReference
+from memtrain.callbacks.planned_visits import too_short_for_flags
 from memtrain.callbacks.run_records import RunRecords
 from memtrain.callbacks.starting_weights import StartingWeights
 from memtrain.callbacks.visits import Visits
@@ -222,6 +226,17 @@ class MemorizationMonitor(Callback):
         self.flagging.prepare(trainer, pl_module, resumed=bool(state))
         samples = known_samples(data_of(trainer), "train")
         self._without_caption = {sample.key for sample in samples if sample.caption == ""}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the run is too short for flags."""
+        too_short = too_short_for_flags(
+            trainer,
+            minimum_visits=self.options.minimum_visits,
+            maximum_timestep=self.options.maximum_timestep,
+            paired_every=None if self._paired is None else self.paired_every,
+        )
+        if too_short is not None and trainer.is_global_zero:
+            log.warning(too_short)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this module or data cannot do, before any work is done."""

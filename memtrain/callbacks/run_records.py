@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from lightning.pytorch import Trainer
 from memtrain.calibration import Calibration
 from memtrain.callbacks.data_protocol import by_key, data_of, known_samples
 from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+from memtrain.callbacks.verdict import calibration_figures
 from memtrain.callbacks.visits import Visits
-from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet
+from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,13 @@ class RunRecords:
         return Visits.from_rows(mine, self.columns)
 
     def finish(self, trainer: Trainer, calibration: Calibration, names: Sequence[str]) -> None:
-        """Write evidence.parquet and flagged.csv, print the most suspicious samples; `names` of the signal values."""
+        """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
+
+        Args:
+            trainer: whose run it is.
+            calibration: at the end of it.
+            names: of the signal values.
+        """
         self.flush()
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
@@ -90,4 +98,7 @@ class RunRecords:
         )
         write_parquet(table, self.folder / "evidence.parquet")
         write_flagged(table, self.run / "flagged.csv")
-        print_summary(table, calibration, self.run)
+        keys = list(dict.fromkeys([*captions, *table["key"].to_pylist()]))
+        with written_whole(self.folder / "calibration.json") as unfinished:
+            unfinished.write_text(json.dumps(calibration_figures(calibration, keys), indent=2) + "\n", encoding="utf-8")
+        print_summary(table, calibration, self.run, keys=keys)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.calibration import Calibration
+from memtrain.callbacks.verdict import calibration_figures, next_step, verdict, why_untaught
 
 
 def evidence_table(
@@ -77,13 +78,16 @@ def write_flagged(table: pa.Table, path: Path) -> None:
         writer.writerows([row[name] for name in names] for row in table.to_pylist() if row["flagged"])
 
 
-def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most: int = 12) -> None:
+def print_summary(
+    table: pa.Table, calibration: Calibration, run: Path, *, keys: Sequence[str] | None = None, most: int = 12
+) -> None:
     """The most suspicious samples, and what to do next.
 
     Args:
         table: from :func:`evidence_table`.
         calibration: holds the threshold.
         run: the run folder.
+        keys: all training samples; default those that were visited.
         most: samples shown.
     """
     screen = Table(title="Most suspicious training samples", title_justify="left")
@@ -107,17 +111,11 @@ def print_summary(table: pa.Table, calibration: Calibration, run: Path, *, most:
             f"{100 * row['skipped']:.0f} %",
         )
     console.print(screen, markup=False)
-    flagged = sum(table["flagged"].to_pylist())
-    found, planted = calibration.power()
-    null = "most training samples" if calibration.heldout is None else f"the {len(calibration.highest)} held-out ones"
-    canaries = f"Of {planted} canaries, samples known to be repeated, {found} were flagged.\n" if planted else ""
+    figures = calibration_figures(calibration, table["key"].to_pylist() if keys is None else keys)
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
-        f"{flagged} of {len(table)} training samples were flagged: their score rose above {calibration.threshold:.2f}, "
-        f"which at most {100 * calibration.false_positive_rate:g} % of samples like {null} do in a run.\n"
-        f"{canaries}"
-        f"Next: python evaluate.py --run {run}",
+        f"{verdict(figures, untaught=why_untaught(calibration))}\n{next_step(table, run)}",
         markup=False,
         soft_wrap=True,
     )

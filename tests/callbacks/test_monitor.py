@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -111,7 +112,9 @@ def test_a_foreign_module_gets_the_gradients_of_hand_written_re_weighting(
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in ours.modules())
 
 
-def test_recorded_losses_are_the_hosts(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_recorded_losses_are_the_hosts(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = Foreign(pipeline.unet)
     fit(module, tmp_path, [MemorizationMonitor(reference=False)], max_steps=1, accumulate_grad_batches=1)
     fresh, batch = Foreign(pipeline.unet), next(iter(batches()))
@@ -122,6 +125,11 @@ def test_recorded_losses_are_the_hosts(pipeline: StableDiffusionPipeline, tmp_pa
     assert set(evidence["key"].to_pylist()) == set("abcd")
     assert (evidence["group"].null_count, evidence.schema.field("group").type) == (4, pa.string())
     assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,visits,score,p_value")
+    kept = json.loads((tmp_path / "records" / "calibration.json").read_text())
+    assert (kept["threshold"], kept["heldout"], kept["samples"], kept["judged"]) == (None, None, 4, 0)
+    shown = capsys.readouterr().out
+    assert "4 of 4 training samples had fewer than 6 counted visits" in shown
+    assert "evaluate.py --run" not in shown, "there is no configuration to read"
 
 
 DISTRIBUTED = """

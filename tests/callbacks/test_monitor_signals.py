@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
     assert evidence["group"].to_pylist().count("canary") == 5
     assert monitor.calibration.threshold < 20
     assert "Of 5 canaries, samples known to be repeated," in capsys.readouterr().out
+    kept = json.loads((tmp_path / "whole" / "records" / "calibration.json").read_text())
+    assert (kept["canaries"], kept["canaries_flagged"]) == (5, monitor.calibration.power()[0])
+    assert kept["separation"] == monitor.calibration.separation > 0
 
     run(tmp_path / "cut", images, pipeline_folder, stop=14)
     resumed = run(tmp_path / "cut", images, pipeline_folder, stop=26, resume=True)

@@ -9,6 +9,7 @@ import torch
 
 from memtrain.calibration import Calibration
 from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
+from memtrain.evaluation.prompts import read_prompts
 
 COLUMNS = ["denoising_loss", "attention_entropy.up"]
 
@@ -49,11 +50,27 @@ def test_flagged_csv_survives_any_caption(table: pa.Table, tmp_path: Path) -> No
     assert rows[0]["caption"] == '=cmd,"x"\nline'
 
 
+def test_flagged_captions_are_prompts_as_they_stand(table: pa.Table, tmp_path: Path) -> None:
+    write_flagged(table, tmp_path / "flagged.csv")
+    assert [prompt.text for prompt in read_prompts(str(tmp_path / "flagged.csv"))] == ['=cmd,"x"\nline']
+
+
 def test_the_screen_names_the_samples_and_the_next_command(
-    table: pa.Table, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+    table: pa.Table, calibration: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_summary(table, calibration, Path("runs/mine"))
+    (tmp_path / "config.yaml").touch()
+    print_summary(table, calibration, tmp_path)
     shown = capsys.readouterr().out
     assert "1 of 2 training samples were flagged" in shown
+    assert "could not be flagged" not in shown
     assert "-100 %" in shown
-    assert "python evaluate.py --run runs/mine" in shown
+    assert f"python evaluate.py --run {tmp_path}" in shown
+
+
+def test_samples_that_were_never_visited_count_as_not_judged(
+    table: pa.Table, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(table, calibration, Path("runs/mine"), keys=["a", "b", "c"])
+    shown = capsys.readouterr().out
+    assert "1 of 3 training samples were flagged" in shown
+    assert "1 of 3 training samples had fewer than 1 counted visits and could not be flagged" in shown
