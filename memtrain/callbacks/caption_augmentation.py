@@ -31,6 +31,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from memtrain.callbacks.caption_file import read_captions
+from memtrain.callbacks.data_protocol import known_samples
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.captions import augment
@@ -116,7 +117,7 @@ class CaptionAugmentation(Mitigation):
                 _require_tokens(item, "training item")
         if self.kind == "multiple":
             given = read_captions(Path(self.captions)) if self.captions else getattr(data, "alternatives", dict)()
-            known = {sample.key for sample in getattr(dataset, "samples", [])}
+            known = {sample.key for sample in known_samples(data, "train")}
             self._others = {key: tuple(others) for key, others in given.items() if others}
             if not self._others or (known and known.isdisjoint(self._others)):
                 raise ConfigurationError(

@@ -154,7 +154,7 @@ class Flagging:
             resolution=self.readings.resolution,
         )
         if options.flag_by == COMBINED:
-            visits = getattr(data, "visits_per_epoch", {})
+            visits = by_key(data, "visits_per_epoch")
             calibration.require_teachable(None if not visits else len(visits.keys() - canaries))
         return calibration
 

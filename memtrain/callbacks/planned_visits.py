@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from memtrain.callbacks.data_protocol import by_key, data_of
+
 TIMESTEPS = 1000
 """Of the noise schedules of all backbones; visits are taken to be spread evenly over them."""
 
@@ -64,10 +66,10 @@ def too_short_for_flags(
     batches = trainer.num_training_batches
     if batches == float("inf") or batches < 1:
         return None
-    data: Any = getattr(trainer, "datamodule", None)
-    groups = getattr(data, "groups", {})
+    data = data_of(trainer)
+    groups = by_key(data, "groups")
     # Canaries are repeated on purpose: what they reach says nothing of the user's own samples.
-    visits = [count for key, count in getattr(data, "visits_per_epoch", {}).items() if groups.get(key) != "canary"]
+    visits = [count for key, count in by_key(data, "visits_per_epoch").items() if groups.get(key) != "canary"]
     with_caption = 1 - float(getattr(data, "caption_dropout", 0.0))
     loader: Any = trainer.train_dataloader
     expected = expected_visits(

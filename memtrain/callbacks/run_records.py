@@ -88,11 +88,12 @@ class RunRecords:
         if not trainer.is_global_zero:
             return
         data = data_of(trainer)
+        captions = {sample.key: sample.caption for sample in known_samples(data, "train")}
         table = evidence_table(
             read_steps(self.folder),
             calibration,
             names,
-            {sample.key: sample.caption for sample in known_samples(data, "train")},
+            captions,
             by_key(data, "visits_per_epoch"),
             groups=by_key(data, "groups"),
         )

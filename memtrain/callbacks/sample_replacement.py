@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from memtrain.callbacks.data_protocol import data_of, known_samples
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of, uniform
@@ -54,11 +55,11 @@ class SampleReplacement(Mitigation):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        dataset: Any = getattr(getattr(trainer, "datamodule", None), "train_dataset", None)
-        if not hasattr(dataset, "unique"):
+        dataset: Any = getattr(data_of(trainer), "train_dataset", None)
+        if not hasattr(dataset, "unique") or not known_samples(data_of(trainer), "train"):
             raise ConfigurationError(
                 "SampleReplacement needs other samples to put in the place of flagged ones",
-                expected="a data module whose train_dataset has unique(), such as TextImageDataModule",
+                expected="a data module whose train_dataset has samples and unique(), such as TextImageDataModule",
                 remedy="use SampleSkipping",
             )
         self._rank = trainer.global_rank

@@ -152,7 +152,7 @@ def test_captions_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text(json.dumps({"key": "a", "captions": ["one more"]}) + "\n\n", encoding="utf-8")
     mitigation = CaptionAugmentation("multiple", captions=str(path))
-    samples = [SimpleNamespace(key="a"), SimpleNamespace(key="b")]
+    samples = [SimpleNamespace(key="a", caption="x"), SimpleNamespace(key="b", caption="y")]
     data = SimpleNamespace(train_dataset=SimpleNamespace(samples=samples))
     trainer: Any = SimpleNamespace(callbacks=[MemorizationMonitor(reference=False)], datamodule=data)
     mitigation.setup(trainer, None, "fit")  # type: ignore[arg-type]
