@@ -172,7 +172,8 @@ class Flagging:
     def prepare(self, trainer: Trainer, pl_module: LightningModule, *, resumed: bool) -> None:
         """Measure or load the base model's profile; in a new run, calibrate on the base model.
 
-        Every held-out sample is measured until it has visits enough, so that there is a threshold from the start.
+        Every held-out sample is measured until it has visits enough, so that there is a threshold from the start. Not
+        in a paired comparison, which would find no difference, and no spread, between the base model and itself.
         """
         if self.heldout is None:
             return
@@ -185,7 +186,7 @@ class Flagging:
                 cached_only=resumed,
                 complete=completer(trainer, pl_module, probe=self.probe, signals=self.readings.signals),
             )
-        if resumed:
+        if resumed or self._compares_with_itself(trainer.global_step):
             return
         each = min(4 * self.options.heldout_batch, len(self.heldout))
         rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * trainer.world_size))
@@ -194,6 +195,9 @@ class Flagging:
             if self.calibration.heldout_ready() == len(self.heldout):
                 break
             self.calibrate(trainer, pl_module, each)
+
+    def _compares_with_itself(self, step: int) -> bool:
+        return self.paired is not None and step == 0
 
     def flags(self, keys: Sequence[str]) -> Flags:
         """The verdict on these samples as of now, on the host."""
@@ -210,7 +214,8 @@ class Flagging:
 
     def add(self, visits: Sequence[Visits], *, step: int) -> None:
         """Make the visits of every process evidence; `step` is recorded for samples that are flagged by them."""
-        rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in visits]
+        counted = [visit for visit in visits if not self._compares_with_itself(visit.step)]
+        rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in counted]
         everyone = sorted(processes.gather(rows), key=lambda row: row[:2])
         # A batch counts as one however many processes share it.
         for _, parts in groupby(everyone, key=lambda row: row[0]):
@@ -222,7 +227,7 @@ class Flagging:
 
     def calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
         """Measure the next `count` held-out samples, if there are any, and update the calibration of every process."""
-        if self.heldout is None:
+        if self.heldout is None or self._compares_with_itself(trainer.global_step):
             return
         for seen in processes.gather([self.heldout.measure(trainer, pl_module, count)]):
             buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]

@@ -23,7 +23,7 @@ def prepared(
     """The monitor after one step; held-out samples, the number of each measurement, and the threshold to begin with."""
     seed_everything(0)
     data = TextImageDataModule(str(images), resolution=16, batch_size=4, heldout_fraction=0.34, cache_latents=True)
-    monitor = MemorizationMonitor([DenoisingLoss()], reference="paired", false_positive_rate=0.2, minimum_visits=6)
+    monitor = MemorizationMonitor([DenoisingLoss()], reference_draws=1, false_positive_rate=0.2, minimum_visits=6)
     counts, threshold, calibrate, prepare = [], math.nan, Flagging.calibrate, Flagging.prepare
 
     def counted(self: Flagging, trainer: object, module: object, count: int) -> None:

@@ -153,6 +153,21 @@ def test_a_resumed_run_still_knows_the_base_model(
     assert not (tmp_path / "whole" / "profiles").exists(), "nothing is measured before training"
 
 
+def test_the_base_model_is_not_compared_with_itself(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The differences before the first step, all zero, once made every later one look huge."""
+    module = TextToImageModule(str(pipeline_folder), learning_rate=1e-5, ema_decay=None, seed=0)
+    data = TextImageDataModule(str(write_folder(60)), heldout_fraction=0.25, resolution=16, batch_size=8, seed=0)
+    monitor = MemorizationMonitor(
+        reference="paired", paired_every=1, false_positive_rate=0.05, calibrate_every=2, heldout_batch=15
+    )
+    train(tmp_path, module, data, callbacks=[monitor], stop=60)
+    assert 0.5 < monitor.calibration.threshold < 10
+    assert len(monitor.calibration.first_flagged) <= 4
+    assert not monitor.calibration.samples.total.isnan().all()
+
+
 def test_without_heldout_samples_the_bulk_calibrates(
     pipeline: StableDiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
