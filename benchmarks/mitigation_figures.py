@@ -26,7 +26,7 @@ DOTS_PER_INCH = 160
 
 
 def draw(content: dict[str, Any], picture: Path) -> None:
-    """Per row, the share of planted images reproduced, and the change of held-out loss and KID against the baseline.
+    """Per row, the planted images reproduced, and held-out loss and KID without copies against the baseline.
 
     Args:
         content: of the store.
@@ -43,7 +43,7 @@ def draw(content: dict[str, Any], picture: Path) -> None:
         if planted is not None and planted["n"]:
             share, (low, high) = planted["share"], planted["interval"]
             _point(panels[0], height, share, low, high, scale=100, style=style)
-        for panel, name, scale in ((panels[1], "loss_change", 100.0), (panels[2], "kid_change", 1.0)):
+        for panel, name, scale in ((panels[1], "loss_change", 100.0), (panels[2], "kid_without_copies_change", 1.0)):
             change = line[name]
             if change is not None:
                 _point(panel, height, change["mean"], change["min"], change["max"], scale=scale, style=style)
@@ -54,7 +54,7 @@ def draw(content: dict[str, Any], picture: Path) -> None:
     titles = (
         "planted images reproduced\n(95 % interval, seeds pooled)",
         "held-out loss against\nplain, % (seeds' range)",
-        "KID against plain\n(seeds' range)",
+        "KID without copies\nagainst plain (seeds' range)",
     )
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=9.5)

@@ -136,8 +136,8 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Each with `row`, `seeds`, `groups` and `flags` pooled over seeds, and `heldout_loss`, `loss_change` (relative to
-        the baseline of the same seed), `kid`, `kid_change` (difference to the same) and `skipped` (share of visits with
-        weight 0) as mean and ends, and `time`.
+        the baseline of the same seed), `kid`, `kid_without_copies_change` (difference to the same) and `skipped` (share
+        of visits with weight 0) as mean and ends, and `time`.
     """
     runs = {row.name: of_now(content["rows"].get(row.name, {}), row, SETTING) for row in ROWS}
     baseline = runs.get("baseline", {})
@@ -170,7 +170,13 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
                 "kid_without_copies": spread(
                     [kept["value"] for run in values if (kept := run.get("kid_without_copies")) is not None]
                 ),
-                "kid_change": spread([run["kid"] - base["kid"] for run, base in paired]),
+                "kid_without_copies_change": spread(
+                    [
+                        kept["value"] - base["kid_without_copies"]["value"]
+                        for run, base in paired
+                        if (kept := run.get("kid_without_copies")) is not None and base.get("kid_without_copies")
+                    ]
+                ),
                 "kid_standard_error": spread([run["kid_standard_error"] for run in values]),
                 "skipped": {
                     name: spread([run["skipped"][name] for run in values if run.get("skipped")])

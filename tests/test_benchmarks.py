@@ -269,7 +269,7 @@ def test_seeds_are_pooled_and_compared_with_the_baseline_of_the_same_seed(script
     assert (planted["k"], planted["n"]) == (1, 20)
     assert tuple(planted["interval"]) == proportion_interval(1, 20)
     assert lines["recommended"]["loss_change"] == pytest.approx({"mean": 0.0, "min": -0.1, "max": 0.1})
-    assert lines["recommended"]["kid_change"] == pytest.approx({"mean": 0.06, "min": 0.05, "max": 0.07})
+    assert lines["recommended"]["kid_without_copies_change"] == pytest.approx({"mean": 0.06, "min": 0.05, "max": 0.07})
     assert lines["recommended"]["flags"]["unique"]["n"] == 2000
     assert lines["recommended"]["groups"]["varied_captions"] is None
     assert lines["loss_skipping"]["loss_change"] is None, "no baseline of seed 4"
