@@ -112,17 +112,18 @@ ROWS = (
         (*CAPTION, "multiple", "--trainer.callbacks.init_args.captions", "{folder}/captions.jsonl"),
     ),
     Row("caption_noise", "published", SOMEPALLI, ("caption_augmentation",), (*CAPTION, "noise")),
-    Row("sample_skipping", "ours", "after Liu et al. and Wen et al.", ("sample_skipping",)),
-    Row("sample_reweighting", "ours", "memtrain", ("sample_reweighting",)),
-    Row("attention_regularization", "ours", "after Ren et al.", ("attention_regularization",)),
-    Row("neuron_masking", "ours", "after Hintersdorf et al., 2024", ("neuron_masking",)),
-    Row("memorization_sinks", "ours", "after Ghosal et al., 2025", ("memorization_sinks",)),
+    Row("sample_skipping", "ours", "after Liu et al. and Wen et al.", ("sample_skipping",), seeds=1),
+    Row("sample_reweighting", "ours", "memtrain", ("sample_reweighting",), seeds=1),
+    Row("attention_regularization", "ours", "after Ren et al.", ("attention_regularization",), seeds=1),
+    Row("neuron_masking", "ours", "after Hintersdorf et al., 2024", ("neuron_masking",), seeds=1),
+    Row("memorization_sinks", "ours", "after Ghosal et al., 2025", ("memorization_sinks",), seeds=1),
     Row(
         "exclude",
         "ours",
         "trained again without what the baseline flagged",
         overrides=("--data.init_args.exclude", "{folder}/flagged-seed{seed}.csv"),
         needs_flags=True,
+        seeds=1,
     ),
 )
 DOSE_ROWS = ROWS[:2]

@@ -8,7 +8,8 @@ noise, timestep and what training does to all images cost little: the entropy of
 nats and more from one noise to the next at some sites, and hardly at others. The gradient reaches queries, keys and
 what lies before them, not the values.
 
-Cost: the graph of the token attention (more memory per site). Suggested: the defaults, on flagged samples. Cannot: keep
+Cost: the graph of the token attention (more memory per site). Suggested: the defaults, on flagged samples; on
+the embedded default they stop nothing (10 of 10 planted images, one seed, benchmarks/RESULTS.md). Cannot: keep
 a model from memorizing through its values or convolutions; combine it with sample skipping or reweighting. Visits with
 a dropped caption are not penalized, because the base model's entropy is that of the full caption; nor visits from the
 monitor's `maximum_timestep` on, which are no evidence.
