@@ -18,7 +18,7 @@ from __future__ import annotations
 import json as text
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def main(
 
     Args:
         seeds: seeds to run; without any, nothing is trained.
-        rows: names of the rows; default all.
+        rows: names of the rows, which then run with every seed; default all, each with as many seeds as its row wants.
         json: file of the figures, which is read first.
         folder: where the runs, their logs and the profiles are kept.
         jobs: runs at a time, one thread each.
@@ -212,6 +212,8 @@ def main(
         if absent := missing_overlays(row):
             console.print(f"{row.name} is left out: no configs/callbacks/{absent[0]}.yaml", markup=False)
     wanted = [row for row in wanted if not missing_overlays(row)]
+    if rows is not None:
+        wanted = [replace(row, seeds=len(seeds or ())) for row in wanted]
     failed: list[str] = []
     if seeds or timing:
         write_captions(place / "captions.jsonl")
