@@ -149,9 +149,14 @@ def test_a_loss_that_can_be_read_is_read(
     assert "losses read" not in caplog.text
 
 
-def test_signals_that_read_no_loss_do_not_care(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_signals_that_read_no_loss_do_not_care(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monitor = MemorizationMonitor([AttentionEntropy()], flag_by="attention_entropy", reference=False, calibrate_every=4)
-    fit(Absolute(pipeline.unet), tmp_path, [monitor])
+    host = Absolute(pipeline.unet)
+    fit(host, tmp_path, [monitor])
+    assert read_steps(tmp_path / "records").num_rows == len(torch.cat(host.true)), "it trained to its end"
+    assert not [record for record in caplog.records if record.name.endswith("loss_check")]
 
 
 def test_a_factor_in_some_batches_and_a_short_run_are_warned_of(
