@@ -55,7 +55,7 @@ def _ratios(part: Part, bench: Bench, checkpointing: bool) -> dict[str, Any]:
         bench.step(way)
         peaks[f"peak_gib_{way}"] = part.peak_of(lambda way=way: bench.step(way))  # type: ignore[misc]
     # Each case has about 20 s.
-    pairs = 2 if part.smoke else max(5, min(40, int(20 / 3 / bench.step("plain"))))
+    pairs = 1 if part.smoke else max(5, min(40, int(20 / 3 / bench.step("plain"))))
     return {**bench.compare(pairs, ways), **peaks}
 
 

@@ -17,7 +17,7 @@ def main(name: str, file: str, folder: str, *smoke: str) -> None:
         smoke: `--smoke` or nothing.
     """
     here = Path(__file__).parent
-    paths = [str(here.parent), str(here), os.environ.get("PYTHONPATH", "")]
+    paths = [str(here.parent), os.environ.get("PYTHONPATH", ""), str(here)]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     sys.path.insert(0, str(here.parent))
     # Of matrix products that have to come out the same twice.

@@ -1,4 +1,4 @@
-"""What the parts of `gpu.py` share: a part's surroundings, a random pipeline of Stable Diffusion 1.5's shape, images."""
+"""What the parts of `gpu.py` share: surroundings, a random pipeline of Stable Diffusion 1.5's shape, and images."""
 
 from __future__ import annotations
 

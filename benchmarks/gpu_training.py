@@ -205,6 +205,8 @@ def _against_loop(part: Part, folder: Path, name: str, *, block: int, turns: int
                 pin_memory=part.device.type == "cuda",
             )
 
+    if part.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     turn = InTurn(PlainLoop(part, folder, batches()), block)
     monitor = MemorizationMonitor(reference_folder=str(part.folder / "profiles"))
     watching: list[Callback] = [monitor, SampleReplacement()] if name == "with_monitor" else []

@@ -114,7 +114,6 @@ def _predict(unet: UNet2DConditionModel) -> Callable[[Tensor, Tensor, Tensor], T
 
 def _place(seed: int) -> Callable[..., Tensor]:
     """Queries get a fixed field, so that what a text adds has a place in the image."""
-
     fields: dict[int, Tensor] = {}
 
     def add(module: nn.Module, args: tuple[Tensor, ...], queries: Tensor) -> Tensor:
