@@ -157,9 +157,10 @@ class NeuronMasking(Mitigation):
             wanted = self._search.wanted(flags.keys, flags.ever.tolist(), epoch=self._module.current_epoch)
             # A dropped caption is the empty one, and says nothing about the sample.
             captions = batch.get("caption")
-            # A host may keep something else under this name.
-            known = isinstance(captions, list | tuple) and len(captions) == len(flags.keys)
-            self._wanted = [sample for sample in wanted if not (known and captions[sample[0]] == "")]
+            if not isinstance(captions, list | tuple):
+                # A host may keep something else under this name, or nothing.
+                captions = [None] * len(flags.keys)
+            self._wanted = [sample for sample in wanted if captions[sample[0]] != ""]
 
     def _edit(self, site: str, values: Tensor) -> Tensor:
         assert self._hooks is not None
