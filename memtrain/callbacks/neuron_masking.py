@@ -156,7 +156,7 @@ class NeuronMasking(Mitigation):
         if self.neurons:
             wanted = self._search.wanted(flags.keys, flags.ever.tolist(), epoch=self._module.current_epoch)
             # A dropped caption is the empty one, and says nothing about the sample.
-            captions = batch.get("caption")
+            captions: Any = batch.get("caption")
             if not isinstance(captions, list | tuple):
                 # A host may keep something else under this name, or nothing.
                 captions = [None] * len(flags.keys)
