@@ -250,11 +250,17 @@ class ReferenceProfile:
             Number of samples.
 
         Raises:
-            RecordError: if one was not measured.
+            RecordError: if one was not measured, or there is none.
         """
+        if not self._content:
+            raise RecordError(
+                "The reference profile covers no sample",
+                expected="at least one training or held-out sample",
+                remedy="check what the data module's unique_dataloader yields",
+            )
         values = {content: row for part in self._parts() for content, row in _rows(part)}
         missing = [key for key, content in self._content.items() if content not in values]
-        if missing or not self._content:
+        if missing:
             raise RecordError(
                 f"The reference profile {self.fingerprint!r} in {self.folder} lacks {len(missing)} samples",
                 expected="a value for every sample",
@@ -299,5 +305,6 @@ class ReferenceProfile:
                 expected="every training and held-out sample",
                 remedy="start the run anew, so that the profile covers the data",
             )
-        rows = torch.tensor([self._row[key] for key in keys])
-        return self._values[rows, torch.tensor([self.bucket(timestep) for timestep in timesteps])]
+        # Without a type, those of no visits would be floats, which index nothing.
+        rows = torch.tensor([self._row[key] for key in keys], dtype=torch.long)
+        return self._values[rows, torch.tensor([self.bucket(timestep) for timestep in timesteps], dtype=torch.long)]

@@ -191,3 +191,23 @@ def test_statistics_of_other_captions_make_another_profile(tmp_path: Path, host:
     captions = torch.rand(5, 3)
     assert name(captions) == name(captions.clone())
     assert name(captions) != name(captions + 0.1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_visit_one_and_two_are_looked_up(host: Host, tmp_path: Path, count: int) -> None:
+    profile = ReferenceProfile(tmp_path, [DenoisingLoss()], ["denoising_loss"], timesteps=(100, 500), draws=1)
+    probe = DenoiserProbe(host.unet).attach()
+    profile.measure(probe, host.sample_loss, batches("ab"))
+    probe.detach()
+    profile.load()
+    keys, timesteps = ["a", "b"][:count], [90.0, 510.0][:count]
+    found = profile.lookup(keys, timesteps)
+    assert found.shape == (count, 1)
+    assert torch.equal(found, profile.lookup_on_device(keys, torch.tensor(timesteps)))
+
+
+def test_a_profile_of_no_sample_is_refused(host: Host, tmp_path: Path) -> None:
+    profile = ReferenceProfile(tmp_path, [DenoisingLoss()], ["denoising_loss"])
+    assert profile.measure(DenoiserProbe(host.unet), host.sample_loss, iter(())) == 0
+    with pytest.raises(RecordError, match="covers no sample"):
+        profile.load()

@@ -200,7 +200,7 @@ class CaptionAugmentation(Mitigation):
             others = self._rows.get(key, range(0))
             choice = int(number * (1 + len(others)))
             rows.append(others[choice - 1] if choice else -1)
-        row = torch.tensor(rows)
+        row = torch.tensor(rows, dtype=torch.long)
         tokens, length = self._ids[row], self._lengths[row]
         return row >= 0, to_device(tokens, ids.device), to_device(length, ids.device)
 

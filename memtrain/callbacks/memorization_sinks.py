@@ -130,7 +130,8 @@ class MemorizationSinks(Mitigation):
         assert self.pool is not None
         pools = self.pool.channels
         sizes = [len(pool) for pool in pools.values()]
-        chosen = torch.stack([sink(key, sizes, active=self.active, seed=self.seed) for key in flags.keys])
+        sinks = [sink(key, sizes, active=self.active, seed=self.seed) for key in flags.keys]
+        chosen = torch.stack(sinks) if sinks else torch.zeros(0, sum(sizes), dtype=torch.bool)
         factors = []
         for (site, pool), part in zip(pools.items(), chosen.split(sizes, dim=1), strict=True):
             on = torch.ones(len(chosen), len(self._off[site]), dtype=torch.bool)

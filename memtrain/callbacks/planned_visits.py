@@ -46,6 +46,8 @@ def expected_visits(
     limits += [max_epochs * batches_per_epoch] if max_epochs is not None and max_epochs >= 0 else []
     if not limits:
         return None
+    if not batches_per_epoch:
+        return 0.0
     return min(limits) / (batches_of_data or batches_per_epoch) * visits_per_epoch * counted_share
 
 

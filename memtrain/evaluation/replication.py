@@ -81,7 +81,8 @@ def replication(
         device: where to compute.
 
     Raises:
-        DataError: if image sizes differ or there are fewer than two training images that are no variants of one.
+        DataError: if there are no generations, image sizes differ or there are fewer than two training images that are
+            no variants of one.
         ConfigurationError: if `neighbours` is below 1.
     """
     numbers = torch.arange(len(training)) if family is None else family.unique(return_inverse=True)[1]
@@ -210,6 +211,12 @@ def check_images(
             f"{len(own)} own images",
             expected="uint8 images of one size, and one own image per prompt",
             remedy="load the images at the resolution that is sampled, and convert them with to_uint8",
+        )
+    if not generated.shape[:2].numel():
+        raise DataError(
+            f"{generated.shape[0]} prompts with {generated.shape[1]} generations each: there is nothing to compare",
+            expected="at least one generation",
+            remedy="evaluate at least one prompt and one seed",
         )
     different = len(training) if family is None else len(family.unique())
     if different < 2:

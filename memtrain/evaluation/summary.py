@@ -28,7 +28,7 @@ NEVER_TRAINED = (HELDOUT, EXCLUDED)
 
 def members(groups: Sequence[str], name: str) -> Tensor:
     """`(P,)` bool: which prompts are in the group `name`."""
-    return torch.tensor([group == name for group in groups])
+    return torch.tensor([group == name for group in groups], dtype=torch.bool)
 
 
 def summarize_groups(

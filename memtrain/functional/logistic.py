@@ -88,11 +88,18 @@ def out_of_fold(features: Tensor, labels: Tensor, *, fold: Tensor, penalty: floa
         labels: `(n,)` bool.
         fold: `(n,)` of each sample; the other folds must hold both classes.
         penalty: of :func:`fit_logistic`.
+
+    Raises:
+        ValueError: if they do not, or the penalty is not positive.
     """
     found = torch.empty(len(features), dtype=torch.float64)
     for number in fold.unique():
         inside = fold == number
         others = features[~inside].double()
+        if not 0 < float(labels[~inside].double().mean()) < 1:
+            raise ValueError(
+                f"both classes are needed outside of each fold; outside of {int(number)} there is one at most"
+            )
         mean, deviation = others.mean(dim=0), others.std(dim=0, correction=0)
         scale = torch.where(deviation > 0, deviation, 1.0)
         weights = fit_logistic((others - mean) / scale, labels[~inside], penalty=penalty)

@@ -73,3 +73,12 @@ def test_the_reference_names_the_published_constants() -> None:
     for arguments in ({"reference": None}, {"reference": "wen"}, {"ratio": 0.5}, {"decay": 1.0}):
         with pytest.raises(ConfigurationError):
             LossSkipping(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_batches_of_no_sample_one_and_two(count: int) -> None:
+    mitigation = LossSkipping()
+    for _ in range(3):
+        assert visit(mitigation, [1.0, 2.0][:count], [5, 6][:count]) == [1.0] * count
+    assert mitigation.mean.isfinite().all()
+    assert int((mitigation.mean > 0).sum()) == count

@@ -190,3 +190,26 @@ def test_images_that_cannot_be_compared_are_refused() -> None:
         replication(generated, own, training=training, own_index=index, family=torch.zeros(5))
     with pytest.raises(ConfigurationError, match="neighbours=0"):
         replication(generated, own, training=training, own_index=index, neighbours=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_one_and_two_are_compared_with_two_training_images(count: int) -> None:
+    training = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4) * 200
+    own = training[:count]
+    arguments = {"training": training, "own_index": torch.arange(count)}
+    if count:
+        found = replication(own[:, None], own, **arguments)
+        assert found.ratio.tolist() == [[0.0]] * count
+        assert reproduction_threshold(found.best, 1 / (count + 1)) == 0
+    else:
+        with pytest.raises(DataError, match="0 prompts with 1 generations each"):
+            replication(own[:, None], own, **arguments)
+    with pytest.raises(CalibrationError, match=f"found {count}"):
+        reproduction_threshold(torch.zeros(count), 0.3)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_training_images_are_no_comparison(count: int) -> None:
+    own = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match=f"Only {count} training image"):
+        replication(own[:, None], own, training=own[:count], own_index=torch.tensor([-1]))

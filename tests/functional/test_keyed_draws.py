@@ -36,3 +36,9 @@ def test_the_draws_have_their_distributions() -> None:
         torch.testing.assert_close(values.mean(0), torch.full((2,), mean), atol=0.06, rtol=0)
         torch.testing.assert_close(values.var(0), torch.full((2,), variance), atol=0.08, rtol=0)
         assert abs(float(torch.corrcoef(values.T)[0, 1])) < 0.06
+
+
+def test_no_name_one_and_two_have_as_many_draws() -> None:
+    for count in (0, 1, 2):
+        assert uniform(range(count), 3).shape == (count, 3)
+        assert normal(range(count), (2, 2), device=torch.device("cpu")).shape == (count, 2, 2)

@@ -116,3 +116,32 @@ def test_lower_threshold_holds_its_rate() -> None:
     draws = torch.rand(4000, 25, generator=torch.Generator().manual_seed(0))
     below = sum(float(row[24]) < lower_threshold(row[:24], 0.05) for row in draws)
     assert below / 4000 == pytest.approx(1 / 25, abs=0.01)
+
+
+@pytest.mark.parametrize("truth", [[], [True], [False], [True, True], [False, False]])
+def test_figures_of_a_class_alone_are_refused_whatever_its_size(truth: list[bool]) -> None:
+    scores, labels = torch.arange(len(truth)).float(), torch.tensor(truth, dtype=torch.bool)
+    for figure in (
+        auroc,
+        lambda s, t: true_positive_rate(s, t, false_positive_rate=0.1),
+        lambda s, t: bootstrap_interval(auroc, s, t, seed=0, resamples=5),
+    ):
+        with pytest.raises(ValueError, match="both classes are needed"):
+            figure(scores, labels)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_null_scores_promise_what_their_number_can(count: int) -> None:
+    scores = torch.tensor([3.0, 1.0][:count])
+    with pytest.raises(ValueError, match=f"found {count}"):
+        lower_threshold(scores, 0.3)
+    if count:
+        assert lower_threshold(scores, 1 / (count + 1)) == scores.min()
+
+
+def test_the_share_of_none_is_unknown_and_that_of_one_nearly_so() -> None:
+    assert proportion_interval(0, 0) == (0.0, 1.0)
+    for k, n in ((0, 1), (1, 1), (0, 2), (1, 2), (2, 2)):
+        low, high = proportion_interval(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+        assert high - low > 0.6
