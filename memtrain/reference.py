@@ -283,7 +283,7 @@ class ReferenceProfile:
 
     def buckets_on_device(self, timesteps: Tensor) -> Tensor:
         """As :meth:`bucket`, `(B,)`, for timesteps that are not read on the host."""
-        # In fp64, as the floats of Python: rounding to fp32 could find another one of two that are nearly as near.
+        # In fp64, as on the host: in half precision the distances to two measured timesteps may round to one.
         measured = to_device(torch.tensor(self.timesteps, dtype=torch.float64), timesteps.device)
         return (timesteps[:, None].double() - measured).abs().argmin(dim=1)
 

@@ -2,8 +2,8 @@
 
 Pixels are integers, and so are their squared distances. A matrix product in single precision is exact as long as no
 partial sum leaves the integers that fp32 holds, whatever the order of summation: so the product is taken over pieces of
-that length, and the pieces are added in fp64. Which matrix library, how many threads and which processor (TF32
-included: the factors have 8 bits) make no difference.
+that length, and the pieces are added in fp64. Which matrix library, how many threads and which processor makes no
+difference; the factors have 8 bits, so TF32 holds them, too.
 """
 
 from __future__ import annotations
