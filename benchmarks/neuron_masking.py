@@ -32,6 +32,7 @@ from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.localization import localize
 from memtrain.evaluation.localization_figures import change_of_loss
 from memtrain.evaluation.replication import replication
+from memtrain.functional.ranking import highest
 from memtrain.localization.baselines import most_active, random_neurons, unrefined
 from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
@@ -97,7 +98,7 @@ class Case:
         sites = predictor.sites(EVERY_SITE)
         statistics = ActivationStatistics.measure(predictor, self.controls[::2], sites=EVERY_SITE)
         scores = statistics.z_scores(predictor.activations(self.planted, sites), list(sites))
-        top = [layer.topk(per_layer, dim=1).indices for layer in scores]
+        top = [highest(layer, per_layer) for layer in scores]
         return [
             NeuronMask({site: layer[row].tolist() for site, layer in zip(sites, top, strict=True)})
             for row in range(len(self.planted))

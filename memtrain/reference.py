@@ -289,8 +289,9 @@ class ReferenceProfile:
 
     def buckets_on_device(self, timesteps: Tensor) -> Tensor:
         """As :meth:`bucket`, `(B,)`, for timesteps that are not read on the host."""
-        measured = to_device(torch.tensor(self.timesteps), timesteps.device)
-        return (timesteps[:, None] - measured).abs().argmin(dim=1)
+        # In fp64, as on the host: in half precision the distances to two measured timesteps may round to one.
+        measured = to_device(torch.tensor(self.timesteps, dtype=torch.float64), timesteps.device)
+        return (timesteps[:, None].double() - measured).abs().argmin(dim=1)
 
     def lookup(self, keys: Sequence[str], timesteps: Sequence[float]) -> Tensor:
         """Values of samples at the measured timestep nearest to each visit, `(B, columns)`.

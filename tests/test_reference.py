@@ -182,6 +182,15 @@ def test_an_empty_profile_is_refused(tmp_path: Path) -> None:
         ReferenceProfile(tmp_path, SIGNALS, ["x"], timesteps=())
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16])
+def test_the_nearest_timestep_is_the_same_on_the_device_and_on_the_host(tmp_path: Path, dtype: torch.dtype) -> None:
+    """500 is 500 from 0 and 499 from 999, which bfloat16 rounds to 500; 450 is as far from 300 as from 600."""
+    for measured, timestep, expected in (((0, 999), 500, 1), ((300, 600), 450, 0)):
+        timesteps = torch.tensor([timestep], dtype=dtype)
+        known = ReferenceProfile(tmp_path, SIGNALS, ["x"], timesteps=measured)
+        assert known.buckets_on_device(timesteps).tolist() == [known.bucket(float(timesteps))] == [expected]
+
+
 def test_statistics_of_other_captions_make_another_profile(tmp_path: Path, host: Host) -> None:
     def name(captions: torch.Tensor) -> str:
         signal = ValueOutliers()

@@ -183,7 +183,8 @@ def cheapest(attention: nn.Module, values: nn.Linear, share: float) -> list[int]
         share: of the neurons; at least one is returned.
     """
     output: Any = attention.to_out[0]  # type: ignore[index]
-    added = values.weight.norm(dim=1) * output.weight.norm(dim=0)
+    # In fp64 and then rounded, so that neurons that add the same are equal whatever the order of summation.
+    added = (values.weight.double().norm(dim=1) * output.weight.double().norm(dim=0)).float()
     return sorted(added.argsort(stable=True)[: max(1, round(share * len(added)))].tolist())
 
 
@@ -203,5 +204,5 @@ def sink(key: str, sizes: Sequence[int], *, active: float, seed: int) -> Tensor:
     draws = torch.frombuffer(digest, dtype=torch.int64)
     on = torch.zeros(len(draws), dtype=torch.bool)
     for part, drawn in zip(on.split(list(sizes)), draws.split(list(sizes)), strict=True):
-        part[drawn.argsort()[: max(1, round(active * len(part)))]] = True
+        part[drawn.argsort(stable=True)[: max(1, round(active * len(part)))]] = True
     return on

@@ -11,10 +11,20 @@ from torchmetrics.functional.classification import binary_auroc
 from memtrain.functional.ranking import (
     auroc,
     bootstrap_interval,
+    highest,
     lower_threshold,
     proportion_interval,
     true_positive_rate,
 )
+
+
+def test_the_highest_of_equals_are_the_first() -> None:
+    """Against Python's stable sort, along the last dimension, and with more asked for than there are."""
+    values = torch.randint(0, 4, (3, 300), generator=torch.Generator().manual_seed(0)).float()
+    expected = [sorted(range(300), key=lambda index, row=row: -float(row[index])) for row in values]
+    assert highest(values, 90).tolist() == [row[:90] for row in expected]
+    assert highest(values, 1000).tolist() == expected
+    assert highest(values, 0).shape == (3, 0)
 
 
 def test_auroc_counts_ties_as_one_half() -> None:
