@@ -7,7 +7,7 @@ Layout below a run's `records/`:
 - `samples.parquet`: one row per sample of the data: `key`, `caption`, `split` (`train` or `heldout`),
   `visits_per_epoch`, `group` (what is known of it: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or
   `heldout`; null where the data module names no groups).
-- `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.callbacks.summary`).
+- `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.evidence.evidence_table`).
 - `calibration.json`: how the run came to its flags: threshold, false-positive rate, how many samples calibrated it,
   were judged and were flagged, and its power, the share of canaries flagged (see
   :func:`memtrain.callbacks.verdict.calibration_figures`).

@@ -14,10 +14,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from memtrain.callbacks.attention_regularization import AttentionRegularization
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.attention import entropy
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.signals.denoising_loss import DenoisingLoss

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError, DataError, ProbeError
+from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import Observation
 from tests.callbacks.test_monitor import Foreign, batches, fit

@@ -19,9 +19,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from memtrain.callbacks.memorization_sinks import MemorizationSinks, cheapest, sink
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.neuron_mask import NeuronMask
 from tests.callbacks.test_monitor import Foreign, batches

@@ -11,12 +11,13 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from memtrain.calibration import Calibration
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.canaries import Canaries
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import CalibrationError
+from memtrain.evidence.calibration import Calibration
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -45,11 +46,8 @@ def run(
         # So strict that enough of these few samples, all learnt quickly, are left to tell the canaries from.
         false_positive_rate=1e-4,
         minimum_visits=2,
-        heldout_batch=3,
-        calibrate_every=2,
-        reference_timesteps=(200, 600),
-        reference_draws=1,
         reference_folder=str(folder.parent / "profiles"),
+        settings=WatchSettings(reference_timesteps=(200, 600), reference_draws=1, calibrate_every=2, heldout_batch=3),
     )
     callbacks: list[Any] = [
         monitor,

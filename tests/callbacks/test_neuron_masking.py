@@ -19,10 +19,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from memtrain.callbacks import neuron_search
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.neuron_masking import NeuronMasking
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.neurons import neuron_activation
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.neuron_mask import NeuronMask

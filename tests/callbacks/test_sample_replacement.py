@@ -12,12 +12,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.models.probe import Observation
 from tests.callbacks.test_monitor import Foreign, fit
 from tests.conftest import WordTokenizer

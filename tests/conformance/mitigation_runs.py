@@ -29,12 +29,13 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 import memtrain.callbacks
-from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.sampler import ResumableLoader
+from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.probe import Observation
+from memtrain.monitoring.options import WatchSettings
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import LETTERS, ROOT, encoded_image
 
@@ -212,12 +213,9 @@ def run(
         force_flags(mitigation)
     monitor = MemorizationMonitor(
         minimum_visits=2,
-        heldout_batch=4,
-        calibrate_every=2,
         reference=case.needs_reference,
-        reference_timesteps=(200, 600),
-        reference_draws=1,
         reference_folder=str(folder.parent / "profiles"),
+        settings=WatchSettings(reference_timesteps=(200, 600), reference_draws=1, calibrate_every=2, heldout_batch=4),
     )
     checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=SAVE_EVERY)
     module = copy.deepcopy(_host(str(pretrained)))

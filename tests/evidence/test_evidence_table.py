@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from memtrain.calibration import Calibration
-from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
 from memtrain.evaluation.prompts import read_prompts
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 
 COLUMNS = ["denoising_loss", "attention_entropy.up"]
 

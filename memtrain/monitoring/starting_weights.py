@@ -14,35 +14,34 @@ from __future__ import annotations
 from typing import Any
 from weakref import ref
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.models.backbones.base import find_denoiser
+from memtrain.monitoring.paired_reference import PairedReference
 
 
 class StartingWeights:
     """Watches a module until training begins.
 
     Args:
-        pl_module: the module, before a checkpoint is restored.
+        module: what is trained, before a checkpoint is restored.
         path: module path of the denoiser; None finds it.
     """
 
-    def __init__(self, pl_module: LightningModule, path: str | None) -> None:
+    def __init__(self, module: nn.Module, path: str | None) -> None:
         self._path = path
         self._kept: PairedReference | None = None
         # Weak on both sides: averages of weights are copies of the whole module, with its hooks.
-        this, watched = ref(self), ref(pl_module)
+        this, watched = ref(self), ref(module)
 
-        def before_loading(module: nn.Module, *_: Any) -> None:
+        def before_loading(loading: nn.Module, *_: Any) -> None:
             starting = this()
-            if starting is not None and module is watched():
-                starting._keep(module)
+            if starting is not None and loading is watched():
+                starting._keep(loading)
 
-        self._handle = pl_module.register_load_state_dict_pre_hook(before_loading)
-        self._keep(pl_module)
+        self._handle = module.register_load_state_dict_pre_hook(before_loading)
+        self._keep(module)
 
     def _keep(self, module: nn.Module) -> None:
         # Released first: it may be as large as the model.
@@ -57,14 +56,18 @@ class StartingWeights:
         """Stop watching; harmless when done before."""
         self._handle.remove()
 
-    def finish(self, trainer: Trainer, denoiser: nn.Module) -> PairedReference:
-        """The weights that training began with; call at `on_fit_start`.
+    def finish(self, denoiser: nn.Module, *, restored: bool) -> PairedReference:
+        """The weights that training began with; call when training begins.
+
+        Args:
+            denoiser: as it will be trained.
+            restored: whether a checkpoint was loaded into it since.
 
         Raises:
             ConfigurationError: if a checkpoint was restored before they could be seen, or nothing is trained.
         """
         self.close()
-        if trainer.ckpt_path is None or trainer.strategy.restore_checkpoint_after_setup:
+        if not restored:
             self._kept = None
             return PairedReference(denoiser)
         if self._kept is None:

@@ -1,12 +1,12 @@
 """From signal values to flags: evidence per sample over visits, calibrated on held-out samples.
 
-1. A visit's values are compared with the sample's values under the base model (:mod:`memtrain.reference`). Visits at
-   high noise, where nothing separates, are left out.
+1. A visit's values are compared with the sample's values under the base model
+   (:mod:`memtrain.evidence.base_profile`). Visits at high noise, where nothing separates, are left out.
 2. Held-out samples are measured now and then under the model as it is, and give each timestep bucket a mean and a
    standard deviation that follow the model. Every visit becomes a z-score against them, so that what training does to
    images in general is taken out; a second standardisation, within classes of prompt length, takes out what it does
    to short and to long captions.
-3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence`).
+3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence.running_means`).
 4. A signal of known sign scores by the signed evidence. One whose sites differ in sign scores by the mean square over
    sites, or, where the run plants canaries, along the direction that separates these from other samples best. It is
    learnt as soon as four canaries have visits enough to be flagged, and 32 ordinary samples (or two for each value)
@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import CalibrationError
-from memtrain.evidence import Evidence
+from memtrain.evidence.running_means import Evidence
 from memtrain.functional.statistics import (
     DriftingMoments,
     conformal_threshold,

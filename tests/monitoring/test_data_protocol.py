@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from memtrain.callbacks.data_protocol import by_key, known_samples
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError
+from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.records import read_table
 from tests.callbacks.test_monitor import Foreign, batches, fit
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from memtrain.calibration import MINIMUM_CANARIES, Calibration
+from memtrain.evidence.calibration import MINIMUM_CANARIES, Calibration
 
 
 def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from memtrain.calibration import Calibration
-from memtrain.callbacks.verdict import calibration_figures, next_step, verdict, why_untaught
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 
 
 def calibration(heldout: int, *, canaries: int = 0, minimum_visits: int = 2) -> Calibration:

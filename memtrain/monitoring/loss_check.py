@@ -27,14 +27,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.callbacks import processes
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import loss_from_gradient
 from memtrain.models.probe import Observation
 from memtrain.models.transfer import HostCopy
+from memtrain.monitoring.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -54,36 +53,36 @@ REMEDY = (
 )
 
 
-def require_loss_weight(pl_module: LightningModule) -> None:
+def require_loss_weight(module: Any) -> None:
     """Refuse a `loss_weight` that cannot be asked.
 
     Raises:
         ConfigurationError: if it is no method.
     """
-    weight = getattr(pl_module, "loss_weight", None)
+    weight = getattr(module, "loss_weight", None)
     if weight is not None and not callable(weight):
-        raise _refused_weight(pl_module, f"is {weight!r}")
+        raise _refused_weight(module, f"is {weight!r}")
 
 
-def loss_weights(pl_module: LightningModule, timesteps: Tensor) -> Tensor | None:
+def loss_weights(module: Any, timesteps: Tensor) -> Tensor | None:
     """Weight of each sample's loss, `(B,)`, as the module says; None if it does not.
 
     Raises:
         ConfigurationError: if that is no such tensor.
     """
-    weight: Any = getattr(pl_module, "loss_weight", None)
+    weight: Any = getattr(module, "loss_weight", None)
     if weight is None:
         return None
     weights = weight(timesteps)
     if not isinstance(weights, Tensor) or weights.shape != timesteps.shape:
         found = f"one of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
-        raise _refused_weight(pl_module, f"returned {found} for {len(timesteps)} timesteps")
+        raise _refused_weight(module, f"returned {found} for {len(timesteps)} timesteps")
     return weights
 
 
-def _refused_weight(pl_module: LightningModule, found: str) -> ConfigurationError:
+def _refused_weight(module: Any, found: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{type(pl_module).__name__}.loss_weight {found}",
+        f"{type(module).__name__}.loss_weight {found}",
         expected="a method loss_weight(timesteps (B,)) -> (B,) tensor, what each sample's loss is multiplied by",
         remedy="write `def loss_weight(self, timesteps): return torch.full(timesteps.shape, 0.5, device=self.device)` "
         "for a constant, or call the attribute something else",
@@ -116,7 +115,7 @@ class LossCheck:
 
         Args:
             observation: complete.
-            outputs: what the training step returned, as Lightning passes it on.
+            outputs: what the training step returned, as the host passes it on.
         """
         loss, self._of_gradient, self._differentiated = self._of_gradient, None, None
         if not self._open:
@@ -126,11 +125,11 @@ class LossCheck:
             given = outputs.get("sample_loss") if isinstance(outputs, Mapping) else None
             self._compared.append(HostCopy(_compare(observation, loss, given)))
 
-    def decide(self, trainer: Trainer, *, over: bool = False) -> None:
+    def decide(self, host: Host, *, over: bool = False) -> None:
         """Refuse or warn, once, when there are batches enough; call on every process alike.
 
         Args:
-            trainer: whose run it is.
+            host: the surroundings of the run.
             over: training is over, and refusing it would help nobody.
 
         Raises:
@@ -139,7 +138,7 @@ class LossCheck:
         if self._decided or (self._batches < ENOUGH and not over):
             return
         self._decided = True
-        rows = processes.gather([tuple(copy.read().tolist()) for copy in self._compared])
+        rows = host.gather([tuple(copy.read().tolist()) for copy in self._compared])
         self._compared = []
         rows = [row for row in rows if math.isfinite(row[0])]
         wrong = [ratio for ratio, apart in rows if abs(ratio - 1) > TOLERANCE and not apart <= TOLERANCE]
@@ -157,7 +156,7 @@ class LossCheck:
             )
         if len(wrong) == len(rows) > 0 and not over:
             raise ConfigurationError(message, expected="a loss that is the batch mean of squared errors", remedy=REMEDY)
-        if trainer.is_global_zero:
+        if host.rank == 0:
             log.warning("%s%s", message, f". If that is not meant: {REMEDY}" if rows else "")
 
 

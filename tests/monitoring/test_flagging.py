@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import seed_everything
 
-from memtrain.callbacks.flagging import WARM_UP, Flagging
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
+from memtrain.monitoring.flagging import WARM_UP, Flagging
+from memtrain.monitoring.options import WatchSettings
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import train
@@ -23,7 +24,9 @@ def prepared(
     """The monitor after one step; held-out samples, the number of each measurement, and the threshold to begin with."""
     seed_everything(0)
     data = TextImageDataModule(str(images), resolution=16, batch_size=4, heldout_fraction=0.34, cache_latents=True)
-    monitor = MemorizationMonitor([DenoisingLoss()], reference_draws=1, false_positive_rate=0.2, minimum_visits=6)
+    monitor = MemorizationMonitor(
+        [DenoisingLoss()], false_positive_rate=0.2, minimum_visits=6, settings=WatchSettings(reference_draws=1)
+    )
     counts, threshold, calibrate, prepare = [], math.nan, Flagging.calibrate, Flagging.prepare
 
     def counted(self: Flagging, trainer: object, module: object, count: int) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from lightning.pytorch import Trainer
 
-from memtrain.calibration import Calibration
-from memtrain.callbacks.data_protocol import by_key, data_of, known_samples
-from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
-from memtrain.callbacks.verdict import calibration_figures
-from memtrain.callbacks.visits import Visits
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
+from memtrain.evidence.verdict import calibration_figures
+from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.visits import Visits
 from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet, written_whole
 
 log = logging.getLogger(__name__)
@@ -25,24 +24,24 @@ class RunRecords:
     """Records below `records/` in the run folder.
 
     Args:
-        trainer: whose run it is.
+        host: the surroundings of the run.
         columns: names of the values of a visit.
         batches_done: of the checkpoint that the run goes on from; None for a new run, which keeps the records of an
             earlier one out of the way.
     """
 
-    def __init__(self, trainer: Trainer, columns: Sequence[str], *, batches_done: int | None) -> None:
-        self.run, self.columns = Path(trainer.default_root_dir), list(columns)
+    def __init__(self, host: Host, columns: Sequence[str], *, batches_done: int | None) -> None:
+        self.host, self.run, self.columns = host, host.folder, list(columns)
         self.folder = self.run / "records"
-        if trainer.is_global_zero:
+        if host.rank == 0:
             if batches_done is not None:
                 drop_newer(self.folder, batches_done)
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)
-        trainer.strategy.barrier()
-        self.writer = RecordWriter(self.folder, rank=trainer.global_rank)
-        if trainer.is_global_zero:
-            self._write_samples(data_of(trainer))
+        host.barrier()
+        self.writer = RecordWriter(self.folder, rank=host.rank)
+        if host.rank == 0:
+            self._write_samples(host.data)
 
     def _write_samples(self, data: Any) -> None:
         visits, groups = by_key(data, "visits_per_epoch"), by_key(data, "groups")
@@ -67,27 +66,26 @@ class RunRecords:
         """Write what was appended."""
         self.writer.flush()
 
-    def unread(self, trainer: Trainer, *, first: int, last: int) -> list[Visits]:
+    def unread(self, *, first: int, last: int) -> list[Visits]:
         """This process's visits of the batches from `first` to before `last`, ordered by batch."""
         if first == last:
             return []
         rows = read_steps(self.folder, first=first).to_pylist()
-        mine = [row for row in rows if row["rank"] % trainer.world_size == trainer.global_rank]
+        mine = [row for row in rows if row["rank"] % self.host.world_size == self.host.rank]
         return Visits.from_rows(mine, self.columns)
 
-    def finish(self, trainer: Trainer, calibration: Calibration, names: Sequence[str]) -> None:
+    def finish(self, calibration: Calibration, names: Sequence[str]) -> None:
         """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
 
         Args:
-            trainer: whose run it is.
             calibration: at the end of it.
             names: of the signal values.
         """
         self.flush()
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
+        self.host.barrier()
+        if self.host.rank != 0:
             return
-        data = data_of(trainer)
+        data = self.host.data
         captions = {sample.key: sample.caption for sample in known_samples(data, "train")}
         table = evidence_table(
             read_steps(self.folder),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from memtrain.callbacks.visits import Visits
 from memtrain.models.probe import Observation
+from memtrain.monitoring.visits import Visits
 from memtrain.records import RecordWriter, read_steps
 
 COLUMNS = ["denoising_loss", "attention_entropy.site"]

@@ -16,7 +16,7 @@ has, not by its class:
 The first three lines together make data measurable (:func:`lacking_to_measure`). What has the name but not the form,
 such as torchvision's `samples`, counts as unknown: records then hold keys alone.
 :class:`memtrain.data.module.TextImageDataModule` has it all. Batches are moved as in training, through the hooks around
-the transfer (:func:`memtrain.callbacks.measurement.moved`), while the trainer says that it validates, so that no hook
+the transfer (`Host.moved`), while the trainer says that it validates, so that no hook
 drops captions or augments images.
 """
 
@@ -25,9 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from lightning.pytorch import LightningModule, Trainer
-
 from memtrain.errors import ConfigurationError
+from memtrain.monitoring.host import Host
 
 
 class KnownSample(Protocol):
@@ -40,11 +39,6 @@ class KnownSample(Protocol):
     @property
     def caption(self) -> str:
         """Its text."""
-
-
-def data_of(trainer: Trainer) -> Any:
-    """The trainer's data module, or None."""
-    return getattr(trainer, "datamodule", None)
 
 
 def known_samples(data: Any, split: str) -> Sequence[KnownSample]:
@@ -62,12 +56,12 @@ def by_key(data: Any, name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def lacking_to_measure(trainer: Trainer, pl_module: LightningModule) -> list[str]:
+def lacking_to_measure(host: Host) -> list[str]:
     """What module and data lack of what measuring samples outside of training steps takes; empty if nothing."""
-    data: Any = data_of(trainer)
+    module, data = host.module, host.data
     lacking = []
-    if not callable(getattr(pl_module, "sample_loss", None)):
-        lacking.append(f"{type(pl_module).__name__}.sample_loss(batch, timesteps, generator)")
+    if not callable(getattr(module, "sample_loss", None)):
+        lacking.append(f"{type(module).__name__}.sample_loss(batch, timesteps, generator)")
     if data is None:
         return [*lacking, "a data module"]
     name = type(data).__name__
@@ -80,18 +74,18 @@ def lacking_to_measure(trainer: Trainer, pl_module: LightningModule) -> list[str
     return lacking
 
 
-def require_measurable(trainer: Trainer, pl_module: LightningModule, *, needed_by: str) -> None:
+def require_measurable(host: Host, *, needed_by: str) -> None:
     """Refuse a module or data that cannot be measured outside of training steps.
 
     Raises:
         ConfigurationError: if they cannot.
     """
-    lacking = lacking_to_measure(trainer, pl_module)
+    lacking = lacking_to_measure(host)
     if lacking:
         raise ConfigurationError(
             f"{needed_by} measures samples outside of training steps; missing for that: {', '.join(lacking)}",
             expected="a module with sample_loss(batch, timesteps, generator) and a data module with train_dataset, "
             "heldout_dataset, heldout_dataset.unique() and unique_dataloader(dataset), such as TextImageDataModule",
-            remedy="add what is missing (memtrain.callbacks.data_protocol says what it is), or set `reference: paired` "
-            "or `reference: false` on MemorizationMonitor",
+            remedy="add what is missing (memtrain.monitoring.data_protocol says what it is), or set `reference: "
+            "paired` or `reference: false` on MemorizationMonitor",
         )

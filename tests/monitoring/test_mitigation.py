@@ -13,14 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.loss_skipping import LossSkipping
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.evidence.flags import Flags
 from tests.callbacks.test_monitor import Foreign, batches, fit
 
 
-class Penalty(Mitigation):
+class Penalty(MitigationCallback):
     """Needs the graph of the attention."""
 
     needs_graph = True
@@ -60,7 +61,7 @@ def test_a_mitigation_twice_acts_twice_unless_it_has_a_state(pipeline: StableDif
         fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), LossSkipping(), LossSkipping()])
 
 
-class Skipping(Mitigation):
+class Skipping(MitigationCallback):
     """Keeps samples by key."""
 
     skips = True
@@ -72,7 +73,7 @@ class Skipping(Mitigation):
         return torch.tensor([float(key in self.kept) for key in observation.keys])
 
 
-class Lowered(Mitigation):
+class Lowered(MitigationCallback):
     """Weights that are no skipping."""
 
     def weights(self, observation: Any, flags: Flags) -> torch.Tensor:

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from memtrain.calibration import Calibration
-from memtrain.callbacks.verdict import calibration_figures, next_step, verdict, why_untaught
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 
 
 def evidence_table(

@@ -1,88 +1,47 @@
 """From the visits of a running training to flags: the base model, held-out samples and calibration under one roof.
 
 The monitor reads the signals of each batch. What they mean is decided here: they are compared with the base model
-(`reference`), held-out samples are measured now and then under the model as it is, and :mod:`memtrain.calibration`
-turns both into evidence per sample and into flags. Every process feeds in the visits of all and comes to the same
-flags.
+(`reference`), held-out samples are measured now and then under the model as it is, and
+:mod:`memtrain.evidence.calibration` turns both into evidence per sample and into flags. Every process feeds in the
+visits of all and comes to the same flags.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.calibration import Calibration, Sign, length_edges
-from memtrain.callbacks import processes
-from memtrain.callbacks.data_protocol import by_key, data_of, lacking_to_measure
-from memtrain.callbacks.measurement import HeldoutSamples, completer, measure_profile
-from memtrain.callbacks.mitigation import Flags
-from memtrain.callbacks.paired_reference import PairedReference
-from memtrain.callbacks.visits import Visits
-from memtrain.errors import ConfigurationError
+from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.evidence.calibration import Calibration, Sign, length_edges
+from memtrain.evidence.flags import Flags
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import to_device
-from memtrain.reference import ReferenceProfile
+from memtrain.monitoring.data_protocol import by_key, lacking_to_measure
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.measurement import HeldoutSamples, completer, measure_profile
+from memtrain.monitoring.options import COMBINED, WatchOptions
+from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.monitoring.visits import Visits
 from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
 
-COMBINED = "combined"
-"""Flag by all signals together, along the direction in which the run's canaries stand out."""
-
 WARM_UP = 16
 """Rounds of held-out measurement, beyond twice the visits that count, after which a new run begins in any case."""
-
-
-@dataclass(frozen=True)
-class FlaggingOptions:
-    """What the monitor was asked for; its arguments of the same names say more.
-
-    Raises:
-        ConfigurationError: if with one of them nothing could ever be flagged, or measured.
-    """
-
-    flag_by: str
-    false_positive_rate: float
-    maximum_timestep: int
-    minimum_visits: int
-    evidence_window: int
-    reference: bool | Literal["paired"]
-    reference_folder: str | None
-    reference_timesteps: tuple[int, ...]
-    reference_draws: int
-    heldout_batch: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        # More visits than the evidence remembers may be asked for: they are counted beyond it.
-        for name in ("minimum_visits", "evidence_window", "maximum_timestep", "reference_draws", "heldout_batch"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        rate, steps = self.false_positive_rate, self.reference_timesteps
-        _require(0 < rate <= 0.5, "false_positive_rate", rate, "above 0, at most 0.5")
-        distinct = len(steps) > 0 and len(set(steps)) == len(steps) and min(steps) >= 0
-        _require(distinct, "reference_timesteps", steps, "one or more different timesteps, none below 0")
-
-
-def _require(fine: bool, name: str, found: object, expected: str) -> None:
-    if not fine:
-        raise ConfigurationError(f"{name}={found}", expected=expected, remedy=f"change {name} of MemorizationMonitor")
 
 
 class Flagging:
     """Evidence and flags of a run.
 
     Args:
-        trainer: whose run it is.
-        pl_module: the module that is trained.
-        options: of the monitor.
+        host: the surroundings of the run.
+        options: of the engine.
         readings: the signals, read together.
         probe: on the denoiser.
         paired: the base model's weights, with `reference: paired`.
@@ -94,45 +53,45 @@ class Flagging:
 
     def __init__(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
+        host: Host,
         *,
-        options: FlaggingOptions,
+        options: WatchOptions,
         readings: Readings,
         probe: DenoiserProbe,
         paired: PairedReference | None,
     ) -> None:
-        self.options, self.readings, self.probe, self.paired = options, readings, probe, paired
-        self.heldout = self._open_heldout(trainer, pl_module)
-        self.calibration = self._new_calibration(data_of(trainer))
-        self._require_heldout(trainer)
+        self.host, self.options = host, options
+        self.readings, self.probe, self.paired = readings, probe, paired
+        self.heldout = self._open_heldout()
+        self.calibration = self._new_calibration(host.data)
+        self._require_heldout()
         self.profile = ReferenceProfile(
-            Path(options.reference_folder or Path(trainer.default_root_dir) / "profiles"),
+            Path(options.reference_folder or host.folder / "profiles"),
             readings.signals,
             readings.columns,
-            timesteps=options.reference_timesteps,
-            draws=options.reference_draws,
-            seed=options.seed,
+            timesteps=options.settings.reference_timesteps,
+            draws=options.settings.reference_draws,
+            seed=options.settings.seed,
         )
 
-    def _open_heldout(self, trainer: Trainer, pl_module: LightningModule) -> HeldoutSamples | None:
+    def _open_heldout(self) -> HeldoutSamples | None:
         if self.options.reference is False:
             return None
-        lacking = lacking_to_measure(trainer, pl_module)
+        lacking = lacking_to_measure(self.host)
         if lacking:
             log.warning(
                 "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
                 ", ".join(lacking),
             )
             return None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         return HeldoutSamples(
-            data.heldout_dataset.unique(),
+            self.host,
+            self.host.data.heldout_dataset.unique(),
             self.probe,
             read=self.readings.read,
-            maximum_timestep=self.options.maximum_timestep,
-            seed=self.options.seed,
-            complete=completer(trainer, pl_module, probe=self.probe, signals=self.readings.signals),
+            maximum_timestep=self.options.settings.maximum_timestep,
+            seed=self.options.settings.seed,
+            complete=completer(self.host, probe=self.probe, signals=self.readings.signals),
             paired=self.paired,
         )
 
@@ -144,10 +103,10 @@ class Flagging:
             len(self.readings.columns),
             scored=self.readings.slices.get(options.flag_by, slice(0, len(self.readings.columns))),
             memorized_when=signs.get(options.flag_by, "unknown"),
-            buckets=len(options.reference_timesteps),
+            buckets=len(options.settings.reference_timesteps),
             false_positive_rate=options.false_positive_rate,
             minimum_visits=options.minimum_visits,
-            window=options.evidence_window,
+            window=options.settings.evidence_window,
             heldout=self.heldout is not None,
             edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
             canaries=canaries,
@@ -158,18 +117,18 @@ class Flagging:
             calibration.require_teachable(None if not visits else len(visits.keys() - canaries))
         return calibration
 
-    def _require_heldout(self, trainer: Trainer) -> None:
+    def _require_heldout(self) -> None:
         """Refuse too few held-out samples, and say so where they are few."""
         if self.heldout is None:
             return
         method = self.calibration.require_heldout(len(self.heldout))
-        if method == "normal distribution" and trainer.is_global_zero:
+        if method == "normal distribution" and self.host.rank == 0:
             log.warning(
                 "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
                 len(self.heldout),
             )
 
-    def prepare(self, trainer: Trainer, pl_module: LightningModule, *, resumed: bool) -> None:
+    def prepare(self, *, resumed: bool) -> None:
         """Measure or load the base model's profile; in a new run, calibrate on the base model.
 
         Every held-out sample is measured until it has visits enough, so that there is a threshold from the start. Not
@@ -179,22 +138,21 @@ class Flagging:
             return
         if self.options.reference is True:
             measure_profile(
-                trainer,
-                pl_module,
+                self.host,
                 profile=self.profile,
                 probe=self.probe,
                 cached_only=resumed,
-                complete=completer(trainer, pl_module, probe=self.probe, signals=self.readings.signals),
+                complete=completer(self.host, probe=self.probe, signals=self.readings.signals),
             )
-        if resumed or self._compares_with_itself(trainer.global_step):
+        if resumed or self._compares_with_itself(self.host.step):
             return
-        each = min(4 * self.options.heldout_batch, len(self.heldout))
-        rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * trainer.world_size))
+        each = min(4 * self.options.settings.heldout_batch, len(self.heldout))
+        rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * self.host.world_size))
         # The first visits only teach the moments, and count for no sample.
         for _ in range(2 * rounds + WARM_UP):
             if self.calibration.heldout_ready() == len(self.heldout):
                 break
-            self.calibrate(trainer, pl_module, each)
+            self.calibrate(each)
 
     def _compares_with_itself(self, step: int) -> bool:
         return self.paired is not None and step == 0
@@ -216,7 +174,7 @@ class Flagging:
         """Make the visits of every process evidence; `step` is recorded for samples that are flagged by them."""
         counted = [visit for visit in visits if not self._compares_with_itself(visit.step)]
         rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in counted]
-        everyone = sorted(processes.gather(rows), key=lambda row: row[:2])
+        everyone = sorted(self.host.gather(rows), key=lambda row: row[:2])
         # A batch counts as one however many processes share it.
         for _, parts in groupby(everyone, key=lambda row: row[0]):
             _, _, *columns = zip(*parts, strict=True)
@@ -225,11 +183,11 @@ class Flagging:
             compared = self._compare(keys, timesteps, own, base if self.paired is not None else None)
             self.calibration.add(keys, self._buckets(timesteps), compared, step, lengths)
 
-    def calibrate(self, trainer: Trainer, pl_module: LightningModule, count: int) -> None:
+    def calibrate(self, count: int) -> None:
         """Measure the next `count` held-out samples, if there are any, and update the calibration of every process."""
-        if self.heldout is None or self._compares_with_itself(trainer.global_step):
+        if self.heldout is None or self._compares_with_itself(self.host.step):
             return
-        for seen in processes.gather([self.heldout.measure(trainer, pl_module, count)]):
+        for seen in self.host.gather([self.heldout.measure(count)]):
             buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
             compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
             self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
@@ -238,7 +196,7 @@ class Flagging:
         """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
         timesteps = observation.timesteps
         base = self.profile.lookup_on_device(observation.keys, timesteps)
-        bucket, unused = self.profile.buckets_on_device(timesteps), timesteps >= self.options.maximum_timestep
+        bucket, unused = self.profile.buckets_on_device(timesteps), timesteps >= self.options.settings.maximum_timestep
         moments = self.calibration.moments
         mean, deviation = (
             to_device(part.float(), timesteps.device)[bucket].masked_fill(unused[:, None], torch.nan)
@@ -249,7 +207,7 @@ class Flagging:
         observation.spread = self.readings.split(deviation)
 
     def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
-        return [self.profile.bucket(t) if t < self.options.maximum_timestep else None for t in timesteps]
+        return [self.profile.bucket(t) if t < self.options.settings.maximum_timestep else None for t in timesteps]
 
     def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
         """Values relative to the base model where it is known, `(B, columns)`."""

@@ -1,6 +1,6 @@
 """What the monitor measures beside the training batches: the base model's profile, and held-out samples.
 
-Both run the module's `sample_loss` without gradients, in the precision of training, and read the same signals.
+Both run the host module's `sample_loss` without gradients, in the precision of training, and read the same signals.
 """
 
 from __future__ import annotations
@@ -8,80 +8,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.base_profile import ReferenceProfile, described
 from memtrain.models.probe import DenoiserProbe, Observation
-from memtrain.reference import ReferenceProfile, described
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.signals.base import FittedSignal, Signal
 
 
 @contextmanager
-def as_in_training(trainer: Trainer) -> Iterator[None]:
+def as_in_training(host: Host) -> Iterator[None]:
     """No gradients, and the precision of the training forward."""
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
+    with torch.no_grad(), host.forward_context():
         yield
 
 
-def moved(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
-    """A batch on the device as a training step would get it, through the hooks of the data module or the module.
-
-    Meanwhile the trainer says that it validates: what a hook does in training alone, such as dropping captions, it does
-    not do to samples that are measured.
-    """
-    stage = trainer.state.stage
-    trainer.state.stage = RunningStage.VALIDATING
-    try:
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    finally:
-        trainer.state.stage = stage
-
-
-def require_unconditional(pl_module: LightningModule, needed_by: str) -> None:
+def require_unconditional(module: Any, needed_by: str) -> None:
     """Refuse a module that cannot say what the empty caption's embeddings are.
 
     Raises:
         ConfigurationError: if it has no `unconditional_text`.
     """
-    if not hasattr(pl_module, "unconditional_text"):
+    if not hasattr(module, "unconditional_text"):
         raise ConfigurationError(
-            f"{needed_by} needs the prediction under the empty caption, which {type(pl_module).__name__} cannot encode",
+            f"{needed_by} needs the prediction under the empty caption, which {type(module).__name__} cannot encode",
             expected="a method unconditional_text() -> (1, T, width) text embeddings of the empty caption",
             remedy=f"add it to the module, or leave {needed_by} out",
         )
 
 
-def add_unconditional(
-    trainer: Trainer, pl_module: LightningModule, probe: DenoiserProbe, observation: Observation
-) -> None:
+def add_unconditional(host: Host, probe: DenoiserProbe, observation: Observation) -> None:
     """Run the denoiser once more under the empty caption, in the precision of training."""
-    with as_in_training(trainer):
-        observation.unconditional = probe.predict(observation, pl_module.unconditional_text())  # type: ignore[operator]
+    with as_in_training(host):
+        observation.unconditional = probe.predict(observation, host.module.unconditional_text())
 
 
-def completer(
-    trainer: Trainer, pl_module: LightningModule, *, probe: DenoiserProbe, signals: Sequence[Signal]
-) -> Callable[[Observation], None] | None:
+def completer(host: Host, *, probe: DenoiserProbe, signals: Sequence[Signal]) -> Callable[[Observation], None] | None:
     """What adds the unconditional prediction to an observation, if any signal reads it."""
     if not any(signal.unconditional_every for signal in signals):
         return None
-    return lambda observation: add_unconditional(trainer, pl_module, probe, observation)
+    return lambda observation: add_unconditional(host, probe, observation)
 
 
 def measure_profile(
-    trainer: Trainer,
-    pl_module: LightningModule,
+    host: Host,
     *,
     profile: ReferenceProfile,
     probe: DenoiserProbe,
@@ -91,8 +68,7 @@ def measure_profile(
     """Measure what the profile's cache lacks, dealt out to the processes, and load it on all of them.
 
     Args:
-        trainer: with the data module.
-        pl_module: with `sample_loss`.
+        host: with a module that has `sample_loss`, and data that can be measured.
         profile: to fill.
         probe: on the denoiser, which is the base model unless `cached_only`.
         cached_only: the run is resumed, so the model is no longer the base model.
@@ -101,30 +77,29 @@ def measure_profile(
     Raises:
         RecordError: if `cached_only` and the cache lacks a sample.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if not cached_only and trainer.is_global_zero:
-        profile.name_after(probe.denoiser, pl_module)
-    profile.fingerprint = trainer.strategy.broadcast(profile.fingerprint)
+    data = host.data
+    if not cached_only and host.rank == 0:
+        profile.name_after(probe.denoiser, host.module)
+    profile.fingerprint = host.broadcast(profile.fingerprint)
     loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
-    with as_in_training(trainer):
+    with as_in_training(host):
         profile.measure(
             probe,
-            pl_module.sample_loss,  # type: ignore[arg-type]
+            host.module.sample_loss,
             chain.from_iterable(loaders),
             total=sum(map(len, loaders)),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=host.rank,
+            world_size=host.world_size,
             cached_only=cached_only,
-            move=partial(moved, trainer, pl_module),
+            move=host.moved,
             complete=complete,
         )
-    trainer.strategy.barrier()
+    host.barrier()
     profile.load()
 
 
 def fit_signals(
-    trainer: Trainer,
-    pl_module: LightningModule,
+    host: Host,
     *,
     signals: Sequence[FittedSignal],
     probe: DenoiserProbe,
@@ -132,19 +107,16 @@ def fit_signals(
     seed: int,
 ) -> None:
     """Show the signals every training and held-out sample under the base model, once, on every process alike."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data, module = host.data, host.module
 
     def observations() -> Iterator[Observation]:
         for dataset in (data.train_dataset, data.heldout_dataset):
             for batch in data.unique_dataloader(dataset):
-                batch = moved(trainer, pl_module, batch)
-                generator = torch.Generator(pl_module.device).manual_seed(seed)
-                steps = torch.full((len(batch["key"]),), timestep, device=pl_module.device)
-                with (
-                    as_in_training(trainer),
-                    probe.measure(described(batch)) as observation,
-                ):
-                    pl_module.sample_loss(batch, steps, generator)  # type: ignore[operator]
+                batch = host.moved(batch)
+                generator = torch.Generator(host.device).manual_seed(seed)
+                steps = torch.full((len(batch["key"]),), timestep, device=host.device)
+                with as_in_training(host), probe.measure(described(batch)) as observation:
+                    module.sample_loss(batch, steps, generator)
                 yield observation
 
     for signal in signals:
@@ -174,6 +146,7 @@ class HeldoutSamples:
     """Measures the held-out samples in turn, dealt out to the processes.
 
     Args:
+        host: whose module is trained.
         dataset: the samples, each once.
         probe: on the denoiser.
         read: the signal values `(B, columns)` of an observation.
@@ -185,6 +158,7 @@ class HeldoutSamples:
 
     def __init__(
         self,
+        host: Host,
         dataset: Any,
         probe: DenoiserProbe,
         *,
@@ -194,7 +168,7 @@ class HeldoutSamples:
         complete: Callable[[Observation], None] | None = None,
         paired: PairedReference | None = None,
     ) -> None:
-        self.dataset, self.probe, self.read = dataset, probe, read
+        self.host, self.dataset, self.probe, self.read = host, dataset, probe, read
         self.maximum_timestep, self.seed = maximum_timestep, seed
         self.complete, self.paired = complete, paired
         self.done = 0
@@ -207,29 +181,30 @@ class HeldoutSamples:
         known = getattr(self.dataset, "prompt_lengths", None)
         return [] if known is None else list(known)
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, count: int) -> HeldoutVisits:
+    def measure(self, count: int) -> HeldoutVisits:
         """Measure the next `count` samples of this process."""
-        total, first = len(self.dataset), self.done + trainer.global_rank * count
+        total, first = len(self.dataset), self.done + self.host.rank * count
         batch = default_collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
-        batch = moved(trainer, pl_module, batch)
+        batch = self.host.moved(batch)
         seed = self.seed * 1_000_003 + first
-        with as_in_training(trainer):
-            timesteps, values = self._measure(pl_module, batch, seed)
+        with as_in_training(self.host):
+            timesteps, values = self._measure(batch, seed)
             base = None
             if self.paired is not None:
                 with self.paired.base_weights(self.probe.denoiser):
-                    _, base = self._measure(pl_module, batch, seed)
-        self.done += count * trainer.world_size
+                    _, base = self._measure(batch, seed)
+        self.done += count * self.host.world_size
         lengths = batch.get("prompt_length")
         known = [float("nan")] * len(values) if lengths is None else [float(length) for length in lengths.tolist()]
         return HeldoutVisits(list(batch["key"]), timesteps, known, values, base)
 
-    def _measure(self, pl_module: LightningModule, batch: Any, seed: int) -> tuple[list[int], Tensor]:
+    def _measure(self, batch: Any, seed: int) -> tuple[list[int], Tensor]:
         keys = list(batch["key"])
-        generator = torch.Generator(pl_module.device).manual_seed(seed)
-        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=pl_module.device)
+        device = self.host.device
+        generator = torch.Generator(device).manual_seed(seed)
+        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=device)
         with self.probe.measure(described(batch)) as observation:
-            observation.sample_loss = pl_module.sample_loss(batch, timesteps, generator)  # type: ignore[operator]
+            observation.sample_loss = self.host.module.sample_loss(batch, timesteps, generator)
         if self.complete is not None:
             self.complete(observation)
         return timesteps.tolist(), self.read(observation).cpu()

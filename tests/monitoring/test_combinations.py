@@ -11,7 +11,6 @@ from lightning.pytorch import Callback
 
 from memtrain.callbacks.attention_regularization import AttentionRegularization
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
-from memtrain.callbacks.combinations import refuse_combinations
 from memtrain.callbacks.guidance_norm_skipping import GuidanceNormSkipping
 from memtrain.callbacks.memorization_sinks import MemorizationSinks
 from memtrain.callbacks.monitor import MemorizationMonitor
@@ -20,6 +19,7 @@ from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError
+from memtrain.monitoring.combinations import refuse_combinations
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.guidance_norm import GuidanceNorm
 from tests.callbacks.test_monitor import Foreign, fit

@@ -8,49 +8,33 @@ without one and look clean, so the monitor says so before the first batch.
 
 from __future__ import annotations
 
-from typing import Any
-
-from lightning.pytorch import Trainer
-
-from memtrain.callbacks.data_protocol import by_key, data_of
+from memtrain.monitoring.data_protocol import by_key
+from memtrain.monitoring.host import Host, Plan
 
 TIMESTEPS = 1000
 """Of the noise schedules of all backbones; visits are taken to be spread evenly over them."""
 
 
-def expected_visits(
-    *,
-    max_steps: int,
-    max_epochs: int | None,
-    batches_per_epoch: int,
-    accumulate: int = 1,
-    batches_of_data: int | None = None,
-    visits_per_epoch: int = 1,
-    counted_share: float = 1.0,
-) -> float | None:
+def expected_visits(plan: Plan, *, visits_per_epoch: int = 1, counted_share: float = 1.0) -> float | None:
     """Counted visits of a sample over a whole run.
 
     Args:
-        max_steps: planned optimizer steps; -1 for no limit.
-        max_epochs: planned epochs; -1 or None for no limit.
-        batches_per_epoch: batches that an epoch trains on.
-        accumulate: batches per optimizer step.
-        batches_of_data: batches that all the data fill, where an epoch is limited to fewer.
+        plan: how long the run is planned to be.
         visits_per_epoch: of the sample in all the data.
         counted_share: share of visits that count.
 
     Returns:
         None if the run has no planned end.
     """
-    limits = [max_steps * accumulate] if max_steps >= 0 else []
-    limits += [max_epochs * batches_per_epoch] if max_epochs is not None and max_epochs >= 0 else []
+    limits = [plan.max_steps * plan.accumulate] if plan.max_steps >= 0 else []
+    limits += [plan.max_epochs * plan.batches_per_epoch] if plan.max_epochs is not None and plan.max_epochs >= 0 else []
     if not limits:
         return None
-    return min(limits) / (batches_of_data or batches_per_epoch) * visits_per_epoch * counted_share
+    return min(limits) / (plan.batches_of_data or plan.batches_per_epoch) * visits_per_epoch * counted_share
 
 
 def too_short_for_flags(
-    trainer: Trainer, *, minimum_visits: int, maximum_timestep: int, paired_every: int | None
+    host: Host, *, minimum_visits: int, maximum_timestep: int, paired_every: int | None
 ) -> str | None:
     """What to tell the user of a run in which few samples, or none, can be flagged; None where some can.
 
@@ -58,26 +42,20 @@ def too_short_for_flags(
     module, each sample counts as visited once.
 
     Args:
-        trainer: about to train, its data loaders set up.
+        host: about to train.
         minimum_visits: counted visits that a flag needs.
         maximum_timestep: visits at or above it do not count.
         paired_every: batches between comparisons, None where every batch is compared.
     """
-    batches = trainer.num_training_batches
-    if batches == float("inf") or batches < 1:
+    plan, data = host.plan, host.data
+    if plan is None:
         return None
-    data = data_of(trainer)
     groups = by_key(data, "groups")
     # Canaries are repeated on purpose: what they reach says nothing of the user's own samples.
     visits = [count for key, count in by_key(data, "visits_per_epoch").items() if groups.get(key) != "canary"]
     with_caption = 1 - float(getattr(data, "caption_dropout", 0.0))
-    loader: Any = trainer.train_dataloader
     expected = expected_visits(
-        max_steps=trainer.max_steps,
-        max_epochs=trainer.max_epochs,
-        batches_per_epoch=int(batches),
-        accumulate=trainer.accumulate_grad_batches,
-        batches_of_data=len(loader) if hasattr(loader, "__len__") else None,
+        plan,
         visits_per_epoch=max(visits, default=1),
         counted_share=min(1.0, maximum_timestep / TIMESTEPS) * with_caption / (paired_every or 1),
     )

@@ -11,7 +11,8 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.callbacks.planned_visits import expected_visits, too_short_for_flags
+from memtrain.monitoring.options import WatchSettings
+from memtrain.monitoring.planned_visits import expected_visits, too_short_for_flags
 from tests.callbacks.test_monitor import Foreign, ForeignData, fit
 
 
@@ -73,7 +74,7 @@ def test_the_monitor_says_so_before_the_first_batch(
     def run(epochs: int) -> list[str]:
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="memtrain"):
-            monitor = MemorizationMonitor(reference=False, maximum_timestep=1000)
+            monitor = MemorizationMonitor(reference=False, settings=WatchSettings(maximum_timestep=1000))
             fit(Foreign(pipeline.unet), tmp_path / str(epochs), [monitor], data=ForeignData(), max_epochs=epochs)
         return [record.getMessage() for record in caplog.records if "planned end" in record.getMessage()]
 

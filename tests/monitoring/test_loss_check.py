@@ -12,11 +12,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from memtrain.callbacks import processes
-from memtrain.callbacks.loss_check import LossCheck
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import Observation
+from memtrain.monitoring import processes
+from memtrain.monitoring.loss_check import LossCheck
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -110,7 +111,9 @@ class ManualPlain(Host):
 
 
 def watch(host: Host, folder: Path, *, signals: list[Any] | None = None, more: Any = (), **options: Any) -> None:
-    monitor = MemorizationMonitor(signals or [DenoisingLoss()], reference=False, calibrate_every=4)
+    monitor = MemorizationMonitor(
+        signals or [DenoisingLoss()], reference=False, settings=WatchSettings(calibrate_every=4)
+    )
     fit(host, folder, [monitor, *more], **options)
 
 
@@ -152,7 +155,9 @@ def test_a_loss_that_can_be_read_is_read(
 def test_signals_that_read_no_loss_do_not_care(
     pipeline: StableDiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = MemorizationMonitor([AttentionEntropy()], flag_by="attention_entropy", reference=False, calibrate_every=4)
+    monitor = MemorizationMonitor(
+        [AttentionEntropy()], flag_by="attention_entropy", reference=False, settings=WatchSettings(calibrate_every=4)
+    )
     host = Absolute(pipeline.unet)
     fit(host, tmp_path, [monitor])
     assert read_steps(tmp_path / "records").num_rows == len(torch.cat(host.true)), "it trained to its end"
@@ -232,7 +237,7 @@ def test_it_looks_at_the_first_batches_only(
 
     monkeypatch.setattr(LossCheck, "batch_ends", batch_ends)
     monkeypatch.setattr(LossCheck, "decide", counting)
-    monitor = MemorizationMonitor([DenoisingLoss()], reference=False, calibrate_every=16)
+    monitor = MemorizationMonitor([DenoisingLoss()], reference=False, settings=WatchSettings(calibrate_every=16))
     fit(Host(pipeline.unet), tmp_path, [monitor], max_epochs=5)
     assert asked == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0, 0]
     assert decided == [0, 8, 0]

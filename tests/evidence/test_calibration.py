@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from memtrain.calibration import Calibration, length_edges, signed_score
 from memtrain.errors import CalibrationError
-from memtrain.evidence import Evidence
+from memtrain.evidence.calibration import Calibration, length_edges, signed_score
+from memtrain.evidence.running_means import Evidence
 
 
 def simulate(

@@ -13,11 +13,12 @@ from lightning.pytorch import seed_everything
 from peft import LoraConfig, get_peft_model
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates
 from memtrain.errors import ConfigurationError
+from memtrain.monitoring.options import WatchSettings
+from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.records import read_steps, read_table
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -123,9 +124,7 @@ def run(folder: Path, images: Path, pretrained: Path, *, stop: int, resume: bool
             paired_every=2,
             false_positive_rate=0.1,
             minimum_visits=2,
-            heldout_batch=3,
-            calibrate_every=2,
-            reference_timesteps=(200, 600),
+            settings=WatchSettings(reference_timesteps=(200, 600), calibrate_every=2, heldout_batch=3),
         ),
         SampleSkipping(),
     ]
@@ -160,7 +159,10 @@ def test_the_base_model_is_not_compared_with_itself(
     module = TextToImageModule(str(pipeline_folder), learning_rate=1e-5, ema_decay=None, seed=0)
     data = TextImageDataModule(str(write_folder(60)), heldout_fraction=0.25, resolution=16, batch_size=8, seed=0)
     monitor = MemorizationMonitor(
-        reference="paired", paired_every=1, false_positive_rate=0.05, calibrate_every=2, heldout_batch=15
+        reference="paired",
+        paired_every=1,
+        false_positive_rate=0.05,
+        settings=WatchSettings(calibrate_every=2, heldout_batch=15),
     )
     train(tmp_path, module, data, callbacks=[monitor], stop=60)
     assert 0.5 < monitor.calibration.threshold < 10

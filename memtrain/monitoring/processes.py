@@ -50,3 +50,18 @@ def share_of_mean(kept: Tensor) -> Tensor:
     """
     counts = total(torch.stack([torch.full_like(kept[0], len(kept)), kept.sum()]))
     return counts[0] / counts[1].clamp(min=1)
+
+
+def broadcast(value: Any) -> Any:
+    """The value of the first process."""
+    if not several():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if several():
+        torch.distributed.barrier()
