@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from memtrain.callbacks.visits import Visits
 from memtrain.models.probe import DenoiserProbe, Observation
 from memtrain.models.transfer import HostCopy
+from memtrain.monitoring.visits import Visits
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
 

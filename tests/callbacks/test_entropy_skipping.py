@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.callbacks.entropy_skipping import MINIMUM_VISITS, EntropySkipping, mean_attention_entropy
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.models.probe import Observation
 from tests.callbacks.test_monitor import Foreign, fit
 

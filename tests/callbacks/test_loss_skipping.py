@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from memtrain.callbacks.loss_skipping import STEPS, LossSkipping, running_mean
-from memtrain.callbacks.mitigation import Flags
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.models.probe import Observation
 
 

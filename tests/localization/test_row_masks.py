@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from memtrain.errors import ProbeError
-from memtrain.localization.row_masks import row_masks
+from memtrain.models.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
 
 DOWN = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"

@@ -17,6 +17,7 @@ from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates
 from memtrain.errors import ConfigurationError
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import train
@@ -125,11 +126,10 @@ def run(
             MemorizationMonitor(
                 false_positive_rate=0.1,
                 minimum_visits=minimum_visits,
-                heldout_batch=3,
-                calibrate_every=2,
-                reference_timesteps=(200, 600),
-                reference_draws=1,
                 reference_folder=str(folder.parent / "profiles"),
+                settings=WatchSettings(
+                    reference_timesteps=(200, 600), reference_draws=1, calibrate_every=2, heldout_batch=3
+                ),
             ),
             SampleSkipping(),
             PipelineExport(),
