@@ -173,6 +173,9 @@ def start(
 def finish(trained: str = "runs/tiny_sd/pipeline", output: str = "assets/tiny-sd") -> None:
     """Write the trained pipeline in fp16 safetensors.
 
+    transformers loads a text encoder in the type that its configuration names, diffusers loads the other parts in fp32
+    whatever their files hold. The configuration therefore names fp32, so that a pipeline loaded without a type has one.
+
     Args:
         trained: pipeline folder of the training run.
         output: folder to write.
@@ -180,6 +183,9 @@ def finish(trained: str = "runs/tiny_sd/pipeline", output: str = "assets/tiny-sd
     pipeline: StableDiffusionPipeline = load_components(trained).pipeline()
     pipeline.to(torch.float16)
     pipeline.save_pretrained(output)
+    config = Path(output) / "text_encoder" / "config.json"
+    named = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    config.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(output).rglob("*") if file.is_file())
     print(f"{output}: {size / 1e6:.1f} MB")
 

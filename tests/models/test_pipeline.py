@@ -22,11 +22,16 @@ def test_what_was_loaded_is_saved_again(pipeline_folder: Path, tmp_path: Path) -
     torch.testing.assert_close(again.scheduler.alphas_cumprod, components.scheduler.alphas_cumprod)
 
 
-def test_half_precision_on_disk_is_trained_in_fp32(pipeline_folder: Path, tmp_path: Path) -> None:
-    load_components(str(pipeline_folder)).pipeline().to(torch.float16).save_pretrained(tmp_path)
-    components = load_components(str(tmp_path))
+def test_half_precision_on_disk_is_trained_in_fp32_and_exported_for_stock_diffusers(
+    pipeline_folder: Path, tmp_path: Path
+) -> None:
+    load_components(str(pipeline_folder)).pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
+    components = load_components(str(tmp_path / "half"))
     parts = (components.denoiser, components.vae, components.text_encoder)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    components.pipeline().save_pretrained(tmp_path / "exported")
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "exported")
+    assert exported("a b", num_inference_steps=2).images[0].size == (16, 16)
 
 
 def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder: Path, tmp_path: Path) -> None:
