@@ -30,9 +30,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from memtrain.callbacks.caption_file import read_captions
 from memtrain.callbacks.data_protocol import known_samples
 from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.data.caption_file import read_captions
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.captions import augment
 from memtrain.functional.keyed_draws import normal, seed_of, uniform

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.decoding import decode_images
 from memtrain.evaluation.generate import prepared
-from memtrain.localization.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.row_masks import row_masks
 
 
 @torch.no_grad()
