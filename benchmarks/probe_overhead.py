@@ -30,7 +30,8 @@ from rich.table import Table
 from torch import Tensor
 
 from memtrain.callbacks.visits import Visits
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import HostCopy
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss

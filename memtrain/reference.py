@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.records import write_parquet
 from memtrain.signals.base import FittedSignal, Signal

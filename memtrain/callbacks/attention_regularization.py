@@ -24,7 +24,7 @@ from torch import Tensor
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 
 

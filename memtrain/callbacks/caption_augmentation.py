@@ -37,7 +37,7 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.captions import augment
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.backbones.base import Backbone
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.text_hook import TextHook
 from memtrain.models.transfer import to_device
 

@@ -23,7 +23,7 @@ from memtrain.callbacks import processes
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
 from memtrain.functional.attention import entropy
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 BUCKETS = 10
 """Noise levels with moments of their own; timesteps go from 0 to 1,000."""

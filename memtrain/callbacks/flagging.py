@@ -27,7 +27,8 @@ from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.callbacks.visits import Visits
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.reference import ReferenceProfile
 from memtrain.signals.readings import Readings

@@ -23,7 +23,7 @@ from torch import Tensor
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.guidance import guidance_norm
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 THRESHOLDS = {"wen2024": 2.0}
 """Published thresholds."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from memtrain.callbacks import processes
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import loss_from_gradient
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import HostCopy
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from torch import Tensor
 from memtrain.callbacks import processes
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.denoising_loss import DenoisingLoss
 
 STEPS = 1000

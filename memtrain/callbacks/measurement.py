@@ -20,7 +20,8 @@ from torch.utils.data import default_collate
 
 from memtrain.callbacks.paired_reference import PairedReference
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.reference import ReferenceProfile, described
 from memtrain.signals.base import FittedSignal, Signal
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.backbones.base import Backbone
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 def _never(keys: Sequence[str]) -> Sequence[int]:

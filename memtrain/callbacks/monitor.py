@@ -68,7 +68,8 @@ from memtrain.callbacks.starting_weights import StartingWeights
 from memtrain.callbacks.visits import Visits
 from memtrain.errors import ConfigurationError
 from memtrain.models.backbones.base import find_denoiser
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import FittedSignal, Signal

@@ -25,7 +25,7 @@ from memtrain.callbacks.data_protocol import data_of, known_samples
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of, uniform
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 
 CAPTION = ("caption", "input_ids", "prompt_length")

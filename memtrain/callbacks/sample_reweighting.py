@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 class SampleReweighting(Mitigation):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from memtrain.callbacks.mitigation import Flags, Mitigation
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 class SampleSkipping(Mitigation):

@@ -16,7 +16,7 @@ from memtrain.callbacks import processes
 from memtrain.callbacks.loss_check import LossCheck
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.records import read_steps
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss

@@ -24,7 +24,7 @@ from memtrain.callbacks.mitigation import Flags, Mitigation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, DataError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.records import read_steps, read_table
 
 WEIGHT = {"a": 1.0, "b": 0.0, "c": 0.5, "d": 2.0}

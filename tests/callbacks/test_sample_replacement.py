@@ -18,7 +18,7 @@ from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from tests.callbacks.test_monitor import Foreign, fit
 from tests.conftest import WordTokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from memtrain.callbacks.visits import Visits
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.records import RecordWriter, read_steps
 
 COLUMNS = ["denoising_loss", "attention_entropy.site"]

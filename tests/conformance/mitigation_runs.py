@@ -34,7 +34,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.sampler import ResumableLoader
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import LETTERS, ROOT, encoded_image
 

@@ -26,7 +26,8 @@ from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.callbacks.visits import Visits
 from memtrain.errors import ProbeError
 from memtrain.models.backbones.base import backbones, find_backbone
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss

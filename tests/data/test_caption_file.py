@@ -30,5 +30,5 @@ def test_captions_by_key_and_blank_lines_left_out(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_used_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text('{"key": "a", "captions": ["x"]}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="Line 2 of .* cannot be used"):
+    with pytest.raises(DataError, match=r"Line 2 of .* cannot be used"):
         read_captions(path)
