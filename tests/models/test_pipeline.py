@@ -1,6 +1,8 @@
 """Loading and saving pipeline folders."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,15 +42,26 @@ def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder:
         load_components(str(tmp_path))
 
 
-def test_a_whole_pipeline_samples_with_ddim_and_reads_no_pickle(
-    pipeline: StableDiffusionPipeline, pipeline_folder: Path, tmp_path: Path
-) -> None:
+def test_a_whole_pipeline_samples_with_ddim(pipeline: StableDiffusionPipeline, pipeline_folder: Path) -> None:
     loaded = load_pipeline(str(pipeline_folder))
     assert type(loaded.scheduler).__name__ == "DDIMScheduler"
     assert fingerprint(loaded) == fingerprint(pipeline)
-    pipeline.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ConfigurationError, match="cannot be loaded"):
-        load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("load", [load_components, load_pipeline])
+def test_pickled_weights_of_one_part_are_refused_by_training_and_sampling_alike(
+    load: Callable[[str], object], part: str, pipeline: StableDiffusionPipeline, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(pipeline_folder, folder)
+    for weights in (folder / part).glob("*.safetensors"):
+        name = "pytorch_model.bin" if part == "text_encoder" else weights.with_suffix(".bin").name
+        torch.save(getattr(pipeline, part).state_dict(), folder / part / name)
+        weights.unlink()
+    with pytest.raises(ConfigurationError, match="cannot be loaded") as refused:
+        load(str(folder))
+    assert "saved again as safetensors" in str(refused.value)
 
 
 def test_a_pipeline_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
