@@ -14,9 +14,10 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.functional.diffusion import per_sample_mse
+from memtrain.models.fingerprint import weights_fingerprint
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
-from memtrain.reference import ReferenceProfile, content_fingerprints, weights_fingerprint
+from memtrain.reference import ReferenceProfile, content_fingerprints
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
