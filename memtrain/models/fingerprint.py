@@ -31,7 +31,7 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> 
     digest = hashlib.sha256(start)
     for name, tensor in named:
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest
 
 
