@@ -28,10 +28,10 @@ from webdataset import TarWriter
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
-from memtrain.evaluation.decoding import to_uint8
 from memtrain.evaluation.generate import generate
 from memtrain.evaluation.heldout_loss import heldout_loss
 from memtrain.evaluation.replication import replication, reproduction_threshold
+from memtrain.functional.pixels import from_uint8, to_uint8
 from memtrain.models.pipeline import Components, load_components
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -218,7 +218,7 @@ def measure(
         pixels[name] = to_uint8(torch.stack(images))
         captions[name] = [sample.caption for sample in source.samples]
     with torch.no_grad():
-        original = pixels["heldout"] / 127.5 - 1
+        original = from_uint8(pixels["heldout"])
         decoded = torch.cat([pipeline.vae(part).sample.clamp(-1, 1) for part in original.split(64)])
     error = ((decoded - original) / 2).square().flatten(1).mean(1)
     loss = heldout_loss(pipeline, pixels["heldout"], captions=captions["heldout"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from typing import Any
@@ -29,6 +28,7 @@ from memtrain.data.selection import (
 )
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.functional.keyed_draws import seed_of_text, uniform
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +240,7 @@ class TextImageDataModule(LightningDataModule):
         if not self.caption_dropout or trainer is None or not trainer.training:
             return batch
         name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
-        generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
-        drop = torch.rand(len(batch["key"]), generator=generator) < self.caption_dropout
+        drop = uniform([seed_of_text(name)], len(batch["key"]))[0] < self.caption_dropout
         if self._empty_caption is not None:
             ids, length = self._empty_caption
             batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])

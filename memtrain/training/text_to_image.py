@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import min_snr_weight, per_sample_mse, signal_to_noise_ratio
+from memtrain.functional.keyed_draws import mixed_seed
 from memtrain.models.pipeline import Components, load_components
 from memtrain.training.schedule import Schedule, with_warmup
 
@@ -165,12 +166,8 @@ class TextToImageModule(LightningModule):
         return per_sample_mse(prediction, target)
 
     def step_generator(self, *counters: int) -> torch.Generator:
-        """A generator on the module's device, seeded by (seed, counters) through torch's own mixing."""
-        mixed = torch.Generator().manual_seed(self.seed)
-        for counter in counters:
-            state = int(torch.randint(2**62, (1,), generator=mixed))
-            mixed.manual_seed((state + counter) % 2**62)
-        return torch.Generator(self.device).manual_seed(mixed.initial_seed())
+        """A generator on the module's device, seeded by (seed, counters)."""
+        return torch.Generator(self.device).manual_seed(mixed_seed(self.seed, *counters))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The batch mean of the weighted per-sample loss."""
