@@ -20,6 +20,7 @@ def unet(pipeline: StableDiffusionPipeline) -> Iterator[UNet2DConditionModel]:
     yield unet
     unet.disable_gradient_checkpointing()
     unet.zero_grad()
+    unet.eval()
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in unet.modules())
 
 
