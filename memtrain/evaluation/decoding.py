@@ -7,10 +7,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from memtrain.functional.pixels import to_uint8
-from memtrain.models.stock_pipeline import decode
+from memtrain.models.encoding import decode_latents
 
 
 def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Clean latents `(B, C, h, w)` to images `(B, 3, H, W)` uint8, on the CPU; no safety checker sees them."""
     with torch.no_grad():
-        return to_uint8(decode(pipeline, latents)).cpu()
+        return to_uint8(decode_latents(pipeline.vae, latents)).cpu()
