@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.evaluation.generate import Trace, generate, read_prompts_with
+from memtrain.models.observation import Observation
 from memtrain.models.pipeline import load_pipeline
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import HostCopy
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

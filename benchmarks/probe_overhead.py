@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import HostCopy
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.attention_entropy import AttentionEntropy

@@ -22,12 +22,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from memtrain.monitoring.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
-from memtrain.monitoring.mitigation import Effects, Needs
+from memtrain.monitoring.mitigation import Effects, MitigationCallback, Needs
 
 
 class AttentionRegularization(MitigationCallback):

@@ -30,18 +30,17 @@ import torch
 from torch import Tensor, nn
 
 from memtrain.data.caption_file import read_captions
-from memtrain.monitoring.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.captions import augment
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.backbones.base import Backbone
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.text_hook import TextHook
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import known_samples
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects
+from memtrain.monitoring.mitigation import Effects, MitigationCallback
 
 TOKENS = {"add": 2, "replace": 4, "repeat": 2, "multiple": 0, "noise": 0}
 """Tokens of the published settings."""

@@ -20,12 +20,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from memtrain.monitoring.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.guidance import guidance_norm
-from memtrain.models.probe import Observation
-from memtrain.monitoring.mitigation import Effects, Needs
+from memtrain.models.observation import Observation
+from memtrain.monitoring.mitigation import Effects, MitigationCallback, Needs
 
 THRESHOLDS = {"wen2024": 2.0}
 """Published thresholds."""

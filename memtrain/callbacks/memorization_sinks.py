@@ -42,7 +42,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memtrain.monitoring.mitigation import MitigationCallback
 from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
@@ -51,7 +50,7 @@ from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.transfer import to_device
 from memtrain.models.value_hooks import ValueHooks
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects
+from memtrain.monitoring.mitigation import Effects, MitigationCallback
 
 
 class MemorizationSinks(MitigationCallback):

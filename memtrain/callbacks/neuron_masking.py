@@ -34,7 +34,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from memtrain.monitoring.mitigation import MitigationCallback
 from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
@@ -45,7 +44,7 @@ from memtrain.models.neuron_search import NeuronSearch
 from memtrain.models.transfer import to_device
 from memtrain.models.value_hooks import ValueHooks
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects
+from memtrain.monitoring.mitigation import Effects, MitigationCallback
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from memtrain.monitoring.mitigation import MitigationCallback
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
-from memtrain.monitoring.mitigation import Effects
+from memtrain.models.observation import Observation
+from memtrain.monitoring.mitigation import Effects, MitigationCallback
 
 
 class SampleSkipping(MitigationCallback):

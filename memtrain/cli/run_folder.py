@@ -13,7 +13,6 @@ from lightning.pytorch import LightningDataModule
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
-from memtrain.data.selection import hash_order
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.prompts import PromptToScore
 from memtrain.evaluation.summary import (
@@ -26,6 +25,8 @@ from memtrain.evaluation.summary import (
     VARIED_CAPTIONS,
     VARIED_IMAGES,
 )
+from memtrain.functional.keyed_draws import hash_order
+from memtrain.functional.pixels import to_uint8
 
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
@@ -94,8 +95,7 @@ def excluded_images(
 
 def images_of(dataset: CaptionedImages, rows: list[int]) -> torch.Tensor:
     """`(len(rows), 3, H, W)` uint8."""
-    pixels = [dataset.pixel_values(row).add(1).mul(127.5).round().to(torch.uint8) for row in rows]
-    return torch.stack(pixels)
+    return torch.stack([to_uint8(dataset.pixel_values(row)) for row in rows])
 
 
 def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:

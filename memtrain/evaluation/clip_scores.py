@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.functional.tokens import tokenize
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -89,14 +90,9 @@ class ClipFeatures:
         """
         if not prompts:
             raise DataError("There are no prompts to embed", expected="at least one", remedy="give more prompts")
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.model.config.text_config.max_position_embeddings,
-            truncation=True,
-            return_tensors="pt",
-        ).to(self.device)
-        pooled = self.model.text_model(input_ids=tokens["input_ids"]).pooler_output
+        length = int(self.model.config.text_config.max_position_embeddings)
+        input_ids, _ = tokenize(self.tokenizer, prompts, length=length)
+        pooled = self.model.text_model(input_ids=input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=1).cpu()
 
     def _pixels(self, images: Tensor) -> Tensor:

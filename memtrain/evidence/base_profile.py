@@ -28,22 +28,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.fingerprint import weights_fingerprint
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.records import write_parquet
 from memtrain.signals.base import FittedSignal, Signal
 
 SampleLoss = Callable[[dict[str, Any], Tensor, torch.Generator], Tensor]
 """`(batch, timesteps (B,), generator) -> (B,)` denoising losses: one forward of the denoiser."""
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """sha256 over the names and values of all parameters."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def module_fingerprint(module: Any) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from memtrain.functional.keyed_draws import hashed
 
 
 def fit_logistic(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> Tensor:
@@ -73,7 +74,7 @@ def stratified_folds(labels: Tensor, keys: Sequence[str], *, folds: int, seed: i
     fold = torch.empty(len(keys), dtype=torch.long)
     for group in (True, False):
         own = [row for row, truth in enumerate(labels.bool().tolist()) if truth == group]
-        order = sorted({keys[row] for row in own}, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+        order = sorted({keys[row] for row in own}, key=lambda key: hashed(f"{seed}:{key}"))
         place = {key: index % folds for index, key in enumerate(order)}
         for row in own:
             fold[row] = place[keys[row]]

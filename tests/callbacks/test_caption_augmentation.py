@@ -18,7 +18,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError, DataError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_denoiser
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches, fit
 from tests.conftest import WordTokenizer

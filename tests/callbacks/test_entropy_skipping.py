@@ -11,7 +11,7 @@ from memtrain.callbacks.entropy_skipping import MINIMUM_VISITS, EntropySkipping,
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from tests.callbacks.test_monitor import Foreign, fit
 
 

@@ -6,7 +6,7 @@ import torch
 from memtrain.callbacks.loss_skipping import STEPS, LossSkipping, running_mean
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 def visit(mitigation: LossSkipping, losses: list[float], timesteps: list[int]) -> list[float]:

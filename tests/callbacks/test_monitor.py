@@ -20,13 +20,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from memtrain.monitoring.mitigation import MitigationCallback
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 

@@ -18,7 +18,7 @@ from memtrain.data.dataset import CaptionedImages
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, fit
 from tests.conftest import WordTokenizer

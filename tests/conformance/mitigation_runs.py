@@ -34,7 +34,7 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.data.sampler import ResumableLoader
 from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import WatchSettings
 from memtrain.training.text_to_image import TextToImageModule
@@ -70,7 +70,7 @@ def mitigations() -> list[type[Mitigation]]:
     for entry in pkgutil.iter_modules(memtrain.callbacks.__path__):
         importlib.import_module(f"memtrain.callbacks.{entry.name}")
     named = [kind for kind in _subclasses(Mitigation) if kind.__module__.startswith("memtrain.")]
-    return [kind for kind in named if kind.__module__ != "memtrain.monitoring.mitigation"]
+    return [kind for kind in named if kind.__module__ != "memtrain.callbacks.mitigation"]
 
 
 def overlay(kind: type[Mitigation]) -> Path:

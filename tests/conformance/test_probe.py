@@ -25,7 +25,8 @@ from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import backbones, find_backbone
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.attention_entropy import AttentionEntropy

@@ -13,9 +13,11 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
-from memtrain.evidence.base_profile import ReferenceProfile, content_fingerprints, weights_fingerprint
+from memtrain.evidence.base_profile import ReferenceProfile, content_fingerprints
 from memtrain.functional.diffusion import per_sample_mse
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.fingerprint import weights_fingerprint
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import Signal
 from memtrain.signals.denoising_loss import DenoisingLoss

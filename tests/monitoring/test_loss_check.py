@@ -14,7 +14,8 @@ from torch import Tensor
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
+from memtrain.monitoring import processes
 from memtrain.monitoring.loss_check import LossCheck
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.visits import Visits
 from memtrain.records import RecordWriter, read_steps
 

@@ -9,7 +9,7 @@ import torch
 
 import memtrain.signals
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
