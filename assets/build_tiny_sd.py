@@ -28,10 +28,10 @@ from webdataset import TarWriter
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
-from memtrain.evaluation.decoding import to_uint8
-from memtrain.evaluation.generate import generate
-from memtrain.evaluation.heldout_loss import heldout_loss
-from memtrain.evaluation.replication import replication, reproduction_threshold
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.replication import replication, reproduction_threshold
+from memtrain.evaluation.sampling.decoding import to_uint8
+from memtrain.evaluation.sampling.generate import generate
 from memtrain.models.pipeline import Components, load_components
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"

@@ -35,7 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from memtrain.detectors.base import Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from memtrain.models.pipeline import load_pipeline
 
 PROMPTS = (

@@ -35,9 +35,9 @@ from memtrain.detectors.memattn import MemAttn
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.detectors.sharpness import Sharpness
 from memtrain.detectors.tile_l2 import TileL2
-from memtrain.evaluation.denoiser_calls import prompt_lengths
-from memtrain.evaluation.generate import read_prompts_with
-from memtrain.evaluation.summary import PLANTED
+from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.stages.measure.counts import PLANTED
 from memtrain.functional.ranking import auroc, bootstrap_interval, true_positive_rate
 
 DETECTORS: list[Detector] = [

@@ -25,17 +25,17 @@ from torch import Tensor
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
-from memtrain.evaluation.fidelity import retrieved
-from memtrain.evaluation.generate import generate
-from memtrain.evaluation.mitigation_sheet import contact_sheet
-from memtrain.evaluation.mitigation_summary import (
+from memtrain.evaluation.measures.fidelity import retrieved
+from memtrain.evaluation.measures.replication import replication, reproduction_threshold
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.stages.mitigate.changes import (
     Measured,
     diversity,
     mean_with_interval,
     pixel_distance,
     summarize,
 )
-from memtrain.evaluation.replication import replication, reproduction_threshold
+from memtrain.evaluation.stages.mitigate.section import contact_sheet
 from memtrain.inference.attention_masking import AttentionMasking
 
 PLAIN = "without"

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
-from memtrain.evaluation.embedding_samples import sample_embeddings, text_embeddings
-from memtrain.evaluation.heldout_loss import heldout_loss
-from memtrain.evaluation.localization import localize
-from memtrain.evaluation.localization_figures import change_of_loss
-from memtrain.evaluation.replication import replication
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.replication import replication
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.stages.localize.conditions import change_of_loss
+from memtrain.evaluation.stages.localize.localize import localize
 from memtrain.localization.baselines import most_active, random_neurons, unrefined
 from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate

@@ -20,9 +20,9 @@ from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import MemtrainError
-from memtrain.evaluation.attention_plots import attention_plots as draw_attention
-from memtrain.evaluation.prompts import read_prompts
-from memtrain.evaluation.report import write_report
+from memtrain.evaluation.report.page import write_report
+from memtrain.evaluation.stages.attention.attention import attention_plots as draw_attention
+from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.inference.attention_masking import AttentionMasking
 from memtrain.inference.base import InferenceMitigation
 from memtrain.models.pipeline import load_pipeline

@@ -13,10 +13,10 @@ from diffusers import StableDiffusionPipeline
 from memtrain.cli.run_folder import choose_prompts, excluded_images, images_of
 from memtrain.data.module import TextImageDataModule
 from memtrain.detectors.base import Detector
-from memtrain.evaluation.console import print_results
-from memtrain.evaluation.heldout_loss import heldout_loss
-from memtrain.evaluation.runner import evaluate_run
-from memtrain.evaluation.samples import Prompt
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+from memtrain.evaluation.stages.measure.samples import Prompt
+from memtrain.evaluation.stages.measure.screen import print_results
 from memtrain.records import read_table
 
 

@@ -15,8 +15,7 @@ from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import hash_order
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.prompts import PromptToScore
-from memtrain.evaluation.summary import (
+from memtrain.evaluation.stages.measure.counts import (
     CANARY,
     EXCLUDED,
     FLAGGED,
@@ -26,6 +25,7 @@ from memtrain.evaluation.summary import (
     VARIED_CAPTIONS,
     VARIED_IMAGES,
 )
+from memtrain.evaluation.stages.prompts import PromptToScore
 
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
@@ -65,7 +65,7 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
             expected="TextImageDataModule, whose training images evaluation compares with",
-            remedy="call memtrain.evaluation.runner.evaluate_run with your own images",
+            remedy="call memtrain.evaluation.stages.measure.evaluate_run.evaluate_run with your own images",
         )
     data.build()
     return data

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.prompts import PromptToScore
-from memtrain.evaluation.shards import Shard, read_shard
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.shards import Shard, read_shard
 from memtrain.inference.attention_masking import AttentionMasking
 from memtrain.inference.base import InferenceMitigation
 
@@ -79,8 +79,8 @@ class StageInput:
 def _detect(given: StageInput) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    from memtrain.evaluation.detection import detect
-    from memtrain.evaluation.detection_console import print_detection
+    from memtrain.evaluation.stages.detect.detect import detect
+    from memtrain.evaluation.stages.detect.section import print_detection
 
     results = detect(
         given.pipeline,
@@ -100,8 +100,8 @@ def _detect(given: StageInput) -> dict[str, Any]:
 
 
 def _mitigate(given: StageInput) -> dict[str, Any]:
-    from memtrain.evaluation.mitigation import mitigate
-    from memtrain.evaluation.mitigation_sheet import print_mitigation
+    from memtrain.evaluation.stages.mitigate.mitigate import mitigate
+    from memtrain.evaluation.stages.mitigate.section import print_mitigation
 
     results = mitigate(
         given.pipeline,
@@ -117,7 +117,7 @@ def _mitigate(given: StageInput) -> dict[str, Any]:
 
 
 def _calibrate(given: StageInput) -> dict[str, Any]:
-    from memtrain.evaluation.localization_search import NEURONS, calibrate
+    from memtrain.evaluation.stages.localize.roles import NEURONS, calibrate
     from memtrain.localization.settings import Settings
 
     statistics, threshold = calibrate(
@@ -133,9 +133,9 @@ def _calibrate(given: StageInput) -> dict[str, Any]:
 
 
 def _localize(given: StageInput) -> dict[str, Any]:
-    from memtrain.evaluation.localization import localize
-    from memtrain.evaluation.localization_search import search_part
-    from memtrain.evaluation.localization_sheet import print_localization
+    from memtrain.evaluation.stages.localize.localize import localize
+    from memtrain.evaluation.stages.localize.roles import search_part
+    from memtrain.evaluation.stages.localize.section import print_localization
     from memtrain.localization.settings import Settings
 
     part = given.shard or Shard()
@@ -279,7 +279,7 @@ def check_prompts(stages: Sequence[str], prompts: Sequence[PromptToScore]) -> No
     """
     if "localize" not in stages:
         return
-    from memtrain.evaluation.localization_search import Roles
+    from memtrain.evaluation.stages.localize.roles import Roles
 
     Roles.of(prompts)
     if "calibrate" in stages and all(prompt.memorized is None for prompt in prompts):

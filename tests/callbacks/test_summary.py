@@ -9,7 +9,7 @@ import torch
 
 from memtrain.calibration import Calibration
 from memtrain.callbacks.summary import evidence_table, print_summary, write_flagged
-from memtrain.evaluation.prompts import read_prompts
+from memtrain.evaluation.stages.prompts import read_prompts
 
 COLUMNS = ["denoising_loss", "attention_entropy.up"]
 

@@ -12,7 +12,7 @@ import pytest
 from memtrain import cli
 from memtrain.cli.stages import STAGES, StageInput, chosen_shard, chosen_stages
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.shards import Shard
+from memtrain.evaluation.stages.shards import Shard
 
 
 def choose(stages: list[str] | None, *, model: str | None = None, prompts: str | None = None) -> list[str]:
@@ -63,8 +63,8 @@ def test_localize_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         seen.update(settings, pipeline=pipeline, prompts=prompts)
         return {"found": 1}
 
-    monkeypatch.setattr("memtrain.evaluation.localization.localize", localize)
-    monkeypatch.setattr("memtrain.evaluation.localization_sheet.print_localization", lambda results, folder: None)
+    monkeypatch.setattr("memtrain.evaluation.stages.localize.localize.localize", localize)
+    monkeypatch.setattr("memtrain.evaluation.stages.localize.section.print_localization", lambda results, folder: None)
     given: dict[str, Any] = {"pipeline": 1, "prompts": 2, "own_images": 3, "output": tmp_path, "model": "m"}
     given |= {"seeds": (4,), "steps": 5, "guidance_scale": 6.0, "batch_size": 7}
     stage = StageInput(**given, detectors=(), sites="*", contribution=0.4, bake="baked", false_positive_rate=0.2)

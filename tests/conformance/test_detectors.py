@@ -21,8 +21,8 @@ from memtrain.cli import evaluate
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.detectors.sharpness import Sharpness
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.denoiser_calls import KNOWN
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.denoiser_calls import KNOWN
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from tests.conftest import ROOT
 
 PROMPTS = ["a cat", "the dogs ran", "b"]

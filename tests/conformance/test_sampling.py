@@ -13,9 +13,9 @@ from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.detection import detect
-from memtrain.evaluation.generate import generate, read_prompts_with
-from memtrain.evaluation.prompts import PromptToScore
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.stages.detect.detect import detect
+from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.models.stock_pipeline import denoiser_of, sampling_arguments
 
 from .pipelines import KINDS, pipeline_of

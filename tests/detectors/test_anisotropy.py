@@ -9,7 +9,7 @@ from torch import Tensor
 
 from memtrain.detectors.anisotropy import Anisotropy
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, ByHand, sample_by_hand
 
 

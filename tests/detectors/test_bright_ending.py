@@ -10,7 +10,7 @@ from torch import Tensor
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.bright_ending import BrightEnding, eos_mask
 from memtrain.errors import ProbeError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 STEPS = 4

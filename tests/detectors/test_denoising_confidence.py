@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.denoising_confidence import DenoisingConfidence
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from memtrain.detectors.edge_consistency import EdgeConsistency, common_edges, edges, resized
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from tests.detectors.conftest import GUIDANCE, PROMPTS, sample_by_hand
 
 SEEDS = (0, 5, 9)

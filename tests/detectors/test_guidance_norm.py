@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 

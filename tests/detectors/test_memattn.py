@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
 from tests.detectors.conftest import GUIDANCE, SEEDS, sample_by_hand
 
 PROMPTS = ["a cat", "the dogs", "b"]

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
 from memtrain.functional.noise import highest_similarity, noise_difference, pairwise_similarity
 
 

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.sharpness import Sharpness, central_difference
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.tile_l2 import TileL2, clique_distance, tile_distance
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
 
 
 def test_the_worst_tile_counts() -> None:

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate
+from memtrain.evaluation.sampling.generate import generate
 from memtrain.localization.masked_pipeline import save_masked_pipeline
 from memtrain.models.neuron_mask import NeuronMask
 
