@@ -37,8 +37,8 @@ from memtrain.detectors.sharpness import Sharpness
 from memtrain.detectors.tile_l2 import TileL2
 from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
 from memtrain.evaluation.sampling.generate import read_prompts_with
-from memtrain.evaluation.stages.measure.counts import PLANTED
 from memtrain.functional.ranking import auroc, bootstrap_interval, true_positive_rate
+from memtrain.records import PLANTED
 
 DETECTORS: list[Detector] = [
     GuidanceNorm(),
@@ -48,15 +48,15 @@ DETECTORS: list[Detector] = [
     Sharpness("finite_difference"),
     Anisotropy(),
     DenoisingConfidence(),
-    DenoisingConfidence(reference=True),
+    DenoisingConfidence(published=True),
     NoiseSimilarity(),
     TileL2(),
     BrightEnding(),
     EdgeConsistency(),
-    EdgeConsistency(reference=True),
+    EdgeConsistency(published=True),
     MemAttn("E"),
     MemAttn("D"),
-    MemAttn("D", reference=True),
+    MemAttn("D", published=True),
 ]
 FALSE_POSITIVE_RATE = 0.01
 LENGTH = "prompt length alone"

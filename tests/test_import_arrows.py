@@ -25,7 +25,7 @@ ARROWS = {
     "evidence": set(),
     "reference": {"functional", "models", "signals", "records", "evidence"},
     "calibration": {"functional", "models", "signals", "records", "evidence"},
-    "data": {"functional"},
+    "data": {"functional", "records"},
     "training": {"models", "functional"},
     "callbacks": {"signals", "reference", "calibration", "models", "functional", "records"},
     "detectors": {"functional", "models"},

@@ -15,7 +15,8 @@ from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import hash_order
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.stages.measure.counts import (
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.records import (
     CANARY,
     EXCLUDED,
     FLAGGED,
@@ -25,7 +26,6 @@ from memtrain.evaluation.stages.measure.counts import (
     VARIED_CAPTIONS,
     VARIED_IMAGES,
 )
-from memtrain.evaluation.stages.prompts import PromptToScore
 
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""

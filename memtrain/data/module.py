@@ -18,9 +18,6 @@ from memtrain.data.dataset import Batch, CaptionedImages, Tokenizer, loader, tok
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, was_made
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
 from memtrain.data.selection import (
-    HELDOUT,
-    PLANTED,
-    UNIQUE,
     Duplicates,
     choose_templates,
     plant,
@@ -29,6 +26,7 @@ from memtrain.data.selection import (
 )
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 log = logging.getLogger(__name__)
 

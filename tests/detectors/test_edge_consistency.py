@@ -57,7 +57,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
         assert each == pytest.approx([(one & common).mean() for one in found], abs=1e-6)
 
 
-def test_images_are_resized_as_published_and_small_ones_only_for_reference() -> None:
+def test_small_images_are_enlarged_only_when_published() -> None:
     large = torch.randint(0, 256, (2, 3, 300, 280), dtype=torch.uint8)
     expected = np.asarray(Image.fromarray(large[1].movedim(0, -1).numpy()).resize((256, 256), Image.LANCZOS))
     assert np.array_equal(resized(large, enlarge=False)[1].movedim(0, -1).numpy(), expected)
@@ -78,4 +78,4 @@ def test_a_single_seed_is_refused() -> None:
 
 def test_names_tell_the_configuration() -> None:
     assert EdgeConsistency().name == "edge_consistency"
-    assert EdgeConsistency(reference=True).name == "edge_consistency_reference"
+    assert EdgeConsistency(published=True).name == "edge_consistency_published"

@@ -60,14 +60,14 @@ def published(pipeline: StableDiffusionPipeline, prompt: str, seed: int, steps: 
     change = padding[-last:] - padding[0]
     return {
         "E": float(entropy(maps[0, 3].mean(dim=0))),
-        "D reference": float(every[-last:].mean() + change.mean()),
+        "D published": float(every[-last:].mean() + change.mean()),
         "D": float(every[-last:].mean() + change.abs().mean()),
     }
 
 
 def test_both_scores_are_the_published_ones_in_any_batch(pipeline: StableDiffusionPipeline) -> None:
     pipeline.set_progress_bar_config(disable=True)
-    detectors = {"E": MemAttn("E"), "D": MemAttn("D"), "D reference": MemAttn("D", reference=True)}
+    detectors = {"E": MemAttn("E"), "D": MemAttn("D"), "D published": MemAttn("D", published=True)}
     trace = generate(
         pipeline,
         PROMPTS,
@@ -110,7 +110,7 @@ def test_layers_with_different_heads_count_alike(pipeline: StableDiffusionPipeli
     steps, many = 10, uneven(pipeline)
     many.unet.to(torch.float64)
     many.text_encoder.to(torch.float64)
-    detectors = [MemAttn("E"), MemAttn("E", layers=(1, 4)), MemAttn("D"), MemAttn("D", reference=True)]
+    detectors = [MemAttn("E"), MemAttn("E", layers=(1, 4)), MemAttn("D"), MemAttn("D", published=True)]
     options = {"seeds": SEEDS, "steps": steps, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
     readings = read_prompts_with(many, PROMPTS, detectors, **options)
     for row, prompt in enumerate(PROMPTS):
@@ -167,7 +167,7 @@ def test_only_the_calls_that_count_are_kept(pipeline: StableDiffusionPipeline) -
 
 def test_names_tell_the_configuration() -> None:
     assert MemAttn("E").name == "memattn_e"
-    assert MemAttn("D", reference=True).name == "memattn_d_reference"
+    assert MemAttn("D", published=True).name == "memattn_d_published"
     assert MemAttn("E", layers=(0, 2)).name == "memattn_e_layers_0_2"
 
 

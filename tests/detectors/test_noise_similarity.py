@@ -27,10 +27,10 @@ def test_the_highest_pair_is_the_score(pipeline: StableDiffusionPipeline) -> Non
     assert detector.score_images(twice).shape == (2, 4)
 
 
-def test_the_reference_is_the_second_timestep_on_the_first_noise(pipeline: StableDiffusionPipeline) -> None:
-    detector = NoiseSimilarity(reference=True)
+def test_as_published_it_is_the_second_timestep_on_the_first_noise(pipeline: StableDiffusionPipeline) -> None:
+    detector = NoiseSimilarity(published=True)
     options = {"seeds": [0, 1, 2], "steps": 50, "guidance_scale": 1.0, "progress": False}
-    readings = read_prompts_with(pipeline, ["a cat"], [detector], **options)["noise_similarity_reference"]
+    readings = read_prompts_with(pipeline, ["a cat"], [detector], **options)["noise_similarity_published"]
     noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
     text = pipeline.encode_prompt("a cat", "cpu", 3, False)[0]
     with torch.no_grad():

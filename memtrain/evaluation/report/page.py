@@ -23,7 +23,8 @@ from PIL import Image
 from memtrain.errors import RecordError
 from memtrain.evaluation.stages.detect import section as detection_console
 from memtrain.evaluation.stages.localize.section import lines
-from memtrain.evaluation.stages.measure.counts import (
+from memtrain.evaluation.stages.mitigate import section as mitigation_sheet
+from memtrain.records import (
     CANARY,
     EXCLUDED,
     FLAGGED,
@@ -32,7 +33,6 @@ from memtrain.evaluation.stages.measure.counts import (
     VARIED_CAPTIONS,
     VARIED_IMAGES,
 )
-from memtrain.evaluation.stages.mitigate import section as mitigation_sheet
 
 ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, FLAGGED: 24, EXCLUDED: 12, CANARY: 12}
 """Prompts shown of a group, lowest ratio first."""

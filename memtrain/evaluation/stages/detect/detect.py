@@ -37,7 +37,7 @@ from memtrain.evaluation.stages.prompts import PromptToScore, known_truth
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.shards import Shard
 from memtrain.models.fingerprint import fingerprint
-from memtrain.records import write_parquet
+from memtrain.records import write_json, write_parquet
 
 SCHEMA_VERSION = 2
 """Of `detection.json` and `prompts.parquet`."""
@@ -157,7 +157,7 @@ def detect(
         **({} if combined is None else {"combined": combined.tolist()}),
     }
     write_parquet(pa.table(columns), folder / "prompts.parquet")
-    (folder / "detection.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(results, folder / "detection.json")
     return results
 
 

@@ -22,7 +22,6 @@ Cannot: show that an image is gone. Where the search fails, a better one may not
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +61,7 @@ from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 from memtrain.localization.threshold import Threshold
 from memtrain.models.neuron_mask import NeuronMask
-from memtrain.records import write_parquet
+from memtrain.records import write_json, write_parquet
 
 log = logging.getLogger(__name__)
 
@@ -234,8 +233,7 @@ def localize(
     save_masks(located, folder / "masks.safetensors")
     write_parquet(pa.Table.from_pylist(rows_of_table), folder / "localization.parquet")
     contact_sheet(folder / "localization.png", conditions, rows=asked, own_images=own_images)
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "localization.json").write_text(text + "\n", encoding="utf-8")
+    write_json(results, folder / "localization.json")
     if bake is not None and whole is not None:
         save_masked_pipeline(pipeline, whole, Path(bake))
     elif bake is not None:

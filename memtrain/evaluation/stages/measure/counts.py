@@ -15,15 +15,7 @@ from torch import Tensor
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_interval, true_positive_rate
-
-PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
-"""Groups of prompts: training images repeated on purpose, training images seen once per epoch, images never seen."""
-VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
-"""Groups of made prompts: an image under varied captions, a caption with varied images, a synthetic image."""
-FLAGGED, EXCLUDED = "flagged", "excluded"
-"""Groups of prompts that a run chose: unique images that it flagged, images that it was told to leave out."""
-NEVER_TRAINED = (HELDOUT, EXCLUDED)
-"""Groups of images that the run did not train on."""
+from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 
 def members(groups: Sequence[str], name: str) -> Tensor:

@@ -12,8 +12,6 @@ Everything that can be refused is refused before the first image is sampled.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from memtrain.evaluation.measures.replication import check_images, replication, 
 from memtrain.evaluation.report.page import write_report
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.stages.measure.counts import (
-    HELDOUT,
     members,
     summarize_detectors,
     summarize_doses,
@@ -39,7 +36,7 @@ from memtrain.evaluation.stages.measure.counts import (
 from memtrain.evaluation.stages.measure.samples import Prompt, families, own_index, samples_table, write_images
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
 from memtrain.evaluation.stages.provenance import provenance
-from memtrain.records import write_parquet
+from memtrain.records import HELDOUT, write_json, write_parquet
 
 SCHEMA_VERSION = 1
 """Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
@@ -213,20 +210,6 @@ def evaluate_run(
         images=images,
     )
     write_parquet(table, folder / "samples.parquet")
-    plain = _plain(results)
-    assert isinstance(plain, dict)
-    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    plain = write_json(results, folder / "results.json")
     write_report(folder)
     return plain
-
-
-def _plain(value: object) -> object:
-    """What JSON can hold: non-finite numbers become null, unknown objects their text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool)) or value is None else str(value)

@@ -16,7 +16,7 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
-from memtrain.evaluation.stages.measure.counts import NEVER_TRAINED
+from memtrain.records import NEVER_TRAINED
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Prompt:
     Attributes:
         key: of the sample.
         caption: what is sampled.
-        group: a group of :mod:`memtrain.evaluation.stages.measure.counts`; other names are reported as groups of
+        group: a group of :mod:`memtrain.records`; other names are reported as groups of
             training images.
     """
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import RecordError
-from memtrain.evaluation.stages.measure.counts import PLANTED, UNIQUE
 from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_interval, true_positive_rate
+from memtrain.records import PLANTED, UNIQUE
 
 DIRECTIONS: Mapping[str, str] = {"denoising_loss": "low", "score": "high"}
 """Published direction of a signal when memorized, by column or by what stands before the first dot of a column."""

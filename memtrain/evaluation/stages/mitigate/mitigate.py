@@ -16,7 +16,6 @@ images in `mitigation/`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -46,7 +45,7 @@ from memtrain.evaluation.stages.mitigate.section import contact_sheet
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.inference.base import InferenceMitigation
-from memtrain.records import write_parquet
+from memtrain.records import write_json, write_parquet
 
 SCHEMA_VERSION = 1
 """Of `mitigation.json` and `mitigation.parquet`."""
@@ -145,8 +144,7 @@ def mitigate(
     paths = write_images(folder, images, seeds)
     table = images_table(prompts, seeds, measured, moved, threshold=threshold, paths=paths)
     write_parquet(table, folder / "mitigation.parquet")
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "mitigation.json").write_text(text + "\n", encoding="utf-8")
+    write_json(results, folder / "mitigation.json")
     contact_sheet(folder / "mitigation.png", prompts, without=images[0], mitigated=images[1], own_images=own_images)
     return results
 

@@ -41,7 +41,7 @@ def test_both_conditions_start_from_the_same_noise(pipeline: StableDiffusionPipe
     masking = AttentionMasking(c1=2.0)
     results = mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, others=1, model="here", **OPTIONS)
     assert json.loads((tmp_path / "mitigation.json").read_text()) == results
-    assert results["mitigation"] == "AttentionMasking(c1=2.0, mask=True, hide_eos=False, reference=False)"
+    assert results["mitigation"] == "AttentionMasking(c1=2.0, mask=True, hide_eos=False, published=False)"
     rows = pq.read_table(tmp_path / "mitigation.parquet").to_pylist()
     assert [(row["mitigated"], row["prompt"], row["seed"]) for row in rows] == [
         (mitigated, prompt.text, seed) for mitigated in (False, True) for prompt in PROMPTS for seed in (0, 3)
