@@ -34,8 +34,8 @@ from tqdm.auto import tqdm
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.functional.diffusion import noisy_and_target, per_sample_mse
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
-from memtrain.localization.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.row_masks import row_masks
 from memtrain.models.stock_pipeline import refuse_offloaded
 
 

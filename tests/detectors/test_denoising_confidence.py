@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.denoising_confidence import DenoisingConfidence
 from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 
@@ -33,7 +34,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
     pipeline = request.getfixturevalue(kind)
     detectors = [DenoisingConfidence(), DenoisingConfidence(published=True)]
     options = {"seeds": SEEDS, "steps": 10, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS, detectors, **options)
+    readings = read_prompts_with(pipeline, PROMPTS, detectors, sampling=Sampling(**options))
     for row, prompt in enumerate(PROMPTS):
         for column, seed in enumerate(SEEDS):
             expected = (

@@ -12,6 +12,7 @@ from scipy import ndimage
 from memtrain.detectors.edge_consistency import EdgeConsistency, common_edges, edges, resized
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, sample_by_hand
 
 SEEDS = (0, 5, 9)
@@ -46,7 +47,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
     pipeline = request.getfixturevalue(kind)
     detector = EdgeConsistency()
     options = {"seeds": SEEDS, "steps": 10, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS, [detector], **options)[detector.name]
+    readings = read_prompts_with(pipeline, PROMPTS, [detector], sampling=Sampling(**options))[detector.name]
     assert readings.dtype == torch.uint8
     for row, prompt in enumerate(PROMPTS):
         found = np.stack([published_edges(one_step_image(pipeline, prompt, seed) / 255) for seed in SEEDS])

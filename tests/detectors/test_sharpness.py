@@ -12,6 +12,7 @@ from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.sharpness import Sharpness, central_difference
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 
@@ -43,7 +44,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
     pipeline = request.getfixturevalue(kind)
     detectors = [Sharpness(), Sharpness("finite_difference"), Sharpness(published=True)]
     options = {"seeds": SEEDS, "steps": 10, "guidance_scale": GUIDANCE, "batch_size": 3, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS[:2], detectors, **options)
+    readings = read_prompts_with(pipeline, PROMPTS[:2], detectors, sampling=Sampling(**options))
     for row, prompt in enumerate(PROMPTS[:2]):
         for column, seed in enumerate(SEEDS):
             expected = published(pipeline, prompt, seed)

@@ -24,7 +24,6 @@ were trained on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
 from memtrain.evaluation.measures.copy_descriptors import (
-    Descriptor,
     convention,
     describe_images,
     load_descriptor,
@@ -43,53 +41,36 @@ from memtrain.evaluation.measures.copy_descriptors import (
 )
 from memtrain.evaluation.measures.frechet import frechet_distance
 from memtrain.evaluation.measures.medians import median_and_mad
+from memtrain.evaluation.measures.weights import Weights
 
 VERBATIM = 0.7
 """SSCD above which the paper calls a prompt verbatim memorized; the others are templates."""
 INCEPTION_SIZE = 299
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Local files of the networks that the papers measure with; what is None is not measured.
-
-    Attributes:
-        sscd: TorchScript or ONNX. TorchScript runs what is in the file: give only what you trust.
-        clip: folder of a CLIP model.
-        inception: TorchScript Inception that maps uint8 images to 2048 features, such as inception-2015-12-05.pt. The
-            same warning holds.
-        sscd_convention: which paper's preprocessing and reduction `SSCD` figures follow.
-    """
-
-    sscd: str | None = None
-    clip: str | None = None
-    inception: str | None = None
-    sscd_convention: str = "nemo"
-
-
 def nemo_metrics(
     blocked: Tensor,
     unblocked: Tensor,
     *,
-    references: Tensor,
+    references: Tensor | None,
     prompts: Sequence[str],
     weights: Weights,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Every metric of the paper whose weights are given.
+    """Every metric of the paper whose weights are given, of images before and after something was switched off.
 
     Args:
-        blocked: `(P, K, 3, H, W)` uint8, sampled with the neurons off.
-        unblocked: the same seeds with all neurons.
-        references: `(P, R, 3, H, W)` uint8, the original images of each prompt.
+        blocked: `(P, K, 3, H, W)` uint8, sampled with the neurons off, or with a mitigation.
+        unblocked: the same seeds without.
+        references: `(P, R, 3, H, W)` uint8, the original images of each prompt; None leaves out what needs them.
         prompts: P prompts.
         weights: local files.
         device: where networks run.
 
     Returns:
-        Per metric `all`, `verbatim` and `template`, each with `median`, `mad` and `n`; without SSCD no split is known
-        and there is `all` alone. With another convention than NeMo's, that paper's figures of the similarity to the
-        originals, under its name.
+        Per metric `all`, `verbatim` and `template`, each with `median`, `mad` and `n`; without SSCD or originals no
+        split is known and there is `all` alone. With another convention than NeMo's, that paper's figures of the
+        similarity to the originals, under its name. `without_mask` has those of the unblocked images.
 
     Raises:
         ConfigurationError: if a file is not what it should be, or the convention is not known.
@@ -98,38 +79,88 @@ def nemo_metrics(
     found: dict[str, Any] = {}
     verbatim: Tensor | None = None
     if weights.sscd is not None:
-        descriptor: Descriptor = load_descriptor(weights.sscd, device=device)
-        with_mask, without, own = (
-            describe_images(descriptor, images, by=by) for images in (blocked, unblocked, references)
-        )
-        to_own = with_mask @ own.mT
-        before = without @ own.mT
+        descriptor = load_descriptor(weights.sscd, device=device)
+        masked, plain = (describe_images(descriptor, images, by=by) for images in (blocked, unblocked))
+        own = None if references is None else describe_images(descriptor, references, by=by)
+        verbatim = is_verbatim(plain, own, weights.sscd_convention)
+        found |= _similarities(masked, own, weights.sscd_convention, verbatim)
         if weights.sscd_convention == "nemo":
-            verbatim = before.median(dim=2).values.amax(dim=1) > VERBATIM
-            median_of = {
-                "SSCD_gen": (with_mask * without).sum(dim=2).median(dim=1).values,
-                "SSCD_orig": to_own.median(dim=2).values.amax(dim=1),
-                "SSCD_orig_median": to_own.median(dim=2).values.median(dim=1).values,
-                "D_SSCD": pairwise_median(with_mask),
-            }
-            found |= {name: by_kind(values, verbatim) for name, values in median_of.items()}
-            found["without_mask"] = {
-                "SSCD_orig": by_kind(before.median(dim=2).values.amax(dim=1), verbatim),
-                "D_SSCD": by_kind(pairwise_median(without), verbatim),
-            }
-        else:
-            name = weights.sscd_convention
-            found[f"SSCD ({name})"] = reduce_similarity(to_own, name)
-            found["without_mask"] = {f"SSCD ({name})": reduce_similarity(before, name)}
+            found["SSCD_gen"] = by_kind((masked * plain).sum(dim=2).median(dim=1).values, verbatim)
+        found["without_mask"] = _similarities(plain, own, weights.sscd_convention, verbatim)
         found["sscd_convention"] = {"name": weights.sscd_convention, "paper_weights": by.weights}
     if weights.clip is not None:
         clip = ClipFeatures(weights.clip, device=device)
-        texts = clip.texts(prompts)
         for place, images in ((found, blocked), (found.setdefault("without_mask", {}), unblocked)):
-            alignment = (clip.images(images) * texts[:, None]).sum(dim=2).median(dim=1).values
-            place["A_CLIP"] = by_kind(alignment, verbatim)
+            place["A_CLIP"] = by_kind(_alignment(clip, images, prompts), verbatim)
         found["clip"] = clip.name
     return found
+
+
+def image_metrics(
+    images: Tensor,
+    *,
+    references: Tensor | None,
+    prompts: Sequence[str],
+    weights: Weights,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """The same figures of images as a model makes them, with nothing switched off.
+
+    Args:
+        images: `(P, K, 3, H, W)` uint8.
+        references: `(P, R, 3, H, W)` uint8, the original images of each prompt, or `(R, 3, H, W)`, the same for all,
+            such as all training images (`dcr`); None leaves out what needs them.
+        prompts: P prompts.
+        weights: local files.
+        device: where networks run.
+
+    Raises:
+        ConfigurationError: if a file is not what it should be, or the convention is not known.
+    """
+    by = convention(weights.sscd_convention)
+    found: dict[str, Any] = {}
+    verbatim: Tensor | None = None
+    if weights.sscd is not None:
+        descriptor = load_descriptor(weights.sscd, device=device)
+        made = describe_images(descriptor, images, by=by)
+        own = None if references is None else describe_images(descriptor, references, by=by)
+        verbatim = is_verbatim(made, own, weights.sscd_convention)
+        found |= _similarities(made, own, weights.sscd_convention, verbatim)
+        found["sscd_convention"] = {"name": weights.sscd_convention, "paper_weights": by.weights}
+    if weights.clip is not None:
+        clip = ClipFeatures(weights.clip, device=device)
+        found |= {"A_CLIP": by_kind(_alignment(clip, images, prompts), verbatim), "clip": clip.name}
+    return found
+
+
+def is_verbatim(made: Tensor, own: Tensor | None, name: str) -> Tensor | None:
+    """`(P,)` bool, whether the best generation is a verbatim copy, in NeMo's convention; None in the others.
+
+    Args:
+        made: `(P, K, D)` descriptors of generations.
+        own: `(P, R, D)` or `(R, D)` of originals, if they are known.
+        name: of the convention.
+    """
+    if own is None or name != "nemo":
+        return None
+    return (made @ own.mT).median(dim=2).values.amax(dim=1) > VERBATIM
+
+
+def _similarities(made: Tensor, own: Tensor | None, name: str, verbatim: Tensor | None) -> dict[str, Any]:
+    """Figures of descriptors `(P, K, D)`, in a paper's convention."""
+    if name != "nemo":
+        return {} if own is None else {f"SSCD ({name})": reduce_similarity(made @ own.mT, name)}
+    found = {"D_SSCD": by_kind(pairwise_median(made), verbatim)}
+    if own is not None:
+        each = (made @ own.mT).median(dim=2).values
+        found["SSCD_orig"] = by_kind(each.amax(dim=1), verbatim)
+        found["SSCD_orig_median"] = by_kind(each.median(dim=1).values, verbatim)
+    return found
+
+
+def _alignment(clip: ClipFeatures, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """`(P,)` median cosine of a prompt's images `(P, K, 3, H, W)` to it."""
+    return (clip.images(images) * clip.texts(prompts)[:, None]).sum(dim=2).median(dim=1).values
 
 
 def pairwise_median(descriptors: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.generate import prepared
-from memtrain.localization.row_masks import row_masks
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.row_masks import row_masks
 
 
 @torch.no_grad()
@@ -33,26 +34,16 @@ def sample_embeddings(
     pipeline: StableDiffusionPipeline,
     embeddings: Tensor,
     *,
-    seeds: Sequence[int],
+    sampling: Sampling | None = None,
     masks: Sequence[NeuronMask | None] | None = None,
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    size: tuple[int, int] | None = None,
-    progress: bool = False,
 ) -> Tensor:
     """Sample one image for every embedding and seed.
 
     Args:
         pipeline: a Stable Diffusion 1.x or 2.x pipeline.
         embeddings: `(P, T, D)`, the conditional half; the unconditional one is that of the empty prompt.
-        seeds: K distinct seeds.
+        sampling: the settings.
         masks: P masks, None where nothing is masked; default no masks. Both halves of guidance are masked.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        size: height and width in pixels; by default the pipeline's own.
-        progress: show a progress bar over images.
 
     Returns:
         `(P, K, 3, H, W)` uint8 on the CPU.
@@ -60,26 +51,28 @@ def sample_embeddings(
     Raises:
         ConfigurationError: if settings contradict each other.
     """
+    sampling = sampling or Sampling()
     masks = [None] * len(embeddings) if masks is None else list(masks)
-    if not len(embeddings) or len(masks) != len(embeddings) or len(set(seeds)) != len(seeds) or not seeds:
+    if not len(embeddings) or len(masks) != len(embeddings):
         raise ConfigurationError(
-            f"{len(embeddings)} embeddings, {len(masks)} masks and seeds {list(seeds)}",
-            expected="at least one embedding, as many masks, and distinct seeds",
+            f"{len(embeddings)} embeddings and {len(masks)} masks",
+            expected="at least one embedding, and as many masks",
             remedy="pass None for each embedding that is not masked",
         )
-    height, width = size or (None, None)
-    pairs = [(row, seed) for row in range(len(embeddings)) for seed in seeds]
+    height, width = sampling.size or (None, None)
+    pairs = [(row, seed) for row in range(len(embeddings)) for seed in sampling.seeds]
     images = []
-    with prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
-        for start in range(0, len(pairs), batch_size):
-            batch = pairs[start : start + batch_size]
+    bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
+    with prepared(pipeline), bar:
+        for start in range(0, len(pairs), sampling.batch_size):
+            batch = pairs[start : start + sampling.batch_size]
             rows = [row for row, _ in batch]
             with row_masks(pipeline.unet, [masks[row] for row in rows]):
                 latents = pipeline(
                     prompt_embeds=embeddings[rows].to(pipeline.device, pipeline.unet.dtype),
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance_scale,
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance_scale,
                     height=height,
                     width=width,
                     output_type="latent",
@@ -87,4 +80,4 @@ def sample_embeddings(
             images.append(decode_images(pipeline, latents))
             bar.update(len(batch))
     sampled = torch.cat(images)
-    return sampled.view(-1, len(seeds), *sampled.shape[1:])
+    return sampled.view(-1, len(sampling.seeds), *sampled.shape[1:])

@@ -25,6 +25,7 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, observed, read_images
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.models.stock_pipeline import sampling_arguments
 
 
@@ -49,55 +50,34 @@ def generate(
     pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     *,
-    seeds: Sequence[int],
-    steps: int = 50,
-    guidance_scale: float = 7.5,
+    sampling: Sampling | None = None,
     detectors: Sequence[Detector] = (),
-    batch_size: int = 8,
-    size: tuple[int, int] | None = None,
-    progress: bool = True,
 ) -> Trace:
     """Sample one image for every prompt and seed.
 
     Args:
         pipeline: one of memtrain.models.stock_pipeline; it is left as it was.
         prompts: P prompts.
-        seeds: K distinct seeds.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance; up to 1 means without.
+        sampling: the settings.
         detectors: read the denoiser's predictions; their names must differ.
-        batch_size: images sampled at once.
-        size: height and width in pixels; by default the pipeline's own.
-        progress: show a progress bar over images.
 
     Raises:
         ConfigurationError: if settings contradict each other.
         ProbeError: if the denoiser was not seen working as expected.
     """
+    sampling = sampling or Sampling()
     images: list[Tensor] = []
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-    sampling = _sample(
-        pipeline,
-        prompts,
-        seeds=seeds,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        detectors=detectors,
-        batch_size=batch_size,
-        size=size,
-        progress=progress,
-        decode=True,
-    )
-    for decoded, kept in sampling:
+    for decoded, kept in _sample(pipeline, prompts, sampling, detectors=detectors, decode=True):
         for name, values in kept.items():
             readings[name].append(values)
         assert decoded is not None
         images.append(decoded)
     return Trace(
         prompts=tuple(prompts),
-        seeds=tuple(seeds),
-        images=_by_prompt(images, len(seeds)),
-        readings={name: _by_prompt(values, len(seeds)) for name, values in readings.items()},
+        seeds=tuple(sampling.seeds),
+        images=_by_prompt(images, len(sampling.seeds)),
+        readings={name: _by_prompt(values, len(sampling.seeds)) for name, values in readings.items()},
     )
 
 
@@ -106,12 +86,7 @@ def read_prompts_with(
     prompts: Sequence[str],
     detectors: Sequence[Detector],
     *,
-    seeds: Sequence[int],
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    size: tuple[int, int] | None = None,
-    progress: bool = True,
+    sampling: Sampling | None = None,
 ) -> dict[str, Tensor]:
     """The detectors' readings alone, per name `(P, K, R, ...)`; arguments as :func:`generate`.
 
@@ -120,56 +95,40 @@ def read_prompts_with(
     """
     if not detectors:
         raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
+    sampling = sampling or Sampling()
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-    sampling = _sample(
-        pipeline,
-        prompts,
-        seeds=seeds,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        detectors=detectors,
-        batch_size=batch_size,
-        size=size,
-        progress=progress,
-        until_read=True,
-    )
-    for _, kept in sampling:
+    for _, kept in _sample(pipeline, prompts, sampling, detectors=detectors, until_read=True):
         for name, values in kept.items():
             readings[name].append(values)
-    return {name: _by_prompt(values, len(seeds)) for name, values in readings.items()}
+    return {name: _by_prompt(values, len(sampling.seeds)) for name, values in readings.items()}
 
 
 def _sample(
     pipeline: DiffusionPipeline,
     prompts: Sequence[str],
+    sampling: Sampling,
     *,
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float,
     detectors: Sequence[Detector],
-    batch_size: int,
-    size: tuple[int, int] | None,
-    progress: bool,
     until_read: bool = False,
     decode: bool = False,
 ) -> Iterator[tuple[Tensor | None, dict[str, Tensor]]]:
     """Batches of images `(B, 3, H, W)`, if asked for, and readings `(B, R, ...)`: prompt by prompt, its seeds."""
-    _check(prompts, seeds, detectors, batch_size)
-    check_needs(pipeline, detectors, guidance_scale=guidance_scale)
+    _check(prompts, detectors)
+    check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     decode = decode or any("images" in detector.needs for detector in detectors)
-    height, width = size or (None, None)
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-
-    with prepared(pipeline), tqdm(total=len(pairs), desc="sampling", unit="image", disable=not progress) as bar:
-        for start in range(0, len(pairs), batch_size):
-            batch = pairs[start : start + batch_size]
+    height, width = sampling.size or (None, None)
+    pairs = [(prompt, seed) for prompt in prompts for seed in sampling.seeds]
+    bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
+    with prepared(pipeline), bar:
+        for start in range(0, len(pairs), sampling.batch_size):
+            batch = pairs[start : start + sampling.batch_size]
             texts = [prompt for prompt, _ in batch]
             watching = observed(
                 pipeline,
                 detectors,
                 prompts=texts,
-                steps=steps,
-                guidance_scale=guidance_scale,
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
                 until_read=until_read and not decode,
             )
             images = None
@@ -178,8 +137,8 @@ def _sample(
                     latents = pipeline(
                         prompt=texts,
                         generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                        num_inference_steps=steps,
-                        guidance_scale=guidance_scale,
+                        num_inference_steps=sampling.steps,
+                        guidance_scale=sampling.guidance_scale,
                         height=height,
                         width=width,
                         output_type="latent",
@@ -188,7 +147,7 @@ def _sample(
                 except AllRead:
                     pipeline.maybe_free_model_hooks()
                 if decode:
-                    images = decode_images(pipeline, _unpacked(pipeline, latents, size))
+                    images = decode_images(pipeline, _unpacked(pipeline, latents, sampling.size))
                     read_images(detectors, images, kept)
             yield images, {name: _on_host(condensed) for name, (condensed,) in kept.items()}
             bar.update(len(batch))
@@ -214,18 +173,11 @@ def _by_prompt(batches: list[Tensor], seeds: int) -> Tensor:
     return images.view(-1, seeds, *images.shape[1:])
 
 
-def _check(
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    detectors: Sequence[Detector],
-    batch_size: int,
-) -> None:
+def _check(prompts: Sequence[str], detectors: Sequence[Detector]) -> None:
     """Refuse settings that would fail, or silently measure nothing, after minutes of sampling."""
-    if not prompts or not seeds or len(set(seeds)) < len(seeds) or batch_size < 1:
+    if not prompts:
         raise ConfigurationError(
-            f"Nothing sensible to sample: {len(prompts)} prompts, seeds {list(seeds)}, batch_size={batch_size}",
-            expected="at least one prompt, distinct seeds and a batch size from 1",
-            remedy="change the settings",
+            "Nothing sensible to sample: 0 prompts", expected="at least one prompt", remedy="name prompts"
         )
     names = [detector.name for detector in detectors]
     if len(set(names)) < len(names):

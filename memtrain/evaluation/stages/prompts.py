@@ -24,6 +24,24 @@ COLUMNS = ("caption", "prompt", "text")
 """Names of the column with the prompt, in this order of preference."""
 SUFFIXES = (".csv", ".txt", ".jsonl", ".parquet")
 
+MEMORIZED, OTHER, UNKNOWN = "memorized", "other", "unknown"
+"""Groups of prompts, by what is known about them."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption to sample, and the image it belongs to.
+
+    Attributes:
+        key: of the sample.
+        caption: what is sampled.
+        group: a group of :mod:`memtrain.records`; other names are reported as groups of training images.
+    """
+
+    key: str
+    caption: str
+    group: str
+
 
 @dataclass(frozen=True)
 class PromptToScore:
@@ -117,3 +135,9 @@ def known_truth(prompts: Sequence[PromptToScore]) -> list[bool] | None:
     """What is known about every prompt, None unless both kinds occur and all are known."""
     truth = [prompt.memorized for prompt in prompts if prompt.memorized is not None]
     return truth if len(truth) == len(prompts) and len(set(truth)) == 2 else None
+
+
+def group_names(memorized: Sequence[bool | None]) -> list[str]:
+    """The group of each prompt."""
+    names = {True: MEMORIZED, False: OTHER, None: UNKNOWN}
+    return [names[known] for known in memorized]

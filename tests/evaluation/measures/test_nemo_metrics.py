@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
 from memtrain.evaluation.measures.frechet import frechet_distance
 from memtrain.evaluation.measures.nemo_metrics import (
-    Weights,
     distribution_metrics,
     load_inception,
     nemo_metrics,
     pairwise_median,
 )
+from memtrain.evaluation.measures.weights import Weights
 from tests.evaluation.conftest import save_script
 
 

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from memtrain.errors import RecordError
-from memtrain.evaluation.report.page import write_report
+from memtrain.evaluation.stages.base import write_report
 
 ATTACK = "<script>alert('x')</script>\" onerror=\"alert(1) & $\\frac$"
+MADE = {"created": "2024-01-01T00:00:00Z", "versions": {"memtrain": "0"}, "model": "a model"}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -211,9 +212,22 @@ def test_report_is_a_function_of_its_files(folder: Path) -> None:
 
 
 def test_incomplete_evaluation_is_refused(tmp_path: Path) -> None:
-    """Naming the file."""
-    with pytest.raises(RecordError, match=r"results\.json"):
+    """Naming the folder, or the file that is missing beside the others."""
+    with pytest.raises(RecordError, match="holds no results"):
         write_report(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(RecordError, match=r"samples\.parquet does not exist"):
+        write_report(tmp_path)
+
+
+def test_a_model_without_a_run_has_a_report_too(tmp_path: Path) -> None:
+    """Made of whatever is there, without the parts of `measure`."""
+    threshold = {"value": 0.5, "mean": 0.25, "std": 0.25, "deviations": 1.0, "count": 3}
+    results = {**MADE, "threshold": threshold, "statistics": {"prompts": 3, "layers": 2, "neurons": 32}}
+    (tmp_path / "calibration.json").write_text(json.dumps(results), encoding="utf-8")
+    text, _ = parsed(tmp_path)
+    assert "Calibration of the neuron search" in text and "0.500" in text and "a model" in text
+    assert '<p class="verdict' not in text and "What this cannot tell" not in text and "<pre>" not in text
 
 
 def test_what_other_stages_left_is_shown(folder: Path) -> None:
@@ -225,6 +239,7 @@ def test_what_other_stages_left_is_shown(folder: Path) -> None:
     condition = {"reproduced": share, "reproduced_images": mean, "diversity": mean, "fidelity": mean}
     change = {"reproduced": {"stopped": 1, "started": 0}, "diversity": mean, "fidelity": mean}
     mitigation = {
+        **MADE,
         "mitigation": ATTACK,
         "sampling": {"seeds": [0, 1]},
         "reproduction": {"threshold": 0.5, "false_positive_rate": 0.05, "n_others": 19},
@@ -242,6 +257,10 @@ def test_what_other_stages_left_is_shown(folder: Path) -> None:
     }
     (folder / "mitigation.json").write_text(json.dumps(mitigation), encoding="utf-8")
     (folder / "attention").mkdir()
+    entropy = {ATTACK: {"prompts": 2, "all_tokens": mean, "eos_and_padding": {"mean": 0.5, "interval": None}}}
+    pictures = ["entropy.png", "prompt-0000.png"]
+    attention = {**MADE, "entropy": entropy, "pictures": pictures}
+    (folder / "attention" / "attention.json").write_text(json.dumps(attention), encoding="utf-8")
     for name in ("mitigation.png", "attention/entropy.png", "attention/prompt-0000.png"):
         (folder / name).write_bytes((folder / "image.png").read_bytes())
     write_report(folder)
@@ -257,15 +276,24 @@ def test_what_the_stage_detect_left_is_shown(folder: Path) -> None:
     rate = {"strict": 0.25, "nearest": 0.75}
     figures = {"auroc": 0.875, "interval": [0.5, 1.0], "true_positive_rates": [rate, rate], "notes": [ATTACK]}
     results = {
+        **MADE,
+        "sampling": {"seeds": [0], "steps": 2, "guidance_scale": 4.0},
         "prompts": 12,
         "prompt_length": figures,
         "combined": {"auroc": None, "reason": "too few prompts"},
-        "detectors": {ATTACK: {**figures, "denoiser_calls": 80}},
+        "detectors": {ATTACK: {**figures, "denoiser_calls": 80, "higher_means_memorized": False}},
+        "left_out": {"tile_l2": ATTACK},
     }
+    rows = [{"prompt": f"{ATTACK} {score}", "memorized": None, ATTACK: score} for score in (0.75, 0.0625)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "prompts.parquet")
     for truth, shown in ((None, False), (figures, True)):
         (folder / "detection.json").write_text(json.dumps({**results, "prompt_length": truth}), encoding="utf-8")
         html = write_report(folder).read_text(encoding="utf-8")
-        assert ("Detection of memorized prompts" in html) is shown
+        assert "Detection of memorized prompts" in html
+        assert ("0.25/0.75" in html) is shown
+        assert ("Scores depend on model, guidance and steps" in html) is not shown
+    assert html.index(">0.0625<") < html.index(">0.75<"), "the most suspicious first: low here"
+    assert "Left out: tile_l2." in html
     tags = Tags()
     tags.feed(html)
     assert not tags.open and not any(tag == "script" for tag, _ in tags.seen)
@@ -280,6 +308,7 @@ def test_what_the_stage_localize_left_is_shown(folder: Path) -> None:
     assert "Neuron masking" not in write_report(folder).read_text(encoding="utf-8")
     asked = {"n": 7, "reproduced": share(5, 7), "best_ratio": {"median": 0.375}}
     results = {
+        **MADE,
         "verdict": {"level": "trigger_suppression", "text": ATTACK + " suppressed"},
         "located": {"asked": share(6, 7), "false_alarms": share(1, 9)},
         "heldout_loss": {"change": 0.0125, "interval": [0.01, 0.02]},

@@ -15,6 +15,7 @@ from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evaluation.sampling.decoding import to_uint8
 from memtrain.evaluation.sampling.generate import Trace, generate
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.guidance import guidance_norm
 
 PROMPTS = ["a dog", "some cat", "xyz"]
@@ -56,7 +57,7 @@ class Silent(GuidanceNorm):
 def sample(pipeline: StableDiffusionPipeline, *detectors: Detector, **options: object) -> Trace:
     """Three prompts and two seeds, 3 steps."""
     settings = {"seeds": (3, 7), "steps": STEPS, "guidance_scale": 4.0, "batch_size": 4, "progress": False, **options}
-    return generate(pipeline, PROMPTS, detectors=detectors, **settings)  # type: ignore[arg-type]
+    return generate(pipeline, PROMPTS, detectors=detectors, sampling=Sampling(**settings))  # type: ignore[arg-type]
 
 
 def by_hand(pipeline: StableDiffusionPipeline, prompt: str, seed: int) -> tuple[Tensor, list[Tensor]]:
@@ -109,9 +110,9 @@ def test_an_image_does_not_depend_on_its_batch(pipeline: StableDiffusionPipeline
 def test_permuted_prompts_permute_scores(pipeline: StableDiffusionPipeline) -> None:
     """Nothing of one prompt reaches another."""
     detector = GuidanceNorm()
-    options = {"seeds": (0,), "steps": 2, "detectors": [detector], "batch_size": 2, "progress": False}
-    forward = generate(pipeline, PROMPTS, **options).readings[detector.name]  # type: ignore[arg-type]
-    backward = generate(pipeline, PROMPTS[::-1], **options).readings[detector.name]  # type: ignore[arg-type]
+    sampling = Sampling(seeds=(0,), steps=2, batch_size=2, progress=False)
+    forward = generate(pipeline, PROMPTS, sampling=sampling, detectors=[detector]).readings[detector.name]
+    backward = generate(pipeline, PROMPTS[::-1], sampling=sampling, detectors=[detector]).readings[detector.name]
     torch.testing.assert_close(detector.score(forward).flip(0), detector.score(backward), atol=1e-4, rtol=1e-3)
 
 

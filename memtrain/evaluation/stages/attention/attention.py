@@ -3,8 +3,8 @@
 Per prompt what each token receives at each step; and over all prompts the entropy at each step, of memorized prompts
 against others, for all tokens and for EOS and padding alone. The published sign: the attention of memorized prompts
 stays spread, so their entropy is higher.
-Written to `attention/`: `entropy.png`, `prompt-0000.png` ... for some prompts, and `attention.parquet` with the
-entropies of each prompt and step.
+Written to `attention/`: `entropy.png`, `prompt-0000.png` ... for some prompts, `attention.parquet` with the entropies
+of each prompt and step, and `attention.json`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from torch import Tensor
 
 from memtrain.evaluation.report.figure_text import figure_text
 from memtrain.evaluation.stages.attention.trace import AttentionTrace, trace_attention
-from memtrain.evaluation.stages.mitigate.changes import MEMORIZED, OTHER, UNKNOWN, group_names
-from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.prompts import MEMORIZED, OTHER, UNKNOWN, PromptToScore, group_names
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.functional.ranking import mean_with_interval
 from memtrain.models.stock_pipeline import text_tokenizer
-from memtrain.records import write_parquet
+from memtrain.records import write_json, write_parquet
 
 FOLDER = "attention"
+SCHEMA_VERSION = 1
+"""Of `attention.json` and `attention.parquet`."""
 COLOURS = {MEMORIZED: "#c2410c", OTHER: "#0f766e", UNKNOWN: "#475569"}
 LEAST = 1e-3
 """Share of the attention below which a token is drawn as receiving none."""
@@ -37,53 +41,58 @@ BAND = (0.1, 0.9)
 """Quantiles of the prompts of a group between which a curve's band lies."""
 
 
-def attention_plots(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[PromptToScore],
-    *,
-    output: str | Path,
-    most: int = 4,
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    progress: bool = True,
-) -> list[Path]:
+def attention_plots(given: StageInput, *, most: int = 4) -> dict[str, Any]:
     """Sample prompts, draw their attention, and write the pictures.
 
     Args:
-        pipeline: of Stable Diffusion 1.x, 2.x or XL.
-        prompts: P prompts, with what is known about them.
-        output: folder to write to; the pictures go to `attention/` in it.
+        given: a pipeline of Stable Diffusion 1.x, 2.x or XL; P prompts, with what is known about them; settings of the
+            sampling; the output folder, in which everything goes to `attention/`.
         most: prompts that get a picture of their own, memorized ones and others in turn.
-        seeds: K seeds; each prompt is sampled with every one.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        progress: show a progress bar.
 
     Returns:
-        The paths of the pictures.
+        The content of `attention/attention.json`.
 
     Raises:
         ConfigurationError: if the pipeline's tokens are not laid out as `BOS words EOS padding`.
     """
-    sampling: dict[str, Any] = {"seeds": seeds, "steps": steps, "guidance_scale": guidance_scale}
-    texts = [prompt.text for prompt in prompts]
-    trace = trace_attention(pipeline, texts, batch_size=batch_size, progress=progress, **sampling)
-    folder = Path(output) / FOLDER
+    texts = [prompt.text for prompt in given.prompts]
+    trace = trace_attention(given.pipeline, texts, sampling=given.sampling)
+    folder = given.output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("prompt-*.png"):
         earlier.unlink()
-    memorized = [prompt.memorized for prompt in prompts]
-    write_parquet(_table(prompts, trace), folder / "attention.parquet")
-    paths = [folder / "entropy.png"]
-    draw_entropy(paths[0], trace, memorized)
+    memorized = [prompt.memorized for prompt in given.prompts]
+    write_parquet(_table(given.prompts, trace), folder / "attention.parquet")
+    pictures = ["entropy.png"]
+    draw_entropy(folder / pictures[0], trace, memorized)
     for row in _in_turn(memorized)[:most]:
-        paths.append(folder / f"prompt-{row:04d}.png")
-        words = token_texts(pipeline, texts[row], length=int(trace.lengths[row]))
-        draw_tokens(paths[-1], trace.attention[row], words, title=texts[row])
-    return paths
+        pictures.append(f"prompt-{row:04d}.png")
+        words = token_texts(given.pipeline, texts[row], length=int(trace.lengths[row]))
+        draw_tokens(folder / pictures[-1], trace.attention[row], words, title=texts[row])
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "model": given.model,
+        "sampling": given.sampling.said(),
+        "prompts": len(texts),
+        "entropy": _entropies(trace, memorized),
+        "pictures": pictures,
+    }
+    return write_json(results, folder / "attention.json")
+
+
+def _entropies(trace: AttentionTrace, memorized: Sequence[bool | None]) -> dict[str, Any]:
+    """Mean entropy of each group of prompts, over all sampling steps, with an interval over prompts."""
+    groups = group_names(memorized)
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(groups):
+        inside = torch.tensor([group == name for group in groups])
+        found[name] = {
+            "prompts": int(inside.sum()),
+            "all_tokens": mean_with_interval(trace.entropy[inside].mean(dim=1)),
+            "eos_and_padding": mean_with_interval(trace.summary_entropy[inside].mean(dim=1)),
+        }
+    return found
 
 
 def token_texts(pipeline: DiffusionPipeline, prompt: str, *, length: int) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,6 +21,7 @@ from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
 from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.attention import entropy, partial_entropy, summary_tokens
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.stock_pipeline import denoiser_of
@@ -69,22 +70,14 @@ def trace_attention(
     pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     *,
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    progress: bool = True,
+    sampling: Sampling | None = None,
 ) -> AttentionTrace:
     """Sample prompts, and keep what their tokens receive.
 
     Args:
         pipeline: of Stable Diffusion 1.x, 2.x or XL.
         prompts: P prompts.
-        seeds: K seeds; each prompt is sampled with every one.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        progress: show a progress bar over prompts.
+        sampling: the settings.
 
     Raises:
         ConfigurationError: if there is no prompt, or tokens are not laid out as `BOS words EOS padding`.
@@ -95,16 +88,16 @@ def trace_attention(
             f"No attention to trace: {len(prompts)} prompts, {type(pipeline).__name__}",
             expected="at least one prompt, and a Stable Diffusion 1.x, 2.x or XL pipeline, whose tokens are "
             "BOS, words, EOS and padding",
-            remedy="leave the attention plots out",
+            remedy="name such a pipeline",
         )
     lengths = prompt_lengths(pipeline, prompts)
-    options: dict[str, Any] = {"seeds": seeds, "steps": steps, "guidance_scale": guidance_scale}
-    together, found = max(1, batch_size // len(seeds)), []
-    with tqdm(total=len(prompts), desc="attention", unit="prompt", disable=not progress) as bar:
+    sampling = sampling or Sampling()
+    together, found = sampling.prompts_at_once, []
+    with tqdm(total=len(prompts), desc="attention", unit="prompt", disable=not sampling.progress) as bar:
         for start in range(0, len(prompts), together):
             part = prompts[start : start + together]
             reader = TokenAttention()
-            readings = read_prompts_with(pipeline, part, [reader], batch_size=batch_size, progress=False, **options)
+            readings = read_prompts_with(pipeline, part, [reader], sampling=sampling.quiet)
             average = readings[reader.name].mean(dim=3)
             summary = summary_tokens(lengths[start : start + together], average.shape[-1])[:, None, None]
             entropies = entropy(average), partial_entropy(average, summary)

@@ -16,13 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
-from diffusers import DiffusionPipeline
+from torch import Tensor
 from tqdm.auto import tqdm
 
 import memtrain
@@ -30,10 +29,11 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
 from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.detect.combined import combine, reason_against
 from memtrain.evaluation.stages.detect.ranking_figures import ranking_figures
 from memtrain.evaluation.stages.detect.score_parts import ScoreParts, keep_earlier
-from memtrain.evaluation.stages.prompts import PromptToScore, known_truth
+from memtrain.evaluation.stages.prompts import known_truth
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.shards import Shard
 from memtrain.models.fingerprint import fingerprint
@@ -46,119 +46,105 @@ WHOLE = Shard()
 
 
 def detect(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[PromptToScore],
-    *,
+    given: StageInput,
     detectors: Sequence[Detector],
-    output: str | Path,
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    model: str = "",
+    *,
     shard: Shard | None = WHOLE,
     part_seconds: float = 30.0,
-    progress: bool = True,
+    left_out: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Score prompts and write the results.
 
     Args:
-        pipeline: one of memtrain.models.stock_pipeline.
-        prompts: P prompts.
+        given: pipeline, P prompts, settings of the sampling and output folder; what an earlier call with the same
+            settings scored there is not scored again.
         detectors: each gives one score per prompt.
-        output: folder to write to; what an earlier call with the same settings scored is not scored again.
-        seeds: K seeds; each prompt is sampled with every one, as far as the detectors need.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        model: where the pipeline comes from; stored as it is.
         shard: the part of the prompts to score, where several processes share an output folder; None to score
             nothing and merge what they wrote.
         part_seconds: scores are written at least this often; what a killed process loses.
-        progress: show a progress bar over prompts.
+        left_out: names of detectors that were asked for and cannot read this pipeline, with the reason.
 
     Returns:
         The content of `detection.json`; None if other processes have not scored their parts yet. Whoever is last
         merges.
 
     Raises:
-        ConfigurationError: if settings contradict each other.
+        ConfigurationError: if there is nothing to score.
         RecordError: if there is nothing to score and scores are missing.
     """
-    if not prompts or not seeds or not detectors or batch_size < 1:
+    if not given.prompts or not detectors:
         raise ConfigurationError(
-            f"Nothing to score: {len(prompts)} prompts, {len(seeds)} seeds, {len(detectors)} detectors, "
-            f"batch_size={batch_size}",
+            f"Nothing to score: {len(given.prompts)} prompts, {len(detectors)} detectors",
             expected="at least one of each",
             remedy="change the settings",
         )
-    texts = [prompt.text for prompt in prompts]
-    sampling = {"seeds": list(seeds), "steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
+    texts = [prompt.text for prompt in given.prompts]
     identity = {
-        "pipeline": fingerprint(pipeline),
+        "pipeline": fingerprint(given.pipeline),
         "prompts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         "detectors": [_configuration(detector) for detector in detectors],
-        "sampling": sampling,
+        "sampling": {**given.sampling.said(), "batch_size": given.sampling.batch_size},
         "memtrain": memtrain.__version__,
     }
-    folder = Path(output)
-    parts = ScoreParts(folder / "detection", identity, detectors=[detector.name for detector in detectors])
+    parts = ScoreParts(given.output / "detection", identity, detectors=[detector.name for detector in detectors])
     if shard is not None:
-        _score(
-            pipeline,
-            texts,
-            detectors,
-            parts=parts,
-            shard=shard,
-            part_seconds=part_seconds,
-            progress=progress,
-            seeds=seeds,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-        )
+        _score(given, detectors, parts=parts, shard=shard, part_seconds=part_seconds)
         if len(parts.done()) < len(texts):
             return None
     table = parts.merged(len(texts))
-    keep_earlier(folder, key=parts.key, names=("detection.json", "prompts.parquet"))
-    lengths, uncut = prompt_lengths(pipeline, texts), prompt_lengths(pipeline, texts, truncation=False)
-    truth = known_truth(prompts)
+    keep_earlier(given.output, key=parts.key, names=("detection.json", "prompts.parquet"))
+    lengths, uncut = (prompt_lengths(given.pipeline, texts, truncation=cut) for cut in (True, False))
+    truth = known_truth(given.prompts)
     scores = {detector.name: torch.tensor(table[detector.name].to_pylist()).double() for detector in detectors}
-    figures: dict[str, Any] = {}
-    for detector in detectors:
-        figures[detector.name] = {
-            "higher_means_memorized": detector.higher_means_memorized,
-            "cost": detector.cost,
-            "denoiser_calls": len(seeds) * (detector.calls(steps) + detector.extra_forwards(steps)),
-        }
-        if truth is not None:
-            oriented = scores[detector.name] * (1 if detector.higher_means_memorized else -1)
-            figures[detector.name] |= ranking_figures(oriented, torch.tensor(truth), lengths=lengths, keys=texts)
     combined, together = _combined(scores, truth, texts)
     results = {
         "schema_version": SCHEMA_VERSION,
         **provenance(),
         "key": parts.key,
         "identity": identity,
-        "model": model,
-        "sampling": sampling,
-        "prompts": len(prompts),
+        "model": given.model,
+        "sampling": identity["sampling"],
+        "prompts": len(texts),
         "truncated_prompts": int((uncut > lengths).sum()),
-        "seconds_per_prompt": sum(table["seconds"].to_pylist()) / len(prompts),
+        "seconds_per_prompt": sum(table["seconds"].to_pylist()) / len(texts),
         "prompt_length": None if truth is None else ranking_figures(lengths.double(), torch.tensor(truth)),
-        "detectors": figures,
+        "detectors": _figures(given, detectors, scores, truth=truth, lengths=lengths),
         "combined": together,
+        **({"left_out": dict(left_out)} if left_out else {}),
     }
     columns = {
         "prompt": texts,
-        "memorized": pa.array([prompt.memorized for prompt in prompts], pa.bool_()),
+        "memorized": pa.array([prompt.memorized for prompt in given.prompts], pa.bool_()),
         "prompt_length": lengths.tolist(),
         **{detector.name: table[detector.name] for detector in detectors},
         **({} if combined is None else {"combined": combined.tolist()}),
     }
-    write_parquet(pa.table(columns), folder / "prompts.parquet")
-    write_json(results, folder / "detection.json")
-    return results
+    write_parquet(pa.table(columns), given.output / "prompts.parquet")
+    return write_json(results, given.output / "detection.json")
+
+
+def _figures(
+    given: StageInput,
+    detectors: Sequence[Detector],
+    scores: Mapping[str, Tensor],
+    *,
+    truth: list[bool] | None,
+    lengths: Tensor,
+) -> dict[str, Any]:
+    """What each detector costs and, where the truth is known, how well it ranks."""
+    figures: dict[str, Any] = {}
+    seeds, steps = len(given.sampling.seeds), given.sampling.steps
+    for detector in detectors:
+        figures[detector.name] = {
+            "higher_means_memorized": detector.higher_means_memorized,
+            "cost": detector.cost,
+            "denoiser_calls": seeds * (detector.calls(steps) + detector.extra_forwards(steps)),
+        }
+        if truth is not None:
+            oriented = scores[detector.name] * (1 if detector.higher_means_memorized else -1)
+            keys = [prompt.text for prompt in given.prompts]
+            figures[detector.name] |= ranking_figures(oriented, torch.tensor(truth), lengths=lengths, keys=keys)
+    return figures
 
 
 def _configuration(detector: Detector) -> dict[str, str]:
@@ -169,21 +155,12 @@ def _configuration(detector: Detector) -> dict[str, str]:
 
 
 def _score(
-    pipeline: DiffusionPipeline,
-    texts: Sequence[str],
-    detectors: Sequence[Detector],
-    *,
-    parts: ScoreParts,
-    shard: Shard,
-    part_seconds: float,
-    progress: bool,
-    seeds: Sequence[int],
-    batch_size: int,
-    **sampling: Any,
+    given: StageInput, detectors: Sequence[Detector], *, parts: ScoreParts, shard: Shard, part_seconds: float
 ) -> None:
     """Score this process's prompts that have no scores yet."""
-    each = max(1, batch_size // len(seeds))
-    groups = [range(start, min(start + each, len(texts))) for start in range(0, len(texts), each)]
+    sampling, count = given.sampling, len(given.prompts)
+    each = sampling.prompts_at_once
+    groups = [range(start, min(start + each, count)) for start in range(0, count, each)]
     done = parts.done()
     own = groups[shard.index :: shard.count]
     left = [group for group in own if not done.issuperset(group)]
@@ -191,19 +168,12 @@ def _score(
     rows: list[dict[str, Any]] = []
     written = time.perf_counter()
     description = "scoring" if shard.count == 1 else f"scoring, part {shard}"
-    with tqdm(total=total, initial=scored, desc=description, unit="prompt", disable=not progress) as bar:
+    with tqdm(total=total, initial=scored, desc=description, unit="prompt", disable=not sampling.progress) as bar:
         try:
             for group in left:
                 start = time.perf_counter()
-                readings = read_prompts_with(
-                    pipeline,
-                    [texts[row] for row in group],
-                    detectors,
-                    seeds=seeds,
-                    batch_size=batch_size,
-                    progress=False,
-                    **sampling,
-                )
+                texts = [given.prompts[row].text for row in group]
+                readings = read_prompts_with(given.pipeline, texts, detectors, sampling=sampling.quiet)
                 scores = {detector.name: detector.score(readings[detector.name]).tolist() for detector in detectors}
                 seconds = (time.perf_counter() - start) / len(group)
                 rows += [
@@ -219,8 +189,8 @@ def _score(
 
 
 def _combined(
-    scores: dict[str, torch.Tensor], truth: list[bool] | None, texts: Sequence[str]
-) -> tuple[torch.Tensor | None, dict[str, Any] | None]:
+    scores: dict[str, Tensor], truth: list[bool] | None, texts: Sequence[str]
+) -> tuple[Tensor | None, dict[str, Any] | None]:
     """Out-of-fold log odds of all detectors together, and their figures or why there are none."""
     if truth is None:
         return None, None

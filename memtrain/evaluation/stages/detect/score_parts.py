@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
-from memtrain.records import write_parquet
+from memtrain.records import write_parquet, written_whole
 
 
 class ScoreParts:
@@ -47,8 +47,8 @@ class ScoreParts:
         self._schema = pa.schema(
             [("row", pa.int64()), *((name, pa.float64()) for name in detectors), ("seconds", pa.float64())]
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "identity.json").write_text(text + "\n", encoding="utf-8")
+        with written_whole(self.folder / "identity.json") as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
     def append(self, rows: Sequence[Mapping[str, Any]], *, shard: str) -> None:
         """Write rows as one part.

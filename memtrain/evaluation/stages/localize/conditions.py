@@ -17,10 +17,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from memtrain.evaluation.measures.fidelity import retrieved
+from memtrain.evaluation.measures.pixels import diversity
 from memtrain.evaluation.measures.replication import Replication, replication, reproduction_threshold, same_picture
-from memtrain.evaluation.stages.mitigate.changes import diversity, mean_with_interval
 from memtrain.evaluation.stages.prompts import PromptToScore
-from memtrain.functional.ranking import auroc, proportion_interval
+from memtrain.functional.ranking import auroc, mean_with_interval, share
 from memtrain.localization.found import Found
 from memtrain.models.neuron_mask import NeuronMask
 
@@ -182,12 +182,6 @@ class Conditions:
                     }
                 )
         return table
-
-
-def share(yes: Sequence[bool]) -> dict[str, Any]:
-    """How many of them, with a Wilson interval."""
-    k, n = sum(map(bool, yes)), len(yes)
-    return {"k": k, "n": n, "share": k / n if n else None, "interval": list(proportion_interval(k, n))}
 
 
 def _quartiles(values: Tensor) -> dict[str, float]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ from torch import Tensor
 
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, nemo_metrics
 from memtrain.evaluation.measures.replication import reproduction_threshold
+from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.localize.conditions import (
     MASKED,
     SEARCHED,
@@ -44,22 +48,16 @@ from memtrain.evaluation.stages.localize.conditions import (
     Conditions,
     change_of_loss,
     neuron_figures,
-    share,
     verdict,
 )
-from memtrain.evaluation.stages.localize.roles import NEURONS, Roles
-from memtrain.evaluation.stages.localize.section import contact_sheet
-from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.localize.search import Search, find_neurons
+from memtrain.evaluation.stages.localize.sheet import write_sheet
 from memtrain.evaluation.stages.provenance import provenance
-from memtrain.localization.contribution import EVERY_SITE, locate_contributions
-from memtrain.localization.locate import calibrated_on, kept_calibration, locate, require_same_model
+from memtrain.evaluation.stages.roles import Roles
+from memtrain.functional.ranking import share
 from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
-from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import Localization, save_masks, union
 from memtrain.localization.retrigger import retrigger
-from memtrain.localization.settings import Settings
-from memtrain.localization.statistics import ActivationStatistics
-from memtrain.localization.threshold import Threshold
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.records import write_json, write_parquet
 
@@ -69,55 +67,33 @@ SCHEMA_VERSION = 1
 """Of `localization.json` and `localization.parquet`."""
 CONTROLS = 20
 """Controls whose images are searched for at most: they set how often the search succeeds without a memory."""
+PROBE_STEPS = 50
+"""Suggested steps of the search for embeddings."""
 
 
 def localize(
-    pipeline: StableDiffusionPipeline,
-    prompts: Sequence[PromptToScore],
+    given: StageInput,
     *,
-    output: str | Path,
-    own_images: Tensor | None = None,
-    statistics: ActivationStatistics | None = None,
-    threshold: Threshold | float | None = None,
-    settings: Settings | None = None,
-    contribution: float | None = None,
-    probe: bool = True,
-    probe_steps: int = 50,
+    search: Search | None = None,
+    probe_steps: int = PROBE_STEPS,
     heldout: tuple[Tensor, Sequence[str]] | None = None,
     false_positive_rate: float | None = None,
+    weights: Weights | None = None,
     bake: str | Path | None = None,
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    model: str = "",
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Locate, mask, check, and write the results.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline, left as it was.
-        prompts: P different prompts. Those known not to be memorized are controls.
-        output: folder to write to.
-        own_images: `(P, 3, H, W)` uint8, the image that belongs to each prompt. Without them nothing is said about
-            replication, and the search for embeddings is left out.
-        statistics: activations for other prompts; default measured on half of the controls, or on random words.
-        threshold: similarity between seeds above which a prompt counts as memorized; default as `statistics`.
-        settings: of the search for neurons.
-        contribution: take this share of all neurons by :mod:`memtrain.localization.contribution` instead of NeMo's
-            search, which then has no `statistics`; needs controls.
-        probe: search for embeddings that bring masked images back.
-        probe_steps: of that search.
+        given: a Stable Diffusion 1.x or 2.x pipeline, left as it was; P different prompts, of which those known not to
+            be memorized are controls; the image of each prompt, without which nothing is said about replication, and
+            the search for embeddings is left out; settings of the sampling, and the output folder.
+        search: how neurons are found.
+        probe_steps: of the search for embeddings that bring masked images back; 0 to leave it out.
         heldout: images `(n, 3, H, W)` uint8 that were never trained on, and their captions; default the controls'.
         false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
             0.01, or with fewer than 99 controls the lowest that they can promise.
+        weights: of networks that measure beside.
         bake: folder to save a pipeline to whose weights have the masks of all prompts in them, those of controls not.
-        seeds: K seeds; each prompt is sampled with every one.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        model: where the pipeline comes from; stored as it is.
-        progress: show progress bars.
 
     Returns:
         The content of `localization.json`.
@@ -128,123 +104,158 @@ def localize(
         DataError: if prompts and images do not belong together.
         CalibrationError: if there are too few controls for the rate.
     """
-    texts = [prompt.text for prompt in prompts]
+    prompts, own_images = given.prompts, given.own_images
     roles = Roles.of(prompts)
     if own_images is not None:
         _check_images(own_images, len(prompts))
     if false_positive_rate is not None and own_images is not None:
         reproduction_threshold(torch.zeros(len(roles.controls)), false_positive_rate)
-    folder = Path(output)
     if bake is not None:
         require_free(Path(bake))
-    kept = calibrated_on(folder / NEURONS)
-    if statistics is not None and threshold is not None:
-        roles = roles.calibrated_on(prompts, ())
-    elif kept is not None:
-        roles = roles.calibrated_on(prompts, set(kept))
-    asked, tested, controls = roles.asked, roles.tested, roles.controls
-    searched, others = [texts[row] for row in roles.searched], [texts[row] for row in roles.calibrating]
-    if contribution is not None:
-        calibration = kept_calibration(folder / NEURONS)
-        settings = settings or Settings()
-        if calibration is not None:
-            require_same_model(calibration[0], Predictor.of(pipeline, steps=settings.steps), folder / NEURONS)
-            threshold = calibration[1] if threshold is None else threshold
-        located = locate_contributions(
-            pipeline,
-            searched,
-            other_prompts=kept or others,
-            share=contribution,
-            threshold=threshold,
-            sites=settings.sites or EVERY_SITE,
-            settings=settings,
-        )
-    else:
-        located = locate(
-            pipeline,
-            searched,
-            statistics=statistics,
-            threshold=threshold,
-            other_prompts=None if kept is not None else others or None,
-            settings=settings,
-            output=folder / NEURONS,
-            progress=progress,
-        )
-    # Controls that were taken for memorized are no reason to switch neurons off for good.
-    whole = union([mask for row in asked if (mask := located.get(texts[row])) is not None])
-    sampling: dict[str, Any] = {
-        "seeds": seeds,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "batch_size": batch_size,
-        "size": None if own_images is None else (int(own_images.shape[-2]), int(own_images.shape[-1])),
-        "progress": progress,
-    }
-    changed = roles.searched
-    conditions = Conditions(pipeline, prompts, own_images, changed, false_positive_rate)
-    plain = sample_embeddings(pipeline, text_embeddings(pipeline, texts), **sampling)
-    conditions.add(UNMASKED, range(len(prompts)), images=plain)
-    for name, masks in _masks(located, [texts[row] for row in changed], whole).items():
-        if name != UNMASKED and any(masks):
-            embeddings = text_embeddings(pipeline, [texts[row] for row in changed])
-            conditions.add(name, changed, images=sample_embeddings(pipeline, embeddings, masks=masks, **sampling))
-    if probe and own_images is not None:
-        # The search for the controls' images is the measure of what it can do without a memory.
-        rows = [*asked, *tested[:CONTROLS]]
-        for name, masks in _masks(located, [texts[row] for row in rows], whole).items():
-            of_interest = rows if name == UNMASKED else asked
-            masks = masks[: len(of_interest)]
-            if name != UNMASKED and not any(masks):
-                continue
-            found = retrigger(
-                pipeline, [texts[row] for row in of_interest], own_images[of_interest], masks=masks, steps=probe_steps
-            )
-            images = sample_embeddings(pipeline, found.embeddings, masks=masks, **sampling)
-            conditions.add(name + SEARCHED, of_interest, images=images, losses=found.losses)
+    roles, located = find_neurons(given, search or Search())
+    case = _Case.of(given, roles, located)
+    conditions = Conditions(given.pipeline, prompts, own_images, roles.searched, false_positive_rate)
+    _sample_masked(case, conditions)
+    if probe_steps and own_images is not None:
+        _sample_retriggered(case, conditions, own_images, steps=probe_steps)
+    if heldout is None and own_images is not None and roles.controls:
+        heldout = own_images[roles.controls], [prompts[row].text for row in roles.controls]
     loss = None
-    if heldout is None and own_images is not None and controls:
-        heldout = own_images[controls], [texts[row] for row in controls]
-    if heldout is not None and whole is not None:
-        loss = _loss(pipeline, heldout, mask=whole)
-    by_prompt = {found.prompt: found for found in located.found}
-    figures = conditions.summarize()
-    results: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        **provenance(),
-        "model": model,
-        "sampling": {"seeds": list(seeds), "steps": steps, "guidance_scale": guidance_scale},
-        "search": located.search,
-        "prompts": {"asked": len(asked), "controls": len(controls), "controls_tested": len(tested)},
-        "located": {
-            "asked": share([by_prompt[texts[row]].neurons > 0 for row in asked]),
-            "false_alarms": share([by_prompt[texts[row]].neurons > 0 for row in tested]),
-        },
-        "neurons": neuron_figures([by_prompt[texts[row]] for row in asked], located.sites, whole),
-        **figures,
-        "heldout_loss": loss,
-        "probe": {"steps": probe_steps, "learning_rate": 0.1, "draws": 8} if probe and own_images is not None else None,
+    if heldout is not None and case.whole is not None:
+        loss = _loss(given.pipeline, heldout, mask=case.whole)
+    results = {
+        **_figures(case, conditions, loss),
+        "probe": {"steps": probe_steps, "learning_rate": 0.1, "draws": 8}
+        if probe_steps and own_images is not None
+        else None,
     }
+    if weights is not None and weights.any:
+        results["networks"] = _networks(case, conditions, weights)
     results["verdict"] = verdict(results)
-    rows_of_table = conditions.rows()
-    for row in rows_of_table:
-        neurons = by_prompt.get(row["prompt"])
-        row["neurons"] = None if neurons is None else neurons.neurons
-    folder.mkdir(parents=True, exist_ok=True)
-    save_masks(located, folder / "masks.safetensors")
-    write_parquet(pa.Table.from_pylist(rows_of_table), folder / "localization.parquet")
-    contact_sheet(folder / "localization.png", conditions, rows=asked, own_images=own_images)
-    write_json(results, folder / "localization.json")
-    if bake is not None and whole is not None:
-        save_masked_pipeline(pipeline, whole, Path(bake))
+    written = _write(case, conditions, results)
+    if bake is not None and case.whole is not None:
+        save_masked_pipeline(given.pipeline, case.whole, Path(bake))
     elif bake is not None:
         log.warning("Nothing was baked into %s: no prompt has neurons to switch off", bake)
+    return written
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is known once neurons are found.
+
+    Attributes:
+        given: pipeline, prompts and settings.
+        roles: of the prompts.
+        located: what was found for them.
+        whole: the neurons of all prompts asked about in one mask; None if there are none.
+    """
+
+    given: StageInput
+    roles: Roles
+    located: Localization
+    whole: NeuronMask | None
+
+    @staticmethod
+    def of(given: StageInput, roles: Roles, located: Localization) -> _Case:
+        # Controls that were taken for memorized are no reason to switch neurons off for good.
+        masks = [located.get(given.prompts[row].text) for row in roles.asked]
+        return _Case(given, roles, located, union([mask for mask in masks if mask is not None]))
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        return [self.given.prompts[row].text for row in rows]
+
+    def masks(self, rows: Sequence[int]) -> dict[str, list[NeuronMask | None]]:
+        """Per condition the mask of each prompt."""
+        own = [self.located.get(text) for text in self.texts(rows)]
+        return {UNMASKED: [None] * len(rows), MASKED: own, UNION: [self.whole] * len(rows)}
+
+
+def _sample_masked(case: _Case, conditions: Conditions) -> None:
+    """Images as the model is, under each prompt's mask, and under all masks together."""
+    pipeline, rows = case.given.pipeline, case.roles.searched
+    sampling = case.given.sampling.sized_as(case.given.own_images)
+    every = range(len(case.given.prompts))
+    plain = sample_embeddings(pipeline, text_embeddings(pipeline, case.texts(every)), sampling=sampling)
+    conditions.add(UNMASKED, every, images=plain)
+    for name, masks in case.masks(rows).items():
+        if name != UNMASKED and any(masks):
+            embeddings = text_embeddings(pipeline, case.texts(rows))
+            images = sample_embeddings(pipeline, embeddings, masks=masks, sampling=sampling)
+            conditions.add(name, rows, images=images)
+
+
+def _sample_retriggered(case: _Case, conditions: Conditions, own_images: Tensor, *, steps: int) -> None:
+    """The same with an embedding that was searched for each prompt's own image."""
+    pipeline, sampling = case.given.pipeline, case.given.sampling.sized_as(own_images)
+    # The search for the controls' images is the measure of what it can do without a memory.
+    rows = [*case.roles.asked, *case.roles.tested[:CONTROLS]]
+    for name, every in case.masks(rows).items():
+        of_interest = rows if name == UNMASKED else case.roles.asked
+        masks = every[: len(of_interest)]
+        if name != UNMASKED and not any(masks):
+            continue
+        found = retrigger(pipeline, case.texts(of_interest), own_images[of_interest], masks=masks, steps=steps)
+        images = sample_embeddings(pipeline, found.embeddings, masks=masks, sampling=sampling)
+        conditions.add(name + SEARCHED, of_interest, images=images, losses=found.losses)
+
+
+def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -> dict[str, Any]:
+    """What `localization.json` holds, but for the verdict."""
+    roles, located = case.roles, case.located
+    by_prompt = {found.prompt: found for found in located.found}
+    asked, tested = ([by_prompt[text] for text in case.texts(rows)] for rows in (roles.asked, roles.tested))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "model": case.given.model,
+        "sampling": case.given.sampling.said(),
+        "search": located.search,
+        "prompts": {"asked": len(asked), "controls": len(roles.controls), "controls_tested": len(tested)},
+        "located": {
+            "asked": share([found.neurons > 0 for found in asked]),
+            "false_alarms": share([found.neurons > 0 for found in tested]),
+        },
+        "neurons": neuron_figures(asked, located.sites, case.whole),
+        **conditions.summarize(),
+        "heldout_loss": loss,
+    }
+
+
+def _networks(case: _Case, conditions: Conditions, weights: Weights) -> dict[str, Any]:
+    """NeMo's metrics of images under each prompt's mask; FID of images of controls, under all masks together."""
+    device, own = case.given.pipeline.device, case.given.own_images
+    plain, results = conditions.found[UNMASKED], dict[str, Any](groups={})
+    if masked := conditions.found.get(MASKED):
+        for name, rows in (("asked", case.roles.asked), ("controls", case.roles.tested)):
+            if rows:
+                results["groups"][name] = nemo_metrics(
+                    masked.images[[masked.rows.index(row) for row in rows]],
+                    plain.images[[plain.rows.index(row) for row in rows]],
+                    references=None if own is None else own[rows][:, None],
+                    prompts=case.texts(rows),
+                    weights=weights,
+                    device=device,
+                )
+    if (all_masks := conditions.found.get(UNION)) and own is not None and len(case.roles.tested) > 1:
+        rows = case.roles.tested
+        for name, condition in (("distribution_without", plain), ("distribution_with", all_masks)):
+            images = condition.images[[condition.rows.index(row) for row in rows]].flatten(0, 1)
+            results[name] = distribution_metrics(own[rows], images, weights=weights, device=device)
     return results
 
 
-def _masks(located: Localization, texts: Sequence[str], whole: NeuronMask | None) -> dict[str, list[NeuronMask | None]]:
-    """Per condition the mask of each prompt."""
-    own = [located.get(text) for text in texts]
-    return {UNMASKED: [None] * len(texts), MASKED: own, UNION: [whole] * len(texts)}
+def _write(case: _Case, conditions: Conditions, results: dict[str, Any]) -> dict[str, Any]:
+    """Write every file; the content of `localization.json`."""
+    folder, rows = case.given.output, conditions.rows()
+    neurons = {found.prompt: found.neurons for found in case.located.found}
+    for row in rows:
+        row["neurons"] = neurons.get(row["prompt"])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_masks(case.located, folder / "masks.safetensors")
+    write_parquet(pa.Table.from_pylist(rows), folder / "localization.parquet")
+    write_sheet(folder / "localization.png", conditions, rows=case.roles.asked, own_images=case.given.own_images)
+    return write_json(results, folder / "localization.json")
 
 
 def _loss(

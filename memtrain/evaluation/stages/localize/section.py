@@ -1,164 +1,56 @@
-"""What masking changed, for the eye: a sheet of images, and the figures as a table."""
+"""What `localize` says in the report: from `localization.json` and its sheet of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from memtrain.evaluation.stages.localize.conditions import MASKED, SEARCHED, UNION, UNMASKED, Conditions
-
-ROWS = 12
-"""Prompts on a sheet, in their order."""
-SEEDS = 2
-"""Images per prompt and condition."""
-WIDEST = 90
-"""Characters of a prompt on a sheet."""
-SHOWN = (UNMASKED, MASKED, UNMASKED + SEARCHED, MASKED + SEARCHED)
-ORDER = (UNMASKED, MASKED, UNION, UNMASKED + SEARCHED, MASKED + SEARCHED, UNION + SEARCHED)
+from memtrain.evaluation.report.section import (
+    Section,
+    joined,
+    made,
+    notes,
+    paragraph,
+    percent,
+    picture,
+    results_of,
+    table,
+)
+from memtrain.evaluation.stages.localize.screen import lines
+from memtrain.evaluation.stages.network_figures import paired_networks
 
 
-def contact_sheet(path: Path, conditions: Conditions, *, rows: Sequence[int], own_images: Tensor | None) -> None:
-    """Write a PNG: a row per prompt with its own image and its images under each condition.
+def sections(folder: Path) -> list[Section]:
+    """The verdict, the table of conditions and the sheet.
 
     Args:
-        path: of the PNG.
-        conditions: with their images.
-        rows: prompts to show.
-        own_images: `(P, 3, H, W)` uint8, if they are known.
+        folder: of the results.
     """
-    shown = [name for name in SHOWN if name in conditions.found]
-    seeds = min(SEEDS, conditions.found[UNMASKED].images.shape[1])
-    first, rows = int(own_images is not None), list(rows)[:ROWS]
-    columns = first + seeds * len(shown)
-    figure = Figure(figsize=(0.35 + 1.02 * columns, 0.35 + 1.22 * len(rows)), dpi=110)
-    FigureCanvasAgg(figure)
-    top = 1 - 0.42 / figure.get_figheight()
-    grid = figure.add_gridspec(
-        len(rows), columns, left=0.01, right=0.99, bottom=0.01, top=top, hspace=0.24, wspace=0.05
+    results = results_of(folder, "localization.json")
+    if results is None:
+        return []
+    asked, false_alarms = results["located"]["asked"], results["located"]["false_alarms"]
+    said = (
+        f"{asked['k']} of {asked['n']} prompts have neurons that carry their image, and {false_alarms['k']} of "
+        f"{false_alarms['n']} prompts that are not memorized (false alarms)."
     )
-    for line, row in enumerate(rows):
-        cells = [("own image", own_images[row])] if own_images is not None else []
-        for name in shown:
-            condition = conditions.found[name]
-            images = condition.images[condition.rows.index(row), :seeds]
-            cells += [(name if seed == 0 else "", image) for seed, image in enumerate(images)]
-        for column, (title, image) in enumerate(cells):
-            axes = figure.add_subplot(grid[line, column])
-            axes.imshow(image.permute(1, 2, 0).numpy())
-            axes.set_axis_off()
-            box = axes.get_position()
-            if line == 0 and title:
-                figure.text(box.x0, 1 - 0.16 / figure.get_figheight(), title, fontsize=9, weight="bold")
-            if column == 0:
-                label = _label(conditions.prompts[row].text)
-                figure.text(box.x0, box.y1 + 0.03 / figure.get_figheight(), label, fontsize=6.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the default Software entry the bytes do not depend on matplotlib's version string.
-    figure.savefig(path, metadata={"Software": None})
-
-
-def _label(prompt: str) -> str:
-    """A prompt as matplotlib prints it, without reading it as a formula."""
-    text = " ".join(prompt.split())
-    return (text if len(text) <= WIDEST else text[: WIDEST - 1] + "…").replace("\\", "").replace("$", r"\$")
-
-
-def lines(results: Mapping[str, Any], *, intervals: bool = True) -> list[dict[str, str]]:
-    """The table of conditions as text, a line per condition and group; what was not measured is a dash.
-
-    Args:
-        results: content of `localization.json`.
-        intervals: with the interval of each share.
-    """
-    found = []
-    for name in ORDER:
-        for group, figures in results["conditions"].get(name, {}).items():
-            losses = figures.get("search_loss")
-            found.append(
-                {
-                    "condition": name,
-                    "prompts": f"{group} ({figures['n']})",
-                    "reproduced": _share(figures.get("reproduced"), interval=intervals),
-                    "below every control": _share(figures.get("below_every_control"), interval=intervals),
-                    "best ratio": f"{figures['best_ratio']['median']:.2f}" if "best_ratio" in figures else "–",
-                    "diversity": _mean(figures.get("diversity")),
-                    "fidelity": _mean(figures.get("fidelity")),
-                    "search loss": "–" if losses is None else f"{losses['first']:.3f} to {losses['last']:.3f}",
-                }
-            )
-    return found
-
-
-def print_localization(results: Mapping[str, Any], folder: Path, *, console: Console | None = None) -> None:
-    """Print what was found, what masking it changed, and what that means.
-
-    Args:
-        results: content of `localization.json`.
-        folder: where the files are.
-        console: where to print; default the standard output.
-    """
-    console = console or Console()
-    located, neurons = results["located"], results["neurons"]
-    console.print(
-        f"Prompts with neurons: {_share(located['asked'])} of those asked about, {_share(located['false_alarms'])} of "
-        f"the controls (false alarms).",
-        markup=False,
-        soft_wrap=True,
-    )
-    if neurons["per_prompt"] is not None:
-        each = neurons["per_prompt"]
-        layers = ", ".join(f"{_short(site)} {mean:.1f}" for site, mean in neurons["per_layer"].items())
-        console.print(
-            f"Neurons per prompt: {each['median']:.0f} (median; {each['min']:.0f} to {each['max']:.0f}), "
-            f"{neurons['all_masks']} in all masks together. Per layer on average: {layers}.",
-            markup=False,
-            soft_wrap=True,
-        )
-    table = Table(title="Neuron masking (trigger suppression)", title_justify="left")
-    # In a terminal of 80 columns; intervals and what is left out are in the report and in localization.json.
-    kept = ("condition", "prompts", "reproduced", "best ratio", "diversity", "fidelity")
-    shown = [{name: line[name] for name in kept} for line in lines(results, intervals=False)]
-    for column in shown[0]:
-        table.add_column(column, justify="left" if column in ("condition", "prompts") else "right")
-    for line in shown:
-        table.add_row(*line.values())
-    console.print(table, markup=False)
-    loss = results["heldout_loss"]
-    if loss is not None:
-        low, high = loss["interval"]
-        console.print(
-            f"Held-out loss with all masks: {loss['change']:+.2%} ({low:+.2%} to {high:+.2%}), {loss['n']} images.",
-            markup=False,
-        )
-    console.print(results["verdict"]["text"], markup=False, soft_wrap=True)
-    files = ("localization.png", "localization.parquet", "masks.safetensors", "localization.json")
-    names = ("Images", "Per prompt", "Masks", "Figures")
-    console.print(
-        "   ".join(f"{name}: {folder / file}" for name, file in zip(names, files, strict=True)),
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _short(site: str) -> str:
-    """`down_blocks.0.attentions.1.transformer_blocks.0.attn2` to `down 0.1`."""
-    parts = [part for part in site.split(".") if part not in ("attentions", "transformer_blocks", "attn2")]
-    return f"{parts[0].removesuffix('_blocks').removesuffix('_block')} {'.'.join(parts[1:-1])}".strip()
-
-
-def _share(found: Mapping[str, Any] | None, *, interval: bool = True) -> str:
-    if found is None or not found["n"]:
-        return "–"
-    low, high = found["interval"]
-    return f"{found['k']} of {found['n']}" + (f" ({low:.0%} to {high:.0%})" if interval else "")
-
-
-def _mean(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None or found["mean"] is None else f"{found['mean']:.3f}"
+    if loss := results["heldout_loss"]:
+        ends = loss["interval"]
+        inside = "of a single image, so without an interval" if ends is None else " to ".join(map(percent, ends))
+        said += f" With all masks at once the held-out loss changes by {percent(loss['change'])} ({inside})."
+    rows = lines(results)
+    body = [
+        paragraph(results["verdict"]["text"]),
+        paragraph(said),
+        table(list(rows[0]), [list(row.values()) for row in rows]),
+        notes(
+            [
+                "Masking suppresses what a prompt triggers. “Re-trigger” samples with an embedding that was optimised "
+                "to bring the image back; the controls’ images were never trained on, so what such a search does for "
+                "them is no memory."
+            ]
+        ),
+    ]
+    if networks := results.get("networks"):
+        body.append(paired_networks(networks))
+    body.append(picture(folder / "localization.png", alt="Own images, and generations under each condition"))
+    return [Section(title="Neuron masking", body=joined(body), place=35, facts=made(results, "localize"))]

@@ -4,8 +4,7 @@ Written to the output folder:
 
 - `results.json`: aggregate figures, configuration, versions and seeds (:data:`SCHEMA_VERSION` names its layout);
 - `samples.parquet`: one row per prompt and seed;
-- `images/`: every generation and the own image of every prompt, as PNG;
-- `report.html`: made from the three above alone, so it can be made again.
+- `images/`: every generation and the own image of every prompt, as PNG.
 
 Everything that can be refused is refused before the first image is sampled.
 """
@@ -13,19 +12,25 @@ Everything that can be refused is refused before the first image is sampled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from memtrain.detectors.base import Detector
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.kid import EfficientNetLite0, kernel_distance, reason_to_leave_out
-from memtrain.evaluation.measures.replication import check_images, replication, reproduction_threshold
-from memtrain.evaluation.report.page import write_report
-from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, image_metrics
+from memtrain.evaluation.measures.replication import (
+    Replication,
+    check_images,
+    replication,
+    reproduction_threshold,
+)
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.sampling.generate import Trace, generate
+from memtrain.evaluation.stages.base import RunSamples, StageInput
 from memtrain.evaluation.stages.measure.counts import (
     members,
     summarize_detectors,
@@ -33,7 +38,7 @@ from memtrain.evaluation.stages.measure.counts import (
     summarize_groups,
     verdict,
 )
-from memtrain.evaluation.stages.measure.samples import Prompt, families, own_index, samples_table, write_images
+from memtrain.evaluation.stages.measure.samples import families, own_index, samples_table, write_images
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.records import HELDOUT, write_json, write_parquet
@@ -42,61 +47,72 @@ SCHEMA_VERSION = 1
 """Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """How figures are judged.
+
+    Attributes:
+        false_positive_rate: probability that a prompt never trained on counts as reproduced; None for 0.01, or the
+            lowest that the held-out prompts can promise.
+        neighbours: nearest training images that a distance is compared with.
+        level: coverage of intervals.
+        resamples: of bootstrap intervals.
+        seed: of bootstrap intervals.
+    """
+
+    false_positive_rate: float | None = None
+    neighbours: int = 50
+    level: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
+
+    def rate(self, heldout: int) -> float:
+        """The false-positive rate with so many held-out prompts."""
+        if self.false_positive_rate is not None:
+            return self.false_positive_rate
+        return max(0.01, 1 / (heldout + 1))
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """Arguments of bootstrap intervals."""
+        return {"seed": self.seed, "resamples": self.resamples, "level": self.level}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was sampled, and measured on it."""
+
+    trace: Trace
+    distances: Replication
+    threshold: float
+    kid: Mapping[str, Any]
+
+    @property
+    def reproduced(self) -> Tensor:
+        return self.distances.best < self.threshold
+
+
 def evaluate_run(
-    pipeline: StableDiffusionPipeline,
-    prompts: Sequence[Prompt],
+    given: StageInput,
+    samples: RunSamples,
     *,
-    own_images: Tensor,
-    training_images: Tensor,
-    training_keys: Sequence[str],
-    output: str | Path,
-    templates: Mapping[str, str] | None = None,
-    visits: Mapping[str, int] | None = None,
-    evidence: pa.Table | None = None,
-    directions: Mapping[str, str] | None = None,
-    heldout_loss: float | None = None,
-    kid: bool | None = None,
-    config: Mapping[str, Any] | None = None,
     detectors: Sequence[Detector] = (),
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    false_positive_rate: float = 0.05,
-    neighbours: int = 50,
-    level: float = 0.95,
-    resamples: int = 1000,
-    bootstrap_seed: int = 0,
-    progress: bool = True,
+    statistics: Statistics | None = None,
+    directions: Mapping[str, str] | None = None,
+    kid: bool | None = None,
+    weights: Weights | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained pipeline and write the results.
 
     Args:
-        pipeline: the trained pipeline.
-        prompts: P prompts with distinct keys; held-out ones are needed for the threshold.
-        own_images: `(P, 3, H, W)` uint8, the image of each prompt.
-        training_images: `(M, 3, H, W)` uint8, every training image once.
-        training_keys: M keys.
-        output: folder to write to; files of an earlier evaluation are replaced.
-        templates: what a training image is a variant of, by key. Variants of one are compared as one image, and prompts
-            of one are counted as one.
-        visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
-        evidence: the run's `records/evidence.parquet`, if it was monitored.
-        directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
-        heldout_loss: denoising loss on held-out samples after training.
-        kid: measure KID on the held-out prompts; by default if its features are installed.
-        config: anything that says where the pipeline comes from; stored as it is.
+        given: the trained pipeline, settings of the sampling, and the output folder, in which files of an earlier
+            evaluation are replaced.
+        samples: the prompts, and what they are compared with.
         detectors: run on the same sampling.
-        seeds: K seeds; each prompt is sampled with every one.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        false_positive_rate: probability that a prompt never trained on counts as reproduced.
-        neighbours: nearest training images that a distance is compared with.
-        level: coverage of intervals.
-        resamples: of bootstrap intervals.
-        bootstrap_seed: of bootstrap intervals.
-        progress: show a progress bar.
+        statistics: how figures are judged.
+        directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
+        kid: measure KID on the held-out prompts; by default if its features are installed.
+        weights: of networks that measure beside.
 
     Returns:
         The content of `results.json`.
@@ -107,79 +123,119 @@ def evaluate_run(
         ConfigurationError: if settings contradict each other.
         RecordError: if the evidence table is not one.
     """
-    groups = [prompt.group for prompt in prompts]
+    statistics = statistics or Statistics()
+    groups = [prompt.group for prompt in samples.prompts]
     held = members(groups, HELDOUT)
-    own = own_index(prompts, training_keys, own_images, training_images)
-    templates = templates or {}
-    family = families(training_keys, templates)
-    check_images(own_images[:, None], own_images, training_images, neighbours=neighbours, family=family)
-    reproduction_threshold(torch.zeros(int(held.sum())), false_positive_rate)
+    rate = statistics.rate(int(held.sum()))
+    own = own_index(samples.prompts, samples.training_keys, samples.own_images, samples.training_images)
+    family = families(samples.training_keys, samples.templates or {})
+    check_images(
+        samples.own_images[:, None],
+        samples.own_images,
+        samples.training_images,
+        neighbours=statistics.neighbours,
+        family=family,
+    )
+    reproduction_threshold(torch.zeros(int(held.sum())), rate)
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
-    bootstrap: dict[str, Any] = {"seed": bootstrap_seed, "resamples": resamples, "level": level}
-    training = None if evidence is None else compare_with_truth(evidence, directions=directions, **bootstrap)
-
+    training = None
+    if samples.evidence is not None:
+        training = compare_with_truth(samples.evidence, directions=directions, **statistics.bootstrap)
+    loss = None
+    if samples.heldout is not None:
+        images, captions = samples.heldout
+        loss = float(heldout_loss(given.pipeline, images, captions=captions).mean())
     trace = generate(
-        pipeline,
-        [prompt.caption for prompt in prompts],
-        seeds=seeds,
-        steps=steps,
-        guidance_scale=guidance_scale,
+        given.pipeline,
+        [prompt.caption for prompt in samples.prompts],
+        sampling=given.sampling.sized_as(samples.own_images),
         detectors=detectors,
-        batch_size=batch_size,
-        size=(int(own_images.shape[-2]), int(own_images.shape[-1])),
-        progress=progress,
     )
     distances = replication(
         trace.images,
-        own_images,
-        training=training_images,
+        samples.own_images,
+        training=samples.training_images,
         own_index=own,
         family=family,
-        neighbours=neighbours,
-        device=pipeline.device,
+        neighbours=statistics.neighbours,
+        device=given.pipeline.device,
     )
-    repeated = torch.tensor([(visits or {}).get(key, 0) > 1 for key in training_keys])
-    distance: dict[str, Any] = {"value": None, "reason": without_kid}
-    if without_kid is None:
-        distance = kernel_distance(
-            EfficientNetLite0(),
-            own_images[held],
-            generated=trace.images[held],
-            copies=repeated[distances.nearest[held]] if repeated.any() else None,
-            batch_size=batch_size,
-            device=pipeline.device,
-            **bootstrap,
-        )
-    threshold = reproduction_threshold(distances.best[held], false_positive_rate)
-    if evidence is not None and training is not None:
-        copied = dict(zip((prompt.key for prompt in prompts), (distances.best < threshold).tolist(), strict=True))
-        training["sampled"] = flags_and_copies(evidence, copied)
+    distance = _kid(given, samples, trace, distances, held=held, reason=without_kid, bootstrap=statistics.bootstrap)
+    found = _Measured(trace, distances, reproduction_threshold(distances.best[held], rate), distance)
+    results = _results(given, samples, found, detectors=detectors, statistics=statistics, rate=rate)
+    results["training"] = training
+    if samples.evidence is not None and training is not None:
+        copied = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
+        training["sampled"] = flags_and_copies(samples.evidence, copied)
+    results["quality"] = {"heldout_loss": loss, "kid": distance}
+    if weights is not None and weights.any:
+        results["networks"] = _networks(given, samples, trace, weights)
+    return _write(given, samples, found, results, detectors=detectors)
+
+
+def _kid(
+    given: StageInput,
+    samples: RunSamples,
+    trace: Trace,
+    distances: Replication,
+    *,
+    held: Tensor,
+    reason: str | None,
+    bootstrap: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """KID of the held-out prompts, or the reason why there is none."""
+    if reason is not None:
+        return {"value": None, "reason": reason}
+    repeated = torch.tensor([(samples.visits or {}).get(key, 0) > 1 for key in samples.training_keys])
+    return kernel_distance(
+        EfficientNetLite0(),
+        samples.own_images[held],
+        generated=trace.images[held],
+        copies=repeated[distances.nearest[held]] if repeated.any() else None,
+        batch_size=given.sampling.batch_size,
+        device=given.pipeline.device,
+        **bootstrap,
+    )
+
+
+def _results(
+    given: StageInput,
+    samples: RunSamples,
+    found: _Measured,
+    *,
+    detectors: Sequence[Detector],
+    statistics: Statistics,
+    rate: float,
+) -> dict[str, Any]:
+    """What `results.json` says of the samples."""
+    groups = [prompt.group for prompt in samples.prompts]
+    distances, threshold, sampling = found.distances, found.threshold, given.sampling
+    templates, visits = samples.templates or {}, samples.visits or {}
     by_group = summarize_groups(
         groups,
         distances,
         threshold=threshold,
-        level=level,
-        templates=[templates.get(prompt.key, prompt.key) for prompt in prompts],
+        level=statistics.level,
+        templates=[templates.get(prompt.key, prompt.key) for prompt in samples.prompts],
     )
-    planned = [(visits or {}).get(prompt.key, 0) for prompt in prompts]
-    doses = summarize_doses(groups, planned, distances, threshold=threshold, level=level)
-    results = {
+    planned = [visits.get(prompt.key, 0) for prompt in samples.prompts]
+    doses = summarize_doses(groups, planned, distances, threshold=threshold, level=statistics.level)
+    family = families(samples.training_keys, templates)
+    return {
         "schema_version": SCHEMA_VERSION,
         **provenance(),
-        "config": config or {},
+        "config": samples.config or {},
         "sampling": {
-            "seeds": list(seeds),
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "scheduler": type(pipeline.scheduler).__name__,
-            "images": len(prompts) * len(seeds),
+            **sampling.said(),
+            "scheduler": type(given.pipeline.scheduler).__name__,
+            "images": len(samples.prompts) * len(sampling.seeds),
         },
-        "statistics": bootstrap,
-        "verdict": verdict(by_group, false_positive_rate=false_positive_rate),
+        "statistics": statistics.bootstrap,
+        "verdict": verdict(by_group, false_positive_rate=rate),
         "replication": {
             "threshold": threshold,
-            "false_positive_rate": false_positive_rate,
-            "n_heldout": int(held.sum()),
+            "false_positive_rate": rate,
+            "n_heldout": int(members(groups, HELDOUT).sum()),
             "neighbours": distances.neighbours,
             "n_training_images": len(family.unique()),
             "groups": by_group,
@@ -187,29 +243,54 @@ def evaluate_run(
         },
         "detectors": summarize_detectors(
             detectors,
-            {detector.name: detector.score(trace.readings[detector.name]) for detector in detectors},
+            {detector.name: detector.score(found.trace.readings[detector.name]) for detector in detectors},
             groups,
-            reproduced=distances.best < threshold,
-            false_positive_rate=false_positive_rate,
-            **bootstrap,
+            reproduced=found.reproduced,
+            false_positive_rate=rate,
+            **statistics.bootstrap,
         ),
-        "training": training,
-        "quality": {"heldout_loss": heldout_loss, "kid": distance},
     }
-    folder = Path(output)
-    images = write_images(folder, trace, own_images)
+
+
+def _networks(given: StageInput, samples: RunSamples, trace: Trace, weights: Weights) -> dict[str, Any]:
+    """Figures of networks per group of prompts, and distances of generations for held-out prompts to their images."""
+    device = given.pipeline.device
+    groups = [prompt.group for prompt in samples.prompts]
+    found: dict[str, Any] = {"groups": {}}
+    for name in dict.fromkeys(groups):
+        inside = members(groups, name)
+        # The dcr convention compares a generation with every training image, the others with the prompt's own.
+        every = weights.sscd_convention == "dcr"
+        found["groups"][name] = image_metrics(
+            trace.images[inside],
+            references=samples.training_images if every else samples.own_images[inside][:, None],
+            prompts=[prompt.caption for prompt in samples.prompts if prompt.group == name],
+            weights=weights,
+            device=device,
+        )
+    held = members(groups, HELDOUT)
+    generated = trace.images[held].flatten(0, 1)
+    if int(held.sum()) > 1:
+        found |= distribution_metrics(samples.own_images[held], generated, weights=weights, device=device)
+    return found
+
+
+def _write(
+    given: StageInput,
+    samples: RunSamples,
+    found: _Measured,
+    results: Mapping[str, Any],
+    *,
+    detectors: Sequence[Detector],
+) -> dict[str, Any]:
+    """Write images, table and figures; what `results.json` holds."""
     table = samples_table(
-        prompts,
-        trace,
-        distances,
-        threshold=threshold,
-        training_keys=training_keys,
-        templates=templates,
+        samples,
+        found.trace,
+        found.distances,
+        threshold=found.threshold,
         detectors=detectors,
-        evidence=evidence,
-        images=images,
+        images=write_images(given.output, found.trace, samples.own_images),
     )
-    write_parquet(table, folder / "samples.parquet")
-    plain = write_json(results, folder / "results.json")
-    write_report(folder)
-    return plain
+    write_parquet(table, given.output / "samples.parquet")
+    return write_json(results, given.output / "results.json")

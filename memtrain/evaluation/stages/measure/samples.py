@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,9 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
+from memtrain.evaluation.stages.base import RunSamples
+from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.records import NEVER_TRAINED
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A caption to sample, and the image it belongs to.
-
-    Attributes:
-        key: of the sample.
-        caption: what is sampled.
-        group: a group of :mod:`memtrain.records`; other names are reported as groups of
-            training images.
-    """
-
-    key: str
-    caption: str
-    group: str
 
 
 def own_index(
@@ -99,31 +84,27 @@ def write_images(folder: Path, trace: Trace, own_images: Tensor) -> list[tuple[s
 
 
 def samples_table(
-    prompts: Sequence[Prompt],
+    samples: RunSamples,
     trace: Trace,
     distances: Replication,
     *,
     threshold: float,
-    training_keys: Sequence[str],
-    templates: Mapping[str, str],
     detectors: Sequence[Detector],
-    evidence: pa.Table | None,
     images: Sequence[tuple[str, list[str]]],
 ) -> pa.Table:
     """One row per prompt and seed.
 
     Args:
-        prompts: P prompts.
+        samples: P prompts. What one varies is `template`, what the nearest image varies `nearest_template`; other keys
+            stand for themselves. A row of its evidence goes to `training.<column>`, null where it has none.
         trace: their images and detector readings.
         distances: their distances.
         threshold: ratio below which an image, and a prompt by its best image, counts as reproduced.
-        training_keys: keys that `distances.nearest` points into.
-        templates: what each variant varies, by key; other keys stand for themselves in `template` and
-            `nearest_template`.
         detectors: their scores per image go to `detector.<name>`.
-        evidence: the prompt's row goes to `training.<column>`, null where it has none.
         images: from :func:`write_images`.
     """
+    prompts, training_keys, evidence = samples.prompts, samples.training_keys, samples.evidence
+    templates = samples.templates or {}
     seeds = len(trace.seeds)
     nearest = [training_keys[index] for index in distances.nearest.flatten().tolist()]
     each = [prompt for prompt in prompts for _ in trace.seeds]

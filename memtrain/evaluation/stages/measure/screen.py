@@ -82,7 +82,7 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
         console.print(f"Denoising loss on held-out images: {results['quality']['heldout_loss']:.4f}", markup=False)
     _print_kid(results["quality"].get("kid"), console)
     console.print(results["verdict"]["text"], markup=False)
-    console.print(f"Report: {folder / 'report.html'}   Figures: {folder / 'results.json'}", markup=False)
+    console.print(f"Figures: {folder / 'results.json'}", markup=False)
 
 
 def _print_doses(doses: Sequence[Mapping[str, Any]], console: Console) -> None:

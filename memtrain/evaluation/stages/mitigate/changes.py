@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.functional.ranking import proportion_interval
-
-MEMORIZED, OTHER, UNKNOWN = "memorized", "other", "unknown"
-"""Groups of prompts, by what is known about them."""
+from memtrain.evaluation.stages.prompts import group_names
+from memtrain.functional.ranking import mean_with_interval, proportion_interval
 
 
 @dataclass(frozen=True)
@@ -32,57 +30,6 @@ class Measured:
     ratio: Tensor | None
     diversity: Tensor | None
     fidelity: Tensor | None
-
-
-def pixel_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Root mean square difference of pixels in [0, 1].
-
-    Args:
-        first: `(..., 3, H, W)` uint8.
-        second: as many.
-
-    Returns:
-        `(...)`; 0 for equal images, 1 for black against white.
-    """
-    return ((first.float() - second.float()) / 255).square().mean(dim=(-3, -2, -1)).sqrt()
-
-
-def diversity(images: Tensor) -> Tensor | None:
-    """`(P,)` mean :func:`pixel_distance` between the images `(P, K, 3, H, W)` of a prompt; None with one seed."""
-    seeds = images.shape[1]
-    pairs = [(a, b) for a in range(seeds) for b in range(a)]
-    if not pairs:
-        return None
-    return torch.stack([pixel_distance(images[:, a], images[:, b]) for a, b in pairs]).mean(dim=0)
-
-
-def distance_between_prompts(images: Tensor) -> float | None:
-    """Mean :func:`pixel_distance` between images `(P, K, 3, H, W)` of different prompts with the same seed.
-
-    Each prompt is compared with the next one; None with one prompt.
-    """
-    return None if len(images) < 2 else float(pixel_distance(images, images.roll(1, dims=0)).mean())
-
-
-def mean_with_interval(
-    values: Tensor, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
-) -> dict[str, float | list[float] | None]:
-    """Mean of `(n,)` values with a percentile bootstrap interval; of fewer than two values there is none."""
-    if not len(values):
-        return {"mean": None, "interval": None}
-    found: dict[str, float | list[float] | None] = {"mean": float(values.double().mean()), "interval": None}
-    if len(values) > 1:
-        drawn = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
-        tail = (1 - level) / 2
-        ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-        found["interval"] = torch.quantile(values.double()[drawn].mean(dim=1), ends).tolist()
-    return found
-
-
-def group_names(memorized: Sequence[bool | None]) -> list[str]:
-    """The group of each prompt."""
-    names = {True: MEMORIZED, False: OTHER, None: UNKNOWN}
-    return [names[known] for known in memorized]
 
 
 def summarize(

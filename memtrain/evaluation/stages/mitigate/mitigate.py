@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,20 +29,24 @@ from tqdm.auto import tqdm
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
 from memtrain.evaluation.measures.fidelity import clip_similarity, retrieved
-from memtrain.evaluation.measures.replication import check_images, replication, reproduction_threshold, same_picture
-from memtrain.evaluation.sampling.generate import generate
-from memtrain.evaluation.stages.mitigate.changes import (
-    Measured,
-    distance_between_prompts,
-    diversity,
-    mean_with_interval,
-    pixel_distance,
-    summarize,
+from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, nemo_metrics
+from memtrain.evaluation.measures.pixels import distance_between_prompts, diversity, pixel_distance
+from memtrain.evaluation.measures.replication import (
+    check_images,
+    replication,
+    reproduction_threshold,
+    same_picture,
 )
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.mitigate.changes import Measured, summarize
 from memtrain.evaluation.stages.mitigate.images import images_table, write_images
-from memtrain.evaluation.stages.mitigate.section import contact_sheet
-from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.mitigate.sheet import write_sheet
+from memtrain.evaluation.stages.prompts import PromptToScore, group_names
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.functional.ranking import mean_with_interval
 from memtrain.inference.base import InferenceMitigation
 from memtrain.records import write_json, write_parquet
 
@@ -54,44 +57,27 @@ MINIMUM_OTHERS = 19
 
 
 def mitigate(
-    pipeline: StableDiffusionPipeline,
-    prompts: Sequence[PromptToScore],
-    *,
-    output: str | Path,
+    given: StageInput,
     mitigation: InferenceMitigation,
-    own_images: Tensor | None = None,
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 8,
-    model: str = "",
-    clip: str | Path | None = None,
+    *,
+    weights: Weights | None = None,
     judge: StableDiffusionPipeline | None = None,
     false_positive_rate: float | None = None,
     others: int = 4,
     fidelity_timesteps: int = 8,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Sample prompts with and without a mitigation, compare, and write the results.
 
     Args:
-        pipeline: a Stable Diffusion pipeline that the mitigation knows; it is left as it was.
-        prompts: P prompts, with what is known about them.
-        output: folder to write to.
+        given: a Stable Diffusion pipeline that the mitigation knows, which is left as it was; P prompts; if they are
+            known, the image of each; settings of the sampling, and the output folder.
         mitigation: what is measured.
-        own_images: `(P, 3, H, W)` uint8, the image that belongs to each prompt.
-        seeds: K seeds; each prompt is sampled with every one.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
-        model: where the pipeline comes from; stored as it is.
-        clip: folder of a CLIP model that judges fidelity; default the denoising loss of `judge`.
-        judge: whose denoising loss judges fidelity; default `pipeline`, unmitigated.
+        weights: of networks that measure beside; a CLIP model among them judges fidelity.
+        judge: whose denoising loss judges fidelity without one; default the pipeline, unmitigated.
         false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
             the lowest that the prompts known not to be memorized can promise, 0.01 at the lowest.
         others: prompts that each image's own prompt is compared with.
         fidelity_timesteps: at which the judge's loss is measured.
-        progress: show a progress bar.
 
     Returns:
         The content of `mitigation.json`.
@@ -99,26 +85,27 @@ def mitigate(
     Raises:
         DataError: if prompts and own images do not belong together.
         CalibrationError: if too few prompts are known not to be memorized for the rate.
-        ConfigurationError: if settings contradict each other, the folder holds no CLIP model, or the pipeline is none
-            that the mitigation knows.
+        ConfigurationError: if settings contradict each other, a file of weights is not what it should be, or the
+            pipeline is none that the mitigation knows.
     """
+    prompts, pipeline, own_images, weights = given.prompts, given.pipeline, given.own_images, weights or Weights()
     _check(prompts, own_images)
     if false_positive_rate is not None and own_images is not None:
         reproduction_threshold(torch.zeros(sum(one.memorized is False for one in prompts)), false_positive_rate)
-    judging = None if clip is None else ClipFeatures(clip, device=pipeline.device)
-    texts = [prompt.text for prompt in prompts]
+    judging = None if weights.clip is None else ClipFeatures(weights.clip, device=pipeline.device)
     known = [prompt.memorized for prompt in prompts]
-    sampling: dict[str, Any] = {"seeds": list(seeds), "steps": steps, "guidance_scale": guidance_scale}
-    size = None if own_images is None else (int(own_images.shape[-2]), int(own_images.shape[-1]))
-    images, seconds = _sample(
-        pipeline, texts, mitigation, size=size, batch_size=batch_size, progress=progress, **sampling
-    )
+    sampling = given.sampling.sized_as(own_images)
+    images, seconds = _sample(given, mitigation, sampling)
     ratios, reproduction = _reproduction(
         known, images, own_images, false_positive_rate=false_positive_rate, device=pipeline.device
     )
-    threshold = reproduction.get("threshold")
     judged, fidelity = _fidelity(
-        judge or pipeline, images, texts, clip=judging, others=others, timesteps=fidelity_timesteps
+        judge or pipeline,
+        images,
+        [prompt.text for prompt in prompts],
+        clip=judging,
+        others=others,
+        timesteps=fidelity_timesteps,
     )
     if fidelity["measure"] == "retrieved":
         fidelity["judge"] = "the model without mitigation" if judge is None else "another model"
@@ -127,26 +114,49 @@ def mitigate(
         for ratio, found, faithful in zip(ratios, images, judged, strict=True)
     ]
     moved = pixel_distance(images[1], images[0])
+    threshold = reproduction.get("threshold")
+    count = len(prompts) * len(sampling.seeds)
     results = {
         "schema_version": SCHEMA_VERSION,
         **provenance(),
-        "model": model,
+        "model": given.model,
         "mitigation": repr(mitigation),
-        "sampling": {**sampling, "batch_size": batch_size, "images": 2 * len(texts) * len(seeds)},
-        "prompts": len(texts),
+        "sampling": {**sampling.said(), "batch_size": sampling.batch_size, "images": 2 * count},
+        "prompts": len(prompts),
         "reproduction": reproduction,
         "fidelity": fidelity,
         "distance_between_prompts": distance_between_prompts(images[0]),
         "groups": summarize(known, without=measured[0], mitigated=measured[1], moved=moved, threshold=threshold),
-        "seconds_per_image": _timing(seconds, per_image=len(texts) * len(seeds)),
+        "seconds_per_image": _timing(seconds, per_image=count),
+        **({"networks": _networks(given, images, weights)} if weights.any else {}),
     }
-    folder = Path(output)
-    paths = write_images(folder, images, seeds)
-    table = images_table(prompts, seeds, measured, moved, threshold=threshold, paths=paths)
-    write_parquet(table, folder / "mitigation.parquet")
-    write_json(results, folder / "mitigation.json")
-    contact_sheet(folder / "mitigation.png", prompts, without=images[0], mitigated=images[1], own_images=own_images)
-    return results
+    paths = write_images(given.output, images, sampling.seeds)
+    table = images_table(prompts, sampling.seeds, measured, moved, threshold=threshold, paths=paths)
+    write_parquet(table, given.output / "mitigation.parquet")
+    write_sheet(given.output / "mitigation.png", prompts, without=images[0], mitigated=images[1], own_images=own_images)
+    return write_json(results, given.output / "mitigation.json")
+
+
+def _networks(given: StageInput, images: Sequence[Tensor], weights: Weights) -> dict[str, Any]:
+    """NeMo's metrics per group, the mitigation in the place of blocked neurons; FID to images never trained on."""
+    groups = group_names([prompt.memorized for prompt in given.prompts])
+    found: dict[str, Any] = {"groups": {}}
+    for name in dict.fromkeys(groups):
+        rows = [row for row, group in enumerate(groups) if group == name]
+        found["groups"][name] = nemo_metrics(
+            images[1][rows],
+            images[0][rows],
+            references=None if given.own_images is None else given.own_images[rows][:, None],
+            prompts=[given.prompts[row].text for row in rows],
+            weights=weights,
+            device=given.pipeline.device,
+        )
+    rest = [row for row, prompt in enumerate(given.prompts) if prompt.memorized is False]
+    if given.own_images is not None and len(rest) > 1:
+        real, device = given.own_images[rest], given.pipeline.device
+        for name, sampled in zip(("distribution_without", "distribution_with"), images, strict=True):
+            found[name] = distribution_metrics(real, sampled[rest].flatten(0, 1), weights=weights, device=device)
+    return found
 
 
 def _check(prompts: Sequence[PromptToScore], own_images: Tensor | None) -> None:
@@ -223,27 +233,21 @@ def _fidelity(
 
 
 def _sample(
-    pipeline: StableDiffusionPipeline,
-    texts: list[str],
-    mitigation: InferenceMitigation,
-    *,
-    seeds: Sequence[int],
-    batch_size: int,
-    progress: bool,
-    **options: Any,
+    given: StageInput, mitigation: InferenceMitigation, sampling: Sampling
 ) -> tuple[tuple[Tensor, Tensor], list[tuple[float, float]]]:
     """Images `(P, K, 3, H, W)` without and with the mitigation, and the seconds of each batch of both."""
-    together = max(1, batch_size // len(seeds))
+    texts = [prompt.text for prompt in given.prompts]
+    together = sampling.prompts_at_once
     images: tuple[list[Tensor], list[Tensor]] = ([], [])
     seconds = []
-    with tqdm(total=len(texts), desc="sampling twice", unit="prompt", disable=not progress) as bar:
+    with tqdm(total=len(texts), desc="sampling twice", unit="prompt", disable=not sampling.progress) as bar:
         for number, start in enumerate(range(0, len(texts), together)):
             part, taken = texts[start : start + together], [0.0, 0.0]
             # In turn, because the first batch of a pair may find a colder machine.
             for condition in (0, 1) if number % 2 else (1, 0):
                 begin = time.perf_counter()
-                with mitigation(pipeline) if condition else nullcontext():
-                    trace = generate(pipeline, part, seeds=seeds, batch_size=batch_size, progress=False, **options)
+                with mitigation(given.pipeline) if condition else nullcontext():
+                    trace = generate(given.pipeline, part, sampling=sampling.quiet)
                 taken[condition] = time.perf_counter() - begin
                 images[condition].append(trace.images)
             seconds.append((taken[0], taken[1]))

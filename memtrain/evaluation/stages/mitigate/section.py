@@ -1,186 +1,44 @@
-"""What an inference-time mitigation changed, for the eye: a sheet of images, and the figures as a table."""
+"""What `mitigate` says in the report: from `mitigation.json` and its sheet of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from memtrain.evaluation.report.figure_text import figure_text
-from memtrain.evaluation.stages.prompts import PromptToScore
-
-ROWS = 12
-"""Prompts on a sheet: two thirds of them memorized ones, if there are enough."""
-SEEDS = 3
-"""Images per prompt and condition on a sheet."""
-WIDEST = 90
-"""Characters of a prompt on a sheet."""
+from memtrain.evaluation.report.section import (
+    Section,
+    heading,
+    joined,
+    made,
+    notes,
+    paragraph,
+    picture,
+    results_of,
+    table,
+)
+from memtrain.evaluation.stages.mitigate.screen import explanation, figure_rows
+from memtrain.evaluation.stages.network_figures import paired_networks
 
 
-def contact_sheet(
-    path: Path,
-    prompts: Sequence[PromptToScore],
-    *,
-    without: Tensor,
-    mitigated: Tensor,
-    own_images: Tensor | None = None,
-) -> None:
-    """Write a PNG: a row per prompt with its own image, its images without the mitigation, and with it.
+def sections(folder: Path) -> list[Section]:
+    """The figures of each group of prompts without and with the mitigation, and the sheet.
 
     Args:
-        path: of the PNG.
-        prompts: P prompts.
-        without: `(P, K, 3, H, W)` uint8.
-        mitigated: as many, of the same seeds.
-        own_images: `(P, 3, H, W)` uint8, if they are known.
+        folder: of the results.
     """
-    rows, seeds = _rows(prompts), min(SEEDS, without.shape[1])
-    first = int(own_images is not None)
-    columns = first + 2 * seeds
-    figure = Figure(figsize=(0.35 + 1.02 * columns, 0.35 + 1.22 * len(rows)), dpi=110)
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        len(rows), columns, left=0.01, right=0.99, bottom=0.01, top=1 - 0.42 / figure.get_figheight(), hspace=0.24,
-        wspace=0.05,
-    )  # fmt: skip
-    titles = {0: "own image"} if first else {}
-    titles |= {first: "without", first + seeds: "with the mitigation"}
-    for line, row in enumerate(rows):
-        shown = [] if own_images is None else [own_images[row]]
-        shown += [*without[row, :seeds], *mitigated[row, :seeds]]
-        for column, image in enumerate(shown):
-            axes = figure.add_subplot(grid[line, column])
-            axes.imshow(image.permute(1, 2, 0).numpy())
-            axes.set_axis_off()
-            box = axes.get_position()
-            if line == 0 and column in titles:
-                figure.text(box.x0, 1 - 0.16 / figure.get_figheight(), titles[column], fontsize=9, weight="bold")
-            if column == 0:
-                figure.text(box.x0, box.y1 + 0.03 / figure.get_figheight(), _label(prompts[row]), fontsize=6.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the default Software entry the bytes do not depend on matplotlib's version string.
-    figure.savefig(path, metadata={"Software": None})
-
-
-def _rows(prompts: Sequence[PromptToScore]) -> list[int]:
-    """Which prompts are shown, in their order."""
-    memorized = [row for row, prompt in enumerate(prompts) if prompt.memorized]
-    rest = [row for row, prompt in enumerate(prompts) if not prompt.memorized]
-    most = max(ROWS * 2 // 3, ROWS - len(rest))
-    return sorted([*memorized[:most], *rest[: ROWS - len(memorized[:most])]])
-
-
-def _label(prompt: PromptToScore) -> str:
-    """A prompt, and what is known about it."""
-    known = {True: "memorized: ", False: "other: ", None: ""}[prompt.memorized]
-    return known + figure_text(prompt.text, WIDEST)
-
-
-def print_mitigation(results: Mapping[str, Any], folder: Path, *, console: Console | None = None) -> None:
-    """Print what a mitigation changed, and what the figures mean.
-
-    Args:
-        results: content of `mitigation.json`.
-        folder: where the files are.
-        console: where to print; default the standard output.
-    """
-    console = console or Console()
-    table = Table(title=f"{results['mitigation']}, without and with", title_justify="left")
-    for column in ("prompts", "figure", "without", "with", "change"):
-        table.add_column(column, justify="left" if column in ("prompts", "figure") else "right")
+    results = results_of(folder, "mitigation.json")
+    if results is None:
+        return []
+    what = f"{results['mitigation']}: every prompt sampled without and with it from the same noise."
+    body = [paragraph(what)]
     for name, group in results["groups"].items():
-        title = f"{name} ({group['prompts']})"
-        for figure, cells in figure_rows(group, results["fidelity"]["measure"]):
-            table.add_row(title, figure, *cells)
-            title = ""
-        table.add_section()
-    console.print(table, markup=False)
-    for sentence in explanation(results):
-        console.print(sentence, markup=False, soft_wrap=True)
-    seconds = results["seconds_per_image"]
-    console.print(
-        f"Seconds per image: {seconds['without']:.3f} without, {seconds['with']:.3f} with; ratio of paired batches "
-        f"{seconds['ratio']:.2f}{_ends(seconds['ratio_interval'])}.",
-        markup=False,
-    )
-    files = ("mitigation.png", "mitigation.parquet", "mitigation.json")
-    names = ("Images", "Per image", "Figures")
-    console.print(
-        "   ".join(f"{name}: {folder / file}" for name, file in zip(names, files, strict=True)),
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def figure_rows(group: Mapping[str, Any], measure: str | None) -> list[tuple[str, tuple[str, ...]]]:
-    """Figures of a group as cells: a name, and without, with and change; those that were not measured are left out.
-
-    Args:
-        group: one of `groups` in `mitigation.json`.
-        measure: how fidelity was measured.
-    """
-    before, after, change = group["without"], group["with"], group["change"]
-    lines: list[tuple[str, tuple[str, ...]]] = []
-    if before["reproduced"] is not None:
-        counts = change["reproduced"]
-        both = f"{counts['stopped']} stopped, {counts['started']} started"
-        lines.append(("prompts reproduced", (_share(before["reproduced"]), _share(after["reproduced"]), both)))
-    for name, title in (("diversity", "diversity"), ("fidelity", f"fidelity ({measure})")):
-        if before[name] is not None:
-            lines.append((title, tuple(_mean(part[name]) for part in (before, after, change))))
-    lines.append(("distance to unmitigated", ("", _mean(group["distance_to_unmitigated"]), "")))
-    return lines
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    low, high = share["interval"]
-    return f"{share['k']} of {share['n']} ({low:.0%} to {high:.0%})"
-
-
-def _mean(found: Mapping[str, Any]) -> str:
-    return f"{found['mean']:.3f}{_ends(found['interval'])}"
-
-
-def _ends(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
-
-
-def explanation(results: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know about the figures, in sentences.
-
-    Args:
-        results: content of `mitigation.json`.
-    """
-    seeds, found = len(results["sampling"]["seeds"]), results["reproduction"]
-    if "threshold" in found:
-        said = [
-            f"A prompt is reproduced if any of its {seeds} images is closer to its own image than "
-            f"{found['threshold']:.2f} times its mean distance to the other prompts' images; {found['n_others']} "
-            "prompts that are not memorized set that threshold at a false-positive rate of "
-            f"{found['false_positive_rate']:.2g}."
+        rows = [(figure, *cells) for figure, cells in figure_rows(group, results["fidelity"]["measure"])]
+        body += [
+            heading(f"{name} prompts ({group['prompts']})"),
+            table(("", "without", "with", "change"), rows),
         ]
-    else:
-        said = [f"Reproduction was not measured: {found['reason']}."]
-    scale = results["distance_between_prompts"]
-    if scale is not None:
-        said.append(
-            f"Distances and diversity are root mean square differences of pixels; images of different prompts are "
-            f"{scale:.3f} apart."
-        )
-    fidelity = results["fidelity"]
-    if fidelity["measure"] == "retrieved":
-        said.append(
-            f"Fidelity is the share of images that {fidelity['judge']} denoises better under their own prompt than "
-            f"under each of {fidelity['others']} others (chance {fidelity['chance']:.2f}). For memorized prompts it "
-            f"rewards copies."
-        )
-    elif fidelity["measure"] is None:
-        said.append(f"Fidelity was not measured: {fidelity['reason']}.")
-    said.append("In parentheses: 95 % intervals.")
-    return said
+    body.append(notes(explanation(results)))
+    if networks := results.get("networks"):
+        body.append(paired_networks(networks))
+    body.append(picture(folder / "mitigation.png", alt="Own images, images without and with the mitigation"))
+    facts = made(results, "mitigate")
+    return [Section(title="Mitigation while sampling", body=joined(body), place=20, facts=facts)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,9 +12,11 @@ from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 from PIL import Image
 
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.attention import attention as plots
 from memtrain.evaluation.stages.attention.attention import attention_plots, draw_entropy, draw_tokens, token_texts
 from memtrain.evaluation.stages.attention.trace import AttentionTrace
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.prompts import PromptToScore
 
 
@@ -40,8 +43,11 @@ def test_files_for_memorized_prompts_and_others_in_turn(pipeline: StableDiffusio
     stale = tmp_path / "attention" / "prompt-0099.png"
     stale.parent.mkdir()
     stale.write_bytes(b"")
-    options = {"seeds": [0], "steps": 3, "guidance_scale": 4.0, "progress": False}
-    paths = attention_plots(pipeline, prompts, output=tmp_path, most=3, **options)  # type: ignore[arg-type]
+    sampling = Sampling(seeds=[0], steps=3, guidance_scale=4.0, progress=False)
+    given = StageInput(pipeline=pipeline, prompts=prompts, output=tmp_path, sampling=sampling)
+    results = attention_plots(given, most=3)
+    paths = [tmp_path / "attention" / name for name in results["pictures"]]
+    assert json.loads((tmp_path / "attention" / "attention.json").read_text()) == results
     assert [path.name for path in paths] == ["entropy.png", "prompt-0000.png", "prompt-0002.png", "prompt-0001.png"]
     assert sorted(tmp_path.glob("attention/*.png")) == sorted(paths)
     for path in paths:

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.attention.trace import trace_attention
 
 OPTIONS: dict[str, Any] = {"steps": 3, "guidance_scale": 4.0, "progress": False}
@@ -34,7 +35,7 @@ class Recording(AttnProcessor2_0):
 
 def test_it_is_what_the_probability_matrices_give(pipeline: StableDiffusionPipeline) -> None:
     prompts = ["a cat", "the dogs"]
-    trace = trace_attention(pipeline, prompts, seeds=[0, 5], batch_size=2, **OPTIONS)
+    trace = trace_attention(pipeline, prompts, sampling=Sampling(seeds=[0, 5], batch_size=2, **OPTIONS))
     assert trace.attention.shape == (2, 3, 12) and trace.entropy.shape == trace.summary_entropy.shape == (2, 3)
     assert trace.lengths.tolist() == [6, 9]
     pipeline.set_progress_bar_config(disable=True)
@@ -69,10 +70,12 @@ def test_it_is_what_the_probability_matrices_give(pipeline: StableDiffusionPipel
 
 def test_prompts_do_not_depend_on_the_batch(pipeline: StableDiffusionPipeline) -> None:
     prompts = ["a", "bb", "c d e"]
-    one, all_ = (trace_attention(pipeline, prompts, seeds=[1], batch_size=size, **OPTIONS) for size in (1, 8))
+    one, all_ = (
+        trace_attention(pipeline, prompts, sampling=Sampling(seeds=[1], batch_size=size, **OPTIONS)) for size in (1, 8)
+    )
     torch.testing.assert_close(one.attention, all_.attention, atol=1e-5, rtol=0)
 
 
 def test_what_has_no_such_tokens_is_refused(pipeline: StableDiffusionPipeline) -> None:
     with pytest.raises(ConfigurationError, match="0 prompts"):
-        trace_attention(pipeline, [], **OPTIONS)
+        trace_attention(pipeline, [])

@@ -18,8 +18,10 @@ from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.detect.detect import detect
-from memtrain.evaluation.stages.detect.section import print_detection
+from memtrain.evaluation.stages.detect.screen import print_detection
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.functional.ranking import auroc
 
@@ -28,9 +30,9 @@ PROMPTS = ["a cat", "the dogs", "b"]
 
 def test_readings_are_those_of_whole_samplings(pipeline: StableDiffusionPipeline) -> None:
     detectors = [GuidanceNorm(), GuidanceNorm(steps=None), MemAttn("E"), MemAttn("D")]
-    options = {"seeds": [0, 3], "steps": 5, "guidance_scale": 4.0, "batch_size": 4, "progress": False}
-    alone = read_prompts_with(pipeline, PROMPTS, detectors, **options)  # type: ignore[arg-type]
-    trace = generate(pipeline, PROMPTS, detectors=detectors, **options)  # type: ignore[arg-type]
+    sampling = Sampling(seeds=[0, 3], steps=5, guidance_scale=4.0, batch_size=4, progress=False)
+    alone = read_prompts_with(pipeline, PROMPTS, detectors, sampling=sampling)
+    trace = generate(pipeline, PROMPTS, detectors=detectors, sampling=sampling)
     assert set(alone) == set(trace.readings)
     for name, readings in alone.items():
         torch.testing.assert_close(readings, trace.readings[name])
@@ -45,7 +47,7 @@ def test_sampling_stops_when_nothing_is_read_any_more(
     seen = []
     handle = pipeline.unet.register_forward_hook(lambda *ignored: seen.append(1))
     try:
-        read_prompts_with(pipeline, ["a"], detectors, seeds=[0], steps=5, progress=False)
+        read_prompts_with(pipeline, ["a"], detectors, sampling=Sampling(seeds=[0], steps=5, progress=False))
     finally:
         handle.remove()
     assert len(seen) == calls
@@ -53,7 +55,7 @@ def test_sampling_stops_when_nothing_is_read_any_more(
 
 def test_without_a_detector_there_is_nothing_to_do(pipeline: StableDiffusionPipeline) -> None:
     with pytest.raises(ConfigurationError, match="No detector"):
-        read_prompts_with(pipeline, ["a"], [], seeds=[0])
+        read_prompts_with(pipeline, ["a"], [])
 
 
 def prompts(count: int) -> list[PromptToScore]:
@@ -62,8 +64,11 @@ def prompts(count: int) -> list[PromptToScore]:
 
 
 def run(pipeline: StableDiffusionPipeline, folder: Path, chosen: list[PromptToScore], **options: Any) -> dict[str, Any]:
-    settings = {"detectors": [GuidanceNorm(), MemAttn("E")], "seeds": [0], "steps": 3, "progress": False, **options}
-    results = detect(pipeline, chosen, output=folder, **settings)
+    detectors = options.pop("detectors", [GuidanceNorm(), MemAttn("E")])
+    own = {name: options.pop(name) for name in ("shard", "part_seconds") if name in options}
+    settings = {"seeds": [0], "steps": 3, "progress": False, "batch_size": 8, **options}
+    given = StageInput(pipeline=pipeline, prompts=chosen, output=folder, sampling=Sampling(**settings))
+    results = detect(given, detectors, **own)
     assert results is not None
     return results
 

@@ -16,9 +16,12 @@ from tests.conftest import ROOT
 
 PROGRAM = """
 import sys
+from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.detect.detect import detect
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.shards import read_shard
@@ -26,10 +29,9 @@ pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=N
 calls = []
 pipeline.unet.register_forward_hook(lambda *call: calls.append(1))
 prompts = [PromptToScore(chr(97 + index % 26) * (1 + index % 5), index < 11) for index in range(23)]
-done = detect(
-    pipeline, prompts, detectors=[GuidanceNorm(None), MemAttn("D")], output=sys.argv[2], seeds=[0, 1], steps=6,
-    batch_size=6, part_seconds=0.0, progress=False, shard=read_shard(),
-)
+sampling = Sampling(seeds=[0, 1], steps=6, batch_size=6, progress=False)
+given = StageInput(pipeline=pipeline, prompts=prompts, output=Path(sys.argv[2]), sampling=sampling)
+done = detect(given, [GuidanceNorm(None), MemAttn("D")], part_seconds=0.0, shard=read_shard())
 print("merged" if done else "waiting", len(calls))
 """
 CALLS = 8 * 6

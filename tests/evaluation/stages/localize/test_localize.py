@@ -15,12 +15,17 @@ from PIL import Image
 from rich.console import Console
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput, write_report
 from memtrain.evaluation.stages.localize import localize as localization
-from memtrain.evaluation.stages.localize.conditions import change_of_loss, share, verdict
+from memtrain.evaluation.stages.localize.conditions import change_of_loss, verdict
 from memtrain.evaluation.stages.localize.localize import localize
-from memtrain.evaluation.stages.localize.section import print_localization
+from memtrain.evaluation.stages.localize.screen import print_localization
+from memtrain.evaluation.stages.localize.search import Search
 from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.functional.ranking import share
 from memtrain.localization.results import load_masks
 from memtrain.models.neuron_mask import NeuronMask
 
@@ -31,27 +36,32 @@ PROMPTS = [
     *(PromptToScore(text, False) for text in ("e", "f g", "h i", "j", "k l", "m n o")),
 ]
 IMAGES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-SETTINGS: dict[str, Any] = {"seeds": (0, 1), "steps": 2, "guidance_scale": 4.0, "batch_size": 8, "progress": False}
+SAMPLING = Sampling(seeds=(0, 1), steps=2, guidance_scale=4.0, batch_size=8, progress=False)
+EVERY = Search(threshold=-1.0)
+"""With a threshold below every similarity, so that every prompt gets neurons."""
+
+
+def given(
+    pipeline: StableDiffusionPipeline,
+    output: Path,
+    prompts: list[PromptToScore] = PROMPTS,
+    *,
+    own_images: torch.Tensor | None = None,
+) -> StageInput:
+    return StageInput(
+        pipeline=pipeline, prompts=prompts, output=output, own_images=own_images, sampling=SAMPLING, model="a model"
+    )
 
 
 @pytest.fixture(scope="module")
 def evaluated(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """With a threshold below every similarity, so that every prompt gets neurons, and a first prompt that is copied."""
     own = IMAGES.clone()
-    own[0] = sample_embeddings(pipeline, text_embeddings(pipeline, ["a b"]), **SETTINGS)[0, 0]
+    own[0] = sample_embeddings(pipeline, text_embeddings(pipeline, ["a b"]), sampling=SAMPLING)[0, 0]
     folder = tmp_path_factory.mktemp("localization")
     before = copy.deepcopy(pipeline.unet.state_dict())
-    results = localize(
-        pipeline,
-        PROMPTS,
-        output=folder,
-        own_images=own,
-        threshold=-1.0,
-        probe_steps=3,
-        bake=folder / "baked",
-        model="a model",
-        **SETTINGS,
-    )
+    case = given(pipeline, folder, own_images=own)
+    results = localize(case, search=EVERY, probe_steps=3, bake=folder / "baked")
     assert all(torch.equal(value, before[name]) for name, value in pipeline.unet.state_dict().items())
     return folder, results
 
@@ -139,7 +149,7 @@ def test_the_sheet_and_the_screen_show_every_condition(evaluated: tuple[Path, di
 def test_without_own_images_nothing_is_said_about_replication(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    results = localize(pipeline, PROMPTS, output=tmp_path, threshold=-1.0, **SETTINGS)
+    results = localize(given(pipeline, tmp_path), search=EVERY)
     assert results["replication"]["threshold"] is None
     assert results["probe"] is None
     assert results["heldout_loss"] is None
@@ -150,7 +160,7 @@ def test_without_own_images_nothing_is_said_about_replication(
 
 
 def test_where_nothing_is_found_nothing_is_masked(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    results = localize(pipeline, PROMPTS, output=tmp_path, own_images=IMAGES, threshold=2.0, probe_steps=1, **SETTINGS)
+    results = localize(given(pipeline, tmp_path, own_images=IMAGES), search=Search(threshold=2.0), probe_steps=1)
     assert set(results["conditions"]) == {"unmasked", "unmasked + re-trigger"}
     assert results["located"]["asked"]["k"] == results["located"]["false_alarms"]["k"] == 0
     assert (results["verdict"]["level"], results["neurons"]["all_masks"]) == ("nothing_located", 0)
@@ -158,22 +168,40 @@ def test_where_nothing_is_found_nothing_is_masked(pipeline: StableDiffusionPipel
 
 
 def test_neurons_by_contribution_instead_of_nemos(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    results = localize(pipeline, PROMPTS, output=tmp_path, threshold=-1.0, contribution=0.5, **SETTINGS)
+    results = localize(given(pipeline, tmp_path), search=Search(threshold=-1.0, contribution=0.5))
     assert results["search"]["selection"] == "contribution"
     assert results["neurons"]["per_prompt"] == {"min": 32.0, "median": 32.0, "max": 32.0}
     assert len(load_masks(tmp_path / "masks.safetensors")) == 5
 
 
+def test_networks_measure_what_the_masks_change(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, clip_folder: Path
+) -> None:
+    """A_CLIP of both groups, and CLIP-FID of the tested controls without and with all masks; the report shows them."""
+    case = given(pipeline, tmp_path, own_images=IMAGES)
+    results = localize(case, search=EVERY, probe_steps=0, weights=Weights(clip=str(clip_folder)))
+    networks = results["networks"]
+    assert results["probe"] is None
+    assert {name: found["A_CLIP"]["all"]["n"] for name, found in networks["groups"].items()} == {
+        "asked": 2,
+        "controls": 3,
+    }
+    assert networks["groups"]["asked"]["A_CLIP"] != networks["groups"]["asked"]["without_mask"]["A_CLIP"]
+    assert networks["distribution_without"]["CLIP_FID"] != networks["distribution_with"]["CLIP_FID"]
+    report = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "A_CLIP" in report and f"{networks['distribution_with']['CLIP_FID']['value']:.3f}" in report
+
+
 def test_what_cannot_be_evaluated_is_refused_before_anything_runs(
     pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(localization, "locate", None)
+    monkeypatch.setattr(localization, "find_neurons", None)
     with pytest.raises(ConfigurationError, match="0 to search"):
-        localize(pipeline, PROMPTS[2:], output=tmp_path)
+        localize(given(pipeline, tmp_path, PROMPTS[2:]))
     with pytest.raises(ConfigurationError, match="1 of them repeated"):
-        localize(pipeline, [*PROMPTS, PROMPTS[0]], output=tmp_path)
+        localize(given(pipeline, tmp_path, [*PROMPTS, PROMPTS[0]]))
     with pytest.raises(DataError, match="8 prompts and own images"):
-        localize(pipeline, PROMPTS, output=tmp_path, own_images=IMAGES[:3])
+        localize(given(pipeline, tmp_path, own_images=IMAGES[:3]))
 
 
 def test_the_change_of_loss_is_that_of_the_means() -> None:

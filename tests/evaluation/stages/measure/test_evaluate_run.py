@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import fields, replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,27 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor, nn
 
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.errors import CalibrationError, DataError
+from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import generate
-from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
-from memtrain.evaluation.stages.measure.samples import Prompt
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import RunSamples, StageInput, write_report
+from memtrain.evaluation.stages.measure.evaluate_run import Statistics, evaluate_run
+from memtrain.evaluation.stages.prompts import Prompt
+from tests.evaluation.conftest import save_script
 
 SEEDS = (0, 1)
-SAMPLING = {"seeds": SEEDS, "steps": 2, "guidance_scale": 3.0}
+SAMPLING = Sampling(seeds=SEEDS, steps=2, guidance_scale=3.0, batch_size=8, progress=False)
+STATISTICS = Statistics(false_positive_rate=0.2, resamples=20)
 UNIQUE, HELDOUT, TRAINING = 2, 4, 12
+
+
+class MeanColour(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +46,7 @@ def arguments(pipeline: StableDiffusionPipeline) -> dict[str, Any]:
     captions = [chr(ord("a") + index) * 3 for index in range(2 + UNIQUE + HELDOUT)]
     groups = ["planted"] * 2 + ["unique"] * UNIQUE + ["heldout"] * HELDOUT
     prompts = [Prompt(f"key-{index}", *pair) for index, pair in enumerate(zip(captions, groups, strict=True))]
-    copies = generate(pipeline, captions[:2], progress=False, **SAMPLING).images[:, 1]  # type: ignore[arg-type]
+    copies = generate(pipeline, captions[:2], sampling=SAMPLING).images[:, 1]
     random = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (TRAINING + HELDOUT, 3, 16, 16), dtype=torch.uint8, generator=random)
     training = torch.cat([copies, noise[: TRAINING - 2]])
@@ -59,14 +71,20 @@ def arguments(pipeline: StableDiffusionPipeline) -> dict[str, Any]:
         "training_images": training,
         "training_keys": keys,
         "evidence": evidence,
-        "heldout_loss": 0.125,
+        "heldout": (noise[TRAINING:], captions[-HELDOUT:]),
         "config": {"model": Path("runs/x"), "<key>": [1, float("nan")]},
         "detectors": [GuidanceNorm(), GuidanceNorm(None)],
-        "false_positive_rate": 0.2,
-        "resamples": 20,
-        "progress": False,
-        **SAMPLING,
+        "statistics": STATISTICS,
     }
+
+
+def evaluate(pipeline: StableDiffusionPipeline, output: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What describes the samples, and what says how they are judged, each to where it belongs."""
+    names = {field.name for field in fields(RunSamples)}
+    samples = RunSamples(**{name: value for name, value in arguments.items() if name in names})
+    given = StageInput(pipeline=pipeline, output=output, sampling=SAMPLING)
+    rest = {name: value for name, value in arguments.items() if name not in names}
+    return evaluate_run(given, samples, **rest)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +93,9 @@ def evaluated(
 ) -> tuple[Path, dict[str, Any]]:
     """The output folder and the returned results."""
     folder = tmp_path_factory.mktemp("evaluation")
-    return folder, evaluate_run(pipeline, output=folder, **arguments)
+    results = evaluate(pipeline, folder, arguments)
+    write_report(folder)
+    return folder, results
 
 
 def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -101,7 +121,7 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
     assert results["config"] == {"model": str(Path("runs/x")), "<key>": [1, None]}
     assert results["sampling"]["seeds"] == [0, 1]
     assert results["sampling"]["images"] == 16
-    assert results["quality"]["heldout_loss"] == 0.125
+    assert 0 < results["quality"]["heldout_loss"] < 5
     kid = results["quality"]["kid"]
     assert (kid["n_real"], kid["n_generated"], kid["features"]) == (HELDOUT, 2 * HELDOUT, "efficientnet-lite0")
     assert kid["interval"][0] <= kid["value"] <= kid["interval"][1]
@@ -174,14 +194,44 @@ def test_evaluation_without_record_or_detectors(
     pipeline: StableDiffusionPipeline, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     """A model of unknown origin can be evaluated too."""
-    bare = {**arguments, "evidence": None, "detectors": (), "config": None, "heldout_loss": None, "kid": False}
-    results = evaluate_run(pipeline, output=tmp_path / "new" / "folder", **bare)
+    bare = {**arguments, "evidence": None, "detectors": (), "config": None, "heldout": None, "kid": False}
+    results = evaluate(pipeline, tmp_path / "new" / "folder", bare)
     assert results["training"] is None
     assert results["detectors"] == {}
-    report = (tmp_path / "new" / "folder" / "report.html").read_text(encoding="utf-8")
+    assert results["quality"]["heldout_loss"] is None
+    report = write_report(tmp_path / "new" / "folder").read_text(encoding="utf-8")
     assert "What training said" not in report
     assert results["quality"]["kid"] == {"value": None, "reason": "not asked for"}
     assert "KID was not measured: not asked for" in report
+
+
+@pytest.mark.parametrize(("convention", "figure"), [("nemo", "SSCD_orig"), ("dcr", "SSCD (dcr)")])
+def test_networks_measure_every_group(
+    pipeline: StableDiffusionPipeline,
+    arguments: dict[str, Any],
+    tmp_path: Path,
+    clip_folder: Path,
+    convention: str,
+    figure: str,
+) -> None:
+    """SSCD, A_CLIP and CLIP-FID, in the results and in the report; without weight files there is no such part."""
+    save_script(MeanColour(), tmp_path / "sscd.pt")
+    weights = Weights(sscd=str(tmp_path / "sscd.pt"), clip=str(clip_folder), sscd_convention=convention)
+    results = evaluate(pipeline, tmp_path / "out", {**arguments, "kid": False, "detectors": (), "weights": weights})
+    found = results["networks"]
+    assert set(found["groups"]) == {"planted", "unique", "heldout"}
+    assert figure in found["groups"]["planted"] and "A_CLIP" in found["groups"]["heldout"]
+    if convention == "nemo":
+        assert found["groups"]["planted"]["SSCD_orig"]["all"]["median"] == pytest.approx(1, abs=1e-3), "copies"
+    assert found["CLIP_FID"]["value"] > 0
+    report = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "Figures of networks" in report and figure in report and f"{found['CLIP_FID']['value']:.3f}" in report
+
+
+def test_the_rate_is_the_lowest_that_can_be_promised() -> None:
+    assert Statistics().rate(16) == 1 / 17
+    assert Statistics().rate(1000) == 0.01
+    assert Statistics(false_positive_rate=0.2).rate(1000) == 0.2
 
 
 def test_variants_are_one_image_and_templates_one_prompt(
@@ -203,7 +253,7 @@ def test_variants_are_one_image_and_templates_one_prompt(
         "evidence": None,
         "detectors": (),
     }
-    results = evaluate_run(pipeline, output=tmp_path / "new", **more)
+    results = evaluate(pipeline, tmp_path / "new", more)
     replication = results["replication"]
     assert replication["n_training_images"] == TRAINING + 1
     assert replication["neighbours"] == TRAINING
@@ -221,7 +271,8 @@ def test_variants_are_one_image_and_templates_one_prompt(
     # Without templates, two copies of the own image would be its neighbours; with them, there is that of key-0 alone.
     nearest = {}
     for name, templates in (("fair", more["templates"]), ("spoiled", None)):
-        evaluate_run(pipeline, output=tmp_path / name, **{**more, "templates": templates, "neighbours": 2})
+        spoiled = {**more, "templates": templates, "statistics": replace(STATISTICS, neighbours=2)}
+        evaluate(pipeline, tmp_path / name, spoiled)
         rows = pq.read_table(tmp_path / name / "samples.parquet").to_pylist()
         nearest[name] = next(r for r in rows if r["key"] == "t#caption0" and r["seed"] == 1)["neighbour_distance"]
     assert nearest["spoiled"] < 0.01 < 0.1 < nearest["fair"]
@@ -230,7 +281,7 @@ def test_variants_are_one_image_and_templates_one_prompt(
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"false_positive_rate": 0.05}, CalibrationError, "at least 19"),
+        ({"statistics": Statistics(false_positive_rate=0.05)}, CalibrationError, "at least 19"),
         ({"training_keys": ["x"]}, DataError, "1 training keys"),
         ({"training_keys": [f"other-{index}" for index in range(TRAINING)]}, DataError, r"4 prompt\(s\) of training"),
         ({"training_keys": [f"key-{index}" for index in range(TRAINING)]}, DataError, "4 held-out or excluded prompt"),
@@ -249,7 +300,7 @@ def test_refusals_come_before_sampling(
     calls = []
     handle = pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
     with pytest.raises(error, match=words):
-        evaluate_run(pipeline, output=tmp_path / "out", **{**arguments, **change})
+        evaluate(pipeline, tmp_path / "out", {**arguments, **change})
     handle.remove()
     assert not calls
     assert not (tmp_path / "out").exists()

@@ -67,7 +67,7 @@ def test_every_figure_is_there_with_its_count() -> None:
         "3 of 4 (75%",
         "0.1250",
         "0.0217 (standard error 0.0031, features efficientnet-lite0)",
-        "report.html",
+        "results.json",
     ):
         assert piece in text, piece
     assert "precision none to count" in text, "no flag, no precision"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,17 +18,34 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
+from memtrain.evaluation.measures.pixels import pixel_distance
+from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput, write_report
 from memtrain.evaluation.stages.mitigate import mitigate as stage
-from memtrain.evaluation.stages.mitigate import section as mitigation_sheet
-from memtrain.evaluation.stages.mitigate.changes import pixel_distance
+from memtrain.evaluation.stages.mitigate import sheet as mitigation_sheet
 from memtrain.evaluation.stages.mitigate.mitigate import MINIMUM_OTHERS, mitigate
-from memtrain.evaluation.stages.mitigate.section import contact_sheet, print_mitigation
+from memtrain.evaluation.stages.mitigate.screen import print_mitigation
+from memtrain.evaluation.stages.mitigate.sheet import write_sheet
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.inference.attention_masking import AttentionMasking
 
 PROMPTS = [PromptToScore(text, truth) for text, truth in (("a cat", True), ("$the_dogs$", False), ("b", None))]
-OPTIONS: dict[str, Any] = {"seeds": [0, 3], "steps": 2, "guidance_scale": 4.0, "batch_size": 4, "progress": False}
+SAMPLING = Sampling(seeds=[0, 3], steps=2, guidance_scale=4.0, batch_size=4, progress=False)
+
+
+def given(
+    pipeline: StableDiffusionPipeline,
+    output: Path,
+    prompts: list[PromptToScore] = PROMPTS,
+    *,
+    own_images: Tensor | None = None,
+    sampling: Sampling = SAMPLING,
+) -> StageInput:
+    return StageInput(
+        pipeline=pipeline, prompts=prompts, output=output, own_images=own_images, sampling=sampling, model="here"
+    )
 
 
 def load(folder: Path, name: str) -> Tensor:
@@ -39,7 +56,7 @@ def load(folder: Path, name: str) -> Tensor:
 
 def test_both_conditions_start_from_the_same_noise(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     masking = AttentionMasking(c1=2.0)
-    results = mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, others=1, model="here", **OPTIONS)
+    results = mitigate(given(pipeline, tmp_path), masking, others=1)
     assert json.loads((tmp_path / "mitigation.json").read_text()) == results
     assert results["mitigation"] == "AttentionMasking(c1=2.0, mask=True, hide_eos=False, published=False)"
     rows = pq.read_table(tmp_path / "mitigation.parquet").to_pylist()
@@ -47,9 +64,9 @@ def test_both_conditions_start_from_the_same_noise(pipeline: StableDiffusionPipe
         (mitigated, prompt.text, seed) for mitigated in (False, True) for prompt in PROMPTS for seed in (0, 3)
     ]
     texts = [prompt.text for prompt in PROMPTS]
-    plain = generate(pipeline, texts, **OPTIONS).images.flatten(0, 1)
+    plain = generate(pipeline, texts, sampling=SAMPLING).images.flatten(0, 1)
     with masking(pipeline):
-        masked = generate(pipeline, texts, **OPTIONS).images.flatten(0, 1)
+        masked = generate(pipeline, texts, sampling=SAMPLING).images.flatten(0, 1)
     written = torch.stack([load(tmp_path, row["image"]) for row in rows])
     # A rounding of a pixel may go the other way in a batch of another size.
     assert (written.int() - torch.cat([plain, masked]).int()).abs().max() <= 1
@@ -80,9 +97,7 @@ def test_replication_with_and_without(
     # No farther from the own image than from others, as the lowest ratio of the others is not.
     mitigated[0] = 128
     monkeypatch.setattr(stage, "_sample", lambda *args, **options: ((without, mitigated), [(1.0, 1.5), (2.0, 3.0)]))
-    results = mitigate(
-        pipeline, prompts, output=tmp_path, mitigation=AttentionMasking(), own_images=own, others=1, **OPTIONS
-    )
+    results = mitigate(given(pipeline, tmp_path, prompts, own_images=own), AttentionMasking(), others=1)
     found = results["groups"]["memorized"]
     assert results["reproduction"]["false_positive_rate"] == 0.05
     assert results["reproduction"]["n_others"] == MINIMUM_OTHERS
@@ -109,14 +124,8 @@ def test_replication_with_and_without(
 
 def test_what_cannot_be_measured_says_why(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     own = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    results = mitigate(
-        pipeline,
-        PROMPTS,
-        output=tmp_path,
-        mitigation=AttentionMasking(),
-        own_images=own,
-        **{**OPTIONS, "seeds": [0]},
-    )
+    case = given(pipeline, tmp_path, own_images=own, sampling=replace(SAMPLING, seeds=[0]))
+    results = mitigate(case, AttentionMasking())
     assert results["reproduction"] == {"reason": "1 prompts known not to be memorized; a threshold needs 19"}
     assert results["fidelity"]["reason"] == "3 different prompts, at least 5 needed"
     assert results["groups"]["memorized"]["without"]["diversity"] is None
@@ -130,22 +139,27 @@ def test_what_cannot_be_measured_says_why(pipeline: StableDiffusionPipeline, tmp
 def test_refused_before_sampling(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     masking = AttentionMasking()
     with pytest.raises(ConfigurationError, match="No prompt"):
-        mitigate(pipeline, [], output=tmp_path, mitigation=masking, **OPTIONS)
+        mitigate(given(pipeline, tmp_path, []), masking)
     with pytest.raises(DataError, match="3 prompts and 2 own images"):
         own = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-        mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, own_images=own, **OPTIONS)
+        mitigate(given(pipeline, tmp_path, own_images=own), masking)
     with pytest.raises(DataError, match="at least 2"):
         own = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-        mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, own_images=own, **OPTIONS)
+        mitigate(given(pipeline, tmp_path, own_images=own), masking)
     with pytest.raises(ConfigurationError, match="holds no CLIP model"):
-        mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=masking, clip=tmp_path, **OPTIONS)
+        mitigate(given(pipeline, tmp_path), masking, weights=Weights(clip=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clip_model_judges_fidelity(pipeline: StableDiffusionPipeline, tmp_path: Path, clip_folder: Path) -> None:
-    results = mitigate(pipeline, PROMPTS, output=tmp_path, mitigation=AttentionMasking(), clip=clip_folder, **OPTIONS)
+    results = mitigate(given(pipeline, tmp_path), AttentionMasking(), weights=Weights(clip=str(clip_folder)))
     rows = pq.read_table(tmp_path / "mitigation.parquet").to_pylist()
     assert results["fidelity"] == {"measure": "clip_similarity", "model": ClipFeatures(clip_folder).name}
+    found = results["networks"]["groups"]
+    assert found["memorized"]["A_CLIP"]["all"] != found["memorized"]["without_mask"]["A_CLIP"]["all"]
+    assert "distribution_with" not in results["networks"], "no images that were never trained on are known"
+    report = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Mitigation while sampling" in report and "A_CLIP" in report
     assert len({row["fidelity"] for row in rows}) > len(PROMPTS) and all(-1 <= row["fidelity"] <= 1 for row in rows)
 
 
@@ -156,7 +170,7 @@ def test_the_sheet_shows_memorized_prompts_and_others(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (30, 4, 3, 8, 8), dtype=torch.uint8)
     sizes = []
     for own in (None, images[:, 0]):
-        contact_sheet(tmp_path / "a.png", prompts, without=images, mitigated=images, own_images=own)
+        write_sheet(tmp_path / "a.png", prompts, without=images, mitigated=images, own_images=own)
         with Image.open(tmp_path / "a.png") as sheet:
             sizes.append(sheet.size)
     assert sizes[1][0] > sizes[0][0] and sizes[0][1] == sizes[1][1]

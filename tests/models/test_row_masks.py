@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from memtrain.errors import ProbeError
-from memtrain.localization.row_masks import row_masks
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.row_masks import row_masks
 
 DOWN = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 UP = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
