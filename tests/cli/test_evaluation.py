@@ -1,4 +1,4 @@
-"""The command line of `evaluate.py`: the first word is a stage, which has options of its own and refuses before it loads."""
+"""The command line of `evaluate.py`: its first word is a stage, with options of its own, refused before it loads."""
 
 from __future__ import annotations
 
