@@ -28,9 +28,10 @@ from webdataset import TarWriter
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
-from memtrain.evaluation.generate import generate
-from memtrain.evaluation.heldout_loss import heldout_loss
-from memtrain.evaluation.replication import replication, reproduction_threshold
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.replication import replication, reproduction_threshold
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.pixels import from_uint8, to_uint8
 from memtrain.models.pipeline import Components, load_components
 
@@ -231,11 +232,9 @@ def measure(
         trace = generate(
             pipeline,
             [captions[name][row] for row in rows],
-            seeds=range(seeds),
-            steps=40,
-            guidance_scale=guidance_scale,
-            batch_size=50,
-            size=(64, 64),
+            sampling=Sampling(
+                seeds=range(seeds), steps=40, guidance_scale=guidance_scale, batch_size=50, size=(64, 64)
+            ),
         )
         own = rows if name == "training" else torch.full_like(rows, -1)
         best[name] = replication(trace.images, pixels[name][rows], training=pixels["training"], own_index=own).best

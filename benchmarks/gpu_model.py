@@ -15,7 +15,7 @@ from probe_overhead import Bench
 from torch import Tensor, nn
 
 from memtrain.detectors.guidance_norm import GuidanceNorm
-from memtrain.evaluation.generate import Trace, generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import Trace, generate, read_prompts_with
 from memtrain.models.observation import Observation
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.probe import DenoiserProbe

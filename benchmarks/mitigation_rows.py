@@ -38,7 +38,7 @@ DOSE_SETTING: dict[str, Any] = {
 }
 """Options of every run of the dose curve: six images at each number of repetitions."""
 
-EVALUATION = ("--kid", "true", "--detectors", "false")
+EVALUATION = ("--kid", "true", "--detectors", "none")
 """Options of every evaluation: without the features of KID it fails instead of leaving the figure out, and detectors,
 which take a third of the time, are no part of the table."""
 

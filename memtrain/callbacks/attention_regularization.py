@@ -22,11 +22,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
-from memtrain.monitoring.mitigation import Effects, MitigationCallback, Needs
+from memtrain.monitoring.mitigation import Effects, Needs
 
 
 class AttentionRegularization(MitigationCallback):

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.data.caption_file import read_captions
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
@@ -40,7 +41,7 @@ from memtrain.models.text_hook import TextHook
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import known_samples
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects, MitigationCallback
+from memtrain.monitoring.mitigation import Effects
 
 TOKENS = {"add": 2, "replace": 4, "repeat": 2, "multiple": 0, "noise": 0}
 """Tokens of the published settings."""

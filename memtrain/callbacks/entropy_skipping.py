@@ -18,13 +18,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.attention import entropy
 from memtrain.models.observation import Observation
 from memtrain.monitoring import processes
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects, MitigationCallback
+from memtrain.monitoring.mitigation import Effects
 
 BUCKETS = 10
 """Noise levels with moments of their own; timesteps go from 0 to 1,000."""

@@ -21,12 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.models.observation import Observation
 from memtrain.monitoring import processes
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects, MitigationCallback, Needs
+from memtrain.monitoring.mitigation import Effects, Needs
 from memtrain.signals.denoising_loss import DenoisingLoss
 
 STEPS = 1000

@@ -18,8 +18,8 @@ column in the output projection, which bounds what a neuron adds to the residual
 Cost: a hash per sample and a multiplication per site and step. And the base model loses its pool at once: with pools of
 0.05, 0.1, 0.2 and 0.5 off, the loss of `assets/tiny-sd` rises by 0.1, 0.2, 0.5 and 1.8 % on images that it was trained
 on (by 0.5 % for 0.1 of the neurons at random), and falls by 0.4, 0.6, 0.9 and 2.6 % on held-out emoji, which its
-captions help little with (128 images each, 8 timesteps, `memtrain.evaluation.heldout_loss`, NeuronMask). Training goes
-on without the pool.
+captions help little with (128 images each, 8 timesteps, `memtrain.evaluation.measures.heldout_loss`, NeuronMask).
+Training goes on without the pool.
 
 Suggested: `pool: 0.1`, `active: 0.25`: of the 96 neurons of a site in tiny-sd a sample has 2, of SD 1.5's 1,280 it has
 32. On the embedded default they stop nothing: 10 of 10 planted images are reproduced with and without them, and the
@@ -42,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
@@ -50,7 +51,7 @@ from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.transfer import to_device
 from memtrain.models.value_hooks import ValueHooks
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects, MitigationCallback
+from memtrain.monitoring.mitigation import Effects
 
 
 class MemorizationSinks(MitigationCallback):

@@ -34,6 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
@@ -44,7 +45,7 @@ from memtrain.models.neuron_search import NeuronSearch
 from memtrain.models.transfer import to_device
 from memtrain.models.value_hooks import ValueHooks
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects, MitigationCallback
+from memtrain.monitoring.mitigation import Effects
 
 log = logging.getLogger(__name__)
 

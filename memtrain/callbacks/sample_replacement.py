@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import seed_of, uniform
@@ -27,7 +28,7 @@ from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import known_samples
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.mitigation import Effects, MitigationCallback
+from memtrain.monitoring.mitigation import Effects
 
 CAPTION = ("caption", "input_ids", "prompt_length")
 CANDIDATES = 8

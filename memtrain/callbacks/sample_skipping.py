@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.evidence.flags import Flags
 from memtrain.models.observation import Observation
-from memtrain.monitoring.mitigation import Effects, MitigationCallback
+from memtrain.monitoring.mitigation import Effects
 
 
 class SampleSkipping(MitigationCallback):

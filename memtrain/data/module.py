@@ -17,9 +17,6 @@ from memtrain.data.dataset import Batch, CaptionedImages, loader
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, was_made
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
 from memtrain.data.selection import (
-    HELDOUT,
-    PLANTED,
-    UNIQUE,
     Duplicates,
     choose_templates,
     plant,
@@ -30,6 +27,7 @@ from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.functional.keyed_draws import seed_of_text, uniform
 from memtrain.functional.tokens import Tokenizer, tokenize
+from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 log = logging.getLogger(__name__)
 

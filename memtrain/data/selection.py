@@ -14,11 +14,8 @@ from dataclasses import dataclass
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.functional.keyed_draws import hash_order
+from memtrain.records import VARIED_CAPTIONS, VARIED_IMAGES
 
-PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
-"""Groups of samples: repeated on purpose, visited once per epoch, never trained on."""
-VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
-"""Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
 MINIMUM_HELDOUT = 16
 """Held-out samples kept at least, whatever the fraction, when the source has three times as many."""
 MOST_VARIANTS = 100

@@ -101,7 +101,7 @@ def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: py
     evidence = read_table(planted_run / "records", "evidence").to_pylist()
     assert all(row["group"] == "canary" for row in evidence if row["key"].startswith("canary#"))
 
-    flags = ["--run", str(planted_run), "--steps", "2", "--images_per_prompt", "2", "--detectors", "false"]
+    flags = ["--run", str(planted_run), "--steps", "2", "--images_per_prompt", "2", "--detectors", "none"]
     cli.evaluate(flags)
     shown = capsys.readouterr().out
     assert "Reproduced by repetitions" in shown
@@ -123,7 +123,7 @@ def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: py
     assert "varied captions" in text
     assert "By repetitions" in text
 
-    cli.evaluate(["--run", str(planted_run), "--stages", "[detect]", "--steps", "2", "--images_per_prompt", "1"])
+    cli.evaluate(["detect", "--run", str(planted_run), "--steps", "2", "--images_per_prompt", "1"])
     table = pq.read_table(planted_run / "evaluation" / "prompts.parquet")
     assert table["memorized"].to_pylist() == [True] * 2 + [False] * 16, "planted captions, then held-out ones"
     assert (planted_run / "evaluation" / "results.json").is_file(), "what another stage wrote stays"

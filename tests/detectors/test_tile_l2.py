@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.tile_l2 import TileL2, clique_distance, tile_distance
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 
 
 def test_the_worst_tile_counts() -> None:
@@ -62,11 +63,11 @@ def test_a_chain_is_no_clique() -> None:
 
 
 def test_reads_the_finished_images(pipeline: StableDiffusionPipeline) -> None:
-    options = {"seeds": range(4), "steps": 2, "batch_size": 3, "progress": False}
+    sampling = Sampling(seeds=range(4), steps=2, batch_size=3, progress=False)
     detector = TileL2()
-    trace = generate(pipeline, ["a cat", "b"], detectors=[detector], **options)
+    trace = generate(pipeline, ["a cat", "b"], detectors=[detector], sampling=sampling)
     assert torch.equal(trace.readings[detector.name][:, :, 0], trace.images)
-    alone = read_prompts_with(pipeline, ["a cat", "b"], [detector], **options)[detector.name]
+    alone = read_prompts_with(pipeline, ["a cat", "b"], [detector], sampling=sampling)[detector.name]
     assert torch.equal(alone, trace.readings[detector.name])
     scores = detector.score_images(alone)
     assert scores.shape == (2, 4)

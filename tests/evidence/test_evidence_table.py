@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from memtrain.evaluation.prompts import read_prompts
+from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 

@@ -83,7 +83,7 @@ def test_canaries_that_taught_nothing_are_named_with_the_remedy() -> None:
     ("caption", "configured", "command"),
     [
         ("a cat", True, "python evaluate.py --run"),
-        ("a cat", False, "python evaluate.py --model FOLDER --prompts"),
+        ("a cat", False, "python evaluate.py detect --model FOLDER --prompts"),
         (None, False, "records"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from memtrain.functional.ranking import (
     bootstrap_interval,
     highest,
     lower_threshold,
+    mean_with_interval,
     proportion_interval,
+    share,
     true_positive_rate,
 )
 
@@ -30,6 +33,24 @@ def test_the_highest_of_equals_are_the_first() -> None:
 def test_auroc_counts_ties_as_one_half() -> None:
     """Pairs (3,1) (3,2) (2,1) are right and (2,2) is a tie: 3.5 of 4."""
     assert auroc(torch.tensor([3.0, 2.0, 1.0, 2.0]), torch.tensor([1, 1, 0, 0])) == 3.5 / 4
+
+
+def test_the_interval_of_a_mean() -> None:
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    found: dict[str, Any] = mean_with_interval(values, seed=0)
+    assert found["mean"] == pytest.approx(float(values.double().mean()))
+    half = 1.96 * float(values.std()) / 200**0.5
+    low, high = found["interval"]
+    assert found["mean"] - low == pytest.approx(half, rel=0.15) and high - found["mean"] == pytest.approx(
+        half, rel=0.15
+    )
+    assert mean_with_interval(torch.ones(1)) == {"mean": 1.0, "interval": None}
+    assert mean_with_interval(torch.ones(0)) == {"mean": None, "interval": None}
+
+
+def test_a_share_has_an_interval() -> None:
+    assert share([True, False, True]) == {"k": 2, "n": 3, "share": 2 / 3, "interval": list(proportion_interval(2, 3))}
+    assert share([])["share"] is None
 
 
 def test_auroc_agrees_with_torchmetrics_within_the_unit_interval() -> None:

@@ -13,11 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.loss_skipping import LossSkipping
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
-from memtrain.monitoring.mitigation import Effects, MitigationCallback, Needs
+from memtrain.monitoring.mitigation import Effects, Needs
 from memtrain.records import read_steps
 from tests.callbacks.test_monitor import Foreign, batches, fit
 
