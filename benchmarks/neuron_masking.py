@@ -34,6 +34,7 @@ from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.localize.conditions import change_of_loss
 from memtrain.evaluation.stages.localize.localize import localize
+from memtrain.functional.ranking import highest
 from memtrain.localization.baselines import most_active, random_neurons, unrefined
 from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
@@ -99,7 +100,7 @@ class Case:
         sites = predictor.sites(EVERY_SITE)
         statistics = ActivationStatistics.measure(predictor, self.controls[::2], sites=EVERY_SITE)
         scores = statistics.z_scores(predictor.activations(self.planted, sites), list(sites))
-        top = [layer.topk(per_layer, dim=1).indices for layer in scores]
+        top = [highest(layer, per_layer) for layer in scores]
         return [
             NeuronMask({site: layer[row].tolist() for site, layer in zip(sites, top, strict=True)})
             for row in range(len(self.planted))

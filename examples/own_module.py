@@ -22,7 +22,7 @@ What a module may offer; all of it is optional:
 | `{"loss": ..., "sample_loss": (B,)}` returned by `training_step` | unweighted losses | a loss with further terms |
 
 The loss has to be the batch mean of squared errors, because each sample's part is read from its gradient; the first
-batches check it (:mod:`memtrain.callbacks.loss_check`).
+batches check it (:mod:`memtrain.monitoring.loss_check`).
 
 What a batch, a dict, may hold:
 
@@ -35,7 +35,7 @@ What a batch, a dict, may hold:
 | `input_ids`, and `latents` or `pixel_values` | `(B, ...)` | tell samples apart in the profile's cache |
 
 What the data module has to offer for held-out samples, beside `train_dataloader`: `train_dataset`, `heldout_dataset`
-with `unique()`, and `unique_dataloader(dataset)`; :mod:`memtrain.callbacks.data_protocol` says it all.
+with `unique()`, and `unique_dataloader(dataset)`; :mod:`memtrain.monitoring.data_protocol` says it all.
 """
 
 from __future__ import annotations

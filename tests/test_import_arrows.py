@@ -27,7 +27,7 @@ ARROWS = {
     "calibration": {"functional", "models", "signals", "records", "evidence"},
     "data": {"functional", "records"},
     "training": {"models", "functional"},
-    "callbacks": {"signals", "reference", "calibration", "models", "functional", "records"},
+    "callbacks": {"signals", "reference", "calibration", "models", "functional", "records", "data"},
     "detectors": {"functional", "models"},
     "localization": {"functional", "models", "records"},
     "inference": {"functional", "models"},

@@ -17,18 +17,20 @@ monitor's `maximum_timestep` on, which are no evidence.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
+from memtrain.monitoring.mitigation import Effects, Needs
 
 
-class AttentionRegularization(Mitigation):
+class AttentionRegularization(MitigationCallback):
     """Add a penalty on the change of the attention entropy since the base model.
 
     Args:
@@ -36,10 +38,6 @@ class AttentionRegularization(Mitigation):
         margin: change of a site's entropy that is free, in standard deviations of held-out samples.
         samples: penalize `flagged` samples or `all`.
     """
-
-    needs_graph: ClassVar[bool] = True
-    needs_reference: ClassVar[tuple[str, ...]] = ("attention_entropy",)
-    reads_captions: ClassVar[bool] = True
 
     def __init__(
         self, strength: float = 0.1, margin: float = 2.0, samples: Literal["flagged", "all"] = "flagged"
@@ -52,10 +50,13 @@ class AttentionRegularization(Mitigation):
             )
         self.strength, self.margin, self.samples = strength, margin, samples
 
-    @property
-    def flagged_only(self) -> bool:
-        """With `samples: flagged`."""
-        return self.samples == "flagged"
+    def needs(self) -> Needs:
+        """The attention's graph, and the base model's entropy."""
+        return Needs(attention_graph=True, base_profile=("attention_entropy",))
+
+    def effects(self) -> Effects:
+        """It goes by captions; with `samples: flagged` by flagged samples alone."""
+        return Effects(reads_captions=True, flagged_only=self.samples == "flagged")
 
     def penalty(self, observation: Observation, flags: Flags) -> Tensor:
         """`strength` times the mean over sites of the hinge, `(B,)`; 0 for samples that are not penalized."""

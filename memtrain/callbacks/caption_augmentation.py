@@ -24,28 +24,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from memtrain.callbacks.caption_file import read_captions
-from memtrain.callbacks.data_protocol import known_samples
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
+from memtrain.data.caption_file import read_captions
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.captions import augment
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.backbones.base import Backbone
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.text_hook import TextHook
 from memtrain.models.transfer import to_device
+from memtrain.monitoring.data_protocol import known_samples
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Effects
 
 TOKENS = {"add": 2, "replace": 4, "repeat": 2, "multiple": 0, "noise": 0}
 """Tokens of the published settings."""
 
 
-class CaptionAugmentation(Mitigation):
+class CaptionAugmentation(MitigationCallback):
     """Change the captions of some visits.
 
     Args:
@@ -60,8 +62,6 @@ class CaptionAugmentation(Mitigation):
             samples; default those that the data module's `alternatives()` returns.
         seed: of all choices.
     """
-
-    changes_captions: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -99,17 +99,13 @@ class CaptionAugmentation(Mitigation):
 
     # Before training
 
-    @property
-    def flagged_only(self) -> bool:
-        """With `samples: flagged`."""
-        return self.samples == "flagged"
+    def effects(self) -> Effects:
+        """It changes captions; with `samples: flagged` those of flagged samples alone."""
+        return Effects(changes_batch=True, changes_captions=True, flagged_only=self.samples == "flagged")
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def open(self, host: Host) -> None:
         """Refuse data without tokens, and collect the other captions of `multiple`."""
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        data: Any = getattr(trainer, "datamodule", None)
+        data = host.data
         dataset: Any = getattr(data, "train_dataset", None)
         if self.kind != "noise" and hasattr(dataset, "__getitem__") and len(dataset):
             item = dataset[0]
@@ -126,7 +122,7 @@ class CaptionAugmentation(Mitigation):
                     remedy="give them in the data, as `captions` in a file, or choose another kind",
                 )
 
-    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
+    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
         """Tokenise the other captions, or put the hook for `noise` on the denoiser."""
         tokenizer = getattr(module, "tokenizer", None)
         if self.kind == "noise":
@@ -200,7 +196,7 @@ class CaptionAugmentation(Mitigation):
             others = self._rows.get(key, range(0))
             choice = int(number * (1 + len(others)))
             rows.append(others[choice - 1] if choice else -1)
-        row = torch.tensor(rows)
+        row = torch.tensor(rows, dtype=torch.long)
         tokens, length = self._ids[row], self._lengths[row]
         return row >= 0, to_device(tokens, ids.device), to_device(length, ids.device)
 
@@ -221,7 +217,7 @@ class CaptionAugmentation(Mitigation):
             )
         return super().weights(observation, flags)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def batch_done(self) -> None:
         """Forwards between batches get no noise."""
         self._seeds = []
 

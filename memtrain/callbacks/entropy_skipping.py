@@ -13,17 +13,19 @@ memorized samples from others where sites move in different directions; the moni
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.callbacks import processes
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.attention import entropy
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
+from memtrain.monitoring import processes
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Effects
 
 BUCKETS = 10
 """Noise levels with moments of their own; timesteps go from 0 to 1,000."""
@@ -31,7 +33,7 @@ MINIMUM_VISITS = 16
 """Visits of a noise level before anything is skipped there."""
 
 
-class EntropySkipping(Mitigation):
+class EntropySkipping(MitigationCallback):
     """Skip visits by the entropy of their average attention.
 
     Args:
@@ -39,8 +41,6 @@ class EntropySkipping(Mitigation):
         share: of visits that would be skipped if the entropy were normally distributed.
         decay: of the running moments, per visit.
     """
-
-    skips: ClassVar[bool] = True
 
     def __init__(self, reference: Literal["ren2024"] = "ren2024", *, share: float = 0.05, decay: float = 0.99) -> None:
         if not 0 < share < 0.5 or not 0 < decay < 1:
@@ -52,11 +52,13 @@ class EntropySkipping(Mitigation):
         self.moments = _no_moments()
         """Visits, mean and variance, by noise level."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def effects(self) -> Effects:
+        """It skips."""
+        return Effects(skips=True)
+
+    def open(self, host: Host) -> None:
         """Start without moments; a checkpoint's are loaded later."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self.moments = _no_moments()
+        self.moments = _no_moments()
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""

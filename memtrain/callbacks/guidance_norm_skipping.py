@@ -16,20 +16,22 @@ monitor's evidence.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.guidance import guidance_norm
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
+from memtrain.monitoring.mitigation import Effects, Needs
 
 THRESHOLDS = {"wen2024": 2.0}
 """Published thresholds."""
 
 
-class GuidanceNormSkipping(Mitigation):
+class GuidanceNormSkipping(MitigationCallback):
     """Skip visits by their text-conditional noise.
 
     Args:
@@ -37,13 +39,18 @@ class GuidanceNormSkipping(Mitigation):
         threshold: skip from this norm on, instead of the published one.
     """
 
-    needs_unconditional: ClassVar[bool] = True
-    skips: ClassVar[bool] = True
-
     def __init__(self, reference: Literal["wen2024"] = "wen2024", *, threshold: float | None = None) -> None:
         self.threshold = THRESHOLDS[reference] if threshold is None else threshold
         if self.threshold <= 0:
             raise ConfigurationError(f"threshold={threshold}", expected="above 0", remedy="change it")
+
+    def needs(self) -> Needs:
+        """The prediction under the empty caption, in every batch."""
+        return Needs(unconditional=True)
+
+    def effects(self) -> Effects:
+        """It skips."""
+        return Effects(skips=True)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""

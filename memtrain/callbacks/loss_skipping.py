@@ -16,16 +16,18 @@ CIFAR models have ratio 2. Cannot: name samples; that is the monitor's evidence.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.callbacks import processes
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
+from memtrain.monitoring import processes
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Effects, Needs
 from memtrain.signals.denoising_loss import DenoisingLoss
 
 STEPS = 1000
@@ -35,7 +37,7 @@ PUBLISHED = {"liu2024": {"ratio": 1.25, "decay": 0.8}}
 """Constants of the published settings."""
 
 
-class LossSkipping(Mitigation):
+class LossSkipping(MitigationCallback):
     """Skip visits by their loss.
 
     Args:
@@ -43,9 +45,6 @@ class LossSkipping(Mitigation):
         decay: of the running mean; default the reference's.
         reference: the published setting whose constants are used; with None both have to be given.
     """
-
-    skips: ClassVar[bool] = True
-    needs_loss: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -69,11 +68,17 @@ class LossSkipping(Mitigation):
         self.mean = torch.zeros(STEPS)
         self._loss = DenoisingLoss()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def needs(self) -> Needs:
+        """Each sample's loss."""
+        return Needs(sample_loss=True)
+
+    def effects(self) -> Effects:
+        """It skips."""
+        return Effects(skips=True)
+
+    def open(self, host: Host) -> None:
         """Start with means of 0; a checkpoint's are loaded later."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self.mean = torch.zeros(STEPS)
+        self.mean = torch.zeros(STEPS)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""

@@ -37,23 +37,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import Backbone, unwrap
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.transfer import to_device
 from memtrain.models.value_hooks import ValueHooks
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Effects
 
 
-class MemorizationSinks(Mitigation):
+class MemorizationSinks(MitigationCallback):
     """Give every sample a few value neurons of its own, and remove all of them in the end.
 
     Args:
@@ -62,8 +63,6 @@ class MemorizationSinks(Mitigation):
         sites: glob over attention sites (`*` for all); default the backbone's subset.
         seed: of the samples' subsets.
     """
-
-    edits_training: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,7 +85,11 @@ class MemorizationSinks(Mitigation):
         self._hooks: ValueHooks | None = None
         self._state: dict[str, Any] = {}
 
-    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
+    def effects(self) -> Effects:
+        """Training forwards run with sinks, others without; each batch's are looked up before."""
+        return Effects(edits_training=True, changes_batch=True)
+
+    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
         """Choose and empty the pool, unless the run is resumed, and switch it off.
 
         Raises:
@@ -130,7 +133,8 @@ class MemorizationSinks(Mitigation):
         assert self.pool is not None
         pools = self.pool.channels
         sizes = [len(pool) for pool in pools.values()]
-        chosen = torch.stack([sink(key, sizes, active=self.active, seed=self.seed) for key in flags.keys])
+        sinks = [sink(key, sizes, active=self.active, seed=self.seed) for key in flags.keys]
+        chosen = torch.stack(sinks) if sinks else torch.zeros(0, sum(sizes), dtype=torch.bool)
         factors = []
         for (site, pool), part in zip(pools.items(), chosen.split(sizes, dim=1), strict=True):
             on = torch.ones(len(chosen), len(self._off[site]), dtype=torch.bool)
@@ -140,7 +144,7 @@ class MemorizationSinks(Mitigation):
         whole = to_device(torch.cat(factors, dim=1), self._module.device)
         self._on = dict(zip(pools, whole.split([on.shape[1] for on in factors], dim=1), strict=True))
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def forward_done(self, host: Host) -> None:
         """Raise if the forward did not pass by every site."""
         assert self._hooks is not None
         self._hooks.require_reached()
@@ -151,13 +155,13 @@ class MemorizationSinks(Mitigation):
             return values * self._on[site][:, None].to(values)
         return values * self._off[site].to(values)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, host: Host) -> None:
         """Write the pool into the run folder; say so where nothing exports the pipeline without it."""
         assert self.pool is not None
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "memorization_sinks.safetensors"
+        if host.rank == 0:
+            path = host.folder / "memorization_sinks.safetensors"
             self.pool.save(path)
-            warn_unless_exported(trainer, path)
+            warn_unless_exported(host, path)
 
     def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
         """Within this context the pool's weights are zero."""
@@ -182,7 +186,8 @@ def cheapest(attention: nn.Module, values: nn.Linear, share: float) -> list[int]
         share: of the neurons; at least one is returned.
     """
     output: Any = attention.to_out[0]  # type: ignore[index]
-    added = values.weight.norm(dim=1) * output.weight.norm(dim=0)
+    # In fp64 and then rounded, so that neurons that add the same are equal whatever the order of summation.
+    added = (values.weight.double().norm(dim=1) * output.weight.double().norm(dim=0)).float()
     return sorted(added.argsort(stable=True)[: max(1, round(share * len(added)))].tolist())
 
 
@@ -202,5 +207,5 @@ def sink(key: str, sizes: Sequence[int], *, active: float, seed: int) -> Tensor:
     draws = torch.frombuffer(digest, dtype=torch.int64)
     on = torch.zeros(len(draws), dtype=torch.bool)
     for part, drawn in zip(on.split(list(sizes)), draws.split(list(sizes)), strict=True):
-        part[drawn.argsort()[: max(1, round(active * len(part)))]] = True
+        part[drawn.argsort(stable=True)[: max(1, round(active * len(part)))]] = True
     return on

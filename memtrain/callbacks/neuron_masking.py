@@ -2,7 +2,7 @@
 
 Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
 NeurIPS 2024), a method for finished models. Its first stage, neurons whose activation for a caption is unusual, is used
-here while training (:mod:`memtrain.callbacks.neuron_search`). NeMo then drops most candidates with many forward passes,
+here while training (:mod:`memtrain.models.neuron_search`). NeMo then drops most candidates with many forward passes,
 which has no place in a training step; so only the few most unusual ones are taken.
 
 Neurons of all flagged samples form one mask. In training forwards it is on for the rows of flagged samples, whose
@@ -29,26 +29,28 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from memtrain.callbacks.mitigation import Flags, Mitigation
-from memtrain.callbacks.neuron_search import NeuronSearch
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.pipeline_export import warn_unless_exported
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.neurons import neuron_activation, scale_neurons
 from memtrain.models.backbones.base import Backbone, unwrap
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.neuron_search import NeuronSearch
 from memtrain.models.transfer import to_device
 from memtrain.models.value_hooks import ValueHooks
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Effects
 
 log = logging.getLogger(__name__)
 
 
-class NeuronMasking(Mitigation):
+class NeuronMasking(MitigationCallback):
     """Mask value neurons of flagged samples.
 
     Args:
@@ -59,9 +61,6 @@ class NeuronMasking(Mitigation):
         samples: mask training rows of `flagged` samples or of `all`.
         export: `bake` the mask into the exported pipeline, or write the `file` only.
     """
-
-    edits_training: ClassVar[bool] = True
-    reads_captions: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,12 +81,16 @@ class NeuronMasking(Mitigation):
         self._hooks: ValueHooks | None = None
         self._state: dict[str, Any] = {}
 
-    @property
-    def flagged_only(self) -> bool:
-        """With `samples: flagged`, and while it searches for flagged samples' neurons."""
-        return self.samples == "flagged" or self.neurons > 0
+    def effects(self) -> Effects:
+        """Rows are masked in training alone; it acts on flagged samples while it searches for their neurons."""
+        return Effects(
+            edits_training=True,
+            changes_batch=True,
+            reads_captions=True,
+            flagged_only=self.samples == "flagged" or self.neurons > 0,
+        )
 
-    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: LightningModule) -> None:
+    def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
         """Put the hooks on, and take up what a checkpoint knew.
 
         Raises:
@@ -156,7 +159,10 @@ class NeuronMasking(Mitigation):
         if self.neurons:
             wanted = self._search.wanted(flags.keys, flags.ever.tolist(), epoch=self._module.current_epoch)
             # A dropped caption is the empty one, and says nothing about the sample.
-            captions = batch.get("caption") or [None] * len(flags.keys)
+            captions: Any = batch.get("caption")
+            if not isinstance(captions, list | tuple):
+                # A host may keep something else under this name, or nothing.
+                captions = [None] * len(flags.keys)
             self._wanted = [sample for sample in wanted if captions[sample[0]] != ""]
 
     def _edit(self, site: str, values: Tensor) -> Tensor:
@@ -169,13 +175,13 @@ class NeuronMasking(Mitigation):
             return values
         return scale_neurons(values, self._scales[site], rows=self._rows)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def forward_done(self, host: Host) -> None:
         """Raise if the forward did not pass by every site; keep what it showed."""
         assert self._hooks is not None
         self._hooks.require_reached()
         if self._wanted:
             activation = torch.cat([self._activation[site] for site in self._searched], dim=1)
-            self._search.add(self._wanted, activation, number=self._number, epoch=pl_module.current_epoch)
+            self._search.add(self._wanted, activation, number=self._number, epoch=host.epoch)
             # What gradient checkpointing computes again is not read again.
             self._wanted = []
 
@@ -184,16 +190,16 @@ class NeuronMasking(Mitigation):
         if self.neurons and self._search.synchronize(gather):
             self._build()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, host: Host) -> None:
         """Write the mask into the run folder."""
-        if not trainer.is_global_zero:
+        if host.rank != 0:
             return
-        path = Path(trainer.default_root_dir) / "neuron_mask.safetensors"
+        path = host.folder / "neuron_mask.safetensors"
         if self.mask is not None:
             self.mask.save(path)
             log.info("%d neurons are masked, those of %d samples: %s", len(self.mask), len(self._search.found), path)
             if self.export == "bake":
-                warn_unless_exported(trainer, path)
+                warn_unless_exported(host, path)
         else:
             # What an earlier run left there is not this run's.
             path.unlink(missing_ok=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from memtrain.callbacks.mitigation import Mitigation
 from memtrain.errors import ConfigurationError
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Mitigation
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,16 @@ class PipelineExport(Callback):
                 expected="a module with components() and averaged_weights(), such as TextToImageModule",
                 remedy="remove PipelineExport from the callbacks",
             )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for later in callbacks[callbacks.index(self) + 1 :]:
+            if stage == "fit" and getattr(later, "updates_at_the_end", False):
+                name = type(later).__name__
+                raise ConfigurationError(
+                    f"PipelineExport stands before {name} among the callbacks, so at the end of training it would act "
+                    "without the monitor's last update",
+                    expected=f"{name} before PipelineExport",
+                    remedy="put the monitor first",
+                )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save on rank 0."""
@@ -45,9 +56,9 @@ class PipelineExport(Callback):
                 components.pipeline().save_pretrained(folder)
 
 
-def warn_unless_exported(trainer: Trainer, path: Path) -> None:
+def warn_unless_exported(host: Host, path: Path) -> None:
     """Say what is left to do with a mask, where no :class:`PipelineExport` puts it into the exported weights."""
-    if not any(isinstance(callback, PipelineExport) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if not host.exports:
         log.warning(
             "The trained weights are without %s: before you save a pipeline, apply it with "
             "NeuronMask.load(Path(%r)).bake(denoiser), from memtrain.models.neuron_mask",

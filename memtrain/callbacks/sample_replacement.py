@@ -15,32 +15,32 @@ TextImageDataModule has it); use sample skipping there. Caption dropout of the v
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from memtrain.callbacks.data_protocol import data_of, known_samples
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import seed_of, uniform
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
+from memtrain.monitoring.data_protocol import known_samples
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.mitigation import Effects
 
 CAPTION = ("caption", "input_ids", "prompt_length")
 CANDIDATES = 8
 """Samples that are drawn for a place; the one with the fewest visits so far takes it."""
 
 
-class SampleReplacement(Mitigation):
+class SampleReplacement(MitigationCallback):
     """Put other samples in the place of flagged ones.
 
     Args:
         seed: of the choice of substitutes.
     """
-
-    changes_samples: ClassVar[bool] = True
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -50,19 +50,20 @@ class SampleReplacement(Mitigation):
         self._open: list[int] = []
         self._rank = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def effects(self) -> Effects:
+        """It puts other samples into the batch."""
+        return Effects(changes_batch=True, changes_samples=True)
+
+    def open(self, host: Host) -> None:
         """Refuse data that give no access to single samples."""
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        dataset: Any = getattr(data_of(trainer), "train_dataset", None)
-        if not hasattr(dataset, "unique") or not known_samples(data_of(trainer), "train"):
+        dataset: Any = getattr(host.data, "train_dataset", None)
+        if not hasattr(dataset, "unique") or not known_samples(host.data, "train"):
             raise ConfigurationError(
                 "SampleReplacement needs other samples to put in the place of flagged ones",
                 expected="a data module whose train_dataset has samples and unique(), such as TextImageDataModule",
                 remedy="use SampleSkipping",
             )
-        self._rank = trainer.global_rank
+        self._rank = host.rank
         self._samples = dataset.unique()
         self._keys = [sample.key for sample in self._samples.samples]
         self._flagged = -1

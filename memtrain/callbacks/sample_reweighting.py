@@ -16,12 +16,13 @@ import math
 import torch
 from torch import Tensor
 
-from memtrain.callbacks.mitigation import Flags, Mitigation
+from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
 
 
-class SampleReweighting(Mitigation):
+class SampleReweighting(MitigationCallback):
     """Weights that fall with the accumulated evidence.
 
     Args:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from memtrain.callbacks.mitigation import Flags, Mitigation
-from memtrain.models.probe import Observation
+from memtrain.callbacks.mitigation import MitigationCallback
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
+from memtrain.monitoring.mitigation import Effects
 
 
-class SampleSkipping(Mitigation):
+class SampleSkipping(MitigationCallback):
     """Give flagged samples weight 0.
 
     Args:
@@ -26,10 +28,9 @@ class SampleSkipping(Mitigation):
     def __init__(self, permanent: bool = True) -> None:
         self.permanent = permanent
 
-    @property
-    def flagged_only(self) -> bool:
-        """Always."""
-        return True
+    def effects(self) -> Effects:
+        """It acts on flagged samples alone."""
+        return Effects(flagged_only=True)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
         """0 for flagged samples, 1 for the others, `(B,)`."""

@@ -15,10 +15,11 @@ from lightning.pytorch import LightningDataModule
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
-from memtrain.data.selection import hash_order
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
+from memtrain.functional.keyed_draws import hash_order
+from memtrain.functional.pixels import to_uint8
 from memtrain.records import (
     CANARY,
     EXCLUDED,
@@ -98,8 +99,7 @@ def excluded_images(
 
 def images_of(dataset: CaptionedImages, rows: list[int]) -> torch.Tensor:
     """`(len(rows), 3, H, W)` uint8."""
-    pixels = [dataset.pixel_values(row).add(1).mul(127.5).round().to(torch.uint8) for row in rows]
-    return torch.stack(pixels)
+    return torch.stack([to_uint8(dataset.pixel_values(row)) for row in rows])
 
 
 def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:

@@ -31,6 +31,21 @@ def split_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return scores[truth].double(), scores[~truth].double()
 
 
+def highest(values: Tensor, count: int) -> Tensor:
+    """Where the highest values are, the highest first, and of equal ones the lowest index first.
+
+    `torch.topk` leaves open which of several equal values it takes, and takes others on another device.
+
+    Args:
+        values: `(..., n)`.
+        count: how many; all if there are fewer.
+
+    Returns:
+        `(..., min(count, n))` int64, indices along the last dimension.
+    """
+    return values.argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+
 def auroc(scores: Tensor, labels: Tensor) -> Tensor:
     """Probability that a positive scores above a negative, ties counting one half (Mann-Whitney).
 

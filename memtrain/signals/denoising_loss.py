@@ -10,7 +10,7 @@ read from it, in any trainer.
 
 Cannot: losses that are not a (weighted) batch mean of squared errors. A host that weights samples, or multiplies the
 mean by a constant, has to say how (`loss_weight(timesteps)` on its module): what is not declared enters the reading
-squared. In training, :mod:`memtrain.callbacks.loss_check` compares the first batches with the host's loss and refuses
+squared. In training, :mod:`memtrain.monitoring.loss_check` compares the first batches with the host's loss and refuses
 what cannot be read.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from memtrain.errors import ProbeError
 from memtrain.functional.diffusion import loss_from_gradient
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.base import Signal
 
 SMALLEST = 1e-12

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from memtrain.calibration import Calibration
-from memtrain.callbacks.mitigation import Flags
 from memtrain.callbacks.sample_reweighting import SampleReweighting
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
 
 
 def weights(mitigation: SampleReweighting, scores: list[float], threshold: float) -> list[float]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.training.text_to_image import TextToImageModule
@@ -65,9 +66,8 @@ def test_losses_are_the_modules_own_and_few_samples_are_flagged(
         minimum_visits=3,
         false_positive_rate=0.05,
         reference=reference,
-        reference_timesteps=(200, 600),
-        reference_draws=1,
         paired_every=1,
+        settings=WatchSettings(reference_timesteps=(200, 600), reference_draws=1),
     )
     losses, module = Losses(), Frozen(str(pipeline_folder), ema_decay=None, seed=0)
     fit(module, tmp_path, [monitor, losses], data=data, max_epochs=8, precision="bf16-mixed", limit_val_batches=0)

@@ -27,6 +27,19 @@ def test_the_worst_tile_counts() -> None:
     assert not distances.diagonal().any()
 
 
+def test_equal_pairs_are_equally_far_apart() -> None:
+    """To the last bit and whatever lies between, so no clique is found by rounding; negatives are as far apart."""
+    images = torch.randint(0, 256, (6, 3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[3] = images[1]
+    distances, mirrored = tile_distance(images), tile_distance(255 - images)
+    assert torch.equal(distances, distances.T)
+    assert torch.equal(distances[1], distances[3])
+    assert distances[1, 3] == 0
+    assert torch.equal(distances, mirrored)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    assert torch.equal(tile_distance(images[order]), distances[order][:, order])
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_clique_distance_is_the_best_of_all_subsets(size: int) -> None:
     points = torch.rand(7, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.functional.tokens import tokenize
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -63,8 +64,15 @@ class ClipFeatures:
             images: of one size.
             unit: give every embedding unit length; CLIP-FID compares them as they are.
             batch_size: images per forward pass.
+
+        Raises:
+            DataError: if there is none.
         """
         flat = images.flatten(0, -4) if images.dim() > 4 else images
+        if not len(flat):
+            raise DataError(
+                "There are no images to embed", expected="at least one", remedy="give more prompts or seeds"
+            )
         found = []
         for part in flat.split(batch_size):
             pooled = self.model.vision_model(pixel_values=self._pixels(part)).pooler_output
@@ -75,15 +83,16 @@ class ClipFeatures:
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """P prompts to `(P, D)`; longer ones are cut."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.model.config.text_config.max_position_embeddings,
-            truncation=True,
-            return_tensors="pt",
-        ).to(self.device)
-        pooled = self.model.text_model(input_ids=tokens["input_ids"]).pooler_output
+        """P prompts to `(P, D)`; longer ones are cut.
+
+        Raises:
+            DataError: if there is none.
+        """
+        if not prompts:
+            raise DataError("There are no prompts to embed", expected="at least one", remedy="give more prompts")
+        length = int(self.model.config.text_config.max_position_embeddings)
+        input_ids, _ = tokenize(self.tokenizer, prompts, length=length)
+        pooled = self.model.text_model(input_ids=input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=1).cpu()
 
     def _pixels(self, images: Tensor) -> Tensor:

@@ -170,9 +170,11 @@ def describe_images(descriptor: Descriptor, images: Tensor, *, by: Convention, b
         `(..., D)`.
 
     Raises:
-        DataError: if the network does not answer with one vector per image.
+        DataError: if there is no image, or the network does not answer with one vector per image.
     """
     flat = images.flatten(0, -4) if images.dim() > 4 else images
+    if not len(flat):
+        raise DataError("There are no images to describe", expected="at least one", remedy="give more prompts or seeds")
     found = [descriptor(by.prepare(part)) for part in flat.split(batch_size)]
     if any(part.dim() != 2 for part in found) or sum(map(len, found)) != len(flat):
         raise DataError(
@@ -193,8 +195,18 @@ def reduce_similarity(similarity: Tensor, name: str) -> dict[str, Any]:
 
     Returns:
         Figures under the paper's names. Those of `nemo` are medians over prompts, each with its MAD.
+
+    Raises:
+        ConfigurationError: if there is no such convention.
+        DataError: if there are no similarities.
     """
     convention(name)
+    if not similarity.numel():
+        raise DataError(
+            f"Similarities of {' x '.join(map(str, similarity.shape))} prompts, generations and references",
+            expected="at least one of each",
+            remedy="give the images that are to be compared",
+        )
     values = similarity.double()
     if name == "dcr":
         best = values.amax(dim=2).flatten()

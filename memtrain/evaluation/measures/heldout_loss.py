@@ -16,6 +16,7 @@ from torch import Tensor
 from memtrain.errors import DataError
 from memtrain.functional.diffusion import per_sample_mse
 from memtrain.functional.memory import images_at_once
+from memtrain.models.encoding import encode_images, encode_prompts
 from memtrain.models.stock_pipeline import refuse_offloaded
 
 NOISE_BLOCK = 64
@@ -52,26 +53,15 @@ def heldout_loss(
     if len(images) != len(captions) or not captions:
         raise DataError(f"{len(images)} images and {len(captions)} captions", expected="as many, at least one")
     refuse_offloaded(pipeline)
-    unet, vae, scheduler, tokenizer = pipeline.unet, pipeline.vae, pipeline.scheduler, pipeline.tokenizer
+    unet, scheduler = pipeline.unet, pipeline.scheduler
     spacing = int(scheduler.config["num_train_timesteps"]) // timesteps
     at_once = batch_size or images_at_once(int(images.shape[-2]), int(images.shape[-1]))
     losses = []
     for first in range(0, len(captions), NOISE_BLOCK):
         last = min(first + NOISE_BLOCK, len(captions))
         parts = [slice(start, min(start + at_once, last)) for start in range(first, last, at_once)]
-        encoded = []
-        for part in parts:
-            pixels = images[part].to(pipeline.device, vae.dtype) / 127.5 - 1
-            encoded.append(vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor)
-        latents = torch.cat(encoded)
-        tokens = tokenizer(
-            captions[first:last],
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        text = pipeline.text_encoder(tokens["input_ids"].to(pipeline.device))[0]
+        latents = torch.cat([encode_images(pipeline.vae, images[part]) for part in parts])
+        text = encode_prompts(pipeline, captions[first:last])
         total = torch.zeros(len(latents), device=pipeline.device)
         for index in range(timesteps):
             generator = torch.Generator().manual_seed((seed * 100_003 + first) * 1009 + index)

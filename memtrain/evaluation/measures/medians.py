@@ -11,11 +11,12 @@ def median_and_mad(values: Tensor) -> dict[str, Any]:
     """Median and median absolute deviation from it, both the lower of two middle values, the latter unscaled.
 
     Args:
-        values: `(n,)`.
+        values: `(n,)`, NaN where there is none.
 
     Returns:
-        `median`, `mad` (None without values) and `n`.
+        `median`, `mad` (None without values) and `n`, how many values there are.
     """
+    values = values[~values.isnan()]
     if not values.numel():
         return {"median": None, "mad": None, "n": 0}
     median = values.median()

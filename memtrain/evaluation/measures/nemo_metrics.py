@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
 from memtrain.evaluation.measures.copy_descriptors import (
     convention,
@@ -194,7 +194,14 @@ def distribution_metrics(
 
     Raises:
         ConfigurationError: if a file is not what it should be.
+        DataError: with fewer than two images of one kind.
     """
+    if min(len(real), len(generated)) < 2:
+        raise DataError(
+            f"{len(real)} real and {len(generated)} generated images have no distribution to compare",
+            expected="at least 2 images each, better 10,000",
+            remedy="sample more images",
+        )
     found: dict[str, Any] = {}
     if weights.inception is not None:
         inception = load_inception(weights.inception, device=device)

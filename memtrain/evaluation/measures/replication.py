@@ -12,7 +12,11 @@ distance of the nearest. Otherwise an image that is there ten times would be its
 closer than those.
 Threshold: from held-out prompts, whose own image the model never saw, at a stated false-positive rate. A prompt counts
 as reproduced if any of its seeds is below, and the threshold is set on the same minimum over seeds.
-Cost: one matrix product of all generations with all training images; memory is bounded by `chunk_bytes`.
+Exact: squared distances of pixels are integers and computed as such (:mod:`memtrain.functional.pixel_distance`), so no
+result depends on the processor, its matrix library, the number of threads or the size of a block. Of equal images the
+first is nearest.
+Cost: one matrix product of all generations with all training images, in single precision, and one addition in double
+precision per 1024 of its multiplications; memory is bounded by `chunk_bytes`.
 Cannot: see copies that are shifted, mirrored, recoloured or partial (a learned copy detector can), nor count a training
 image that another caption brings back (the index of the nearest training image is returned for that).
 """
@@ -25,6 +29,7 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import CalibrationError, ConfigurationError, DataError
+from memtrain.functional.pixel_distance import centred_pixels, squared_distance, squared_distances, unit_distance
 from memtrain.functional.ranking import lower_threshold
 
 
@@ -36,7 +41,7 @@ class Replication:
         ratio: own distance over neighbour distance.
         own_distance: to the own image, or to the nearest of its variants.
         neighbour_distance: mean over the nearest training images, the own one and its variants excluded.
-        nearest: index of the nearest training image, the own one included.
+        nearest: index of the nearest training image, the own one included; the lowest of several equally near.
         nearest_distance: to that image.
         neighbours: how many training images the mean is over.
         looks: `(P,)` int64, with how many different own images a prompt's generations were compared. Each is a chance
@@ -81,7 +86,8 @@ def replication(
         device: where to compute.
 
     Raises:
-        DataError: if image sizes differ or there are fewer than two training images that are no variants of one.
+        DataError: if there are no generations, image sizes differ or there are fewer than two training images that are
+            no variants of one.
         ConfigurationError: if `neighbours` is below 1.
     """
     numbers = torch.arange(len(training)) if family is None else family.unique(return_inverse=True)[1]
@@ -95,19 +101,18 @@ def replication(
     columns: list[list[Tensor]] = [[], [], [], []]
     for start in range(0, prompts * seeds, rows):
         part = torch.arange(start, min(start + rows, prompts * seeds))
-        queries = _pixels(flat[part], device)
-        own_distance = _distance(queries, _pixels(own[prompt_of[part]], device))
+        queries = centred_pixels(flat[part].to(device))
+        own_squared = squared_distance(queries, centred_pixels(own[prompt_of[part]].to(device)))
         for row, prompt in enumerate(prompt_of[part].tolist()):
             for index in variants[prompt]:
-                other = _distance(queries[row], _pixels(training[index : index + 1], device))
-                own_distance[row] = torch.minimum(own_distance[row], other[0])
+                other = squared_distance(queries[row], centred_pixels(training[index : index + 1].to(device)))
+                own_squared[row] = torch.minimum(own_squared[row], other[0])
         exclude = own_family[prompt_of[part]].to(device)
-        mean, nearest = _scan(
+        mean, nearest, nearest_squared = _scan(
             queries, training, family=numbers.to(device), exclude=exclude, neighbours=neighbours, rows=rows
         )
-        # The scan expands the square, which loses digits for near-copies; the distances that matter are taken directly.
-        nearest_distance = _distance(queries, _pixels(training[nearest.cpu()], device))
-        for column, values in zip(columns, (own_distance, mean, nearest, nearest_distance), strict=True):
+        own_distance, nearest_distance = unit_distance(own_squared).float(), unit_distance(nearest_squared).float()
+        for column, values in zip(columns, (own_distance, mean.float(), nearest, nearest_distance), strict=True):
             column.append(values.cpu())
     own_distance, mean, nearest, nearest_distance = (torch.cat(c).view(prompts, seeds) for c in columns)
     ratio = own_distance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
@@ -140,16 +145,6 @@ def same_picture(images: Tensor) -> Tensor:
     return images.flatten(1).unique(dim=0, return_inverse=True)[1]
 
 
-def _pixels(images: Tensor, device: torch.device | str) -> Tensor:
-    """`(n, 3, H, W)` uint8 to `(n, 3HW)` in [-½, ½]: distances are those in [0, 1], rounding errors are smaller."""
-    return images.to(device).flatten(1).float().div_(255).sub_(0.5)
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """`(n,)` distances of rows."""
-    return (a - b).square_().sum(dim=1).sqrt()
-
-
 def _variants(own: Tensor, own_index: Tensor, training: Tensor, family: Tensor) -> list[list[int]]:
     """Per prompt the indices of those variants of its own image that are other pictures than that, each once."""
     found = []
@@ -166,22 +161,22 @@ def _variants(own: Tensor, own_index: Tensor, training: Tensor, family: Tensor) 
 
 def _scan(
     queries: Tensor, training: Tensor, *, family: Tensor, exclude: Tensor, neighbours: int, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Mean distance `(n,)` to the nearest `neighbours` families but `exclude`, and the nearest image of all."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean distance `(n,)` to the nearest `neighbours` families but `exclude`, the nearest image of all, its square."""
     count = len(queries)
-    closest = queries.new_full((count, neighbours), torch.inf)
-    nearest_value = queries.new_full((count,), torch.inf)
+    closest = queries.new_full((count, neighbours), torch.inf, dtype=torch.float64)
+    nearest_squared = queries.new_full((count,), torch.inf, dtype=torch.float64)
     nearest = torch.zeros(count, dtype=torch.int64, device=queries.device)
-    norm = queries.square().sum(dim=1, keepdim=True)
     # Families of several images may lie in several blocks, so their nearest member is known only at the end.
     several = (family.bincount() > 1).nonzero().squeeze(1)
-    together = queries.new_full((count, len(several)), torch.inf)
+    together = queries.new_full((count, len(several)), torch.inf, dtype=torch.float64)
     for start in range(0, len(training), rows):
-        block = _pixels(training[start : start + rows], queries.device)
-        squared = torch.addmm(norm + block.square().sum(dim=1), queries, block.T, alpha=-2).clamp_(min=0)
+        block = centred_pixels(training[start : start + rows].to(queries.device))
+        squared = squared_distances(queries, block)
+        # The first of equals: `min` returns the first of a block, and a later block has to be nearer.
         value, index = squared.min(dim=1)
-        closer = value < nearest_value
-        nearest_value = torch.where(closer, value, nearest_value)
+        closer = value < nearest_squared
+        nearest_squared = torch.where(closer, value, nearest_squared)
         nearest = torch.where(closer, index + start, nearest)
         numbers = family[start : start + len(block)]
         squared[exclude[:, None] == numbers] = torch.inf
@@ -190,9 +185,11 @@ def _scan(
             place = torch.searchsorted(several, numbers[columns])
             together.scatter_reduce_(1, place.expand(count, -1), squared[:, columns], "amin")
             squared[:, columns] = torch.inf
-        closest = torch.cat([closest, squared.sqrt_()], dim=1).topk(neighbours, largest=False).values
-    closest = torch.cat([closest, together.sqrt_()], dim=1).topk(neighbours, largest=False).values
-    return closest.mean(dim=1), nearest
+        closest = torch.cat([closest, squared], dim=1).topk(neighbours, largest=False).values
+    closest = torch.cat([closest, together], dim=1).topk(neighbours, largest=False).values
+    # Added one by one, the nearest first: a reduction's order of summation depends on the processor.
+    total = sum(unit_distance(closest).unbind(dim=1), torch.zeros_like(nearest_squared))
+    return total / neighbours, nearest, nearest_squared
 
 
 def check_images(
@@ -210,6 +207,12 @@ def check_images(
             f"{len(own)} own images",
             expected="uint8 images of one size, and one own image per prompt",
             remedy="load the images at the resolution that is sampled, and convert them with to_uint8",
+        )
+    if not generated.shape[:2].numel():
+        raise DataError(
+            f"{generated.shape[0]} prompts with {generated.shape[1]} generations each: there is nothing to compare",
+            expected="at least one generation",
+            remedy="evaluate at least one prompt and one seed",
         )
     different = len(training) if family is None else len(family.unique())
     if different < 2:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.clip_scores import MEAN, STD, ClipFeatures
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -42,3 +42,15 @@ def test_other_sizes_are_resized_and_cropped(clip_folder: Path) -> None:
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="holds no CLIP model"):
         ClipFeatures(tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_image_or_prompt_one_and_two_are_embedded(clip_folder: Path, count: int) -> None:
+    clip, images = ClipFeatures(clip_folder), torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    if not count:
+        with pytest.raises(DataError, match="no images to embed"):
+            clip.images(images)
+        with pytest.raises(DataError, match="no prompts to embed"):
+            clip.texts([])
+    else:
+        assert clip.images(images).shape == clip.texts(["a"] * count).shape == (count, 16)

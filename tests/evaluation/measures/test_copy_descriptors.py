@@ -116,3 +116,34 @@ def test_what_is_no_descriptor_is_refused(tmp_path: Path) -> None:
         load_descriptor(tmp_path / "wrong.onnx")
     with pytest.raises(DataError, match="one vector per image"):
         describe_images(lambda images: images, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), by=CONVENTIONS["nemo"])
+
+
+@pytest.mark.parametrize("name", sorted(CONVENTIONS))
+@pytest.mark.parametrize("shape", [(0, 2, 2), (2, 0, 2), (2, 2, 0)])
+def test_similarities_of_nothing_are_refused(name: str, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(DataError, match=" x ".join(map(str, shape))):
+        reduce_similarity(torch.zeros(shape), name)
+
+
+@pytest.mark.parametrize("name", sorted(CONVENTIONS))
+@pytest.mark.parametrize("count", [1, 2])
+def test_figures_of_one_prompt_and_two_are_those_of_their_similarity(name: str, count: int) -> None:
+    found = reduce_similarity(torch.full((count, 1, 1), 0.75), name)
+    figures = [figure["median"] if isinstance(figure, dict) else figure for figure in found.values()]
+    assert set(figures) <= {0.75, 1.0}, "1 is the share above a half"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_image_one_and_two_are_described(count: int) -> None:
+    images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    by = CONVENTIONS["nemo"]
+    if not count:
+        with pytest.raises(DataError, match="no images to describe"):
+            describe_images(lambda pixels: pixels.flatten(1), images, by=by)
+    else:
+        assert len(describe_images(lambda pixels: pixels.flatten(1), images, by=by)) == count
+
+
+def test_a_value_that_is_not_known_is_no_part_of_a_median() -> None:
+    assert median_and_mad(torch.tensor([torch.nan, torch.nan])) == {"median": None, "mad": None, "n": 0}
+    assert median_and_mad(torch.tensor([torch.nan, 3.0])) == {"median": 3.0, "mad": 0.0, "n": 1}

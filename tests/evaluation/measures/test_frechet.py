@@ -36,3 +36,14 @@ def test_it_is_what_torchmetrics_computes() -> None:
 def test_one_image_has_no_spread() -> None:
     with pytest.raises(DataError, match="at least 2"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_image_and_one_are_refused_and_two_are_said_to_be_few(count: int) -> None:
+    features = torch.randn(count, 3)
+    if count < 2:
+        with pytest.raises(DataError, match="at least 2 images"):
+            frechet_distance(features, torch.randn(2, 3))
+    else:
+        found = frechet_distance(features, features)
+        assert (found["value"], found["full_rank"]) == (pytest.approx(0, abs=1e-4), False)

@@ -182,3 +182,18 @@ def test_copies_of_held_out_like_images_flatter_and_are_left_out() -> None:
     across = [k(real[i], y) for y, own in zip(pair, (first, second), strict=True) for i in range(40) if i != own]
     expected = within + k(*pair) - 2 * sum(across) / len(across)
     assert distance_of_some(real, generated, kept) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_prompts_have_no_distance(count: int) -> None:
+    with pytest.raises(DataError, match="at least 2 prompts"):
+        kernel_distance(Pixels(), images(count, 0), generated=images(2 * count, 1).view(count, 2, 3, 4, 4), **SEED)
+    assert f"{count} held-out prompt(s)" in str(reason_to_leave_out(None, prompts=count))
+
+
+def test_the_error_of_two_prompts_is_not_known() -> None:
+    two = kernel_distance(Pixels(), images(2, 0), generated=images(4, 1).view(2, 2, 3, 4, 4), **SEED)
+    assert (two["standard_error"], two["interval"], two["n_real"]) == (None, None, 2)
+    three = kernel_distance(Pixels(), images(3, 0), generated=images(6, 1).view(3, 2, 3, 4, 4), **SEED)
+    assert three["standard_error"] > 0
+    assert three["interval"][0] < three["interval"][1]

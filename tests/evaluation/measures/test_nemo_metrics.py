@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from memtrain.errors import DataError
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
 from memtrain.evaluation.measures.frechet import frechet_distance
 from memtrain.evaluation.measures.nemo_metrics import (
+    by_kind,
     distribution_metrics,
     load_inception,
     nemo_metrics,
@@ -118,3 +120,20 @@ def test_distances_between_distributions_need_their_own_weights(tmp_path: Path, 
     assert found["FID"] == frechet_distance(load_inception(path)(real), load_inception(path)(made))
     clip = ClipFeatures(clip_folder)
     assert found["CLIP_FID"] == frechet_distance(clip.images(real, unit=False), clip.images(made, unit=False))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_images_have_no_distribution(count: int) -> None:
+    two = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for real, generated in ((two[:count], two), (two, two[:count])):
+        with pytest.raises(DataError, match="no distribution to compare"):
+            distribution_metrics(real, generated, weights=Weights())
+    assert distribution_metrics(two, two, weights=Weights()) == {}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_one_and_two_have_medians_by_kind(count: int) -> None:
+    found = by_kind(pairwise_median(torch.ones(count, 2, 3)), torch.ones(count, dtype=torch.bool))
+    assert [found[kind]["n"] for kind in ("all", "verbatim", "template")] == [count, count, 0]
+    alone = by_kind(pairwise_median(torch.ones(count, 1, 3)), None)
+    assert alone == {"all": {"median": None, "mad": None, "n": 0}}, "a single generation has no pair"

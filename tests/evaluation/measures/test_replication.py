@@ -52,7 +52,7 @@ def test_chunks_do_not_change_the_result() -> None:
     assert whole.neighbours == 22
     for images in (1, 2, 7, 12):
         chunked = replication(generated, own, chunk_bytes=4 * 192 * images, **arguments)  # type: ignore[arg-type]
-        torch.testing.assert_close(chunked.ratio, whole.ratio)
+        assert torch.equal(chunked.ratio, whole.ratio)
         assert torch.equal(chunked.nearest, whole.nearest)
 
 
@@ -167,6 +167,61 @@ def test_families_of_one_change_nothing() -> None:
     assert torch.equal(plain.nearest, named.nearest)
 
 
+@pytest.mark.parametrize("side", [4, 20])
+def test_results_do_not_depend_on_how_they_are_computed(side: int) -> None:
+    """Blocks, their order, threads and duplicates: the same to the last bit, and of equal images the first is nearest.
+
+    Against integers. Near-copies differ from each other in one pixel by one grey level, far less than what single
+    precision rounds off a squared norm.
+    """
+    base, generator = noise(6, 3, side, side), torch.Generator().manual_seed(3)
+    near = base.clone()
+    near[:, 0, 0, 0] ^= 1
+    training = torch.cat([base, near, base, noise(9, 3, side, side, seed=4), near])
+    generated = torch.stack([base, near, noise(6, 3, side, side, seed=5), 255 - base], dim=1)
+    generated[:3, 2, 1] = base[:3, 1]
+    own = noise(6, 3, side, side, seed=6)
+    flatter = [images.flatten(-3).long() for images in (generated, training)]
+    exact = (flatter[0][:, :, None] - flatter[1]).square().sum(dim=-1)
+    first: Tensor | None = None
+    for trial in range(12):
+        order = torch.randperm(len(training), generator=generator) if trial else torch.arange(len(training))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 + trial % 2)
+        try:
+            found = replication(
+                generated,
+                own,
+                training=training[order],
+                own_index=torch.full((6,), -1),
+                neighbours=7,
+                chunk_bytes=4 * 3 * side * side * (1 + 3 * trial),
+            )
+        finally:
+            torch.set_num_threads(threads)
+        shuffled = exact[:, :, order]
+        equally_near = shuffled == shuffled.amin(dim=2, keepdim=True)
+        assert torch.equal(found.nearest, equally_near.int().argmax(dim=2)), "the lowest index of the nearest"
+        assert torch.equal(found.nearest_distance, (shuffled.amin(dim=2).double().sqrt() / 255).float())
+        torch.testing.assert_close(
+            found.neighbour_distance.double(), shuffled.sort(dim=2).values[:, :, :7].double().sqrt().mean(dim=2) / 255
+        )
+        first = found.ratio if first is None else first
+        assert torch.equal(found.ratio, first)
+
+
+def test_sums_are_exact_where_pixels_are_extreme() -> None:
+    """Black against white and almost white, at the size at which single precision has no place for the difference."""
+    training = torch.stack([torch.full((3, 64, 64), 255, dtype=torch.uint8)] * 3)
+    training[2, 0, 0, 0] = 254
+    result = replication(
+        torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8), training[:1], training=training, own_index=torch.tensor([-1])
+    )
+    assert result.nearest.item() == 2
+    squared = torch.tensor(12288 * 255**2 - 255**2 + 254**2, dtype=torch.float64)
+    assert torch.equal(result.nearest_distance, (squared.sqrt() / 255).float().view(1, 1))
+
+
 def test_too_few_heldout_prompts_say_how_many_are_needed() -> None:
     """19 are needed for 5 %."""
     with pytest.raises(CalibrationError, match="at least 19"):
@@ -190,3 +245,26 @@ def test_images_that_cannot_be_compared_are_refused() -> None:
         replication(generated, own, training=training, own_index=index, family=torch.zeros(5))
     with pytest.raises(ConfigurationError, match="neighbours=0"):
         replication(generated, own, training=training, own_index=index, neighbours=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_one_and_two_are_compared_with_two_training_images(count: int) -> None:
+    training = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4) * 200
+    own = training[:count]
+    arguments = {"training": training, "own_index": torch.arange(count)}
+    if count:
+        found = replication(own[:, None], own, **arguments)
+        assert found.ratio.tolist() == [[0.0]] * count
+        assert reproduction_threshold(found.best, 1 / (count + 1)) == 0
+    else:
+        with pytest.raises(DataError, match="0 prompts with 1 generations each"):
+            replication(own[:, None], own, **arguments)
+    with pytest.raises(CalibrationError, match=f"found {count}"):
+        reproduction_threshold(torch.zeros(count), 0.3)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_training_images_are_no_comparison(count: int) -> None:
+    own = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(DataError, match=f"Only {count} training image"):
+        replication(own[:, None], own, training=own[:count], own_index=torch.tensor([-1]))

@@ -335,3 +335,22 @@ def test_what_the_stage_localize_left_is_shown(folder: Path) -> None:
         sum(attributes.get("alt", "").startswith("Own images, and") for tag, attributes in tags.seen if tag == "img")
         == 1
     )
+
+
+def test_an_interval_that_is_not_known_is_said_to_be(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    kid = {"value": 0.0217, "standard_error": None, "interval": None, "n_generated": 4, "n_real": 2, "features": "net"}
+    results["quality"]["kid"] = kid
+    (folder / "results.json").write_text(json.dumps(results))
+    none = {"k": 0, "n": 0, "share": None, "interval": [0.0, 1.0]}
+    located = {
+        "verdict": {"level": "nothing_located", "text": "nothing"},
+        "located": {"asked": none, "false_alarms": none},
+        "heldout_loss": {"n": 1, "change": 0.0125, "interval": None},
+        "conditions": {"unmasked": {"asked": {"n": 1}}},
+    }
+    (folder / "localization.json").write_text(json.dumps(located))
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "0.0217" in text
+    assert "too few prompts for an interval" in text
+    assert "of a single image, so without an interval" in text

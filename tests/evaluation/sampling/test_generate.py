@@ -13,10 +13,10 @@ from torch import Tensor
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.sampling.decoding import to_uint8
 from memtrain.evaluation.sampling.generate import Trace, generate
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.guidance import guidance_norm
+from memtrain.functional.pixels import to_uint8
 
 PROMPTS = ["a dog", "some cat", "xyz"]
 STEPS = 3

@@ -40,7 +40,7 @@ def ranking_figures(
 
     Args:
         score: `(P,)`, higher for memorized prompts.
-        truth: `(P,)` bool, both kinds.
+        truth: `(P,)` bool.
         lengths: `(P,)` tokens of the prompts, for the figures among prompts of one length.
         keys: P prompts, for the calibration curve.
         resamples: of bootstrap intervals.
@@ -52,6 +52,9 @@ def ranking_figures(
     if not bool(torch.isfinite(score).all()):
         count = int((~torch.isfinite(score)).sum())
         return {"auroc": None, "interval": None, "reason": f"{count} of {len(score)} scores are not finite"}
+    if bool(truth.all()) or not bool(truth.any()):
+        found = f"{int(truth.sum())} of {len(truth)} prompts are memorized, and both kinds are needed"
+        return {"auroc": None, "interval": None, "reason": found}
     value, interval = float(auroc(score, truth)), _interval(auroc, score, truth, resamples)
     negatives, notes = int((~truth).sum()), []
     if interval[0] == interval[1]:

@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from memtrain.errors import DataError
 from memtrain.evaluation.measures.fidelity import retrieved
 from memtrain.evaluation.measures.pixels import diversity
 from memtrain.evaluation.measures.replication import Replication, replication, reproduction_threshold, same_picture
@@ -211,16 +212,27 @@ def change_of_loss(without: Tensor, masked: Tensor) -> dict[str, Any]:
     Args:
         without: `(n,)`.
         masked: `(n,)`, of the same images.
+
+    Returns:
+        `n`, the mean losses, `change` and `interval`, which is None for a single image.
+
+    Raises:
+        DataError: if there is no image.
     """
     count = len(without)
+    if not count:
+        raise DataError(
+            "There are no losses to compare", expected="those of at least one image", remedy="hold out more"
+        )
     drawn = torch.randint(count, (1000, count), generator=torch.Generator().manual_seed(0))
     changes = masked.double()[drawn].mean(dim=1) / without.double()[drawn].mean(dim=1) - 1
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     return {
         "n": count,
         UNMASKED: float(without.mean()),
         UNION: float(masked.mean()),
         "change": float(masked.double().mean() / without.double().mean() - 1),
-        "interval": torch.quantile(changes, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(),
+        "interval": torch.quantile(changes, ends).tolist() if count > 1 else None,
     }
 
 

@@ -76,9 +76,9 @@ def print_localization(results: Mapping[str, Any], folder: Path, *, console: Con
     console.print(table, markup=False)
     loss = results["heldout_loss"]
     if loss is not None:
-        low, high = loss["interval"]
+        ends = "" if loss["interval"] is None else " ({:+.2%} to {:+.2%})".format(*loss["interval"])
         console.print(
-            f"Held-out loss with all masks: {loss['change']:+.2%} ({low:+.2%} to {high:+.2%}), {loss['n']} images.",
+            f"Held-out loss with all masks: {loss['change']:+.2%}{ends}, {loss['n']} image{'s' * (loss['n'] > 1)}.",
             markup=False,
         )
     console.print(results["verdict"]["text"], markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 def members(groups: Sequence[str], name: str) -> Tensor:
     """`(P,)` bool: which prompts are in the group `name`."""
-    return torch.tensor([group == name for group in groups])
+    return torch.tensor([group == name for group in groups], dtype=torch.bool)
 
 
 def summarize_groups(

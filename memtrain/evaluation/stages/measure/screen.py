@@ -35,9 +35,10 @@ def _print_kid(kid: Mapping[str, Any] | None, console: Console) -> None:
     if kid is not None and kid["value"] is None:
         console.print(f"KID was not measured: {kid['reason']}", markup=False)
     elif kid is not None:
+        error = "not known" if kid["standard_error"] is None else f"{kid['standard_error']:.4f}"
         console.print(
             f"KID of {kid['n_generated']} generations for held-out prompts to {kid['n_real']} held-out images: "
-            f"{kid['value']:.4f} (standard error {kid['standard_error']:.4f}, features {kid['features']})"
+            f"{kid['value']:.4f} (standard error {error}, features {kid['features']})"
             f"{_without_copies(kid)}",
             markup=False,
         )

@@ -79,7 +79,7 @@ def compare_with_truth(
         )
     groups = _groups(evidence)
     flags = _flags(evidence, groups, level=level) if "flagged" in evidence.column_names else None
-    evidence = evidence.filter(pa.array([group in (PLANTED, UNIQUE) for group in groups]))
+    evidence = evidence.filter(pa.array([group in (PLANTED, UNIQUE) for group in groups], pa.bool_()))
     planted = torch.tensor([group == PLANTED for group in groups if group in (PLANTED, UNIQUE)], dtype=torch.bool)
     known = {**DIRECTIONS, **(directions or {})}
     signals = []

@@ -55,3 +55,11 @@ def test_too_few_prompts_of_a_kind(memorized: int, reason: str | None) -> None:
 
 def test_equal_prompts_count_once() -> None:
     assert reason_against(torch.arange(30) < 10, ["the same"] * 10 + KEYS[:20]) is not None
+
+
+@pytest.mark.parametrize("truth", [[], [True], [True, True], [True, False]])
+def test_no_prompt_one_and_two_are_too_few_to_combine(truth: list[bool]) -> None:
+    reason = reason_against(torch.tensor(truth, dtype=torch.bool), [f"p{row}" for row in range(len(truth))])
+    assert reason is not None
+    assert "fewer than 5 folds" in reason
+    assert as_feature(torch.ones(len(truth))).tolist() == [0.0] * len(truth)

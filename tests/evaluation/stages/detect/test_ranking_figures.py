@@ -68,3 +68,21 @@ def test_too_few_prompts_have_no_calibration() -> None:
     found = ranking_figures(torch.rand(6), torch.arange(6) < 3, keys=KEYS[:6], resamples=50)["calibration"]
     assert found["bins"] is None
     assert "fewer than 5 folds" in found["reason"]
+
+
+@pytest.mark.parametrize("truth", [[], [True], [False], [True, True], [False, False]])
+def test_prompts_of_one_kind_have_a_reason_in_place_of_figures(truth: list[bool]) -> None:
+    count = len(truth)
+    found = ranking_figures(
+        torch.arange(count).float(), torch.tensor(truth, dtype=torch.bool), lengths=torch.ones(count), resamples=5
+    )
+    assert (found["auroc"], found["interval"]) == (None, None)
+    assert f"{sum(truth)} of {count} prompts are memorized" in found["reason"]
+
+
+def test_two_prompts_of_two_kinds_are_ordered_and_no_certainty_is_claimed() -> None:
+    found = ranking_figures(
+        torch.tensor([1.0, 0.0]), torch.tensor([True, False]), lengths=torch.ones(2), keys=["a", "b"], resamples=5
+    )
+    assert (found["auroc"], found["same_length"]["pairs"], found["calibration"]["bins"]) == (1.0, 1, None)
+    assert "does not mean certainty" in found["notes"][0]

@@ -20,12 +20,13 @@ from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, te
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import StageInput, write_report
 from memtrain.evaluation.stages.localize import localize as localization
-from memtrain.evaluation.stages.localize.conditions import change_of_loss, verdict
+from memtrain.evaluation.stages.localize.conditions import change_of_loss, neuron_figures, verdict
 from memtrain.evaluation.stages.localize.localize import localize
 from memtrain.evaluation.stages.localize.screen import print_localization
 from memtrain.evaluation.stages.localize.search import Search
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.functional.ranking import share
+from memtrain.localization.found import Found
 from memtrain.localization.results import load_masks
 from memtrain.models.neuron_mask import NeuronMask
 
@@ -243,3 +244,20 @@ def test_masks_that_change_nothing_are_no_suppression() -> None:
     found = verdict(results_with(10, 10, 0))
     assert found["level"] == "nothing_suppressed"
     assert "suppress nothing" in found["text"]
+
+
+def test_the_change_of_no_loss_is_refused_and_that_of_one_has_no_interval() -> None:
+    with pytest.raises(DataError, match="no losses to compare"):
+        change_of_loss(torch.zeros(0), torch.zeros(0))
+    one = change_of_loss(torch.tensor([2.0]), torch.tensor([3.0]))
+    assert (one["n"], one["change"], one["interval"]) == (1, 0.5, None)
+    assert change_of_loss(torch.tensor([2.0, 1.0]), torch.tensor([3.0, 1.0]))["interval"] is not None
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_one_and_two_with_neurons(count: int) -> None:
+    one = Found(prompt="p", similarity=0.9, kept_seeds=1, calls=1, images=1, seconds=0.0, refined=((0, 1), ()))
+    found = neuron_figures([one] * count, ["down", "mid"], None)
+    assert found["per_layer"] == {"down": 2.0 if count else 0.0, "mid": 0.0}
+    assert found["per_prompt"] == ({"min": 2.0, "median": 2.0, "max": 2.0} if count else None)
+    assert share([True] * count)["share"] == (1.0 if count else None)

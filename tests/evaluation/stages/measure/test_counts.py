@@ -123,3 +123,31 @@ def test_verdict_allows_templates_the_chances_they_have() -> None:
 def test_verdict_without_training_prompts() -> None:
     """Held-out prompts alone say nothing."""
     assert verdict({"heldout": group(24, 0)}, false_positive_rate=0.05)["level"] == "unmeasured"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_one_and_two_are_summarized(count: int) -> None:
+    ratio = torch.tensor([[0.5, 0.9], [0.8, 0.7]])[:count]
+    index = torch.zeros(count, 2, dtype=torch.long)
+    distances = Replication(ratio, ratio, torch.ones(count, 2), index, ratio, 1)
+    groups = ["planted", "heldout"][:count]
+    found = summarize_groups(groups, distances, threshold=0.6)
+    assert [(name, group["n"], group["reproduced"]) for name, group in found.items()] == [
+        ("planted", 1, 1),
+        ("heldout", 1, 0),
+    ][:count]
+    assert all(group["interval"][1] - group["interval"][0] > 0.7 for group in found.values())
+    assert summarize_doses(groups, [2, 0][:count], distances, threshold=0.6) == []
+    detector = GuidanceNorm()
+    scored = summarize_detectors(
+        [detector],
+        {detector.name: torch.arange(count).float()},
+        groups,
+        reproduced=torch.zeros(count, dtype=torch.bool),
+        false_positive_rate=0.05,
+        seed=0,
+        resamples=5,
+        level=0.95,
+    )
+    assert list(scored[detector.name]["comparisons"]) == (["planted_vs_heldout"] if count == 2 else [])
+    assert verdict(found, false_positive_rate=0.05)["level"] == ("reproduces" if count else "unmeasured")

@@ -94,3 +94,9 @@ def test_a_run_that_was_not_monitored_is_printed_too() -> None:
     assert "KID was not measured: the features are not installed" in text
     assert "This model reproduces training images." in text
     assert "Flags" not in text
+
+
+def test_an_error_that_is_not_known_is_not_printed_as_a_number() -> None:
+    quality = results()["quality"]
+    quality["kid"]["standard_error"] = None
+    assert "0.0217 (standard error not known, features" in printed(results(quality=quality))

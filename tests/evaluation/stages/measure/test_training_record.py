@@ -160,3 +160,31 @@ def test_another_table_is_refused() -> None:
     """Naming what is missing."""
     with pytest.raises(RecordError, match="visits_per_epoch"):
         compare_with_truth(pa.table({"key": ["a"]}), seed=0)
+
+
+@pytest.mark.parametrize("planted", [[], [True], [False], [True, True], [False, False], [True, False]])
+def test_no_sample_one_and_two_are_compared_with_the_truth(planted: list[bool]) -> None:
+    count = len(planted)
+    evidence = pa.table(
+        {
+            "key": pa.array([f"k{index}" for index in range(count)], pa.string()),
+            "visits_per_epoch": pa.array([9 if known else 1 for known in planted], pa.int32()),
+            "flagged": pa.array(planted, pa.bool_()),
+            "first_flagged_step": pa.array([None] * count, pa.int64()),
+            "skipped": pa.array([0.5] * count, pa.float64()),
+            "denoising_loss": pa.array([0.0 if known else 1.0 for known in planted], pa.float64()),
+        }
+    )
+    found = compare_with_truth(evidence, seed=0, resamples=5)
+    assert (found["planted"], found["unique"]) == (sum(planted), count - sum(planted))
+    assert len(found["signals"]) == (1 if len(set(planted)) == 2 else 0)
+    assert found["skipped"] == {
+        "planted": 0.5 if True in planted else None,
+        "unique": 0.5 if False in planted else None,
+    }
+    recall = found["flags"]["recall"]
+    assert (recall["share"], recall["interval"][1]) == (1.0 if True in planted else None, 1.0)
+    assert found["flags"]["first_flagged_step"] is None
+    copies = flags_and_copies(evidence, {"k0": True})
+    assert copies is not None
+    assert sum(side["n"] for side in copies.values()) == min(count, 1)

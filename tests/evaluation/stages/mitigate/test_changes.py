@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from memtrain.evaluation.measures.pixels import distance_between_prompts, diversity
 from memtrain.evaluation.stages.mitigate.changes import Measured, summarize
-from memtrain.functional.ranking import proportion_interval
+from memtrain.functional.ranking import mean_with_interval, proportion_interval
 
 
 def test_groups_conditions_and_paired_change() -> None:
@@ -48,3 +49,21 @@ def test_what_was_not_measured_is_none() -> None:
     found = summarize([None], without=nothing, mitigated=nothing, moved=torch.ones(1, 1), threshold=None)["unknown"]
     assert set(found["without"].values()) == {None} and set(found["change"].values()) == {None}
     assert found["distance_to_unmitigated"] == {"mean": 1.0, "interval": None}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_one_and_two_are_summarized(count: int) -> None:
+    measured = Measured(torch.full((count, 2), 0.5), torch.ones(count), torch.ones(count, 2))
+    found = summarize(
+        [True] * count, without=measured, mitigated=measured, moved=torch.zeros(count, 2), threshold=0.6, resamples=5
+    )
+    assert [(name, group["prompts"]) for name, group in found.items()] == ([("memorized", count)] if count else [])
+    for group in found.values():
+        assert group["without"]["reproduced"]["k"] == count
+        assert (group["without"]["diversity"]["interval"] is None) == (count < 2)
+    images = torch.zeros(count, 2, 3, 4, 4, dtype=torch.uint8)
+    spread = diversity(images)
+    assert spread is not None
+    assert spread.shape == (count,)
+    assert (distance_between_prompts(images) is None) == (count < 2)
+    assert mean_with_interval(torch.ones(count))["mean"] == (1.0 if count else None)

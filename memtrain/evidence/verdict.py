@@ -1,0 +1,105 @@
+"""How a run came to its flags and what they can promise: in figures for a file, in sentences for the screen.
+
+A run without flags is not a clean run. It may have been too short to judge most of its samples, too small to have a
+threshold, or its canaries, samples known to be repeated, may have gone unnoticed as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from memtrain.evidence.calibration import MINIMUM_CANARIES, Calibration
+
+
+def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:
+    """How the run came to its flags, and what they can promise; the content of `records/calibration.json`.
+
+    Args:
+        calibration: at the end of the run.
+        keys: all training samples.
+
+    Returns:
+        `threshold` (None if there was never one), `false_positive_rate`, `minimum_visits`, `heldout` (samples that
+        calibrated; None if training samples did), `samples`, `judged` (of them, those with visits enough), `flagged`,
+        `canaries`, `canaries_flagged`, `power` (their share; None without canaries), `separation` (of canaries along
+        the learnt direction, standard deviations; None without one).
+    """
+    found, canaries = calibration.power()
+    return {
+        "threshold": calibration.threshold if math.isfinite(calibration.threshold) else None,
+        "false_positive_rate": calibration.false_positive_rate,
+        "minimum_visits": calibration.minimum_visits,
+        "heldout": None if calibration.heldout is None else len(calibration.highest),
+        "samples": len(keys),
+        "judged": int(calibration.ready(keys).sum()),
+        "flagged": int(calibration.ever_flagged(keys).sum()),
+        "canaries": canaries,
+        "canaries_flagged": found,
+        "power": found / canaries if canaries else None,
+        "separation": None if calibration.direction is None else calibration.separation,
+    }
+
+
+def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
+    """What the flags of a run say, and what they cannot say, in sentences.
+
+    Args:
+        figures: from :func:`calibration_figures`.
+        untaught: why no direction was learnt from canaries, where one was to be.
+    """
+    samples, late = figures["samples"], figures["samples"] - figures["judged"]
+    held = figures["heldout"]
+    if figures["threshold"] is None:
+        few = "ordinary training samples" if held is None else "held-out samples"
+        lines = [f"Nothing could be flagged: too few {few} had the visits that a threshold needs."]
+    else:
+        null = "most training samples" if held is None else f"the {held} held-out ones"
+        rate = 100 * figures["false_positive_rate"]
+        lines = [
+            f"{figures['flagged']:,} of {samples:,} training samples were flagged: their score rose above "
+            f"{figures['threshold']:.2f}, which at most {rate:g} % of samples like {null} do in a run."
+        ]
+    if late:
+        lines.append(
+            f"{late:,} of {samples:,} training samples had fewer than {figures['minimum_visits']} counted visits and "
+            "could not be flagged. Train for more epochs, or lower minimum_visits, to have them judged."
+        )
+    if figures["canaries"]:
+        canaries, found = figures["canaries"], figures["canaries_flagged"]
+        lines.append(f"Of {canaries} canaries, samples known to be repeated, {found} were flagged.")
+    return "\n".join([*lines, *([untaught] if untaught else [])])
+
+
+def why_untaught(calibration: Calibration) -> str | None:
+    """Why no direction was learnt from canaries, and what to do; None where one was, or none was to be."""
+    found = calibration.untaught()
+    if found is None:
+        return None
+    return (
+        f"Canaries taught nothing: {found[0]} of them and {found[1]} ordinary samples had visits enough (needed: "
+        f"{MINIMUM_CANARIES} and {calibration.ordinary_needed()}), or they did not stand out. Flags rest on the mean "
+        "square of all values instead. Train for more epochs or on more samples, repeat canaries more often, or flag "
+        "by one signal."
+    )
+
+
+def next_step(table: pa.Table, run: Path) -> str:
+    """The command that looks into what was found.
+
+    Args:
+        table: from :func:`evidence_table`.
+        run: the run folder; `evaluate.py --run` reads the configuration that `train.py` leaves there.
+    """
+    if (run / "config.yaml").is_file():
+        return f"Next: python evaluate.py --run {run}"
+    if any(row["flagged"] and row["caption"] for row in table.select(["flagged", "caption"]).to_pylist()):
+        return (
+            "Next: save the trained model as a diffusers pipeline folder and score the flagged captions: "
+            f"python evaluate.py detect --model FOLDER --prompts {run / 'flagged.csv'}"
+        )
+    return f"Next: look into {run / 'records'} (evidence.parquet has one row per sample)"

@@ -1,0 +1,1 @@
+"""The engine: watches the batches of any trainer, and imports none."""

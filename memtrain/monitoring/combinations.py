@@ -1,0 +1,85 @@
+"""Which methods cannot share a run: what would fail late, or silently do nothing, is refused before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memtrain.errors import ConfigurationError
+from memtrain.monitoring.mitigation import Mitigation
+from memtrain.signals.base import Signal
+
+
+def refuse_combinations(mitigations: Sequence[Mitigation], *, signals: Sequence[Signal], profiled: bool) -> None:
+    """Refuse methods that undo each other, and mitigations that lack something.
+
+    Args:
+        mitigations: of the run.
+        signals: that are measured.
+        profiled: whether the base model is measured before training (`reference: true`).
+
+    Raises:
+        ConfigurationError: if a mitigation acts on flagged samples alone, and another takes these out of the batches;
+            if one goes by captions that another changes; if the prediction under the empty caption is wanted, and
+            would be that of another network; or if one compares with the base model in a way that is not measured.
+    """
+    _refuse_idle(mitigations)
+    _refuse_other_captions(mitigations)
+    _refuse_two_networks(mitigations, signals)
+    _refuse_unprofiled(mitigations, signals, profiled=profiled)
+
+
+def _named(mitigations: Sequence[Mitigation], effect: str) -> list[str]:
+    return [type(mitigation).__name__ for mitigation in mitigations if getattr(mitigation.effects(), effect)]
+
+
+def _refuse_idle(mitigations: Sequence[Mitigation]) -> None:
+    changing, idle = _named(mitigations, "changes_samples"), _named(mitigations, "flagged_only")
+    if changing and idle:
+        raise ConfigurationError(
+            f"{idle[0]} acts on flagged samples only, which {changing[0]} takes out of the batches",
+            expected=f"one of both, or {idle[0]} on all samples",
+            remedy=f"leave {changing[0]} or {idle[0]} out, or change the settings of {idle[0]}, where it has such, to "
+            "`samples: all` (and `neurons: 0`)",
+        )
+
+
+def _refuse_other_captions(mitigations: Sequence[Mitigation]) -> None:
+    changing, reading = _named(mitigations, "changes_captions"), _named(mitigations, "reads_captions")
+    if changing and reading:
+        raise ConfigurationError(
+            f"{reading[0]} goes by a sample's own caption, and {changing[0]} trains on others",
+            expected="one of both",
+            remedy=f"leave {reading[0]} or {changing[0]} out",
+        )
+
+
+def _refuse_two_networks(mitigations: Sequence[Mitigation], signals: Sequence[Signal]) -> None:
+    wanted_by = [type(signal).__name__ for signal in signals if signal.unconditional_every]
+    wanted_by += [type(mitigation).__name__ for mitigation in mitigations if mitigation.needs().unconditional]
+    editing = _named(mitigations, "edits_training")
+    if wanted_by and editing:
+        raise ConfigurationError(
+            f"{wanted_by[0]} compares a training prediction with one under the empty caption, and {editing[0]} changes "
+            "the network for the first only",
+            expected="both predictions of one network",
+            remedy=f"leave {wanted_by[0]} or {editing[0]} out",
+        )
+
+
+def _refuse_unprofiled(mitigations: Sequence[Mitigation], signals: Sequence[Signal], *, profiled: bool) -> None:
+    measured = {signal.name for signal in signals}
+    for mitigation in mitigations:
+        name, wanted = type(mitigation).__name__, mitigation.needs().base_profile
+        if wanted and not profiled:
+            raise ConfigurationError(
+                f"{name} compares with the base model's profile, but the monitor measures none",
+                expected="`reference: true`",
+                remedy="let the monitor measure one, or leave this mitigation out",
+            )
+        missing = sorted(set(wanted) - measured)
+        if missing:
+            raise ConfigurationError(
+                f"{name} needs the signal {missing}, which the monitor does not measure",
+                expected="that signal among the monitor's `signals`",
+                remedy="add it, or leave this mitigation out",
+            )

@@ -1,0 +1,232 @@
+"""From the visits of a running training to flags: the base model, held-out samples and calibration under one roof.
+
+The monitor reads the signals of each batch. What they mean is decided here: they are compared with the base model
+(`reference`), held-out samples are measured now and then under the model as it is, and
+:mod:`memtrain.evidence.calibration` turns both into evidence per sample and into flags. Every process feeds in the
+visits of all and comes to the same flags.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.evidence.calibration import Calibration, Sign, length_edges
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
+from memtrain.models.transfer import to_device
+from memtrain.monitoring.data_protocol import by_key, lacking_to_measure
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.measurement import HeldoutSamples, completer, measure_profile
+from memtrain.monitoring.options import COMBINED, WatchOptions
+from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.monitoring.visits import Visits
+from memtrain.signals.readings import Readings
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 16
+"""Rounds of held-out measurement, beyond twice the visits that count, after which a new run begins in any case."""
+
+
+class Flagging:
+    """Evidence and flags of a run.
+
+    Args:
+        host: the surroundings of the run.
+        options: of the engine.
+        readings: the signals, read together.
+        probe: on the denoiser.
+        paired: the base model's weights, with `reference: paired`.
+
+    Raises:
+        CalibrationError: if there are too few held-out samples for the rate, or if `combined` lacks canaries, other
+            training samples or held-out samples.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        options: WatchOptions,
+        readings: Readings,
+        probe: DenoiserProbe,
+        paired: PairedReference | None,
+    ) -> None:
+        self.host, self.options = host, options
+        self.readings, self.probe, self.paired = readings, probe, paired
+        self.heldout = self._open_heldout()
+        self.calibration = self._new_calibration(host.data)
+        self._require_heldout()
+        self.profile = ReferenceProfile(
+            Path(options.reference_folder or host.folder / "profiles"),
+            readings.signals,
+            readings.columns,
+            timesteps=options.settings.reference_timesteps,
+            draws=options.settings.reference_draws,
+            seed=options.settings.seed,
+        )
+
+    def _open_heldout(self) -> HeldoutSamples | None:
+        if self.options.reference is False:
+            return None
+        lacking = lacking_to_measure(self.host)
+        if lacking:
+            log.warning(
+                "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
+                ", ".join(lacking),
+            )
+            return None
+        return HeldoutSamples(
+            self.host,
+            self.host.data.heldout_dataset.unique(),
+            self.probe,
+            read=self.readings.read,
+            maximum_timestep=self.options.settings.maximum_timestep,
+            seed=self.options.settings.seed,
+            complete=completer(self.host, probe=self.probe, signals=self.readings.signals),
+            paired=self.paired,
+        )
+
+    def _new_calibration(self, data: Any) -> Calibration:
+        options = self.options
+        canaries = {key for key, group in by_key(data, "groups").items() if group == "canary"}
+        signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.readings.signals}
+        calibration = Calibration(
+            len(self.readings.columns),
+            scored=self.readings.slices.get(options.flag_by, slice(0, len(self.readings.columns))),
+            memorized_when=signs.get(options.flag_by, "unknown"),
+            buckets=len(options.settings.reference_timesteps),
+            false_positive_rate=options.false_positive_rate,
+            minimum_visits=options.minimum_visits,
+            window=options.settings.evidence_window,
+            heldout=self.heldout is not None,
+            edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
+            canaries=canaries,
+            resolution=self.readings.resolution,
+        )
+        if options.flag_by == COMBINED:
+            visits = by_key(data, "visits_per_epoch")
+            calibration.require_teachable(None if not visits else len(visits.keys() - canaries))
+        return calibration
+
+    def _require_heldout(self) -> None:
+        """Refuse too few held-out samples, and say so where they are few."""
+        if self.heldout is None:
+            return
+        method = self.calibration.require_heldout(len(self.heldout))
+        if method == "normal distribution" and self.host.rank == 0:
+            log.warning(
+                "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
+                len(self.heldout),
+            )
+
+    def prepare(self, *, resumed: bool) -> None:
+        """Measure or load the base model's profile; in a new run, calibrate on the base model.
+
+        Every held-out sample is measured until it has visits enough, so that there is a threshold from the start. Not
+        in a paired comparison, which would find no difference, and no spread, between the base model and itself.
+        """
+        if self.heldout is None:
+            return
+        if self.options.reference is True:
+            measure_profile(
+                self.host,
+                profile=self.profile,
+                probe=self.probe,
+                cached_only=resumed,
+                complete=completer(self.host, probe=self.probe, signals=self.readings.signals),
+            )
+        if resumed or self._compares_with_itself(self.host.step):
+            return
+        each = min(4 * self.options.settings.heldout_batch, len(self.heldout))
+        rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * self.host.world_size))
+        # The first visits only teach the moments, and count for no sample.
+        for _ in range(2 * rounds + WARM_UP):
+            if self.calibration.heldout_ready() == len(self.heldout):
+                break
+            self.calibrate(each)
+
+    def _compares_with_itself(self, step: int) -> bool:
+        return self.paired is not None and step == 0
+
+    def flags(self, keys: Sequence[str]) -> Flags:
+        """The verdict on these samples as of now, on the host."""
+        return Flags(
+            self.calibration.flagged(keys),
+            self.calibration.ever_flagged(keys),
+            self.calibration.scores(keys),
+            self.calibration.threshold,
+            keys,
+            self.calibration.first_flagged.keys(),
+            self.calibration.counted_visits,
+            self.calibration.ready(keys),
+        )
+
+    def add(self, visits: Sequence[Visits], *, step: int) -> None:
+        """Make the visits of every process evidence; `step` is recorded for samples that are flagged by them."""
+        counted = [visit for visit in visits if not self._compares_with_itself(visit.step)]
+        rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in counted]
+        everyone = sorted(self.host.gather(rows), key=lambda row: row[:2])
+        # A batch counts as one however many processes share it.
+        for _, parts in groupby(everyone, key=lambda row: row[0]):
+            _, _, *columns = zip(*parts, strict=True)
+            keys, timesteps, lengths = ([value for part in column for value in part] for column in columns[:3])
+            own, base = torch.cat(columns[3]).tensor_split([len(self.readings.columns)], dim=1)
+            compared = self._compare(keys, timesteps, own, base if self.paired is not None else None)
+            self.calibration.add(keys, self._buckets(timesteps), compared, step, lengths)
+
+    def calibrate(self, count: int) -> None:
+        """Measure the next `count` held-out samples, if there are any, and update the calibration of every process."""
+        if self.heldout is None or self._compares_with_itself(self.host.step):
+            return
+        for seen in self.host.gather([self.heldout.measure(count)]):
+            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
+
+    def add_reference(self, observation: Observation) -> None:
+        """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
+        timesteps = observation.timesteps
+        base = self.profile.lookup_on_device(observation.keys, timesteps)
+        bucket, unused = self.profile.buckets_on_device(timesteps), timesteps >= self.options.settings.maximum_timestep
+        moments = self.calibration.moments
+        mean, deviation = (
+            to_device(part.float(), timesteps.device)[bucket].masked_fill(unused[:, None], torch.nan)
+            for part in (moments.mean, moments.deviation())
+        )
+        observation.reference = self.readings.split(base)
+        observation.level = self.readings.split(mean)
+        observation.spread = self.readings.split(deviation)
+
+    def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
+        return [self.profile.bucket(t) if t < self.options.settings.maximum_timestep else None for t in timesteps]
+
+    def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
+        """Values relative to the base model where it is known, `(B, columns)`."""
+        if self.options.reference is True:
+            base = self.profile.lookup(keys, timesteps)
+        return self.readings.compare(values, base)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calibration, position in the held-out samples, name of the profile; the same on every process."""
+        return {
+            "calibration": self.calibration.state_dict(),
+            "heldout_done": 0 if self.heldout is None else self.heldout.done,
+            "fingerprint": self.profile.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self.calibration.load_state_dict(state["calibration"])
+        self.profile.fingerprint = state["fingerprint"]
+        if self.heldout is not None:
+            self.heldout.done = state["heldout_done"]

@@ -1,0 +1,211 @@
+"""What the monitor measures beside the training batches: the base model's profile, and held-out samples.
+
+Both run the host module's `sample_loss` without gradients, in the precision of training, and read the same signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from memtrain.errors import ConfigurationError
+from memtrain.evidence.base_profile import ReferenceProfile, described
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.signals.base import FittedSignal, Signal
+
+
+@contextmanager
+def as_in_training(host: Host) -> Iterator[None]:
+    """No gradients, and the precision of the training forward."""
+    with torch.no_grad(), host.forward_context():
+        yield
+
+
+def require_unconditional(module: Any, needed_by: str) -> None:
+    """Refuse a module that cannot say what the empty caption's embeddings are.
+
+    Raises:
+        ConfigurationError: if it has no `unconditional_text`.
+    """
+    if not hasattr(module, "unconditional_text"):
+        raise ConfigurationError(
+            f"{needed_by} needs the prediction under the empty caption, which {type(module).__name__} cannot encode",
+            expected="a method unconditional_text() -> (1, T, width) text embeddings of the empty caption",
+            remedy=f"add it to the module, or leave {needed_by} out",
+        )
+
+
+def add_unconditional(host: Host, probe: DenoiserProbe, observation: Observation) -> None:
+    """Run the denoiser once more under the empty caption, in the precision of training."""
+    with as_in_training(host):
+        observation.unconditional = probe.predict(observation, host.module.unconditional_text())
+
+
+def completer(host: Host, *, probe: DenoiserProbe, signals: Sequence[Signal]) -> Callable[[Observation], None] | None:
+    """What adds the unconditional prediction to an observation, if any signal reads it."""
+    if not any(signal.unconditional_every for signal in signals):
+        return None
+    return lambda observation: add_unconditional(host, probe, observation)
+
+
+def measure_profile(
+    host: Host,
+    *,
+    profile: ReferenceProfile,
+    probe: DenoiserProbe,
+    cached_only: bool,
+    complete: Callable[[Observation], None] | None = None,
+) -> None:
+    """Measure what the profile's cache lacks, dealt out to the processes, and load it on all of them.
+
+    Args:
+        host: with a module that has `sample_loss`, and data that can be measured.
+        profile: to fill.
+        probe: on the denoiser, which is the base model unless `cached_only`.
+        cached_only: the run is resumed, so the model is no longer the base model.
+        complete: adds to each observation what the signals need beside the one forward.
+
+    Raises:
+        RecordError: if `cached_only` and the cache lacks a sample.
+    """
+    data = host.data
+    if not cached_only and host.rank == 0:
+        profile.name_after(probe.denoiser, host.module)
+    profile.fingerprint = host.broadcast(profile.fingerprint)
+    loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
+    with as_in_training(host):
+        profile.measure(
+            probe,
+            host.module.sample_loss,
+            chain.from_iterable(loaders),
+            total=sum(map(len, loaders)),
+            rank=host.rank,
+            world_size=host.world_size,
+            cached_only=cached_only,
+            move=host.moved,
+            complete=complete,
+        )
+    host.barrier()
+    profile.load()
+
+
+def fit_signals(
+    host: Host,
+    *,
+    signals: Sequence[FittedSignal],
+    probe: DenoiserProbe,
+    timestep: int,
+    seed: int,
+) -> None:
+    """Show the signals every training and held-out sample under the base model, once, on every process alike."""
+    data, module = host.data, host.module
+
+    def observations() -> Iterator[Observation]:
+        for dataset in (data.train_dataset, data.heldout_dataset):
+            for batch in data.unique_dataloader(dataset):
+                batch = host.moved(batch)
+                generator = torch.Generator(host.device).manual_seed(seed)
+                steps = torch.full((len(batch["key"]),), timestep, device=host.device)
+                with as_in_training(host), probe.measure(described(batch)) as observation:
+                    module.sample_loss(batch, steps, generator)
+                yield observation
+
+    for signal in signals:
+        signal.fit(observations())
+
+
+@dataclass(frozen=True)
+class HeldoutVisits:
+    """What one process measured of held-out samples.
+
+    Attributes:
+        keys: B keys.
+        timesteps: B timesteps.
+        lengths: B prompt lengths, NaN if unknown.
+        values: `(B, columns)` signal values.
+        base: the base model's, in a paired comparison.
+    """
+
+    keys: list[str]
+    timesteps: list[int]
+    lengths: list[float]
+    values: Tensor
+    base: Tensor | None
+
+
+class HeldoutSamples:
+    """Measures the held-out samples in turn, dealt out to the processes.
+
+    Args:
+        host: whose module is trained.
+        dataset: the samples, each once.
+        probe: on the denoiser.
+        read: the signal values `(B, columns)` of an observation.
+        maximum_timestep: timesteps are drawn below it.
+        seed: of timesteps and noise.
+        complete: adds to each observation what the signals need beside the one forward.
+        paired: measure under the base model too.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        dataset: Any,
+        probe: DenoiserProbe,
+        *,
+        read: Callable[[Observation], Tensor],
+        maximum_timestep: int,
+        seed: int,
+        complete: Callable[[Observation], None] | None = None,
+        paired: PairedReference | None = None,
+    ) -> None:
+        self.host, self.dataset, self.probe, self.read = host, dataset, probe, read
+        self.maximum_timestep, self.seed = maximum_timestep, seed
+        self.complete, self.paired = complete, paired
+        self.done = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def lengths(self) -> list[int]:
+        """Prompt lengths of all held-out samples; empty if the dataset does not know them."""
+        known = getattr(self.dataset, "prompt_lengths", None)
+        return [] if known is None else list(known)
+
+    def measure(self, count: int) -> HeldoutVisits:
+        """Measure the next `count` samples of this process."""
+        total, first = len(self.dataset), self.done + self.host.rank * count
+        batch = default_collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
+        batch = self.host.moved(batch)
+        seed = self.seed * 1_000_003 + first
+        with as_in_training(self.host):
+            timesteps, values = self._measure(batch, seed)
+            base = None
+            if self.paired is not None:
+                with self.paired.base_weights(self.probe.denoiser):
+                    _, base = self._measure(batch, seed)
+        self.done += count * self.host.world_size
+        lengths = batch.get("prompt_length")
+        known = [float("nan")] * len(values) if lengths is None else [float(length) for length in lengths.tolist()]
+        return HeldoutVisits(list(batch["key"]), timesteps, known, values, base)
+
+    def _measure(self, batch: Any, seed: int) -> tuple[list[int], Tensor]:
+        keys = list(batch["key"])
+        device = self.host.device
+        generator = torch.Generator(device).manual_seed(seed)
+        timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=device)
+        with self.probe.measure(described(batch)) as observation:
+            observation.sample_loss = self.host.module.sample_loss(batch, timesteps, generator)
+        if self.complete is not None:
+            self.complete(observation)
+        return timesteps.tolist(), self.read(observation).cpu()

@@ -1,0 +1,76 @@
+"""What the engine can be asked for: the same options in Lightning's monitor and in the guard of a loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memtrain.errors import ConfigurationError
+
+COMBINED = "combined"
+"""Flag by all signals together, along the direction in which the run's canaries stand out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    """What rarely needs changing.
+
+    Attributes:
+        maximum_timestep: visits at or above this timestep are recorded but are no evidence.
+        evidence_window: visits that a sample's evidence remembers.
+        reference_timesteps: where the base model's profile is measured.
+        reference_draws: noises per timestep and sample.
+        calibrate_every: batches between updates: new evidence of all processes, measurement of held-out samples.
+        heldout_batch: held-out samples measured then, per process.
+        seed: of the noise for profile and held-out samples.
+
+    Raises:
+        ConfigurationError: if with one of them nothing could ever be flagged, or measured.
+    """
+
+    maximum_timestep: int = 800
+    evidence_window: int = 12
+    reference_timesteps: tuple[int, ...] = (100, 300, 500, 700)
+    reference_draws: int = 2
+    calibrate_every: int = 8
+    heldout_batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("evidence_window", "maximum_timestep", "reference_draws", "calibrate_every", "heldout_batch"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        steps = self.reference_timesteps
+        distinct = len(steps) > 0 and len(set(steps)) == len(steps) and min(steps) >= 0
+        _require(distinct, "reference_timesteps", steps, "one or more different timesteps, none below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """What a run is watched for; :class:`memtrain.callbacks.monitor.MemorizationMonitor` says what each means.
+
+    Raises:
+        ConfigurationError: if with one of them nothing could ever be flagged, or measured.
+    """
+
+    flag_by: str = "denoising_loss"
+    false_positive_rate: float = 0.01
+    minimum_visits: int = 6
+    reference: bool | Literal["paired"] = True
+    reference_folder: str | None = None
+    paired_every: int = 4
+    sites: str | None = None
+    denoiser: str | None = None
+    key_field: str = "key"
+    settings: WatchSettings = field(default_factory=WatchSettings)
+
+    def __post_init__(self) -> None:
+        # More visits than the evidence remembers may be asked for: they are counted beyond it.
+        for name in ("minimum_visits", "paired_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        rate = self.false_positive_rate
+        _require(0 < rate <= 0.5, "false_positive_rate", rate, "above 0, at most 0.5")
+
+
+def _require(fine: bool, name: str, found: object, expected: str) -> None:
+    if not fine:
+        raise ConfigurationError(f"{name}={found}", expected=expected, remedy=f"change {name}")

@@ -1,0 +1,103 @@
+"""The record table of a run, as the monitor keeps it: opened, appended to, continued, and summed up at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
+from memtrain.evidence.verdict import calibration_figures
+from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.host import Host
+from memtrain.monitoring.visits import Visits
+from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet, written_whole
+
+log = logging.getLogger(__name__)
+
+
+class RunRecords:
+    """Records below `records/` in the run folder.
+
+    Args:
+        host: the surroundings of the run.
+        columns: names of the values of a visit.
+        batches_done: of the checkpoint that the run goes on from; None for a new run, which keeps the records of an
+            earlier one out of the way.
+    """
+
+    def __init__(self, host: Host, columns: Sequence[str], *, batches_done: int | None) -> None:
+        self.host, self.run, self.columns = host, host.folder, list(columns)
+        self.folder = self.run / "records"
+        if host.rank == 0:
+            if batches_done is not None:
+                drop_newer(self.folder, batches_done)
+            elif (kept := set_aside(self.folder)) is not None:
+                log.warning("The records of an earlier run are kept in %s", kept)
+        host.barrier()
+        self.writer = RecordWriter(self.folder, rank=host.rank)
+        if host.rank == 0:
+            self._write_samples(host.data)
+
+    def _write_samples(self, data: Any) -> None:
+        visits, groups = by_key(data, "visits_per_epoch"), by_key(data, "groups")
+        rows = [(s.key, s.caption, "train", visits.get(s.key)) for s in known_samples(data, "train")]
+        if not rows:
+            return
+        rows += [(s.key, s.caption, "heldout", 0) for s in known_samples(data, "heldout")]
+        keys, captions, splits, counts = map(list, zip(*rows, strict=True))
+        table = pa.table({"key": keys, "caption": captions, "split": splits})
+        table = table.append_column("visits_per_epoch", pa.array(counts, pa.int64()))
+        table = table.append_column("group", pa.array([groups.get(key) for key in keys], pa.string()))
+        write_parquet(table, self.folder / "samples.parquet")
+
+    def append(self, visits: Sequence[Visits]) -> None:
+        """Add what is not in the table yet."""
+        for batch in visits:
+            if not batch.recorded:
+                self.writer.append(batch.batch, batch.rows(self.columns))
+                batch.recorded = True
+
+    def flush(self) -> None:
+        """Write what was appended."""
+        self.writer.flush()
+
+    def unread(self, *, first: int, last: int) -> list[Visits]:
+        """This process's visits of the batches from `first` to before `last`, ordered by batch."""
+        if first == last:
+            return []
+        rows = read_steps(self.folder, first=first).to_pylist()
+        mine = [row for row in rows if row["rank"] % self.host.world_size == self.host.rank]
+        return Visits.from_rows(mine, self.columns)
+
+    def finish(self, calibration: Calibration, names: Sequence[str]) -> None:
+        """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
+
+        Args:
+            calibration: at the end of it.
+            names: of the signal values.
+        """
+        self.flush()
+        self.host.barrier()
+        if self.host.rank != 0:
+            return
+        data = self.host.data
+        captions = {sample.key: sample.caption for sample in known_samples(data, "train")}
+        table = evidence_table(
+            read_steps(self.folder),
+            calibration,
+            names,
+            captions,
+            by_key(data, "visits_per_epoch"),
+            groups=by_key(data, "groups"),
+        )
+        write_parquet(table, self.folder / "evidence.parquet")
+        write_flagged(table, self.run / "flagged.csv")
+        keys = list(dict.fromkeys([*captions, *table["key"].to_pylist()]))
+        with written_whole(self.folder / "calibration.json") as unfinished:
+            unfinished.write_text(json.dumps(calibration_figures(calibration, keys), indent=2) + "\n", encoding="utf-8")
+        print_summary(table, calibration, self.run, keys=keys)

@@ -1,0 +1,94 @@
+"""One batch's turn: what is known of it and decided about it, from before its forward pass to after its backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memtrain.evidence.flags import Flags
+from memtrain.models.observation import Observation
+from memtrain.models.transfer import to_device
+from memtrain.monitoring import processes
+from memtrain.monitoring.loss_check import LossCheck
+from memtrain.monitoring.mitigation import Mitigation
+from memtrain.monitoring.visits import Visits
+
+
+@dataclass
+class Turn:
+    """The state of one batch; born when the batch begins.
+
+    Attributes:
+        number: batches since the start of training.
+        step: optimizer steps taken before this batch.
+        flags: verdict on its samples before this visit, on the host.
+        observation: what the probe sees of it.
+        mitigations: of the run.
+        loss_weight: `(B,)` timesteps to the weights that the host gives samples, None for equal ones.
+        loss_check: compares the losses read from the gradient with the host's, in the first batches.
+        weights: `(B,)` what the samples' gradients are multiplied by, once that is decided.
+    """
+
+    number: int
+    step: int
+    flags: Flags
+    observation: Observation
+    mitigations: Sequence[Mitigation]
+    loss_weight: Callable[[Tensor], Tensor | None]
+    loss_check: LossCheck | None = None
+    weights: Tensor | None = None
+
+    def decide(self, observation: Observation) -> Tensor | None:
+        """The gate: weights of the samples, called when the loss gradient arrives; None leaves the gradient alone."""
+        if self.loss_check is not None:
+            self.loss_check.gradient_arrives()
+        observation.loss_weight = self.loss_weight(observation.timesteps)
+        device = observation.timesteps.device
+        self.weights = torch.ones(len(observation.keys), device=device)
+        if not self.mitigations:
+            return None
+        flags = self.flags.on(device)
+        for mitigation in self.mitigations:
+            self.weights = self.weights * mitigation.weights(observation, flags)
+        if any(mitigation.effects().skips for mitigation in self.mitigations):
+            self.weights = self.weights * processes.share_of_mean((self.weights > 0).float())
+        return self.weights
+
+    @property
+    def penalizing(self) -> list[Mitigation]:
+        """Those with a penalty; most have none, and copying flags to the device for nothing would cost every step."""
+        return [mitigation for mitigation in self.mitigations if type(mitigation).penalty is not Mitigation.penalty]
+
+    def penalize(self, loss: Tensor) -> None:
+        """Add the mitigations' penalties to the loss, in place, on its scale."""
+        flags = self.flags.on(loss.device)
+        for mitigation in self.penalizing:
+            penalty = mitigation.penalty(self.observation, flags)
+            if penalty is not None:
+                loss.add_(penalty.mean() * self.observation.loss_scale)
+
+    def visits(self, values: Tensor, *, rank: int, epoch: int) -> Visits:
+        """The batch as visits, on their way to the host.
+
+        Args:
+            values: `(B, columns)` signal values, and after them the base model's where these come with the visit.
+            rank: this process.
+            epoch: that the batch belongs to.
+        """
+        if self.observation.caption_dropped:
+            dropped = to_device(torch.tensor(self.observation.caption_dropped), values.device)
+            values = values.masked_fill(dropped[:, None], torch.nan)
+        assert self.weights is not None
+        return Visits(
+            self.number,
+            rank,
+            epoch,
+            self.step,
+            list(self.observation.keys),
+            self.flags.score,
+            self.flags.now,
+            Visits.pack(self.observation, self.weights, values),
+        )

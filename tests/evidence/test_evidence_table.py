@@ -1,0 +1,111 @@
+"""The evidence table, flagged.csv and the printed table."""
+
+import csv
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from memtrain.evaluation.stages.prompts import read_prompts
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
+
+COLUMNS = ["denoising_loss", "attention_entropy.up"]
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    made = Calibration(2, scored=slice(0, 1), memorized_when="low", buckets=1, minimum_visits=1)
+    for value in torch.randn(40, generator=torch.Generator().manual_seed(0)):
+        made.add_heldout([f"held {value}"], [0], torch.tensor([[value, 0.0]]))
+    made.threshold = 3.0
+    made.add(["b", "a", "b"], [0, 0, 0], torch.tensor([[-9.0, 0.25], [0.5, 0.0], [-11.0, 0.75]]), step=7)
+    return made
+
+
+@pytest.fixture
+def table(calibration: Calibration) -> pa.Table:
+    steps = pa.table({"key": ["b", "a", "b"], "flagged": [False, False, True], "weight": [1.0, 1.0, 0.0]})
+    return evidence_table(
+        steps, calibration, COLUMNS, {"a": "plain", "b": '=cmd,"x"\nline'}, {"a": 1, "b": 20}, groups={"b": "planted"}
+    )
+
+
+def test_one_row_per_sample_most_suspicious_first(table: pa.Table) -> None:
+    first, second = table.to_pylist()
+    assert (first["key"], second["key"]) == ("b", "a")
+    assert (first["visits"], first["visits_per_epoch"], first["flagged"]) == (2, 20, True)
+    assert (first["denoising_loss"], first["attention_entropy.up"]) == (-10.0, 0.5)
+    assert (first["flagged_share"], first["skipped"], first["first_flagged_step"]) == (0.5, 0.5, 7)
+    assert (first["group"], second["group"]) == ("planted", None)
+    assert (second["flagged"], second["first_flagged_step"]) == (False, None)
+
+
+def test_flagged_csv_survives_any_caption(table: pa.Table, tmp_path: Path) -> None:
+    write_flagged(table, tmp_path / "flagged.csv")
+    with (tmp_path / "flagged.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == ["b"]
+    assert rows[0]["caption"] == '=cmd,"x"\nline'
+
+
+def test_flagged_captions_are_prompts_as_they_stand(table: pa.Table, tmp_path: Path) -> None:
+    write_flagged(table, tmp_path / "flagged.csv")
+    assert [prompt.text for prompt in read_prompts(str(tmp_path / "flagged.csv"))] == ['=cmd,"x"\nline']
+
+
+def test_the_screen_names_the_samples_and_the_next_command(
+    table: pa.Table, calibration: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    print_summary(table, calibration, tmp_path)
+    shown = capsys.readouterr().out
+    assert "1 of 2 training samples were flagged" in shown
+    assert "could not be flagged" not in shown
+    assert "-100 %" in shown
+    assert f"python evaluate.py --run {tmp_path}" in shown
+
+
+def test_samples_that_were_never_visited_count_as_not_judged(
+    table: pa.Table, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(table, calibration, Path("runs/mine"), keys=["a", "b", "c"])
+    shown = capsys.readouterr().out
+    assert "1 of 3 training samples were flagged" in shown
+    assert "1 of 3 training samples had fewer than 1 counted visits and could not be flagged" in shown
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_samples_without_a_counted_visit_have_no_mean_and_show_none(
+    count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration, keys = Calibration(2, scored=slice(0, 1), memorized_when="low", buckets=1), ["a", "b"][:count]
+    calibration.add(keys, [None] * count, torch.randn(count, 2), step=0)
+    steps = pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            "flagged": pa.array([False] * count, pa.bool_()),
+            "weight": pa.array([1.0] * count, pa.float32()),
+        }
+    )
+    table = evidence_table(steps, calibration, COLUMNS, {}, {})
+    assert table.num_rows == count
+    assert all(math.isnan(row[name]) for row in table.to_pylist() for name in (*COLUMNS, "p_value"))
+    print_summary(table, calibration, Path("runs/mine"))
+    shown = capsys.readouterr().out
+    assert "nan" not in shown
+    assert "Nothing could be flagged" in shown
+    if count:
+        assert f"{count} of {count} training samples had fewer than" in shown
+
+
+def test_the_largest_change_is_that_of_the_sites_which_have_one(
+    calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"key": "a", "caption": "", "visits": 1, "score": 0.0, "first_flagged_step": None, "skipped": 0.0}
+    entropies = {"attention_entropy.down": math.nan, "attention_entropy.up": -0.25, "attention_entropy.mid": 0.125}
+    print_summary(pa.Table.from_pylist([{**row, "flagged": False, **entropies}]), calibration, Path("runs/mine"))
+    assert "-0.250" in capsys.readouterr().out
