@@ -50,7 +50,7 @@ class LightningHost(Host):
             max_epochs=self.trainer.max_epochs,
             batches_per_epoch=int(batches),
             accumulate=self.trainer.accumulate_grad_batches,
-            batches_of_data=len(loader) if hasattr(loader, "__len__") else None,
+            batches_of_data=_length(loader),
         )
 
     @property
@@ -116,6 +116,14 @@ def _data(trainer: Any) -> Any:
     train, validation = (getattr(part, "_data_source", None) for part in (loop, loop.epoch_loop.val_loop))
     given = [None if source is None or source.is_module() else source.instance for source in (train, validation)]
     return None if given[0] is None else LoaderData(*given)
+
+
+def _length(loader: Any) -> int | None:
+    """Batches of a loader, None if it does not know: that of a stream has a `__len__`, which raises."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def _scale(trainer: Any) -> float | Tensor:

@@ -59,8 +59,13 @@ def by_key(data: Any, name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def lacking_to_measure(host: Host) -> list[str]:
-    """What module and data lack of what measuring samples outside of training steps takes; empty if nothing."""
+def lacking_to_measure(host: Host, *, training_samples: bool = True) -> list[str]:
+    """What module and data lack of what measuring samples outside of training steps takes; empty if nothing.
+
+    Args:
+        host: with both.
+        training_samples: whether training samples are to be measured, too, and not only held-out ones.
+    """
     module, data = host.module, host.data
     lacking = []
     if not callable(getattr(module, "sample_loss", None)):
@@ -68,13 +73,15 @@ def lacking_to_measure(host: Host) -> list[str]:
     if data is None:
         return [*lacking, "a data module, or loaders given to trainer.fit"]
     if isinstance(data, LoaderData):
-        loaders = {"training": data.train_dataset, "validation": data.heldout_dataset}
+        loaders = {"training": data.train_dataset} if training_samples else {}
+        loaders["validation"] = data.heldout_dataset
         return lacking + [
             f"one {name} loader with a map-style dataset" for name, part in loaders.items() if part is None
         ]
     name = type(data).__name__
-    lacking += [f"{name}.{part}" for part in ("train_dataset", "heldout_dataset") if getattr(data, part, None) is None]
-    if not callable(getattr(data, "unique_dataloader", None)):
+    parts = ("train_dataset", "heldout_dataset") if training_samples else ("heldout_dataset",)
+    lacking += [f"{name}.{part}" for part in parts if getattr(data, part, None) is None]
+    if training_samples and not callable(getattr(data, "unique_dataloader", None)):
         lacking.append(f"{name}.unique_dataloader(dataset)")
     held = getattr(data, "heldout_dataset", None)
     if held is not None and not callable(getattr(held, "unique", None)):

@@ -412,8 +412,12 @@ class Engine:
     def finish(self) -> None:
         """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
         self._update(over=True)
-        if self._unseen and not self._seen and self.host.rank == 0:
-            log.warning("No batch was trained on: training_step skipped all %d, so nothing was watched", self._unseen)
+        if self.batches_done and self._unseen == self.batches_done:
+            raise ProbeError(
+                f"No batch was trained on: training_step skipped all {self._unseen}, so nothing was watched",
+                expected="a loss for some batches",
+                remedy="look why training_step returns None",
+            )
         self.running[2].finish(self.calibration, self.readings.columns)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
