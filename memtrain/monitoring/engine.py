@@ -371,7 +371,12 @@ class Engine:
             complete = completer(self.host, probe=self.probe, signals=self.signals)
         with as_in_training(self.host):
             return self._paired.values(
-                observation, self.probe, read=self.readings.read, complete=complete, encode=encode
+                observation,
+                self.probe,
+                read=self.readings.read,
+                complete=complete,
+                encode=encode,
+                untrained=turn.step == 0,
             )
 
     def _update(self, *, over: bool = False) -> None:

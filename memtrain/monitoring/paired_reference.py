@@ -93,6 +93,7 @@ class PairedReference:
         read: Callable[[Observation], Tensor],
         complete: Callable[[Observation], None] | None = None,
         encode: Callable[[], Tensor] | None = None,
+        untrained: bool = False,
     ) -> Tensor:
         """Signal values of a training batch under the base model, `(B, columns)`.
 
@@ -103,6 +104,7 @@ class PairedReference:
             complete: adds to the observation what the signals need beside the one forward.
             encode: text embeddings `(B, T, width)` of the batch's captions by the text encoder as it is; None if they
                 cannot be encoded again.
+            untrained: the batch was seen by the base model itself, whose text embeddings have to be the same.
 
         Raises:
             ConfigurationError: if an input of the denoiser depends on parameters that are trained, and cannot be had
@@ -111,11 +113,17 @@ class PairedReference:
         assert observation.call is not None
         assert observation.prediction is not None
         args, kwargs = observation.call
-        again = self._encode_again(observation, probe.backbone, encode)
+        trained_text = self._trained_text(observation, probe.backbone, encodes=encode is not None)
         base = Observation(observation.keys, observation.prompt_length, observation.prompt_mask)
         with self.base_weights(probe.denoiser), torch.no_grad():
-            if again is not None:
-                args, kwargs = probe.backbone.with_text(args, kwargs, again().to(observation.text_embeddings))
+            if trained_text and encode is not None:
+                text, given = encode(), observation.text_embeddings
+                same = text.shape == given.shape and (
+                    not untrained or (text - given).norm() <= SAME_TEXT * given.norm()
+                )
+                if not same:
+                    raise _refused("encode_text(batch['input_ids']) does not give the text embeddings of training")
+                args, kwargs = probe.backbone.with_text(args, kwargs, text.to(given))
             with probe.measure(base):
                 probe.host(*args, **kwargs)
             if complete is not None:
@@ -133,35 +141,30 @@ class PairedReference:
         base.sample_loss = per_sample_mse(predicted(base.prediction), target)
         return read(base)
 
-    def _encode_again(
-        self, observation: Observation, backbone: Backbone, encode: Callable[[], Tensor] | None
-    ) -> Callable[[], Tensor] | None:
-        """`encode` if the text encoder is trained, None if the denoiser's inputs depend on nothing that is."""
+    def _trained_text(self, observation: Observation, backbone: Backbone, *, encodes: bool) -> bool:
+        """Whether the text embeddings that the denoiser got depend on parameters that are trained.
+
+        Raises:
+            ConfigurationError: if they do and cannot be had again, or if another input does.
+        """
         assert observation.call is not None
         args, kwargs = observation.call
         trained = [value for value in tensors((args, kwargs)) if trained_parameters(value)]
-        if not trained:
-            return None
         text = backbone.inputs(args, kwargs)[2]
-        found = (
-            f"The denoiser's inputs depend on {sum(map(trained_parameters, trained))} trained parameters outside of it"
-        )
-        if encode is not None and self._text_encoder is not None and all(value is text for value in trained):
-            with torch.no_grad():
-                anew = encode()
-            if anew.shape == text.shape and (anew - text).norm() <= SAME_TEXT * text.norm():
-                return encode
-            found = (
-                "encode_text(batch['input_ids']) does not give the text embeddings that the denoiser got in training"
-            )
-        raise ConfigurationError(
-            f"{found}, so the base model of `reference: paired` would read what training has made of them",
-            expected="a text encoder that is not trained; or one whose embeddings can be had again: `text_encoder` and "
-            "encode_text(input_ids) -> (B, T, width) on the module, `input_ids` in the batch, and no other trained "
-            "input",
-            remedy="add these to module and batch, without dropout in the text encoder; or set `reference: true`, "
-            "which measures before training, or `reference: false`",
-        )
+        if trained and not (encodes and self._text_encoder is not None and all(value is text for value in trained)):
+            count = sum(map(trained_parameters, trained))
+            raise _refused(f"The denoiser's inputs depend on {count} trained parameters outside of it")
+        return bool(trained)
+
+
+def _refused(found: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{found}, so the base model of `reference: paired` would read what training has made of them",
+        expected="a text encoder that is not trained; or one whose embeddings can be had again: `text_encoder` and "
+        "encode_text(input_ids) -> (B, T, width) on the module, `input_ids` in the batch, and no other trained input",
+        remedy="add these to module and batch, without dropout in the text encoder; or set `reference: true`, which "
+        "measures before training, or `reference: false`",
+    )
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -181,17 +184,16 @@ def trained_parameters(value: Tensor) -> int:
     """
     if isinstance(value, nn.Parameter):
         return int(value.requires_grad)
-    waiting, seen, found, leaves = [value.grad_fn], set(), 0, 0
+    waiting, seen, found = [value.grad_fn], set(), 0
     while waiting:
         node: Any = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if (variable := getattr(node, "variable", None)) is not None:
-            leaves += 1
-            found += isinstance(variable, nn.Parameter)
+        hidden = type(node).__name__ == "CheckpointFunctionBackward"
+        found += hidden or isinstance(getattr(node, "variable", None), nn.Parameter)
         waiting += [following for following, _ in node.next_functions]
-    return found if leaves or value.grad_fn is None else 1
+    return found
 
 
 def text_encoder_of(module: Any) -> nn.Module | None:

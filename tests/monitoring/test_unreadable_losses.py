@@ -341,7 +341,10 @@ def test_undeclared_min_snr_without_any_training_flags_nothing(
 
     def run(host: Host, folder: str) -> None:
         monitor = MemorizationMonitor(
-            [DenoisingLoss()], false_positive_rate=0.05, reference_folder=str(tmp_path / "profiles"), settings=WatchSettings(heldout_batch=4)
+            [DenoisingLoss()],
+            false_positive_rate=0.05,
+            reference_folder=str(tmp_path / "profiles"),
+            settings=WatchSettings(heldout_batch=4),
         )
         trainer = Trainer(
             default_root_dir=tmp_path / folder,
