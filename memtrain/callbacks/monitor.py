@@ -30,9 +30,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from memtrain.callbacks.base import Callback
 from memtrain.callbacks.lightning_host import LightningHost
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.calibration import Calibration
@@ -55,7 +56,8 @@ class MemorizationMonitor(Callback):
         paired_every: batches between comparisons with `reference: paired`.
         sites: glob over attention sites (`*` for all); default the backbone's subset.
         denoiser: module path of the denoiser; found by itself if there is one.
-        key_field: field of the batch that holds the sample keys.
+        key_field: field of the batch that holds the sample keys; default `key`, or a hash of each image where there is
+            none (:mod:`memtrain.monitoring.batch_fields`).
         settings: what rarely needs changing.
     """
 
@@ -74,7 +76,7 @@ class MemorizationMonitor(Callback):
         paired_every: int = 4,
         sites: str | None = None,
         denoiser: str | None = None,
-        key_field: str = "key",
+        key_field: str | None = None,
         settings: WatchSettings | None = None,
     ) -> None:
         self.options = WatchOptions(
@@ -98,7 +100,7 @@ class MemorizationMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot share a run, and remember the base model, before a checkpoint is loaded."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(callback, MemorizationMonitor) for callback in callbacks) > 1:
             raise ConfigurationError(
                 "There are two MemorizationMonitors among the callbacks",

@@ -78,7 +78,7 @@ class Flagging:
     def _open_heldout(self) -> HeldoutSamples | None:
         if self.options.reference is False:
             return None
-        lacking = lacking_to_measure(self.host)
+        lacking = lacking_to_measure(self.host, training_samples=self.options.reference is True)
         if lacking:
             log.warning(
                 "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from memtrain.monitoring import processes
+from memtrain.monitoring.batch_fields import Names
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Host:
         module: what is trained. It may offer `sample_loss`, `loss_weight`, `unconditional_text` and `tokenizer`.
         data: what it is trained on; :mod:`memtrain.monitoring.data_protocol` says what it may offer. None if unknown.
         folder: of the run.
+
+    Attributes:
+        names: names the samples of a batch.
     """
 
     exports: bool = False
@@ -52,6 +56,7 @@ class Host:
 
     def __init__(self, module: Any, *, data: Any = None, folder: str | Path = ".") -> None:
         self.module, self.data, self.folder = module, data, Path(folder)
+        self.names = Names()
 
     # Where the run stands
 
