@@ -73,8 +73,8 @@ class Names:
         if not self.by_content:
             self.by_content = True
             log.warning(
-                "The batches hold no names of samples under %r, so each is named by a hash of its %s. That is right only "
-                "if a sample looks the same in every visit, without random crops or flips. Otherwise %s",
+                "The batches hold no names of samples under %r, so each is named by a hash of its %s. That is right "
+                "only if a sample looks the same in every visit, without random crops or flips. Otherwise %s",
                 DEFAULT_FIELD,
                 where,
                 REMEDY,
