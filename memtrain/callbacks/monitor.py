@@ -5,7 +5,8 @@ LightningModule, of `lightning.pytorch` or `pytorch_lightning`, under automatic 
 denoiser. Each sample's loss is what `training_step` returns as `sample_loss`, or is read from the gradient and checked
 (:mod:`memtrain.monitoring.loss_check`). A step that returns None, or trains another network alone, is no visit. Batches
 may be of any kind; :mod:`memtrain.monitoring.batch_fields` says how their samples are named. examples/own_module.py
-lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data module may. What is compared with is `reference`:
+lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data module may. What is compared with is
+`reference`:
 
 - `true`: a profile of every sample under the base model, measured once before training. It needs a method
   `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and data that can
