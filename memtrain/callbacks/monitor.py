@@ -1,10 +1,12 @@
 """The monitor: the engine (:mod:`memtrain.monitoring.engine`) in a Lightning trainer.
 
 It watches every training batch, names the samples being memorized, and keeps the record. It works in any
-LightningModule, of `lightning.pytorch` or `pytorch_lightning`, whose loss is a batch mean of squared errors at the
-output of a known denoiser (checked in the first batches: :mod:`memtrain.monitoring.loss_check`) and whose batches carry
-sample keys. examples/own_module.py lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data
-module may. What is compared with is `reference`:
+LightningModule, of `lightning.pytorch` or `pytorch_lightning`, under automatic or manual optimization, around a known
+denoiser. Each sample's loss is what `training_step` returns as `sample_loss`, or is read from the gradient and checked
+(:mod:`memtrain.monitoring.loss_check`). A step that returns None, or trains another network alone, is no visit. Batches
+may be of any kind; :mod:`memtrain.monitoring.batch_fields` says how their samples are named. examples/own_module.py
+lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data module may. What is compared with is
+`reference`:
 
 - `true`: a profile of every sample under the base model, measured once before training. It needs a method
   `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and data that can
@@ -14,8 +16,9 @@ module may. What is compared with is `reference`:
   without `sample_loss`.
 - `false`: nothing; values are compared with the other training samples of the run.
 
-Held-out samples need `sample_loss` too; without it (or with `reference: false`) the threshold rests on the bulk of the
-training samples, by median and spread.
+Held-out samples need `sample_loss` too, and a data module that knows them or a validation loader given to
+`trainer.fit`; without them (or with `reference: false`) the threshold rests on the bulk of the training samples, by
+median and spread.
 
 A run in which few samples, or none, can reach `minimum_visits` says so before its first batch, and how many could not
 be judged at its end. A visit whose caption was dropped (`caption` in the batch is empty, and the sample's own is not)

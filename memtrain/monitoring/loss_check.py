@@ -28,7 +28,7 @@ paired`. These need a loss that can be read, too. For `paired` the step may retu
 the denoiser's output should be, as well; the losses compared are then mean squared errors.
 
 Cost: a few means per batch; nothing waits for the device after the first eight batches. Cannot: see a loss that is
-differentiated by `loss.backward()` instead of `manual_backward(loss)`, which is refused; see that losses are handed
+differentiated by `loss.backward()` instead of `manual_backward(loss)`, which is refused; notice that losses are handed
 over in another order than the batch's.
 """
 
@@ -212,7 +212,8 @@ def _compare(observation: Observation, loss: Tensor | None, given: Tensor | None
     silent = (each.amax(1) == 0) & (unweighted > 0)
     flat = (each.std(1) <= FLAT * each.mean(1)) | silent
     # Channels come first in images and last in sequences of patches.
-    masked = torch.stack([(size.amax(dim) == 0).flatten(1).float().mean(1) for dim in (1, -1)]).amax(0)
+    unseen = [(size.amax(dim) == 0).reshape(len(size), -1).float().mean(1) for dim in (1, -1)]
+    masked = torch.stack(unseen).amax(0)
     masked = torch.where(each.amax(1) == 0, 0.0, masked).amax()
     parts = [
         torch.zeros_like(unknown) + READ,

@@ -53,7 +53,7 @@ class Turn:
         """The gate: weights of the samples, called when the loss gradient arrives; None leaves the gradient alone."""
         if self.loss_check is not None:
             self.loss_check.gradient_arrives()
-        if self.penalizing and not self.differentiated:
+        if self.penalizing and not self.differentiated and observation.gradient is not None:
             raise ConfigurationError(
                 f"The penalty of {type(self.penalizing[0]).__name__} was not added: the loss was differentiated unseen",
                 expected="self.manual_backward(loss), through which Lightning tells callbacks of it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,8 @@ from tests.callbacks.test_monitor import Foreign, batches, fit
 from tests.conftest import WordTokenizer
 
 KEYS = ["a", "b", "c", "d"]
-NONE = Flags(torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool), torch.zeros(4))
-SOME = Flags(NONE.now, torch.tensor([True, False, True, False]), NONE.score)
+NONE = Flags(torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool), torch.zeros(4), keys=KEYS)
+SOME = replace(NONE, ever=torch.tensor([True, False, True, False]))
 
 
 def batch(keys: list[str] = KEYS) -> dict[str, Any]:
@@ -36,12 +37,12 @@ def batch(keys: list[str] = KEYS) -> dict[str, Any]:
 
 def visit(mitigation: CaptionAugmentation, number: int, flags: Flags = NONE, keys: list[str] = KEYS) -> dict[str, Any]:
     data = batch(keys)
-    mitigation.prepare(data, flags, tokenizer=None, number=number)
+    mitigation.prepare(data, replace(flags, keys=keys), tokenizer=None, number=number)
     return data
 
 
 def part(flags: Flags, rows: slice) -> Flags:
-    return Flags(flags.now[rows], flags.ever[rows], flags.score[rows])
+    return Flags(flags.now[rows], flags.ever[rows], flags.score[rows], keys=flags.keys[rows])
 
 
 @pytest.mark.parametrize("kind", ["add", "replace", "repeat"])
