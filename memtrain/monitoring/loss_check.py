@@ -97,6 +97,12 @@ class LossCheck:
         self._differentiated: Tensor | None = None
         self._of_gradient: Tensor | None = None
         self._compared: list[HostCopy] = []
+        self._saw = False
+
+    @property
+    def saw(self) -> bool:
+        """Whether a loss was ever shown."""
+        return self._saw
 
     @property
     def _open(self) -> bool:
@@ -104,6 +110,7 @@ class LossCheck:
 
     def differentiates(self, loss: Tensor) -> None:
         """A backward pass from this loss begins; call before anything is added to it."""
+        self._saw = True
         self._differentiated = loss.detach().clone() if self._open else None
 
     def gradient_arrives(self) -> None:

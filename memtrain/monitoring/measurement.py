@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.base_profile import ReferenceProfile, described
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.probe import DenoiserProbe, Observation, without_cast_cache
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.signals.base import FittedSignal, Signal
@@ -26,7 +26,7 @@ from memtrain.signals.base import FittedSignal, Signal
 @contextmanager
 def as_in_training(host: Host) -> Iterator[None]:
     """No gradients, and the precision of the training forward."""
-    with torch.no_grad(), host.forward_context():
+    with torch.no_grad(), host.forward_context(), without_cast_cache():
         yield
 
 

@@ -86,16 +86,9 @@ class PairedReference:
             read: signal values of an observation.
             complete: adds to the observation what the signals need beside the one forward.
         """
-        assert observation.call is not None
         assert observation.prediction is not None
         assert observation.gradient is not None
-        args, kwargs = observation.call
-        base = Observation(observation.keys, observation.prompt_length, observation.prompt_mask)
-        with self.base_weights(probe.denoiser), torch.no_grad():
-            with probe.measure(base):
-                probe.host(*args, **kwargs)
-            if complete is not None:
-                complete(base)
+        base = self.replay(observation, probe, complete=complete)
         assert base.prediction is not None
 
         def predicted(output: Tensor) -> Tensor:
@@ -105,6 +98,26 @@ class PairedReference:
         target = predicted(observation.prediction).float() - residual
         base.sample_loss = per_sample_mse(predicted(base.prediction), target)
         return read(base)
+
+    def replay(
+        self,
+        observation: Observation,
+        probe: DenoiserProbe,
+        *,
+        complete: Callable[[Observation], None] | None = None,
+    ) -> Observation:
+        """What the probe sees of the same forward under the base model; arguments as of :meth:`values`."""
+        assert observation.call is not None
+        args, kwargs = observation.call
+        # A host may name its samples later.
+        keys = list(observation.keys) or [""] * len(observation.noisy_latents)
+        base = Observation(keys, observation.prompt_length, observation.prompt_mask)
+        with self.base_weights(probe.denoiser), torch.no_grad():
+            with probe.measure(base):
+                probe.host(*args, **kwargs)
+            if complete is not None:
+                complete(base)
+        return base
 
 
 def _trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
