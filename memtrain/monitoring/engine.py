@@ -432,6 +432,8 @@ class Engine:
         """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
         _, flagging, records = self.running
         records.append(self._visits)
+        if self.host.saves_alone:
+            records.flush()
         flagging.add(self._visits, step=self.host.step)
         self._visits = []
         for mitigation in self.mitigations:

@@ -64,6 +64,8 @@ class LoopHost(Host):
         self._trains: dict[int, bool] = {}
         self._counting: Any = None
         module.global_rank = self.rank
+        # Diffusers' scripts save on the first process only.
+        self.saves_alone = self.world_size > 1
 
     # What counts optimizer steps
 
