@@ -136,13 +136,15 @@ def accelerated(
 
 
 def main() -> None:
-    """One of two processes: train, and leave weights and state."""
+    """One of two processes: train, once without interruption and once with, and leave weights and state."""
     folder = Path(sys.argv[1])
-    model, guard, _ = accelerated(folder, steps=24, save_at=13, main_saves=True)
-    assert guard is not None
-    rank = guard.host.rank
-    state = {"state": guard.engine.state_dict(), "weights": model.state_dict(), "step": guard.host.step}
-    torch.save(state, folder / f"state-{rank}.pt")
+    for name in ("whole", "cut"):
+        if name == "cut":
+            accelerated(folder / name, steps=18, save_at=13, main_saves=True, killed=True)
+        model, guard, _ = accelerated(folder / name, steps=24, resume=name == "cut")
+        assert guard is not None
+        state = {"state": guard.engine.state_dict(), "weights": model.state_dict(), "step": guard.host.step}
+        torch.save(state, folder / f"{name}-{guard.host.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -319,23 +319,26 @@ def test_two_processes_come_to_the_same_state(tmp_path: Path) -> None:
     ]
     logs = [process.communicate(timeout=240)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(logs)
-    first, second = (torch.load(tmp_path / f"state-{rank}.pt", weights_only=True) for rank in range(2))
-    assert first["step"] == second["step"] == 24
-    ours, theirs = (state["state"]["calibration"] for state in (first, second))
-    assert by_key(ours["samples"]) == by_key(theirs["samples"])
-    assert by_key(ours["heldout"]) == by_key(theirs["heldout"])
-    for name in ("threshold", "highest", "first_flagged", "peak"):
-        assert ours[name] == theirs[name]
-    for name, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][name])
-    rows = read_steps(tmp_path / "records")
+    states = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole-0", "whole-1", "cut-0", "cut-1")]
+    for other in states[1:]:
+        assert states[0]["step"] == other["step"] == 24
+        ours, theirs = (state["state"]["calibration"] for state in (states[0], other))
+        assert by_key(ours["samples"]) == by_key(theirs["samples"])
+        assert by_key(ours["heldout"]) == by_key(theirs["heldout"])
+        for name in ("threshold", "highest", "first_flagged", "peak"):
+            assert ours[name] == theirs[name]
+        for name, value in states[0]["weights"].items():
+            assert torch.equal(value, other["weights"][name])
+    assert len(ours["highest"]) >= 8
+    rows = read_steps(tmp_path / "whole" / "records").to_pylist()
     assert len(rows) == 24 * 8
-    assert set(rows["rank"].to_pylist()) == {0, 1}
+    assert {row["rank"] for row in rows} == {0, 1}
+    assert repr(read_steps(tmp_path / "cut" / "records").to_pylist()) == repr(rows)
     # One process on the same global batches sees the same samples and losses.
-    accelerated(tmp_path / "one", steps=24)
-    alone = {(row["batch"], row["key"]): row["denoising_loss"] for row in read_steps(tmp_path / "one" / "records").to_pylist()}
-    for row in rows.to_pylist():
-        assert row["denoising_loss"] == pytest.approx(alone[row["batch"], row["key"]], rel=2e-3)
+    accelerated(tmp_path / "one", steps=6)
+    alone = {(row["batch"], row["key"]): row for row in read_steps(tmp_path / "one" / "records").to_pylist()}
+    for row in rows[: 6 * 8]:
+        assert row["denoising_loss"] == pytest.approx(alone[row["batch"], row["key"]]["denoising_loss"], rel=2e-3)
 
 
 def by_key(state: dict[str, Any]) -> dict[str, tuple[float, ...]]:
@@ -354,3 +357,296 @@ def test_the_state_is_plain(tmp_path: Path) -> None:
 def test_it_imports_neither_lightning_nor_accelerate() -> None:
     program = "import memtrain.guard, sys; assert 'lightning' not in sys.modules and 'accelerate' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def step_of(model: Any, numbers: list[int] = NUMBERS, step: int = 0) -> tuple[Tensor, dict[str, Any]]:
+    data = batch(numbers, step, DDPMScheduler())
+    return model(data["noisy"], data["timesteps"], data["text"]).sample, data
+
+
+def test_a_watched_batch_is_gated_on_its_gradient(tmp_path: Path) -> None:
+    """The loop keeps its own loss; accumulation's and the scaler's factors are named."""
+    guarded, by_hand = denoiser(), denoiser()
+    with Guard(guarded, mitigations=[FixedWeights()], folder=tmp_path, **PLAIN) as guard:
+        for step in range(5):
+            data = batch(NUMBERS, step, DDPMScheduler())
+            with guard.watch(data, loss_scale=0.5):
+                loss = F.mse_loss(guarded(data["noisy"], data["timesteps"], data["text"]).sample, data["noise"])
+                guard.before_backward(loss)
+                (loss / 2).backward()
+            prediction = by_hand(data["noisy"], data["timesteps"], data["text"]).sample
+            losses = per_sample(F.mse_loss(prediction, data["noise"], reduction="none"))
+            ((gates(data["key"]) * losses).mean() / 2).backward()
+            torch.testing.assert_close(gradients(guarded), gradients(by_hand))
+    recorded = read_steps(tmp_path / "records")["denoising_loss"].to_pylist()[-len(NUMBERS) :]
+    torch.testing.assert_close(torch.tensor(recorded), losses.detach())
+
+
+def test_a_watched_loss_that_is_no_mean_is_refused(tmp_path: Path) -> None:
+    model = denoiser()
+    guard = Guard(model, folder=tmp_path, **PLAIN)
+    with pytest.raises(ConfigurationError, match=r"The losses read from the gradient are not those of the loss"):
+        for step in range(9):
+            data = batch(NUMBERS, step, DDPMScheduler())
+            with guard.watch(data):
+                loss = 3 * F.mse_loss(model(data["noisy"], data["timesteps"], data["text"]).sample, data["noise"])
+                guard.before_backward(loss)
+                loss.backward()
+    guard.close()
+
+
+def test_a_watched_loss_has_to_be_shown(tmp_path: Path) -> None:
+    model = denoiser()
+    guard = Guard(model, folder=tmp_path, **PLAIN)
+    data = batch(NUMBERS, 0, DDPMScheduler())
+    with pytest.raises(ProbeError, match="was not shown"), guard.watch(data):
+        F.mse_loss(model(data["noisy"], data["timesteps"], data["text"]).sample, data["noise"]).backward()
+    guard.close()
+
+
+def test_a_watched_batch_whose_loss_is_handed_over(tmp_path: Path) -> None:
+    guarded, by_hand = denoiser(), denoiser()
+    with Guard(guarded, mitigations=[FixedWeights()], folder=tmp_path, **PLAIN) as guard:
+        data = batch(NUMBERS, 0, DDPMScheduler())
+        with guard.watch(data):
+            loss = guard.loss(guarded(data["noisy"], data["timesteps"], data["text"]).sample, data["noise"])
+            guard.before_backward(loss)
+            loss.backward()
+    prediction, data = step_of(by_hand)
+    CASES["mse"][1](prediction, data, gates(data["key"])).backward()
+    assert torch.equal(gradients(guarded), gradients(by_hand))
+
+
+def test_a_penalty_is_added_to_the_loss(tmp_path: Path) -> None:
+    class Penalty(FixedWeights):
+        def penalty(self, observation: Any, flags: Any) -> Tensor:
+            return observation.noisy_latents.flatten(1).mean(1)
+
+    model = denoiser()
+    with Guard(model, mitigations=[Penalty()], folder=tmp_path, **PLAIN) as guard:
+        prediction, data = step_of(model)
+        loss = guard.loss(prediction, data["noise"], keys=data["key"])
+    expected = CASES["mse"][1](prediction, data, gates(data["key"])) + data["noisy"].mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_fabric(tmp_path: Path) -> None:
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    found = []
+    for guarded in (True, False):
+        model = denoiser()
+        model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1e-2))
+        guard = None
+        if guarded:
+            guard = Guard(model, DDPMScheduler(), accelerator=fabric, mitigations=[FixedWeights()], folder=tmp_path, **PLAIN)
+        for step in range(5):
+            prediction, data = step_of(model, step=step)
+            fabric.backward(by_hand_loss(guard, prediction, data))
+            found.append(gradients(model))
+            optimizer.step()
+            optimizer.zero_grad()
+        if guard is not None:
+            guard.finish()
+            assert guard.host.step == 5
+    for ours, theirs in zip(found[:5], found[5:], strict=True):
+        assert torch.equal(ours, theirs)
+    rows = read_steps(tmp_path / "records").to_pylist()
+    assert all(row["base.denoising_loss"] == row["denoising_loss"] for row in rows[: len(NUMBERS)])
+
+
+def test_transformers_trainer(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    class Watched(Trainer):
+        guard: Guard | None = None
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            if self.guard is None:
+                self.guard = Guard(model, DDPMScheduler(), folder=tmp_path / "guard")
+            prediction = model(inputs["noisy"], inputs["timesteps"], inputs["text"]).sample
+            return self.guard.loss(prediction, inputs["noise"], keys=inputs["key"])
+
+    arguments = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        max_steps=6,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Watched(
+        denoiser(),
+        arguments,
+        train_dataset=[0, 1, 2, 3, 4, 5, 6, 7] * 6,
+        data_collator=lambda numbers: batch(numbers, 0, DDPMScheduler()),
+    )
+    trainer.train()
+    assert trainer.guard is not None
+    trainer.guard.finish()
+    rows = read_steps(tmp_path / "guard" / "records")
+    assert len(rows) == 6 * 2 * 4
+    assert trainer.guard.host.step == 6
+
+
+# Users' mistakes
+
+
+def test_two_guards(tmp_path: Path) -> None:
+    model = denoiser()
+    first = Guard(model, folder=tmp_path)
+    with pytest.raises(ConfigurationError, match="a guard on this denoiser already"):
+        Guard(torch.compile(model, backend="eager"), folder=tmp_path)
+    first.close()
+    Guard(model, folder=tmp_path).close()
+
+
+def test_no_denoiser(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="0 denoisers found"):
+        Guard(torch.nn.Linear(2, 2), folder=tmp_path)
+
+
+def test_a_guard_before_prepare(tmp_path: Path) -> None:
+    model = denoiser()
+    with pytest.raises(ConfigurationError, match="made too early"):
+        Guard(model, accelerator=Accelerator(cpu=True), folder=tmp_path)
+    from lightning.fabric import Fabric
+
+    with pytest.raises(ConfigurationError, match="made too early"):
+        Guard(model, accelerator=Fabric(accelerator="cpu", devices=1), folder=tmp_path)
+
+
+def test_a_guard_before_the_denoiser_is_wrapped(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = denoiser()
+        guard = Guard(model, folder=tmp_path)
+        with pytest.raises(ConfigurationError, match="put around it later"):
+            step_of(torch.nn.parallel.DistributedDataParallel(model))
+        guard.close()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_guard_after_load_state(tmp_path: Path) -> None:
+    accelerated(tmp_path, steps=2, save_at=2, guarded=False)
+    accelerator = Accelerator(cpu=True)
+    model = denoiser()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    accelerator.load_state(str(tmp_path / "checkpoint"))
+    with pytest.raises(ConfigurationError, match="The optimizer has taken steps before there was a guard"):
+        Guard(model, accelerator=accelerator, folder=tmp_path)
+
+
+def test_a_state_that_comes_late(tmp_path: Path) -> None:
+    model = denoiser()
+    guard = Guard(model, folder=tmp_path)
+    prediction, data = step_of(model)
+    guard.loss(prediction, data["noise"], keys=data["key"])
+    with pytest.raises(ConfigurationError, match="after the first batch"):
+        guard.load_state_dict(guard.state_dict())
+    guard.close()
+
+
+@pytest.mark.parametrize("forwards", [0, 1])
+def test_a_guard_that_was_never_stepped(forwards: int, tmp_path: Path) -> None:
+    model = denoiser()
+    said = "saw no forward" if not forwards else "no loss was handed over"
+    with pytest.raises(ProbeError, match=said), Guard(model, folder=tmp_path):
+        for _ in range(forwards):
+            step_of(model)
+    # Nothing of it is left on the model.
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_losses_out_of_step_with_forwards(tmp_path: Path) -> None:
+    model, other = denoiser(), denoiser()
+    guard = Guard(model, folder=tmp_path)
+    prediction, data = step_of(other)
+    with pytest.raises(ProbeError, match=r"guard\.loss\(\.\.\.\) before any forward"):
+        guard.loss(prediction, data["noise"], keys=data["key"])
+    step_of(model)
+    with pytest.raises(ProbeError, match="does not depend on the output"):
+        guard.loss(prediction, data["noise"], keys=data["key"])
+    with pytest.raises(ProbeError, match="ran twice with gradients before the loss"):
+        step_of(model)
+    guard.close()
+    guard = Guard(model, folder=tmp_path)
+    prediction, data = step_of(model)
+    with torch.no_grad():
+        step_of(model)
+    guard.loss(prediction, data["noise"], keys=data["key"])
+    with pytest.raises(ProbeError, match="saw no forward pass"):
+        guard.loss(prediction, data["noise"], keys=data["key"])
+    guard.close()
+
+
+def test_rows_and_keys_that_do_not_fit(tmp_path: Path) -> None:
+    model = denoiser()
+    guard = Guard(model, folder=tmp_path)
+    prediction, data = step_of(model)
+    with pytest.raises(DataError, match="5 rows and no keys"):
+        guard.loss(prediction, data["noise"])
+    with pytest.raises(DataError, match="5 rows and 4 keys"):
+        guard.loss(prediction, data["noise"], keys=data["key"][1:])
+    with pytest.raises(DataError, match="names no sample"):
+        guard.loss(prediction, data["noise"], keys=7)
+    with pytest.raises(ConfigurationError, match="gave .* for 5 samples"):
+        guard.loss(prediction, data["noise"], keys=data["key"], criterion=F.mse_loss)
+    with pytest.raises(DataError, match="one of them|One shape|has the shape"):
+        guard.loss(prediction, data["noise"][:3], keys=data["key"])
+    guard.loss(prediction[:3], data["noise"][:3], keys=data["key"][:3])
+    with pytest.raises(DataError, match="5 rows, but 2 of"):
+        guard.loss(prediction, data["noise"], keys=data["key"])
+    guard.close()
+
+
+def test_what_has_to_see_the_batch_first_is_refused(tmp_path: Path) -> None:
+    class Changing(FixedWeights):
+        def effects(self) -> Any:
+            return SampleReplacement().effects()
+
+    model = denoiser()
+    guard = Guard(model, folder=tmp_path, mitigations=[Changing()])
+    with pytest.raises(ConfigurationError, match="Changing changes batches"):
+        step_of(model)
+    guard.close()
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    model = denoiser()
+    guard = Guard(model, folder=tmp_path, reference=True)
+    with pytest.raises(ConfigurationError, match="sample_loss"):
+        step_of(model)
+    guard.close()
+    with pytest.raises(ConfigurationError, match="AttentionRegularization compares with the base model's profile"):
+        Guard(model, folder=tmp_path, mitigations=[AttentionRegularization()])
+    with pytest.raises(ConfigurationError, match="no option 'refrence'"):
+        Guard(model, folder=tmp_path, refrence=False)
+
+
+def test_compiled_too_early(tmp_path: Path) -> None:
+    model = torch.compile(denoiser(), backend="eager")
+    step_of(model)
+    guard = Guard(model, folder=tmp_path)
+    with pytest.raises(ProbeError, match="attach the probe before the first call of a compiled denoiser"):
+        prediction, data = step_of(model)
+        guard.loss(prediction, data["noise"], keys=data["key"])
+    guard.close()
+    torch._dynamo.reset()
+    with Guard(torch.compile(denoiser(), backend="eager"), folder=tmp_path) as guard:
+        prediction, data = step_of(guard.host.module.denoiser)
+        guard.loss(prediction, data["noise"], keys=data["key"])
+    torch._dynamo.reset()
+
+
+def test_a_mistake_leaves_no_guard_behind(tmp_path: Path) -> None:
+    model = denoiser()
+    with pytest.raises(RuntimeError, match="mine"), Guard(model, folder=tmp_path):
+        raise RuntimeError("mine")
+    Guard(model, folder=tmp_path).close()
