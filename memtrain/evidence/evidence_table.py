@@ -81,7 +81,13 @@ def write_flagged(table: pa.Table, path: Path) -> None:
 
 
 def print_summary(
-    table: pa.Table, calibration: Calibration, run: Path, *, keys: Sequence[str] | None = None, most: int = 12
+    table: pa.Table,
+    calibration: Calibration,
+    run: Path,
+    *,
+    keys: Sequence[str] | None = None,
+    most: int = 12,
+    note: str | None = None,
 ) -> None:
     """The most suspicious samples, and what to do next.
 
@@ -91,6 +97,7 @@ def print_summary(
         run: the run folder.
         keys: all training samples; default those that were visited.
         most: samples shown.
+        note: a sentence more about how the run was watched.
     """
     screen = Table(title="Most suspicious training samples", title_justify="left")
     screen.add_column("key / caption")
@@ -118,7 +125,7 @@ def print_summary(
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
-        f"{verdict(figures, untaught=why_untaught(calibration))}\n{next_step(table, run)}",
+        f"{verdict(figures, untaught=why_untaught(calibration))}\n{note + chr(10) if note else ''}{next_step(table, run)}",
         markup=False,
         soft_wrap=True,
     )

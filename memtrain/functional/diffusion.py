@@ -49,6 +49,21 @@ def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, predictio
     return signal * latents + spread * noise, targets[prediction_type]
 
 
+def clean_latents(noisy: Tensor, target: Tensor, level: Tensor, *, prediction_type: str) -> Tensor:
+    """The latents `(B, ...)` that :func:`noisy_and_target` made noisy latents and target of; arguments as there."""
+    exact = level.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
+    exact = exact.view(-1, *[1] * (noisy.dim() - 1))
+    if prediction_type == "flow_prediction":
+        return noisy - exact.to(noisy) * target
+    signal, spread = exact.sqrt().to(noisy), (1 - exact).sqrt().to(noisy)
+    found = {"epsilon": (noisy - spread * target) / signal, "v_prediction": signal * noisy - spread * target}
+    if prediction_type == "sample":
+        return target
+    if prediction_type not in found:
+        raise ValueError(f"prediction type {prediction_type!r}; known: {[*found, 'sample', 'flow_prediction']}")
+    return found[prediction_type]
+
+
 def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """SNR(t) = ᾱ_t / (1 − ᾱ_t) (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
 

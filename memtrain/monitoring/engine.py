@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.errors import ConfigurationError, DataError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.observation import Observation
@@ -44,6 +44,7 @@ from memtrain.monitoring.data_protocol import known_samples, require_measurable
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_check import AT_ONCE, LossCheck
+from memtrain.monitoring.loss_route import Handover, rows_of
 from memtrain.monitoring.loss_weight import loss_weights, require_loss_weight
 from memtrain.monitoring.measurement import (
     add_unconditional,
@@ -57,6 +58,7 @@ from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.planned_visits import too_short_for_flags
 from memtrain.monitoring.run_records import RunRecords
+from memtrain.monitoring.sample_losses import Criterion
 from memtrain.monitoring.starting_weights import StartingWeights
 from memtrain.monitoring.turn import Turn
 from memtrain.monitoring.visits import Visits
@@ -98,6 +100,7 @@ class Engine:
         self.records: RunRecords | None = None
         self.batches_done = 0
         self.turn: Turn | None = None
+        self.handover: Handover | None = None
         self._host: Host | None = None
         self._visits: list[Visits] = []
         self._starting: StartingWeights | None = None
@@ -162,7 +165,9 @@ class Engine:
             backbone=backbone,
             differentiable=any(mitigation.needs().attention_graph for mitigation in self.mitigations),
             neurons=any(signal.needs_neurons for signal in self.signals),
-            keep_call=bool(self._unconditional_every) or self._paired is not None,
+            keep_call=bool(self._unconditional_every)
+            or self._paired is not None
+            or (self.options.settings.heldout_share > 0 and host.noise_scheduler is not None),
         )
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(
@@ -235,13 +240,15 @@ class Engine:
 
     # Each batch
 
-    def begin(self, batch: Any) -> Turn:
-        """Update when due, let the mitigations prepare the batch, and arm the probe; before the forward pass."""
+    def begin(self, batch: Any, *, scaled: bool = True) -> Turn:
+        """Update when due, let the mitigations prepare the batch, and arm the probe; before the forward pass.
+
+        Args:
+            batch: with the samples' keys.
+            scaled: whether the loss that :meth:`before_backward` gets has the host's loss scale already.
+        """
         probe, flagging, _ = self.running
-        settings = self.options.settings
-        if self.batches_done % settings.calibrate_every == 0:
-            self._update()
-            flagging.calibrate(settings.heldout_batch)
+        self.update_when_due()
         keys = self._names(batch)
         flags = flagging.flags(keys)
         tokenizer = getattr(self.host.module, "tokenizer", None)
@@ -262,6 +269,8 @@ class Engine:
             batch=batch,
             loss_weight=partial(loss_weights, self.host.module, batch=batch),
             loss_check=self._loss_check,
+            heldout=flagging.heldout_keys.mask(keys),
+            scaled=scaled,
         )
         probe.begin(self.turn.observation, self.turn.decide)
         return self.turn
@@ -288,16 +297,14 @@ class Engine:
         turn = self.turn
         assert turn is not None, "begin() comes first"
         turn.differentiated = True
-        if turn.loss_check is not None:
-            turn.loss_check.differentiates(loss)
+        if turn.loss_check is not None and not turn.handed:
+            turn.loss_check.differentiates(loss if turn.scaled else loss.detach() * turn.observation.loss_scale)
         if turn.penalized or not probe.current.timesteps.numel():
             # Several losses: one of another network, before the denoiser ran, or one more after it.
             return
         turn.penalized = True
-        if self._unconditional_every and turn.number % self._unconditional_every == 0:
-            add_unconditional(self.host, probe, probe.current)
-        for mitigation in self.mitigations:
-            mitigation.forward_done(self.host)
+        if self.handover is None:
+            self._forward_done(probe.current)
         penalizing = turn.penalizing
         if not penalizing:
             return
@@ -318,14 +325,22 @@ class Engine:
         assert turn is not None, "begin() comes first"
         if self._left_out(turn, probe):
             return
-        observation = probe.end()
-        if turn.loss_check is not None:
+        if self.handover is not None and not self.handover.complete:
+            raise DataError(
+                f"The loss of {self.handover.count - self.handover.rows} of {self.handover.count} rows of the denoiser's "
+                "output was not handed over",
+                expected="a loss for every row",
+                remedy="call loss(...) for the other rows too, with weights of 0 where they shall teach nothing",
+            )
+        observation = probe.end(gradient=not turn.handed)
+        if turn.loss_check is not None and not turn.handed:
             turn.loss_check.batch_ends(observation, outputs)
             if turn.loss_check.batches <= AT_ONCE:
                 turn.loss_check.decide(self.host)
         values = self.readings.read(observation)
         if self._paired is not None:
             values = torch.cat([values, self._base_values(turn, values)], dim=1)
+        self.handover = None
         self._visits.append(turn.visits(values, rank=self.host.rank, epoch=self.host.epoch))
         self.batches_done += 1
         for mitigation in self.mitigations:
@@ -360,14 +375,15 @@ class Engine:
 
     def _base_values(self, turn: Turn, values: Tensor) -> Tensor:
         """The base model's values for this batch, NaN if it is not its turn."""
-        observation, module = turn.observation, self.host.module
+        observation = turn.observation
         assert self.probe is not None
         assert self._paired is not None
         if self.batches_done % self.options.paired_every:
             return torch.full_like(values, torch.nan)
-        ids, complete = field_of(turn.batch, "input_ids"), None
-        encodes = ids is not None and callable(getattr(module, "encode_text", None))
-        encode = partial(module.encode_text, ids) if encodes else None
+        if self.handover is not None:
+            assert self.handover.base is not None
+            return self.readings.read(self.handover.base)
+        complete = None
         if observation.unconditional is not None:
             complete = completer(self.host, probe=self.probe, signals=self.signals)
         with as_in_training(self.host):
@@ -376,9 +392,119 @@ class Engine:
                 self.probe,
                 read=self.readings.read,
                 complete=complete,
-                encode=encode,
+                encode=self._encoding(turn),
                 untrained=turn.step == 0,
             )
+
+    def _encoding(self, turn: Turn | None) -> Callable[[], Tensor] | None:
+        """What encodes the captions of a batch once more; None if nothing can."""
+        module = self.host.module
+        ids = None if turn is None else field_of(turn.batch, "input_ids")
+        if ids is None or not callable(getattr(module, "encode_text", None)):
+            return None
+        return partial(module.encode_text, ids)
+
+    @property
+    def loss_unseen(self) -> bool:
+        """Whether losses are read from gradients, and that of this batch was never shown."""
+        return self._loss_check is not None and not self._loss_check.saw
+
+    # Losses that are handed over
+
+    def loss(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        *,
+        keys: Sequence[str] | None = None,
+        weights: Tensor | None = None,
+        criterion: Criterion = "mse",
+        caption_dropped: Sequence[bool] = (),
+    ) -> Tensor:
+        """The batch mean of gated and weighted losses, in place of the host's own; see :mod:`.loss_route`.
+
+        Args:
+            prediction: `(b, ...)` the next rows of the denoiser's last forward with gradients.
+            target: `(b, ...)`.
+            keys: of the samples; None where the batch named them.
+            weights: of samples or of elements.
+            criterion: a name, or a function of prediction and target.
+            caption_dropped: b, true where the empty caption stood in place of the sample's own.
+
+        Returns:
+            `()` with a graph; with the mitigations' penalties, unless :meth:`before_backward` adds them.
+        """
+        probe, flagging, _ = self.running
+        begun = self.turn
+        # What is handed over need not be checked.
+        self._loss_check = None
+        if begun is not None:
+            begun.handed = True
+        if self.handover is None:
+            self.handover = self._take_over(probe)
+        rows = self.handover.next_rows(prediction)
+        names = _named(begun, keys, rows, len(prediction))
+        part = rows_of(self.handover.observation, rows, names)
+        if begun is None:
+            part.caption_dropped = list(caption_dropped)
+        penalizing = begun is None and any(type(m).penalty is not Mitigation.penalty for m in self.mitigations)
+        if penalizing and any(mitigation.needs().base_profile for mitigation in self.mitigations):
+            flagging.add_reference(part)
+        turn = Turn(
+            number=self.batches_done,
+            step=self.host.step if begun is None else begun.step,
+            flags=flagging.flags(names),
+            observation=part,
+            mitigations=self.mitigations,
+            loss_weight=lambda timesteps: None,
+            heldout=flagging.heldout_keys.mask(names),
+        )
+        loss = self.handover.add(
+            prediction, target, turn=turn, weights=weights, criterion=criterion, penalized=penalizing
+        )
+        if self.handover.complete:
+            self.turn = self.handover.finished()
+            if begun is not None:
+                self.turn.flags = begun.flags
+                self.turn.scaled = begun.scaled
+            flagging.keep(self.handover)
+        return loss
+
+    def _take_over(self, probe: DenoiserProbe) -> Handover:
+        """What was seen of the forward whose losses are about to be handed over."""
+        observation = probe.seen()
+        self._forward_done(observation)
+        assert probe.output is not None
+        base = None
+        if self._paired is not None and self.batches_done % self.options.paired_every == 0:
+            complete = None
+            if observation.unconditional is not None:
+                complete = completer(self.host, probe=probe, signals=self.signals)
+            with as_in_training(self.host):
+                base = self._paired.replay(
+                    observation,
+                    probe,
+                    complete=complete,
+                    encode=self._encoding(self.turn),
+                    untrained=self.host.step == 0,
+                )
+        return Handover(observation, probe.output, base)
+
+    def _forward_done(self, observation: Observation) -> None:
+        assert self.probe is not None
+        if self._unconditional_every and self.batches_done % self._unconditional_every == 0:
+            add_unconditional(self.host, self.probe, observation)
+        for mitigation in self.mitigations:
+            mitigation.forward_done(self.host)
+
+    # Updates
+
+    def update_when_due(self) -> None:
+        """Make the visits since the last update evidence, and calibrate, every `calibrate_every` batches."""
+        settings = self.options.settings
+        if self.batches_done % settings.calibrate_every == 0:
+            self._update()
+            self.running[1].calibrate(settings.heldout_batch)
 
     def _update(self, *, over: bool = False) -> None:
         """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
@@ -387,6 +513,8 @@ class Engine:
             # Before anything becomes evidence.
             self._loss_check.decide(self.host, over=over)
         records.append(self._visits)
+        if self.host.saves_alone:
+            records.flush()
         flagging.add(self._visits, step=self.host.step)
         self._visits = []
         for mitigation in self.mitigations:
@@ -424,7 +552,7 @@ class Engine:
                 expected="a loss for some batches",
                 remedy="look why training_step returns None",
             )
-        self.running[2].finish(self.calibration, self.readings.columns)
+        self.running[2].finish(self.calibration, self.readings.columns, held_out=self.running[1].heldout_keys)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
 
@@ -436,3 +564,18 @@ class Engine:
             self.probe.detach()
         for mitigation in self.mitigations:
             mitigation.detach()
+
+
+def _named(begun: Turn | None, keys: Sequence[str] | None, rows: slice, count: int) -> list[str]:
+    """The keys of these rows, from the host or from the batch that it began."""
+    known = None if begun is None else list(begun.observation.keys)[rows]
+    names = known if keys is None else list(keys)
+    if names is None or len(names) != count or (known is not None and names != known):
+        found = "no keys" if names is None else f"{len(names)} keys"
+        raise DataError(
+            f"The loss has {count} rows and {found}"
+            + (" that are not those of the batch" if known is not None and names != known else ""),
+            expected="one key for each row, in the order of the prediction's",
+            remedy="pass keys=..., names of the samples in this batch",
+        )
+    return names

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,6 +52,12 @@ class Host:
         names: names the samples of a batch.
     """
 
+    captions: Mapping[str, str] = MappingProxyType({})
+    """Captions by key, where the data does not know them."""
+    noise_scheduler: Any = None
+    """Diffusers' scheduler of the training noise, where the host hands its losses over."""
+    saves_alone: bool = False
+    """Whether checkpoints may be written by the first process without the others knowing."""
     exports: bool = False
     """Whether something saves the trained weights as every mitigation's `exporting` leaves them."""
 

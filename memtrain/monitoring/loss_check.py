@@ -86,9 +86,16 @@ class LossCheck:
         self._differentiated: Tensor | None = None
         self._of_gradient: Tensor | None = None
         self._compared: list[HostCopy] = []
+        self._saw = False
+
+    @property
+    def saw(self) -> bool:
+        """Whether a loss was ever shown."""
+        return self._saw
 
     def differentiates(self, loss: Tensor) -> None:
         """A backward pass from this loss begins; call before anything is added to it."""
+        self._saw = True
         self._differentiated = loss.detach().clone()
 
     def gradient_arrives(self) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.models.attention_reading import without_cast_cache
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.batch_fields import described_length, described_mask
@@ -49,7 +50,7 @@ def described(batch: Any, keys: Sequence[str]) -> Observation:
 @contextmanager
 def as_in_training(host: Host) -> Iterator[None]:
     """No gradients, and the precision of the training forward."""
-    with torch.no_grad(), host.forward_context():
+    with torch.no_grad(), host.forward_context(), without_cast_cache():
         yield
 
 

@@ -23,6 +23,7 @@ class WatchSettings:
         calibrate_every: batches between updates: new evidence of all processes, measurement of held-out samples.
         heldout_batch: held-out samples measured then, per process.
         seed: of the noise for profile and held-out samples.
+        heldout_share: share of the keys that are held out by weight (:mod:`memtrain.monitoring.heldout_keys`).
 
     Raises:
         ConfigurationError: if with one of them nothing could ever be flagged, or measured.
@@ -35,8 +36,10 @@ class WatchSettings:
     calibrate_every: int = 8
     heldout_batch: int = 8
     seed: int = 0
+    heldout_share: float = 0.0
 
     def __post_init__(self) -> None:
+        _require(0 <= self.heldout_share <= 0.5, "heldout_share", self.heldout_share, "from 0 to 0.5")
         for name in ("evidence_window", "maximum_timestep", "reference_draws", "calibrate_every", "heldout_batch"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         steps = self.reference_timesteps

@@ -111,11 +111,38 @@ class PairedReference:
             ConfigurationError: if an input of the denoiser depends on parameters that are trained, and cannot be had
                 as it was before training.
         """
-        assert observation.call is not None
         assert observation.prediction is not None
+        assert observation.gradient is not None
+        base = self.replay(observation, probe, complete=complete, encode=encode, untrained=untrained)
+        assert base.prediction is not None
+
+        def predicted(output: Tensor) -> Tensor:
+            return probe.backbone.prediction_gradient(probe.denoiser, output)
+
+        target = observation.target
+        if target is None:
+            assert observation.gradient is not None
+            residual = residual_from_gradient(observation.gradient, observation.loss_scale, observation.loss_weight)
+            target = predicted(observation.prediction).float() - residual
+        base.sample_loss = per_sample_mse(predicted(base.prediction), target)
+        return read(base)
+
+    def replay(
+        self,
+        observation: Observation,
+        probe: DenoiserProbe,
+        *,
+        complete: Callable[[Observation], None] | None = None,
+        encode: Callable[[], Tensor] | None = None,
+        untrained: bool = False,
+    ) -> Observation:
+        """What the probe sees of the same forward under the base model; arguments as of :meth:`values`."""
+        assert observation.call is not None
         args, kwargs = observation.call
         trained_text = self._trained_text(observation, probe.backbone, encodes=encode is not None)
-        base = Observation(observation.keys, observation.prompt_length, observation.prompt_mask)
+        # A host may name its samples later.
+        keys = list(observation.keys) or [""] * len(observation.noisy_latents)
+        base = Observation(keys, observation.prompt_length, observation.prompt_mask)
         with self.base_weights(probe.denoiser), torch.no_grad():
             if trained_text and encode is not None:
                 text, given = encode(), observation.text_embeddings
@@ -129,18 +156,7 @@ class PairedReference:
                 probe.host(*args, **kwargs)
             if complete is not None:
                 complete(base)
-        assert base.prediction is not None
-
-        def predicted(output: Tensor) -> Tensor:
-            return probe.backbone.prediction_gradient(probe.denoiser, output)
-
-        target = observation.target
-        if target is None:
-            assert observation.gradient is not None
-            residual = residual_from_gradient(observation.gradient, observation.loss_scale, observation.loss_weight)
-            target = predicted(observation.prediction).float() - residual
-        base.sample_loss = per_sample_mse(predicted(base.prediction), target)
-        return read(base)
+        return base
 
     def _trained_text(self, observation: Observation, backbone: Backbone, *, encodes: bool) -> bool:
         """Whether the text embeddings that the denoiser got depend on parameters that are trained.

@@ -1,0 +1,197 @@
+"""A hand-written loop as the surroundings of the engine: plain PyTorch, accelerate, Fabric.
+
+An accelerator is known by what it has, so neither accelerate nor Lightning is imported. Optimizer steps are counted by
+torch's own hook, for optimizers that hold parameters of the denoiser; a step that a gradient scaler leaves out is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.backbones.base import unwrap
+from memtrain.monitoring.host import Host
+
+
+class LoopModule(nn.Module):
+    """What is trained, as the engine and the mitigations look at it.
+
+    Args:
+        denoiser: as the loop calls it.
+        offers: `sample_loss`, `unconditional_text`, `tokenizer`; None where the loop has none.
+    """
+
+    current_epoch = 0
+    global_rank = 0
+
+    def __init__(self, denoiser: nn.Module, **offers: Any) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        for name, value in offers.items():
+            if value is not None:
+                # Past nn.Module, which would take a text encoder for a part of this one.
+                object.__setattr__(self, name, value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+
+class LoopHost(Host):
+    """A loop.
+
+    Args:
+        module: what it trains.
+        accelerator: accelerate's `Accelerator`, or a Fabric; None in a plain loop.
+        data: as in :mod:`memtrain.monitoring.data_protocol`.
+        folder: of the run.
+    """
+
+    def __init__(self, module: LoopModule, *, accelerator: Any = None, data: Any = None, folder: str | Path) -> None:
+        super().__init__(module, data=data, folder=folder)
+        self.accelerator = accelerator
+        self.scale: Callable[[], float | Tensor] | None = None
+        self._steps = 0
+        self._trains: dict[int, bool] = {}
+        self._counting: Any = None
+        module.global_rank = self.rank
+        # Diffusers' scripts save on the first process only.
+        self.saves_alone = self.world_size > 1
+
+    # What counts optimizer steps
+
+    def count_steps(self) -> None:
+        """Begin to count."""
+        self._counting = register_optimizer_step_post_hook(self._stepped)
+
+    def stop(self) -> None:
+        """Count no more; harmless when done before."""
+        if self._counting is not None:
+            self._counting.remove()
+            self._counting = None
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        known = self._trains.get(id(optimizer))
+        if known is None:
+            own = {id(value) for value in self.module.parameters()}
+            known = any(id(value) in own for group in optimizer.param_groups for value in group["params"])
+            # The first of several: they step together.
+            known = known and not any(self._trains.values())
+            self._trains[id(optimizer)] = known
+        self._steps += known
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self._steps
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._steps = value
+
+    @property
+    def epoch(self) -> int:
+        """What the loop says."""
+        return int(self.module.current_epoch)
+
+    @property
+    def restored(self) -> bool:
+        """The weights of the beginning are those at which the guard was made, whatever was loaded since."""
+        return True
+
+    @property
+    def loss_scale(self) -> float | Tensor:
+        """What the loop says, else the accelerator's scaler over the batches that it accumulates."""
+        if self.scale is not None:
+            return self.scale()
+        return _scale(self.accelerator) / int(getattr(self.accelerator, "gradient_accumulation_steps", 1))
+
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        device = self.device
+        # An adapter's dropout must not draw from what the loop draws from.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            autocast = getattr(self.accelerator, "autocast", None)
+            if autocast is None:
+                yield
+                return
+            with autocast():
+                yield
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """The accelerator's precision."""
+        return self._forward()
+
+    def moved(self, batch: Any) -> Any:
+        """A batch on the device."""
+        if isinstance(batch, Tensor):
+            return batch.to(self.device)
+        if isinstance(batch, dict):
+            return {name: self.moved(part) for name, part in batch.items()}
+        return batch
+
+
+def require_prepared(denoiser: nn.Module, accelerator: Any) -> None:
+    """Refuse a denoiser that the accelerator has yet to prepare, and one that was trained or restored before.
+
+    Raises:
+        ConfigurationError: if it is.
+    """
+    if accelerator is None:
+        return
+    prepared, late = getattr(accelerator, "_models", None), False
+    if isinstance(prepared, list):
+        inside = {id(unwrap(module)) for module in prepared}
+        inside |= {id(unwrap(part)) for module in prepared for part in module.modules()}
+        late = not any(id(unwrap(part)) in inside for part in denoiser.modules())
+    elif hasattr(accelerator, "setup_module"):
+        late = not any(hasattr(part, "_forward_module") for part in denoiser.modules())
+    if late:
+        raise _early(f"{type(accelerator).__name__} has not prepared this {type(unwrap(denoiser)).__name__} yet")
+    for optimizer in getattr(accelerator, "_optimizers", []):
+        states = getattr(optimizer, "state", {}).values()
+        if any(float(state["step"]) > 0 for state in states if isinstance(state, dict) and "step" in state):
+            raise ConfigurationError(
+                "The optimizer has taken steps before there was a guard",
+                expected="a guard before accelerator.load_state(...), which restores its state too, and before the "
+                "first batch: it remembers the weights that training begins with",
+                remedy="make the guard right after accelerator.prepare(...)",
+            )
+
+
+def refuse_wrapped_later(denoiser: nn.Module) -> None:
+    """Refuse, in a forward, a denoiser that was wrapped for several processes after the guard got it.
+
+    Raises:
+        ConfigurationError: if it was.
+    """
+    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if wrapper is not None and unwrap(wrapper) is unwrap(denoiser) and denoiser is unwrap(denoiser):
+        raise _early("The denoiser is called by a DistributedDataParallel that was put around it later")
+
+
+def _early(problem: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{problem}: the guard was made too early",
+        expected="the denoiser as the loop calls it: after prepare(), setup() or DistributedDataParallel(...)",
+        remedy="make the guard after them, of what they return",
+    )
+
+
+def _scale(accelerator: Any) -> float | Tensor:
+    """The gradient scaler's factor; a tensor where it is on the device, so that nothing waits for its value."""
+    precision = getattr(getattr(accelerator, "strategy", None), "precision", None)
+    scaler = getattr(accelerator, "scaler", None) or getattr(precision, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return 1.0
+    scale: float | Tensor | None = scaler._get_scale_async()
+    return float(scaler.get_scale()) if scale is None else scale
