@@ -242,16 +242,19 @@ def test_a_loss_weight_for_no_sample_is_refused(pipeline: StableDiffusionPipelin
 def test_a_run_of_few_batches_is_judged_by_those_there_were(
     count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check, gradient = LossCheck(), torch.ones(1, 4)
+    check, gradient = LossCheck(), torch.tensor([[0.5, 1.5, 0.7, 1.1]])
+    host: Any = SimpleNamespace(rank=0, gather=lambda rows: rows)
     for _ in range(count):
-        # Of a single sample whose residual is 2, so its loss is 4; the host's is half of it.
+        # Of a single sample; the loss is not the mean of its squared residuals.
         check.differentiates(torch.tensor(2.0))
         check.gradient_arrives()
         check.batch_ends(Observation(["a"], gradient=gradient), None)
-    check.decide(SimpleNamespace(is_global_zero=True), over=True)  # type: ignore[arg-type]
-    said = caplog.text
-    assert ("was never seen" in said) == (count == 0)
-    assert (f"in {count} of {count} batches" in said) == (count > 0)
+    if count:
+        with pytest.raises(ConfigurationError, match="not those of the loss"):
+            check.decide(host)
+    else:
+        check.decide(host, over=True)
+        assert not caplog.text
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
