@@ -30,7 +30,8 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser, unwrap
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.batch_fields import (
     Names,
     caption_dropped,

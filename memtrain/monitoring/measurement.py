@@ -17,7 +17,8 @@ from torch.utils.data import default_collate
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evidence.base_profile import ReferenceProfile
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.batch_fields import described_length, described_mask
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.paired_reference import PairedReference

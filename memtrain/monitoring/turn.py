@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 from memtrain.monitoring import processes
 from memtrain.monitoring.loss_check import LossCheck

@@ -19,7 +19,8 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.attention import entropy
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.mitigation import Needs
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.training.text_to_image import TextToImageModule

@@ -19,7 +19,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError, DataError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_denoiser
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches, fit
 from tests.conftest import WordTokenizer
@@ -282,3 +282,16 @@ def test_data_without_tokens_are_refused_before_training(
     with pytest.raises(ConfigurationError, match="the training item has no"):
         trainer.fit(Foreign(pipeline.unet), WithoutTokens())
     assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("kind", ["add", "replace", "repeat", "multiple"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_batches_of_no_sample_one_and_two(kind: Any, count: int) -> None:
+    mitigation = CaptionAugmentation(kind, vocabulary=50)
+    # What attaching makes of other captions: one for the first sample.
+    mitigation._rows, mitigation._ids, mitigation._lengths = {"a": range(1)}, torch.ones(1, 8).long(), torch.tensor([4])
+    none = torch.zeros(count, dtype=torch.bool)
+    data = {name: rows[:count] for name, rows in batch().items()}
+    mitigation.prepare(data, Flags(none, none, none.float()), tokenizer=None, number=0)
+    assert (data["input_ids"].shape, data["prompt_length"].shape) == ((count, 8), (count,))
+    assert data["input_ids"].dtype == torch.long

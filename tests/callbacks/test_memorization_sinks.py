@@ -279,3 +279,15 @@ def test_values_that_do_not_train_or_have_adapters_are_refused() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="above 0"):
         MemorizationSinks(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_sample_one_and_two_have_a_sink_each(count: int) -> None:
+    sinks = attach(build("unet"))
+    assert sinks.pool is not None
+    prepare(sinks, KEYS[:count])
+    for site, channels in sinks.pool.channels.items():
+        on = sinks._on[site]
+        assert len(on) == count
+        assert on[:, channels].sum(dim=1).tolist() == [2] * count, "half of a pool of four"
+    sinks.detach()

@@ -26,7 +26,7 @@ from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 

@@ -310,3 +310,11 @@ def test_a_listed_mask_of_another_model_is_refused(tmp_path: Path) -> None:
             attach(NeuronMasking(listed(tmp_path, NeuronMask(mask))), build("unet"))
     with pytest.raises(ProbeError, match="is no neuron mask"):
         NeuronMasking(str(tmp_path / "missing.safetensors"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_captions_that_are_no_strings_are_the_hosts_own_business(tmp_path: Path, count: int) -> None:
+    masking = attach(NeuronMasking(listed(tmp_path)), build("unet"))
+    prepare(masking, *[True] * count, caption=torch.zeros(count, 4))
+    assert [row for row, _, _ in masking._wanted] == list(range(count))
+    masking.detach()

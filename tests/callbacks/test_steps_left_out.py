@@ -20,7 +20,7 @@ from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ProbeError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from tests.callbacks.test_monitor import Foreign, batches, fit

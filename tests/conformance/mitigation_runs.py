@@ -34,7 +34,7 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.data.sampler import ResumableLoader
 from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import WatchSettings
 from memtrain.training.text_to_image import TextToImageModule

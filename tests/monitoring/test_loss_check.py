@@ -15,7 +15,8 @@ from torch import Tensor
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import loss_from_gradient
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
+from memtrain.monitoring import processes
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.loss_check import LossCheck
 from memtrain.monitoring.options import WatchSettings
@@ -235,3 +236,25 @@ def test_a_loss_weight_for_no_sample_is_refused(pipeline: StableDiffusionPipelin
     with pytest.raises(ConfigurationError, match=r"for 4 timesteps\n.*Expected: a method loss_weight\(timesteps"):
         watch(host, tmp_path)
     assert len(batches()) == 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_run_of_few_batches_is_judged_by_those_there_were(
+    count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    check, gradient = LossCheck(), torch.ones(1, 4)
+    for _ in range(count):
+        # Of a single sample whose residual is 2, so its loss is 4; the host's is half of it.
+        check.differentiates(torch.tensor(2.0))
+        check.gradient_arrives()
+        check.batch_ends(Observation(["a"], gradient=gradient), None)
+    check.decide(SimpleNamespace(is_global_zero=True), over=True)  # type: ignore[arg-type]
+    said = caplog.text
+    assert ("was never seen" in said) == (count == 0)
+    assert (f"in {count} of {count} batches" in said) == (count > 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_what_is_kept_of_few_samples_makes_up_the_batch(count: int) -> None:
+    assert float(processes.share_of_mean(torch.ones(count))) == (1.0 if count else 0.0)
+    assert float(processes.share_of_mean(torch.zeros(count))) == count

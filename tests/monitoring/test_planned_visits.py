@@ -90,3 +90,8 @@ def test_the_monitor_says_so_before_the_first_batch(
     (text,) = run(1)
     assert "about 4.0 visits that count, and a flag needs 6" in text
     assert not run(2)
+
+
+@pytest.mark.parametrize(("batches", "expected"), [(0, 0.0), (1, 3.0), (2, 3.0)])
+def test_an_epoch_of_no_batch_one_and_two(batches: int, expected: float) -> None:
+    assert expected_visits(max_steps=-1, max_epochs=3, batches_per_epoch=batches) == expected
