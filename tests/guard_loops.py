@@ -102,7 +102,13 @@ def accelerated(
     model, optimizer = accelerator.prepare(model, optimizer)
     guard = None
     if guarded:
-        given = {"minimum_visits": 3, "paired_every": 2, "heldout_share": 0.3, "mitigations": [SkipFlagged()], **(options or {})}
+        given = {
+            "minimum_visits": 3,
+            "paired_every": 2,
+            "heldout_share": 0.3,
+            "mitigations": [SkipFlagged()],
+            **(options or {}),
+        }
         guard = Guard(model, scheduler, accelerator=accelerator, folder=folder, **given)
     first = 0
     if resume:

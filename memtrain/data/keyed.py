@@ -1,7 +1,7 @@
 """Stable names for the samples of any dataset.
 
-`keyed(dataset)` gives each sample a field `key`: the sample's own `key`, `__key__`, `file_name` or path where it has one,
-else its index. A dict, or a row of Hugging Face's `datasets`, gets the field; a tuple or anything else becomes
+`keyed(dataset)` gives each sample a field `key`: the sample's own `key`, `__key__`, `file_name` or path where it has
+one, else its index. A dict, or a row of Hugging Face's `datasets`, gets the field; a tuple or anything else becomes
 `{"key": ..., "sample": ...}`, which a collate function takes apart.
 
 Put it around the dataset after `map` and `with_transform`, which see rows as they were, and before shuffling and
@@ -103,7 +103,7 @@ def named(sample: Any, place: int | str, *, field: str = "key") -> dict[str, Any
         return {field: str(place), "sample": sample}
     for name in (field, *FIELDS):
         own = sample.get(name)
-        if isinstance(own, str) and own or (isinstance(own, int) and not isinstance(own, bool)):
+        if (isinstance(own, str) and own) or (isinstance(own, int) and not isinstance(own, bool)):
             return {**sample, field: str(own)}
     path = sample.get("image", None)
     # Rows of `datasets` that are not decoded yet.
