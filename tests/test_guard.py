@@ -28,7 +28,7 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.records import read_steps, read_table
 from tests.conformance import families
 from tests.conftest import ROOT
-from tests.guard_loops import FixedWeights, accelerated, batch, denoiser, gates, gradients
+from tests.guard_loops import FixedWeights, accelerated, batch, denoiser, gates, gradients, sample
 
 NUMBERS = [0, 1, 2, 3, 6]
 PLAIN = {"heldout_share": 0.0}
@@ -268,8 +268,6 @@ def test_samples_that_are_held_out_teach_nothing_and_calibrate(tmp_path: Path) -
     assert figures["held_out_by_weight"] == len(apart)
     # What is measured again is what was trained on.
     latents = guard.engine.flagging.latents  # type: ignore[union-attr]
-    from tests.guard_loops import sample
-
     assert latents.kept
     for key, kept in latents.kept.items():
         torch.testing.assert_close(kept["latents"], sample(int(key))[0], atol=2e-5, rtol=1e-4)
@@ -342,7 +340,11 @@ def test_two_processes_come_to_the_same_state(tmp_path: Path) -> None:
 def by_key(state: dict[str, Any]) -> dict[str, tuple[float, ...]]:
     """Evidence of each sample; the order in which processes met them differs."""
     found = state["mean"].nan_to_num(7.0).tolist(), state["visits"].tolist(), state["total"].nan_to_num(7.0).tolist()
-    return {key: tuple(sum(rows, [])) for key, *rows in zip(state["keys"], *found, strict=True) if any(rows[1])}
+    return {
+        key: tuple(value for row in rows for value in row)
+        for key, *rows in zip(state["keys"], *found, strict=True)
+        if any(rows[1])
+    }
 
 
 def test_the_state_is_plain(tmp_path: Path) -> None:
@@ -428,7 +430,8 @@ def test_a_penalty_is_added_to_the_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_fabric(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mse", "preconditioned"])
+def test_fabric(name: str, tmp_path: Path) -> None:
     from lightning.fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
@@ -443,7 +446,8 @@ def test_fabric(tmp_path: Path) -> None:
             )
         for step in range(5):
             prediction, data = step_of(model, step=step)
-            fabric.backward(by_hand_loss(guard, prediction, data))
+            by_hand = CASES[name][1](prediction, data, gates(data["key"]))
+            fabric.backward(by_hand if guard is None else CASES[name][0](guard, prediction, data))
             found.append(gradients(model))
             optimizer.step()
             optimizer.zero_grad()
@@ -536,7 +540,7 @@ def test_a_guard_after_load_state(tmp_path: Path) -> None:
     accelerated(tmp_path, steps=2, save_at=2, guarded=False)
     accelerator = Accelerator(cpu=True)
     model = denoiser()
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     accelerator.load_state(str(tmp_path / "checkpoint"))
     with pytest.raises(ConfigurationError, match="The optimizer has taken steps before there was a guard"):
         Guard(model, accelerator=accelerator, folder=tmp_path)
@@ -596,9 +600,9 @@ def test_rows_and_keys_that_do_not_fit(tmp_path: Path) -> None:
         guard.loss(prediction, data["noise"], keys=data["key"][1:])
     with pytest.raises(DataError, match="names no sample"):
         guard.loss(prediction, data["noise"], keys=7)
-    with pytest.raises(ConfigurationError, match="gave .* for 5 samples"):
+    with pytest.raises(ConfigurationError, match=r"gave .* for 5 samples"):
         guard.loss(prediction, data["noise"], keys=data["key"], criterion=F.mse_loss)
-    with pytest.raises(DataError, match="one of them|One shape|has the shape"):
+    with pytest.raises(DataError, match="has the shape"):
         guard.loss(prediction, data["noise"][:3], keys=data["key"])
     guard.loss(prediction[:3], data["noise"][:3], keys=data["key"][:3])
     with pytest.raises(DataError, match="5 rows, but 2 of"):

@@ -1,7 +1,7 @@
 """Stable names for the samples of any dataset.
 
-`keyed(dataset)` gives each sample a field `key`: the sample's own `key`, `__key__`, `file_name` or path where it has one,
-else its index. A dict, or a row of Hugging Face's `datasets`, gets the field; a tuple or anything else becomes
+`keyed(dataset)` gives each sample a field `key`: the sample's own `key`, `__key__`, `file_name` or path where it has
+one, else its index. A dict, or a row of Hugging Face's `datasets`, gets the field; a tuple or anything else becomes
 `{"key": ..., "sample": ...}`, which a collate function takes apart.
 
 Put it around the dataset after `map` and `with_transform`, which see rows as they were, and before shuffling and

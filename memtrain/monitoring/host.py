@@ -128,6 +128,10 @@ class Host:
         """The precision of a training forward."""
         return nullcontext()
 
+    def differentiating(self) -> AbstractContextManager[Any]:
+        """Around gradients of what the host made of the denoiser's output, which are none of its own backward."""
+        return nullcontext()
+
     def moved(self, batch: Any) -> Any:
         """A batch on the device, as a training step would get it, without what is done to batches in training alone."""
         return batch
