@@ -292,6 +292,6 @@ def test_batches_of_no_sample_one_and_two(kind: Any, count: int) -> None:
     mitigation._rows, mitigation._ids, mitigation._lengths = {"a": range(1)}, torch.ones(1, 8).long(), torch.tensor([4])
     none = torch.zeros(count, dtype=torch.bool)
     data = {name: rows[:count] for name, rows in batch().items()}
-    mitigation.prepare(data, Flags(none, none, none.float()), tokenizer=None, number=0)
+    mitigation.prepare(data, Flags(none, none, none.float(), keys=KEYS[:count]), tokenizer=None, number=0)
     assert (data["input_ids"].shape, data["prompt_length"].shape) == ((count, 8), (count,))
     assert data["input_ids"].dtype == torch.long
