@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.base_profile import ReferenceProfile
-from memtrain.evidence.calibration import Calibration, Sign, length_edges
+from memtrain.evidence.calibration import Calibration, Sign
 from memtrain.evidence.flags import Flags
+from memtrain.evidence.standardisation import length_edges
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
