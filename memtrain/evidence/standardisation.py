@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memtrain.functional.statistics import DriftingMoments
+from memtrain.functional.moments import DriftingMoments
 
 MOMENTS_WINDOW = 64
 """Held-out visits that a timestep bucket's moments remember; by default those of 256 batches."""
