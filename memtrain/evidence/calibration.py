@@ -18,10 +18,8 @@
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
-threshold is set on the bulk of their highest scores (step 6 alone), once there are 32 of them. That finds outliers
-among them, and promises less: of 300 simulated ordinary samples, 0.6 to 3.7 % were flagged at some time in 40 visits at
-a stated 1 % (means of six runs, by how much samples differ; 5.7 % in the worst run), most where nothing is memorized
-and samples hardly differ.
+threshold is set on the bulk alone, early in a run on samples with a single visit. That finds outliers among them, and
+promises less: @@RATES@@
 
 Every process feeds in the visits of all, in the same order, so calibration is the same on all of them.
 """
@@ -36,19 +34,17 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import CalibrationError
-from memtrain.evidence.bulk import Bulk
+from memtrain.evidence.bulk import EARLY_VISITS, Bulk, looks
 from memtrain.evidence.direction import Direction
 from memtrain.evidence.running_means import Evidence
 from memtrain.evidence.standardisation import Standardisation
 from memtrain.evidence.thresholds import (
-    bulk_null,
-    bulk_threshold,
+    MINIMUM_CALIBRATING,
     corrected_p_values,
-    heldout_method,
     heldout_null,
     heldout_threshold,
 )
-from memtrain.functional.statistics import DriftingMoments
+from memtrain.functional.moments import DriftingMoments
 
 Sign = Literal["low", "high", "unknown"]
 
@@ -72,7 +68,9 @@ class Calibration:
         minimum_visits: counted visits before a sample can be flagged.
         window: visits that the evidence remembers.
         heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
-        edges: prompt lengths at which a new class begins, see :func:`length_edges`.
+        calibrating_visits: counted visits before a sample's scores may set the threshold. By default as many as a flag
+            needs for held-out samples, and one where the bulk calibrates (:mod:`memtrain.evidence.bulk`).
+        edges: prompt lengths at which a new class begins, see :func:`~memtrain.evidence.standardisation.length_edges`.
         canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
         resolution: `(columns,)` smallest spread between samples that means anything.
     """
@@ -88,6 +86,7 @@ class Calibration:
         minimum_visits: int = 6,
         window: int = 12,
         heldout: bool = True,
+        calibrating_visits: int | None = None,
         edges: Sequence[int] = (),
         canaries: Collection[str] = (),
         resolution: Tensor | None = None,
@@ -104,7 +103,10 @@ class Calibration:
         self.taught = Direction(
             canaries, scored=scored, width=len(range(columns)[scored]), minimum_visits=minimum_visits
         )
-        self.bulk = Bulk()
+        usual = minimum_visits if heldout else min(EARLY_VISITS, minimum_visits)
+        self.calibrating_visits = usual if calibrating_visits is None else calibrating_visits
+        early = None if heldout else self.calibrating_visits
+        self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
         self.highest: dict[str, float] = {}
         self.threshold = math.inf
         self.first_flagged: dict[str, int] = {}
@@ -125,28 +127,6 @@ class Calibration:
         """What canaries taught, `(scored columns,)`; None until they did."""
         return self.taught.weights
 
-    def require_heldout(self, count: int) -> str:
-        """Refuse too few held-out samples, before any work is done.
-
-        Returns:
-            How the threshold will be set: `order statistic` or `normal distribution`.
-
-        Raises:
-            CalibrationError: if there are fewer than can say anything.
-        """
-        return heldout_method(count, self.false_positive_rate)
-
-    def require_teachable(self, ordinary: int | None) -> None:
-        """Refuse canaries and other samples that are too few to learn a direction from, before any work is done.
-
-        Args:
-            ordinary: training samples that are no canaries; None if unknown.
-
-        Raises:
-            CalibrationError: if there are too few, or no held-out samples.
-        """
-        self.taught.require_teachable(ordinary, heldout=self.heldout is not None)
-
     def add_heldout(
         self, keys: Sequence[str], buckets: Sequence[int], values: Tensor, lengths: Sequence[float] | None = None
     ) -> None:
@@ -165,11 +145,11 @@ class Calibration:
         self._between = self.heldout.share_between_samples()
         if self.memorized_when == "unknown" and self.canaries:
             self.taught.fit(self.samples, self.first_flagged, between=self._between)
-        scores, ready = self._scores(self.heldout), self._ready(self.heldout)
+        scores, visits = self._scores(self.heldout), self.heldout.fewest_visits(self.scored)
         for key, row in self.heldout.row.items():
-            if ready[row]:
+            if visits[row] >= self.calibrating_visits:
                 self.highest[key] = max(float(scores[row]), self.highest.get(key, -math.inf))
-        self._set_threshold()
+        self._set_threshold(self.bulk.peaks())
 
     def untaught(self) -> tuple[int, int] | None:
         """Canaries and ordinary samples with visits enough, where a direction was to be learnt and none was."""
@@ -178,12 +158,16 @@ class Calibration:
         positive, negative = self.taught.taught_by(self.samples, self.first_flagged)
         return len(positive), len(negative)
 
-    def _set_threshold(self) -> None:
-        bulk = bulk_threshold(self.bulk.peaks(self.samples, self.scored), self.false_positive_rate)
+    def _set_threshold(self, peaks: Tensor) -> None:
+        bulk = self.bulk.threshold(peaks, self.false_positive_rate)
         if self.heldout is None:
             self.threshold = self.threshold if bulk is None else bulk
             return
-        found = heldout_threshold(self.highest.values(), self.false_positive_rate)
+        rate = self.false_positive_rate
+        if self.heldout_ready() < min(MINIMUM_CALIBRATING, len(self.highest)):
+            # Samples with few visits have hardly been looked at, and a repeated one often.
+            rate /= looks(self.samples, self.scored, minimum_visits=self.minimum_visits)
+        found = heldout_threshold(self.highest.values(), rate)
         self.threshold = self.threshold if found is None else found
         if math.isfinite(self.threshold) and bulk is not None:
             self.threshold = max(self.threshold, bulk)
@@ -216,15 +200,23 @@ class Calibration:
         if self.heldout is None:
             self._between = self.samples.share_between_samples()
         touched = list(dict.fromkeys(touched))
-        ready = self._ready(self.samples, self.samples.rows(touched)).tolist()
-        scores = self.scores(touched).tolist()
-        seen = [(key, score) for key, score, enough in zip(touched, scores, ready, strict=True) if enough]
-        self.bulk.add(seen)
+        rows = self.samples.rows(touched)
+        scores, ready = self._scores(self.samples, rows), self._ready(self.samples, rows)
+        self.bulk.add(touched, scores)
         if self.heldout is None:
-            self._set_threshold()
-        for key, score in seen:
-            if score > self.threshold:
+            scores = self._calibrate_alone(touched, rows)
+        for key, score, enough in zip(touched, scores.tolist(), ready.tolist(), strict=True):
+            if enough and score > self.threshold:
                 self.first_flagged.setdefault(key, step)
+
+    def _calibrate_alone(self, keys: Sequence[str], rows: list[int]) -> Tensor:
+        """Set the threshold on the bulk alone, after a visit of `keys`; their scores, as the early bulk has them."""
+        peaks = self.bulk.peaks()
+        self._between = self.bulk.share_between_samples()
+        scores = self._scores(self.samples, rows)
+        self.bulk.add_early(keys, scores)
+        self._set_threshold(peaks)
+        return scores
 
     def _scores(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
         scaled = evidence.scaled(self._between, rows)[:, self.scored]
@@ -270,7 +262,7 @@ class Calibration:
         does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
         have it.
         """
-        null = bulk_null(self.bulk.peak.values()) if self.heldout is None else heldout_null(self.highest.values())
+        null = self.bulk.null() if self.heldout is None else heldout_null(self.highest.values())
         return corrected_p_values(keys, self.bulk.peak, null)
 
     def power(self) -> tuple[int, int]:
@@ -303,4 +295,4 @@ class Calibration:
         self.first_flagged = dict(state["first_flagged"])
         self.bulk.load_state_dict(state)
         self.taught.weights, self.taught.separation = state["direction"], state["separation"]
-        self._between = (self.heldout or self.samples).share_between_samples()
+        self._between = (self.heldout or self.bulk).share_between_samples()

@@ -5,6 +5,7 @@ import torch
 
 from memtrain.errors import CalibrationError
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.direction import Direction
 
 
 def with_canaries(canaries: int, *, effect: float = 1.5, seed: int = 0) -> tuple[float, float, Calibration]:
@@ -114,21 +115,21 @@ def test_a_direction_waits_for_ordinary_samples_and_the_run_can_say_so() -> None
 
 
 def test_too_few_canaries_or_ordinary_samples_are_refused_before_any_work() -> None:
-    def make(canaries: int, *, columns: int = 2, heldout: bool = True) -> Calibration:
+    def refuse(canaries: int, ordinary: int | None, *, columns: int = 2, heldout: bool = True) -> None:
         known = [f"c{index}" for index in range(canaries)]
-        scored = slice(0, columns)
-        return Calibration(columns, scored=scored, memorized_when="unknown", buckets=1, canaries=known, heldout=heldout)
+        made = Direction(known, scored=slice(0, columns), width=columns, minimum_visits=6)
+        made.require_teachable(ordinary, heldout=heldout)
 
-    make(4).require_teachable(32)
-    make(4).require_teachable(None)
-    for calibration, ordinary, found in (
-        (make(3), 100, "3 canaries, 100 other"),
-        (make(4), 31, "4 canaries, 31 other"),
-        (make(4, columns=30), 59, "59 other"),
-        (make(4, heldout=False), None, "no held-out samples"),
-    ):
-        with pytest.raises(CalibrationError, match=found):
-            calibration.require_teachable(ordinary)
+    refuse(4, 32)
+    refuse(4, None)
+    with pytest.raises(CalibrationError, match="3 canaries, 100 other"):
+        refuse(3, 100)
+    with pytest.raises(CalibrationError, match="4 canaries, 31 other"):
+        refuse(4, 31)
+    with pytest.raises(CalibrationError, match="59 other"):
+        refuse(4, 59, columns=30)
+    with pytest.raises(CalibrationError, match="no held-out samples"):
+        refuse(4, None, heldout=False)
 
 
 def test_the_direction_survives_canaries_that_return_to_normal() -> None:

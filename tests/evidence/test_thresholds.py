@@ -7,15 +7,14 @@ import torch
 
 from memtrain.errors import CalibrationError
 from memtrain.evidence.calibration import Calibration
-from memtrain.evidence.thresholds import MINIMUM_CALIBRATING
+from memtrain.evidence.thresholds import MINIMUM_CALIBRATING, heldout_method
 
 
 def test_too_few_heldout_samples_are_refused_or_named() -> None:
-    calibration = Calibration(1, scored=slice(0, 1), memorized_when="low", buckets=1, false_positive_rate=0.01)
-    assert calibration.require_heldout(99) == "order statistic"
-    assert calibration.require_heldout(98) == "normal distribution"
+    assert heldout_method(99, 0.01) == "order statistic"
+    assert heldout_method(98, 0.01) == "normal distribution"
     with pytest.raises(CalibrationError, match="7 held-out samples"):
-        calibration.require_heldout(7)
+        heldout_method(7, 0.01)
     with pytest.raises(CalibrationError, match="false_positive_rate=0"):
         Calibration(1, scored=slice(0, 1), memorized_when="low", buckets=1, false_positive_rate=0)
 
