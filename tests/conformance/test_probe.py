@@ -472,7 +472,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.conformance.test_probe import *
 
 def main(family, kind):
-    torch.distributed.init_process_group("gloo")
     model = build(family)
     expected, untouched = oracle(family, model), plain(family, model)
     model.zero_grad()
@@ -488,12 +487,12 @@ def main(family, kind):
     found = [getattr(gradient, "full_tensor", lambda: gradient)() for gradient in found]
     assert_same(found, untouched, exact=False)
     assert_no_hooks(model) if kind == "ddp" else None
-    torch.distributed.destroy_process_group()
 
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 for family in FAMILIES:
     for kind in ("ddp", "fsdp"):
-        os.environ["MASTER_PORT"] = str(int(sys.argv[1]) + 2 * list(FAMILIES).index(family) + (kind == "fsdp"))
         main(family, kind)
+torch.distributed.destroy_process_group()
 """
 
 
@@ -501,16 +500,10 @@ def test_ddp_and_fsdp2_on_two_processes(tmp_path: Path) -> None:
     """Every family under both, in one pair of processes."""
     script, root = tmp_path / "distributed.py", Path(__file__).parents[2]
     script.write_text(DISTRIBUTED)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "WORLD_SIZE": "2",
-    }
-    command = [sys.executable, "-W", "ignore", str(script), str(20000 + os.getpid() % 20000)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "meeting")]
     running = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, cwd=root, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank)], env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     for process in running:
