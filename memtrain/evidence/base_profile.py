@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from memtrain.errors import ConfigurationError, RecordError
+from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.evidence.content import content_fingerprints, profile_fingerprint
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
