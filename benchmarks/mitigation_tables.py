@@ -55,7 +55,7 @@ def _time(timing: dict[str, Any] | None) -> str:
 
 
 def cells(line: dict[str, Any]) -> list[str]:
-    """One line of :func:`mitigation_results.summarize` as text, in the order of :data:`COLUMNS`."""
+    """One line of :func:`summarize` as text, in the order of :data:`COLUMNS`."""
     row: Row = line["row"]
     seeds = len(line["seeds"])
     return [

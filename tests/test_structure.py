@@ -1,4 +1,4 @@
-"""How large files, functions and signatures of the package may be, and that no modules import each other in a circle."""
+"""How large files, functions and signatures of the package may be; and no modules import each other in a circle."""
 
 from __future__ import annotations
 

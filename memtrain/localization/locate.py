@@ -85,7 +85,7 @@ def locate(
         prompts: those to search; repeated ones are searched once.
         statistics: activations for other prompts; measured on `other_prompts` by default.
         threshold: similarity between seeds above which a prompt counts as memorized; calibrated on `other_prompts` by
-            default.
+            default. :data:`memtrain.localization.threshold.PAPER` is that of the paper.
         other_prompts: prompts that the model does not memorize, captions of the kind it was trained on at best;
             random words by default.
         settings: of the search.
