@@ -11,11 +11,10 @@
    sites, or along the direction that canaries taught (:mod:`memtrain.evidence.direction`).
 5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
    holds for a whole run, not for one look (:mod:`memtrain.evidence.thresholds`).
-6. What a model is trained on it comes to know better than what is held out, all of it. So the threshold does not stay
-   below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`).
+6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
+   trained on it comes to know better than what is held out, all of it.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
-
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
 threshold is set on the bulk alone, early in a run on samples with a single visit. That finds outliers among them, and
 promises less: of 200 simulated ordinary samples, 2.5 to 4.0 % were flagged at some time in 40 visits at a stated 1 %,
@@ -63,7 +62,7 @@ class Calibration:
         minimum_visits: counted visits before a sample can be flagged.
         window: visits that the evidence remembers.
         heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
-        calibrating_visits: counted visits before a sample's scores may set the threshold; by default `minimum_visits` for
+        calibrating_visits: counted visits before a sample's scores may set the threshold; default `minimum_visits` for
             held-out samples (fewer assume what an early bulk does, :mod:`memtrain.evidence.bulk`), one for the bulk.
         edges: prompt lengths at which a new class begins, see :func:`~memtrain.evidence.standardisation.length_edges`.
         canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
