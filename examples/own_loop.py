@@ -21,7 +21,7 @@ from memtrain.data.source import open_source
 from memtrain.guard import Guard
 
 
-def main(*, folder: str = "runs/own_loop", steps: int = 90, seed: int = 0) -> Guard:
+def main(*, folder: str = "runs/own_loop", steps: int = 90, seed: int = 0, learning_rate: float = 1e-3) -> Guard:
     """Fine-tune on 160 images, four of which are repeated."""
     torch.manual_seed(seed)
     pipeline = StableDiffusionPipeline.from_pretrained("assets/tiny-sd", safety_checker=None, torch_dtype=torch.float32)
@@ -38,7 +38,7 @@ def main(*, folder: str = "runs/own_loop", steps: int = 90, seed: int = 0) -> Gu
         ids = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         text = pipeline.text_encoder(ids)[0]
     row = {index: place for place, index in enumerate(chosen)}
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate)
     known = {source.samples[index].key: source.samples[index].caption for index in chosen}
 
     with Guard(unet, scheduler, mitigations=[SampleSkipping()], folder=folder, captions=known) as guard:  # memtrain

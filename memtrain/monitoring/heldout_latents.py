@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 LIMIT = 64
 """Samples that are kept."""
 CLEAR = 0.5
-"""Share of the schedule within which latents are recovered; above it rounding is blown up."""
+"""Share of the schedule within which latents in half precision are recovered; above it rounding is blown up."""
 NOISY, TIMESTEP = "<noisy latents>", "<timesteps>"
 """What stands in a kept call for what is drawn anew."""
 
@@ -105,7 +105,8 @@ class HeldoutLatents:
         prediction, target = part.prediction[inside], part.target[inside]
         if not isinstance(part.criterion, str) or not prediction.shape == output.shape == noisy.shape:
             return None
-        if float(step) >= CLEAR * len(levels) or not torch.equal(prediction.float(), output.float()):
+        clear = noisy.dtype.itemsize >= 4 or float(step) < CLEAR * len(levels)
+        if not clear or not torch.equal(prediction.float(), output.float()):
             return None
         level = levels[step.long().cpu()].to(noisy.device)[None]
         latents = clean_latents(noisy[None].float(), target[None].float(), level, prediction_type=kind)[0].cpu()
