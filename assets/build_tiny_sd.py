@@ -28,10 +28,11 @@ from webdataset import TarWriter
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
-from memtrain.evaluation.decoding import to_uint8
-from memtrain.evaluation.generate import generate
-from memtrain.evaluation.heldout_loss import heldout_loss
-from memtrain.evaluation.replication import replication, reproduction_threshold
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.replication import replication, reproduction_threshold
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.functional.pixels import from_uint8, to_uint8
 from memtrain.models.pipeline import Components, load_components
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -173,6 +174,9 @@ def start(
 def finish(trained: str = "runs/tiny_sd/pipeline", output: str = "assets/tiny-sd") -> None:
     """Write the trained pipeline in fp16 safetensors.
 
+    transformers loads a text encoder in the type that its configuration names, diffusers loads the other parts in fp32
+    whatever their files hold. The configuration therefore names fp32, so that a pipeline loaded without a type has one.
+
     Args:
         trained: pipeline folder of the training run.
         output: folder to write.
@@ -180,6 +184,9 @@ def finish(trained: str = "runs/tiny_sd/pipeline", output: str = "assets/tiny-sd
     pipeline: StableDiffusionPipeline = load_components(trained).pipeline()
     pipeline.to(torch.float16)
     pipeline.save_pretrained(output)
+    config = Path(output) / "text_encoder" / "config.json"
+    named = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    config.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(output).rglob("*") if file.is_file())
     print(f"{output}: {size / 1e6:.1f} MB")
 
@@ -212,7 +219,7 @@ def measure(
         pixels[name] = to_uint8(torch.stack(images))
         captions[name] = [sample.caption for sample in source.samples]
     with torch.no_grad():
-        original = pixels["heldout"] / 127.5 - 1
+        original = from_uint8(pixels["heldout"])
         decoded = torch.cat([pipeline.vae(part).sample.clamp(-1, 1) for part in original.split(64)])
     error = ((decoded - original) / 2).square().flatten(1).mean(1)
     loss = heldout_loss(pipeline, pixels["heldout"], captions=captions["heldout"])
@@ -225,11 +232,9 @@ def measure(
         trace = generate(
             pipeline,
             [captions[name][row] for row in rows],
-            seeds=range(seeds),
-            steps=40,
-            guidance_scale=guidance_scale,
-            batch_size=50,
-            size=(64, 64),
+            sampling=Sampling(
+                seeds=range(seeds), steps=40, guidance_scale=guidance_scale, batch_size=50, size=(64, 64)
+            ),
         )
         own = rows if name == "training" else torch.full_like(rows, -1)
         best[name] = replication(trace.images, pixels[name][rows], training=pixels["training"], own_index=own).best

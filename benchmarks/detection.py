@@ -35,7 +35,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from memtrain.detectors.base import Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.models.pipeline import load_pipeline
 
 PROMPTS = (
@@ -76,11 +77,7 @@ def ours(pipeline: Any, prompt: str, *, detectors: tuple[Detector, ...], steps: 
         pipeline,
         [prompt],
         detectors,
-        seeds=[0],
-        steps=steps,
-        guidance_scale=guidance_scale,
-        batch_size=1,
-        progress=False,
+        sampling=Sampling(seeds=[0], steps=steps, guidance_scale=guidance_scale, batch_size=1, progress=False),
     )
     for detector in detectors:
         detector.score(readings[detector.name])

@@ -35,10 +35,11 @@ from memtrain.detectors.memattn import MemAttn
 from memtrain.detectors.noise_similarity import NoiseSimilarity
 from memtrain.detectors.sharpness import Sharpness
 from memtrain.detectors.tile_l2 import TileL2
-from memtrain.evaluation.denoiser_calls import prompt_lengths
-from memtrain.evaluation.generate import read_prompts_with
-from memtrain.evaluation.summary import PLANTED
+from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.ranking import auroc, bootstrap_interval, true_positive_rate
+from memtrain.records import PLANTED
 
 DETECTORS: list[Detector] = [
     GuidanceNorm(),
@@ -48,15 +49,15 @@ DETECTORS: list[Detector] = [
     Sharpness("finite_difference"),
     Anisotropy(),
     DenoisingConfidence(),
-    DenoisingConfidence(reference=True),
+    DenoisingConfidence(published=True),
     NoiseSimilarity(),
     TileL2(),
     BrightEnding(),
     EdgeConsistency(),
-    EdgeConsistency(reference=True),
+    EdgeConsistency(published=True),
     MemAttn("E"),
     MemAttn("D"),
-    MemAttn("D", reference=True),
+    MemAttn("D", published=True),
 ]
 FALSE_POSITIVE_RATE = 0.01
 LENGTH = "prompt length alone"
@@ -108,13 +109,13 @@ def measure(
         rounds: times that each is timed.
     """
     quiet()
-    options: dict[str, Any] = {
-        "seeds": range(images_per_prompt),
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "batch_size": batch_size,
-        "progress": False,
-    }
+    sampling = Sampling(
+        seeds=range(images_per_prompt),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        progress=False,
+    )
     sizes: list[tuple[int, int]] = []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in [*(d.name for d in DETECTORS), LENGTH]}
     seconds: dict[str, float] = {}
@@ -123,9 +124,9 @@ def measure(
         planted, heldout = captions(Path(run), most_heldout)
         texts, truth = planted + heldout, torch.tensor([True] * len(planted) + [False] * len(heldout))
         if not seconds:
-            seconds = timed(pipeline, texts[:timing_prompts], options, rounds=rounds)
+            seconds = timed(pipeline, texts[:timing_prompts], sampling, rounds=rounds)
         sizes.append((len(planted), len(heldout)))
-        readings = read_prompts_with(pipeline, texts, DETECTORS, **options)
+        readings = read_prompts_with(pipeline, texts, DETECTORS, sampling=sampling)
         for detector in DETECTORS:
             score = detector.score(readings[detector.name])
             found[detector.name].append(figures(score if detector.higher_means_memorized else -score, truth))
@@ -139,7 +140,7 @@ def measure(
         for detector in DETECTORS
     }
     results = {
-        "sampling": {**options, "seeds": images_per_prompt},
+        "sampling": {**sampling.said(), "seeds": images_per_prompt, "batch_size": batch_size},
         "captions": sizes,
         "detectors": {name: {"runs": each, **cost.get(name, {})} for name, each in found.items()},
     }
@@ -149,15 +150,13 @@ def measure(
     return results
 
 
-def timed(
-    pipeline: StableDiffusionPipeline, texts: list[str], options: dict[str, Any], *, rounds: int
-) -> dict[str, float]:
+def timed(pipeline: StableDiffusionPipeline, texts: list[str], sampling: Sampling, *, rounds: int) -> dict[str, float]:
     """Seconds per prompt of each detector alone; one round before counts for nothing."""
     taken: dict[str, list[float]] = {detector.name: [] for detector in DETECTORS}
     for _ in range(rounds + 1):
         for detector in DETECTORS:
             start = time.perf_counter()
-            detector.score(read_prompts_with(pipeline, texts, [detector], **options)[detector.name])
+            detector.score(read_prompts_with(pipeline, texts, [detector], sampling=sampling)[detector.name])
             taken[detector.name].append((time.perf_counter() - start) / len(texts))
     return {name: statistics.median(each[1:]) for name, each in taken.items()}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json as text
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,14 @@ from torch import Tensor
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
-from memtrain.evaluation.fidelity import retrieved
-from memtrain.evaluation.generate import generate
-from memtrain.evaluation.mitigation_sheet import contact_sheet
-from memtrain.evaluation.mitigation_summary import (
-    Measured,
-    diversity,
-    mean_with_interval,
-    pixel_distance,
-    summarize,
-)
-from memtrain.evaluation.replication import replication, reproduction_threshold
+from memtrain.evaluation.measures.fidelity import retrieved
+from memtrain.evaluation.measures.pixels import diversity, pixel_distance
+from memtrain.evaluation.measures.replication import replication, reproduction_threshold
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.mitigate.changes import Measured, summarize
+from memtrain.evaluation.stages.mitigate.sheet import write_sheet
+from memtrain.functional.ranking import mean_with_interval
 from memtrain.inference.attention_masking import AttentionMasking
 
 PLAIN = "without"
@@ -74,7 +72,7 @@ def measure(run: Path, *, heldout: int, picture: Path | None, pictured: str) -> 
     pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder(run), safety_checker=None)
     images, seconds = sample(pipeline, texts, size=(int(own.shape[-2]), int(own.shape[-1])))
     if picture is not None:
-        contact_sheet(picture, prompts, without=images[PLAIN], mitigated=images[pictured], own_images=own)
+        write_sheet(picture, prompts, without=images[PLAIN], mitigated=images[pictured], own_images=own)
     rest = torch.tensor([prompt.memorized is False for prompt in prompts])
     ratios = {name: ratio(found, own) for name, found in images.items()}
     rate = 1 / (int(rest.sum()) + 1)
@@ -101,15 +99,22 @@ def sample(
     mitigations = {PLAIN: None, **SETTINGS}
     images: dict[str, list[Tensor]] = {name: [] for name in mitigations}
     seconds: dict[str, list[float]] = {name: [] for name in mitigations}
-    options: dict[str, Any] = {"seeds": SEEDS, "steps": STEPS, "guidance_scale": GUIDANCE, "size": size}
+    sampling = Sampling(
+        seeds=SEEDS,
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        size=size,
+        batch_size=together * len(SEEDS),
+        progress=False,
+    )
     # A short call first, because the first one of a process is slow.
-    generate(pipeline, texts[:1], **{**options, "steps": 2}, progress=False)
+    generate(pipeline, texts[:1], sampling=replace(sampling, steps=2))
     for start in range(0, len(texts), together):
         part = texts[start : start + together]
         for name, mitigation in mitigations.items():
             begin = time.perf_counter()
             with nullcontext() if mitigation is None else mitigation(pipeline):
-                found = generate(pipeline, part, batch_size=together * len(SEEDS), progress=False, **options).images
+                found = generate(pipeline, part, sampling=sampling).images
             seconds[name].append(time.perf_counter() - begin)
             images[name].append(found)
         console.print(f"{start + len(part)} of {len(texts)} prompts sampled")

@@ -46,7 +46,7 @@ WAYS = {
 WIDTH, TOKENS, FOLLOWED = 24, 5, 4
 
 
-def planted_predictor(size: int = 64) -> Predictor:
+def planted_predictor(size: int = 64, device: str = "cpu") -> Predictor:
     """A random UNet with Stable Diffusion's module names; 3 neurons per layer read the text of each prompt.
 
     Self-attention is left out, which would be most of the cost at this width and is a tenth of Stable Diffusion's.
@@ -62,7 +62,14 @@ def planted_predictor(size: int = 64) -> Predictor:
     unet.set_attn_processor(
         {name: Nothing() if ".attn1." in name else one for name, one in unet.attn_processors.items()}
     )
-    predictor = Predictor(unet, encode, _predict(unet), shape=(4, size, size), timesteps=(981.0, 961.0), name="random")
+    predictor = Predictor(
+        unet,
+        lambda prompts: encode(prompts).to(device),
+        _predict(unet),
+        shape=(4, size, size),
+        timesteps=(981.0, 961.0),
+        name="random",
+    )
     with torch.no_grad():
         for number, site in enumerate(predictor.sites().values()):
             site.to_q.register_forward_hook(_place(number))
@@ -72,6 +79,7 @@ def planted_predictor(size: int = 64) -> Predictor:
                 site.to_v.weight[neuron, (3 * number + place) % WIDTH] = 30.0 / (1 + place)
                 site.to_out[0].weight[:, neuron] *= 30
         unet.conv_out.weight.mul_(300)
+    unet.to(device)
     return predictor
 
 
@@ -106,33 +114,45 @@ def _predict(unet: UNet2DConditionModel) -> Callable[[Tensor, Tensor, Tensor], T
 
 def _place(seed: int) -> Callable[..., Tensor]:
     """Queries get a fixed field, so that what a text adds has a place in the image."""
+    fields: dict[int, Tensor] = {}
 
     def add(module: nn.Module, args: tuple[Tensor, ...], queries: Tensor) -> Tensor:
         side = math.isqrt(queries.shape[1])
-        drawn = torch.randn(1, queries.shape[2], 4, 4, generator=torch.Generator().manual_seed(seed))
-        return queries + 3 * nn.functional.interpolate(drawn, (side, side), mode="bilinear").flatten(2).mT
+        # Made once: a copy to a GPU in every call would be waited for.
+        if side not in fields:
+            drawn = torch.randn(1, queries.shape[2], 4, 4, generator=torch.Generator().manual_seed(seed))
+            field = nn.functional.interpolate(drawn, (side, side), mode="bilinear").flatten(2).mT
+            fields[side] = 3 * field.to(queries)
+        return queries + fields[side]
 
     return add
 
 
 def measure(
-    predictor: Predictor, prompts: Sequence[str], others: Sequence[str], *, most: int, threshold: float | None
+    predictor: Predictor,
+    prompts: Sequence[str],
+    others: Sequence[str],
+    *,
+    most: int,
+    threshold: float | None,
+    ways: dict[str, Settings] | None = None,
 ) -> dict[str, Any]:
-    """Search up to `most` memorized prompts in every way, in turn."""
+    """Search up to `most` memorized prompts in every way, in turn; `ways` hold `as published` and `default`."""
+    ways = ways or WAYS
     sites = predictor.sites()
     statistics = ActivationStatistics.measure(predictor, others)
     value = threshold or calibrate_threshold(predictor, others[:50]).value
     options: dict[str, Any] = {"statistics": statistics, "threshold": value}
-    rows: dict[str, list[Found]] = {way: [] for way in WAYS}
-    processor: dict[str, list[float]] = {way: [] for way in WAYS}
+    rows: dict[str, list[Found]] = {way: [] for way in ways}
+    processor: dict[str, list[float]] = {way: [] for way in ways}
     with predictor.evaluating():
         for prompt in prompts:
             if len(rows["default"]) == most:
                 break
-            first = FastSearch(predictor, sites, WAYS["default"], **options).locate(prompt)
+            first = FastSearch(predictor, sites, ways["default"], **options).locate(prompt)
             if not first.memorized:
                 continue
-            for way, settings in WAYS.items():
+            for way, settings in ways.items():
                 search = PublishedSearch if settings.sequential else FastSearch
                 start = time.process_time()
                 rows[way].append(search(predictor, sites, settings, **options).locate(prompt))

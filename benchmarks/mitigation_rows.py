@@ -38,7 +38,7 @@ DOSE_SETTING: dict[str, Any] = {
 }
 """Options of every run of the dose curve: six images at each number of repetitions."""
 
-EVALUATION = ("--kid", "true", "--detectors", "false")
+EVALUATION = ("--kid", "true", "--detectors", "none")
 """Options of every evaluation: without the features of KID it fails instead of leaving the figure out, and detectors,
 which take a third of the time, are no part of the table."""
 
@@ -150,6 +150,21 @@ def _overlay(name: str) -> Path:
     return ROOT / "configs" / "callbacks" / f"{name}.yaml"
 
 
+def _configuration(path: Path) -> Any:
+    """A configuration file, with what it takes from the file that it builds on."""
+    content = _content(path)
+    if "config" not in content:
+        return content
+    found = _configuration(path.parent / content.pop("config"))
+    for name, value in content.items():
+        *groups, last = name.split(".")
+        place = found
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return found
+
+
 def _content(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -157,7 +172,7 @@ def _content(path: Path) -> Any:
 def identity(row: Row, setting: Mapping[str, Any]) -> dict[str, Any]:
     """What a run of a row is but for its seed: figures of another identity are not this row's."""
     return {
-        "config": _content(ROOT / "configs" / f"{row.config}.yaml"),
+        "config": _configuration(ROOT / "configs" / f"{row.config}.yaml"),
         "overlays": {name: _content(_overlay(name)) for name in row.overlays},
         "overrides": list(row.overrides),
         "setting": dict(setting),

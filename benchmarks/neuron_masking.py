@@ -27,11 +27,14 @@ from torch import Tensor
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
-from memtrain.evaluation.embedding_samples import sample_embeddings, text_embeddings
-from memtrain.evaluation.heldout_loss import heldout_loss
-from memtrain.evaluation.localization import localize
-from memtrain.evaluation.localization_figures import change_of_loss
-from memtrain.evaluation.replication import replication
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.replication import replication
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.localize.conditions import change_of_loss
+from memtrain.evaluation.stages.localize.localize import localize
+from memtrain.functional.ranking import highest
 from memtrain.localization.baselines import most_active, random_neurons, unrefined
 from memtrain.localization.contribution import locate_contributions
 from memtrain.localization.locate import locate
@@ -42,7 +45,7 @@ from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 from memtrain.models.neuron_mask import NeuronMask
 
-SAMPLING: dict[str, Any] = {"seeds": (0, 1, 2, 3), "steps": 20, "guidance_scale": 4.0, "batch_size": 40}
+SAMPLING = Sampling(seeds=(0, 1, 2, 3), steps=20, guidance_scale=4.0, batch_size=40, progress=False)
 EVERY_SITE = "*"
 ALONE = 3
 """Masks whose own effect on the held-out loss is measured."""
@@ -97,7 +100,7 @@ class Case:
         sites = predictor.sites(EVERY_SITE)
         statistics = ActivationStatistics.measure(predictor, self.controls[::2], sites=EVERY_SITE)
         scores = statistics.z_scores(predictor.activations(self.planted, sites), list(sites))
-        top = [layer.topk(per_layer, dim=1).indices for layer in scores]
+        top = [highest(layer, per_layer) for layer in scores]
         return [
             NeuronMask({site: layer[row].tolist() for site, layer in zip(sites, top, strict=True)})
             for row in range(len(self.planted))
@@ -150,7 +153,7 @@ def measure(case: Case, masks: Sequence[NeuronMask | None]) -> dict[str, Any]:
         "together": 0 if whole is None else len(whole),
     }
     for name, used in (("masked", list(masks)), ("all masks", [whole] * count)):
-        images = sample_embeddings(case.pipeline, embeddings, masks=used, **SAMPLING)
+        images = sample_embeddings(case.pipeline, embeddings, masks=used, sampling=SAMPLING)
         ratio = replication(images, case.images[:count], training=case.images, own_index=torch.arange(count)).best
         figures[name] = {"reproduced": int((ratio < case.threshold).sum()), "n": count, "ratio": float(ratio.median())}
     held = case.images[count:]
@@ -171,7 +174,7 @@ def search(case: Case, masks: Sequence[NeuronMask | None]) -> dict[str, Any]:
     """Replication with embeddings that were searched for under the masks, one by one."""
     count = len(case.planted)
     found = retrigger(case.pipeline, case.planted, case.images[:count], masks=masks)
-    images = sample_embeddings(case.pipeline, found.embeddings, masks=masks, **SAMPLING)
+    images = sample_embeddings(case.pipeline, found.embeddings, masks=masks, sampling=SAMPLING)
     ratio = replication(images, case.images[:count], training=case.images, own_index=torch.arange(count)).best
     losses = found.losses[:, :10].mean(dim=1).median(), found.losses[:, -10:].mean(dim=1).median()
     return {
@@ -193,7 +196,14 @@ def run(folder: Path, *, content: dict[str, Any], save: Callable[[], None], cont
     place = folder / "neuron_masking"
     if "stage" not in own:
         results = localize(
-            pipeline, prompts, output=place, own_images=images, model=folder.name, progress=False, **SAMPLING
+            StageInput(
+                pipeline=pipeline,
+                prompts=prompts,
+                own_images=images,
+                output=place,
+                sampling=SAMPLING,
+                model=folder.name,
+            )
         )
         dropped = ("versions", "created", "schema_version")
         own["stage"] = {name: value for name, value in results.items() if name not in dropped}

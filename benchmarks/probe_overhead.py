@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import HostCopy
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.attention_entropy import AttentionEntropy
@@ -109,9 +110,9 @@ class Bench:
         self.maps: list[Tensor] = []
 
     def step(self, way: str) -> float:
-        """One training step in a way of `WAYS`; seconds."""
+        """One training step in a way of `WAYS`, or `probe`: watched, but no signal is made of it; seconds."""
         processors = self.unet.attn_processors
-        if way == "watched":
+        if way in ("watched", "probe"):
             self.probe.attach()
         elif way == "published":
             published_way = PublishedProcessor(lambda maps: self.maps.append(maps.cpu()))
@@ -119,7 +120,7 @@ class Bench:
             self.unet.set_attn_processor(chosen)
         self._synchronise()
         start = time.perf_counter()
-        if way == "watched":
+        if way in ("watched", "probe"):
             observation = Observation([str(index) for index in range(self.batch)], self.lengths)
             self.probe.begin(observation, lambda seen: self.weights)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -127,8 +128,9 @@ class Bench:
         F.mse_loss(prediction.float(), self.noisy).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if way == "watched":
+        if way in ("watched", "probe"):
             observation = self.probe.end()
+        if way == "watched":
             values = torch.cat([signal(observation) for signal in self.signals], dim=1)
             self.copies.append(Visits.pack(observation, self.weights, values))
         self._synchronise()

@@ -10,7 +10,7 @@ Layout below a run's `records/`:
 - `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.evidence.evidence_table`).
 - `calibration.json`: how the run came to its flags: threshold, false-positive rate, how many samples calibrated it,
   were judged and were flagged, and its power, the share of canaries flagged (see
-  :func:`memtrain.callbacks.verdict.calibration_figures`).
+  :func:`memtrain.evidence.verdict.calibration_figures`).
 
 Columns of the step rows: `key`, `epoch`, `step` (optimizer steps taken before), `batch` (batches since the start, the
 unit of resuming), `rank`, `timestep`, `prompt_length`, one column per signal value (NaN where it was not measured, or
@@ -22,6 +22,8 @@ On resume, parts newer than the checkpoint are dropped, so a crash neither loses
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +38,14 @@ import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
 
+PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
+"""Groups of samples: training images repeated on purpose, training images seen once per epoch, images never seen."""
+VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
+"""Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
+FLAGGED, EXCLUDED = "flagged", "excluded"
+"""Groups of samples that a run chose: unique images that it flagged, images that it was told to leave out."""
+NEVER_TRAINED = (HELDOUT, EXCLUDED)
+"""Groups of images that the run did not train on."""
 PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 Columns = Mapping[str, Sequence[Any]]
 """Column name to values, all of the same length."""
@@ -68,6 +78,35 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Write `path` so that it is either complete or not there."""
     with written_whole(path) as unfinished:
         pq.write_table(table, unfinished)
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Write a results file so that it is either complete or not there.
+
+    Args:
+        content: what the file holds. Numbers that are not finite become null, objects that JSON does not know their
+            text.
+        path: of the file.
+
+    Returns:
+        What reading the file again gives.
+    """
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+    read: dict[str, Any] = json.loads(text)
+    return read
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool)) or value is None else str(value)
 
 
 class RecordWriter:

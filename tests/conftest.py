@@ -25,6 +25,18 @@ ROOT = Path(__file__).parents[1]
 """The repository."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Torch seeds itself at random in every process: without this, what a test draws is new each time it runs."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Again, because a fixture that is shared by several tests draws in the first of them alone."""
+    torch.manual_seed(1)
+
+
 def encoded_image(index: int = 0, *, size: tuple[int, int] = (8, 8), mode: str = "RGB", kind: str = "PNG") -> bytes:
     """A file with an image whose upper left pixel tells `index` (of less than 25) in its red channel."""
     image = Image.new("RGB", size, (10 * index, 40, 80)).convert(mode)

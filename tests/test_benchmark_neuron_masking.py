@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,7 @@ def found(prompt: str, **neurons: tuple[int, ...]) -> Found:
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("neuron_masking")
-    monkeypatch.setitem(module.SAMPLING, "steps", 2)
+    monkeypatch.setattr(module, "SAMPLING", replace(module.SAMPLING, steps=2))
     return module
 
 

@@ -90,6 +90,18 @@ def test_every_command_is_one_that_training_understands(
     assert read >= 10
 
 
+def test_figures_belong_to_a_configuration_with_what_it_builds_on(scripts: Modules) -> None:
+    recommended, baseline = (
+        scripts.mitigation_rows.identity(row, {})["config"]
+        for name in ("recommended", "baseline")
+        for row in scripts.mitigation_rows.ROWS
+        if row.name == name
+    )
+    assert recommended["trainer"].pop("default_root_dir") == baseline["trainer"].pop("default_root_dir").split("_")[0]
+    assert len(recommended["trainer"].pop("callbacks")) == 1 + len(baseline["trainer"].pop("callbacks"))
+    assert recommended == baseline
+
+
 def test_rows_have_names_of_their_own_and_unknown_ones_are_refused(scripts: Modules) -> None:
     rows = scripts.mitigation_rows
     assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)

@@ -22,16 +22,23 @@ ARROWS = {
     "models": {"functional"},
     "records": set(),
     "signals": {"functional", "models"},
-    "evidence": set(),
-    "reference": {"functional", "models", "signals", "records", "evidence"},
-    "calibration": {"functional", "models", "signals", "records", "evidence"},
-    "data": {"functional"},
+    "evidence": {"functional", "models", "signals", "records"},
+    "monitoring": {"evidence", "signals", "models", "functional", "records"},
+    "data": {"functional", "records"},
     "training": {"models", "functional"},
-    "callbacks": {"signals", "reference", "calibration", "models", "functional", "records"},
+    "callbacks": {"monitoring", "evidence", "signals", "models", "functional", "records", "data"},
+    "guard": {"monitoring", "evidence", "signals", "models", "functional", "records"},
     "detectors": {"functional", "models"},
     "localization": {"functional", "models", "records"},
     "inference": {"functional", "models"},
-    "evaluation": {"detectors", "localization", "inference", "models", "functional", "records"},
+    "evaluation": set(),
+    "evaluation.sampling": {"detectors", "inference", "models", "functional", "records"},
+    "evaluation.measures": {"detectors", "inference", "models", "functional", "records"},
+    "evaluation.report": {"records"},
+    "evaluation.stages": {
+        *("evaluation", "evaluation.sampling", "evaluation.measures", "evaluation.report"),
+        *("detectors", "localization", "inference", "models", "functional", "records"),
+    },
     "cli": None,
 }
 """Package or module of memtrain -> what it may import of memtrain; None: everything."""
@@ -61,9 +68,23 @@ def imported(source: str, module: str, *, is_package: bool = False) -> set[str]:
     return names
 
 
+PARTS = {"evaluation"}
+"""Packages whose sub-packages have arrows of their own."""
+STAGES = "memtrain.evaluation.stages"
+STAGE_NAMES = {path.parent.name for path in (ROOT / "memtrain/evaluation/stages").glob("*/stage.py")}
+
+
 def unit(name: str) -> str:
-    """`memtrain.data.source` -> `data`."""
-    return [*name.split("."), ""][1]
+    """`memtrain.data.source` -> `data`, `memtrain.evaluation.report.page` -> `evaluation.report`."""
+    parts = [*name.split("."), ""]
+    sub = parts[1] in PARTS and (ROOT / "memtrain" / parts[1] / parts[2]).is_dir() and parts[2]
+    return f"{parts[1]}.{parts[2]}" if sub else parts[1]
+
+
+def stage_of(name: str) -> str | None:
+    """`memtrain.evaluation.stages.detect.detect` -> `detect`; None for what all stages share."""
+    parts = name.removeprefix(f"{STAGES}.").split(".")
+    return parts[0] if name.startswith(f"{STAGES}.") and parts[0] in STAGE_NAMES else None
 
 
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -79,8 +100,11 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
             if target.startswith("__"):
                 target = ""
             allowed = ARROWS[own]
+            other = stage_of(name)
             if allowed is not None and target not in allowed | FREE | {own}:
                 found.append(f"{module} imports {name}")
+            elif own == "evaluation.stages" and other is not None and other != stage_of(module):
+                found.append(f"{module} imports {name}: no stage imports another, and what they share imports none")
         elif top in LIGHTNING and not module.startswith(WITH_LIGHTNING):
             found.append(f"{module} imports {name}: Lightning stays at the edge")
         elif own == "functional" and top not in {"torch", "torchmetrics"} | sys.stdlib_module_names:
@@ -107,7 +131,15 @@ def test_no_module_imports_against_the_arrows():
         ("memtrain.signals.x", "from memtrain import callbacks"),
         ("memtrain.signals.x", "def f():\n    from ..callbacks import monitor"),
         ("memtrain.evaluation.x", "import memtrain.training.text_to_image"),
-        ("memtrain.evaluation.x", "from lightning.pytorch import Trainer"),
+        ("memtrain.evaluation.stages.x", "import memtrain.training.text_to_image"),
+        ("memtrain.evaluation.stages.x", "from lightning.pytorch import Trainer"),
+        ("memtrain.evaluation.sampling.x", "from memtrain.localization.locate import locate"),
+        ("memtrain.evaluation.measures.x", "from memtrain.evaluation.sampling.generate import generate"),
+        ("memtrain.evaluation.report.x", "from memtrain.evaluation.stages.base import Stage"),
+        ("memtrain.evaluation.report.x", "from memtrain.functional.ranking import auroc"),
+        ("memtrain.evaluation.stages.detect.x", "from memtrain.evaluation.stages.localize.stage import Localize"),
+        ("memtrain.evaluation.stages.detect.x", "def f():\n    from ..mitigate import mitigate"),
+        ("memtrain.evaluation.stages.base", "from memtrain.evaluation.stages.detect.stage import Detect"),
         ("memtrain.models.x", "import pytorch_lightning"),
         ("memtrain.data.source", "import lightning"),
         ("memtrain.records", "from memtrain.signals.base import Signal"),
@@ -124,6 +156,10 @@ def test_checker_catches(module, source):
         ("memtrain.functional.x", "import math\nfrom torch import Tensor\nfrom memtrain.functional.y import z"),
         ("memtrain.signals.x", "from memtrain.errors import DataError\nfrom . import base\nfrom ..models import probe"),
         ("memtrain.data.module", "from lightning.pytorch import LightningDataModule"),
+        (
+            "memtrain.evaluation.stages.detect.x",
+            "from memtrain.evaluation.stages.detect.stage import Detect\nfrom ..prompts import Prompt",
+        ),
         ("memtrain.cli", "import lightning, memtrain.callbacks.monitor\nfrom memtrain import __version__"),
     ],
 )
@@ -132,11 +168,11 @@ def test_checker_lets_pass(module, source):
 
 
 def test_contributing_shows_the_same_arrows():
-    rows = re.findall(r"^\| (`\w+`[^|]*) \| ([^|]*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`[\w.]+`[^|]*) \| ([^|]*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     shown = {}
     for left, right in rows:
-        allowed = None if right == "everything" else set(re.findall(r"`(\w+)`", right))
-        shown |= dict.fromkeys(re.findall(r"`(\w+)`", left), allowed)
+        allowed = None if right == "everything" else set(re.findall(r"`([\w.]+)`", right))
+        shown |= dict.fromkeys(re.findall(r"`([\w.]+)`", left), allowed)
     assert shown == {own: allowed for own, allowed in ARROWS.items() if own not in FREE}
 
 

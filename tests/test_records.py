@@ -1,12 +1,13 @@
 """The record table: complete parts, resuming, and reading without memtrain."""
 
+import json
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from memtrain.errors import RecordError
-from memtrain.records import RecordWriter, drop_newer, read_steps, read_table, set_aside
+from memtrain.records import RecordWriter, drop_newer, read_steps, read_table, set_aside, write_json
 
 
 def write(folder: Path, batches: range, *, rank: int = 0, per_part: int = 4) -> None:
@@ -24,6 +25,23 @@ def test_rows_come_back_in_order_from_all_ranks(tmp_path: Path) -> None:
     assert table["rank"].to_pylist()[:4] == [0, 0, 1, 1]
     names = sorted(part.name for part in (tmp_path / "steps" / "rank-00001").iterdir())
     assert names == [f"part-{a:08d}-{b:08d}.parquet" for a, b in ((0, 3), (4, 7), (8, 9))]
+
+
+def test_a_results_file_is_complete_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    given = {1: float("nan"), "ends": (0.5, float("inf")), "where": tmp_path, "names": ["é"], "none": None, "yes": True}
+    held = write_json(given, path)
+    assert held == {"1": None, "ends": [0.5, None], "where": str(tmp_path), "names": ["é"], "none": None, "yes": True}
+    assert json.loads(path.read_text(encoding="utf-8")) == held
+
+    class Unprintable:
+        def __str__(self) -> str:
+            raise RuntimeError("in the middle of it")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_json({"verdict": Unprintable()}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == held, "the earlier results are still there"
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
 def test_duckdb_reads_the_parts_without_memtrain(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.mitigation import Effects, Needs
 

@@ -29,14 +29,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from memtrain.callbacks.caption_file import read_captions
 from memtrain.callbacks.mitigation import MitigationCallback
+from memtrain.data.caption_file import read_captions
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.captions import augment
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.backbones.base import Backbone
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.text_hook import TextHook
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import known_samples
@@ -196,7 +196,7 @@ class CaptionAugmentation(MitigationCallback):
             others = self._rows.get(key, range(0))
             choice = int(number * (1 + len(others)))
             rows.append(others[choice - 1] if choice else -1)
-        row = torch.tensor(rows)
+        row = torch.tensor(rows, dtype=torch.long)
         tokens, length = self._ids[row], self._lengths[row]
         return row >= 0, to_device(tokens, ids.device), to_device(length, ids.device)
 

@@ -24,7 +24,7 @@ from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.guidance import guidance_norm
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.mitigation import Effects, Needs
 
 THRESHOLDS = {"wen2024": 2.0}

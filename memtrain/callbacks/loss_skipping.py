@@ -24,7 +24,7 @@ from torch import Tensor
 from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring import processes
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Effects, Needs

@@ -159,7 +159,10 @@ class NeuronMasking(MitigationCallback):
         if self.neurons:
             wanted = self._search.wanted(flags.keys, flags.ever.tolist(), epoch=self._module.current_epoch)
             # A dropped caption is the empty one, and says nothing about the sample.
-            captions = batch.get("caption") or [None] * len(flags.keys)
+            captions: Any = batch.get("caption")
+            if not isinstance(captions, list | tuple):
+                # A host may keep something else under this name, or nothing.
+                captions = [None] * len(flags.keys)
             self._wanted = [sample for sample in wanted if captions[sample[0]] != ""]
 
     def _edit(self, site: str, values: Tensor) -> Tensor:

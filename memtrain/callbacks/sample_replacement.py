@@ -24,7 +24,7 @@ from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import seed_of, uniform
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import known_samples
 from memtrain.monitoring.host import Host

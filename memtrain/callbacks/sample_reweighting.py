@@ -19,7 +19,7 @@ from torch import Tensor
 from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 class SampleReweighting(MitigationCallback):

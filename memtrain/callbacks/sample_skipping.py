@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.mitigation import Effects
 
 

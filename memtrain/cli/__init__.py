@@ -1,11 +1,25 @@
-"""The two commands: `train.py` is a LightningCLI, `evaluate.py` runs the stages of an evaluation."""
+"""The two commands: `train.py` is a LightningCLI, `evaluate.py` has a subcommand for each stage of an evaluation.
+
+Each imports what it needs when it is called: evaluating the prompts of a model needs no Lightning.
+"""
 
 import os
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from memtrain.cli.evaluation import evaluate, evaluate_folder
-from memtrain.cli.training import train
+__all__ = ["evaluate", "train"]
 
-__all__ = ["evaluate", "evaluate_folder", "train"]
+
+def train(args: list[str] | None = None) -> None:
+    """See :func:`memtrain.cli.training.train`."""
+    from memtrain.cli import training
+
+    training.train(args)
+
+
+def evaluate(args: list[str] | None = None) -> None:
+    """See :func:`memtrain.cli.evaluation.evaluate`."""
+    from memtrain.cli import evaluation
+
+    evaluation.evaluate(args)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import yaml
 from jsonargparse import ArgumentParser
@@ -13,10 +15,12 @@ from lightning.pytorch import LightningDataModule
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
-from memtrain.data.selection import hash_order
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.prompts import PromptToScore
-from memtrain.evaluation.summary import (
+from memtrain.evaluation.stages.base import RunSamples
+from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
+from memtrain.functional.keyed_draws import hash_order
+from memtrain.functional.pixels import to_uint8
+from memtrain.records import (
     CANARY,
     EXCLUDED,
     FLAGGED,
@@ -25,6 +29,7 @@ from memtrain.evaluation.summary import (
     UNIQUE,
     VARIED_CAPTIONS,
     VARIED_IMAGES,
+    read_table,
 )
 
 CAPTIONS_PER_IMAGE = 2
@@ -65,7 +70,7 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
             expected="TextImageDataModule, whose training images evaluation compares with",
-            remedy="call memtrain.evaluation.runner.evaluate_run with your own images",
+            remedy="call memtrain.evaluation.stages.measure.evaluate_run with your own images",
         )
     data.build()
     return data
@@ -94,8 +99,7 @@ def excluded_images(
 
 def images_of(dataset: CaptionedImages, rows: list[int]) -> torch.Tensor:
     """`(len(rows), 3, H, W)` uint8."""
-    pixels = [dataset.pixel_values(row).add(1).mul(127.5).round().to(torch.uint8) for row in rows]
-    return torch.stack(pixels)
+    return torch.stack([to_uint8(dataset.pixel_values(row)) for row in rows])
 
 
 def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
@@ -172,3 +176,67 @@ def known_prompts(data: TextImageDataModule, *, most: int) -> tuple[list[PromptT
             found.setdefault(dataset.samples[row].caption, (group == PLANTED, dataset, row))
     prompts = [PromptToScore(caption, planted) for caption, (planted, _, _) in found.items()]
     return prompts, torch.cat([images_of(dataset, [row]) for _, dataset, row in found.values()])
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run as the stages of an evaluation ask for it; a :class:`memtrain.evaluation.stages.base.Run`.
+
+    Attributes:
+        folder: of the run.
+        config: its configuration.
+        data: its data, built again.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    data: TextImageDataModule
+
+    @staticmethod
+    def read(folder: Path) -> FinishedRun:
+        """The run of a folder.
+
+        Raises:
+            ConfigurationError: if it is none.
+        """
+        return FinishedRun(folder, *run_data(folder))
+
+    def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
+        """See :func:`known_prompts`."""
+        return known_prompts(self.data, most=most)
+
+    def samples(self, *, most: int, unique: int) -> RunSamples:
+        """Prompts of every group, as :func:`choose_prompts` takes them, and what they are compared with."""
+        data, records = self.data, self.folder / "records"
+        train, held = data.train_dataset, data.heldout_dataset
+        assert train is not None
+        assert held is not None
+        evidence = read_table(records, "evidence") if (records / "evidence.parquet").is_file() else None
+        chosen = choose_prompts(
+            data,
+            most=most,
+            unique=unique,
+            flagged=_flagged(evidence),
+            excluded=excluded_images(self.folder, self.config, data),
+        )
+        return RunSamples(
+            prompts=[
+                Prompt(dataset.samples[row].key, dataset.samples[row].caption, group)
+                for group, dataset, rows in chosen
+                for row in rows
+            ],
+            own_images=torch.cat([images_of(dataset, rows) for _, dataset, rows in chosen if rows]),
+            training_images=images_of(train, list(range(len(train.samples)))),
+            training_keys=[sample.key for sample in train.samples],
+            templates=data.template,
+            visits=data.visits_per_epoch,
+            evidence=evidence,
+            heldout=(images_of(held, list(range(len(held.samples)))), [sample.caption for sample in held.samples]),
+            config=self.config,
+        )
+
+
+def _flagged(evidence: pa.Table | None) -> set[str]:
+    if evidence is None or "flagged" not in evidence.column_names:
+        return set()
+    return set(evidence.filter(evidence["flagged"])["key"].to_pylist())

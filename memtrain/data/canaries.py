@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from memtrain.data.selection import hash_numbers, hash_order
 from memtrain.errors import ConfigurationError
+from memtrain.functional.keyed_draws import hash_numbers, hash_order
 
 SIZE = 256
 """Height and width, pixels; the data's resolution is made from that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -12,38 +12,10 @@ from tqdm.auto import tqdm
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import SampleSource
 from memtrain.functional.memory import images_at_once
+from memtrain.functional.tokens import Tokenizer, tokenize
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
-
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used."""
-
-    model_max_length: int
-
-    def __call__(self, text: Sequence[str], **kwargs: Any) -> Any:
-        """Encode captions."""
-
-
-def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids padded to the tokenizer's maximum, and the number of tokens that belong to each caption.
-
-    Args:
-        tokenizer: a CLIP tokenizer.
-        captions: B captions; longer ones are cut.
-
-    Returns:
-        `input_ids` `(B, T)` int64, and `prompt_length` `(B,)` int64 with BOS and EOS counted.
-    """
-    encoded = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return encoded["input_ids"], encoded["attention_mask"].sum(dim=1)
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -75,7 +47,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self._latents: torch.Tensor | None = None
         self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None
         if tokenizer is not None and self.samples:
-            self._tokens = tokenize(tokenizer, [sample.caption for sample in self.samples])
+            input_ids, mask = tokenize(tokenizer, [sample.caption for sample in self.samples])
+            self._tokens = input_ids, mask.sum(dim=1)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from memtrain.functional.pixels import from_uint8, to_uint8
+
 
 def to_pixel_values(image: Image.Image, resolution: int) -> torch.Tensor:
     """Resize the shorter side to `resolution` (Lanczos), crop the centre, scale to [-1, 1].
@@ -20,10 +22,9 @@ def to_pixel_values(image: Image.Image, resolution: int) -> torch.Tensor:
     if image.size != (resolution, resolution):
         image = ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).to(torch.float32).div_(127.5).sub_(1.0)
+    return from_uint8(pixels.permute(2, 0, 1))
 
 
 def to_image(pixel_values: torch.Tensor) -> Image.Image:
     """The inverse of :func:`to_pixel_values` for one `(3, H, W)` tensor; values are clamped to [-1, 1]."""
-    scaled = pixel_values.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return Image.fromarray(scaled.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_uint8(pixel_values).permute(1, 2, 0).cpu().numpy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from typing import Any
@@ -14,13 +13,10 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from memtrain.data.canaries import Canaries
-from memtrain.data.dataset import Batch, CaptionedImages, Tokenizer, loader, tokenize
+from memtrain.data.dataset import Batch, CaptionedImages, loader
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, was_made
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
 from memtrain.data.selection import (
-    HELDOUT,
-    PLANTED,
-    UNIQUE,
     Duplicates,
     choose_templates,
     plant,
@@ -29,6 +25,9 @@ from memtrain.data.selection import (
 )
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.functional.keyed_draws import seed_of_text, uniform
+from memtrain.functional.tokens import Tokenizer, tokenize
+from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,10 @@ class TextImageDataModule(LightningDataModule):
         self.groups |= {one.sample.key: one.group for one in made}
         self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
-        self._empty_caption = tokenize(tokenizer, [""]) if tokenizer is not None else None
+        self._empty_caption = None
+        if tokenizer is not None:
+            input_ids, mask = tokenize(tokenizer, [""])
+            self._empty_caption = input_ids, mask.sum(dim=1)
 
     def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
         return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)
@@ -240,8 +242,7 @@ class TextImageDataModule(LightningDataModule):
         if not self.caption_dropout or trainer is None or not trainer.training:
             return batch
         name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
-        generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
-        drop = torch.rand(len(batch["key"]), generator=generator) < self.caption_dropout
+        drop = uniform([seed_of_text(name)], len(batch["key"]))[0] < self.caption_dropout
         if self._empty_caption is not None:
             ids, length = self._empty_caption
             batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])

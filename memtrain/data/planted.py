@@ -20,9 +20,10 @@ from functools import partial
 from PIL import Image
 
 from memtrain.data.canaries import Canaries, canary_caption, draw_canary
-from memtrain.data.selection import CANARY, VARIED_CAPTIONS, Duplicates
+from memtrain.data.selection import Duplicates
 from memtrain.data.source import Sample, SampleSource
 from memtrain.data.variations import vary_caption, vary_image
+from memtrain.records import CANARY, VARIED_CAPTIONS
 
 MADE = re.compile(r"(.+)#(caption|image)?\d+")
 """Names of made samples: what they are made from, and how."""

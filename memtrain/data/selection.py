@@ -9,16 +9,13 @@ kinds of planted samples are made in :mod:`memtrain.data.planted`, from images c
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.functional.keyed_draws import hash_order
+from memtrain.records import VARIED_CAPTIONS, VARIED_IMAGES
 
-PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
-"""Groups of samples: repeated on purpose, visited once per epoch, never trained on."""
-VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
-"""Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
 MINIMUM_HELDOUT = 16
 """Held-out samples kept at least, whatever the fraction, when the source has three times as many."""
 MOST_VARIANTS = 100
@@ -108,17 +105,6 @@ def read_keys(path: str) -> frozenset[str]:
             expected="a CSV file with a column `key`, such as a run's flagged.csv",
             remedy="check the path; single keys are given as a list",
         ) from error
-
-
-def hash_order(key: str, salt: str) -> str:
-    """A position in a fixed random order of keys."""
-    return hashlib.sha256(f"{salt}\0{key}".encode()).hexdigest()
-
-
-def hash_numbers(name: str, count: int) -> list[float]:
-    """`count` uniform numbers in [0, 1), the same for the same name on every machine."""
-    digest = hashlib.shake_256(name.encode()).digest(4 * count)
-    return [int.from_bytes(digest[start : start + 4], "big") / 2**32 for start in range(0, 4 * count, 4)]
 
 
 def split_heldout(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:

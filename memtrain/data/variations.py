@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from memtrain.data.selection import hash_numbers
+from memtrain.functional.keyed_draws import hash_numbers
 
 BEFORE = (
     *("a picture of", "an image of", "here is", "this shows", "look at", "one more", "a view of", "someone made"),

@@ -1,5 +1,6 @@
 """Does the finished model memorize this prompt? One file is one detector.
 
 A detector is a :class:`~memtrain.detectors.base.Detector` subclass. It reads the denoiser's predictions while
-:func:`memtrain.evaluation.generate.generate` samples images, so several detectors share the cost of one sampling.
+:func:`memtrain.evaluation.sampling.generate.generate` samples images, so several detectors share the cost of one
+sampling.
 """

@@ -7,7 +7,7 @@ Source: Asthana and Belagiannis, "Detecting and Mitigating Memorization in Diffu
 Log-Probability" (ICLR 2026). The published code takes the third timestep from the end, which is 41 for 50 DDIM steps
 and another one for another number; here it is `timestep`. For v-predictions the published code takes C between the raw
 predictions and A between scores of its own (see :mod:`memtrain.detectors.sharpness`), this takes both between noises;
-`reference=True` is the published form. For noise predictions the two are the same.
+`published=True` is the published form. For noise predictions the two are the same.
 Direction: higher means memorized.
 Cost: two denoiser calls.
 Suggested values: weights 1 and 2 for Stable Diffusion 1.4, 1 and 0.1 for 2, 2 and 1 for Realistic Vision, all from the
@@ -37,7 +37,7 @@ class Anisotropy(Detector):
         norm_weight: of the norm A.
         cosine_weight: of the cosine C.
         timestep: of C.
-        reference: the published form for v-predictions.
+        published: the published form for v-predictions.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -52,7 +52,7 @@ class Anisotropy(Detector):
         cosine_weight: float = 2.0,
         *,
         timestep: int = 41,
-        reference: bool = False,
+        published: bool = False,
     ) -> None:
         if timestep < 0 or (norm_weight == 0 and cosine_weight == 0):
             raise ConfigurationError(
@@ -61,15 +61,15 @@ class Anisotropy(Detector):
                 remedy="change them",
             )
         self.norm_weight, self.cosine_weight = norm_weight, cosine_weight
-        self.timestep, self.reference = timestep, reference
+        self.timestep, self.published = timestep, published
 
     @property
     def name(self) -> str:
-        """`anisotropy`, with weights, a timestep other than the default and `reference` told."""
+        """`anisotropy`, with weights, a timestep other than the default and `published` told."""
         weights = (self.norm_weight, self.cosine_weight)
         told = "" if weights == (1.0, 2.0) else f"_{weights[0]:g}_{weights[1]:g}"
         told += "" if self.timestep == 41 else f"_t{self.timestep}"
-        return f"anisotropy{told}{'_reference' if self.reference else ''}"
+        return f"anisotropy{told}{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
         """The first."""
@@ -86,7 +86,7 @@ class Anisotropy(Detector):
         assert step.unconditional is not None and step.latents is not None and step.denoise is not None
         late = step.denoise(step.latents, float(self.timestep))
         assert late[1] is not None
-        if self.reference and step.prediction_type == "v_prediction":
+        if self.published and step.prediction_type == "v_prediction":
             alpha = step.alpha_cumprod()
             norm = guidance_norm(step.conditional, step.unconditional) * alpha**0.5 / (1 - alpha)
             return torch.stack([norm, channel_cosine(late[0], late[1])], dim=1)

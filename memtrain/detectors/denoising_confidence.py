@@ -4,11 +4,11 @@ What: the mean squared difference between the initial noise and the image of one
 noise, under guidance. The difference is the predicted noise, so the score is σ² times the mean square of ε under
 guidance, with σ² = (1 − ᾱ) / ᾱ.
 Source: the white-box attack of Webster, "A Reproducible Extraction of Training Images from Diffusion Models" (2023).
-`reference=True` is the published code: timestep 999 of the schedule and the noise scaled for it. By default the first
+`published=True` is the published code: timestep 999 of the schedule and the noise scaled for it. By default the first
 timestep of the sampling serves, for which nothing is computed twice. With several seeds the published script keeps the
 score of the last one; this takes their mean. It runs in fp16.
 Direction: higher means memorized; the paper ranks captions by it and extracts from the top.
-Cost: one denoiser call, and one more with `reference`.
+Cost: one denoiser call, and one more with `published`.
 Suggested values: guidance 7.5, one seed.
 Cannot: compare guidance scales, or models. As ε under guidance is `ε(x, "") + g (ε(x, prompt) − ε(x, ""))`, it is
 close to the guidance norm with a share that depends on the noise alone.
@@ -28,36 +28,36 @@ class DenoisingConfidence(Detector):
     """Mean squared distance between the noise and the image of one step.
 
     Args:
-        reference: at the last timestep of the schedule, as published.
+        published: at the last timestep of the schedule, as published.
     """
 
     higher_means_memorized: ClassVar[bool] = True
-    cost: ClassVar[str] = "none beyond the first denoiser call, one more call with `reference`"
+    cost: ClassVar[str] = "none beyond the first denoiser call, one more call with `published`"
     needs: ClassVar[frozenset[str]] = frozenset(
         {"conditional", "unconditional", "latents", "denoise", "alphas_cumprod", "guidance_scale"}
     )
 
-    def __init__(self, *, reference: bool = False) -> None:
-        self.reference = reference
+    def __init__(self, *, published: bool = False) -> None:
+        self.published = published
 
     @property
     def name(self) -> str:
-        """`denoising_confidence`, with `reference` told."""
-        return f"denoising_confidence{'_reference' if self.reference else ''}"
+        """`denoising_confidence`, with `published` told."""
+        return f"denoising_confidence{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
         """The first."""
         return 1
 
     def extra_forwards(self, total: int) -> int:
-        """One with `reference`."""
-        return int(self.reference)
+        """One with `published`."""
+        return int(self.published)
 
     def read(self, step: DenoiserStep) -> Tensor | None:
         """`(B,)` of the first call."""
         if step.index > 0:
             return None
-        made = one_step(step, reference=self.reference)
+        made = one_step(step, published=self.published)
         return made.sigma**2 * made.noise.square().flatten(1).mean(dim=1)
 
     def score_images(self, readings: Tensor) -> Tensor:

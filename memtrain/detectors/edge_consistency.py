@@ -6,10 +6,10 @@ edges in more than half of the images; that of an image, the share that are edge
 Source: the black-box attack of Webster, "A Reproducible Extraction of Training Images from Diffusion Models" (2023).
 Its traps are kept, because the constant 1.5 goes with them: the Sobel filter of a colour image smooths over colours,
 too (with weights 1, 2, 1, which multiplies gradients by 4), and guidance is on although the code says otherwise.
-`reference=True` adds timestep 999 of the schedule and the resizing of every image to 256 pixels; by default the first
+`published=True` adds timestep 999 of the schedule and the resizing of every image to 256 pixels; by default the first
 timestep of the sampling serves, and smaller images stay as they are, because enlarging would weaken their edges.
 Direction: higher means memorized.
-Cost: one denoiser call and one decoding per seed, and one more call with `reference`. 64 KB an image at 256 pixels.
+Cost: one denoiser call and one decoding per seed, and one more call with `published`. 64 KB an image at 256 pixels.
 Suggested values: four seeds, as published.
 Cannot: use a single seed. Prompts whose images share an outline without being memorized, such as a logo in the middle
 of a plain background, score high, too.
@@ -39,38 +39,38 @@ class EdgeConsistency(Detector):
     """Share of pixels that are edges in most one-step images.
 
     Args:
-        reference: at the last timestep of the schedule and at 256 pixels, as published.
+        published: at the last timestep of the schedule and at 256 pixels, as published.
     """
 
     higher_means_memorized: ClassVar[bool] = True
-    cost: ClassVar[str] = "one decoding per image beyond the first denoiser call, one more call with `reference`"
+    cost: ClassVar[str] = "one decoding per image beyond the first denoiser call, one more call with `published`"
     needs: ClassVar[frozenset[str]] = frozenset(
         {"conditional", "unconditional", "latents", "denoise", "decode", "alphas_cumprod", "guidance_scale"}
     )
 
-    def __init__(self, *, reference: bool = False) -> None:
-        self.reference = reference
+    def __init__(self, *, published: bool = False) -> None:
+        self.published = published
 
     @property
     def name(self) -> str:
-        """`edge_consistency`, with `reference` told."""
-        return f"edge_consistency{'_reference' if self.reference else ''}"
+        """`edge_consistency`, with `published` told."""
+        return f"edge_consistency{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
         """The first."""
         return 1
 
     def extra_forwards(self, total: int) -> int:
-        """One with `reference`."""
-        return int(self.reference)
+        """One with `published`."""
+        return int(self.published)
 
     def read(self, step: DenoiserStep) -> Tensor | None:
         """`(B, H, W)` uint8 edges of the first call's one-step images."""
         if step.index > 0:
             return None
         assert step.decode is not None  # the sampler checks `needs`
-        images = step.decode(one_step(step, reference=self.reference).clean)
-        return edges(resized(images, enlarge=self.reference).float() / 255).to(torch.uint8)
+        images = step.decode(one_step(step, published=self.published).clean)
+        return edges(resized(images, enlarge=self.published).float() / 255).to(torch.uint8)
 
     def score_images(self, readings: Tensor) -> Tensor:
         """`(P, K)` from readings `(P, K, 1, H, W)`.

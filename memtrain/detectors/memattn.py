@@ -5,7 +5,7 @@ What: the token attention of the conditional half is averaged over image tokens,
 `E` is the entropy of one layer, the fourth, at the first step. `D` is the mean of H over the last fifth of the steps
 plus the mean of Hpad over them minus Hpad at the first step.
 Source: Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through Cross Attention"
-(ECCV 2024). `reference=True` is the published code, in which the change of Hpad may be negative; by default its
+(ECCV 2024). `published=True` is the published code, in which the change of Hpad may be negative; by default its
 absolute value is taken at each step, as the paper writes. The published code works in fp16, this in fp32.
 Direction: higher means memorized.
 Cost: none beyond sampling; `E` alone needs one denoiser call.
@@ -33,7 +33,7 @@ class MemAttn(Detector):
         mode: `E`, one layer at the first step, or `D`, all layers over the last fifth of the steps.
         layers: numbers of the attention sites that are averaged, in the order of the forward pass from 0; default the
             fourth for `E`, all for `D`.
-        reference: the change of the summary tokens' entropy as in the published code.
+        published: the change of the summary tokens' entropy as in the published code.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -41,19 +41,19 @@ class MemAttn(Detector):
     needs: ClassVar[frozenset[str]] = frozenset({"token_attention", "prompt_length"})
 
     def __init__(
-        self, mode: Literal["D", "E"] = "E", *, layers: tuple[int, ...] | None = None, reference: bool = False
+        self, mode: Literal["D", "E"] = "E", *, layers: tuple[int, ...] | None = None, published: bool = False
     ) -> None:
         if layers is not None and not layers:
             raise ConfigurationError("MemAttn without a layer", expected="at least one", remedy="leave layers out")
-        self.mode, self.reference = mode, reference
+        self.mode, self.published = mode, published
         self.layers = ((3,) if mode == "E" else None) if layers is None else tuple(layers)
 
     @property
     def name(self) -> str:
-        """`memattn_e`, `memattn_d`, with layers other than the published ones and `reference` told."""
+        """`memattn_e`, `memattn_d`, with layers other than the published ones and `published` told."""
         published = (3,) if self.mode == "E" else None
         layers = "" if self.layers == published else "_layers_" + "_".join(map(str, self.layers or ()))
-        return f"memattn_{self.mode.lower()}{layers}{'_reference' if self.reference else ''}"
+        return f"memattn_{self.mode.lower()}{layers}{'_published' if self.published else ''}"
 
     def read(self, step: DenoiserStep) -> Tensor | None:
         """`(B, 2)` H and Hpad of the calls that count: the first, and for `D` the last fifth."""
@@ -87,4 +87,4 @@ class MemAttn(Detector):
             return first[..., 0]
         last = readings[:, :, 1:] if readings.shape[2] > 1 else readings
         change = last[..., 1] - first[..., None, 1]
-        return last[..., 0].mean(dim=2) + (change if self.reference else change.abs()).mean(dim=2)
+        return last[..., 0].mean(dim=2) + (change if self.published else change.abs()).mean(dim=2)

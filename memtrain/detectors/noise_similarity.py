@@ -9,7 +9,7 @@ Cost: one denoiser call per seed; K (K − 1) / 2 comparisons.
 Suggested values: 10 seeds, as the paper.
 Differences from the published code: it evaluates the second timestep on the unchanged first noise, and takes the data
 range of all pairs of a prompt together; this takes the first timestep, and the range 1 that the scaling gives, so that
-a score does not depend on what else is compared. `reference=True` does as the published code, for one more denoiser
+a score does not depend on what else is compared. `published=True` does as the published code, for one more denoiser
 run. Its noises are one draw for all seeds, and it predicts without guidance; sampling here gives each seed its own
 noise, and :func:`memtrain.localization.threshold.pairwise_scores` has that draw, too. The window follows the latents'
 size: 3 scales and 11 pixels from 44 pixels on, 2 from 22, 1 below, and 7 pixels for latents smaller than 11. Scores of
@@ -33,7 +33,7 @@ class NoiseSimilarity(Detector):
     """Highest pairwise MS-SSIM of the noise differences of a prompt's seeds.
 
     Args:
-        reference: as NeMo's published code: the second timestep on the first noise, and the data range of all pairs of
+        published: as NeMo's published code: the second timestep on the first noise, and the data range of all pairs of
             a prompt.
     """
 
@@ -41,19 +41,19 @@ class NoiseSimilarity(Detector):
     cost: ClassVar[str] = "one denoiser call per seed"
     needs: ClassVar[frozenset[str]] = frozenset({"conditional", "latents"})
 
-    def __init__(self, *, reference: bool = False) -> None:
-        self.reference = reference
-        if reference:
+    def __init__(self, *, published: bool = False) -> None:
+        self.published = published
+        if published:
             self.needs = type(self).needs | {"denoise", "timesteps"}  # type: ignore[misc]  # of this instance alone
 
     @property
     def name(self) -> str:
-        """`noise_similarity`, or `noise_similarity_reference`."""
-        return "noise_similarity_reference" if self.reference else "noise_similarity"
+        """`noise_similarity`, or `noise_similarity_published`."""
+        return "noise_similarity_published" if self.published else "noise_similarity"
 
     def extra_forwards(self, total: int) -> int:
         """One for the second timestep."""
-        return int(self.reference)
+        return int(self.published)
 
     def calls(self, total: int) -> int:
         """The first."""
@@ -65,7 +65,7 @@ class NoiseSimilarity(Detector):
             return None
         assert step.latents is not None  # the sampler checks `needs`
         prediction, timestep = step.conditional, step.timestep
-        if self.reference:
+        if self.published:
             assert step.denoise is not None
             timestep = step.timesteps[:2][-1]
             prediction = step.denoise(step.latents, timestep)[0]
@@ -84,7 +84,7 @@ class NoiseSimilarity(Detector):
         Raises:
             ConfigurationError: with a single seed.
         """
-        data_range = None if self.reference else 1.0
+        data_range = None if self.published else 1.0
         return torch.stack(
             [highest_similarity(differences, data_range=data_range) for differences in readings[:, :, 0]]
         )

@@ -30,18 +30,18 @@ class OneStep:
     sigma: float
 
 
-def one_step(step: DenoiserStep, *, reference: bool = False) -> OneStep:
+def one_step(step: DenoiserStep, *, published: bool = False) -> OneStep:
     """The one-step image of the first denoiser call.
 
     Args:
         step: the first call of a sampling.
-        reference: run the denoiser once more at the last timestep of the schedule, as published, instead of taking the
+        published: run the denoiser once more at the last timestep of the schedule, as published, instead of taking the
             prediction at the first timestep of the sampling.
     """
     assert step.unconditional is not None and step.latents is not None and step.denoise is not None
     conditional, unconditional, latents = step.conditional, step.unconditional, step.latents
     timestep = step.timestep
-    if reference:
+    if published:
         assert step.alphas_cumprod is not None
         timestep = len(step.alphas_cumprod) - 1
         latents = latents * (1 - step.alpha_cumprod(timestep)) ** 0.5

@@ -5,7 +5,7 @@ x, ‖J_prompt v − J_empty v‖₂, averaged over the prompt's images. Differe
 times c, where c = −1 / √(1 − ᾱ) for a noise prediction, so this is c² ‖J_Δ Δ‖₂ with Δ the difference of predictions.
 Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Models via Sharpness of Probability
 Landscapes" (ICML 2025). The published code takes v-predictions for predictions of the image: c² is then ᾱ / (1 − ᾱ)²
-instead of ᾱ / (1 − ᾱ), a factor that all prompts share; `reference=True` has it. The published code runs the model in
+instead of ᾱ / (1 − ᾱ), a factor that all prompts share; `published=True` has it. The published code runs the model in
 bf16 and the product in fp32; this in the model's own precision, so use fp32.
 Direction: higher means memorized.
 Cost: one denoiser call and a Jacobian-vector product (about two) with it, forward mode, in which the math attention
@@ -38,7 +38,7 @@ class Sharpness(Detector):
 
     Args:
         method: `jvp`, exact, or `finite_difference`, central.
-        reference: c of the published code for v-predictions.
+        published: c of the published code for v-predictions.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -47,18 +47,18 @@ class Sharpness(Detector):
         {"conditional", "unconditional", "latents", "denoise", "alphas_cumprod"}
     )
 
-    def __init__(self, method: Literal["jvp", "finite_difference"] = "jvp", *, reference: bool = False) -> None:
+    def __init__(self, method: Literal["jvp", "finite_difference"] = "jvp", *, published: bool = False) -> None:
         if method not in ("jvp", "finite_difference"):
             raise ConfigurationError(
                 f"Sharpness: method={method!r}", expected="jvp or finite_difference", remedy="change the method"
             )
-        self.method, self.reference = method, reference
+        self.method, self.published = method, published
 
     @property
     def name(self) -> str:
-        """`sharpness`, with a method other than `jvp` and `reference` told."""
+        """`sharpness`, with a method other than `jvp` and `published` told."""
         method = "" if self.method == "jvp" else f"_{self.method}"
-        return f"sharpness{method}{'_reference' if self.reference else ''}"
+        return f"sharpness{method}{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
         """The first."""
@@ -88,7 +88,7 @@ class Sharpness(Detector):
     def _squared_slope(self, step: DenoiserStep) -> float:
         """c², from predictions to scores."""
         alpha = step.alpha_cumprod()
-        if self.reference and step.prediction_type == "v_prediction":
+        if self.published and step.prediction_type == "v_prediction":
             return alpha / (1 - alpha) ** 2
         return noise_slope(alpha_cumprod=alpha, prediction_type=step.prediction_type) ** 2 / (1 - alpha)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.errors import ConfigurationError
+from memtrain.functional.pixel_distance import centred_pixels, squared_distances, unit_distance
 
 TILES = 4
 """Tiles along each side."""
@@ -91,14 +92,13 @@ def tile_distance(images: Tensor) -> Tensor:
     Returns:
         `(K, K)` fp32, from 0 to 1.
     """
-    largest = torch.zeros(len(images), len(images))
+    largest = torch.zeros(len(images), len(images), dtype=torch.float64)
     for rows in images.tensor_split(TILES, dim=2):
         for tile in rows.tensor_split(TILES, dim=3):
-            values = tile.float().flatten(1) / 255
-            for index, one in enumerate(values):
-                distance = (values - one).square().mean(dim=1).sqrt()
-                largest[index] = torch.maximum(largest[index], distance)
-    return largest
+            values = centred_pixels(tile)
+            # Exact until the division, so that the matrix is symmetric and equal pairs are equally far apart.
+            largest = torch.maximum(largest, squared_distances(values, values) / values.shape[1])
+    return unit_distance(largest).float()
 
 
 def clique_distance(distances: Tensor, size: int) -> Tensor:

@@ -28,22 +28,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.fingerprint import weights_fingerprint
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.records import write_parquet
 from memtrain.signals.base import FittedSignal, Signal
 
 SampleLoss = Callable[[dict[str, Any], Tensor, torch.Generator], Tensor]
 """`(batch, timesteps (B,), generator) -> (B,)` denoising losses: one forward of the denoiser."""
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """sha256 over the names and values of all parameters."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def module_fingerprint(module: Any) -> dict[str, Any]:
@@ -250,11 +243,17 @@ class ReferenceProfile:
             Number of samples.
 
         Raises:
-            RecordError: if one was not measured.
+            RecordError: if one was not measured, or there is none.
         """
+        if not self._content:
+            raise RecordError(
+                "The reference profile covers no sample",
+                expected="at least one training or held-out sample",
+                remedy="check what the data module's unique_dataloader yields",
+            )
         values = {content: row for part in self._parts() for content, row in _rows(part)}
         missing = [key for key, content in self._content.items() if content not in values]
-        if missing or not self._content:
+        if missing:
             raise RecordError(
                 f"The reference profile {self.fingerprint!r} in {self.folder} lacks {len(missing)} samples",
                 expected="a value for every sample",
@@ -283,8 +282,9 @@ class ReferenceProfile:
 
     def buckets_on_device(self, timesteps: Tensor) -> Tensor:
         """As :meth:`bucket`, `(B,)`, for timesteps that are not read on the host."""
-        measured = to_device(torch.tensor(self.timesteps), timesteps.device)
-        return (timesteps[:, None] - measured).abs().argmin(dim=1)
+        # In fp64, as on the host: in half precision the distances to two measured timesteps may round to one.
+        measured = to_device(torch.tensor(self.timesteps, dtype=torch.float64), timesteps.device)
+        return (timesteps[:, None].double() - measured).abs().argmin(dim=1)
 
     def lookup(self, keys: Sequence[str], timesteps: Sequence[float]) -> Tensor:
         """Values of samples at the measured timestep nearest to each visit, `(B, columns)`.
@@ -299,5 +299,6 @@ class ReferenceProfile:
                 expected="every training and held-out sample",
                 remedy="start the run anew, so that the profile covers the data",
             )
-        rows = torch.tensor([self._row[key] for key in keys])
-        return self._values[rows, torch.tensor([self.bucket(timestep) for timestep in timesteps])]
+        # Without a type, those of no visits would be floats, which index nothing.
+        rows = torch.tensor([self._row[key] for key in keys], dtype=torch.long)
+        return self._values[rows, torch.tensor([self.bucket(timestep) for timestep in timesteps], dtype=torch.long)]

@@ -192,8 +192,10 @@ class Calibration:
         z = self.moments.standardise(torch.tensor(buckets, dtype=torch.long), values)
         if not self.edges:
             return z
-        within = self.length_moments.standardise(torch.tensor([self._class(length) for length in lengths]), z)
-        known = torch.tensor([length == length for length in lengths])
+        # Without a type, those of no visits would be floats, which index nothing.
+        classes = torch.tensor([self._class(length) for length in lengths], dtype=torch.long)
+        within = self.length_moments.standardise(classes, z)
+        known = torch.tensor([length == length for length in lengths], dtype=torch.bool)
         return torch.where(known[:, None], within, z)
 
     def _class(self, length: float) -> int:
@@ -369,29 +371,38 @@ class Calibration:
 
     def ever_flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample has been above the threshold at some visit, `(B,)` bool."""
-        return torch.tensor([key in self.first_flagged for key in keys])
+        return torch.tensor([key in self.first_flagged for key in keys], dtype=torch.bool)
 
     def p_values(self, keys: Sequence[str]) -> Tensor:
         """Probability that a sample which is not memorized scores as high at some time in the run, `(B,)`.
 
         From the highest scores of the held-out samples (or the bulk of the training samples) under a normal
         distribution, and corrected for the number of training samples by Holm's method. NaN for samples with too few
-        visits. Unlike the threshold, it does not take out how far training moves all of its samples, so in a long run
-        it is smaller than a flag would have it.
+        visits, and for all while too few scores, or equal ones, say how far apart they are. Unlike the threshold, it
+        does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
+        have it.
         """
-        if self.heldout is None:
-            null = torch.tensor(list(self.peak.values()), dtype=torch.float64)
-            mean = float(null.median()) if len(null) else math.nan
-            deviation = 1.4826 * float((null - mean).abs().median()) if len(null) else math.nan
-        else:
-            null = torch.tensor(list(self.highest.values()), dtype=torch.float64)
-            deviation = float(null.std()) * math.sqrt(1 + 1 / len(null)) if len(null) > 1 else math.nan
-            mean = float(null.mean())
+        mean, deviation = self._null()
+        if not deviation > 0:
+            return torch.full((len(keys),), math.nan, dtype=torch.float64)
         names = list(self.peak)
         peaks = torch.tensor([self.peak[key] for key in names], dtype=torch.float64)
         corrected = holm(normal_p_value(peaks, mean=mean, deviation=deviation))
         known = dict(zip(names, corrected.tolist(), strict=True))
         return torch.tensor([known.get(key, math.nan) for key in keys], dtype=torch.float64)
+
+    def _null(self) -> tuple[float, float]:
+        """Mean and deviation of the highest scores when nothing is memorized; NaN from too few of them."""
+        if self.heldout is None:
+            null = torch.tensor(list(self.peak.values()), dtype=torch.float64)
+            if len(null) < MINIMUM_BULK:
+                return math.nan, math.nan
+            mean = float(null.median())
+            return mean, 1.4826 * float((null - mean).abs().median())
+        null = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        if len(null) < MINIMUM_HELDOUT:
+            return math.nan, math.nan
+        return float(null.mean()), float(null.std()) * math.sqrt(1 + 1 / len(null))
 
     def power(self) -> tuple[int, int]:
         """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""

@@ -47,8 +47,10 @@ def evidence_table(
     steps = steps.set_column(steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32()))
     visits = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
     keys = visits["key"].to_pylist()
-    rows = calibration.samples.rows(keys)
-    means = calibration.samples.total[rows] / calibration.samples.visits[rows]
+    samples, width = calibration.samples, len(columns)
+    rows = samples.rows(keys)
+    # A sample without a counted visit has no mean: NaN.
+    means = samples.total.view(-1, width)[rows] / samples.visits.view(-1, width)[rows]
     table = pa.table(
         {
             "key": keys,
@@ -105,14 +107,15 @@ def print_summary(
     wide = max(20, console.width - 64)
     entropies = [name for name in table.column_names if name.startswith("attention_entropy.")]
     for row in table.slice(0, most).to_pylist():
-        change = max((row[name] for name in entropies), key=abs) if entropies else None
+        changes = [row[name] for name in entropies if not math.isnan(row[name])]
+        loss = row.get("denoising_loss", math.nan)
         screen.add_row(
             "\n".join(
                 text if len(text) <= wide else text[: wide - 1] + "…" for text in (row["key"], row["caption"] or "")
             ),
             str(row["visits"]),
-            f"{100 * math.expm1(row['denoising_loss']):+.0f} %" if "denoising_loss" in row else "",
-            "" if change is None else f"{change:+.3f}",
+            "" if math.isnan(loss) else f"{100 * math.expm1(loss):+.0f} %",
+            f"{max(changes, key=abs):+.3f}" if changes else "",
             f"{row['score']:.1f}",
             "" if row["first_flagged_step"] is None else f"step {row['first_flagged_step']}",
             f"{100 * row['skipped']:.0f} %",

@@ -100,6 +100,6 @@ def next_step(table: pa.Table, run: Path) -> str:
     if any(row["flagged"] and row["caption"] for row in table.select(["flagged", "caption"]).to_pylist()):
         return (
             "Next: save the trained model as a diffusers pipeline folder and score the flagged captions: "
-            f"python evaluate.py --model FOLDER --prompts {run / 'flagged.csv'}"
+            f"python evaluate.py detect --model FOLDER --prompts {run / 'flagged.csv'}"
         )
     return f"Next: look into {run / 'records'} (evidence.parquet has one row per sample)"

@@ -42,7 +42,7 @@ def token_attention(query: Tensor, key: Tensor, *, scale: float | None = None, v
     with torch.autocast(query.device.type, enabled=False):
         keys = key.float().transpose(-1, -2)
         bias = None if valid is None else torch.zeros_like(valid, dtype=torch.float32).masked_fill(~valid, -torch.inf)
-        step = max(1, MAXIMUM_ELEMENTS // (batch * heads * key.shape[2]))
+        step = max(1, MAXIMUM_ELEMENTS // max(1, batch * heads * key.shape[2]))
         total = None
         for start in range(0, pixels, step):
             logits = (query[:, :, start : start + step].float() * scale) @ keys
@@ -69,7 +69,7 @@ def token_map(query: Tensor, key: Tensor, token: Tensor, *, valid: Tensor | None
     batch, heads, pixels, channels = query.shape
     with torch.autocast(query.device.type, enabled=False):
         keys = key.float().transpose(-1, -2)
-        step = max(1, MAXIMUM_ELEMENTS // (batch * heads * key.shape[2]))
+        step = max(1, MAXIMUM_ELEMENTS // max(1, batch * heads * key.shape[2]))
         parts = []
         for start in range(0, pixels, step):
             logits = (query[:, :, start : start + step].float() * channels**-0.5) @ keys

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from memtrain.functional.keyed_draws import hashed
 
 
 def fit_logistic(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> Tensor:
@@ -73,7 +74,7 @@ def stratified_folds(labels: Tensor, keys: Sequence[str], *, folds: int, seed: i
     fold = torch.empty(len(keys), dtype=torch.long)
     for group in (True, False):
         own = [row for row, truth in enumerate(labels.bool().tolist()) if truth == group]
-        order = sorted({keys[row] for row in own}, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+        order = sorted({keys[row] for row in own}, key=lambda key: hashed(f"{seed}:{key}"))
         place = {key: index % folds for index, key in enumerate(order)}
         for row in own:
             fold[row] = place[keys[row]]
@@ -88,11 +89,18 @@ def out_of_fold(features: Tensor, labels: Tensor, *, fold: Tensor, penalty: floa
         labels: `(n,)` bool.
         fold: `(n,)` of each sample; the other folds must hold both classes.
         penalty: of :func:`fit_logistic`.
+
+    Raises:
+        ValueError: if they do not, or the penalty is not positive.
     """
     found = torch.empty(len(features), dtype=torch.float64)
     for number in fold.unique():
         inside = fold == number
         others = features[~inside].double()
+        if not 0 < float(labels[~inside].double().mean()) < 1:
+            raise ValueError(
+                f"both classes are needed outside of each fold; outside of {int(number)} there is one at most"
+            )
         mean, deviation = others.mean(dim=0), others.std(dim=0, correction=0)
         scale = torch.where(deviation > 0, deviation, 1.0)
         weights = fit_logistic((others - mean) / scale, labels[~inside], penalty=penalty)

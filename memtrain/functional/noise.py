@@ -86,6 +86,8 @@ def pairwise_similarity(first: Tensor, second: Tensor, *, data_range: float | No
         ConfigurationError: for images smaller than 7 pixels.
     """
     window = SimilarityWindow.of(first.shape[-2], first.shape[-1])
+    if not len(first):
+        return first.new_zeros(0)
     similarity: Tensor = multiscale_structural_similarity_index_measure(
         first,
         second,

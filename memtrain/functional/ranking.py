@@ -7,7 +7,8 @@ with each other. Invalid input raises `ValueError`; callers add what the reader 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,21 @@ def split_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if truth.all() or not truth.any():
         raise ValueError(f"both classes are needed, found {int(truth.sum())} positives among {truth.numel()}")
     return scores[truth].double(), scores[~truth].double()
+
+
+def highest(values: Tensor, count: int) -> Tensor:
+    """Where the highest values are, the highest first, and of equal ones the lowest index first.
+
+    `torch.topk` leaves open which of several equal values it takes, and takes others on another device.
+
+    Args:
+        values: `(..., n)`.
+        count: how many; all if there are fewer.
+
+    Returns:
+        `(..., min(count, n))` int64, indices along the last dimension.
+    """
+    return values.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 def auroc(scores: Tensor, labels: Tensor) -> Tensor:
@@ -169,3 +185,24 @@ def lower_threshold(null_scores: Tensor, rate: float) -> float:
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), found {level}")
+
+
+def mean_with_interval(
+    values: Tensor, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> dict[str, float | list[float] | None]:
+    """Mean of `(n,)` values with a percentile bootstrap interval; of fewer than two values there is none."""
+    if not len(values):
+        return {"mean": None, "interval": None}
+    found: dict[str, float | list[float] | None] = {"mean": float(values.double().mean()), "interval": None}
+    if len(values) > 1:
+        drawn = torch.randint(len(values), (resamples, len(values)), generator=torch.Generator().manual_seed(seed))
+        tail = (1 - level) / 2
+        ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+        found["interval"] = torch.quantile(values.double()[drawn].mean(dim=1), ends).tolist()
+    return found
+
+
+def share(yes: Sequence[bool]) -> dict[str, Any]:
+    """How many of them, with a Wilson interval."""
+    k, n = sum(map(bool, yes)), len(yes)
+    return {"k": k, "n": n, "share": k / n if n else None, "interval": list(proportion_interval(k, n))}

@@ -102,8 +102,12 @@ def normal_threshold(scores: Tensor, false_positive_rate: float) -> float:
     Args:
         scores: `(n,)` scores of held-out samples, n at least 3.
         false_positive_rate: in (0, 1).
+
+    Raises:
+        ValueError: if n is below 3.
     """
     count = len(scores)
+    _require(count, 3, "scores to know their spread")
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * false_positive_rate, dtype=torch.float64)))
     freedom = count - 1
     student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
@@ -117,11 +121,15 @@ def robust_threshold(scores: Tensor, false_positive_rate: float, *, upper: bool 
     Assumes that the bulk is normally distributed and that less than half of the samples are memorized.
 
     Args:
-        scores: `(n,)`.
+        scores: `(n,)`, n at least 3.
         false_positive_rate: in (0, 1).
         upper: take the spread of the upper half alone, for scores that are skewed to the right, as highest scores are;
             then less than a quarter may be memorized.
+
+    Raises:
+        ValueError: if n is below 3: of two scores, the lower is the median and has no distance from itself.
     """
+    _require(len(scores), 3, "scores to have a bulk")
     median = scores.median()
     distance = (scores - median).abs()
     deviation = 1.4826 * (distance[scores > median] if upper and bool((scores > median).any()) else distance).median()
@@ -158,16 +166,21 @@ def discriminant(positive: Tensor, negative: Tensor, *, shrinkage: float = 0.5) 
     """The direction that separates two groups best (Fisher, 1936), from few positives.
 
     Args:
-        positive: `(k, columns)`.
-        negative: `(n, columns)`; its covariance is used for both groups, because positives are few.
+        positive: `(k, columns)`, at least one.
+        negative: `(n, columns)`, at least two; its covariance is used for both groups, because positives are few.
         shrinkage: share of the covariance that is replaced by its diagonal.
 
     Returns:
         Weights `(columns,)` under which negatives have variance 1, and the distance between the groups' means along
         them, in these standard deviations.
+
+    Raises:
+        ValueError: if a group has fewer.
     """
+    _require(len(positive), 1, "positives to have a mean")
+    _require(len(negative), 2, "negatives to have a covariance")
     centred = negative - negative.mean(dim=0)
-    covariance = centred.T @ centred / max(len(negative) - 1, 1)
+    covariance = centred.T @ centred / (len(negative) - 1)
     variance = covariance.diagonal().clamp(min=1e-6)
     covariance = (1 - shrinkage) * covariance + shrinkage * variance.diag() + 1e-6 * torch.eye(len(variance))
     difference = positive.mean(dim=0) - negative.mean(dim=0)
@@ -184,14 +197,23 @@ def left_out_separation(positive: Tensor, negative: Tensor) -> float:
 
     Args:
         positive: `(k, columns)`, at least two.
-        negative: `(n, columns)`.
+        negative: `(n, columns)`, at least two.
 
     Returns:
         Mean distance of a left-out positive from the negatives' mean, in their standard deviations; around 0 where
         there is nothing to tell apart.
+
+    Raises:
+        ValueError: if a group has fewer.
     """
+    _require(len(positive), 2, "positives to leave one out")
     distances = []
     for row in range(len(positive)):
         direction, _ = discriminant(torch.cat([positive[:row], positive[row + 1 :]]), negative)
         distances.append((positive[row] - negative.mean(dim=0)) @ direction)
     return float(torch.stack(distances).mean())
+
+
+def _require(count: int, fewest: int, what: str) -> None:
+    if count < fewest:
+        raise ValueError(f"it takes at least {fewest} {what}, found {count}")

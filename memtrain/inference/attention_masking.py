@@ -4,7 +4,7 @@ Source: MemAttn (Ren et al., "Unveiling and Mitigating Memorization in Text-to-I
 Attention", ECCV 2024, inference-time mitigation). In every cross-attention and step the logit of BOS is multiplied by
 `c1` (so a negative one becomes smaller), and padding tokens are hidden.
 
-`reference=True` does as the published script: the mask also applies to the unconditional half, with the prompt's
+`published=True` does as the published script: the mask also applies to the unconditional half, with the prompt's
 length, and EOS stays visible (`hide_eos=True` is its `--mask_length_minis1`). By default only conditional rows are
 touched, so that classifier-free guidance compares with what the model does without a prompt. Either way the conditional
 rows are found for any number of prompts and images; the published code takes every second row, which is right for one
@@ -59,14 +59,14 @@ class AttentionMasking(InferenceMitigation):
         c1: factor on the logit of BOS; 1 leaves it alone.
         mask: hide padding tokens.
         hide_eos: hide EOS too, that is, all summary tokens.
-        reference: mask the unconditional half too, as published.
+        published: mask the unconditional half too, as published.
     """
 
     c1: float = 1.25
     _: KW_ONLY
     mask: bool = True
     hide_eos: bool = False
-    reference: bool = False
+    published: bool = False
 
     def __post_init__(self) -> None:
         if self.hide_eos and not self.mask:
@@ -224,7 +224,7 @@ class _Sampling:
             return factor, None
         lengths = self.lengths.repeat(len(key) // images)
         hidden = summary_tokens(lengths if self.masking.hide_eos else lengths + 1, key.shape[2])
-        if not self.masking.reference:
+        if not self.masking.published:
             hidden &= conditional[:, None]
         return factor, torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf).to(key)[:, None, None]
 

@@ -16,6 +16,7 @@ import torch
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of
+from memtrain.functional.ranking import highest
 from memtrain.localization.found import Found
 from memtrain.localization.predictor import Predictor
 from memtrain.models.neuron_mask import NeuronMask
@@ -60,7 +61,7 @@ def most_active(
         factor: what they are multiplied by.
     """
     activation = predictor.activations([prompt], predictor.sites(sites))
-    channels = {site: values[0].topk(min(k, values.shape[1])).indices.tolist() for site, values in activation.items()}
+    channels = {site: highest(values[0], k).tolist() for site, values in activation.items()}
     return NeuronMask(channels, factor=factor)
 
 

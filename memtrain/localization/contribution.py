@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.noise import SimilarityWindow
+from memtrain.functional.ranking import highest
 from memtrain.localization.found import Found
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import Localization
@@ -141,7 +142,7 @@ def contributions(
 
 
 def top_share(scores: Sequence[Tensor], share: float) -> Lists:
-    """The neurons with the highest scores over all layers together, at least one.
+    """The neurons with the highest scores over all layers together, at least one; of equal ones the first.
 
     Args:
         scores: per layer `(C,)`.
@@ -149,6 +150,6 @@ def top_share(scores: Sequence[Tensor], share: float) -> Lists:
     """
     flat = torch.cat(list(scores))
     wanted = torch.zeros(len(flat), dtype=torch.bool)
-    wanted[flat.topk(max(1, round(share * len(flat)))).indices] = True
+    wanted[highest(flat, max(1, round(share * len(flat))))] = True
     parts = wanted.split([len(layer) for layer in scores])
     return tuple(tuple(part.nonzero().squeeze(1).tolist()) for part in parts)

@@ -18,7 +18,6 @@ sites of other denoisers.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,8 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.neurons import neuron_activation
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 from memtrain.models.backbones.unet import UNetBackbone
+from memtrain.models.encoding import encode_prompts
+from memtrain.models.fingerprint import hash_tensors
 from memtrain.models.stock_pipeline import refuse_offloaded
 from memtrain.models.value_hooks import ValueHooks
 
@@ -84,18 +85,7 @@ class Predictor:
         alpha = scheduler.alphas_cumprod
 
         def encode(prompts: Sequence[str]) -> Tensor:
-            tokens = pipeline.tokenizer(
-                list(prompts),
-                padding="max_length",
-                max_length=pipeline.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            encoder, mask = pipeline.text_encoder, None
-            if getattr(encoder.config, "use_attention_mask", False):
-                mask = tokens.attention_mask.to(encoder.device)
-            states: Tensor = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask)[0]
-            return states.to(unet.dtype)
+            return encode_prompts(pipeline, prompts).to(unet.dtype)
 
         def predict(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
             output: Tensor = unet(latents.to(unet.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[0]
@@ -214,12 +204,13 @@ class Predictor:
 
     def fingerprint(self, sites: dict[str, nn.Module]) -> str:
         """A hash of the weights of the value layers: the same neurons under another training have another one."""
-        digest = hashlib.sha256()
-        for name, site in sites.items():
-            digest.update(name.encode())
-            for parameter in self.layer(site).parameters():
-                digest.update(parameter.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        named = (
+            # A layer is named once, before its first parameter.
+            ("" if index else name, parameter.float())
+            for name, site in sites.items()
+            for index, parameter in enumerate(self.layer(site).parameters())
+        )
+        return hash_tensors(named).hexdigest()[:16]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 Source: ml-research/localizing_memorization_in_diffusion_models (Hintersdorf et al., NeurIPS 2024). With
 :meth:`Settings.published` the neurons are those of that code, its traps included
-(:mod:`memtrain.localization.settings`). It is the reference that the fast search is held to, and written apart from it.
+(:mod:`memtrain.localization.settings`). It is what the fast search is held to, and written apart from it.
 `Settings.dead_forwards` adds the forwards that the published code runs for nothing: one at the timestep before, one per
 selection to read activations that depend on the text alone, and the refinement's own unmasked and masked ones, known
 already.

@@ -34,8 +34,9 @@ from tqdm.auto import tqdm
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.functional.diffusion import noisy_and_target, per_sample_mse
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
-from memtrain.localization.row_masks import row_masks
+from memtrain.models.encoding import encode_images, encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.row_masks import row_masks
 from memtrain.models.stock_pipeline import refuse_offloaded
 
 
@@ -108,8 +109,8 @@ def retrigger(
             part = slice(start, start + prompts_at_once)
             found, course = _search(
                 pipeline,
-                _embed(pipeline, prompts[part]),
-                _encode(pipeline, images[part]),
+                encode_prompts(pipeline, prompts[part]),
+                encode_images(pipeline.vae, images[part]).to(pipeline.unet.dtype),
                 levels=levels,
                 kind=kind,
                 names=keys[part],
@@ -178,19 +179,6 @@ def _levels(pipeline: StableDiffusionPipeline, kind: str) -> Tensor:
         )
     levels: Tensor = alphas.to(pipeline.device, torch.float32)
     return levels
-
-
-@torch.no_grad()
-def _embed(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
-    embeddings: Tensor = pipeline.encode_prompt(list(prompts), pipeline.device, 1, False)[0]
-    return embeddings.clone()
-
-
-@torch.no_grad()
-def _encode(pipeline: StableDiffusionPipeline, images: Tensor) -> Tensor:
-    pixels = images.to(pipeline.device, pipeline.vae.dtype) / 127.5 - 1
-    latents: Tensor = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    return latents.to(pipeline.unet.dtype)
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2 and its published code). Candidates of a layer are the
 neurons further than θ standard deviations from what they do for other prompts, in the order of their index, then the k
-with the highest activation, in that order. From θ = 5 and k = 0 on, as long as masking them leaves a kept seed more
-similar to itself than the threshold, θ falls by 0.25 and k grows by 1; the last set tried has θ = 1.25. A neuron may
-stand twice in a list, which the refinement minds.
+with the highest activation, in that order, of equal ones the lowest index first. From θ = 5 and k = 0 on, as long as
+masking them leaves a kept seed more similar to itself than the threshold, θ falls by 0.25 and k grows by 1; the last
+set tried has θ = 1.25. A neuron may stand twice in a list, which the refinement minds.
 
 Pure decisions, no model: a :class:`Selection` says which set is tried next, and what follows from the outcome.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from memtrain.functional.ranking import highest
 from memtrain.localization.settings import Settings
 
 Lists = tuple[tuple[int, ...], ...]
@@ -41,7 +42,7 @@ def candidates(z: Sequence[Tensor], activation: Sequence[Tensor], *, theta: floa
     found = []
     for distance, strength in zip(z, activation, strict=True):
         outliers = [] if theta is None else (distance > theta).nonzero().flatten().tolist()
-        found.append((*outliers, *strength.abs().topk(min(k or 0, len(strength))).indices.tolist()))
+        found.append((*outliers, *highest(strength.abs(), k or 0).tolist()))
     return tuple(found)
 
 

@@ -1,19 +1,43 @@
-"""What a pipeline is, in a few characters: a hash of its weights and its scheduler.
+"""Hashes of weights, by which what was computed with a model is known again.
 
-Two pipelines with the same fingerprint give the same images for the same noise, wherever their files lie. It is what
-results are kept under, so that those of one model never continue those of another. Cost: about a second per gigabyte.
+Results are kept under the fingerprint of their model, so that those of one never continue those of another:
+:func:`fingerprint` of a pipeline (detection), :func:`weights_fingerprint` of a module (reference profiles), and
+:meth:`memtrain.localization.predictor.Predictor.fingerprint` of value layers (statistics, located neurons). Two
+pipelines with the same fingerprint give the same images for the same noise, wherever their files lie.
+
+Cost: about a second per gigabyte.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memtrain.models.backbones.base import unwrap
+
+
+def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> hashlib._Hash:
+    """SHA-256 over names and values, in the given order; more can be added to it.
+
+    Args:
+        named: what a tensor is called, and the tensor. Its type and shape do not count unless the name has them.
+        start: what is hashed first.
+    """
+    digest = hashlib.sha256(start)
+    for name, tensor in named:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names and values of a module's parameters and buffers, in hexadecimal."""
+    return hash_tensors(module.state_dict().items()).hexdigest()
 
 
 def fingerprint(pipeline: Any) -> str:
@@ -22,13 +46,13 @@ def fingerprint(pipeline: Any) -> str:
     Args:
         pipeline: a diffusers pipeline. A safety checker does not count.
     """
-    digest = hashlib.sha256(type(pipeline).__name__.encode())
-    for name, part in sorted(pipeline.components.items()):
-        if not isinstance(part, nn.Module) or name == "safety_checker":
-            continue
-        for key, tensor in sorted(unwrap(part).state_dict().items()):
-            digest.update(f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    named = (
+        (f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}", tensor)
+        for name, part in sorted(pipeline.components.items())
+        if isinstance(part, nn.Module) and name != "safety_checker"
+        for key, tensor in sorted(unwrap(part).state_dict().items())
+    )
+    digest = hash_tensors(named, start=type(pipeline).__name__.encode())
     scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     digest.update(json.dumps([type(pipeline.scheduler).__name__, scheduler], sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -1,4 +1,8 @@
-"""Load the parts of a Stable Diffusion pipeline for training, or a whole pipeline of any known kind to sample with."""
+"""Load the parts of a Stable Diffusion pipeline for training, or a whole pipeline of any known kind to sample with.
+
+Weights are read from safetensors alone: a folder whose weights are pickled is refused, because unpickling runs what is
+in a file.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.stock_pipeline import check_pipeline
+
+REMEDY = "check the path; a hub name needs a network; pickled weights (.bin) are to be saved again as safetensors"
+"""What to do about a pipeline that cannot be loaded."""
 
 
 @dataclass
@@ -57,28 +64,31 @@ def load_components(pretrained: str) -> Components:
         pretrained: a diffusers pipeline folder, or a name on the Hugging Face hub.
 
     Raises:
-        ConfigurationError: if a part is missing or is of another family.
+        ConfigurationError: if a part is missing, is of another family, or has no safetensors weights.
     """
-    options: dict[str, Any] = {"torch_dtype": torch.float32}
+    options: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
     _check_folder(pretrained)
     try:
         return Components(
             denoiser=UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", **options),
             vae=AutoencoderKL.from_pretrained(pretrained, subfolder="vae", **options),
-            text_encoder=CLIPTextModel.from_pretrained(pretrained, subfolder="text_encoder", dtype=torch.float32),
+            text_encoder=CLIPTextModel.from_pretrained(
+                pretrained, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+            ),
             tokenizer=CLIPTokenizer.from_pretrained(pretrained, subfolder="tokenizer"),
             scheduler=DDPMScheduler.from_pretrained(pretrained, subfolder="scheduler"),
         )
     except OSError as error:
         raise ConfigurationError(
             f"The parts of {pretrained!r} cannot be loaded: {error}",
-            expected="a Stable Diffusion 1.x or 2.x pipeline (unet, vae, text_encoder, tokenizer, scheduler)",
-            remedy="check the path; a hub name needs a network",
+            expected="a Stable Diffusion 1.x or 2.x pipeline (unet, vae, text_encoder, tokenizer, scheduler) with "
+            "safetensors weights",
+            remedy=REMEDY,
         ) from error
 
 
 def load_pipeline(pretrained: str, *, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """Load a pipeline to sample with. Weights are read from safetensors alone, never unpickled.
+    """Load a pipeline to sample with.
 
     Stable Diffusion 1.x and 2.x sample with DDIM, as published work on memorization does; others with their own
     scheduler.
@@ -100,7 +110,7 @@ def load_pipeline(pretrained: str, *, dtype: torch.dtype = torch.float32) -> Dif
         raise ConfigurationError(
             f"{pretrained!r} cannot be loaded: {error}",
             expected="a diffusers pipeline with safetensors weights",
-            remedy="check the path; a hub name needs a network",
+            remedy=REMEDY,
         ) from error
     for part in pipeline.components.values():
         if isinstance(part, nn.Module) and {parameter.dtype for parameter in part.parameters()} != {dtype}:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
@@ -105,26 +104,3 @@ def as_maps(values: Tensor, channels: int, *, positions: Tensor | None = None) -
     rows, columns = (int(positions[:, axis].max()) + 1 for axis in (1, 2))
     patches = values.view(len(values), rows, columns, channels, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(values), channels, 2 * rows, 2 * columns)
-
-
-def decode(pipeline: Any, latents: Tensor) -> Tensor:
-    """Images `(B, 3, H, W)` in [-1, 1] of clean latents `(B, C, h, w)`, as the pipeline's own decoding makes them."""
-    vae, config = pipeline.vae, pipeline.vae.config
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        mean, std = (
-            torch.tensor(config[name]).view(1, -1, 1, 1).to(latents.device, latents.dtype)
-            for name in ("latents_mean", "latents_std")
-        )
-        latents = latents * std / config.scaling_factor + mean
-    else:
-        latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-    # SDXL's autoencoder overflows in fp16.
-    overflows = vae.dtype == torch.float16 and config.get("force_upcast", False)
-    was = vae.dtype
-    try:
-        vae = vae.float() if overflows else vae
-        images: Tensor = vae.decode(latents.to(vae.dtype)).sample
-    finally:
-        if overflows:
-            vae.to(was)
-    return images

@@ -30,7 +30,8 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError, DataError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.batch_fields import caption_dropped, sample_keys
 from memtrain.monitoring.combinations import refuse_combinations
 from memtrain.monitoring.data_protocol import known_samples, require_measurable

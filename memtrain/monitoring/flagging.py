@@ -21,7 +21,8 @@ from torch import Tensor
 from memtrain.evidence.base_profile import ReferenceProfile
 from memtrain.evidence.calibration import Calibration, Sign, length_edges
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import by_key, lacking_to_measure
 from memtrain.monitoring.heldout_keys import HeldoutKeys

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from memtrain.functional.diffusion import clean_latents, noisy_and_target
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Part

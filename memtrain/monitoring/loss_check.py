@@ -31,7 +31,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import loss_from_gradient
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import HostCopy
 from memtrain.monitoring.host import Host
 

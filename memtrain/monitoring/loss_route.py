@@ -23,7 +23,7 @@ from torch import Tensor
 
 from memtrain.errors import DataError, ProbeError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.sample_losses import Criterion, sample_losses
 from memtrain.monitoring.turn import Turn
 

@@ -17,7 +17,9 @@ from torch.utils.data import default_collate
 
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.base_profile import ReferenceProfile, described
-from memtrain.models.probe import DenoiserProbe, Observation, without_cast_cache
+from memtrain.models.attention_reading import without_cast_cache
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.signals.base import FittedSignal, Signal

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import Backbone
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.host import Host
 
 

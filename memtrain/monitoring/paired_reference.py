@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import per_sample_mse, residual_from_gradient
 from memtrain.models.backbones.base import unwrap
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 
 
 class PairedReference:

@@ -30,6 +30,8 @@ def expected_visits(plan: Plan, *, visits_per_epoch: int = 1, counted_share: flo
     limits += [plan.max_epochs * plan.batches_per_epoch] if plan.max_epochs is not None and plan.max_epochs >= 0 else []
     if not limits:
         return None
+    if not plan.batches_per_epoch:
+        return 0.0
     return min(limits) / (plan.batches_of_data or plan.batches_per_epoch) * visits_per_epoch * counted_share
 
 

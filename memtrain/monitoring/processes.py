@@ -48,7 +48,7 @@ def share_of_mean(kept: Tensor) -> Tensor:
     Args:
         kept: `(B,)` 1 for kept samples, 0 for the others; batches of all processes count together.
     """
-    counts = total(torch.stack([torch.full_like(kept[0], len(kept)), kept.sum()]))
+    counts = total(torch.stack([kept.new_full((), len(kept)), kept.sum()]))
     return counts[0] / counts[1].clamp(min=1)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
 from memtrain.monitoring import processes
 from memtrain.monitoring.loss_check import LossCheck

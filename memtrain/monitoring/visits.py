@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.models.transfer import HostCopy
 
 

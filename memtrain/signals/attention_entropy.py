@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from memtrain.functional.attention import Tokens
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.base import Signal
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 class Signal(ABC):

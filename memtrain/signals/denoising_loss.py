@@ -22,7 +22,7 @@ from torch import Tensor
 
 from memtrain.errors import ProbeError
 from memtrain.functional.diffusion import loss_from_gradient
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.base import Signal
 
 SMALLEST = 1e-12

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.guidance import guidance_norm
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.base import Signal
 
 SMALLEST = 1e-12

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.base import FittedSignal, Signal
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.functional.neurons import Moments, neuron_z_score
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.base import FittedSignal
 
 

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import min_snr_weight, per_sample_mse, signal_to_noise_ratio
+from memtrain.functional.keyed_draws import mixed_seed
+from memtrain.functional.tokens import tokenize
+from memtrain.models.encoding import encode_images, encode_tokens
 from memtrain.models.pipeline import Components, load_components
 from memtrain.training.schedule import Schedule, with_warmup
 
@@ -118,21 +121,19 @@ class TextToImageModule(LightningModule):
         """Scaled latents (the posterior's mode) `(B, C, h, w)` of pixel values `(B, 3, H, W)`."""
         # Data modules ask before Lightning has moved this module, with pixels that are where training will be.
         self.vae.to(pixel_values.device)
-        latents = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist.mode()
-        return latents * self.vae.config.scaling_factor
+        return encode_images(self.vae, pixel_values)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings `(B, T, width)` of token ids `(B, T)`."""
         # Callbacks measure before on_fit_start has moved what is frozen.
         if self.text_encoder.device != input_ids.device and self.text_encoder in self._frozen:
             self.text_encoder.to(input_ids.device)
-        return self.text_encoder(input_ids)[0]
+        return encode_tokens(self.text_encoder, input_ids)
 
     def unconditional_text(self) -> Tensor:
         """Text embeddings `(1, T, width)` of the empty caption."""
-        width = self.tokenizer.model_max_length
-        encoded = self.tokenizer([""], padding="max_length", max_length=width, return_tensors="pt")
-        return self.encode_text(encoded["input_ids"].to(self.device))
+        input_ids, _ = tokenize(self.tokenizer, [""])
+        return self.encode_text(input_ids.to(self.device))
 
     def loss_weight(self, timesteps: Tensor) -> Tensor:
         """Weight of the loss at each timestep, `(B,)`; ones without min-SNR."""
@@ -165,12 +166,8 @@ class TextToImageModule(LightningModule):
         return per_sample_mse(prediction, target)
 
     def step_generator(self, *counters: int) -> torch.Generator:
-        """A generator on the module's device, seeded by (seed, counters) through torch's own mixing."""
-        mixed = torch.Generator().manual_seed(self.seed)
-        for counter in counters:
-            state = int(torch.randint(2**62, (1,), generator=mixed))
-            mixed.manual_seed((state + counter) % 2**62)
-        return torch.Generator(self.device).manual_seed(mixed.initial_seed())
+        """A generator on the module's device, seeded by (seed, counters)."""
+        return torch.Generator(self.device).manual_seed(mixed_seed(self.seed, *counters))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The batch mean of the weighted per-sample loss."""

@@ -11,7 +11,7 @@ from memtrain.callbacks.entropy_skipping import MINIMUM_VISITS, EntropySkipping,
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from tests.callbacks.test_monitor import Foreign, fit
 
 
@@ -77,3 +77,18 @@ def test_a_second_fit_starts_without_moments(pipeline: StableDiffusionPipeline, 
 def test_settings() -> None:
     with pytest.raises(ConfigurationError, match=r"share=0\.5"):
         EntropySkipping(share=0.5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_batches_of_no_sample_one_and_two(count: int) -> None:
+    mitigation, none = EntropySkipping(), torch.zeros(count, dtype=torch.bool)
+    for _ in range(20):
+        observation = Observation(
+            ["a", "b"][:count],
+            timesteps=torch.zeros(count, dtype=torch.long),
+            token_attention={"up": torch.full((count, 4), 0.25)},
+        )
+        kept = mitigation.weights(observation, Flags(none, none, torch.zeros(count)))
+        assert kept.tolist() == [1.0] * count, "all are alike"
+    assert mitigation.moments.isfinite().all()
+    assert float(mitigation.moments[0].sum()) == 20 * count

@@ -11,7 +11,7 @@ from memtrain.callbacks.guidance_norm_skipping import GuidanceNormSkipping
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.records import read_steps
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.guidance_norm import GuidanceNorm

@@ -6,7 +6,7 @@ import torch
 from memtrain.callbacks.loss_skipping import STEPS, LossSkipping, running_mean
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 def visit(mitigation: LossSkipping, losses: list[float], timesteps: list[int]) -> list[float]:
@@ -73,3 +73,12 @@ def test_the_reference_names_the_published_constants() -> None:
     for arguments in ({"reference": None}, {"reference": "wen"}, {"ratio": 0.5}, {"decay": 1.0}):
         with pytest.raises(ConfigurationError):
             LossSkipping(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_batches_of_no_sample_one_and_two(count: int) -> None:
+    mitigation = LossSkipping()
+    for _ in range(3):
+        assert visit(mitigation, [1.0, 2.0][:count], [5, 6][:count]) == [1.0] * count
+    assert mitigation.mean.isfinite().all()
+    assert int((mitigation.mean > 0).sum()) == count

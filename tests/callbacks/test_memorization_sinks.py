@@ -24,6 +24,7 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches
 from tests.conformance.families import build, call, gradient_checkpointing
 
@@ -207,7 +208,7 @@ def test_other_families(family: str) -> None:
     training = model(**arguments).sample
     with torch.no_grad():
         assert torch.equal(model(**arguments).sample, training)
-    sinks.on_before_backward(None, None, training.mean())  # type: ignore[arg-type]
+    sinks.forward_done(Host(None))
     sinks.detach()
 
 
@@ -256,9 +257,9 @@ def test_a_forward_that_passes_by_a_site_raises() -> None:
     sinks = attach(unet)
     prepare(sinks, KEYS)
     unet.get_submodule(f"{DOWN}.to_v")._forward_hooks.clear()
-    loss = unet(**call("unet")[0]).sample.mean()
+    unet(**call("unet")[0]).sample.mean()
     with pytest.raises(ProbeError, match="1 of 3 masked sites were not reached"):
-        sinks.on_before_backward(None, None, loss)  # type: ignore[arg-type]
+        sinks.forward_done(Host(None))
     sinks.detach()
 
 
@@ -278,3 +279,15 @@ def test_values_that_do_not_train_or_have_adapters_are_refused() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="above 0"):
         MemorizationSinks(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_sample_one_and_two_have_a_sink_each(count: int) -> None:
+    sinks = attach(build("unet"))
+    assert sinks.pool is not None
+    prepare(sinks, KEYS[:count])
+    for site, channels in sinks.pool.channels.items():
+        on = sinks._on[site]
+        assert len(on) == count
+        assert on[:, channels].sum(dim=1).tolist() == [2] * count, "half of a pool of four"
+    sinks.detach()

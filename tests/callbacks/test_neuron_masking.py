@@ -18,14 +18,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from memtrain.callbacks import neuron_search
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.neuron_masking import NeuronMasking
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.neurons import neuron_activation
+from memtrain.models import neuron_search
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches
 from tests.conformance.families import build, gradient_checkpointing
 
@@ -65,9 +66,9 @@ def prepare(masking: NeuronMasking, *ever: bool, **batch: Any) -> None:
     masking.prepare(batch, flags(*ever), tokenizer=None, number=0)
 
 
-def seen(masking: NeuronMasking, loss: Tensor | None = None) -> None:
-    """What Lightning does before the backward pass."""
-    masking.on_before_backward(None, masking._module, torch.zeros(()) if loss is None else loss)  # type: ignore[arg-type]
+def seen(masking: NeuronMasking) -> None:
+    """What the engine does before the backward pass."""
+    masking.forward_done(Host(None))
 
 
 def test_only_training_rows_of_flagged_samples_are_masked(tmp_path: Path) -> None:
@@ -309,3 +310,11 @@ def test_a_listed_mask_of_another_model_is_refused(tmp_path: Path) -> None:
             attach(NeuronMasking(listed(tmp_path, NeuronMask(mask))), build("unet"))
     with pytest.raises(ProbeError, match="is no neuron mask"):
         NeuronMasking(str(tmp_path / "missing.safetensors"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_captions_that_are_no_strings_are_the_hosts_own_business(tmp_path: Path, count: int) -> None:
+    masking = attach(NeuronMasking(listed(tmp_path)), build("unet"))
+    prepare(masking, *[True] * count, caption=torch.zeros(count, 4))
+    assert [row for row, _, _ in masking._wanted] == list(range(count))
+    masking.detach()

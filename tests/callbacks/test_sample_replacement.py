@@ -18,7 +18,8 @@ from memtrain.data.dataset import CaptionedImages
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, fit
 from tests.conftest import WordTokenizer
 
@@ -32,11 +33,7 @@ def dataset(write_folder: Callable[..., Path], tokenizer: WordTokenizer) -> Capt
 @pytest.fixture
 def mitigation(dataset: CaptionedImages) -> SampleReplacement:
     made = SampleReplacement(seed=3)
-    monitor = MemorizationMonitor(reference=False)
-    trainer: Any = SimpleNamespace(
-        callbacks=[monitor, made], datamodule=SimpleNamespace(train_dataset=dataset), global_rank=0
-    )
-    made.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    made.open(Host(None, data=SimpleNamespace(train_dataset=dataset)))
     return made
 
 
@@ -169,3 +166,19 @@ def test_what_acts_on_flagged_samples_only_is_refused_beside_it(
     callbacks = [MemorizationMonitor(reference=False), SampleReplacement(), CaptionAugmentation(samples="flagged")]
     with pytest.raises(ConfigurationError, match="takes out of the batches"):
         fit(Foreign(pipeline.unet), tmp_path, callbacks)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_batches_of_no_sample_one_and_two_are_replaced_whole(
+    mitigation: SampleReplacement, dataset: CaptionedImages, count: int
+) -> None:
+    keys = [sample.key for sample in dataset.unique().samples][:count]
+    batch = {"key": list(keys), "pixel_values": torch.full((count, 3, 8, 8), 9.0)}
+    ever = torch.ones(count, dtype=torch.bool)
+    for name in set(dataset.unique()[0]) - set(batch):
+        batch[name] = [""] * count
+    flags = Flags(ever, ever, torch.zeros(count), keys=keys, everyone=keys)
+    mitigation.prepare(batch, flags, tokenizer=None, number=0)
+    assert not set(batch["key"]) & set(keys)
+    assert not (batch["pixel_values"] == 9).all(dim=(1, 2, 3)).any()
+    assert mitigation.weights(Observation(keys), flags).tolist() == [0.0] * count

@@ -7,7 +7,7 @@ from memtrain.callbacks.sample_reweighting import SampleReweighting
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 
 
 def weights(mitigation: SampleReweighting, scores: list[float], threshold: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""`evaluate.py --stages mitigate` from the command line to its files, with a mitigation from a configuration."""
+"""`evaluate.py mitigate` from the command line to its files, with a mitigation from a configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 OVERLAY = ROOT / "configs" / "inference" / "attention_masking.yaml"
 
 
-def test_prompts_of_a_model_with_a_mitigation_and_attention_plots(
+def test_prompts_of_a_model_with_a_mitigation_and_then_their_attention(
     pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.csv"
@@ -25,16 +25,19 @@ def test_prompts_of_a_model_with_a_mitigation_and_attention_plots(
         "--mitigation.c1": 2,
         "--model": pipeline_folder,
         "--prompts": prompts,
-        "--stages": "mitigate",
         "--steps": 2,
         "--images_per_prompt": 1,
-        "--attention_plots": 1,
         "--output": tmp_path / "out",
     }
-    cli.evaluate([str(part) for option in options.items() for part in option])
+    cli.evaluate(["mitigate", *(str(part) for option in options.items() for part in option)])
+    for mitigating in ("--config", "--mitigation.c1"):
+        options.pop(mitigating)
+    cli.evaluate(["attention", "--most", "1", *(str(part) for option in options.items() for part in option)])
     results = json.loads((tmp_path / "out" / "mitigation.json").read_text(encoding="utf-8"))
     assert results["mitigation"] == repr(AttentionMasking(c1=2.0))
     assert (tmp_path / "out" / "attention" / "entropy.png").is_file()
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Mitigation while sampling" in report and "Attention to text" in report, "of a model without a run"
     text = capsys.readouterr().out
     assert "without and with" in text and "Reproduction was not measured" in text and "entropy.png" in text
 

@@ -13,10 +13,9 @@ import yaml
 
 from memtrain.cli import run_folder
 from memtrain.cli.run_folder import choose_prompts, excluded_images, known_prompts, run_data
-from memtrain.data.selection import HELDOUT, PLANTED, UNIQUE
 from memtrain.data.source import open_source
-from memtrain.evaluation.prompts import PromptToScore
-from memtrain.evaluation.summary import EXCLUDED, FLAGGED
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.records import EXCLUDED, FLAGGED, HELDOUT, PLANTED, UNIQUE
 
 
 def test_each_caption_is_there_once_and_a_planted_one_as_planted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -100,7 +101,7 @@ def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: py
     evidence = read_table(planted_run / "records", "evidence").to_pylist()
     assert all(row["group"] == "canary" for row in evidence if row["key"].startswith("canary#"))
 
-    flags = ["--run", str(planted_run), "--steps", "2", "--images_per_prompt", "2", "--detectors", "false"]
+    flags = ["--run", str(planted_run), "--steps", "2", "--images_per_prompt", "2", "--detectors", "none"]
     cli.evaluate(flags)
     shown = capsys.readouterr().out
     assert "Reproduced by repetitions" in shown
@@ -122,7 +123,7 @@ def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: py
     assert "varied captions" in text
     assert "By repetitions" in text
 
-    cli.evaluate(["--run", str(planted_run), "--stages", "[detect]", "--steps", "2", "--images_per_prompt", "1"])
+    cli.evaluate(["detect", "--run", str(planted_run), "--steps", "2", "--images_per_prompt", "1"])
     table = pq.read_table(planted_run / "evaluation" / "prompts.parquet")
     assert table["memorized"].to_pylist() == [True] * 2 + [False] * 16, "planted captions, then held-out ones"
     assert (planted_run / "evaluation" / "results.json").is_file(), "what another stage wrote stays"
@@ -202,14 +203,38 @@ def test_errors_are_messages_not_tracebacks(
         cli.evaluate([])
 
 
-def test_the_baseline_differs_from_the_default_in_the_mitigation_and_how_strict_flags_are() -> None:
-    tiny, baseline = (yaml.safe_load((ROOT / "configs" / f"{n}.yaml").read_text()) for n in ("tiny", "tiny_baseline"))
-    tiny["trainer"]["callbacks"] = [
-        c for c in tiny["trainer"]["callbacks"] if "SampleReplacement" not in c["class_path"]
-    ]
+def printed(capsys: pytest.CaptureFixture[str], *names: str) -> Any:
+    """The complete configuration of a run, as `config.yaml` in its folder has it."""
+    with pytest.raises(SystemExit) as ended:
+        cli.train(["fit", *(f"--config={ROOT / 'configs' / name}.yaml" for name in names), "--print_config"])
+    assert ended.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_default_is_its_baseline_with_another_mitigation_and_stricter_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is found from any folder, on its own and under an overlay."""
+    monkeypatch.chdir(tmp_path)
+    tiny, baseline = printed(capsys, "tiny"), printed(capsys, "tiny_baseline")
+    assert (tiny["seed_everything"], tiny["trainer"]["max_steps"], tiny["trainer"]["val_check_interval"]) == (
+        0,
+        750,
+        375,
+    )
+    names = [callback["class_path"].rsplit(".", 1)[-1] for callback in tiny["trainer"]["callbacks"]]
+    assert names == ["MemorizationMonitor", "SampleReplacement", "PipelineExport", "ModelCheckpoint"]
+
+    overlaid = printed(capsys, "tiny", "data/canaries")
+    assert overlaid["data"]["init_args"].pop("canaries") == {"count": 10, "repeats": 100, "seed": 0}
+    assert overlaid == {**tiny, "data": {**tiny["data"], "init_args": overlaid["data"]["init_args"]}}
+    assert overlaid["data"]["init_args"] | {"canaries": None} == tiny["data"]["init_args"]
+
+    del tiny["trainer"]["callbacks"][1]
     monitor, looser = (config["trainer"]["callbacks"][0]["init_args"] for config in (tiny, baseline))
     assert (monitor.pop("false_positive_rate"), monitor.pop("minimum_visits")) == (0.001, 10)
     assert looser.pop("false_positive_rate") == 0.01
+    looser.pop("minimum_visits")
     assert baseline["trainer"].pop("default_root_dir") == tiny["trainer"].pop("default_root_dir") + "_baseline"
     assert tiny == baseline
 

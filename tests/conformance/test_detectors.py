@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,15 @@ from memtrain.cli import evaluate
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.detectors.sharpness import Sharpness
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.denoiser_calls import KNOWN
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.denoiser_calls import KNOWN
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.conftest import ROOT
 
 PROMPTS = ["a cat", "the dogs ran", "b"]
 SEEDS = (0, 5, 9)
 STEPS = 5
-OPTIONS = {"seeds": SEEDS, "steps": STEPS, "guidance_scale": 4.0, "batch_size": 4, "progress": False}
+SAMPLING = Sampling(seeds=SEEDS, steps=STEPS, guidance_scale=4.0, batch_size=4, progress=False)
 
 
 def members() -> Iterator[type[Detector]]:
@@ -89,7 +91,7 @@ def test_overlays_add_up_on_the_command_line(
     monkeypatch.setenv("TQDM_DISABLE", "1")
     overlays = [argument for kind in members() for argument in ("--config", str(overlay(kind)))]
     place = ["--model", str(pipeline_folder), "--prompts", "a cat", "--output", str(tmp_path / "scores")]
-    evaluate([*place, "--steps", "2", *overlays])
+    evaluate(["detect", *place, "--steps", "2", *overlays])
     assert "a cat" in capsys.readouterr().out
     figures = json.loads((tmp_path / "scores" / "detection.json").read_text(encoding="utf-8"))
     assert set(figures["detectors"]) == {kind().name for kind in members()}
@@ -98,14 +100,14 @@ def test_overlays_add_up_on_the_command_line(
 @EVERY
 def test_a_prompt_scores_the_same_alone_and_among_others(kind: type[Detector], exact: StableDiffusionPipeline) -> None:
     detector = kind()
-    together = read_prompts_with(exact, PROMPTS, [detector], **OPTIONS)[detector.name]
+    together = read_prompts_with(exact, PROMPTS, [detector], sampling=SAMPLING)[detector.name]
     scores, images = detector.score(together), detector.score_images(together)
     assert scores.shape == (3,)
     assert images.shape == (3, 3)
     assert bool(torch.isfinite(scores).all() and torch.isfinite(images).all())
     assert not torch.equal(together[0], together[1])
     for row, prompt in enumerate(PROMPTS):
-        alone = read_prompts_with(exact, [prompt], [detector], **{**OPTIONS, "batch_size": 1})[detector.name]
+        alone = read_prompts_with(exact, [prompt], [detector], sampling=replace(SAMPLING, batch_size=1))[detector.name]
         torch.testing.assert_close(alone[0], together[row], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(detector.score(alone)[0], scores[row], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(detector.score_images(alone)[0], images[row], rtol=1e-6, atol=1e-6)
@@ -116,9 +118,9 @@ def test_a_prompt_scores_the_same_alone_and_among_others(kind: type[Detector], e
 def test_all_at_once_read_what_each_reads_alone(exact: StableDiffusionPipeline) -> None:
     """Further runs of the denoiser, for one detector, are not shown to another."""
     every = [kind() for kind in members()]
-    together = read_prompts_with(exact, PROMPTS[:2], every, **OPTIONS)
+    together = read_prompts_with(exact, PROMPTS[:2], every, sampling=SAMPLING)
     for detector in every:
-        alone = read_prompts_with(exact, PROMPTS[:2], [detector], **OPTIONS)[detector.name]
+        alone = read_prompts_with(exact, PROMPTS[:2], [detector], sampling=SAMPLING)[detector.name]
         torch.testing.assert_close(together[detector.name], alone, rtol=1e-6, atol=1e-6)
 
 
@@ -127,7 +129,7 @@ def test_it_runs_the_denoiser_as_often_as_it_says(kind: type[Detector], exact: S
     detector, rows = kind(), []
     counting = exact.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     try:
-        read_prompts_with(exact, PROMPTS[:1], [detector], **OPTIONS)
+        read_prompts_with(exact, PROMPTS[:1], [detector], sampling=SAMPLING)
     finally:
         counting.remove()
     said = detector.calls(STEPS) + detector.extra_forwards(STEPS)
@@ -148,13 +150,13 @@ def test_nothing_stays_on_the_pipeline_after_an_exception(
     before = {name: value for name, value in vars(exact).items() if name.startswith("_progress")}
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken detector"):
         patch.setattr(kind, "read", broken)
-        read_prompts_with(exact, PROMPTS, [kind()], **OPTIONS)
+        read_prompts_with(exact, PROMPTS, [kind()], sampling=SAMPLING)
     parts = (exact.unet, exact.vae, exact.text_encoder)
     assert not any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules())
     assert {name: value for name, value in vars(exact).items() if name.startswith("_progress")} == before
     assert not any(module.training for part in parts for module in part.modules())
     detector = kind()
-    assert read_prompts_with(exact, PROMPTS[:1], [detector], **OPTIONS)[detector.name].shape[:2] == (1, 3)
+    assert read_prompts_with(exact, PROMPTS[:1], [detector], sampling=SAMPLING)[detector.name].shape[:2] == (1, 3)
 
 
 @EVERY
@@ -164,11 +166,11 @@ def test_needs_that_sampling_cannot_meet_are_refused(
     detector = kind()
     if "unconditional" in detector.needs:
         with pytest.raises(ConfigurationError, match=f"{detector.name} needs unconditional"):
-            read_prompts_with(exact, PROMPTS, [detector], **{**OPTIONS, "guidance_scale": 1.0})
+            read_prompts_with(exact, PROMPTS, [detector], sampling=replace(SAMPLING, guidance_scale=1.0))
     if "alphas_cumprod" in detector.needs:
         with monkeypatch.context() as patch, pytest.raises(ConfigurationError, match=r"FlowMatchEuler.* has none"):
             patch.setattr(exact, "scheduler", FlowMatchEulerDiscreteScheduler())
-            read_prompts_with(exact, PROMPTS, [detector], **OPTIONS)
+            read_prompts_with(exact, PROMPTS, [detector], sampling=SAMPLING)
     with monkeypatch.context() as patch, pytest.raises(ConfigurationError, match=r"'second sight'.*nothing provides"):
         patch.setattr(kind, "needs", detector.needs | {"second sight"})
-        read_prompts_with(exact, PROMPTS, [detector], **OPTIONS)
+        read_prompts_with(exact, PROMPTS, [detector], sampling=SAMPLING)

@@ -25,7 +25,8 @@ from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import backbones, find_backbone
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.attention_entropy import AttentionEntropy
@@ -427,7 +428,7 @@ def test_nothing_waits_for_the_device(family: str, model: nn.Module, monkeypatch
     if family == "sdxl":
         arguments["added_cond_kwargs"] = {k: v.to("meta") for k, v in arguments["added_cond_kwargs"].items()}
     sent: list[Tensor] = []
-    monkeypatch.setattr("memtrain.callbacks.visits.HostCopy", sent.append)
+    monkeypatch.setattr("memtrain.monitoring.visits.HostCopy", sent.append)
     flags = Flags(
         *(to_device(part, torch.device("meta")) for part in (torch.ones(3) > 0, torch.ones(3) > 0, torch.ones(3)))
     )

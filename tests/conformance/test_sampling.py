@@ -13,9 +13,11 @@ from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.detection import detect
-from memtrain.evaluation.generate import generate, read_prompts_with
-from memtrain.evaluation.prompts import PromptToScore
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.detect.detect import detect
+from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.models.stock_pipeline import denoiser_of, sampling_arguments
 
 from .pipelines import KINDS, pipeline_of
@@ -53,7 +55,8 @@ def stock(kind: str) -> Any:
 
 def sample(pipeline: Any, prompts: list[str], **options: Any) -> Any:
     settings = {"seeds": (3, 7), "steps": 3, "guidance_scale": 4.0, "batch_size": 4, "progress": False}
-    return generate(pipeline, prompts, **{**settings, **options})
+    detectors = options.pop("detectors", ())
+    return generate(pipeline, prompts, sampling=Sampling(**{**settings, **options}), detectors=detectors)
 
 
 def test_images_are_those_of_the_stock_pipeline(stock: Any) -> None:
@@ -96,7 +99,9 @@ def test_one_step_detectors_cost_one_call(kind: str, stock: Any) -> None:
     handle = denoiser_of(stock).register_forward_hook(lambda *call: calls.append(1))
     detectors: list[Detector] = [GuidanceNorm()] if kind in GUIDED else [MemAttn("E")]
     try:
-        read_prompts_with(stock, PROMPTS, detectors, seeds=[0], steps=5, batch_size=3, progress=False)
+        read_prompts_with(
+            stock, PROMPTS, detectors, sampling=Sampling(seeds=[0], steps=5, batch_size=3, progress=False)
+        )
     finally:
         handle.remove()
     assert len(calls) == 1
@@ -105,8 +110,9 @@ def test_one_step_detectors_cost_one_call(kind: str, stock: Any) -> None:
 def test_detection_scores_or_says_why_not(kind: str, stock: Any, tmp_path: Path) -> None:
     def scored(detector: Detector) -> Any:
         prompts = [PromptToScore(text) for text in PROMPTS]
-        options: Any = {"output": tmp_path / detector.name, "seeds": [0], "steps": 2, "progress": False}
-        return detect(stock, prompts, detectors=[detector], **options)
+        sampling = Sampling(seeds=[0], steps=2, progress=False)
+        given = StageInput(pipeline=stock, prompts=prompts, output=tmp_path / detector.name, sampling=sampling)
+        return detect(given, [detector])
 
     if kind == "flux":
         with pytest.raises(ConfigurationError, match=r"guidance_norm_all needs unconditional.*FluxPipeline"):

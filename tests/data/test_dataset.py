@@ -3,20 +3,13 @@
 import pytest
 import torch
 
-from memtrain.data.dataset import CaptionedImages, loader, tokenize
+from memtrain.data.dataset import CaptionedImages, loader
 from memtrain.data.source import open_source
 
 
 @pytest.fixture
 def source(write_folder):
     return open_source(str(write_folder({f"{index}.png": "word " * (index + 1) for index in range(6)})))
-
-
-def test_tokens_and_lengths(tokenizer):
-    ids, length = tokenize(tokenizer, ["a b", "", "a b c d e f g"])
-    assert ids.shape == (3, 6)
-    assert length.tolist() == [4, 2, 6]
-    assert ids[1].tolist() == [1, 2, 0, 0, 0, 0]
 
 
 def test_batch_is_what_the_contract_says(source, tokenizer):

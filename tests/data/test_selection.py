@@ -9,7 +9,6 @@ from memtrain.data.selection import (
     MINIMUM_HELDOUT,
     Duplicates,
     choose_templates,
-    hash_numbers,
     plant,
     read_keys,
     split_heldout,
@@ -164,14 +163,6 @@ def test_templates_are_other_samples_and_leave_the_plain_ones():
 def test_more_doses_and_templates_than_samples():
     with pytest.raises(DataError, match="10 duplicates asked for, but only 9 training samples are there"):
         plant(range(9), KEYS, Duplicates(count=3, repeats=(10, 20), varied_captions=3, varied_images=1))
-
-
-def test_hashed_numbers_are_uniform_and_the_same_everywhere():
-    numbers = hash_numbers("a", 4000)
-    assert numbers[:50] == hash_numbers("a", 50)
-    assert numbers[0] == int.from_bytes(hashlib.shake_256(b"a").digest(4), "big") / 2**32
-    assert 0 <= min(numbers) < 0.01 < 0.99 < max(numbers) < 1
-    assert abs(sum(numbers) / 4000 - 0.5) < 0.02
 
 
 def test_keys_come_from_the_flagged_csv_of_an_earlier_run(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from memtrain.detectors.anisotropy import Anisotropy
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, ByHand, sample_by_hand
 
 
@@ -39,9 +40,9 @@ def parts(pipeline: StableDiffusionPipeline, seen: ByHand, *, noises: bool) -> t
 @pytest.mark.parametrize("kind", ["exact", "exact_velocity"])
 def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(kind)
-    detectors = [Anisotropy(), Anisotropy(0.5, -3.0), Anisotropy(reference=True)]
+    detectors = [Anisotropy(), Anisotropy(0.5, -3.0), Anisotropy(published=True)]
     options = {"seeds": SEEDS, "steps": 50, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS, detectors, **options)
+    readings = read_prompts_with(pipeline, PROMPTS, detectors, sampling=Sampling(**options))
     alpha = float(pipeline.scheduler.alphas_cumprod[981])
     assert pipeline.scheduler.timesteps[[0, -3]].tolist() == [981, 41]
     for row, prompt in enumerate(PROMPTS):
@@ -58,7 +59,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
 
 def test_names_tell_the_configuration() -> None:
     assert Anisotropy().name == "anisotropy"
-    assert Anisotropy(2, 1, timestep=61, reference=True).name == "anisotropy_2_1_t61_reference"
+    assert Anisotropy(2, 1, timestep=61, published=True).name == "anisotropy_2_1_t61_published"
 
 
 def test_senseless_settings_are_refused() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.bright_ending import BrightEnding, eos_mask
 from memtrain.errors import ProbeError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 STEPS = 4
@@ -31,7 +32,7 @@ def published(pipeline: StableDiffusionPipeline, prompt: str, seed: int) -> floa
 def test_the_score_is_the_published_one_in_any_batch(exact: StableDiffusionPipeline) -> None:
     detector = BrightEnding()
     options = {"seeds": SEEDS, "steps": STEPS, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(exact, PROMPTS, [detector], **options)[detector.name]
+    readings = read_prompts_with(exact, PROMPTS, [detector], sampling=Sampling(**options))[detector.name]
     assert readings.shape == (3, 2, 1)
     scores = detector.score_images(readings)
     for row, prompt in enumerate(PROMPTS):
@@ -52,7 +53,7 @@ def test_the_mask_is_of_the_last_call_of_any_scheduler(pipeline: StableDiffusion
     try:
         pipeline.scheduler = PNDMScheduler.from_config(kept.config, skip_prk_steps=True)
         for sample in (generate, read_prompts_with):
-            sample(pipeline, ["a"], seeds=[0], steps=STEPS, detectors=[Counting()], progress=False)
+            sample(pipeline, ["a"], detectors=[Counting()], sampling=Sampling(seeds=[0], steps=STEPS, progress=False))
     finally:
         pipeline.scheduler = kept
     assert totals == {STEPS + 1}

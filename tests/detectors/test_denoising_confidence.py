@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.denoising_confidence import DenoisingConfidence
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 
@@ -31,9 +32,9 @@ def published(pipeline: StableDiffusionPipeline, prompt: str, seed: int, timeste
 @pytest.mark.parametrize("kind", ["exact", "exact_velocity"])
 def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(kind)
-    detectors = [DenoisingConfidence(), DenoisingConfidence(reference=True)]
+    detectors = [DenoisingConfidence(), DenoisingConfidence(published=True)]
     options = {"seeds": SEEDS, "steps": 10, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS, detectors, **options)
+    readings = read_prompts_with(pipeline, PROMPTS, detectors, sampling=Sampling(**options))
     for row, prompt in enumerate(PROMPTS):
         for column, seed in enumerate(SEEDS):
             expected = (
@@ -46,4 +47,4 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
 
 def test_names_tell_the_configuration() -> None:
     assert DenoisingConfidence().name == "denoising_confidence"
-    assert DenoisingConfidence(reference=True).name == "denoising_confidence_reference"
+    assert DenoisingConfidence(published=True).name == "denoising_confidence_published"

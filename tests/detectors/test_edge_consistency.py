@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from memtrain.detectors.edge_consistency import EdgeConsistency, common_edges, edges, resized
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, sample_by_hand
 
 SEEDS = (0, 5, 9)
@@ -46,7 +47,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
     pipeline = request.getfixturevalue(kind)
     detector = EdgeConsistency()
     options = {"seeds": SEEDS, "steps": 10, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS, [detector], **options)[detector.name]
+    readings = read_prompts_with(pipeline, PROMPTS, [detector], sampling=Sampling(**options))[detector.name]
     assert readings.dtype == torch.uint8
     for row, prompt in enumerate(PROMPTS):
         found = np.stack([published_edges(one_step_image(pipeline, prompt, seed) / 255) for seed in SEEDS])
@@ -57,7 +58,7 @@ def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.
         assert each == pytest.approx([(one & common).mean() for one in found], abs=1e-6)
 
 
-def test_images_are_resized_as_published_and_small_ones_only_for_reference() -> None:
+def test_small_images_are_enlarged_only_when_published() -> None:
     large = torch.randint(0, 256, (2, 3, 300, 280), dtype=torch.uint8)
     expected = np.asarray(Image.fromarray(large[1].movedim(0, -1).numpy()).resize((256, 256), Image.LANCZOS))
     assert np.array_equal(resized(large, enlarge=False)[1].movedim(0, -1).numpy(), expected)
@@ -78,4 +79,4 @@ def test_a_single_seed_is_refused() -> None:
 
 def test_names_tell_the_configuration() -> None:
     assert EdgeConsistency().name == "edge_consistency"
-    assert EdgeConsistency(reference=True).name == "edge_consistency_reference"
+    assert EdgeConsistency(published=True).name == "edge_consistency_published"

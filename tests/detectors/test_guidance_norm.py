@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 
@@ -43,7 +44,7 @@ def test_the_score_is_the_published_one_in_any_batch(exact: StableDiffusionPipel
     """Raw predictions, the norm over all channels and pixels, the mean over images and then over steps."""
     detectors = [GuidanceNorm(), GuidanceNorm(3), GuidanceNorm(None)]
     options = {"seeds": SEEDS, "steps": 4, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(exact, PROMPTS, detectors, **options)
+    readings = read_prompts_with(exact, PROMPTS, detectors, sampling=Sampling(**options))
     for row, prompt in enumerate(PROMPTS):
         norms = []
         for seed in SEEDS:

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.memattn import MemAttn
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, SEEDS, sample_by_hand
 
 PROMPTS = ["a cat", "the dogs", "b"]
@@ -60,23 +61,19 @@ def published(pipeline: StableDiffusionPipeline, prompt: str, seed: int, steps: 
     change = padding[-last:] - padding[0]
     return {
         "E": float(entropy(maps[0, 3].mean(dim=0))),
-        "D reference": float(every[-last:].mean() + change.mean()),
+        "D published": float(every[-last:].mean() + change.mean()),
         "D": float(every[-last:].mean() + change.abs().mean()),
     }
 
 
 def test_both_scores_are_the_published_ones_in_any_batch(pipeline: StableDiffusionPipeline) -> None:
     pipeline.set_progress_bar_config(disable=True)
-    detectors = {"E": MemAttn("E"), "D": MemAttn("D"), "D reference": MemAttn("D", reference=True)}
+    detectors = {"E": MemAttn("E"), "D": MemAttn("D"), "D published": MemAttn("D", published=True)}
     trace = generate(
         pipeline,
         PROMPTS,
-        seeds=[0, 5],
-        steps=10,
-        guidance_scale=4.0,
+        sampling=Sampling(seeds=[0, 5], steps=10, guidance_scale=4.0, batch_size=4, progress=False),
         detectors=list(detectors.values()),
-        batch_size=4,
-        progress=False,
     )
     for row, prompt in enumerate(PROMPTS):
         for column, seed in enumerate([0, 5]):
@@ -110,9 +107,9 @@ def test_layers_with_different_heads_count_alike(pipeline: StableDiffusionPipeli
     steps, many = 10, uneven(pipeline)
     many.unet.to(torch.float64)
     many.text_encoder.to(torch.float64)
-    detectors = [MemAttn("E"), MemAttn("E", layers=(1, 4)), MemAttn("D"), MemAttn("D", reference=True)]
+    detectors = [MemAttn("E"), MemAttn("E", layers=(1, 4)), MemAttn("D"), MemAttn("D", published=True)]
     options = {"seeds": SEEDS, "steps": steps, "guidance_scale": GUIDANCE, "batch_size": 4, "progress": False}
-    readings = read_prompts_with(many, PROMPTS, detectors, **options)
+    readings = read_prompts_with(many, PROMPTS, detectors, sampling=Sampling(**options))
     for row, prompt in enumerate(PROMPTS):
         for column, seed in enumerate(SEEDS):
             seen = sample_by_hand(many, prompt, seed, steps)
@@ -156,10 +153,8 @@ def test_only_the_calls_that_count_are_kept(pipeline: StableDiffusionPipeline) -
     trace = generate(
         pipeline,
         ["a"],
-        seeds=[0],
-        steps=10,
+        sampling=Sampling(seeds=[0], steps=10, progress=False),
         detectors=[MemAttn("E"), MemAttn("D")],
-        progress=False,
     )
     assert trace.readings["memattn_e"].shape == (1, 1, 1, 2)
     assert trace.readings["memattn_d"].shape == (1, 1, 3, 2)
@@ -167,7 +162,7 @@ def test_only_the_calls_that_count_are_kept(pipeline: StableDiffusionPipeline) -
 
 def test_names_tell_the_configuration() -> None:
     assert MemAttn("E").name == "memattn_e"
-    assert MemAttn("D", reference=True).name == "memattn_d_reference"
+    assert MemAttn("D", published=True).name == "memattn_d_published"
     assert MemAttn("E", layers=(0, 2)).name == "memattn_e_layers_0_2"
 
 
@@ -175,4 +170,4 @@ def test_layers_that_do_not_exist_are_refused(pipeline: StableDiffusionPipeline)
     with pytest.raises(ConfigurationError, match="without a layer"):
         MemAttn(layers=())
     with pytest.raises(ProbeError, match="reads layer 9, but the denoiser has 4"):
-        generate(pipeline, ["a"], seeds=[0], steps=1, detectors=[MemAttn("E", layers=(9,))], progress=False)
+        generate(pipeline, ["a"], sampling=Sampling(seeds=[0], steps=1), detectors=[MemAttn("E", layers=(9,))])

@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from memtrain.detectors.base import DenoiserStep
 from memtrain.detectors.sharpness import Sharpness, central_difference
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evaluation.generate import read_prompts_with
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from tests.detectors.conftest import GUIDANCE, PROMPTS, SEEDS, sample_by_hand
 
 
@@ -41,9 +42,9 @@ def published(pipeline: StableDiffusionPipeline, prompt: str, seed: int, *, as_i
 @pytest.mark.parametrize("kind", ["exact", "exact_velocity"])
 def test_the_score_is_the_published_one_in_any_batch(kind: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(kind)
-    detectors = [Sharpness(), Sharpness("finite_difference"), Sharpness(reference=True)]
+    detectors = [Sharpness(), Sharpness("finite_difference"), Sharpness(published=True)]
     options = {"seeds": SEEDS, "steps": 10, "guidance_scale": GUIDANCE, "batch_size": 3, "progress": False}
-    readings = read_prompts_with(pipeline, PROMPTS[:2], detectors, **options)
+    readings = read_prompts_with(pipeline, PROMPTS[:2], detectors, sampling=Sampling(**options))
     for row, prompt in enumerate(PROMPTS[:2]):
         for column, seed in enumerate(SEEDS):
             expected = published(pipeline, prompt, seed)
@@ -88,4 +89,4 @@ def test_what_has_no_derivative_says_what_to_do() -> None:
 
 def test_names_tell_the_configuration() -> None:
     assert Sharpness().name == "sharpness"
-    assert Sharpness("finite_difference", reference=True).name == "sharpness_finite_difference_reference"
+    assert Sharpness("finite_difference", published=True).name == "sharpness_finite_difference_published"

@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.detectors.tile_l2 import TileL2, clique_distance, tile_distance
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.generate import generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 
 
 def test_the_worst_tile_counts() -> None:
@@ -24,6 +25,19 @@ def test_the_worst_tile_counts() -> None:
     assert float(distances[0, 1]) == pytest.approx(0.2)
     assert float(distances[0, 2]) == pytest.approx(0.2 / (3 * 4 * 5) ** 0.5)
     assert not distances.diagonal().any()
+
+
+def test_equal_pairs_are_equally_far_apart() -> None:
+    """To the last bit and whatever lies between, so no clique is found by rounding; negatives are as far apart."""
+    images = torch.randint(0, 256, (6, 3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[3] = images[1]
+    distances, mirrored = tile_distance(images), tile_distance(255 - images)
+    assert torch.equal(distances, distances.T)
+    assert torch.equal(distances[1], distances[3])
+    assert distances[1, 3] == 0
+    assert torch.equal(distances, mirrored)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    assert torch.equal(tile_distance(images[order]), distances[order][:, order])
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -49,11 +63,11 @@ def test_a_chain_is_no_clique() -> None:
 
 
 def test_reads_the_finished_images(pipeline: StableDiffusionPipeline) -> None:
-    options = {"seeds": range(4), "steps": 2, "batch_size": 3, "progress": False}
+    sampling = Sampling(seeds=range(4), steps=2, batch_size=3, progress=False)
     detector = TileL2()
-    trace = generate(pipeline, ["a cat", "b"], detectors=[detector], **options)
+    trace = generate(pipeline, ["a cat", "b"], detectors=[detector], sampling=sampling)
     assert torch.equal(trace.readings[detector.name][:, :, 0], trace.images)
-    alone = read_prompts_with(pipeline, ["a cat", "b"], [detector], **options)[detector.name]
+    alone = read_prompts_with(pipeline, ["a cat", "b"], [detector], sampling=sampling)[detector.name]
     assert torch.equal(alone, trace.readings[detector.name])
     scores = detector.score_images(alone)
     assert scores.shape == (2, 4)

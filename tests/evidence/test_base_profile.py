@@ -13,9 +13,11 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
-from memtrain.evidence.base_profile import ReferenceProfile, content_fingerprints, weights_fingerprint
+from memtrain.evidence.base_profile import ReferenceProfile, content_fingerprints
 from memtrain.functional.diffusion import per_sample_mse
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.fingerprint import weights_fingerprint
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -182,6 +184,15 @@ def test_an_empty_profile_is_refused(tmp_path: Path) -> None:
         ReferenceProfile(tmp_path, SIGNALS, ["x"], timesteps=())
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16])
+def test_the_nearest_timestep_is_the_same_on_the_device_and_on_the_host(tmp_path: Path, dtype: torch.dtype) -> None:
+    """500 is 500 from 0 and 499 from 999, which bfloat16 rounds to 500; 450 is as far from 300 as from 600."""
+    for measured, timestep, expected in (((0, 999), 500, 1), ((300, 600), 450, 0)):
+        timesteps = torch.tensor([timestep], dtype=dtype)
+        known = ReferenceProfile(tmp_path, SIGNALS, ["x"], timesteps=measured)
+        assert known.buckets_on_device(timesteps).tolist() == [known.bucket(float(timesteps))] == [expected]
+
+
 def test_statistics_of_other_captions_make_another_profile(tmp_path: Path, host: Host) -> None:
     def name(captions: torch.Tensor) -> str:
         signal = ValueOutliers()
@@ -191,3 +202,23 @@ def test_statistics_of_other_captions_make_another_profile(tmp_path: Path, host:
     captions = torch.rand(5, 3)
     assert name(captions) == name(captions.clone())
     assert name(captions) != name(captions + 0.1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_visit_one_and_two_are_looked_up(host: Host, tmp_path: Path, count: int) -> None:
+    profile = ReferenceProfile(tmp_path, [DenoisingLoss()], ["denoising_loss"], timesteps=(100, 500), draws=1)
+    probe = DenoiserProbe(host.unet).attach()
+    profile.measure(probe, host.sample_loss, batches("ab"))
+    probe.detach()
+    profile.load()
+    keys, timesteps = ["a", "b"][:count], [90.0, 510.0][:count]
+    found = profile.lookup(keys, timesteps)
+    assert found.shape == (count, 1)
+    assert torch.equal(found, profile.lookup_on_device(keys, torch.tensor(timesteps)))
+
+
+def test_a_profile_of_no_sample_is_refused(host: Host, tmp_path: Path) -> None:
+    profile = ReferenceProfile(tmp_path, [DenoisingLoss()], ["denoising_loss"])
+    assert profile.measure(DenoiserProbe(host.unet), host.sample_loss, iter(())) == 0
+    with pytest.raises(RecordError, match="covers no sample"):
+        profile.load()

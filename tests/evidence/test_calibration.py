@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memtrain.errors import CalibrationError
-from memtrain.evidence.calibration import Calibration, length_edges, signed_score
+from memtrain.evidence.calibration import MINIMUM_HELDOUT, Calibration, Sign, length_edges, signed_score
 from memtrain.evidence.running_means import Evidence
 
 
@@ -403,3 +403,93 @@ def test_visits_are_counted_without_samples_being_made_up() -> None:
     calibration.add([plain[1], plain[0]], [0, None], torch.zeros(2, 1), step=31)
     assert calibration.counted_visits([plain[0], plain[1]]) == [30, 31]
     assert list(calibration.samples.row) == known
+
+
+def of_two_classes(*, sign: Sign = "low", heldout: bool = True) -> Calibration:
+    """Three values, of which flags go by all, with two classes of prompt length and canaries."""
+    return Calibration(
+        3,
+        scored=slice(0, 3),
+        memorized_when=sign,
+        buckets=2,
+        minimum_visits=2,
+        heldout=heldout,
+        edges=[5],
+        canaries=["c0", "k0"],
+    )
+
+
+@pytest.mark.parametrize("heldout", [True, False])
+@pytest.mark.parametrize("sign", ["low", "unknown"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_batch_of_any_size_without_counted_visits_changes_nothing(count: int, sign: Sign, heldout: bool) -> None:
+    calibration, keys = of_two_classes(sign=sign, heldout=heldout), [f"k{index}" for index in range(count)]
+    for lengths in ([4.0, 9.0][:count], [math.nan] * count, None):
+        calibration.add(keys, [None] * count, torch.randn(count, 3), step=1, lengths=lengths)
+    assert calibration.counted_visits(keys) == [0] * count
+    assert calibration.scores(keys).tolist() == [0.0] * count
+    assert (calibration.threshold, calibration.first_flagged, calibration.peak) == (math.inf, {}, {})
+    assert float(calibration.moments.count.sum()) == float(calibration.length_moments.count.sum()) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("heldout", [True, False])
+@pytest.mark.parametrize("sign", ["low", "unknown"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_sample_one_and_two_are_judged_by_nobody_and_survive_a_checkpoint(
+    count: int, sign: Sign, heldout: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    calibration, keys = of_two_classes(sign=sign, heldout=heldout), [f"k{index}" for index in range(count)]
+    held = [f"h{index}" for index in range(count)]
+    for step in range(80):
+        if heldout:
+            calibration.add_heldout(held, [0] * count, torch.randn(count, 3, generator=generator), [4.0, 9.0][:count])
+        values = torch.randn(count, 3, generator=generator)
+        calibration.add(keys, [0] * count, values, step=step, lengths=[4.0, math.nan][:count])
+    again = of_two_classes(sign=sign, heldout=heldout)
+    again.load_state_dict(calibration.state_dict())
+    for found in (calibration, again):
+        assert (found.threshold, found.first_flagged, found.power()) == (math.inf, {}, (0, 2))
+        for asked in ([], keys, ["new"]):
+            for bools in (found.flagged(asked), found.ever_flagged(asked)):
+                assert (bools.dtype, bools.tolist()) == (torch.bool, [False] * len(asked))
+            assert (found.ready(asked).dtype, len(found.ready(asked))) == (torch.bool, len(asked))
+            assert found.scores(asked).isfinite().all()
+            assert found.p_values(asked).isnan().tolist() == [True] * len(asked), "nobody knows the spread from so few"
+    assert torch.equal(calibration.scores(keys), again.scores(keys))
+
+
+@pytest.mark.parametrize("count", [MINIMUM_HELDOUT - 1, MINIMUM_HELDOUT])
+def test_p_values_need_as_many_heldout_samples_as_a_threshold(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    calibration = Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, minimum_visits=1)
+    for step in range(40):
+        calibration.add_heldout(
+            [f"h{i}" for i in range(count)], [0] * count, torch.randn(count, 1, generator=generator)
+        )
+        calibration.add(["a"], [0], torch.full((1, 1), 9.0), step=step)
+    known = count >= MINIMUM_HELDOUT
+    assert bool(calibration.p_values(["a"]).isfinite()) == known == math.isfinite(calibration.threshold)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_evidence_of_few_samples_is_finite_and_a_share_of_their_variance_takes_two(count: int) -> None:
+    evidence = Evidence(2, window=4)
+    rows = evidence.rows([f"k{index}" for index in range(count)])
+    for _ in range(3):
+        evidence.add(rows, torch.ones(count, 2), 3 * torch.ones(count, 2))
+    share = evidence.share_between_samples()
+    assert share.tolist() == ([0.95, 0.95] if count == 2 else [0.0, 0.0])
+    for chosen in (None, rows, []):
+        found = evidence.scaled(share, chosen)
+        assert found.shape == (count if chosen is None else len(chosen), 2)
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_heldout_samples_make_no_classes_and_are_refused(count: int) -> None:
+    assert length_edges([4, 9][:count]) == []
+    with pytest.raises(CalibrationError, match=f"{count} held-out samples"):
+        of_two_classes().require_heldout(count)

@@ -1,13 +1,14 @@
 """The evidence table, flagged.csv and the printed table."""
 
 import csv
+import math
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 
-from memtrain.evaluation.prompts import read_prompts
+from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 
@@ -74,3 +75,37 @@ def test_samples_that_were_never_visited_count_as_not_judged(
     shown = capsys.readouterr().out
     assert "1 of 3 training samples were flagged" in shown
     assert "1 of 3 training samples had fewer than 1 counted visits and could not be flagged" in shown
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_samples_without_a_counted_visit_have_no_mean_and_show_none(
+    count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration, keys = Calibration(2, scored=slice(0, 1), memorized_when="low", buckets=1), ["a", "b"][:count]
+    calibration.add(keys, [None] * count, torch.randn(count, 2), step=0)
+    steps = pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            "flagged": pa.array([False] * count, pa.bool_()),
+            "weight": pa.array([1.0] * count, pa.float32()),
+        }
+    )
+    table = evidence_table(steps, calibration, COLUMNS, {}, {})
+    assert table.num_rows == count
+    assert all(math.isnan(row[name]) for row in table.to_pylist() for name in (*COLUMNS, "p_value"))
+    print_summary(table, calibration, Path("runs/mine"))
+    shown = capsys.readouterr().out
+    assert "nan" not in shown
+    assert "Nothing could be flagged" in shown
+    if count:
+        assert f"{count} of {count} training samples had fewer than" in shown
+
+
+def test_the_largest_change_is_that_of_the_sites_which_have_one(
+    calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"key": "a", "caption": "", "visits": 1, "score": 0.0, "first_flagged_step": None, "skipped": 0.0}
+    entropies = {"attention_entropy.down": math.nan, "attention_entropy.up": -0.25, "attention_entropy.mid": 0.125}
+    print_summary(pa.Table.from_pylist([{**row, "flagged": False, **entropies}]), calibration, Path("runs/mine"))
+    assert "-0.250" in capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_canaries_that_taught_nothing_are_named_with_the_remedy() -> None:
     ("caption", "configured", "command"),
     [
         ("a cat", True, "python evaluate.py --run"),
-        ("a cat", False, "python evaluate.py --model FOLDER --prompts"),
+        ("a cat", False, "python evaluate.py detect --model FOLDER --prompts"),
         (None, False, "records"),
     ],
 )
@@ -95,3 +95,13 @@ def test_the_next_command_is_one_that_works(
     table = pa.table({"flagged": [True, False], "caption": pa.array([caption, "a dog"], pa.string())})
     assert command in next_step(table, tmp_path)
     assert ("--run" in next_step(table, tmp_path)) == configured
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_figures_and_verdict_of_few_samples_are_numbers_and_words(count: int) -> None:
+    keys = ["a", "b"][:count]
+    for made in (calibration(30), Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, heldout=False)):
+        figures = calibration_figures(made, keys)
+        assert (figures["samples"], figures["power"]) == (count, None)
+        assert figures["judged"] == figures["flagged"] == int("a" in keys and made.heldout is not None)
+        assert "nan" not in verdict(figures)

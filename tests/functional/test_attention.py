@@ -105,3 +105,13 @@ def test_token_map_is_a_column_of_the_softmax(monkeypatch):
     torch.testing.assert_close(token_map(query, key, token, valid=valid), expected)
     monkeypatch.setattr("memtrain.functional.attention.MAXIMUM_ELEMENTS", 90)
     torch.testing.assert_close(token_map(query, key, token, valid=valid), expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_sample_one_and_two_have_as_many_distributions(count: int) -> None:
+    query, key = torch.randn(count, 2, 6, 4), torch.randn(count, 2, 5, 4)
+    found = token_attention(query, key)
+    assert found.shape == (count, 5)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(count))
+    assert token_map(query, key, torch.zeros(count, dtype=torch.long)).shape == (count, 6)
+    assert text_mass(query, key, slice(0, 2)).shape == entropy(found).shape == (count,)

@@ -72,3 +72,11 @@ def test_each_number_has_its_meaning_up_to_the_ends(number: float) -> None:
         if own:
             chosen = own[min(int(number * len(own)), len(own) - 1)]
             assert repeated[row] == [*own[:place], chosen, *own[place:]]
+
+
+@pytest.mark.parametrize("kind", ["add", "replace", "repeat"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_caption_one_and_two_stay_as_many(kind: Any, count: int) -> None:
+    ids, length = torch.tensor([[1, 5, 2, 0]]).repeat(count, 1), torch.full((count,), 3)
+    found, lengths = augment(ids, length, kind, uniform=torch.full((count, 1, 3), 0.5), vocabulary=9)
+    assert (found.shape, lengths.tolist()) == (ids.shape, [3 if kind == "replace" else 4] * count)

@@ -99,3 +99,13 @@ def test_half_precision_is_noised_as_much_as_single() -> None:
     half, _ = noisy_and_target(latents.bfloat16(), noise.bfloat16(), level, **options)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_losses_of_no_sample_one_and_two_are_read_from_the_gradient(count: int) -> None:
+    prediction, target = torch.randn(count, 4, requires_grad=True), torch.randn(count, 4)
+    losses = per_sample_mse(prediction, target)
+    assert losses.shape == (count,)
+    gradient = torch.autograd.grad(losses.sum() / max(count, 1), prediction)[0]
+    torch.testing.assert_close(loss_from_gradient(gradient), losses.detach())
+    assert gate_gradient(gradient, torch.zeros(count)).abs().sum() == 0

@@ -1,8 +1,18 @@
 """What is drawn for a sample depends on names alone."""
 
+import hashlib
+
 import torch
 
-from memtrain.functional.keyed_draws import normal, seed_of, uniform
+from memtrain.functional.keyed_draws import (
+    hash_numbers,
+    hash_order,
+    mixed_seed,
+    normal,
+    seed_of,
+    seed_of_text,
+    uniform,
+)
 
 
 def test_seeds_tell_names_their_order_and_their_borders_apart() -> None:
@@ -36,3 +46,34 @@ def test_the_draws_have_their_distributions() -> None:
         torch.testing.assert_close(values.mean(0), torch.full((2,), mean), atol=0.06, rtol=0)
         torch.testing.assert_close(values.var(0), torch.full((2,), variance), atol=0.08, rtol=0)
         assert abs(float(torch.corrcoef(values.T)[0, 1])) < 0.06
+
+
+def test_no_name_one_and_two_have_as_many_draws() -> None:
+    for count in (0, 1, 2):
+        assert uniform(range(count), 3).shape == (count, 3)
+        assert normal(range(count), (2, 2), device=torch.device("cpu")).shape == (count, 2, 2)
+
+
+def test_hashed_numbers_are_uniform_and_the_same_everywhere():
+    numbers = hash_numbers("a", 4000)
+    assert numbers[:50] == hash_numbers("a", 50)
+    assert numbers[0] == int.from_bytes(hashlib.shake_256(b"a").digest(4), "big") / 2**32
+    assert 0 <= min(numbers) < 0.01 < 0.99 < max(numbers) < 1
+    assert abs(sum(numbers) / 4000 - 0.5) < 0.02
+
+
+def test_the_order_of_keys_is_that_of_hashes_of_salt_and_key() -> None:
+    keys = [f"sample {number}" for number in range(50)]
+    expected = sorted(keys, key=lambda key: hashlib.sha256(b"heldout\x00" + key.encode()).digest())
+    assert sorted(keys, key=lambda key: hash_order(key, "heldout")) == expected
+    assert sorted(keys, key=lambda key: hash_order(key, "other")) != expected
+
+
+def test_a_text_and_counters_seed_what_they_always_did() -> None:
+    """From the definitions: 60 bits of the hash, and a draw of each generator added to the next counter."""
+    assert seed_of_text("1 0 ['a']") == int.from_bytes(hashlib.sha256(b"1 0 ['a']").digest()[:8], "big") >> 4
+    assert mixed_seed(5) == 5
+    first = int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(5))) + 7
+    second = int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(first % 2**62))) + 2
+    assert mixed_seed(5, 7, 2) == second % 2**62
+    assert len({mixed_seed(seed, *counters) for seed in (0, 1) for counters in ((0, 1), (1, 0), (0,), (1,))}) == 8

@@ -65,3 +65,29 @@ def test_a_feature_that_never_changes_is_harmless() -> None:
     features[:, 1] = 7.0
     fold = stratified_folds(labels, [str(index) for index in range(30)], folds=3)
     assert torch.isfinite(out_of_fold(features, labels, fold=fold)).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("truth", [[], [True], [False], [True, True]])
+def test_one_class_is_refused_whatever_its_size(truth: list[bool]) -> None:
+    labels, count = torch.tensor(truth, dtype=torch.bool), len(truth)
+    features = torch.randn(count, 2)
+    assert stratified_folds(labels, [f"k{row}" for row in range(count)], folds=2).tolist() == list(range(count))
+    with pytest.raises(ValueError, match="both classes"):
+        fit_logistic(features, labels)
+    fold = torch.arange(count)
+    if count:
+        with pytest.raises(ValueError, match="both classes are needed outside of each fold"):
+            out_of_fold(features, labels, fold=fold)
+    else:
+        assert out_of_fold(features, labels, fold=fold).shape == (0,)
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_samples_of_two_classes_are_fitted_but_leave_nothing_to_judge() -> None:
+    features, labels = torch.tensor([[-1.0], [1.0]]), torch.tensor([False, True])
+    found = logits(features, fit_logistic(features, labels))
+    assert found[0] < 0 < found[1]
+    for fold in (torch.tensor([0, 0]), torch.tensor([0, 1])):
+        with pytest.raises(ValueError, match="outside of each fold"):
+            out_of_fold(features, labels, fold=fold)

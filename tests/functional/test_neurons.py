@@ -1,5 +1,6 @@
 """Activation and z-scores of value neurons."""
 
+import pytest
 import torch
 
 from memtrain.functional.neurons import Moments, neuron_activation, neuron_z_score, scale_neurons
@@ -52,3 +53,14 @@ def test_limited_moments_weigh_less_and_are_the_same() -> None:
     torch.testing.assert_close(
         few.merge(Moments.of(values[:10] + 2)).mean, (values.mean(0) + values[:10].mean(0) + 2) / 2
     )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_moments_of_few_observations_have_a_deviation_from_two_on(count: int) -> None:
+    values = torch.tensor([[1.0, 4.0], [3.0, 4.0]])[:count]
+    moments = Moments.of(values)
+    assert moments.std.tolist() == pytest.approx([2**0.5, 0.0] if count == 2 else [0.0, 0.0])
+    merged = moments.merge(Moments.of(torch.zeros(0, 2)))
+    assert (merged.count, merged.mean.tolist()) == (count, moments.mean.tolist())
+    assert neuron_z_score(values, moments.mean.float(), moments.std.float()).isfinite().all()
+    assert neuron_activation(torch.ones(count, 3, 2)).tolist() == [[1.0, 1.0]] * count

@@ -84,3 +84,15 @@ def test_the_published_data_range_is_that_of_all_pairs_together() -> None:
     highest = highest_similarity(images, data_range=None)
     expected = torch.stack([published[(first == image) | (second == image)].max() for image in range(4)])
     assert torch.equal(highest, expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_pair_one_and_two_have_as_many_similarities(count: int) -> None:
+    images = torch.rand(count, 1, 8, 8)
+    torch.testing.assert_close(pairwise_similarity(images, images), torch.ones(count))
+    assert noise_difference(images, torch.rand_like(images)).shape == images.shape
+    if count < 2:
+        with pytest.raises(ConfigurationError, match=f"there is {count}"):
+            highest_similarity(images)
+    else:
+        assert highest_similarity(images).shape == (2,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,45 @@ from torchmetrics.functional.classification import binary_auroc
 from memtrain.functional.ranking import (
     auroc,
     bootstrap_interval,
+    highest,
     lower_threshold,
+    mean_with_interval,
     proportion_interval,
+    share,
     true_positive_rate,
 )
+
+
+def test_the_highest_of_equals_are_the_first() -> None:
+    """Against Python's stable sort, along the last dimension, and with more asked for than there are."""
+    values = torch.randint(0, 4, (3, 300), generator=torch.Generator().manual_seed(0)).float()
+    expected = [sorted(range(300), key=lambda index, row=row: -float(row[index])) for row in values]
+    assert highest(values, 90).tolist() == [row[:90] for row in expected]
+    assert highest(values, 1000).tolist() == expected
+    assert highest(values, 0).shape == (3, 0)
 
 
 def test_auroc_counts_ties_as_one_half() -> None:
     """Pairs (3,1) (3,2) (2,1) are right and (2,2) is a tie: 3.5 of 4."""
     assert auroc(torch.tensor([3.0, 2.0, 1.0, 2.0]), torch.tensor([1, 1, 0, 0])) == 3.5 / 4
+
+
+def test_the_interval_of_a_mean() -> None:
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    found: dict[str, Any] = mean_with_interval(values, seed=0)
+    assert found["mean"] == pytest.approx(float(values.double().mean()))
+    half = 1.96 * float(values.std()) / 200**0.5
+    low, high = found["interval"]
+    assert found["mean"] - low == pytest.approx(half, rel=0.15) and high - found["mean"] == pytest.approx(
+        half, rel=0.15
+    )
+    assert mean_with_interval(torch.ones(1)) == {"mean": 1.0, "interval": None}
+    assert mean_with_interval(torch.ones(0)) == {"mean": None, "interval": None}
+
+
+def test_a_share_has_an_interval() -> None:
+    assert share([True, False, True]) == {"k": 2, "n": 3, "share": 2 / 3, "interval": list(proportion_interval(2, 3))}
+    assert share([])["share"] is None
 
 
 def test_auroc_agrees_with_torchmetrics_within_the_unit_interval() -> None:
@@ -116,3 +147,32 @@ def test_lower_threshold_holds_its_rate() -> None:
     draws = torch.rand(4000, 25, generator=torch.Generator().manual_seed(0))
     below = sum(float(row[24]) < lower_threshold(row[:24], 0.05) for row in draws)
     assert below / 4000 == pytest.approx(1 / 25, abs=0.01)
+
+
+@pytest.mark.parametrize("truth", [[], [True], [False], [True, True], [False, False]])
+def test_figures_of_a_class_alone_are_refused_whatever_its_size(truth: list[bool]) -> None:
+    scores, labels = torch.arange(len(truth)).float(), torch.tensor(truth, dtype=torch.bool)
+    for figure in (
+        auroc,
+        lambda s, t: true_positive_rate(s, t, false_positive_rate=0.1),
+        lambda s, t: bootstrap_interval(auroc, s, t, seed=0, resamples=5),
+    ):
+        with pytest.raises(ValueError, match="both classes are needed"):
+            figure(scores, labels)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_null_scores_promise_what_their_number_can(count: int) -> None:
+    scores = torch.tensor([3.0, 1.0][:count])
+    with pytest.raises(ValueError, match=f"found {count}"):
+        lower_threshold(scores, 0.3)
+    if count:
+        assert lower_threshold(scores, 1 / (count + 1)) == scores.min()
+
+
+def test_the_share_of_none_is_unknown_and_that_of_one_nearly_so() -> None:
+    assert proportion_interval(0, 0) == (0.0, 1.0)
+    for k, n in ((0, 1), (1, 1), (0, 2), (1, 2), (2, 2)):
+        low, high = proportion_interval(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+        assert high - low > 0.6

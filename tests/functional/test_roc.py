@@ -78,3 +78,12 @@ def test_without_a_shared_stratum_nothing_is_said() -> None:
     )
     assert value.isnan()
     assert (interval, pairs) == ((0.0, 1.0), 0)
+
+
+@pytest.mark.parametrize("truth", [[], [True], [False], [True, True], [False, False]])
+def test_a_class_alone_has_no_curve_and_no_pairs(truth: list[bool]) -> None:
+    scores, labels = torch.arange(len(truth)).float(), torch.tensor(truth, dtype=torch.bool)
+    with pytest.raises(ValueError, match="both classes are needed"):
+        roc_points(scores, labels)
+    value, interval, pairs = stratified_auroc(scores, labels, strata=torch.zeros(len(truth)), seed=0, resamples=5)
+    assert (bool(value.isnan()), interval, pairs) == (True, (0.0, 1.0), 0)

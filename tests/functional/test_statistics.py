@@ -139,3 +139,55 @@ def test_the_upper_spread_covers_a_tail_to_the_right() -> None:
     assert (highest > upper).float().mean() < 0.8 * (highest > both).float().mean()
     even = torch.randn(20_000, generator=generator)
     assert robust_threshold(even, 0.01, upper=True) == pytest.approx(robust_threshold(even, 0.01), rel=0.05)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_spread_takes_three_scores(count: int) -> None:
+    scores = torch.tensor([1.0, 5.0][:count], dtype=torch.float64)
+    for threshold in (normal_threshold, robust_threshold):
+        with pytest.raises(ValueError, match=f"at least 3 scores .*, found {count}"):
+            threshold(scores, 0.05)
+    with pytest.raises(ValueError, match=f"found {count}"):
+        conformal_threshold(scores, 0.05)
+    three = torch.tensor([1.0, 2.0, 3.0])
+    assert all(2 < threshold(three, 0.05) < math.inf for threshold in (normal_threshold, robust_threshold))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_order_statistic_of_few_scores_is_the_highest_where_the_rate_allows(count: int) -> None:
+    assert conformal_threshold(torch.tensor([1.0, 5.0][:count]), 1 / (count + 1)) == [1.0, 5.0][count - 1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_p_values_of_few_scores_are_corrected_for_their_number(count: int) -> None:
+    single = normal_p_value(torch.tensor([1.0, 2.0][:count]), mean=0.0, deviation=1.0)
+    expected = [[], [0.15866], [0.15866, 0.0455]][count]
+    assert holm(single).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_direction_takes_one_positive_and_two_negatives_and_leaving_out_two_positives(count: int) -> None:
+    few, many = torch.eye(2, dtype=torch.float64)[:count], torch.randn(20, 2, dtype=torch.float64)
+    enough = {discriminant: (1, 2), left_out_separation: (2, 2)}
+    for separate, (positives, negatives) in enough.items():
+        for groups, fewest in (((few, many), positives), ((many, few), negatives)):
+            if count < fewest:
+                with pytest.raises(ValueError, match=f"found {count}"):
+                    separate(*groups)
+            else:
+                found = separate(*groups)
+                assert math.isfinite(found if isinstance(found, float) else found[1])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_moments_of_few_observations_standardise_nothing_below_the_minimum(count: int) -> None:
+    moments = DriftingMoments(2, 1, window=8, minimum=2)
+    for value in (1.0, 3.0)[:count]:
+        moments.update(0, torch.tensor([value]))
+    groups = torch.zeros(count, dtype=torch.long)
+    assert moments.standardise(groups, torch.zeros(count, 1)).shape == (count, 1)
+    deviation = moments.deviation(0)
+    assert deviation.isnan().all() if count < 2 else float(deviation) == pytest.approx(math.sqrt(2))

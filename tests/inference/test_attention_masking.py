@@ -124,26 +124,26 @@ def tokens(prompt: str) -> int:
     return min(12, len(prompt.replace(" ", "")) + 2)
 
 
-@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("hide_eos", [False, True])
-def test_it_is_the_published_formula(family: Pipeline, reference: bool, hide_eos: bool) -> None:
+def test_it_is_the_published_formula(family: Pipeline, published: bool, hide_eos: bool) -> None:
     prompts = [*PROMPTS, LONG]
-    with AttentionMasking(c1=1.5, reference=reference, hide_eos=hide_eos)(family):
+    with AttentionMasking(c1=1.5, published=published, hide_eos=hide_eos)(family):
         found = sample(family, prompts, images=2)
     shown = [tokens(prompt) - hide_eos for prompt in prompts for _ in range(2)]
-    with written(family, shown, 1.5, both_halves=reference):
+    with written(family, shown, 1.5, both_halves=published):
         expected = sample(family, prompts, images=2)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert (expected - sample(family, prompts, images=2)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-@pytest.mark.parametrize("reference", [False, True])
-def test_negative_prompts_and_sampling_without_guidance(family: Pipeline, reference: bool, guidance: float) -> None:
+@pytest.mark.parametrize("published", [False, True])
+def test_negative_prompts_and_sampling_without_guidance(family: Pipeline, published: bool, guidance: float) -> None:
     options: dict[str, Any] = {"negative_prompt": ["dark and wet"] * 3, "guidance_scale": guidance}
-    with AttentionMasking(reference=reference)(family):
+    with AttentionMasking(published=published)(family):
         found = sample(family, PROMPTS, **options)
-    with written(family, [tokens(prompt) for prompt in PROMPTS], 1.25, both_halves=reference):
+    with written(family, [tokens(prompt) for prompt in PROMPTS], 1.25, both_halves=published):
         expected = sample(family, PROMPTS, **options)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 

@@ -150,3 +150,17 @@ def test_what_makes_no_sense_is_refused(predictor: Predictor, statistics: Activa
     lacking = replace(statistics, mean=dict(list(statistics.mean.items())[1:]))
     with pytest.raises(ConfigurationError, match="do not fit"):
         locate(predictor, ["a"], statistics=lacking, threshold=0.5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_is_refused_and_one_and_two_are_searched(
+    predictor: Predictor, statistics: ActivationStatistics, count: int
+) -> None:
+    prompts, options = ["other 1", "other 2"][:count], {"statistics": statistics, "settings": Settings(**FEW)}
+    if not count:
+        with pytest.raises(ConfigurationError, match="Nothing sensible to search"):
+            locate(predictor, prompts, threshold=1.1, **options)
+    else:
+        found = locate(predictor, prompts, threshold=1.1, **options)
+        assert [one.prompt for one in found.found] == prompts
+        assert (len(found), found.union(), found.table.num_rows) == (0, None, count)

@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.generate import generate
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.localization.masked_pipeline import save_masked_pipeline
 from memtrain.models.neuron_mask import NeuronMask
 
@@ -24,9 +25,9 @@ def test_baked_equals_hooked(pipeline: StableDiffusionPipeline, tmp_path: Path) 
     assert all(torch.equal(value, before[name]) for name, value in pipeline.unet.state_dict().items())
     baked = StableDiffusionPipeline.from_pretrained(tmp_path / "masked", safety_checker=None)
     with mask.on(pipeline.unet):
-        hooked = generate(pipeline, ["a b"], **settings).images
-    assert torch.equal(generate(baked, ["a b"], **settings).images, hooked)
-    assert not torch.equal(generate(pipeline, ["a b"], **settings).images, hooked)
+        hooked = generate(pipeline, ["a b"], sampling=Sampling(**settings)).images
+    assert torch.equal(generate(baked, ["a b"], sampling=Sampling(**settings)).images, hooked)
+    assert not torch.equal(generate(pipeline, ["a b"], sampling=Sampling(**settings)).images, hooked)
     assert NeuronMask.load(tmp_path / "masked" / "neuron_mask.safetensors").channels == mask.channels
 
 

@@ -19,6 +19,13 @@ def test_candidates_are_outliers_by_index_and_then_the_strongest() -> None:
     assert candidates(Z, ACTIVATION, theta=2.0, k=None) == ((1, 3), ())
 
 
+def test_of_equally_active_neurons_the_first_are_candidates() -> None:
+    """Dead neurons are all equal, and many."""
+    activation = torch.zeros(500)
+    activation[[400, 7]] = 1.0
+    assert candidates([activation], [activation], theta=None, k=6) == ((7, 400, 0, 1, 2, 3),)
+
+
 def test_a_mask_forgets_order_and_repetition() -> None:
     assert mask_of(((1, 2, 1), (0,))) == mask_of(((2, 1), (0, 0))) == {(0, 1), (0, 2), (1, 0)}
 

@@ -81,3 +81,14 @@ def test_word_prompts_are_words_of_the_vocabulary(pipeline: StableDiffusionPipel
     assert prompts == word_prompts(pipeline.tokenizer, 50) != word_prompts(pipeline.tokenizer, 50, seed=1)
     assert {3, 12} <= {len(prompt.split()) for prompt in prompts} <= set(range(3, 13))
     assert {word for prompt in prompts for word in prompt.split()} <= set("abcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_and_one_have_no_deviation_and_two_do(predictor: Predictor, count: int) -> None:
+    if count < 2:
+        with pytest.raises(ConfigurationError, match=f"statistics of {count} prompts"):
+            ActivationStatistics.measure(predictor, PROMPTS[:count])
+    else:
+        measured = ActivationStatistics.measure(predictor, PROMPTS[:count], batch_size=1)
+        assert measured.count == 2
+        assert all(std.isfinite().all() for std in measured.std.values())

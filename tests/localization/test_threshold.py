@@ -52,3 +52,15 @@ def test_what_is_no_threshold_is_refused(predictor: Predictor, tmp_path: Path) -
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(ConfigurationError, match="holds no threshold"):
             Threshold.load(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_prompt_and_one_calibrate_nothing_and_two_do(predictor: Predictor, count: int) -> None:
+    settings = Settings(seeds=2)
+    scores = pairwise_scores(predictor, PROMPTS[:count], settings=settings)
+    assert scores.shape == (count, 2)
+    if count < 2:
+        with pytest.raises(ConfigurationError, match=f"on {count} prompts"):
+            calibrate_threshold(predictor, PROMPTS[:count], settings=settings)
+    else:
+        assert calibrate_threshold(predictor, PROMPTS[:count], settings=settings).count == 2

@@ -143,3 +143,18 @@ def test_a_resumed_search_goes_on_as_if_it_had_not_stopped() -> None:
     assert resumed.found == through.found != {}
     assert torch.equal(resumed._moments.mean, through._moments.mean)
     assert torch.equal(resumed._moments.square, through._moments.square)
+
+
+def test_no_sample_one_and_two_are_searched_once_there_are_others_to_compare_with() -> None:
+    for count in (0, 1, 2):
+        search = NeuronSearch(3, count=2, rank=0)
+        activation = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+        flagged = [row < count for row in range(20)]
+        keys = [f"k{row}" for row in range(20)]
+        alone = search.wanted(keys[:count], flagged[:count], epoch=0)
+        search.add(alone, activation[:count], number=0, epoch=0)
+        assert not search.synchronize(lambda value: [value]), "nothing to compare with"
+        search.add(search.wanted(keys, flagged, epoch=0), activation, number=1, epoch=0)
+        assert search.synchronize(lambda value: [value]) == bool(count)
+        assert sorted(search.found) == keys[:count]
+        assert all(len(neurons) == 2 for neurons in search.found.values())

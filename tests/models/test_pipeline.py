@@ -1,6 +1,8 @@
 """Loading and saving pipeline folders."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,16 @@ def test_what_was_loaded_is_saved_again(pipeline_folder: Path, tmp_path: Path) -
     torch.testing.assert_close(again.scheduler.alphas_cumprod, components.scheduler.alphas_cumprod)
 
 
-def test_half_precision_on_disk_is_trained_in_fp32(pipeline_folder: Path, tmp_path: Path) -> None:
-    load_components(str(pipeline_folder)).pipeline().to(torch.float16).save_pretrained(tmp_path)
-    components = load_components(str(tmp_path))
+def test_half_precision_on_disk_is_trained_in_fp32_and_exported_for_stock_diffusers(
+    pipeline_folder: Path, tmp_path: Path
+) -> None:
+    load_components(str(pipeline_folder)).pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
+    components = load_components(str(tmp_path / "half"))
     parts = (components.denoiser, components.vae, components.text_encoder)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+    components.pipeline().save_pretrained(tmp_path / "exported")
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "exported")
+    assert exported("a b", num_inference_steps=2).images[0].size == (16, 16)
 
 
 def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -35,15 +42,26 @@ def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder:
         load_components(str(tmp_path))
 
 
-def test_a_whole_pipeline_samples_with_ddim_and_reads_no_pickle(
-    pipeline: StableDiffusionPipeline, pipeline_folder: Path, tmp_path: Path
-) -> None:
+def test_a_whole_pipeline_samples_with_ddim(pipeline: StableDiffusionPipeline, pipeline_folder: Path) -> None:
     loaded = load_pipeline(str(pipeline_folder))
     assert type(loaded.scheduler).__name__ == "DDIMScheduler"
     assert fingerprint(loaded) == fingerprint(pipeline)
-    pipeline.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ConfigurationError, match="cannot be loaded"):
-        load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("load", [load_components, load_pipeline])
+def test_pickled_weights_of_one_part_are_refused_by_training_and_sampling_alike(
+    load: Callable[[str], object], part: str, pipeline: StableDiffusionPipeline, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(pipeline_folder, folder)
+    for weights in (folder / part).glob("*.safetensors"):
+        name = "pytorch_model.bin" if part == "text_encoder" else weights.with_suffix(".bin").name
+        torch.save(getattr(pipeline, part).state_dict(), folder / part / name)
+        weights.unlink()
+    with pytest.raises(ConfigurationError, match="cannot be loaded") as refused:
+        load(str(folder))
+    assert "saved again as safetensors" in str(refused.value)
 
 
 def test_a_pipeline_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What the probe gates, counts and refuses; what it reads is in tests/conformance/test_probe.py."""
 
-import math
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +8,8 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from memtrain.errors import ProbeError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 
 TEXT = 5
 
@@ -20,6 +20,7 @@ def unet(pipeline: StableDiffusionPipeline) -> Iterator[UNet2DConditionModel]:
     yield unet
     unet.disable_gradient_checkpointing()
     unet.zero_grad()
+    unet.eval()
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in unet.modules())
 
 
@@ -107,37 +108,6 @@ def test_site_patterns(unet: UNet2DConditionModel) -> None:
     assert all(name.startswith("up_blocks") for name in DenoiserProbe(unet, sites="up_blocks.*").sites)
     with pytest.raises(ProbeError, match="matches none of 4"):
         DenoiserProbe(unet, sites="nowhere.*")
-
-
-def test_entropy_of_a_group_of_tokens_is_its_part_of_the_sum() -> None:
-    attention = torch.tensor([[0.5, 0.125, 0.125, 0.25, 0.0], [0.2, 0.2, 0.2, 0.2, 0.2]])
-    seen = Observation(["a", "b"], torch.tensor([4, 3]), token_attention={"site": attention})
-
-    def part(*probabilities: float) -> float:
-        return -sum(p * math.log(p) for p in probabilities)
-
-    expected = {
-        "all": [part(0.5, 0.125, 0.125, 0.25), part(*[0.2] * 5)],
-        "prompt": [part(0.125, 0.125), part(0.2)],
-        "summary": [part(0.25), part(*[0.2] * 3)],
-    }
-    for tokens, values in expected.items():
-        torch.testing.assert_close(seen.entropy(tokens), torch.tensor(values)[:, None])  # type: ignore[arg-type]
-    torch.testing.assert_close(seen.bos_mass(), torch.tensor([[0.5], [0.2]]))
-
-
-def test_a_prompt_mask_places_the_words_where_a_length_cannot() -> None:
-    attention = torch.full((1, 4), 0.25)
-    seen = Observation(["a"], torch.tensor([3]), token_attention={"site": attention}, clip_layout=False)
-    for tokens in ("prompt", "summary"):
-        with pytest.raises(ProbeError, match="prompt_mask"):
-            seen.entropy(tokens)  # type: ignore[arg-type]
-    with pytest.raises(ProbeError, match="does not begin with BOS"):
-        seen.bos_mass()
-    seen.prompt_mask = torch.tensor([[True, True, True, False]])
-    share = 0.25 * math.log(4)
-    assert seen.entropy("prompt").item() == pytest.approx(3 * share)
-    assert seen.entropy("summary").item() == pytest.approx(share)
 
 
 def test_a_penalty_on_frozen_projections_is_refused(unet: UNet2DConditionModel) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring import processes
 from memtrain.monitoring.loss_check import LossCheck
 from memtrain.monitoring.options import WatchSettings
@@ -203,21 +203,19 @@ def test_of_several_losses_the_one_that_reaches_the_denoiser_counts(
 
 
 @pytest.mark.parametrize("of_the_other", [1.0, 0.5])
-def test_processes_decide_together(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of_the_other: float
-) -> None:
+def test_processes_decide_together(caplog: pytest.LogCaptureFixture, of_the_other: float) -> None:
     """What one of them finds stops all or none: the others would wait for it."""
     check, nothing = LossCheck(), Observation([])
     for _ in range(4):
         check.batch_ends(nothing, None)
-    monkeypatch.setattr(processes, "gather", lambda rows: [*rows, (0.5, math.inf), (of_the_other, math.inf)])
-    trainer: Any = SimpleNamespace(is_global_zero=True)
+    others = [(0.5, math.inf), (of_the_other, math.inf)]
+    host: Any = SimpleNamespace(rank=0, gather=lambda rows: [*rows, *others])
     if of_the_other == 1.0:
-        check.decide(trainer)
+        check.decide(host)
         assert "in 1 of 2 batches compared, their mean is 0.5 times" in caplog.text
     else:
         with pytest.raises(ConfigurationError, match="in 2 of 2 batches"):
-            check.decide(trainer)
+            check.decide(host)
 
 
 def test_it_looks_at_the_first_batches_only(
@@ -237,7 +235,11 @@ def test_it_looks_at_the_first_batches_only(
 
     monkeypatch.setattr(LossCheck, "batch_ends", batch_ends)
     monkeypatch.setattr(LossCheck, "decide", counting)
-    monitor = MemorizationMonitor([DenoisingLoss()], reference=False, settings=WatchSettings(calibrate_every=16))
+    monitor = MemorizationMonitor(
+        [DenoisingLoss()],
+        reference=False,
+        settings=WatchSettings(calibrate_every=16),
+    )
     fit(Host(pipeline.unet), tmp_path, [monitor], max_epochs=5)
     assert asked == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0, 0]
     assert decided == [0, 8, 0]
@@ -260,3 +262,25 @@ def test_a_loss_weight_for_no_sample_is_refused(pipeline: StableDiffusionPipelin
     with pytest.raises(ConfigurationError, match=r"for 4 timesteps\n.*Expected: a method loss_weight\(timesteps"):
         watch(host, tmp_path)
     assert len(batches()) == 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_run_of_few_batches_is_judged_by_those_there_were(
+    count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    check, gradient = LossCheck(), torch.ones(1, 4)
+    for _ in range(count):
+        # Of a single sample whose residual is 2, so its loss is 4; the host's is half of it.
+        check.differentiates(torch.tensor(2.0))
+        check.gradient_arrives()
+        check.batch_ends(Observation(["a"], gradient=gradient), None)
+    check.decide(SimpleNamespace(is_global_zero=True), over=True)  # type: ignore[arg-type]
+    said = caplog.text
+    assert ("was never seen" in said) == (count == 0)
+    assert (f"in {count} of {count} batches" in said) == (count > 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_what_is_kept_of_few_samples_makes_up_the_batch(count: int) -> None:
+    assert float(processes.share_of_mean(torch.ones(count))) == (1.0 if count else 0.0)
+    assert float(processes.share_of_mean(torch.zeros(count))) == count

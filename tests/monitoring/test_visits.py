@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.visits import Visits
 from memtrain.records import RecordWriter, read_steps
 
@@ -43,3 +43,19 @@ def test_visits_come_back_from_the_record_table(tmp_path: Path) -> None:
         assert visit.keys == original.keys
         assert visit.timesteps == original.timesteps
         assert torch.equal(visit.values, original.values)
+
+
+def test_no_visit_one_and_two_are_recorded_and_read_again() -> None:
+    for count in (0, 1, 2):
+        observation = Observation(["a", "b"][:count], timesteps=torch.tensor([3, 900])[:count])
+        packed = Visits.pack(observation, torch.ones(count), torch.zeros(count, 2))
+        none = torch.zeros(count, dtype=torch.bool)
+        visits = Visits(0, 0, 0, 0, observation.keys, none.float(), none, packed)
+        rows = visits.rows(["x", "y"])
+        assert {len(column) for column in rows.values()} == {count}
+        names = list(rows)
+        again = Visits.from_rows(
+            [dict(zip(names, row, strict=True)) for row in zip(*rows.values(), strict=True)], ["x", "y"]
+        )
+        assert [visit.keys for visit in again] == ([observation.keys] if count else [])
+        assert visits.values.shape == (count, 2)

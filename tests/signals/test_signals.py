@@ -9,7 +9,7 @@ import torch
 
 import memtrain.signals
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.base import FittedSignal, Signal
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -121,3 +121,27 @@ def test_what_is_not_finite_is_no_comparison() -> None:
     assert readings.compare(values, None).isnan().tolist() == [[True], [True], [False]]
     base = torch.tensor([[1.0], [1.0], [math.inf]])
     assert readings.compare(values, base).isnan().all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_sample_one_and_two_have_as_many_values(count: int) -> None:
+    seen = Observation(
+        ["a", "b"][:count],
+        sample_loss=torch.ones(count),
+        token_attention={site: torch.full((count, 7), 1 / 7) for site in SITES},
+    )
+    readings = Readings([DenoisingLoss(), AttentionEntropy()], SITES)
+    values = readings.read(seen)
+    assert values.shape == (count, 3)
+    assert readings.compare(values, values).tolist() == [[0.0, 0.0, 0.0]] * count
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_neurons_are_unusual_among_two_captions_at_least(count: int) -> None:
+    signal, observed = ValueOutliers(), [Observation(["a"], neuron_activation={"up": torch.ones(1, 4)})] * count
+    if count < 2:
+        with pytest.raises(ConfigurationError, match=f"saw {count} reference captions"):
+            signal.fit(observed)
+    else:
+        signal.fit(observed)
+        assert signal(observed[0]).tolist() == [[0.0]], "no neuron differs"

@@ -93,6 +93,10 @@ def evaluate(folder, *arguments, **variables):
     for run in ("a", "b c"):
         (folder / run).mkdir()
     (folder / "evaluate.py").touch()
+    for stage in ROOT.glob("memtrain/evaluation/stages/*/stage.py"):
+        place = folder / stage.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
     return start("evaluate.sbatch", folder, *arguments, **variables)
 
 
@@ -149,22 +153,30 @@ def test_training_on_cpus_asks_for_no_gpus(tmp_path):
 def test_the_array_index_picks_the_run(tmp_path, arguments, variables, run, rest):
     done = evaluate(tmp_path, *arguments, **variables)
     assert done.returncode == 0, done.stderr
-    words = ["python", "evaluate.py", "--run", run, *rest]
+    words = ["python", "evaluate.py", "measure", "--run", run, *rest]
     assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in words)
 
 
 def test_the_prompts_of_a_model_are_shared_by_the_array(tmp_path):
-    rest = ["--model", "my model", "--prompts", "p.csv"]
+    rest = ["detect", "--model", "my model", "--prompts", "p.csv"]
     done = evaluate(tmp_path, *rest, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="4")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in ["python", "evaluate.py", *rest])
+
+
+def test_the_first_word_may_name_the_stage(tmp_path):
+    done = evaluate(tmp_path, "localize", "a", "--shard", "0/1")
+    assert done.returncode == 0, done.stderr
+    words = ["python", "evaluate.py", "localize", "--run", "a", "--shard", "0/1"]
+    assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in words)
 
 
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
         ([], {}, "no run folder"),
-        (["a", "--model", "m"], {}, "exclude each other"),
+        (["detect", "a", "--model", "m"], {}, "exclude each other"),
+        (["--model", "m", "--prompts", "p"], {}, "such as: detect --model M"),
         (["a", "b c"], {}, "sbatch --array=0-1"),
         (["a", "b c"], {"SLURM_ARRAY_TASK_ID": "2"}, "array index 2, but 2 runs"),
         (["missing"], {}, "missing, is not a folder"),

@@ -175,7 +175,8 @@ def test_a_run_leaves_records_profile_and_a_pipeline_that_loads(
     assert sorted(row["visits_per_epoch"] for row in samples if row["split"] == "train") == [1] * 14 + [6] * 2
     rows = read_steps(tmp_path / "run" / "records")
     assert sum(name.startswith("attention_entropy.") for name in rows.column_names) == 3
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline", safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipeline("a b", num_inference_steps=2).images[0].size == (16, 16)
     assert module.ema is not None
     for exported, average in zip(pipeline.unet.parameters(), module.ema.shadow_params, strict=True):
         torch.testing.assert_close(exported, average)

@@ -1,0 +1,227 @@
+"""SSCD: a learned descriptor of copies, in the four conventions under which papers report it.
+
+What: cosine similarity of descriptors of a self-supervised copy detector, which survives crops, shifts and colours that
+a pixel distance does not. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection" (CVPR 2022).
+Conventions: papers differ in the weights, in what is done to an image before, and in how similarities become one figure
+(:data:`CONVENTIONS`), so figures under different names must not be compared.
+
+- `dcr`: Somepalli et al., "Diffusion Art or Digital Forgery?" (CVPR 2023).
+- `wen`: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024).
+- `nemo`: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024).
+- `membench`: Hong et al., "MemBench" (2024).
+
+Weights: a file of your own, none is downloaded. TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what
+is in it, so load only files from people you trust, such as the SSCD authors' release. ONNX (`.onnx`) is data; it needs
+the package onnxruntime.
+Traps: the medians of NeMo's scripts are torch's, the lower of the two middle values; MAD is not scaled to a standard
+deviation.
+Cost: one forward pass of a ResNet per image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.measures.medians import median_and_mad
+
+Descriptor = Callable[[Tensor], Tensor]
+"""From `(n, 3, H, W)` fp32 to `(n, D)`."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a paper does to images before the network.
+
+    Attributes:
+        weights: name of the SSCD release that the paper used.
+        size: the shorter side is resized to it, or with `crop` None both sides are, whatever the shape.
+        crop: side of the centre crop.
+        mean: subtracted, per channel.
+        std: divided by, per channel.
+    """
+
+    weights: str
+    size: int
+    crop: int | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """`(n, 3, H, W)` uint8 to the network's input, resized as torchvision does with PIL images."""
+        return torch.stack([self._prepared(image) for image in images])
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+        width, height = picture.size
+        if self.crop is None:
+            width = height = self.size
+        else:
+            short = min(width, height)
+            width, height = int(self.size * width / short), int(self.size * height / short)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        if self.crop is not None:
+            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+            picture = picture.crop((left, top, left + self.crop, top + self.crop))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+
+
+CONVENTIONS = {
+    "dcr": Convention("sscd_disc_large", 256, 224, *HALVES),
+    "wen": Convention("sscd_disc_large", 256, 224, *HALVES),
+    "nemo": Convention("sscd_disc_mixup", 320, None, *IMAGENET),
+    "membench": Convention("sscd_disc_large", 288, None, *IMAGENET),
+}
+
+
+def convention(name: str) -> Convention:
+    """The convention of that name.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    if name not in CONVENTIONS:
+        raise ConfigurationError(f"SSCD convention {name!r}", expected=", ".join(CONVENTIONS), remedy="choose one")
+    return CONVENTIONS[name]
+
+
+def load_descriptor(path: str | Path, *, device: torch.device | str = "cpu", ask_for: str | None = None) -> Descriptor:
+    """A network from a file. A TorchScript file runs what is in it: load only what you trust.
+
+    Args:
+        path: `.onnx`, or TorchScript under any other name.
+        device: where a TorchScript network runs; ONNX runs on the CPU.
+        ask_for: an argument of a TorchScript network's forward that is set to True, if it has one of this name.
+
+    Raises:
+        ConfigurationError: if the file does not exist or is no network, or onnxruntime is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{path} does not exist", expected="a TorchScript or ONNX file", remedy="download the weights yourself"
+        )
+    if path.suffix.lower() == ".onnx":
+        return _onnx(path)
+    try:
+        with warnings.catch_warnings():
+            # torch would rather have an exported program, but the published weights are TorchScript.
+            warnings.filterwarnings("ignore", message=".*torch.jit.load", category=DeprecationWarning)
+            network = torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"{path} is no TorchScript archive: {str(error).splitlines()[0]}",
+            expected="a file such as sscd_disc_mixup.torchscript.pt",
+            remedy="check the file",
+        ) from error
+
+    options = {argument.name: True for argument in network.forward.schema.arguments if argument.name == ask_for}
+
+    @torch.no_grad()
+    def describe(images: Tensor) -> Tensor:
+        found: Tensor = network(images.to(device), **options)
+        return found.float().cpu()
+
+    return describe
+
+
+def _onnx(path: Path) -> Descriptor:
+    if find_spec("onnxruntime") is None:
+        raise ConfigurationError(
+            f"{path} needs onnxruntime, which is not installed",
+            expected="the package onnxruntime, or a TorchScript file",
+            remedy="pip install onnxruntime",
+        )
+    # By name: it is no dependency of ours.
+    session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def describe(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0]).float()
+
+    return describe
+
+
+def describe_images(descriptor: Descriptor, images: Tensor, *, by: Convention, batch_size: int = 32) -> Tensor:
+    """Descriptors of unit length.
+
+    Args:
+        descriptor: from :func:`load_descriptor`.
+        images: `(..., 3, H, W)` uint8.
+        by: the convention.
+        batch_size: images per forward pass.
+
+    Returns:
+        `(..., D)`.
+
+    Raises:
+        DataError: if there is no image, or the network does not answer with one vector per image.
+    """
+    flat = images.flatten(0, -4) if images.dim() > 4 else images
+    if not len(flat):
+        raise DataError("There are no images to describe", expected="at least one", remedy="give more prompts or seeds")
+    found = [descriptor(by.prepare(part)) for part in flat.split(batch_size)]
+    if any(part.dim() != 2 for part in found) or sum(map(len, found)) != len(flat):
+        raise DataError(
+            f"The descriptor answered {len(flat)} images with {[tuple(part.shape) for part in found][:3]}",
+            expected="one vector per image",
+            remedy="use a network that ends in its descriptor",
+        )
+    return F.normalize(torch.cat(found), dim=1).view(*images.shape[:-3], -1)
+
+
+def reduce_similarity(similarity: Tensor, name: str) -> dict[str, Any]:
+    """The figures that a paper makes of similarities.
+
+    Args:
+        similarity: `(P, K, R)` of K generations of each of P prompts with R references: the prompt's own images, or all
+            training images for `dcr`.
+        name: of the convention.
+
+    Returns:
+        Figures under the paper's names. Those of `nemo` are medians over prompts, each with its MAD.
+
+    Raises:
+        ConfigurationError: if there is no such convention.
+        DataError: if there are no similarities.
+    """
+    convention(name)
+    if not similarity.numel():
+        raise DataError(
+            f"Similarities of {' x '.join(map(str, similarity.shape))} prompts, generations and references",
+            expected="at least one of each",
+            remedy="give the images that are to be compared",
+        )
+    values = similarity.double()
+    if name == "dcr":
+        best = values.amax(dim=2).flatten()
+        return {"mean": float(best.mean()), "percentile_95": float(best.quantile(0.95))}
+    if name == "wen":
+        return {"mean": float(values.amax(dim=2).mean())}
+    if name == "nemo":
+        each = values.median(dim=2).values
+        return {
+            "SSCD_orig": median_and_mad(each.amax(dim=1)),
+            "SSCD_orig_median": median_and_mad(each.median(dim=1).values),
+        }
+    each = values.amax(dim=2)
+    return {
+        "top_1": float(each.amax(dim=1).mean()),
+        "top_3": float(each.topk(min(3, each.shape[1]), dim=1).values.mean()),
+        "share_above_0.5": float((each > 0.5).double().mean()),
+    }

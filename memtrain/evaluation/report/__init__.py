@@ -1,0 +1,1 @@
+"""The report page: pure functions of result files."""

@@ -1,0 +1,61 @@
+"""A sheet of images for the eye: a row per prompt, a column per condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from memtrain.evaluation.report.figure_text import figure_text
+
+ROWS = 12
+"""Prompts on a sheet at most."""
+WIDEST = 90
+"""Characters of a label."""
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A prompt and its images.
+
+    Attributes:
+        label: printed above the row, cut to :data:`WIDEST` characters.
+        images: of what is in the column, `(3, H, W)` uint8; the title stands above the first row, unless it is empty.
+    """
+
+    label: str
+    images: Sequence[tuple[str, Tensor]]
+
+
+def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
+    """Write a PNG.
+
+    Args:
+        path: of the PNG.
+        rows: at least one, as many images in each.
+    """
+    columns = len(rows[0].images)
+    figure = Figure(figsize=(0.35 + 1.02 * columns, 0.35 + 1.22 * len(rows)), dpi=110)
+    FigureCanvasAgg(figure)
+    top = 1 - 0.42 / figure.get_figheight()
+    grid = figure.add_gridspec(
+        len(rows), columns, left=0.01, right=0.99, bottom=0.01, top=top, hspace=0.24, wspace=0.05
+    )
+    for line, row in enumerate(rows):
+        for column, (title, image) in enumerate(row.images):
+            axes = figure.add_subplot(grid[line, column])
+            axes.imshow(image.permute(1, 2, 0).numpy())
+            axes.set_axis_off()
+            box = axes.get_position()
+            if line == 0 and title:
+                figure.text(box.x0, 1 - 0.16 / figure.get_figheight(), title, fontsize=9, weight="bold")
+            if column == 0:
+                label = figure_text(row.label, WIDEST)
+                figure.text(box.x0, box.y1 + 0.03 / figure.get_figheight(), label, fontsize=6.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the default Software entry the bytes do not depend on matplotlib's version string.
+    figure.savefig(path, metadata={"Software": None})

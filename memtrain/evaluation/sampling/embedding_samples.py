@@ -1,0 +1,82 @@
+"""Sample images from text embeddings, each prompt under a neuron mask of its own.
+
+For the prompts' own embeddings and without masks, the images are those of
+:func:`memtrain.evaluation.sampling.generate.generate` with the same seeds, so masked, unmasked and re-triggered images
+start from the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.decoding import decode_images
+from memtrain.evaluation.sampling.generate import prepared
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.models.encoding import encode_prompts
+from memtrain.models.neuron_mask import NeuronMask
+from memtrain.models.row_masks import row_masks
+
+
+def text_embeddings(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """The conditional embedding of each prompt, `(P, T, D)`."""
+    return encode_prompts(pipeline, prompts)
+
+
+@torch.no_grad()
+def sample_embeddings(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    *,
+    sampling: Sampling | None = None,
+    masks: Sequence[NeuronMask | None] | None = None,
+) -> Tensor:
+    """Sample one image for every embedding and seed.
+
+    Args:
+        pipeline: a Stable Diffusion 1.x or 2.x pipeline.
+        embeddings: `(P, T, D)`, the conditional half; the unconditional one is that of the empty prompt.
+        sampling: the settings.
+        masks: P masks, None where nothing is masked; default no masks. Both halves of guidance are masked.
+
+    Returns:
+        `(P, K, 3, H, W)` uint8 on the CPU.
+
+    Raises:
+        ConfigurationError: if settings contradict each other.
+    """
+    sampling = sampling or Sampling()
+    masks = [None] * len(embeddings) if masks is None else list(masks)
+    if not len(embeddings) or len(masks) != len(embeddings):
+        raise ConfigurationError(
+            f"{len(embeddings)} embeddings and {len(masks)} masks",
+            expected="at least one embedding, and as many masks",
+            remedy="pass None for each embedding that is not masked",
+        )
+    height, width = sampling.size or (None, None)
+    pairs = [(row, seed) for row in range(len(embeddings)) for seed in sampling.seeds]
+    images = []
+    bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
+    with prepared(pipeline), bar:
+        for start in range(0, len(pairs), sampling.batch_size):
+            batch = pairs[start : start + sampling.batch_size]
+            rows = [row for row, _ in batch]
+            with row_masks(pipeline.unet, [masks[row] for row in rows]):
+                latents = pipeline(
+                    prompt_embeds=embeddings[rows].to(pipeline.device, pipeline.unet.dtype),
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance_scale,
+                    height=height,
+                    width=width,
+                    output_type="latent",
+                ).images
+            images.append(decode_images(pipeline, latents))
+            bar.update(len(batch))
+    sampled = torch.cat(images)
+    return sampled.view(-1, len(sampling.seeds), *sampled.shape[1:])

@@ -1,0 +1,1 @@
+"""The stage `attention`: what text tokens receive while prompts are sampled."""

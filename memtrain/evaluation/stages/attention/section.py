@@ -1,0 +1,39 @@
+"""What `attention` says in the report: its pictures, and the mean entropies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memtrain.evaluation.report.section import Section, joined, made, paragraph, picture, results_of, table
+from memtrain.evaluation.stages.attention.attention import FOLDER
+
+
+def sections(folder: Path) -> list[Section]:
+    """The entropy of each group of prompts, and the pictures.
+
+    Args:
+        folder: of the results.
+    """
+    results = results_of(folder / FOLDER, "attention.json")
+    if results is None:
+        return []
+    rows = [
+        (name, *(_mean(found[part]) for part in ("all_tokens", "eos_and_padding")), found["prompts"])
+        for name, found in results["entropy"].items()
+    ]
+    body = [
+        paragraph(
+            "The entropy of the attention at each sampling step (mean and the middle 80% of the prompts), and for some "
+            "prompts what each token receives. The published sign: the attention of memorized prompts stays spread, "
+            "their entropy is higher."
+        ),
+        table(("prompts", "mean entropy, all tokens", "EOS and padding", "n"), rows),
+        *(picture(folder / FOLDER / name, alt="Attention to text over sampling steps") for name in results["pictures"]),
+    ]
+    return [Section(title="Attention to text", body=joined(body), place=30, facts=made(results, "attention"))]
+
+
+def _mean(found: dict[str, object]) -> str:
+    ends = found["interval"]
+    inside = f" ({ends[0]:.3f} to {ends[1]:.3f})" if isinstance(ends, list) else ""
+    return f"{found['mean']:.3f}{inside}"

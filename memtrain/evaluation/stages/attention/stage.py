@@ -1,0 +1,28 @@
+"""The subcommand `attention`: what text tokens receive while prompts are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(SamplingOptions, PromptStage):
+    """Draw what each token of a prompt receives of the attention at each step, and the entropy of all prompts.
+
+    Args:
+        most: prompts that get a picture of their own, memorized ones and others in turn.
+    """
+
+    most: int = 4
+
+    def __call__(self, given: StageInput) -> dict[str, Any]:
+        """Sample, draw, and name the pictures."""
+        from memtrain.evaluation.stages.attention.attention import FOLDER, attention_plots
+
+        results = attention_plots(given, most=self.most)
+        for name in results["pictures"]:
+            print(f"Attention: {given.output / FOLDER / name}")
+        return results

@@ -1,0 +1,107 @@
+"""What text tokens receive of the attention while prompts are sampled, step by step.
+
+Of every denoiser call the token attention of each site is kept, `(B, sites, T)`: 5 KB per image and step for the 16
+sites and 77 tokens of Stable Diffusion, where all maps of the image tokens are 66 MB. Averages are in MemAttn's order
+(Ren et al., ECCV 2024): over image tokens, heads and sites, then the entropy; then over the images of a prompt.
+Cost: none beyond sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memtrain.detectors.base import DenoiserStep, Detector
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+from memtrain.evaluation.sampling.generate import read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.functional.attention import entropy, partial_entropy, summary_tokens
+from memtrain.models.backbones.base import find_backbone
+from memtrain.models.stock_pipeline import denoiser_of
+
+
+@dataclass(frozen=True)
+class AttentionTrace:
+    """The course of P prompts over S sampling steps.
+
+    Attributes:
+        attention: `(P, S, T)` what each token receives, averaged over sites and images.
+        entropy: `(P, S)` of the average over sites, over all tokens, in nats; mean over images.
+        summary_entropy: `(P, S)` the part of EOS and padding.
+        lengths: `(P,)` tokens of the prompts with BOS and EOS.
+    """
+
+    attention: Tensor
+    entropy: Tensor
+    summary_entropy: Tensor
+    lengths: Tensor
+
+
+class TokenAttention(Detector):
+    """Keeps the token attention of every site and call; its score is the entropy of their average."""
+
+    higher_means_memorized: ClassVar[bool] = True
+    cost: ClassVar[str] = "none beyond sampling"
+    needs: ClassVar[frozenset[str]] = frozenset({"token_attention"})
+
+    @property
+    def name(self) -> str:
+        """`token_attention`."""
+        return "token_attention"
+
+    def read(self, step: DenoiserStep) -> Tensor:
+        """`(B, sites, T)`."""
+        assert step.token_attention is not None  # the sampler checks `needs`
+        return torch.stack(list(step.token_attention.values()), dim=1)
+
+    def score_images(self, readings: Tensor) -> Tensor:
+        """`(P, K)` from readings `(P, K, S, sites, T)`."""
+        return entropy(readings.mean(dim=(2, 3)))
+
+
+def trace_attention(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    sampling: Sampling | None = None,
+) -> AttentionTrace:
+    """Sample prompts, and keep what their tokens receive.
+
+    Args:
+        pipeline: of Stable Diffusion 1.x, 2.x or XL.
+        prompts: P prompts.
+        sampling: the settings.
+
+    Raises:
+        ConfigurationError: if there is no prompt, or tokens are not laid out as `BOS words EOS padding`.
+    """
+    backbone = find_backbone(denoiser_of(pipeline))
+    if backbone is None or not backbone.clip_layout or not prompts:
+        raise ConfigurationError(
+            f"No attention to trace: {len(prompts)} prompts, {type(pipeline).__name__}",
+            expected="at least one prompt, and a Stable Diffusion 1.x, 2.x or XL pipeline, whose tokens are "
+            "BOS, words, EOS and padding",
+            remedy="name such a pipeline",
+        )
+    lengths = prompt_lengths(pipeline, prompts)
+    sampling = sampling or Sampling()
+    together, found = sampling.prompts_at_once, []
+    with tqdm(total=len(prompts), desc="attention", unit="prompt", disable=not sampling.progress) as bar:
+        for start in range(0, len(prompts), together):
+            part = prompts[start : start + together]
+            reader = TokenAttention()
+            readings = read_prompts_with(pipeline, part, [reader], sampling=sampling.quiet)
+            average = readings[reader.name].mean(dim=3)
+            summary = summary_tokens(lengths[start : start + together], average.shape[-1])[:, None, None]
+            entropies = entropy(average), partial_entropy(average, summary)
+            found.append((average.mean(dim=1), *(values.mean(dim=1) for values in entropies)))
+            bar.update(len(part))
+    attention, whole, partial = (torch.cat(values) for values in zip(*found, strict=True))
+    return AttentionTrace(attention=attention, entropy=whole, summary_entropy=partial, lengths=lengths)

@@ -1,0 +1,260 @@
+"""What a stage is: one folder, one subcommand of `evaluate.py`, found by walking the package.
+
+The folder `stages/<name>/` holds
+
+- `stage.py` with one :class:`Stage`: its fields are the options of the subcommand, its docstring their help;
+- `section.py` with `sections(folder)`: what the report says about the files that the stage left in `folder`;
+- whatever else the stage needs. What is heavy is imported by :meth:`Stage.__call__`, so that other commands and
+  `--help` do not wait for it.
+
+No stage imports another. What they share stands in this folder. All stages of a run or of one `--output` write to one
+folder, so a stage names its files after itself, and every results file is written by
+:func:`memtrain.records.write_json`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import isabstract
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation import stages
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.report.page import write_page
+from memtrain.evaluation.report.section import Section
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
+
+DEFAULT = Sampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSamples:
+    """What a run's prompts are compared with.
+
+    Attributes:
+        prompts: P prompts with distinct keys; held-out ones are needed for the threshold.
+        own_images: `(P, 3, H, W)` uint8, the image of each prompt.
+        training_images: `(M, 3, H, W)` uint8, every training image once.
+        training_keys: M keys.
+        templates: what a training image is a variant of, by key. Variants of one are compared as one image, and prompts
+            of one are counted as one.
+        visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
+        evidence: the run's `records/evidence.parquet`, if it was monitored.
+        heldout: all held-out images `(n, 3, H, W)` uint8 and their captions, for the denoising loss; None for no loss.
+        config: anything that says where the pipeline comes from; stored as it is.
+    """
+
+    prompts: Sequence[Prompt]
+    own_images: Tensor
+    training_images: Tensor
+    training_keys: Sequence[str]
+    templates: Mapping[str, str] | None = None
+    visits: Mapping[str, int] | None = None
+    evidence: pa.Table | None = None
+    heldout: tuple[Tensor, list[str]] | None = None
+    config: Mapping[str, Any] | None = None
+
+
+class Run(Protocol):
+    """A finished training run, read again; :class:`memtrain.cli.run_folder.FinishedRun` is one."""
+
+    def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
+        """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""
+
+    def samples(self, *, most: int, unique: int) -> RunSamples:
+        """Prompts of every group, and what they are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInput:
+    """What every stage is given.
+
+    Attributes:
+        pipeline: the model, on its device.
+        output: folder to write to; it may hold files of other stages.
+        prompts: P prompts, with what is known about them.
+        own_images: `(P, 3, H, W)` uint8, the image that belongs to each prompt; None unless the prompts are a run's.
+        sampling: how images are sampled.
+        model: where the pipeline comes from.
+        run: the run that trained it, if it was one.
+    """
+
+    pipeline: DiffusionPipeline
+    output: Path
+    prompts: Sequence[PromptToScore] = ()
+    own_images: Tensor | None = None
+    sampling: Sampling = DEFAULT
+    model: str = ""
+    run: Run | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """Options and work of one stage; a subclass is a frozen dataclass whose fields are its options.
+
+    Args:
+        run: folder of a finished training run.
+        output: folder of the results; default `evaluation/` in the run folder, with a model `runs/detection`.
+    """
+
+    run: str = "runs/tiny"
+    output: str | None = None
+
+    def check(self) -> None:
+        """Refuse options that contradict each other, before anything is loaded."""
+        _ = self.sampling  # settings that make no sense are refused by it
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return Path(self.output or Path(self.run) / "evaluation")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How this stage samples images."""
+        return DEFAULT
+
+    @abstractmethod
+    def __call__(self, given: StageInput) -> dict[str, Any]:
+        """Do the work: write files to `given.output`, print what was found.
+
+        Returns:
+            What the stage's JSON file holds; empty if this process did only its part.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStage(Stage):
+    """A stage that takes prompts, of a run or of any model.
+
+    Args:
+        model: a pipeline folder or hub name instead of a run.
+        prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, a run's planted captions
+            count as memorized and its held-out ones as not.
+        max_prompts: a run's prompts at most, planted and held-out each.
+    """
+
+    model: str | None = None
+    prompts: str | None = None
+    max_prompts: int = 150
+
+    def check(self) -> None:
+        """Refuse a model without prompts."""
+        super().check()
+        if self.model is not None and self.prompts is None:
+            raise ConfigurationError(
+                f"model={self.model!r} without prompts",
+                expected="prompts to ask that model for; a run brings its own captions",
+                remedy="name a file of prompts with --prompts, or a run with --run",
+            )
+
+    def check_prompts(self, prompts: Sequence[PromptToScore]) -> None:
+        """Refuse prompts that the stage would refuse, before a model is loaded."""
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        if self.output is None and self.model is not None:
+            return Path("runs/detection")
+        return super().folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Options of a stage that samples images.
+
+    Args:
+        images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
+        seed: first seed.
+        steps: sampling steps.
+        guidance_scale: of classifier-free guidance.
+        batch_size: images sampled at once.
+    """
+
+    images_per_prompt: int = len(DEFAULT.seeds)
+    seed: int = DEFAULT.seeds[0]
+    steps: int = DEFAULT.steps
+    guidance_scale: float = DEFAULT.guidance_scale
+    batch_size: int = DEFAULT.batch_size
+
+    @property
+    def sampling(self) -> Sampling:
+        """These settings."""
+        return Sampling(
+            seeds=range(self.seed, self.seed + self.images_per_prompt),
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """Options of a stage that measures with networks whose weights are yours: what is not named is not measured.
+
+    Args:
+        sscd: file of an SSCD network, TorchScript or ONNX, for the similarity of copies. TorchScript runs what is in
+            the file: give only what you trust.
+        sscd_convention: the paper whose preprocessing and figures `sscd` follows; each expects weights of its own.
+        clip: folder of a CLIP model, for A_CLIP and CLIP-FID.
+        inception: file of a TorchScript Inception with 2048 features, for FID; the same warning holds.
+    """
+
+    sscd: str | None = None
+    sscd_convention: Literal["nemo", "dcr", "wen", "membench"] = "nemo"
+    clip: str | None = None
+    inception: str | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """These files."""
+        return Weights(sscd=self.sscd, clip=self.clip, inception=self.inception, sscd_convention=self.sscd_convention)
+
+
+def stage_names() -> list[str]:
+    """The stages, found by walking the package, in alphabetical order."""
+    return [found.name for found in pkgutil.iter_modules(stages.__path__) if found.ispkg]
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The one stage of the folder `name`.
+
+    Raises:
+        ConfigurationError: if there is no such folder.
+    """
+    if name not in stage_names():
+        raise ConfigurationError(
+            f"There is no stage {name!r}",
+            expected=f"one of {', '.join(stage_names())}",
+            remedy="python evaluate.py --help says what they do",
+        )
+    module = import_module(f"{stages.__name__}.{name}.stage")
+    (found,) = (
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Stage) and not isabstract(kind)
+    )
+    return found
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` from what the stages left in `folder`; it can be made again at any time.
+
+    Raises:
+        RecordError: if there is nothing to show.
+    """
+    found: list[Section] = []
+    for name in stage_names():
+        found += import_module(f"{stages.__name__}.{name}.section").sections(Path(folder))
+    return write_page(Path(folder), found)

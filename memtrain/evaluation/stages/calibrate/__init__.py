@@ -1,0 +1,1 @@
+"""The stage `calibrate`: what `localize` compares with, from prompts that are not memorized."""

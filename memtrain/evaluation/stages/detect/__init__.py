@@ -1,0 +1,1 @@
+"""The stage `detect`: which of these prompts does a model memorize?"""

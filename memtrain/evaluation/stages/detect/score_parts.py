@@ -1,0 +1,122 @@
+"""Scores of prompts on their way to one table: written as they come, so that a killed detection goes on.
+
+Layout below `detection/<key>/` of the output folder, where the key is a hash of everything the scores depend on:
+
+- `identity.json`: what that is;
+- `part-*.parquet`: rows of one process, renamed into place when complete;
+- `scores.parquet`: all rows, once every prompt is scored; the parts are then gone.
+
+Rows hold `row` (the prompt's place in the list), one column per detector, and `seconds`. Which rows exist says what is
+left to do, so a detection may go on with another number of processes than it began with. Rows that two processes both
+made are the same and count once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memtrain.errors import RecordError
+from memtrain.records import write_parquet, written_whole
+
+
+class ScoreParts:
+    """The rows of one detection.
+
+    Args:
+        folder: `detection/` of the output folder.
+        identity: everything the scores depend on, as JSON can hold it.
+        detectors: names of the columns.
+
+    Attributes:
+        key: name of the folder of this detection.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, detectors: Sequence[str]) -> None:
+        text = json.dumps(identity, indent=2, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = folder / self.key
+        self._whole = self.folder / "scores.parquet"
+        self._schema = pa.schema(
+            [("row", pa.int64()), *((name, pa.float64()) for name in detectors), ("seconds", pa.float64())]
+        )
+        with written_whole(self.folder / "identity.json") as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+
+    def append(self, rows: Sequence[Mapping[str, Any]], *, shard: str) -> None:
+        """Write rows as one part.
+
+        Args:
+            rows: `row`, the detectors' scores and `seconds`.
+            shard: who writes; no two processes at work share it.
+        """
+        if rows:
+            name = f"part-{shard.replace('/', '-of-')}-row-{rows[0]['row']:08d}.parquet"
+            write_parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema), self.folder / name)
+
+    def done(self) -> set[int]:
+        """Prompts that have their scores."""
+        return set(self._read()["row"].to_pylist())
+
+    def merged(self, prompts: int) -> pa.Table:
+        """All rows in the order of prompts, kept as one file from now on.
+
+        Args:
+            prompts: how many there are.
+
+        Raises:
+            RecordError: if rows are missing.
+        """
+        table = self._read()
+        place = {row: at for at, row in enumerate(table["row"].to_pylist())}
+        missing = sorted(set(range(prompts)) - set(place))
+        if missing:
+            raise RecordError(
+                f"{len(missing)} of {prompts} prompts have no scores in {self.folder}, first number {missing[0]}",
+                expected="the parts of every process",
+                remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
+            )
+        table = table.take([place[row] for row in range(prompts)])
+        write_parquet(table, self._whole)
+        for part in self.folder.glob("part-*.parquet"):
+            part.unlink(missing_ok=True)
+        return table
+
+    def _read(self) -> pa.Table:
+        try:
+            files = [self._whole] if self._whole.is_file() else sorted(self.folder.glob("part-*.parquet"))
+            return pa.concat_tables([self._schema.empty_table(), *(pq.read_table(file) for file in files)])
+        except FileNotFoundError:  # another process has just put the parts together
+            return pq.read_table(self._whole)
+
+
+def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None:
+    """Move the results of another detection beside its scores, into `detection/<its key>/`.
+
+    Args:
+        output: the output folder; `detection.json` in it says whose results lie there.
+        key: of the detection that is about to write.
+        names: files to move.
+
+    Returns:
+        Their new place, or None if nothing is in the way.
+    """
+    try:
+        earlier = json.loads((output / "detection.json").read_text(encoding="utf-8")).get("key", "earlier")
+    except FileNotFoundError:
+        return None
+    if earlier == key:
+        return None
+    place = output / "detection" / str(earlier)
+    place.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (output / name).exists():
+            shutil.move(output / name, place / name)
+    return place

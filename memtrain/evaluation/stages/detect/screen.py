@@ -1,0 +1,154 @@
+"""What a detection found, on the screen, for a reader who has never run one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import pyarrow as pa
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+COLUMN = 13
+"""Characters of a detector's column; as many detectors as there is room for stand beside the prompts."""
+
+
+def print_detection(
+    results: dict[str, Any], table: pa.Table, folder: Path, *, most: int = 15, console: Console | None = None
+) -> None:
+    """Print the most suspicious prompts, how good the detectors are where that is known, and what it means.
+
+    Args:
+        results: content of `detection.json`.
+        table: content of `prompts.parquet`.
+        folder: where the files are.
+        most: prompts shown.
+        console: where to print; default the standard output.
+    """
+    console = console or Console()
+    first = next(iter(results["detectors"]))
+    _print_prompts(results, table, first, most, console)
+    if results["prompt_length"] is None:
+        console.print(meaning(results), markup=False, soft_wrap=True)
+    else:
+        _print_figures(results, console)
+    if results["truncated_prompts"]:
+        console.print(f"{results['truncated_prompts']} prompt(s) are longer than the text encoder reads and were cut.")
+    count = results["prompts"]
+    console.print(
+        f"{count} prompt{'s' if count > 1 else ''}, {results['seconds_per_prompt']:.2f} s each. "
+        f"Scores: {folder / 'prompts.parquet'}   Figures: {folder / 'detection.json'}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_prompts(results: dict[str, Any], table: pa.Table, first: str, most: int, console: Console) -> None:
+    direction = "descending" if results["detectors"][first]["higher_means_memorized"] else "ascending"
+    shown = table.sort_by([(first, direction)]).slice(0, most).to_pylist()
+    known = results["prompt_length"] is not None
+    names = list(results["detectors"])[: max(1, (console.width - 44) // COLUMN)]
+    screen = Table(title=f"Prompts by {first}, most suspicious first", title_justify="left", box=SIMPLE_HEAD)
+    screen.add_column("prompt", no_wrap=True)
+    for heading in (["memorized"] if known else []) + names:
+        screen.add_column(heading.replace("_", " "), justify="right", max_width=COLUMN - 2)
+    room = max(20, console.width - 4 - COLUMN * (len(names) + known))
+    for row in shown:
+        truth = ["yes" if row["memorized"] else "no"] if known else []
+        screen.add_row(
+            escape(shorten(row["prompt"], room, placeholder="...")), *truth, *(f"{row[name]:.4g}" for name in names)
+        )
+    console.print(screen)
+    if len(table) > most:
+        console.print(f"... and {len(table) - most} more in prompts.parquet.\n")
+
+
+def meaning(results: dict[str, Any]) -> str:
+    """What scores of prompts say about which nothing is known; `results` is the content of `detection.json`."""
+    text = (
+        "What this says: a memorized prompt pulls the model towards one image, harder than others do, and most "
+        "detectors score it higher for that. "
+    )
+    if results["prompts"] == 1:
+        text += "One prompt alone shows nothing: there is no score from which on a prompt is memorized. "
+    return text + (
+        "Scores depend on model, guidance and steps, so they are comparable within this table only. Put into one file "
+        "the prompts in question and prompts that the model cannot have seen, of the same kind and length: those that "
+        "stand out against them are suspicious. With a column `memorized` (0 or 1) the detectors are measured, too."
+    )
+
+
+HEADINGS = ("AUROC", "95 %\ninterval", "same\nlength", "TPR at\n1 % FPR", "TPR at\n3 % FPR", "calls")
+"""Of the columns of :func:`figure_rows`, after the name of the score."""
+
+
+def figure_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table of scores, as text: a name, and what :data:`HEADINGS` says.
+
+    Args:
+        results: content of `detection.json` of prompts about which the truth is known.
+    """
+    rows: list[tuple[str, ...]] = []
+    for name, figures in _scores(results).items():
+        calls = str(figures.get("denoiser_calls", ""))
+        if figures["auroc"] is None:
+            rows.append((name.replace("_", " "), "none", "", "", "", "", calls))
+            continue
+        low, high = figures["interval"]
+        same = figures.get("same_length", {}).get("auroc")
+        rates = [f"{rate['strict']:.2f}/{rate['nearest']:.2f}" for rate in figures["true_positive_rates"]]
+        shown = [f"{figures['auroc']:.3f}", f"{low:.2f}–{high:.2f}", "" if same is None else f"{same:.3f}"]
+        rows.append((name.replace("_", " "), *shown, *rates, calls))
+    return rows
+
+
+def explanation(results: dict[str, Any]) -> list[str]:
+    """What a reader of the table of scores has to know, in sentences; `results` as for :func:`figure_rows`."""
+    shared: dict[str, Any] = next(iter(results["detectors"].values())).get("same_length", {})
+    if shared.get("auroc") is None:
+        among = f"Same length: {shared.get('reason', 'not measured')}."
+    else:
+        among = (
+            f"Same length: {shared['memorized']} memorized and {shared['others']} other prompts that share a length, "
+            "compared within it."
+        )
+    lines = [
+        "TPR: share of memorized prompts found while that share of the others is; strictly below the rate / at the "
+        f"point nearest to it. {among} Calls: of the denoiser, per prompt. A score that the prompts' length explains "
+        "is no detection."
+    ]
+    best = (results["combined"] or {}).get("best_single")
+    if best is not None:
+        low, high = best["interval"]
+        lines.append(
+            f"Combined: out-of-fold scores of {results['combined']['folds']} folds. The best single detector, chosen "
+            f"on the other folds ({', '.join(best['chosen'])}), has {best['auroc']:.3f}; difference "
+            f"{best['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
+        )
+    rows = _scores(results)
+    lines += [
+        f"{name.replace('_', ' ')} is not measured: {figures['reason']}."
+        for name, figures in rows.items()
+        if figures["auroc"] is None
+    ]
+    notes = dict.fromkeys(note for figures in rows.values() for note in figures.get("notes", []))
+    return [*lines, *(f"Note: {note}" for note in notes)]
+
+
+def _scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {**results["detectors"], "combined": results["combined"], "prompt length": results["prompt_length"]}
+
+
+def _print_figures(results: dict[str, Any], console: Console) -> None:
+    screen = Table(title="Memorized against other prompts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    screen.add_column("score", no_wrap=True)
+    for heading in HEADINGS:
+        screen.add_column(heading, justify="right", no_wrap=True)
+    for row in figure_rows(results):
+        screen.add_row(*row)
+    console.print(screen)
+    for line in explanation(results):
+        console.print(line, soft_wrap=True, markup=False)

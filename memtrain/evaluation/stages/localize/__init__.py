@@ -1,0 +1,1 @@
+"""The stage `localize`: where a memorized image sits, and what brings it back."""

@@ -1,0 +1,278 @@
+"""The stage `localize`: find the neurons of memorized prompts, switch them off, and check whether the image is gone.
+
+What: the prompts that are known not to be memorized are the controls. Every other one of them gives activation
+statistics and threshold, unless those are given; neurons are searched for the remaining controls (false alarms) and for
+all other prompts. Then images are sampled as the model is, under each prompt's mask, under all masks together (the form
+that is baked into weights), and each of these again with an embedding that an adversarial search found for the prompt's
+own image (:mod:`memtrain.localization.retrigger`). The same search for images of controls, which the model never saw,
+says how much of that the search does alone.
+Source: NeMo (Hintersdorf et al., NeurIPS 2024) for the masks; "Finding DoRI" (arXiv 2507.16880) for the check.
+Measures: replication is the distance to the own image over the mean distance to the other prompts' images
+(:mod:`memtrain.evaluation.measures.replication`), with its threshold from the controls' unmasked images; diversity is
+the distance between seeds; fidelity is retrieval of the prompt by the unmasked model
+(:mod:`memtrain.evaluation.measures.fidelity`); held-out loss is that of the controls' images. NeMo's own metrics need
+weights: :mod:`memtrain.evaluation.measures.nemo_metrics`.
+Cost: sampling every prompt two to six times, and the search: one embedding costs about as much as 40 images.
+
+Written to the output folder: `localization.json`; `localization.parquet`, one row per prompt and condition;
+`masks.safetensors`, keyed by prompt; `localization.png`, own and generated images; `neurons/`, from which an
+interrupted search goes on. Embeddings are not kept.
+Cannot: show that an image is gone. Where the search fails, a better one may not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from memtrain.errors import DataError
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
+from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, nemo_metrics
+from memtrain.evaluation.measures.replication import reproduction_threshold
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.localize.conditions import (
+    MASKED,
+    SEARCHED,
+    UNION,
+    UNMASKED,
+    Conditions,
+    change_of_loss,
+    neuron_figures,
+    verdict,
+)
+from memtrain.evaluation.stages.localize.search import Search, find_neurons
+from memtrain.evaluation.stages.localize.sheet import write_sheet
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.roles import Roles
+from memtrain.functional.ranking import share
+from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
+from memtrain.localization.results import Localization, save_masks, union
+from memtrain.localization.retrigger import retrigger
+from memtrain.models.neuron_mask import NeuronMask
+from memtrain.records import write_json, write_parquet
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+"""Of `localization.json` and `localization.parquet`."""
+CONTROLS = 20
+"""Controls whose images are searched for at most: they set how often the search succeeds without a memory."""
+PROBE_STEPS = 50
+"""Suggested steps of the search for embeddings."""
+
+
+def localize(
+    given: StageInput,
+    *,
+    search: Search | None = None,
+    probe_steps: int = PROBE_STEPS,
+    heldout: tuple[Tensor, Sequence[str]] | None = None,
+    false_positive_rate: float | None = None,
+    weights: Weights | None = None,
+    bake: str | Path | None = None,
+) -> dict[str, Any]:
+    """Locate, mask, check, and write the results.
+
+    Args:
+        given: a Stable Diffusion 1.x or 2.x pipeline, left as it was; P different prompts, of which those known not to
+            be memorized are controls; the image of each prompt, without which nothing is said about replication, and
+            the search for embeddings is left out; settings of the sampling, and the output folder.
+        search: how neurons are found.
+        probe_steps: of the search for embeddings that bring masked images back; 0 to leave it out.
+        heldout: images `(n, 3, H, W)` uint8 that were never trained on, and their captions; default the controls'.
+        false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
+            0.01, or with fewer than 99 controls the lowest that they can promise.
+        weights: of networks that measure beside.
+        bake: folder to save a pipeline to whose weights have the masks of all prompts in them, those of controls not.
+
+    Returns:
+        The content of `localization.json`.
+
+    Raises:
+        ConfigurationError: if prompts are repeated, none is left to search, settings contradict each other, or the
+            folder to bake into holds a pipeline.
+        DataError: if prompts and images do not belong together.
+        CalibrationError: if there are too few controls for the rate.
+    """
+    prompts, own_images = given.prompts, given.own_images
+    roles = Roles.of(prompts)
+    if own_images is not None:
+        _check_images(own_images, len(prompts))
+    if false_positive_rate is not None and own_images is not None:
+        reproduction_threshold(torch.zeros(len(roles.controls)), false_positive_rate)
+    if bake is not None:
+        require_free(Path(bake))
+    roles, located = find_neurons(given, search or Search())
+    case = _Case.of(given, roles, located)
+    conditions = Conditions(given.pipeline, prompts, own_images, roles.searched, false_positive_rate)
+    _sample_masked(case, conditions)
+    if probe_steps and own_images is not None:
+        _sample_retriggered(case, conditions, own_images, steps=probe_steps)
+    if heldout is None and own_images is not None and roles.controls:
+        heldout = own_images[roles.controls], [prompts[row].text for row in roles.controls]
+    loss = None
+    if heldout is not None and case.whole is not None:
+        loss = _loss(given.pipeline, heldout, mask=case.whole)
+    results = {
+        **_figures(case, conditions, loss),
+        "probe": {"steps": probe_steps, "learning_rate": 0.1, "draws": 8}
+        if probe_steps and own_images is not None
+        else None,
+    }
+    if weights is not None and weights.any:
+        results["networks"] = _networks(case, conditions, weights)
+    results["verdict"] = verdict(results)
+    written = _write(case, conditions, results)
+    if bake is not None and case.whole is not None:
+        save_masked_pipeline(given.pipeline, case.whole, Path(bake))
+    elif bake is not None:
+        log.warning("Nothing was baked into %s: no prompt has neurons to switch off", bake)
+    return written
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is known once neurons are found.
+
+    Attributes:
+        given: pipeline, prompts and settings.
+        roles: of the prompts.
+        located: what was found for them.
+        whole: the neurons of all prompts asked about in one mask; None if there are none.
+    """
+
+    given: StageInput
+    roles: Roles
+    located: Localization
+    whole: NeuronMask | None
+
+    @staticmethod
+    def of(given: StageInput, roles: Roles, located: Localization) -> _Case:
+        # Controls that were taken for memorized are no reason to switch neurons off for good.
+        masks = [located.get(given.prompts[row].text) for row in roles.asked]
+        return _Case(given, roles, located, union([mask for mask in masks if mask is not None]))
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        return [self.given.prompts[row].text for row in rows]
+
+    def masks(self, rows: Sequence[int]) -> dict[str, list[NeuronMask | None]]:
+        """Per condition the mask of each prompt."""
+        own = [self.located.get(text) for text in self.texts(rows)]
+        return {UNMASKED: [None] * len(rows), MASKED: own, UNION: [self.whole] * len(rows)}
+
+
+def _sample_masked(case: _Case, conditions: Conditions) -> None:
+    """Images as the model is, under each prompt's mask, and under all masks together."""
+    pipeline, rows = case.given.pipeline, case.roles.searched
+    sampling = case.given.sampling.sized_as(case.given.own_images)
+    every = range(len(case.given.prompts))
+    plain = sample_embeddings(pipeline, text_embeddings(pipeline, case.texts(every)), sampling=sampling)
+    conditions.add(UNMASKED, every, images=plain)
+    for name, masks in case.masks(rows).items():
+        if name != UNMASKED and any(masks):
+            embeddings = text_embeddings(pipeline, case.texts(rows))
+            images = sample_embeddings(pipeline, embeddings, masks=masks, sampling=sampling)
+            conditions.add(name, rows, images=images)
+
+
+def _sample_retriggered(case: _Case, conditions: Conditions, own_images: Tensor, *, steps: int) -> None:
+    """The same with an embedding that was searched for each prompt's own image."""
+    pipeline, sampling = case.given.pipeline, case.given.sampling.sized_as(own_images)
+    # The search for the controls' images is the measure of what it can do without a memory.
+    rows = [*case.roles.asked, *case.roles.tested[:CONTROLS]]
+    for name, every in case.masks(rows).items():
+        of_interest = rows if name == UNMASKED else case.roles.asked
+        masks = every[: len(of_interest)]
+        if name != UNMASKED and not any(masks):
+            continue
+        found = retrigger(pipeline, case.texts(of_interest), own_images[of_interest], masks=masks, steps=steps)
+        images = sample_embeddings(pipeline, found.embeddings, masks=masks, sampling=sampling)
+        conditions.add(name + SEARCHED, of_interest, images=images, losses=found.losses)
+
+
+def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -> dict[str, Any]:
+    """What `localization.json` holds, but for the verdict."""
+    roles, located = case.roles, case.located
+    by_prompt = {found.prompt: found for found in located.found}
+    asked, tested = ([by_prompt[text] for text in case.texts(rows)] for rows in (roles.asked, roles.tested))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "model": case.given.model,
+        "sampling": case.given.sampling.said(),
+        "search": located.search,
+        "prompts": {"asked": len(asked), "controls": len(roles.controls), "controls_tested": len(tested)},
+        "located": {
+            "asked": share([found.neurons > 0 for found in asked]),
+            "false_alarms": share([found.neurons > 0 for found in tested]),
+        },
+        "neurons": neuron_figures(asked, located.sites, case.whole),
+        **conditions.summarize(),
+        "heldout_loss": loss,
+    }
+
+
+def _networks(case: _Case, conditions: Conditions, weights: Weights) -> dict[str, Any]:
+    """NeMo's metrics of images under each prompt's mask; FID of images of controls, under all masks together."""
+    device, own = case.given.pipeline.device, case.given.own_images
+    plain, results = conditions.found[UNMASKED], dict[str, Any](groups={})
+    if masked := conditions.found.get(MASKED):
+        for name, rows in (("asked", case.roles.asked), ("controls", case.roles.tested)):
+            if rows:
+                results["groups"][name] = nemo_metrics(
+                    masked.images[[masked.rows.index(row) for row in rows]],
+                    plain.images[[plain.rows.index(row) for row in rows]],
+                    references=None if own is None else own[rows][:, None],
+                    prompts=case.texts(rows),
+                    weights=weights,
+                    device=device,
+                )
+    if (all_masks := conditions.found.get(UNION)) and own is not None and len(case.roles.tested) > 1:
+        rows = case.roles.tested
+        for name, condition in (("distribution_without", plain), ("distribution_with", all_masks)):
+            images = condition.images[[condition.rows.index(row) for row in rows]].flatten(0, 1)
+            results[name] = distribution_metrics(own[rows], images, weights=weights, device=device)
+    return results
+
+
+def _write(case: _Case, conditions: Conditions, results: dict[str, Any]) -> dict[str, Any]:
+    """Write every file; the content of `localization.json`."""
+    folder, rows = case.given.output, conditions.rows()
+    neurons = {found.prompt: found.neurons for found in case.located.found}
+    for row in rows:
+        row["neurons"] = neurons.get(row["prompt"])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_masks(case.located, folder / "masks.safetensors")
+    write_parquet(pa.Table.from_pylist(rows), folder / "localization.parquet")
+    write_sheet(folder / "localization.png", conditions, rows=case.roles.asked, own_images=case.given.own_images)
+    return write_json(results, folder / "localization.json")
+
+
+def _loss(
+    pipeline: StableDiffusionPipeline, heldout: tuple[Tensor, Sequence[str]], *, mask: NeuronMask
+) -> dict[str, Any]:
+    images, captions = heldout
+    without = heldout_loss(pipeline, images, captions=list(captions))
+    with mask.on(pipeline.unet):
+        masked = heldout_loss(pipeline, images, captions=list(captions))
+    return change_of_loss(without, masked)
+
+
+def _check_images(own_images: Tensor, count: int) -> None:
+    """Refuse what would fail after minutes."""
+    if len(own_images) != count or own_images.dtype != torch.uint8:
+        raise DataError(
+            f"{count} prompts and own images {tuple(own_images.shape)} of {own_images.dtype}",
+            expected="one image (3, H, W) of uint8 per prompt",
+            remedy="pass both in the same order",
+        )

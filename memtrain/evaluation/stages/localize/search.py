@@ -1,0 +1,113 @@
+"""The search for neurons: whole, or a part of the prompts on each of many machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.roles import NEURONS, Roles
+from memtrain.localization import locate as neurons
+from memtrain.localization.contribution import EVERY_SITE, locate_contributions
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.results import Localization
+from memtrain.localization.settings import Settings
+from memtrain.localization.statistics import ActivationStatistics
+from memtrain.localization.threshold import Threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How neurons are found.
+
+    Attributes:
+        settings: of NeMo's search.
+        statistics: activations for other prompts; default measured on half of the controls, or on random words.
+        threshold: similarity between seeds above which a prompt counts as memorized; default as `statistics`.
+        contribution: take this share of all neurons by :mod:`memtrain.localization.contribution` instead of NeMo's
+            search, which then has no `statistics`; needs controls.
+    """
+
+    settings: Settings | None = None
+    statistics: ActivationStatistics | None = None
+    threshold: Threshold | float | None = None
+    contribution: float | None = None
+
+
+def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization]:
+    """Search all prompts but those that calibrate.
+
+    Args:
+        given: pipeline, prompts and output folder; what an earlier call found there is not searched again.
+        search: how.
+
+    Returns:
+        What each prompt was there for, and what was found.
+
+    Raises:
+        ConfigurationError: if prompts are repeated, none is left to search, or the folder holds another search.
+    """
+    folder, prompts = given.output / NEURONS, given.prompts
+    roles = Roles.of(prompts)
+    kept = neurons.calibrated_on(folder)
+    if search.statistics is not None and search.threshold is not None:
+        roles = roles.calibrated_on(prompts, ())
+    elif kept is not None:
+        roles = roles.calibrated_on(prompts, set(kept))
+    searched, others = ([prompts[row].text for row in rows] for rows in (roles.searched, roles.calibrating))
+    if search.contribution is None:
+        return roles, neurons.locate(
+            given.pipeline,
+            searched,
+            statistics=search.statistics,
+            threshold=search.threshold,
+            other_prompts=None if kept is not None else others or None,
+            settings=search.settings,
+            output=folder,
+            progress=given.sampling.progress,
+        )
+    calibration, threshold = neurons.kept_calibration(folder), search.threshold
+    settings = search.settings or Settings()
+    if calibration is not None:
+        neurons.require_same_model(calibration[0], Predictor.of(given.pipeline, steps=settings.steps), folder)
+        threshold = calibration[1] if threshold is None else threshold
+    return roles, locate_contributions(
+        given.pipeline,
+        searched,
+        other_prompts=kept or others,
+        share=search.contribution,
+        threshold=threshold,
+        sites=settings.sites or EVERY_SITE,
+        settings=settings,
+    )
+
+
+def search_part(given: StageInput, *, shard: tuple[int, int], settings: Settings | None = None) -> Localization:
+    """Search this process's part of the prompts that `localize` searches.
+
+    Args:
+        given: pipeline, prompts and output folder, the same on every process.
+        shard: `(i, n)`: every n-th prompt from the i-th on.
+        settings: of the search.
+
+    Raises:
+        ConfigurationError: if prompts are repeated, none is left to search, nothing is calibrated yet, which several
+            processes cannot do at once, or the folder holds another search.
+    """
+    folder = given.output / NEURONS
+    others = neurons.calibrated_on(folder)
+    if others is None:
+        raise ConfigurationError(
+            f"{folder} holds no calibration for all parts of the prompts to compare with",
+            expected="statistics and a threshold from `python evaluate.py calibrate` with the same --output",
+            remedy="run that first",
+        )
+    roles = Roles.of(given.prompts).calibrated_on(given.prompts, set(others))
+    return neurons.locate(
+        given.pipeline,
+        [given.prompts[row].text for row in roles.searched],
+        settings=settings,
+        output=folder,
+        shard=shard,
+        progress=given.sampling.progress,
+    )

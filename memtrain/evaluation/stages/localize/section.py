@@ -1,0 +1,56 @@
+"""What `localize` says in the report: from `localization.json` and its sheet of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memtrain.evaluation.report.section import (
+    Section,
+    joined,
+    made,
+    notes,
+    paragraph,
+    percent,
+    picture,
+    results_of,
+    table,
+)
+from memtrain.evaluation.stages.localize.screen import lines
+from memtrain.evaluation.stages.network_figures import paired_networks
+
+
+def sections(folder: Path) -> list[Section]:
+    """The verdict, the table of conditions and the sheet.
+
+    Args:
+        folder: of the results.
+    """
+    results = results_of(folder, "localization.json")
+    if results is None:
+        return []
+    asked, false_alarms = results["located"]["asked"], results["located"]["false_alarms"]
+    said = (
+        f"{asked['k']} of {asked['n']} prompts have neurons that carry their image, and {false_alarms['k']} of "
+        f"{false_alarms['n']} prompts that are not memorized (false alarms)."
+    )
+    if loss := results["heldout_loss"]:
+        ends = loss["interval"]
+        inside = "of a single image, so without an interval" if ends is None else " to ".join(map(percent, ends))
+        said += f" With all masks at once the held-out loss changes by {percent(loss['change'])} ({inside})."
+    rows = lines(results)
+    body = [
+        paragraph(results["verdict"]["text"]),
+        paragraph(said),
+        table(list(rows[0]), [list(row.values()) for row in rows]),
+        notes(
+            [
+                "Masking suppresses what a prompt triggers. “Re-trigger” samples with an embedding that was optimised "
+                "to bring the image back; the controls’ images were never trained on, so what such a search does for "
+                "them is no memory."
+            ]
+        ),
+    ]
+    if networks := results.get("networks"):
+        body.append(paired_networks(networks))
+    body.append(picture(folder / "localization.png", alt="Own images, and generations under each condition"))
+    return [Section(title="Neuron masking", body=joined(body), place=35, facts=made(results, "localize"))]

@@ -1,0 +1,1 @@
+"""The stage `measure`: what does a finished run reproduce?"""

@@ -1,0 +1,137 @@
+"""Prompts, their images on disk, and `samples.parquet`: one row per prompt and seed, readable without memtrain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from memtrain.detectors.base import Detector
+from memtrain.errors import DataError
+from memtrain.evaluation.measures.replication import Replication
+from memtrain.evaluation.sampling.generate import Trace
+from memtrain.evaluation.stages.base import RunSamples
+from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.records import NEVER_TRAINED
+
+
+def own_index(
+    prompts: Sequence[Prompt], training_keys: Sequence[str], own_images: Tensor, training_images: Tensor
+) -> Tensor:
+    """Where each prompt's image is among the training images.
+
+    Args:
+        prompts: P prompts.
+        training_keys: M keys.
+        own_images: `(P, 3, H, W)`.
+        training_images: `(M, 3, H, W)`.
+
+    Returns:
+        `(P,)` int64; -1 for held-out and excluded prompts.
+
+    Raises:
+        DataError: if prompts, keys and images do not belong together.
+    """
+    if len(prompts) != len(own_images) or len(training_keys) != len(training_images):
+        raise DataError(
+            f"{len(prompts)} prompts with {len(own_images)} own images, {len(training_keys)} training keys with "
+            f"{len(training_images)} training images",
+            expected="one image per prompt and per key",
+            remedy="pass both in the same order",
+        )
+    position = {key: index for index, key in enumerate(training_keys)}
+    keys = {prompt.key for prompt in prompts}
+    lost = [prompt.key for prompt in prompts if prompt.group not in NEVER_TRAINED and prompt.key not in position]
+    seen = [prompt.key for prompt in prompts if prompt.group in NEVER_TRAINED and prompt.key in position]
+    if lost or seen or len(keys) < len(prompts) or len(position) < len(training_keys):
+        raise DataError(
+            f"{len(lost)} prompt(s) of training groups have no training image (first {lost[:3]}), {len(seen)} held-out "
+            f"or excluded prompt(s) have one (first {seen[:3]}), {len(prompts) - len(keys)} prompt key(s) and "
+            f"{len(training_keys) - len(position)} training key(s) are repeated",
+            expected="each training prompt's key among training_keys, no held-out or excluded one's, and no key twice",
+            remedy="build prompts and training images from the same data settings as the run",
+        )
+    return torch.tensor([position.get(prompt.key, -1) for prompt in prompts])
+
+
+def families(training_keys: Sequence[str], templates: Mapping[str, str]) -> Tensor:
+    """`(M,)` int64, the same number for the variants of one template.
+
+    Args:
+        training_keys: M keys.
+        templates: what each variant varies, by key; other images are variants of nothing.
+    """
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(templates.get(key, key), len(numbers)) for key in training_keys])
+
+
+def write_images(folder: Path, trace: Trace, own_images: Tensor) -> list[tuple[str, list[str]]]:
+    """Save every image; per prompt the path of its own image and of its generations, relative to `folder`."""
+    written = []
+    for number, (own, generated) in enumerate(zip(own_images, trace.images, strict=True)):
+        place = f"images/{number:04d}"
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        names = [f"{place}/own.png", *(f"{place}/seed-{seed}.png" for seed in trace.seeds)]
+        for name, image in zip(names, (own, *generated), strict=True):
+            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(folder / name)
+        written.append((names[0], names[1:]))
+    return written
+
+
+def samples_table(
+    samples: RunSamples,
+    trace: Trace,
+    distances: Replication,
+    *,
+    threshold: float,
+    detectors: Sequence[Detector],
+    images: Sequence[tuple[str, list[str]]],
+) -> pa.Table:
+    """One row per prompt and seed.
+
+    Args:
+        samples: P prompts. What one varies is `template`, what the nearest image varies `nearest_template`; other keys
+            stand for themselves. A row of its evidence goes to `training.<column>`, null where it has none.
+        trace: their images and detector readings.
+        distances: their distances.
+        threshold: ratio below which an image, and a prompt by its best image, counts as reproduced.
+        detectors: their scores per image go to `detector.<name>`.
+        images: from :func:`write_images`.
+    """
+    prompts, training_keys, evidence = samples.prompts, samples.training_keys, samples.evidence
+    templates = samples.templates or {}
+    seeds = len(trace.seeds)
+    nearest = [training_keys[index] for index in distances.nearest.flatten().tolist()]
+    each = [prompt for prompt in prompts for _ in trace.seeds]
+    columns: dict[str, Any] = {
+        "key": [prompt.key for prompt in each],
+        "group": [prompt.group for prompt in each],
+        "template": [templates.get(prompt.key, prompt.key) for prompt in each],
+        "caption": [prompt.caption for prompt in each],
+        "seed": list(trace.seeds) * len(prompts),
+        "ratio": distances.ratio.flatten().numpy(),
+        "own_distance": distances.own_distance.flatten().numpy(),
+        "neighbour_distance": distances.neighbour_distance.flatten().numpy(),
+        "nearest_key": nearest,
+        "nearest_template": [templates.get(key, key) for key in nearest],
+        "nearest_distance": distances.nearest_distance.flatten().numpy(),
+        "reproduced": (distances.ratio.flatten() < threshold).numpy(),
+        "prompt_reproduced": (distances.best < threshold).repeat_interleave(seeds).numpy(),
+        "image": [name for _, generated in images for name in generated],
+        "own_image": [own for own, _ in images for _ in trace.seeds],
+    }
+    for detector in detectors:
+        scores = detector.score_images(trace.readings[detector.name])
+        columns[f"detector.{detector.name}"] = scores.flatten().float().numpy()
+    if evidence is not None:
+        row = {key: index for index, key in enumerate(evidence.column("key").to_pylist())}
+        taken = evidence.take(pa.array([row.get(prompt.key) for prompt in each], pa.int64()))
+        for name in evidence.column_names:
+            if name not in ("key", "caption", "group"):
+                columns[f"training.{name}"] = taken.column(name)
+    return pa.table(columns)

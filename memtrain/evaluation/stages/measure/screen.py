@@ -1,0 +1,131 @@
+"""The figures of `results.json` as a newcomer reads them on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MOST_SIGNALS = 5
+"""Signals listed; the rest is in results.json."""
+
+
+def _share(value: Mapping[str, Any]) -> str:
+    """`3 of 12 (25 %, 95 % interval 9-53 %)`."""
+    if value.get("share") is None:
+        return "none to count"
+    low, high = value["interval"]
+    return f"{value['k']} of {value['n']} ({value['share']:.0%}, interval {low:.0%} to {high:.0%})"
+
+
+def _without_copies(kid: Mapping[str, Any]) -> str:
+    without = kid.get("without_copies")
+    if not without or without["value"] is None:
+        return ""
+    left = kid["n_generated"] - without["n_generated"]
+    if not left:
+        return "; none of them is nearest to a repeated training image"
+    return f"; {without['value']:.4f} without the {left} that are nearest to a repeated training image"
+
+
+def _print_kid(kid: Mapping[str, Any] | None, console: Console) -> None:
+    if kid is not None and kid["value"] is None:
+        console.print(f"KID was not measured: {kid['reason']}", markup=False)
+    elif kid is not None:
+        error = "not known" if kid["standard_error"] is None else f"{kid['standard_error']:.4f}"
+        console.print(
+            f"KID of {kid['n_generated']} generations for held-out prompts to {kid['n_real']} held-out images: "
+            f"{kid['value']:.4f} (standard error {error}, features {kid['features']})"
+            f"{_without_copies(kid)}",
+            markup=False,
+        )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def print_results(results: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Print the verdict and the main tables.
+
+    Args:
+        results: content of `results.json`.
+        folder: where the files are.
+        console: where to print; default the standard output.
+    """
+    console = console or Console()
+    replication = results["replication"]
+    table = _table("Reproduced training images", "prompts", "reproduced", "of", "95 % interval", "best ratio, median")
+    for name, group in replication["groups"].items():
+        low, high = group["interval"]
+        median = f"{group['best_ratio']['median']:.2f}"
+        cells = (str(group["reproduced"]), str(group["n"]), f"{low:.0%} to {high:.0%}", median)
+        table.add_row(name.replace("_", " "), *cells)
+    console.print(table, markup=False)
+    _print_doses(replication.get("doses", []), console)
+    console.print(
+        f"A prompt is reproduced if any of its {len(results['sampling']['seeds'])} images is closer than "
+        f"{replication['threshold']:.2f} times the mean distance of its {replication['neighbours']} nearest training "
+        f"images; {replication['n_heldout']} held-out prompts set that threshold at a false-positive rate of "
+        f"{replication['false_positive_rate']:.2g}.",
+        markup=False,
+    )
+    _print_detectors(results["detectors"], console)
+    if results["training"] is not None:
+        _print_training(results["training"], console)
+    if results["quality"]["heldout_loss"] is not None:
+        console.print(f"Denoising loss on held-out images: {results['quality']['heldout_loss']:.4f}", markup=False)
+    _print_kid(results["quality"].get("kid"), console)
+    console.print(results["verdict"]["text"], markup=False)
+    console.print(f"Figures: {folder / 'results.json'}", markup=False)
+
+
+def _print_doses(doses: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = _table("Reproduced by repetitions", "repeats", "reproduced", "of", "share", "95 % interval")
+    for dose in doses:
+        low, high = dose["interval"]
+        cells = (str(dose[name]) for name in ("repeats", "reproduced", "n"))
+        table.add_row(*cells, f"{dose['share']:.0%}", f"{low:.0%} to {high:.0%}")
+    if table.row_count:
+        console.print(table, markup=False)
+
+
+def _print_detectors(detectors: Mapping[str, Any], console: Console) -> None:
+    table = _table("Detectors, from the prompt alone", "detector", "positives against", "AUROC", "95 % interval")
+    for name, detector in detectors.items():
+        for pair, found in detector["comparisons"].items():
+            low, high = found["interval"]
+            table.add_row(name, pair.replace("_", " "), f"{found['auroc']:.3f}", f"{low:.3f} to {high:.3f}")
+    if table.row_count:
+        console.print(table, markup=False)
+
+
+def _print_training(training: Mapping[str, Any], console: Console) -> None:
+    if training["signals"]:
+        table = _table(
+            "What training saw: planted against unique samples",
+            "mean signal of a sample",
+            "memorized when",
+            "AUROC",
+            "TPR at 1 % FPR",
+        )
+        for signal in training["signals"][:MOST_SIGNALS]:
+            direction = signal["observed"] + (" (as observed)" if signal["declared"] == "unknown" else "")
+            rate = f"{signal['true_positive_rate']:.2f}"
+            table.add_row(signal["column"], direction, f"{signal['auroc']:.3f}", rate)
+        console.print(table, markup=False)
+    flags = training["flags"]
+    if flags is not None and training["planted"]:
+        console.print(
+            f"Flags: precision {_share(flags['precision'])}; recall {_share(flags['recall'])}; "
+            f"unique samples flagged {_share(flags['false_positive_rate'])}",
+            markup=False,
+        )
+    for name, share in (flags or {}).get("groups", {}).items():
+        console.print(f"Samples flagged of the group {name.replace('_', ' ')}: {_share(share)}", markup=False)

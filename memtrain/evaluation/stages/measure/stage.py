@@ -1,0 +1,54 @@
+"""The subcommand `measure`: what does a finished run reproduce, and what did training say?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from memtrain.detectors.base import Detector
+from memtrain.evaluation.stages.base import SamplingOptions, Stage, StageInput, WeightOptions
+from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(SamplingOptions, WeightOptions, Stage):
+    """Sample a run's own captions, measure what is reproduced, and compare with what training recorded.
+
+    Args:
+        max_prompts: prompts at most in each group (planted, flagged, excluded, canary, held-out), or templates.
+        unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
+            for beside them.
+        false_positive_rate: probability that a prompt never trained on counts as reproduced; sets the threshold.
+            Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
+        kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
+        detectors: read the sampling, as class paths with their arguments; `suggested` for a choice of cheap ones, `all`
+            for every one that can, `none` to save a third of the time.
+    """
+
+    max_prompts: int = 150
+    unique_prompts: int = 60
+    false_positive_rate: float | None = None
+    kid: bool | None = None
+    detectors: Literal["suggested", "all", "none"] | list[Detector] = "suggested"
+
+    def __call__(self, given: StageInput) -> dict[str, Any]:
+        """Sample, measure, compare, and print the tables."""
+        from memtrain.evaluation.stages.measure.evaluate_run import Statistics, evaluate_run
+        from memtrain.evaluation.stages.measure.screen import print_results
+
+        assert given.run is not None  # there is no option for a model without a run
+        detectors, left_out = chosen_detectors(
+            self.detectors, given.pipeline, given.sampling, suggested=suggested_beside
+        )
+        for name, reason in left_out.items():
+            print(f"Left out: {name}. {reason}")
+        results = evaluate_run(
+            given,
+            given.run.samples(most=self.max_prompts, unique=self.unique_prompts),
+            detectors=detectors,
+            statistics=Statistics(false_positive_rate=self.false_positive_rate),
+            kid=self.kid,
+            weights=self.weights,
+        )
+        print_results(results, given.output)
+        return results

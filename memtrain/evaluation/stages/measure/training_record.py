@@ -1,0 +1,204 @@
+"""What training said about its samples, against what was planted: AUROC per signal, precision and recall of flags.
+
+What is known of a sample is its group: `planted` samples are the positives, `unique` ones the negatives. Other groups
+(templates, canaries) are neither; the share of their samples that was flagged is reported beside.
+
+The evidence table has one row per training sample. Every floating-point column that is not bookkeeping is a signal; one
+whose direction is not declared is reported in whichever direction separates better, together with that direction. Such
+a figure is optimistic, the more so the fewer samples were planted and the more columns there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from memtrain.errors import RecordError
+from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_interval, true_positive_rate
+from memtrain.records import PLANTED, UNIQUE
+
+DIRECTIONS: Mapping[str, str] = {"denoising_loss": "low", "score": "high"}
+"""Published direction of a signal when memorized, by column or by what stands before the first dot of a column."""
+BOOKKEEPING = frozenset(
+    {
+        "key",
+        "caption",
+        "group",
+        "split",
+        "visits_per_epoch",
+        "visits",
+        "p_value",
+        "flagged",
+        "first_flagged_step",
+        "flagged_share",
+        "skipped",
+    }
+)
+"""Columns that are no signals."""
+FALSE_POSITIVE_RATE = 0.01
+"""At which true-positive rates of signals are read, as is usual for membership and memorization tests."""
+
+
+def compare_with_truth(
+    evidence: pa.Table,
+    *,
+    directions: Mapping[str, str] | None = None,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Compare signals and flags with the truth that samples of the group `planted` were planted.
+
+    Args:
+        evidence: one row per training sample: `key`, `visits_per_epoch`, and if there, `group`, `flagged`,
+            `first_flagged_step`, `skipped` and signals. Without groups, samples visited more than once an epoch count
+            as planted.
+        directions: `low`, `high` or `unknown` per column or per prefix, beside :data:`DIRECTIONS`.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        level: coverage of the intervals.
+
+    Returns:
+        `planted` and `unique` counts, `signals` (best first), `flags` and `skipped`; the last two are None where the
+        table lacks the column, and `signals` is empty where nothing was planted. `flags.groups` has the share of
+        flagged samples of each further group; it counts samples, not templates.
+
+    Raises:
+        RecordError: if a column is missing.
+    """
+    missing = {"key", "visits_per_epoch"} - set(evidence.column_names)
+    if missing:
+        raise RecordError(
+            f"The evidence table lacks {sorted(missing)}; it has {evidence.column_names}",
+            expected="records/evidence.parquet of a run",
+            remedy="check the path",
+        )
+    groups = _groups(evidence)
+    flags = _flags(evidence, groups, level=level) if "flagged" in evidence.column_names else None
+    evidence = evidence.filter(pa.array([group in (PLANTED, UNIQUE) for group in groups], pa.bool_()))
+    planted = torch.tensor([group == PLANTED for group in groups if group in (PLANTED, UNIQUE)], dtype=torch.bool)
+    known = {**DIRECTIONS, **(directions or {})}
+    signals = []
+    for column in evidence.schema:
+        if pa.types.is_floating(column.type) and column.name not in BOOKKEEPING:
+            declared = known.get(column.name, known.get(column.name.split(".")[0], "unknown"))
+            values = _column(evidence, column.name)
+            found = _signal(values, planted, declared, seed=seed, resamples=resamples, level=level)
+            if found is not None:
+                signals.append({"column": column.name, **found})
+    signals.sort(key=lambda signal: -float(signal["auroc"]))
+    return {
+        "planted": int(planted.sum()),
+        "unique": int((~planted).sum()),
+        "signals": signals,
+        "flags": flags,
+        "skipped": _skipped(evidence, planted) if "skipped" in evidence.column_names else None,
+    }
+
+
+def flags_and_copies(evidence: pa.Table, reproduced: Mapping[str, bool]) -> dict[str, dict[str, int]] | None:
+    """Whether the sampled training prompts that were flagged are those that the finished model reproduces.
+
+    Args:
+        evidence: as for :func:`compare_with_truth`.
+        reproduced: by key, for the prompts that were sampled; keys that are not in the table are left out.
+
+    Returns:
+        Under `flagged` and `not_flagged`, `n` and how many of them are `reproduced`; None without flags.
+    """
+    if "flagged" not in evidence.column_names:
+        return None
+    flagged = dict(zip(evidence.column("key").to_pylist(), evidence.column("flagged").to_pylist(), strict=True))
+    counts = {"flagged": {"n": 0, "reproduced": 0}, "not_flagged": {"n": 0, "reproduced": 0}}
+    for key, copied in reproduced.items():
+        if key in flagged:
+            side = counts["flagged" if flagged[key] else "not_flagged"]
+            side["n"] += 1
+            side["reproduced"] += int(copied)
+    return counts
+
+
+def _groups(evidence: pa.Table) -> list[str]:
+    """The group of each row; told from its visits where the table does not say."""
+    named = evidence.column("group").to_pylist() if "group" in evidence.column_names else [None] * len(evidence)
+    visits = _column(evidence, "visits_per_epoch").tolist()
+    return [group or (PLANTED if count > 1 else UNIQUE) for group, count in zip(named, visits, strict=True)]
+
+
+def _column(evidence: pa.Table, name: str) -> Tensor:
+    """`(n,)` fp64, nulls as NaN."""
+    values = evidence.column(name).to_pylist()
+    return torch.tensor([float("nan") if value is None else float(value) for value in values], dtype=torch.float64)
+
+
+def _signal(
+    values: Tensor, planted: Tensor, declared: str, *, seed: int, resamples: int, level: float
+) -> dict[str, Any] | None:
+    """One signal against the truth; None if either class has no value."""
+    there = torch.isfinite(values)
+    values, truth = values[there], planted[there]
+    if not truth.any() or truth.all():
+        return None
+    high = float(auroc(values, truth))
+    observed = "high" if high >= 0.5 else "low"
+    used = observed if declared == "unknown" else declared
+    oriented = values if used == "high" else -values
+    interval = bootstrap_interval(auroc, oriented, truth, seed=seed, resamples=resamples, level=level)
+    return {
+        "auroc": high if used == "high" else 1 - high,
+        "interval": list(interval),
+        "true_positive_rate": float(true_positive_rate(oriented, truth, false_positive_rate=FALSE_POSITIVE_RATE)),
+        "false_positive_rate": FALSE_POSITIVE_RATE,
+        "declared": declared,
+        "observed": observed,
+        "auroc_of_higher": high,
+        "without_value": int((~there).sum()),
+    }
+
+
+def _flags(evidence: pa.Table, groups: Sequence[str], *, level: float) -> dict[str, Any]:
+    """The table of flags against planted, with precision and recall, and the flagged share of further groups."""
+    flagged = _column(evidence, "flagged") == 1
+    inside = {name: torch.tensor([group == name for group in groups]) for name in dict.fromkeys(groups)}
+    none = torch.zeros(len(groups), dtype=torch.bool)
+    planted, unique = inside.pop(PLANTED, none), inside.pop(UNIQUE, none)
+    hit, false_alarm = int((flagged & planted).sum()), int((flagged & unique).sum())
+    all_planted, all_unique = int(planted.sum()), int(unique.sum())
+
+    def share(k: int, n: int) -> dict[str, Any]:
+        return {"k": k, "n": n, "share": k / n if n else None, "interval": list(proportion_interval(k, n, level=level))}
+
+    result = {
+        "planted_flagged": hit,
+        "planted_missed": all_planted - hit,
+        "unique_flagged": false_alarm,
+        "unique_not_flagged": all_unique - false_alarm,
+        "precision": share(hit, hit + false_alarm),
+        "recall": share(hit, all_planted),
+        "false_positive_rate": share(false_alarm, all_unique),
+        "groups": {
+            name: share(int((flagged & inside[name]).sum()), int(inside[name].sum())) for name in sorted(inside)
+        },
+        "first_flagged_step": None,
+    }
+    if "first_flagged_step" in evidence.column_names:
+        steps = _column(evidence, "first_flagged_step")[planted & flagged]
+        steps = steps[torch.isfinite(steps)]
+        if len(steps):
+            result["first_flagged_step"] = {
+                "min": int(steps.min()),
+                "median": int(steps.median()),
+                "max": int(steps.max()),
+            }
+    return result
+
+
+def _skipped(evidence: pa.Table, planted: Tensor) -> dict[str, float | None]:
+    """Mean share of visits with weight 0, of planted and of unique samples."""
+    skipped = _column(evidence, "skipped")
+    means = {name: skipped[chosen].nanmean() for name, chosen in (("planted", planted), ("unique", ~planted))}
+    return {name: float(mean) if torch.isfinite(mean) else None for name, mean in means.items()}

@@ -1,0 +1,1 @@
+"""The stage `mitigate`: what a mitigation while sampling changes, and what it costs."""

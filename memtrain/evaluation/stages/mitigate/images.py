@@ -1,0 +1,82 @@
+"""What is kept of every image that was sampled with and without a mitigation: a PNG, and a row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+from torch import Tensor
+
+from memtrain.evaluation.stages.mitigate.changes import Measured
+from memtrain.evaluation.stages.prompts import PromptToScore
+
+
+def write_images(folder: Path, images: Sequence[Tensor], seeds: Sequence[int]) -> list[list[str]]:
+    """Save every image.
+
+    Args:
+        folder: of the results.
+        images: `(P, K, 3, H, W)` uint8 without and with the mitigation.
+        seeds: K seeds.
+
+    Returns:
+        Per condition the paths relative to `folder`, in the order of prompts, then seeds.
+    """
+    paths: list[list[str]] = [[], []]
+    for condition, name in enumerate(("without", "with")):
+        for number, generated in enumerate(images[condition]):
+            place = f"mitigation/{number:04d}"
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            for seed, image in zip(seeds, generated, strict=True):
+                paths[condition].append(f"{place}/{name}-seed-{seed}.png")
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / paths[condition][-1])
+    return paths
+
+
+def images_table(
+    prompts: Sequence[PromptToScore],
+    seeds: Sequence[int],
+    measured: Sequence[Measured],
+    moved: Tensor,
+    *,
+    threshold: float | None,
+    paths: list[list[str]],
+) -> pa.Table:
+    """A row per image: first all without the mitigation, then all with it, in the order of prompts, then seeds.
+
+    Args:
+        prompts: P prompts.
+        seeds: K seeds.
+        measured: of both conditions.
+        moved: `(P, K)` distance of each mitigated image to the unmitigated one.
+        threshold: ratio below which an image counts as reproduced; None where there is none.
+        paths: from :func:`write_images`.
+    """
+    each = [prompt for prompt in prompts for _ in seeds]
+
+    def column(values: Sequence[Tensor | None]) -> list[Any]:
+        flat = [[None] * len(each) if value is None else value.flatten().tolist() for value in values]
+        return [*flat[0], *flat[1]]
+
+    def spread(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.repeat_interleave(len(seeds))
+
+    ratios = [one.ratio for one in measured]
+    below = [None if ratio is None or threshold is None else ratio < threshold for ratio in ratios]
+    return pa.table(
+        {
+            "prompt": [prompt.text for prompt in each] * 2,
+            "memorized": pa.array([prompt.memorized for prompt in each] * 2, pa.bool_()),
+            "seed": list(seeds) * len(prompts) * 2,
+            "mitigated": [False] * len(each) + [True] * len(each),
+            "ratio": pa.array(column(ratios), pa.float32()),
+            "reproduced": pa.array(column(below), pa.bool_()),
+            "distance_to_unmitigated": pa.array(column([None, moved]), pa.float32()),
+            "prompt_diversity": pa.array(column([spread(one.diversity) for one in measured]), pa.float32()),
+            "fidelity": pa.array(column([one.fidelity for one in measured]), pa.float32()),
+            "image": [*paths[0], *paths[1]],
+        }
+    )

@@ -1,0 +1,269 @@
+"""What an inference-time mitigation stops, and what it costs: every prompt sampled with and without it, on one noise.
+
+Measured, for prompts known to be memorized and others apart, with intervals:
+
+- replication, where the prompts' own images are known: the ratio of :mod:`memtrain.evaluation.measures.replication`,
+  compared with the images that belong to the other prompts. The threshold comes from the prompts known not to be
+  memorized, sampled without the mitigation. Otherwise only how far each image moved from the one of the same seed
+  without the mitigation: a large distance does not say that a copy went away, a small one says that nothing changed;
+- diversity, the pixel distance between the images of a prompt;
+- fidelity to the prompt (:mod:`memtrain.evaluation.measures.fidelity`), judged without the mitigation;
+- seconds per image, in turn with and without, batch by batch.
+
+Written: `mitigation.json`, `mitigation.parquet` (a row per image), `mitigation.png` (own image, without, with), and the
+images in `mitigation/`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.measures.clip_scores import ClipFeatures
+from memtrain.evaluation.measures.fidelity import clip_similarity, retrieved
+from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, nemo_metrics
+from memtrain.evaluation.measures.pixels import distance_between_prompts, diversity, pixel_distance
+from memtrain.evaluation.measures.replication import (
+    check_images,
+    replication,
+    reproduction_threshold,
+    same_picture,
+)
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.mitigate.changes import Measured, summarize
+from memtrain.evaluation.stages.mitigate.images import images_table, write_images
+from memtrain.evaluation.stages.mitigate.sheet import write_sheet
+from memtrain.evaluation.stages.prompts import PromptToScore, group_names
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.functional.ranking import mean_with_interval
+from memtrain.inference.base import InferenceMitigation
+from memtrain.records import write_json, write_parquet
+
+SCHEMA_VERSION = 1
+"""Of `mitigation.json` and `mitigation.parquet`."""
+MINIMUM_OTHERS = 19
+"""Prompts known not to be memorized without which there is no threshold: a false-positive rate of 5 % needs them."""
+
+
+def mitigate(
+    given: StageInput,
+    mitigation: InferenceMitigation,
+    *,
+    weights: Weights | None = None,
+    judge: StableDiffusionPipeline | None = None,
+    false_positive_rate: float | None = None,
+    others: int = 4,
+    fidelity_timesteps: int = 8,
+) -> dict[str, Any]:
+    """Sample prompts with and without a mitigation, compare, and write the results.
+
+    Args:
+        given: a Stable Diffusion pipeline that the mitigation knows, which is left as it was; P prompts; if they are
+            known, the image of each; settings of the sampling, and the output folder.
+        mitigation: what is measured.
+        weights: of networks that measure beside; a CLIP model among them judges fidelity.
+        judge: whose denoising loss judges fidelity without one; default the pipeline, unmitigated.
+        false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
+            the lowest that the prompts known not to be memorized can promise, 0.01 at the lowest.
+        others: prompts that each image's own prompt is compared with.
+        fidelity_timesteps: at which the judge's loss is measured.
+
+    Returns:
+        The content of `mitigation.json`.
+
+    Raises:
+        DataError: if prompts and own images do not belong together.
+        CalibrationError: if too few prompts are known not to be memorized for the rate.
+        ConfigurationError: if settings contradict each other, a file of weights is not what it should be, or the
+            pipeline is none that the mitigation knows.
+    """
+    prompts, pipeline, own_images, weights = given.prompts, given.pipeline, given.own_images, weights or Weights()
+    _check(prompts, own_images)
+    if false_positive_rate is not None and own_images is not None:
+        reproduction_threshold(torch.zeros(sum(one.memorized is False for one in prompts)), false_positive_rate)
+    judging = None if weights.clip is None else ClipFeatures(weights.clip, device=pipeline.device)
+    known = [prompt.memorized for prompt in prompts]
+    sampling = given.sampling.sized_as(own_images)
+    images, seconds = _sample(given, mitigation, sampling)
+    ratios, reproduction = _reproduction(
+        known, images, own_images, false_positive_rate=false_positive_rate, device=pipeline.device
+    )
+    judged, fidelity = _fidelity(
+        judge or pipeline,
+        images,
+        [prompt.text for prompt in prompts],
+        clip=judging,
+        others=others,
+        timesteps=fidelity_timesteps,
+    )
+    if fidelity["measure"] == "retrieved":
+        fidelity["judge"] = "the model without mitigation" if judge is None else "another model"
+    measured = [
+        Measured(ratio=ratio, diversity=diversity(found), fidelity=faithful)
+        for ratio, found, faithful in zip(ratios, images, judged, strict=True)
+    ]
+    moved = pixel_distance(images[1], images[0])
+    threshold = reproduction.get("threshold")
+    count = len(prompts) * len(sampling.seeds)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "model": given.model,
+        "mitigation": repr(mitigation),
+        "sampling": {**sampling.said(), "batch_size": sampling.batch_size, "images": 2 * count},
+        "prompts": len(prompts),
+        "reproduction": reproduction,
+        "fidelity": fidelity,
+        "distance_between_prompts": distance_between_prompts(images[0]),
+        "groups": summarize(known, without=measured[0], mitigated=measured[1], moved=moved, threshold=threshold),
+        "seconds_per_image": _timing(seconds, per_image=count),
+        **({"networks": _networks(given, images, weights)} if weights.any else {}),
+    }
+    paths = write_images(given.output, images, sampling.seeds)
+    table = images_table(prompts, sampling.seeds, measured, moved, threshold=threshold, paths=paths)
+    write_parquet(table, given.output / "mitigation.parquet")
+    write_sheet(given.output / "mitigation.png", prompts, without=images[0], mitigated=images[1], own_images=own_images)
+    return write_json(results, given.output / "mitigation.json")
+
+
+def _networks(given: StageInput, images: Sequence[Tensor], weights: Weights) -> dict[str, Any]:
+    """NeMo's metrics per group, the mitigation in the place of blocked neurons; FID to images never trained on."""
+    groups = group_names([prompt.memorized for prompt in given.prompts])
+    found: dict[str, Any] = {"groups": {}}
+    for name in dict.fromkeys(groups):
+        rows = [row for row, group in enumerate(groups) if group == name]
+        found["groups"][name] = nemo_metrics(
+            images[1][rows],
+            images[0][rows],
+            references=None if given.own_images is None else given.own_images[rows][:, None],
+            prompts=[given.prompts[row].text for row in rows],
+            weights=weights,
+            device=given.pipeline.device,
+        )
+    rest = [row for row, prompt in enumerate(given.prompts) if prompt.memorized is False]
+    if given.own_images is not None and len(rest) > 1:
+        real, device = given.own_images[rest], given.pipeline.device
+        for name, sampled in zip(("distribution_without", "distribution_with"), images, strict=True):
+            found[name] = distribution_metrics(real, sampled[rest].flatten(0, 1), weights=weights, device=device)
+    return found
+
+
+def _check(prompts: Sequence[PromptToScore], own_images: Tensor | None) -> None:
+    """Refuse what would fail after the sampling."""
+    if not prompts:
+        raise ConfigurationError("No prompt to sample", expected="at least one", remedy="name prompts")
+    if own_images is None:
+        return
+    if len(own_images) != len(prompts):
+        raise DataError(
+            f"{len(prompts)} prompts and {len(own_images)} own images",
+            expected="one image per prompt",
+            remedy="pass both in the same order, or no images",
+        )
+    check_images(
+        own_images[:, None],
+        own_images,
+        own_images,
+        neighbours=1,
+        family=same_picture(own_images),
+    )
+
+
+def _reproduction(
+    known: Sequence[bool | None],
+    images: Sequence[Tensor],
+    own_images: Tensor | None,
+    *,
+    false_positive_rate: float | None,
+    device: Any,
+) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """Ratios `(P, K)` of both conditions, and the threshold or the reason why there is none."""
+    if own_images is None:
+        return [None, None], {"reason": "the prompts' own images are not known"}
+    family = same_picture(own_images)
+    position = torch.arange(len(own_images))
+    ratios = [
+        replication(found, own_images, training=own_images, own_index=position, family=family, device=device).ratio
+        for found in images
+    ]
+    rest = torch.tensor([truth is False for truth in known])
+    count = int(rest.sum())
+    if count < MINIMUM_OTHERS:
+        reason = f"{count} prompts known not to be memorized; a threshold needs {MINIMUM_OTHERS}"
+        return [*ratios], {"reason": reason}
+    rate = max(0.01, 1 / (count + 1)) if false_positive_rate is None else false_positive_rate
+    threshold = reproduction_threshold(ratios[0][rest].amin(dim=1), rate)
+    return [*ratios], {"threshold": threshold, "false_positive_rate": rate, "n_others": count}
+
+
+def _fidelity(
+    judge: StableDiffusionPipeline,
+    images: Sequence[Tensor],
+    texts: list[str],
+    *,
+    clip: ClipFeatures | None,
+    others: int,
+    timesteps: int,
+) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """Fidelity `(P, K)` of both conditions, and how it was measured."""
+    if clip is not None:
+        return [clip_similarity(clip, found, texts) for found in images], {
+            "measure": "clip_similarity",
+            "model": clip.name,
+        }
+    different = len(set(texts))
+    if different <= others:
+        return [None, None], {"measure": None, "reason": f"{different} different prompts, at least {others + 1} needed"}
+    if not isinstance(judge, StableDiffusionPipeline):
+        kind = type(judge).__name__
+        return [None, None], {"measure": None, "reason": f"no denoising loss of {kind} is known; name a CLIP model"}
+    judged = [retrieved(judge, found, texts, others=others, timesteps=timesteps).float() for found in images]
+    return [*judged], {"measure": "retrieved", "chance": 1 / (1 + others), "others": others, "timesteps": timesteps}
+
+
+def _sample(
+    given: StageInput, mitigation: InferenceMitigation, sampling: Sampling
+) -> tuple[tuple[Tensor, Tensor], list[tuple[float, float]]]:
+    """Images `(P, K, 3, H, W)` without and with the mitigation, and the seconds of each batch of both."""
+    texts = [prompt.text for prompt in given.prompts]
+    together = sampling.prompts_at_once
+    images: tuple[list[Tensor], list[Tensor]] = ([], [])
+    seconds = []
+    with tqdm(total=len(texts), desc="sampling twice", unit="prompt", disable=not sampling.progress) as bar:
+        for number, start in enumerate(range(0, len(texts), together)):
+            part, taken = texts[start : start + together], [0.0, 0.0]
+            # In turn, because the first batch of a pair may find a colder machine.
+            for condition in (0, 1) if number % 2 else (1, 0):
+                begin = time.perf_counter()
+                with mitigation(given.pipeline) if condition else nullcontext():
+                    trace = generate(given.pipeline, part, sampling=sampling.quiet)
+                taken[condition] = time.perf_counter() - begin
+                images[condition].append(trace.images)
+            seconds.append((taken[0], taken[1]))
+            bar.update(len(part))
+    return (torch.cat(images[0]), torch.cat(images[1])), seconds
+
+
+def _timing(seconds: list[tuple[float, float]], *, per_image: int) -> dict[str, Any]:
+    """Seconds per image, and the ratio of paired batches; the first pair warms up, unless it is the only one."""
+    total = torch.tensor(seconds, dtype=torch.float64)
+    pairs = total[1:] if len(total) > 1 else total
+    ratio = mean_with_interval(pairs[:, 1] / pairs[:, 0])
+    return {
+        "without": float(total[:, 0].sum()) / per_image,
+        "with": float(total[:, 1].sum()) / per_image,
+        "ratio": ratio["mean"],
+        "ratio_interval": ratio["interval"],
+        "batches": len(pairs),
+    }

@@ -1,0 +1,102 @@
+"""Text and images in and out of a model: one text encoder call, one encoding of images, one decoding of latents.
+
+Latents are what the denoiser works on: scaled, and shifted where the autoencoder's configuration says so. Images become
+the posterior's mode, so that the same image has the same latents every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memtrain.functional.pixels import from_uint8
+from memtrain.functional.tokens import tokenize
+
+
+def encode_tokens(text_encoder: nn.Module, input_ids: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+    """Text embeddings `(B, T, D)` of token ids, as Stable Diffusion 1.x and 2.x read them.
+
+    Args:
+        text_encoder: a CLIP text model.
+        input_ids: `(B, T)` int64.
+        attention_mask: `(B, T)`, of the tokens of the caption, for the encoders whose configuration asks for it.
+    """
+    embeddings: Tensor = text_encoder(input_ids, attention_mask=attention_mask)[0]
+    return embeddings
+
+
+@torch.no_grad()
+def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
+    """The conditional text embeddings `(P, T, D)` of prompts, bit for bit those that the pipeline samples with.
+
+    Args:
+        pipeline: Stable Diffusion 1.x or 2.x, on one device.
+        prompts: longer ones are cut.
+    """
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    texts = list(prompts)
+    # A concept learned by textual inversion may stand for several tokens.
+    if hasattr(pipeline, "maybe_convert_prompt"):
+        texts = pipeline.maybe_convert_prompt(texts, tokenizer)
+    input_ids, mask = (tensor.to(encoder.device) for tensor in tokenize(tokenizer, texts))
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    return encode_tokens(encoder, input_ids, attention_mask=mask if masked else None)
+
+
+@torch.no_grad()
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Latents `(B, C, h, w)` of images, in the autoencoder's type and on its device.
+
+    Args:
+        vae: an AutoencoderKL.
+        images: `(B, 3, H, W)`, uint8 or pixel values in [-1, 1].
+    """
+    images = images.to(vae.device)
+    pixel_values = from_uint8(images, dtype=vae.dtype) if images.dtype == torch.uint8 else images.to(vae.dtype)
+    latents: Tensor = vae.encode(pixel_values).latent_dist.mode()
+    moments = _moments(vae, latents)
+    if moments is not None:
+        mean, std = moments
+        return (latents - mean) * vae.config.scaling_factor / std
+    shift = vae.config.get("shift_factor")
+    return (latents - shift if shift else latents) * vae.config.scaling_factor
+
+
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Images `(B, 3, H, W)` in [-1, 1] of clean latents `(B, C, h, w)`, as the stock pipelines decode them.
+
+    Args:
+        vae: an AutoencoderKL.
+        latents: scaled and shifted, as :func:`encode_images` makes them.
+    """
+    config = vae.config
+    moments = _moments(vae, latents)
+    if moments is not None:
+        mean, std = moments
+        latents = latents * std / config.scaling_factor + mean
+    else:
+        latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    # SDXL's autoencoder overflows in fp16.
+    overflows = vae.dtype == torch.float16 and config.get("force_upcast", False)
+    was = vae.dtype
+    try:
+        vae = vae.float() if overflows else vae
+        images: Tensor = vae.decode(latents.to(vae.dtype)).sample
+    finally:
+        if overflows:
+            vae.to(was)
+    return images
+
+
+def _moments(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of each channel `(1, C, 1, 1)`, where the configuration has them."""
+    mean, std = (vae.config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return None
+    return (
+        torch.tensor(mean).view(1, -1, 1, 1).to(latents.device, latents.dtype),
+        torch.tensor(std).view(1, -1, 1, 1).to(latents.device, latents.dtype),
+    )

@@ -1,0 +1,38 @@
+"""Parts of the prompts: said, or read from a job array and a launcher."""
+
+from __future__ import annotations
+
+import pytest
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.shards import Shard, read_shard
+
+
+def test_said_parts() -> None:
+    assert read_shard("0/1", environment={"WORLD_SIZE": "9", "RANK": "3"}) == Shard()
+    assert read_shard("3/4") == Shard(3, 4)
+    assert read_shard("merge") is None
+    for wrong in ("4/4", "1", "-1/4", "a/b", "1/0", ""):
+        with pytest.raises(ConfigurationError, match="names no part"):
+            read_shard(wrong)
+
+
+def test_alone_a_process_scores_everything() -> None:
+    assert read_shard(environment={}) == Shard(0, 1)
+    alone = {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_ID": "3"}
+    assert read_shard(environment=alone) == Shard(0, 1), "a task submitted again by itself"
+
+
+def test_array_and_ranks_make_every_part_once() -> None:
+    array = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_STEP": "2"}
+    parts = [
+        read_shard(environment={**array, "SLURM_ARRAY_TASK_ID": str(task), "WORLD_SIZE": "2", "RANK": str(rank)})
+        for task in (4, 6, 8)
+        for rank in (0, 1)
+    ]
+    assert parts == [Shard(index, 6) for index in range(6)]
+
+
+def test_an_array_with_gaps_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="without gaps"):
+        read_shard(environment={"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": "2"})
