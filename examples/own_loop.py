@@ -56,8 +56,10 @@ def main(*, folder: str = "runs/own_loop", steps: int = 90, seed: int = 0, learn
             optimizer.zero_grad()
     copies = {source.samples[index].key for index in chosen[:4]}
     found = guard.calibration.first_flagged
-    print(f"repeated images flagged: {sorted(found[key] for key in copies & found.keys())} (steps), others flagged: "
-          f"{len(found.keys() - copies)}; see {Path(folder)}")
+    print(
+        f"repeated images flagged: {sorted(found[key] for key in copies & found.keys())} (steps), others flagged: "
+        f"{len(found.keys() - copies)}; see {Path(folder)}"
+    )
     return guard
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,16 +105,15 @@ def scheduler() -> DDPMScheduler:
     return DDPMScheduler()
 
 
-def guard(denoiser: nn.Module, *, folder: Path, accelerator: Any = None, **options: Any) -> Guard:
+def guard(denoiser: nn.Module, *, folder: Path, **options: Any) -> Guard:
     """A guard that skips and flags early."""
-    return Guard(
-        denoiser,
-        scheduler(),
-        accelerator=accelerator,
-        mitigations=[SampleSkipping()],
-        folder=folder,
-        **{**EAGER, **options},
-    )
+    given = {"noise_scheduler": scheduler(), "mitigations": [SampleSkipping()], **EAGER, **options}
+    return Guard(denoiser, folder=folder, **given)
+
+
+def adamw(parameters: Iterable[nn.Parameter], *, lr: float) -> torch.optim.AdamW:
+    """AdamW that does not blow up the rounding of a small gradient, so that two processes can be compared with one."""
+    return torch.optim.AdamW(parameters, lr=lr, eps=1e-2)
 
 
 def accelerator(**options: Any) -> Accelerator:

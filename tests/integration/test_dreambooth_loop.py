@@ -14,6 +14,7 @@ from tests.integration.loops import (
     Visits,
     Watch,
     accelerator,
+    adamw,
     flat,
     require_equal_to_a_hand_written_loop,
     scheduler,
@@ -26,7 +27,7 @@ def train(watch: Watch, **options: Any) -> Tensor:
     unet, noise_scheduler = build("unet"), scheduler()
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
-    optimizer = torch.optim.AdamW([part for part in unet.parameters() if part.requires_grad], lr=3e-2)
+    optimizer = adamw([part for part in unet.parameters() if part.requires_grad], lr=1e-1)
     unet, optimizer, loader = accelerate.prepare(unet, optimizer, Visits().loader(accelerate.num_processes))
     guard = watch(unet, accelerator=accelerate)
     for batch in loader:

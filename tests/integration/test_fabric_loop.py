@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
 from tests.conformance.families import build
-from tests.integration.loops import Visits, Watch, flat, require_equal_to_a_hand_written_loop, scheduler
+from tests.integration.loops import Visits, Watch, adamw, flat, require_equal_to_a_hand_written_loop, scheduler
 
 
 def train(watch: Watch, **options: Any) -> Tensor:
     fabric = Fabric(accelerator="cpu", **{"devices": 1, **options})
     fabric.launch()
     unet, noise_scheduler = build("unet"), scheduler()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-3)
+    optimizer = adamw(unet.parameters(), lr=1e-2)
     unet, optimizer = fabric.setup(unet, optimizer)
     loader = fabric.setup_dataloaders(Visits().loader(fabric.world_size))
     guard = watch(unet, accelerator=fabric)

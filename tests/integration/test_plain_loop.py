@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tests.conformance.families import build
-from tests.integration.loops import Visits, Watch, flat, require_equal_to_a_hand_written_loop, scheduler
+from tests.integration.loops import Visits, Watch, adamw, flat, require_equal_to_a_hand_written_loop, scheduler
 
 
 def train(watch: Watch) -> Tensor:
     unet, noise_scheduler = build("unet"), scheduler()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-3)
+    optimizer = adamw(unet.parameters(), lr=1e-2)
     guard = watch(unet)
     for batch in Visits().loader():
         noisy = noise_scheduler.add_noise(batch["latents"], batch["noise"], batch["timestep"])

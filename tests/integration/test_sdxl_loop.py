@@ -13,6 +13,7 @@ from tests.integration.loops import (
     Visits,
     Watch,
     accelerator,
+    adamw,
     flat,
     require_equal_to_a_hand_written_loop,
     scheduler,
@@ -22,7 +23,7 @@ from tests.integration.loops import (
 def train(watch: Watch, **options: Any) -> Tensor:
     accelerate = accelerator(**options)
     unet, noise_scheduler = build("sdxl"), scheduler()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-3)
+    optimizer = adamw(unet.parameters(), lr=1e-2)
     unet, optimizer, loader = accelerate.prepare(unet, optimizer, Visits().loader(accelerate.num_processes))
     guard = watch(unet, accelerator=accelerate)
     for batch in loader:

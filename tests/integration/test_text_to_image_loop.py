@@ -18,6 +18,7 @@ from tests.integration.loops import (
     Visits,
     Watch,
     accelerator,
+    adamw,
     flat,
     guard,
     require_equal_to_a_hand_written_loop,
@@ -39,7 +40,7 @@ def train(
 ) -> Tensor:
     accelerate = accelerator(gradient_accumulation_steps=ACCUMULATE, mixed_precision=precision, **options)
     unet, noise_scheduler = build("unet"), scheduler()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-3)
+    optimizer = adamw(unet.parameters(), lr=1e-2)
     visits = Visits(accumulate=ACCUMULATE)
     unet, optimizer, loader = accelerate.prepare(unet, optimizer, visits.loader(accelerate.num_processes))
     guard = watch(unet, accelerator=accelerate)
