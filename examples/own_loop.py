@@ -27,7 +27,7 @@ def main(*, folder: str = "runs/own_loop", steps: int = 90, seed: int = 0, learn
     pipeline = StableDiffusionPipeline.from_pretrained("assets/tiny-sd", safety_checker=None, torch_dtype=torch.float32)
     unet, scheduler = pipeline.unet.train(), DDPMScheduler.from_config(pipeline.scheduler.config)
     source = open_source("assets/clipart-pd.tar")
-    order = random.Random(seed)
+    order = random.Random(seed)  # noqa: S311
     chosen = order.sample(range(len(source.samples)), 160)
     repeated = chosen[:4] * 40
     visits = [index for _ in range(9) for index in order.sample(chosen + repeated, 320)]

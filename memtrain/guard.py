@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -42,10 +42,11 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.call_hooks import hook_calls
+from memtrain.monitoring.combinations import refuse_unwatched
 from memtrain.monitoring.engine import Engine
 from memtrain.monitoring.loop_host import LoopHost, LoopModule, refuse_wrapped_later, require_prepared
 from memtrain.monitoring.mitigation import Mitigation
-from memtrain.monitoring.options import WatchOptions, WatchSettings
+from memtrain.monitoring.options import named_options
 from memtrain.monitoring.sample_losses import Criterion
 from memtrain.monitoring.sample_names import SampleNames
 from memtrain.signals.base import Signal
@@ -73,7 +74,7 @@ class Guard:
         unconditional_text: `() -> (1, T, width)`, for guidance norms.
         tokenizer: of the captions, for caption augmentation.
         data: as :mod:`memtrain.monitoring.data_protocol` says.
-        options: those of :class:`WatchOptions` and :class:`WatchSettings`, by name.
+        options: those of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`, by name.
 
     Raises:
         ConfigurationError: if it is made before `prepare()` or after `load_state()`, there is a guard already, or an
@@ -97,7 +98,7 @@ class Guard:
         data: Any = None,
         **options: Any,
     ) -> None:
-        self.engine = Engine(signals, _options(options))
+        self.engine = Engine(signals, named_options({**DEFAULTS, **options}))
         module = LoopModule(
             denoiser, sample_loss=sample_loss, unconditional_text=unconditional_text, tokenizer=tokenizer
         )
@@ -167,7 +168,7 @@ class Guard:
         self._start()
         probe, _, _ = self.engine.running
         if late:
-            self._refuse_unwatched()
+            refuse_unwatched(self.engine.mitigations)
             probe.stand_by()
         if not self._updated:
             self._updated = True
@@ -175,15 +176,6 @@ class Guard:
         if late:
             # Hooks that are put on during a call are not called in it.
             probe.enters(args, kwargs)
-
-    def _refuse_unwatched(self) -> None:
-        for mitigation in self.engine.mitigations:
-            if mitigation.effects().changes_batch:
-                raise ConfigurationError(
-                    f"{type(mitigation).__name__} changes batches, and has to see each before the forward",
-                    expected="`with guard.watch(batch):` around forward, loss and backward",
-                    remedy=f"write it, or leave {type(mitigation).__name__} out",
-                )
 
     def loss(
         self,
@@ -216,7 +208,11 @@ class Guard:
             ConfigurationError: if the criterion gives a mean.
         """
         if not self._started:
-            raise _no_forward()
+            raise ProbeError(
+                "guard.loss(...) before any forward of the denoiser with gradients",
+                expected="the forward that made the prediction, of the denoiser that the guard was given",
+                remedy="give the guard the denoiser that the loop calls (what prepare() returned)",
+            )
         dropped = caption_dropped.tolist() if isinstance(caption_dropped, Tensor) else list(caption_dropped)
         loss = self.engine.loss(
             prediction,
@@ -226,8 +222,7 @@ class Guard:
             criterion=criterion,
             caption_dropped=[bool(flag) for flag in dropped],
         )
-        handover = self.engine.handover
-        if not self._watching and handover is not None and handover.complete:
+        if not self._watching and self.engine.handed_over:
             self.engine.end()
             self.engine.running[0].stand_by()
             self._updated = False
@@ -270,6 +265,8 @@ class Guard:
             self.engine.end()
         finally:
             self._watching, self._updated, self.engine.turn = False, False, None
+            if self.engine.intake is not None:
+                self.engine.intake.handover = None
         self.engine.running[0].stand_by()
 
     def before_backward(self, loss: Tensor) -> None:
@@ -340,24 +337,3 @@ class Guard:
         self.host.stop()
         self.engine.close()
         _GUARDED.discard(unwrap(self._denoiser))
-
-
-def _options(given: dict[str, Any]) -> WatchOptions:
-    given = {**DEFAULTS, **given}
-    rare = {field.name for field in fields(WatchSettings)}
-    known = {field.name for field in fields(WatchOptions)} - {"settings"} | rare
-    unknown = sorted(given.keys() - known)
-    if unknown:
-        raise ConfigurationError(
-            f"Guard knows no option {unknown[0]!r}", expected=f"one of {sorted(known)}", remedy="change its name"
-        )
-    settings = WatchSettings(**{name: value for name, value in given.items() if name in rare})
-    return WatchOptions(**{name: value for name, value in given.items() if name not in rare}, settings=settings)
-
-
-def _no_forward() -> ProbeError:
-    return ProbeError(
-        "guard.loss(...) before any forward of the denoiser with gradients",
-        expected="the forward that made the prediction, of the denoiser that the guard was given",
-        remedy="give the guard the denoiser that the loop calls (what prepare() returned), uncompiled or not yet called",
-    )

@@ -39,6 +39,7 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.monitoring.engine import Engine
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import WatchOptions, WatchSettings
+from memtrain.monitoring.sample_losses import Criterion
 from memtrain.signals.base import Signal
 
 
@@ -120,6 +121,25 @@ class MemorizationMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Update when due, and arm the probe."""
         self.engine.begin(batch)
+
+    def loss(
+        self, prediction: Tensor, target: Tensor, *, weights: Tensor | None = None, criterion: Criterion = "mse"
+    ) -> Tensor:
+        """The batch mean of the samples' gated losses, for a `training_step` that returns it as its loss.
+
+        So each sample's loss is known exactly, whatever the criterion and the weights, and nothing is read from the
+        gradient. Several calls take the rows of one forward in turn.
+
+        Args:
+            prediction: `(B, ...)` what the module computed from the denoiser's output.
+            target: `(B, ...)`.
+            weights: `(B,)` of samples, or of elements (a mask).
+            criterion: `mse`, `l1`, `huber`, `smooth_l1`, or a function that gives elementwise or per-sample losses.
+
+        Returns:
+            `()`.
+        """
+        return self.engine.loss(prediction, target, weights=weights, criterion=criterion)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss."""

@@ -122,10 +122,11 @@ def print_summary(
         )
     console.print(screen, markup=False)
     figures = calibration_figures(calibration, table["key"].to_pylist() if keys is None else keys)
+    notes = [verdict(figures, untaught=why_untaught(calibration)), *([note] if note else []), next_step(table, run)]
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
-        f"{verdict(figures, untaught=why_untaught(calibration))}\n{note + chr(10) if note else ''}{next_step(table, run)}",
+        + "\n".join(notes),
         markup=False,
         soft_wrap=True,
     )

@@ -28,6 +28,21 @@ def refuse_combinations(mitigations: Sequence[Mitigation], *, signals: Sequence[
     _refuse_unprofiled(mitigations, signals, profiled=profiled)
 
 
+def refuse_unwatched(mitigations: Sequence[Mitigation]) -> None:
+    """Refuse mitigations that have to see a batch before its forward, where a loop shows it after.
+
+    Raises:
+        ConfigurationError: naming the first.
+    """
+    changing = _named(mitigations, "changes_batch") + _named(mitigations, "changes_samples")
+    if changing:
+        raise ConfigurationError(
+            f"{changing[0]} changes batches, and has to see each before the forward",
+            expected="`with guard.watch(batch):` around forward, loss and backward",
+            remedy=f"write it, or leave {changing[0]} out",
+        )
+
+
 def _named(mitigations: Sequence[Mitigation], effect: str) -> list[str]:
     return [type(mitigation).__name__ for mitigation in mitigations if getattr(mitigation.effects(), effect)]
 

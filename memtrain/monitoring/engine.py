@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError, DataError, ProbeError
+from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.observation import Observation
@@ -37,8 +37,9 @@ from memtrain.monitoring.combinations import refuse_combinations
 from memtrain.monitoring.data_protocol import known_samples, require_measurable
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
+from memtrain.monitoring.intake import Intake
 from memtrain.monitoring.loss_check import LossCheck, loss_weights, require_loss_weight
-from memtrain.monitoring.loss_route import Handover, rows_of
+from memtrain.monitoring.loss_route import Handover
 from memtrain.monitoring.measurement import (
     add_unconditional,
     as_in_training,
@@ -90,7 +91,7 @@ class Engine:
         self.records: RunRecords | None = None
         self.batches_done = 0
         self.turn: Turn | None = None
-        self.handover: Handover | None = None
+        self.intake: Intake | None = None
         self._host: Host | None = None
         self._visits: list[Visits] = []
         self._starting: StartingWeights | None = None
@@ -161,6 +162,14 @@ class Engine:
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(
             host, options=self.options, readings=self.readings, probe=self.probe, paired=self._paired
+        )
+        self.intake = Intake(
+            host,
+            probe=self.probe,
+            flagging=self.flagging,
+            mitigations=self.mitigations,
+            forward_done=self._forward_done,
+            replay=self._replay,
         )
         for mitigation in self.mitigations:
             mitigation.attach(denoiser, backbone=backbone, module=host.module)
@@ -269,7 +278,7 @@ class Engine:
         assert turn is not None, "begin() comes first"
         if turn.loss_check is not None and not turn.handed:
             turn.loss_check.differentiates(loss if turn.scaled else loss.detach() * turn.observation.loss_scale)
-        if self.handover is None:
+        if not turn.handed:
             self._forward_done(probe.current)
         penalizing = turn.penalizing
         if not penalizing:
@@ -289,20 +298,16 @@ class Engine:
         probe, _, _ = self.running
         turn, self.turn = self.turn, None
         assert turn is not None, "begin() comes first"
-        if self.handover is not None and not self.handover.complete:
-            raise DataError(
-                f"The loss of {self.handover.count - self.handover.rows} of {self.handover.count} rows of the denoiser's "
-                "output was not handed over",
-                expected="a loss for every row",
-                remedy="call loss(...) for the other rows too, with weights of 0 where they shall teach nothing",
-            )
+        handover = None
+        if self.intake is not None:
+            self.intake.require_complete()
+            handover, self.intake.handover = self.intake.handover, None
         observation = probe.end(gradient=not turn.handed)
         if turn.loss_check is not None and not turn.handed:
             turn.loss_check.batch_ends(observation, outputs)
         values = self.readings.read(observation)
         if self._paired is not None:
-            values = torch.cat([values, self._base_values(observation, values)], dim=1)
-        self.handover = None
+            values = torch.cat([values, self._base_values(observation, values, handover)], dim=1)
         self._visits.append(turn.visits(values, rank=self.host.rank, epoch=self.host.epoch))
         self.batches_done += 1
         for mitigation in self.mitigations:
@@ -318,15 +323,15 @@ class Engine:
             batch_size=len(observation.keys),
         )
 
-    def _base_values(self, observation: Observation, values: Tensor) -> Tensor:
+    def _base_values(self, observation: Observation, values: Tensor, handover: Handover | None) -> Tensor:
         """The base model's values for this batch, NaN if it is not its turn."""
         assert self.probe is not None
         assert self._paired is not None
         if self.batches_done % self.options.paired_every:
             return torch.full_like(values, torch.nan)
-        if self.handover is not None:
-            assert self.handover.base is not None
-            return self.readings.read(self.handover.base)
+        if handover is not None:
+            assert handover.base is not None
+            return self.readings.read(handover.base)
         complete = None
         if observation.unconditional is not None:
             complete = completer(self.host, probe=self.probe, signals=self.signals)
@@ -363,55 +368,40 @@ class Engine:
         Returns:
             `()` with a graph; with the mitigations' penalties, unless :meth:`before_backward` adds them.
         """
-        probe, flagging, _ = self.running
+        assert self.intake is not None, "start() comes first"
         begun = self.turn
         # What is handed over need not be checked.
         self._loss_check = None
         if begun is not None:
             begun.handed = True
-        if self.handover is None:
-            self.handover = self._take_over(probe)
-        rows = self.handover.next_rows(prediction)
-        names = _named(begun, keys, rows, len(prediction))
-        part = rows_of(self.handover.observation, rows, names)
-        if begun is None:
-            part.caption_dropped = list(caption_dropped)
-        penalizing = begun is None and any(type(m).penalty is not Mitigation.penalty for m in self.mitigations)
-        if penalizing and any(mitigation.needs().base_profile for mitigation in self.mitigations):
-            flagging.add_reference(part)
-        turn = Turn(
+        loss = self.intake.take(
+            prediction,
+            target,
+            begun=begun,
             number=self.batches_done,
-            step=self.host.step if begun is None else begun.step,
-            flags=flagging.flags(names),
-            observation=part,
-            mitigations=self.mitigations,
-            loss_weight=lambda timesteps: None,
-            heldout=flagging.heldout_keys.mask(names),
+            keys=keys,
+            weights=weights,
+            criterion=criterion,
+            caption_dropped=caption_dropped,
         )
-        loss = self.handover.add(
-            prediction, target, turn=turn, weights=weights, criterion=criterion, penalized=penalizing
-        )
-        if self.handover.complete:
-            self.turn = self.handover.finished()
-            if begun is not None:
-                self.turn.flags = begun.flags
-                self.turn.scaled = begun.scaled
-            flagging.keep(self.handover)
+        self.turn = self.intake.finished(begun) or begun
         return loss
 
-    def _take_over(self, probe: DenoiserProbe) -> Handover:
-        """What was seen of the forward whose losses are about to be handed over."""
-        observation = probe.seen()
-        self._forward_done(observation)
-        assert probe.output is not None
-        base = None
-        if self._paired is not None and self.batches_done % self.options.paired_every == 0:
-            complete = None
-            if observation.unconditional is not None:
-                complete = completer(self.host, probe=probe, signals=self.signals)
-            with as_in_training(self.host):
-                base = self._paired.replay(observation, probe, complete=complete)
-        return Handover(observation, probe.output, base)
+    @property
+    def handed_over(self) -> bool:
+        """Whether every row of the last forward was handed over."""
+        return self.intake is not None and self.intake.handover is not None and self.intake.handover.complete
+
+    def _replay(self, observation: Observation) -> Observation | None:
+        """The forward of this batch under the base model, None if it is not its turn."""
+        if self._paired is None or self.batches_done % self.options.paired_every:
+            return None
+        assert self.probe is not None
+        complete = None
+        if observation.unconditional is not None:
+            complete = completer(self.host, probe=self.probe, signals=self.signals)
+        with as_in_training(self.host):
+            return self._paired.replay(observation, self.probe, complete=complete)
 
     def _forward_done(self, observation: Observation) -> None:
         assert self.probe is not None
@@ -433,6 +423,8 @@ class Engine:
         """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
         _, flagging, records = self.running
         records.append(self._visits)
+        if self.host.saves_alone:
+            records.flush()
         flagging.add(self._visits, step=self.host.step)
         self._visits = []
         for mitigation in self.mitigations:
@@ -478,18 +470,3 @@ class Engine:
             self.probe.detach()
         for mitigation in self.mitigations:
             mitigation.detach()
-
-
-def _named(begun: Turn | None, keys: Sequence[str] | None, rows: slice, count: int) -> list[str]:
-    """The keys of these rows, from the host or from the batch that it began."""
-    known = None if begun is None else list(begun.observation.keys)[rows]
-    names = known if keys is None else list(keys)
-    if names is None or len(names) != count or (known is not None and names != known):
-        found = "no keys" if names is None else f"{len(names)} keys"
-        raise DataError(
-            f"The loss has {count} rows and {found}"
-            + (" that are not those of the batch" if known is not None and names != known else ""),
-            expected="one key for each row, in the order of the prediction's",
-            remedy="pass keys=..., names of the samples in this batch",
-        )
-    return names

@@ -29,7 +29,7 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, completer, measure_profile
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.visits import Visits
@@ -218,9 +218,7 @@ class Flagging:
     ) -> None:
         """Let the visits calibrate whose samples are held out by weight."""
         seen = (~compared.isnan().all(dim=1)).tolist()
-        counted = [
-            index for index, bucket in enumerate(buckets) if held[index] and seen[index] and bucket is not None
-        ]
+        counted = [index for index, bucket in enumerate(buckets) if held[index] and seen[index] and bucket is not None]
         if counted:
             self.calibration.add_heldout(
                 [keys[index] for index in counted],
@@ -235,7 +233,7 @@ class Flagging:
             self.latents.exchange()
         if self._compares_with_itself(self.host.step):
             return
-        measured = [] if self.heldout is None else [self.heldout.measure(count)]
+        measured: list[HeldoutVisits | None] = [] if self.heldout is None else [self.heldout.measure(count)]
         if self.heldout_keys.share:
             # More as long as there is no threshold: nothing can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))

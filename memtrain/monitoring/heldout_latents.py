@@ -6,8 +6,8 @@ and kept with the other arguments of its call. Every so often they are noised an
 dealt out to the processes.
 
 It is done for a prediction that is the denoiser's own output, with one of the named criteria and no weights of
-elements, and for schedulers of the DDPM family (`epsilon`, `v_prediction`, `sample`) or flow matching. Elsewhere held-out
-samples calibrate by their own visits alone.
+elements, and for schedulers of the DDPM family (`epsilon`, `v_prediction`, `sample`) or flow matching. Elsewhere
+held-out samples calibrate by their own visits alone.
 
 Cost: at most :data:`LIMIT` samples' latents and embeddings, on the host (0.3 MB each in Stable Diffusion 1.5) and in
 checkpoints; a forward of `heldout_batch` samples every `calibrate_every` batches. Cannot: see input perturbation, where
@@ -188,7 +188,7 @@ class HeldoutLatents:
 
 
 def _levels(scheduler: Any) -> tuple[Tensor, str] | None:
-    """Level of each timestep `(steps,)` and prediction type, as :func:`noisy_and_target` takes them; None if unknown."""
+    """Level of each timestep `(steps,)` and prediction type, for :func:`noisy_and_target`; None if unknown."""
     alphas = getattr(scheduler, "alphas_cumprod", None)
     config = getattr(scheduler, "config", {})
     if isinstance(alphas, Tensor):

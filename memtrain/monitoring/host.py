@@ -52,6 +52,8 @@ class Host:
     """Captions by key, where the data does not know them."""
     noise_scheduler: Any = None
     """Diffusers' scheduler of the training noise, where the host hands its losses over."""
+    saves_alone: bool = False
+    """Whether checkpoints may be written by the first process without the others knowing."""
     exports: bool = False
     """Whether something saves the trained weights as every mitigation's `exporting` leaves them."""
 
@@ -119,6 +121,10 @@ class Host:
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """The precision of a training forward."""
+        return nullcontext()
+
+    def differentiating(self) -> AbstractContextManager[Any]:
+        """Around gradients of what the host made of the denoiser's output, which are none of its own backward."""
         return nullcontext()
 
     def moved(self, batch: Any) -> Any:

@@ -6,6 +6,7 @@ torch's own hook, for optimizers that hold parameters of the denoiser; a step th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -64,6 +65,8 @@ class LoopHost(Host):
         self._trains: dict[int, bool] = {}
         self._counting: Any = None
         module.global_rank = self.rank
+        # Diffusers' scripts save on the first process only.
+        self.saves_alone = self.world_size > 1
 
     # What counts optimizer steps
 
@@ -128,6 +131,20 @@ class LoopHost(Host):
     def forward_context(self) -> AbstractContextManager[Any]:
         """The accelerator's precision."""
         return self._forward()
+
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Fabric's wrapper refuses any gradient outside of `fabric.backward`; these are none of its business."""
+        wrapped = next((part for part in self.module.modules() if hasattr(part, "_forward_module")), None)
+        wrappers: Any = None if wrapped is None else sys.modules.get(type(wrapped).__module__)
+        if wrappers is None or not hasattr(wrappers, "_in_fabric_backward"):
+            yield
+            return
+        before, wrappers._in_fabric_backward = wrappers._in_fabric_backward, True
+        try:
+            yield
+        finally:
+            wrappers._in_fabric_backward = before
 
     def moved(self, batch: Any) -> Any:
         """A batch on the device."""

@@ -5,9 +5,9 @@ criterion and the weights, and before the backward pass; the gate is a weight in
 `(gate * weights * sample_loss).mean()`. A weight of zero also stops non-finite gradients.
 
 What the host makes of the denoiser's output before it hands it over (casts, chunks, unpacking, SD3's preconditioning)
-need not be known: it is taken to be affine, and its Jacobian carries the base model's output over to the base model's
-prediction. Calls in a row take the rows of one forward in turn, as prior preservation does with its two halves; the
-batch is over when all are taken.
+need not be known: a view is a view of the base model's output too, and anything else is taken to be affine, so that its
+Jacobian carries the base model's output over to the base model's prediction. Calls in a row take the rows of one
+forward in turn, as prior preservation does with its two halves; the batch is over when all are taken.
 
 Cost: nothing beside the denoiser. Cannot: carry over what is not affine, such as a clamp.
 """
@@ -132,12 +132,17 @@ class Handover:
         self, prediction: Tensor, target: Tensor, *, weights: Tensor | None, criterion: Criterion
     ) -> Tensor | None:
         """The base model's losses."""
-        _require_connected(prediction, self.output)
+        viewed = _is_view(prediction, self.output)
+        if not viewed:
+            _require_connected(prediction, self.output)
         if self.base is None:
             return None
         assert self.base.prediction is not None
-        change = self.base.prediction.to(self.output.dtype) - self.output.detach()
-        base = prediction.detach() + carried(prediction, self.output, change)
+        if viewed:
+            base = _same_view(self.base.prediction, prediction, self.output)
+        else:
+            change = self.base.prediction.to(self.output.dtype) - self.output.detach()
+            base = prediction.detach() + carried(prediction, self.output, change)
         with torch.no_grad():
             return sample_losses(base, target, criterion=criterion, weights=weights)[0]
 
@@ -198,6 +203,20 @@ def carried(prediction: Tensor, output: Tensor, change: Tensor) -> Tensor:
     return forward.detach()
 
 
+def _is_view(prediction: Tensor, output: Tensor) -> bool:
+    """Whether the prediction is the output, or rows or another view of it; nothing waits for the device."""
+    same = prediction.dtype == output.dtype and prediction.requires_grad
+    first, second = (tensor.untyped_storage().data_ptr() for tensor in (prediction, output))
+    return same and first == second and prediction.storage_offset() >= output.storage_offset()
+
+
+def _same_view(other: Tensor, prediction: Tensor, output: Tensor) -> Tensor:
+    """Of another output of the same shape what the prediction is of `output`."""
+    laid = torch.empty_strided(output.size(), output.stride(), dtype=output.dtype, device=output.device).copy_(other)
+    offset = prediction.storage_offset() - output.storage_offset()
+    return laid.as_strided(prediction.size(), prediction.stride(), offset)
+
+
 def _require_connected(prediction: Tensor, output: Tensor) -> None:
     if not prediction.requires_grad:
         raise ProbeError(
@@ -207,7 +226,9 @@ def _require_connected(prediction: Tensor, output: Tensor) -> None:
         )
     if prediction is output:
         return
-    (found,) = torch.autograd.grad(prediction, output, torch.zeros_like(prediction), retain_graph=True, allow_unused=True)
+    (found,) = torch.autograd.grad(
+        prediction, output, torch.zeros_like(prediction), retain_graph=True, allow_unused=True
+    )
     if found is None:
         raise ProbeError(
             "The prediction does not depend on the output of the denoiser that is watched",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from memtrain.errors import ConfigurationError
 
@@ -72,6 +73,23 @@ class WatchOptions:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         rate = self.false_positive_rate
         _require(0 < rate <= 0.5, "false_positive_rate", rate, "above 0, at most 0.5")
+
+
+def named_options(given: Mapping[str, Any]) -> WatchOptions:
+    """Options and settings by their names.
+
+    Raises:
+        ConfigurationError: if there is none of a name.
+    """
+    rare = {field.name for field in fields(WatchSettings)}
+    known = {field.name for field in fields(WatchOptions)} - {"settings"} | rare
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ConfigurationError(
+            f"There is no option {unknown[0]!r}", expected=f"one of {sorted(known)}", remedy="change its name"
+        )
+    settings = WatchSettings(**{name: value for name, value in given.items() if name in rare})
+    return WatchOptions(**{name: value for name, value in given.items() if name not in rare}, settings=settings)
 
 
 def _require(fine: bool, name: str, found: object, expected: str) -> None:

@@ -37,7 +37,7 @@ class RunRecords:
         self.folder = self.run / "records"
         if host.rank == 0:
             if batches_done is not None:
-                drop_newer(self.folder, batches_done)
+                drop_newer(self.folder, batches_done, trim=host.saves_alone)
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)
         host.barrier()
