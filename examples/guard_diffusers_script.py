@@ -105,9 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
     given.output.write_text(text, encoding="utf-8")
     if given.images is not None:
         write_images(given.images)
-    print(
-        f"Wrote {given.output}. To try it:\n\n{how_to_run(given.script.name, given.output, given.images or Path('<images>'))}"
-    )
+    command = how_to_run(given.script.name, given.output, given.images or Path("<images>"))
+    print(f"Wrote {given.output}. To try it:\n\n{command}")
 
 
 if __name__ == "__main__":
