@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from memtrain.evidence.flags import Flags
 from memtrain.guard import Guard
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.monitoring.mitigation import Mitigation
 from tests.conformance.families import unet
 

@@ -190,7 +190,13 @@ class ReferenceProfile:
         progress = tqdm(batches, total=total, desc="reference profile", unit="batch", disable=cached_only or rank > 0)
         for index, batch in enumerate(progress):
             contents = content_fingerprints(batch)
-            self._content.update(zip(batch["key"], contents, strict=True))
+            for key, content in zip(batch["key"], contents, strict=True):
+                if self._content.setdefault(key, content) != content:
+                    raise DataError(
+                        f"Two samples of the data are both named {key!r}, and are not the same",
+                        expected="a name of its own for every training and held-out sample",
+                        remedy="name training and validation samples differently, for instance by their files",
+                    )
             if index % world_size != rank or known.issuperset(contents):
                 continue
             if cached_only:

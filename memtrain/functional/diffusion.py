@@ -141,12 +141,13 @@ def residual_from_gradient(
         loss_weight: `(B,)` weight of each sample's loss; None for equal weights.
 
     Returns:
-        `(B, ...)` in fp32.
+        `(B, ...)` in fp32; NaN where the weight is 0, because nothing is left of the residual there.
     """
     residual = gradient.float() * (gradient.numel() / (2 * loss_scale))
     if loss_weight is None:
         return residual
-    return residual / loss_weight.clamp(min=1e-6).view(-1, *[1] * (gradient.dim() - 1))
+    weight = torch.where(loss_weight == 0, torch.nan, loss_weight.float().clamp(min=1e-6))
+    return residual / weight.view(-1, *[1] * (gradient.dim() - 1))
 
 
 def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None) -> Tensor:

@@ -183,6 +183,10 @@ class DenoiserProbe:
             )
         return observation
 
+    def drop(self) -> None:
+        """Forget the observation begun last: its batch was not trained on."""
+        self._pending, self._open, self._gate = None, None, None
+
     @contextmanager
     def measure(self, observation: Observation) -> Iterator[Observation]:
         """Observe the one no-grad forward in the context, for a reference profile or held-out samples."""

@@ -20,7 +20,7 @@ behind by less than `calibrate_every` batches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,17 +29,24 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
-from memtrain.models.backbones.base import find_denoiser
+from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
-from memtrain.monitoring.batch_fields import caption_dropped, sample_keys
-from memtrain.monitoring.combinations import refuse_combinations
+from memtrain.monitoring.batch_fields import (
+    Names,
+    caption_dropped,
+    described_length,
+    described_mask,
+    field_of,
+)
+from memtrain.monitoring.combinations import refuse_combinations, require_changeable
 from memtrain.monitoring.data_protocol import known_samples, require_measurable
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.intake import Intake
-from memtrain.monitoring.loss_check import LossCheck, loss_weights, require_loss_weight
+from memtrain.monitoring.loss_check import AT_ONCE, LossCheck
 from memtrain.monitoring.loss_route import Handover
+from memtrain.monitoring.loss_weight import loss_weights, require_loss_weight
 from memtrain.monitoring.measurement import (
     add_unconditional,
     as_in_training,
@@ -62,6 +69,9 @@ from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
+
+UNSEEN_AT_MOST = 8
+"""Batches at the start of a run that may train nothing; more of them, and the denoiser is looked for in vain."""
 
 
 class Engine:
@@ -99,6 +109,7 @@ class Engine:
         self._loss_check: LossCheck | None = None
         self._unconditional_every = 0
         self._without_caption: set[str] = set()
+        self._seen, self._unseen = False, 0
         self._state: dict[str, Any] = {}
 
     # What there is once a run has started
@@ -137,8 +148,8 @@ class Engine:
         self._host = host
         self.mitigations = sorted(mitigations, key=lambda mitigation: not mitigation.effects().changes_samples)
         refuse_combinations(self.mitigations, signals=self.signals, profiled=self.options.reference is True)
+        host.names = Names(self.options.key_field)
         for mitigation in self.mitigations:
-            mitigation.key_field = self.options.key_field
             mitigation.open(host)
         if self.options.reference == "paired":
             self._starting = StartingWeights(host.module, self.options.denoiser)
@@ -148,7 +159,7 @@ class Engine:
         host = self.host
         _, denoiser, backbone = find_denoiser(host.module, self.options.denoiser)
         self._paired = self._starting.finish(denoiser, restored=host.restored) if self._starting is not None else None
-        self._check()
+        self._check(partial(backbone.prediction_gradient, unwrap(denoiser)))
         self.probe = DenoiserProbe(
             denoiser,
             sites=self.options.sites,
@@ -185,6 +196,7 @@ class Engine:
         assert flagging is not None
         # Taken once: a second run of the same engine starts anew.
         state, self._state = self._state, {}
+        self._seen, self._unseen = False, 0
         self.batches_done, self._visits = state.get("batches_done", 0), []
         columns = self.readings.columns
         names = columns + ([f"base.{name}" for name in columns] if self._paired is not None else [])
@@ -205,13 +217,14 @@ class Engine:
             )
         flagging.prepare(resumed=bool(state))
 
-    def _check(self) -> None:
+    def _check(self, predicted: Callable[[Tensor], Tensor]) -> None:
         """Refuse what this module or data cannot do, before any work is done."""
         host = self.host
         require_loss_weight(host.module)
-        reads_loss = any(isinstance(signal, DenoisingLoss) for signal in self.signals)
-        reads_loss |= any(mitigation.needs().sample_loss for mitigation in self.mitigations)
-        self._loss_check = LossCheck() if reads_loss else None
+        early = [type(mitigation).__name__ for mitigation in self.mitigations if mitigation.needs().sample_loss]
+        paired, self._loss_check = self._paired is not None, None
+        if early or any(isinstance(signal, DenoisingLoss) for signal in self.signals):
+            self._loss_check = LossCheck(early=early, paired=paired, predicted=predicted)
         if self.options.reference is True:
             require_measurable(host, needed_by="`reference: true`")
         for signal in self.signals:
@@ -245,22 +258,25 @@ class Engine:
         """
         probe, flagging, _ = self.running
         self.update_when_due()
-        flags = flagging.flags(self._keys(batch))
+        keys = self._names(batch)
+        flags = flagging.flags(keys)
         tokenizer = getattr(self.host.module, "tokenizer", None)
         for mitigation in self.mitigations:
+            require_changeable(batch, mitigation)
             mitigation.prepare(batch, flags, tokenizer=tokenizer, number=self.batches_done)
             if mitigation.effects().changes_samples:
-                flags = flagging.flags(self._keys(batch))
-        keys = self._keys(batch)
+                keys = self.host.names(batch)
+                flags = flagging.flags(keys)
         dropped = caption_dropped(keys, batch, without=self._without_caption)
-        lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
+        lengths, mask = described_length(batch, len(keys)), described_mask(batch, len(keys))
         self.turn = Turn(
             number=self.batches_done,
             step=self.host.step,
             flags=flags,
             observation=Observation(keys, lengths, mask, dropped, loss_scale=self.host.loss_scale),
             mitigations=self.mitigations,
-            loss_weight=partial(loss_weights, self.host.module),
+            batch=batch,
+            loss_weight=partial(loss_weights, self.host.module, batch=batch),
             loss_check=self._loss_check,
             heldout=flagging.heldout_keys.mask(keys),
             scaled=scaled,
@@ -268,16 +284,34 @@ class Engine:
         probe.begin(self.turn.observation, self.turn.decide)
         return self.turn
 
-    def _keys(self, batch: Any) -> list[str]:
-        return sample_keys(batch, self.options.key_field)
+    def _names(self, batch: Any) -> list[str]:
+        """The names of a batch's samples, as long as these come again."""
+        names, first = self.host.names, not self.host.names.by_content
+        keys = names(batch)
+        if first and names.by_content:
+            names.require_same(getattr(self.host.data, "train_dataset", None))
+        names.watch(keys, self.calibration.samples.row, round_over=self._round_over())
+        return keys
+
+    def _round_over(self) -> bool | None:
+        """Whether every sample has been seen, and its visit is known of; None if nobody knows."""
+        plan = self.host.plan
+        if plan is None or plan.batches_of_data is None:
+            return None
+        return self.batches_done >= plan.batches_of_data + self.options.settings.calibrate_every
 
     def before_backward(self, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""
         probe, flagging, _ = self.running
         turn = self.turn
         assert turn is not None, "begin() comes first"
+        turn.differentiated = True
         if turn.loss_check is not None and not turn.handed:
             turn.loss_check.differentiates(loss if turn.scaled else loss.detach() * turn.observation.loss_scale)
+        if turn.penalized or not probe.current.timesteps.numel():
+            # Several losses: one of another network, before the denoiser ran, or one more after it.
+            return
+        turn.penalized = True
         if not turn.handed:
             self._forward_done(probe.current)
         penalizing = turn.penalizing
@@ -298,6 +332,8 @@ class Engine:
         probe, _, _ = self.running
         turn, self.turn = self.turn, None
         assert turn is not None, "begin() comes first"
+        if self._left_out(turn, probe):
+            return
         handover = None
         if self.intake is not None:
             self.intake.require_complete()
@@ -305,9 +341,11 @@ class Engine:
         observation = probe.end(gradient=not turn.handed)
         if turn.loss_check is not None and not turn.handed:
             turn.loss_check.batch_ends(observation, outputs)
+            if turn.loss_check.batches <= AT_ONCE:
+                turn.loss_check.decide(self.host)
         values = self.readings.read(observation)
         if self._paired is not None:
-            values = torch.cat([values, self._base_values(observation, values, handover)], dim=1)
+            values = torch.cat([values, self._base_values(turn, values, handover)], dim=1)
         self._visits.append(turn.visits(values, rank=self.host.rank, epoch=self.host.epoch))
         self.batches_done += 1
         for mitigation in self.mitigations:
@@ -323,8 +361,26 @@ class Engine:
             batch_size=len(observation.keys),
         )
 
-    def _base_values(self, observation: Observation, values: Tensor, handover: Handover | None) -> Tensor:
+    def _left_out(self, turn: Turn, probe: DenoiserProbe) -> bool:
+        """Whether the step trained nothing on its batch, which is then no visit, but counts as a batch."""
+        if not turn.trained_nothing(seen_before=self._seen):
+            self._seen = True
+            return False
+        self._unseen += 1
+        if not self._seen and self._unseen >= UNSEEN_AT_MOST:
+            # As if it had been a visit: the probe says what is missing.
+            return False
+        probe.drop()
+        if turn.loss_check is not None:
+            turn.loss_check.forget()
+        self.batches_done += 1
+        for mitigation in self.mitigations:
+            mitigation.batch_done()
+        return True
+
+    def _base_values(self, turn: Turn, values: Tensor, handover: Handover | None) -> Tensor:
         """The base model's values for this batch, NaN if it is not its turn."""
+        observation = turn.observation
         assert self.probe is not None
         assert self._paired is not None
         if self.batches_done % self.options.paired_every:
@@ -336,7 +392,22 @@ class Engine:
         if observation.unconditional is not None:
             complete = completer(self.host, probe=self.probe, signals=self.signals)
         with as_in_training(self.host):
-            return self._paired.values(observation, self.probe, read=self.readings.read, complete=complete)
+            return self._paired.values(
+                observation,
+                self.probe,
+                read=self.readings.read,
+                complete=complete,
+                encode=self._encoding(turn),
+                untrained=turn.step == 0,
+            )
+
+    def _encoding(self, turn: Turn | None) -> Callable[[], Tensor] | None:
+        """What encodes the captions of a batch once more; None if nothing can."""
+        module = self.host.module
+        ids = None if turn is None else field_of(turn.batch, "input_ids")
+        if ids is None or not callable(getattr(module, "encode_text", None)):
+            return None
+        return partial(module.encode_text, ids)
 
     @property
     def loss_unseen(self) -> bool:
@@ -401,7 +472,13 @@ class Engine:
         if observation.unconditional is not None:
             complete = completer(self.host, probe=self.probe, signals=self.signals)
         with as_in_training(self.host):
-            return self._paired.replay(observation, self.probe, complete=complete)
+            return self._paired.replay(
+                observation,
+                self.probe,
+                complete=complete,
+                encode=self._encoding(self.turn),
+                untrained=self.host.step == 0,
+            )
 
     def _forward_done(self, observation: Observation) -> None:
         assert self.probe is not None
@@ -422,6 +499,9 @@ class Engine:
     def _update(self, *, over: bool = False) -> None:
         """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
         _, flagging, records = self.running
+        if self._loss_check is not None:
+            # Before anything becomes evidence.
+            self._loss_check.decide(self.host, over=over)
         records.append(self._visits)
         if self.host.saves_alone:
             records.flush()
@@ -429,8 +509,6 @@ class Engine:
         self._visits = []
         for mitigation in self.mitigations:
             mitigation.synchronize(lambda value: self.host.gather([value]))
-        if self._loss_check is not None:
-            self._loss_check.decide(self.host, over=over)
 
     # Checkpoints and the end
 
@@ -458,6 +536,12 @@ class Engine:
     def finish(self) -> None:
         """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
         self._update(over=True)
+        if self.batches_done and self._unseen == self.batches_done:
+            raise ProbeError(
+                f"No batch was trained on: training_step skipped all {self._unseen}, so nothing was watched",
+                expected="a loss for some batches",
+                remedy="look why training_step returns None",
+            )
         self.running[2].finish(self.calibration, self.readings.columns, held_out=self.running[1].heldout_keys)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)

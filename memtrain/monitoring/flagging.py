@@ -94,7 +94,7 @@ class Flagging:
     def _open_heldout(self) -> HeldoutSamples | None:
         if self.options.reference is False:
             return None
-        lacking = lacking_to_measure(self.host)
+        lacking = lacking_to_measure(self.host, training_samples=self.options.reference is True)
         if lacking and self.heldout_keys.share:
             return None
         if lacking:

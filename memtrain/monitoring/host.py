@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memtrain.monitoring import processes
+from memtrain.monitoring.batch_fields import Names
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Host:
         module: what is trained. It may offer `sample_loss`, `loss_weight`, `unconditional_text` and `tokenizer`.
         data: what it is trained on; :mod:`memtrain.monitoring.data_protocol` says what it may offer. None if unknown.
         folder: of the run.
+
+    Attributes:
+        names: names the samples of a batch.
     """
 
     captions: Mapping[str, str] = MappingProxyType({})
@@ -59,6 +63,7 @@ class Host:
 
     def __init__(self, module: Any, *, data: Any = None, folder: str | Path = ".") -> None:
         self.module, self.data, self.folder = module, data, Path(folder)
+        self.names = Names()
 
     # Where the run stands
 

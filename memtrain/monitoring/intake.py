@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from memtrain.errors import DataError
-from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.models.observation import Observation
+from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover, rows_of

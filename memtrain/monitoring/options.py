@@ -64,7 +64,7 @@ class WatchOptions:
     paired_every: int = 4
     sites: str | None = None
     denoiser: str | None = None
-    key_field: str = "key"
+    key_field: str | None = None
     settings: WatchSettings = field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
