@@ -37,17 +37,17 @@ class EntropySkipping(MitigationCallback):
     """Skip visits by the entropy of their average attention.
 
     Args:
-        reference: the published method; it has no published constant.
+        published: the paper that it follows; it has no published constant.
         share: of visits that would be skipped if the entropy were normally distributed.
         decay: of the running moments, per visit.
     """
 
-    def __init__(self, reference: Literal["ren2024"] = "ren2024", *, share: float = 0.05, decay: float = 0.99) -> None:
+    def __init__(self, published: Literal["ren2024"] = "ren2024", *, share: float = 0.05, decay: float = 0.99) -> None:
         if not 0 < share < 0.5 or not 0 < decay < 1:
             raise ConfigurationError(
                 f"share={share}, decay={decay}", expected="a share below 0.5, a decay below 1", remedy="change them"
             )
-        self.reference, self.decay = reference, decay
+        self.published, self.decay = published, decay
         self.z = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * share)))
         self.moments = _no_moments()
         """Visits, mean and variance, by noise level."""

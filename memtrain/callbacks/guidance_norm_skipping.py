@@ -9,7 +9,7 @@ how large the norm is depends on the model, on its latents and on the timestep, 
 Where no sample of a batch is kept, the published code skips the optimizer step, which on several processes would leave
 them waiting for each other; here the gradient is zero and the step is taken.
 
-Cost: a forward pass without gradients in every batch. Suggested: `reference: wen2024` for 512-pixel Stable Diffusion;
+Cost: a forward pass without gradients in every batch. Suggested: `published: wen2024` for 512-pixel Stable Diffusion;
 otherwise a `threshold` above the norms that `evaluate.py` finds for held-out prompts. Cannot: name samples; that is the
 monitor's evidence.
 """
@@ -35,14 +35,20 @@ class GuidanceNormSkipping(MitigationCallback):
     """Skip visits by their text-conditional noise.
 
     Args:
-        reference: take the published threshold.
+        published: the paper whose threshold is taken; with None, `threshold` has to be given.
         threshold: skip from this norm on, instead of the published one.
     """
 
-    def __init__(self, reference: Literal["wen2024"] = "wen2024", *, threshold: float | None = None) -> None:
-        self.threshold = THRESHOLDS[reference] if threshold is None else threshold
-        if self.threshold <= 0:
+    def __init__(self, published: Literal["wen2024"] | None = "wen2024", *, threshold: float | None = None) -> None:
+        if published is not None and published not in THRESHOLDS:
+            raise ConfigurationError(
+                f"published={published!r}", expected=f"one of {sorted(THRESHOLDS)}, or None", remedy="change it"
+            )
+        if threshold is None and published is not None:
+            threshold = THRESHOLDS[published]
+        if threshold is None or threshold <= 0:
             raise ConfigurationError(f"threshold={threshold}", expected="above 0", remedy="change it")
+        self.threshold = threshold
 
     def needs(self) -> Needs:
         """The prediction under the empty caption, in every batch."""

@@ -10,7 +10,7 @@ visit; they are updated sample by sample after the decision, also by skipped one
 were those of one process; here they are those of the whole batch, whatever the number of processes.
 
 Cost: none on one process; on several two small exchanges per batch, on the device. Every process has to have
-the same number of samples in its batch. Suggested: `reference: liu2024`, the setting for Stable Diffusion; the paper's
+the same number of samples in its batch. Suggested: `published: liu2024`, the setting for Stable Diffusion; the paper's
 CIFAR models have ratio 2. Cannot: name samples; that is the monitor's evidence.
 """
 
@@ -41,9 +41,9 @@ class LossSkipping(MitigationCallback):
     """Skip visits by their loss.
 
     Args:
-        ratio: a visit is skipped when its loss times `ratio` is below the running mean; default the reference's.
-        decay: of the running mean; default the reference's.
-        reference: the published setting whose constants are used; with None both have to be given.
+        ratio: a visit is skipped when its loss times `ratio` is below the running mean; default the published one.
+        decay: of the running mean; default the published one.
+        published: the published setting whose constants are used; with None both have to be given.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class LossSkipping(MitigationCallback):
         ratio: float | None = None,
         decay: float | None = None,
         *,
-        reference: Literal["liu2024"] | None = "liu2024",
+        published: Literal["liu2024"] | None = "liu2024",
     ) -> None:
-        if reference is not None and reference not in PUBLISHED:
+        if published is not None and published not in PUBLISHED:
             raise ConfigurationError(
-                f"reference={reference!r}", expected=f"one of {sorted(PUBLISHED)}, or None", remedy="change it"
+                f"published={published!r}", expected=f"one of {sorted(PUBLISHED)}, or None", remedy="change it"
             )
-        published = PUBLISHED[reference] if reference is not None else {}
-        ratio = published.get("ratio") if ratio is None else ratio
-        decay = published.get("decay") if decay is None else decay
+        constants = PUBLISHED[published] if published is not None else {}
+        ratio = constants.get("ratio") if ratio is None else ratio
+        decay = constants.get("decay") if decay is None else decay
         if ratio is None or decay is None or ratio < 1 or not 0 <= decay < 1:
             raise ConfigurationError(
                 f"ratio={ratio}, decay={decay}", expected="a ratio of at least 1, a decay below 1", remedy="change them"

@@ -16,7 +16,7 @@ from memtrain.errors import ConfigurationError, DataError
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.records import VARIED_CAPTIONS, VARIED_IMAGES
 
-MINIMUM_HELDOUT = 16
+HELDOUT_AT_LEAST = 16
 """Held-out samples kept at least, whatever the fraction, when the source has three times as many."""
 MOST_VARIANTS = 100
 """Variants of a template at most."""
@@ -124,7 +124,7 @@ def split_heldout(keys: Sequence[str], fraction: float) -> tuple[list[int], list
         raise ConfigurationError(f"heldout_fraction={fraction}", expected="a share from 0 to 0.9", remedy="change it")
     count = round(fraction * len(keys))
     if fraction > 0:
-        count = max(count, min(MINIMUM_HELDOUT, len(keys) // 3))
+        count = max(count, min(HELDOUT_AT_LEAST, len(keys) // 3))
     if count and count >= len(keys):
         raise ConfigurationError(
             f"heldout_fraction={fraction} holds out all of {len(keys)} sample(s)",

@@ -1,1 +1,14 @@
-"""From signal values to flags: base profile, running means, calibration, flags, evidence table, verdict."""
+"""From signal values to flags: which samples stand out, and what that promises.
+
+In reading order, by the question that each file answers:
+
+- `calibration.py`: how do values become flags? The whole way; the others are its steps.
+- `base_profile.py`: what does a sample look like under the base model? `content.py`: by what is it known again?
+- `standardisation.py`: what does training do to every image, and to long captions?
+- `running_means.py`: what do several visits say together?
+- `direction.py`: which way does memorization move each value, where canaries can teach it?
+- `thresholds.py`: how high do samples score that are not memorized?
+- `bulk.py`: and those that are trained on as often as most?
+- `flags.py`: what does a mitigation get to know of a batch?
+- `evidence_table.py`, `verdict.py`: what does the run leave for a reader, in figures and in sentences?
+"""

@@ -5,10 +5,9 @@ at a few timesteps with the same noise for the whole run, and subtracted at the 
 what training changed (the idea of reference-model membership inference, e.g. Carlini et al., "Membership Inference
 Attacks From First Principles", 2022).
 
-The profile is cached by content: the base model's weights, the settings, and for each sample its latents and tokens. To
-the base model belongs what the module shows of it beside the denoiser: `text_encoder`, `vae`, the configuration of
-`scheduler` and `noise_offset`. It is written in parts, so an interrupted measurement continues, and shared by every run
-that names the same folder.
+The profile is cached by content (:mod:`memtrain.evidence.content`): the base model's weights, the settings, and for
+each sample its latents and tokens. It is written in parts, so an interrupted measurement continues, and shared by every
+run that names the same folder.
 
 Cost: `len(timesteps) * draws` forward passes per sample, once. Nothing is added to a training step.
 """
@@ -16,8 +15,7 @@ Cost: `len(timesteps) * draws` forward passes per sample, once. Nothing is added
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
-from memtrain.models.fingerprint import weights_fingerprint
+from memtrain.evidence.content import content_fingerprints, profile_fingerprint
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
@@ -39,53 +37,9 @@ SampleLoss = Callable[[dict[str, Any], Tensor, torch.Generator], Tensor]
 """`(batch, timesteps (B,), generator) -> (B,)` denoising losses: one forward of the denoiser."""
 
 
-def module_fingerprint(module: Any) -> dict[str, Any]:
-    """What values under the base model depend on beside the denoiser, as far as the module has it, for JSON."""
-    parts = {name: getattr(module, name, None) for name in ("text_encoder", "vae")}
-    found: dict[str, Any] = {
-        name: weights_fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)
-    }
-    config = getattr(getattr(module, "scheduler", None), "config", None)
-    if isinstance(config, Mapping):
-        found["scheduler"] = {name: str(value) for name, value in config.items() if not name.startswith("_")}
-    if getattr(module, "noise_offset", 0):
-        found["noise_offset"] = float(module.noise_offset)
-    return found
-
-
-def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels) and token ids.
-
-    Raises:
-        DataError: if the batch lacks them.
-    """
-    if "input_ids" not in batch or not {"latents", "pixel_values"} & batch.keys():
-        raise DataError(
-            f"A reference profile cannot tell samples by their content: the batch holds {sorted(batch)}",
-            expected="`input_ids`, and `latents` or `pixel_values`",
-            remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
-        )
-    image = batch["latents"] if "latents" in batch else batch["pixel_values"]
-    rows = zip(image.cpu(), batch["input_ids"].cpu(), strict=True)
-    return [hashlib.sha256(_bytes(row) + _bytes(ids)).hexdigest() for row, ids in rows]
-
-
-def _bytes(values: Tensor) -> bytes:
-    """The bytes of values of any type, also one that numpy does not know."""
-    return values.contiguous().view(torch.uint8).numpy().tobytes()
-
-
 def described(batch: dict[str, Any]) -> Observation:
     """An observation with what a batch says of its samples."""
     return Observation(batch["key"], batch.get("prompt_length"), batch.get("prompt_mask"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _rows(part: Path) -> list[tuple[str, list[float]]]:
@@ -135,22 +89,9 @@ class ReferenceProfile:
             denoiser: of the base model.
             module: that holds it and, perhaps, the rest of the base model.
         """
-        around = module_fingerprint(module)
         fitted = [signal.state_dict() for signal in self.signals if isinstance(signal, FittedSignal)]
-        settings = json.dumps(
-            [
-                weights_fingerprint(denoiser),
-                self.columns,
-                self.timesteps,
-                self.draws,
-                self.seed,
-                *([around] if around else []),
-                # What a fitted signal says of a sample depends on the other samples that it was fitted to.
-                *([hashlib.sha256(repr(_plain(fitted)).encode()).hexdigest()] if fitted else []),
-            ],
-            sort_keys=True,
-        )
-        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        settings = [self.columns, self.timesteps, self.draws, self.seed]
+        self.fingerprint = profile_fingerprint(denoiser, module, settings=settings, fitted=fitted)
         return self.fingerprint
 
     def measure(

@@ -76,6 +76,16 @@ class Evidence:
         diluted = (1 - rate).square() * self.dilution[rows] + rate.square()
         self.dilution[rows] = torch.where(rate < 1, diluted, 1.0)
 
+    def fewest_visits(self, scored: slice, rows: list[int] | None = None) -> Tensor:
+        """Visits of samples in the column of `scored` that has fewest, `(n,)`.
+
+        Args:
+            scored: the columns that flags go by.
+            rows: of these samples; default all.
+        """
+        visits = self.visits.view(-1, self.columns)
+        return (visits if rows is None else visits[rows])[:, scored].amin(dim=1)
+
     def scaled(self, between: Tensor, rows: list[int] | None = None) -> Tensor:
         """Evidence in units of its standard deviation when nothing is memorized, `(n, columns)`.
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from memtrain.evidence.calibration import MINIMUM_CANARIES, Calibration
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.direction import MINIMUM_CANARIES
 
 
 def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[s
         "canaries": canaries,
         "canaries_flagged": found,
         "power": found / canaries if canaries else None,
-        "separation": None if calibration.direction is None else calibration.separation,
+        "separation": None if calibration.direction is None else calibration.taught.separation,
     }
 
 
@@ -80,9 +81,10 @@ def why_untaught(calibration: Calibration) -> str | None:
     found = calibration.untaught()
     if found is None:
         return None
+    needed = calibration.taught.ordinary_needed()
     return (
         f"Canaries taught nothing: {found[0]} of them and {found[1]} ordinary samples had visits enough (needed: "
-        f"{MINIMUM_CANARIES} and {calibration.ordinary_needed()}), or they did not stand out. Flags rest on the mean "
+        f"{MINIMUM_CANARIES} and {needed}), or they did not stand out. Flags rest on the mean "
         "square of all values instead. Train for more epochs or on more samples, repeat canaries more often, or flag "
         "by one signal."
     )

@@ -7,8 +7,6 @@ activation does not depend on the image, the timestep or the seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -53,44 +51,3 @@ def scale_neurons(values: Tensor, scale: Tensor, *, rows: Tensor | None = None) 
     """
     scaled = values * (scale if scale.dim() == 1 else scale[:, None]).to(values)
     return scaled if rows is None else torch.where(rows.view(-1, 1, 1), scaled, values)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance of several quantities over a set of observations; those of two sets merge.
-
-    Attributes:
-        count: number of observations.
-        mean: `(C,)` fp64.
-        square: `(C,)` fp64, sum of squared distances from the mean.
-    """
-
-    count: float
-    mean: Tensor
-    square: Tensor
-
-    @staticmethod
-    def of(observations: Tensor) -> Moments:
-        """Of observations `(N, C)`; N may be 0."""
-        values = observations.double()
-        mean = values.sum(dim=0) / max(len(values), 1)
-        return Moments(float(len(values)), mean, (values - mean).square().sum(dim=0))
-
-    def merge(self, other: Moments) -> Moments:
-        """Of both sets together (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983)."""
-        count = self.count + other.count
-        if not count:
-            return self
-        share, difference = other.count / count, other.mean - self.mean
-        square = self.square + other.square + difference.square() * self.count * share
-        return Moments(count, self.mean + difference * share, square)
-
-    def limited(self, count: float) -> Moments:
-        """The same mean and variance, with the weight of at most `count` observations in later merges."""
-        share = min(1.0, count / max(self.count, 1.0))
-        return Moments(self.count * share, self.mean, self.square * share)
-
-    @property
-    def std(self) -> Tensor:
-        """Unbiased standard deviation, `(C,)`; 0 below two observations."""
-        return (self.square / (self.count - 1)).sqrt() if self.count > 1 else torch.zeros_like(self.square)

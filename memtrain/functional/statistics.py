@@ -1,4 +1,4 @@
-"""Running moments that follow a drifting process, and thresholds at a stated false-positive rate."""
+"""Thresholds at a stated false-positive rate, p-values, and the direction that separates two groups."""
 
 from __future__ import annotations
 
@@ -6,63 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-
-
-class DriftingMoments:
-    """Mean and variance of the last observations of several quantities, in groups.
-
-    The first `window` observations of a group are averaged plainly; later ones with weight 1 / window, so that the
-    moments follow a model that changes while it is watched.
-
-    Args:
-        groups: number of groups (timestep buckets).
-        columns: quantities observed together.
-        window: observations remembered.
-        minimum: observations before moments are used; a deviation from a few is far off.
-        resolution: `(columns,)` smallest standard deviation that is believed.
-    """
-
-    def __init__(
-        self, groups: int, columns: int, *, window: int, minimum: int = 2, resolution: Tensor | None = None
-    ) -> None:
-        self.window, self.minimum = window, minimum
-        self.resolution = torch.full((columns,), 1e-12) if resolution is None else resolution
-        self.count = torch.zeros(groups, columns, dtype=torch.float64)
-        self.mean = torch.zeros(groups, columns, dtype=torch.float64)
-        self.square = torch.zeros(groups, columns, dtype=torch.float64)
-
-    def update(self, group: int, values: Tensor) -> None:
-        """Take in one observation `(columns,)` of `group`; NaN or infinite where a quantity was not observed."""
-        seen = values.isfinite()
-        self.count[group] += seen
-        rate = 1 / self.count[group].clamp(1, self.window)
-        difference = torch.where(seen, values.double() - self.mean[group], 0.0)
-        self.mean[group] += rate * difference
-        updated = (1 - rate) * (self.square[group] + rate * difference.square())
-        self.square[group] = torch.where(seen, updated, self.square[group])
-
-    def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:
-        """`(values − mean) / standard deviation` of `group`; NaN before `minimum` observations.
-
-        Args:
-            group: one group, or `(B,)` groups.
-            values: `(columns,)`, or `(B, columns)`.
-        """
-        return (values.double() - self.mean[group]) / self.deviation(group)
-
-    def deviation(self, group: int | Tensor | slice = slice(None)) -> Tensor:
-        """Standard deviations of one group `(columns,)` or of several; NaN before `minimum` observations."""
-        count = self.count[group].clamp(max=self.window)
-        deviation = (self.square[group] * count / (count - 1)).sqrt().maximum(self.resolution)
-        return torch.where(count < self.minimum, torch.nan, deviation)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The moments."""
-        return {"count": self.count, "mean": self.mean, "square": self.square}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take them up again."""
-        self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
 
 
 def samples_needed(false_positive_rate: float) -> int:

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
-from memtrain.functional.neurons import Moments, neuron_z_score
+from memtrain.functional.moments import Moments
+from memtrain.functional.neurons import neuron_z_score
 from memtrain.localization.predictor import Predictor
 from memtrain.records import written_whole
 

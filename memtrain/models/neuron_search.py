@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.functional.neurons import Moments, neuron_z_score
+from memtrain.functional.moments import Moments
+from memtrain.functional.neurons import neuron_z_score
 from memtrain.models.transfer import HostCopy
 
 MINIMUM_CAPTIONS = 16

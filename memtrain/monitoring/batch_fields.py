@@ -81,6 +81,19 @@ class Names:
             )
         return [f"image-{_hashed(row)}" for row in images.detach().cpu()]
 
+    def of_training(self, batch: Any, *, dataset: Any, known: Collection[str], round_over: bool | None) -> list[str]:
+        """The names of a training batch's samples, as long as these come again; arguments as of the two checks.
+
+        Raises:
+            DataError: if there are none, or none that come again.
+        """
+        first = not self.by_content
+        keys = self(batch)
+        if first and self.by_content:
+            self.require_same(dataset)
+        self.watch(keys, known, round_over=round_over)
+        return keys
+
     def require_same(self, dataset: Any) -> None:
         """Refuse data that show one sample in two ways, where its image names it.
 

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.base_profile import ReferenceProfile
-from memtrain.evidence.calibration import Calibration, Sign, length_edges
+from memtrain.evidence.calibration import Calibration, Sign
 from memtrain.evidence.flags import Flags
+from memtrain.evidence.standardisation import length_edges
+from memtrain.evidence.thresholds import heldout_method
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
@@ -133,14 +135,15 @@ class Flagging:
         )
         if options.flag_by == COMBINED:
             visits = by_key(data, "visits_per_epoch")
-            calibration.require_teachable(None if not visits else len(visits.keys() - canaries))
+            others = None if not visits else len(visits.keys() - canaries)
+            calibration.taught.require_teachable(others, heldout=self.heldout is not None)
         return calibration
 
     def _require_heldout(self) -> None:
         """Refuse too few held-out samples, and say so where they are few."""
         if self.heldout is None:
             return
-        method = self.calibration.require_heldout(len(self.heldout))
+        method = heldout_method(len(self.heldout), self.options.false_positive_rate)
         if method == "normal distribution" and self.host.rank == 0:
             log.warning(
                 "Only %d held-out samples: the threshold assumes that their scores are normally distributed",

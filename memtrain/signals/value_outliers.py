@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.functional.neurons import Moments, neuron_z_score
+from memtrain.functional.moments import Moments
+from memtrain.functional.neurons import neuron_z_score
 from memtrain.models.observation import Observation
 from memtrain.signals.base import FittedSignal
 

@@ -190,9 +190,9 @@ class WithNoise(Foreign):
         super().__init__(unet)
         self.got: list[Tensor] = []
         if compiled == "in place":
-            self.unet.compile(backend="aot_eager")
+            self.unet.compile(backend="eager")
         if compiled == "wrapped":
-            self.unet = torch.compile(self.unet, backend="aot_eager")
+            self.unet = torch.compile(self.unet, backend="eager")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         monitor = next(c for c in self.trainer.callbacks if isinstance(c, MemorizationMonitor))  # type: ignore[attr-defined]

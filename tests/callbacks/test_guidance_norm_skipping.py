@@ -34,6 +34,10 @@ def test_visits_below_the_threshold_are_kept() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="threshold=0"):
         GuidanceNormSkipping(threshold=0)
+    with pytest.raises(ConfigurationError, match="threshold=None"):
+        GuidanceNormSkipping(published=None)
+    with pytest.raises(ConfigurationError, match="published='liu2024'"):
+        GuidanceNormSkipping(published="liu2024")  # type: ignore[arg-type]
     with pytest.raises(ProbeError, match="empty caption"):
         GuidanceNormSkipping().weights(Observation(["a"]), flags(1))
 

@@ -66,11 +66,11 @@ def test_the_means_are_those_of_the_loop_over_samples(decay: float) -> None:
     torch.testing.assert_close(running_mean(mean, steps, values, decay=decay), expected)
 
 
-def test_the_reference_names_the_published_constants() -> None:
-    assert (LossSkipping().ratio, LossSkipping(reference="liu2024").decay) == (1.25, 0.8)
+def test_published_names_the_constants_of_a_paper() -> None:
+    assert (LossSkipping().ratio, LossSkipping(published="liu2024").decay) == (1.25, 0.8)
     assert (LossSkipping(ratio=2).ratio, LossSkipping(2, decay=0.5).decay) == (2, 0.5)
-    assert LossSkipping(2, 0.9, reference=None).ratio == 2
-    for arguments in ({"reference": None}, {"reference": "wen"}, {"ratio": 0.5}, {"decay": 1.0}):
+    assert LossSkipping(2, 0.9, published=None).ratio == 2
+    for arguments in ({"published": None}, {"published": "wen"}, {"ratio": 0.5}, {"decay": 1.0}):
         with pytest.raises(ConfigurationError):
             LossSkipping(**arguments)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.canaries import Canaries
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import CalibrationError
-from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.direction import Direction
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 from memtrain.signals.attention_entropy import AttentionEntropy
@@ -65,8 +65,8 @@ def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A run as short as this has few ordinary samples.
-    monkeypatch.setattr("memtrain.evidence.calibration.ORDINARY_VISITS", 2)
-    monkeypatch.setattr(Calibration, "ordinary_needed", lambda self: 8)
+    monkeypatch.setattr("memtrain.evidence.direction.ORDINARY_VISITS", 2)
+    monkeypatch.setattr(Direction, "ordinary_needed", lambda self: 8)
     images = write_folder(24)
     monitor = run(tmp_path / "whole", images, pipeline_folder, stop=26)
     assert monitor.calibration.direction is not None
@@ -82,7 +82,7 @@ def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
     assert "Of 5 canaries, samples known to be repeated," in capsys.readouterr().out
     kept = json.loads((tmp_path / "whole" / "records" / "calibration.json").read_text())
     assert (kept["canaries"], kept["canaries_flagged"]) == (5, monitor.calibration.power()[0])
-    assert kept["separation"] == monitor.calibration.separation > 0
+    assert kept["separation"] == monitor.calibration.taught.separation > 0
 
     run(tmp_path / "cut", images, pipeline_folder, stop=14)
     resumed = run(tmp_path / "cut", images, pipeline_folder, stop=26, resume=True)
@@ -114,7 +114,7 @@ def test_canaries_that_could_never_teach_a_direction_are_refused(
 def test_too_few_heldout_samples_are_refused_before_anything_is_measured(
     pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Calibration, "ordinary_needed", lambda self: 8)
+    monkeypatch.setattr(Direction, "ordinary_needed", lambda self: 8)
     seen: list[object] = []
     monkeypatch.setattr(ValueOutliers, "fit", lambda signal, observations: seen.extend(observations))
     with pytest.raises(CalibrationError, match="held-out samples cannot calibrate"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memtrain.data.selection import (
-    MINIMUM_HELDOUT,
+    HELDOUT_AT_LEAST,
     Duplicates,
     choose_templates,
     plant,
@@ -45,7 +45,7 @@ def test_split_is_the_same_on_every_machine():
 
 
 def test_small_sources_keep_a_minimum_held_out():
-    assert len(split_heldout(KEYS[:100], 0.01)[1]) == MINIMUM_HELDOUT
+    assert len(split_heldout(KEYS[:100], 0.01)[1]) == HELDOUT_AT_LEAST
     assert len(split_heldout(KEYS[:12], 0.01)[1]) == 4
 
 

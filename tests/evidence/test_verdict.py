@@ -74,7 +74,7 @@ def test_canaries_that_taught_nothing_are_named_with_the_remedy() -> None:
     assert said is not None
     assert "0 of them and 0 ordinary samples had visits enough (needed: 4 and 32)" in said
     assert said in verdict(calibration_figures(made, ["c1"]), untaught=said)
-    made.direction = torch.ones(2, dtype=torch.float64)
+    made.taught.weights = torch.ones(2, dtype=torch.float64)
     assert why_untaught(made) is None
     assert why_untaught(calibration(30, canaries=4)) is None, "a signal of known sign needs no direction"
 

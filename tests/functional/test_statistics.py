@@ -7,7 +7,6 @@ import torch
 from scipy import stats
 
 from memtrain.functional.statistics import (
-    DriftingMoments,
     conformal_threshold,
     discriminant,
     holm,
@@ -17,33 +16,6 @@ from memtrain.functional.statistics import (
     robust_threshold,
     samples_needed,
 )
-
-
-def test_moments_are_plain_ones_within_the_window() -> None:
-    values = torch.randn(30, 2, dtype=torch.float64) * 3 + 5
-    moments = DriftingMoments(2, 2, window=64)
-    for value in values:
-        moments.update(1, value)
-    torch.testing.assert_close(moments.mean[1], values.mean(0))
-    z = moments.standardise(1, values[0])
-    torch.testing.assert_close(z, (values[0] - values.mean(0)) / values.std(0))
-    assert moments.standardise(0, values[0]).isnan().all(), "the other group has seen nothing"
-
-
-def test_moments_pass_over_what_is_not_finite() -> None:
-    moments, plain = DriftingMoments(1, 2, window=8), DriftingMoments(1, 2, window=8)
-    for value in (1.0, 4.0, 2.0):
-        plain.update(0, torch.tensor([value, value]))
-        moments.update(0, torch.tensor([value, value]))
-        moments.update(0, torch.tensor([torch.inf, torch.nan]))
-    assert all(torch.equal(moments.state_dict()[name], kept) for name, kept in plain.state_dict().items())
-
-
-def test_moments_follow_a_drifting_mean() -> None:
-    moments = DriftingMoments(1, 1, window=16)
-    for step in range(400):
-        moments.update(0, torch.tensor([0.0 if step < 200 else 10.0]))
-    assert moments.mean[0].item() == pytest.approx(10, abs=1e-3)
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.5, 1), (0.03, 33)])
@@ -74,18 +46,6 @@ def test_robust_threshold_ignores_a_minority() -> None:
     scores = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     polluted = torch.cat([scores, torch.full((300,), 50.0, dtype=torch.float64)])
     assert robust_threshold(polluted, 0.01) == pytest.approx(stats.norm.ppf(0.99), abs=0.65)
-
-
-def test_a_quantity_that_was_not_observed_keeps_its_moments() -> None:
-    values = torch.randn(20, 1, dtype=torch.float64)
-    sparse, dense = DriftingMoments(1, 2, window=8), DriftingMoments(1, 1, window=8)
-    for value in values:
-        sparse.update(0, torch.tensor([1.0, math.nan]))
-        sparse.update(0, torch.cat([torch.tensor([math.nan]), value]))
-        dense.update(0, value)
-    torch.testing.assert_close(sparse.mean[0, 1], dense.mean[0, 0])
-    torch.testing.assert_close(sparse.square[0, 1], dense.square[0, 0])
-    assert sparse.count.tolist() == [[20, 20]]
 
 
 def test_p_values_and_holms_correction() -> None:
@@ -122,13 +82,6 @@ def test_positives_left_out_show_how_much_of_a_separation_is_chance() -> None:
     assert sum(chance) / 30 == pytest.approx(0, abs=0.35)
     assert sum(fitted) / 30 > 2, "what it replaces"
     assert sum(apart) / 30 > 6
-
-
-def test_a_spread_below_the_resolution_is_not_believed() -> None:
-    moments = DriftingMoments(1, 2, window=8, resolution=torch.tensor([0.5, 0.01]))
-    for _ in range(4):
-        moments.update(0, torch.zeros(2))
-    assert moments.standardise(0, torch.tensor([1.0, 1.0])).tolist() == pytest.approx([2.0, 100.0])
 
 
 def test_the_upper_spread_covers_a_tail_to_the_right() -> None:
@@ -179,15 +132,3 @@ def test_a_direction_takes_one_positive_and_two_negatives_and_leaving_out_two_po
             else:
                 found = separate(*groups)
                 assert math.isfinite(found if isinstance(found, float) else found[1])
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_moments_of_few_observations_standardise_nothing_below_the_minimum(count: int) -> None:
-    moments = DriftingMoments(2, 1, window=8, minimum=2)
-    for value in (1.0, 3.0)[:count]:
-        moments.update(0, torch.tensor([value]))
-    groups = torch.zeros(count, dtype=torch.long)
-    assert moments.standardise(groups, torch.zeros(count, 1)).shape == (count, 1)
-    deviation = moments.deviation(0)
-    assert deviation.isnan().all() if count < 2 else float(deviation) == pytest.approx(math.sqrt(2))

@@ -14,6 +14,7 @@ from PIL import Image
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.module import TextImageDataModule
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import LETTERS, train
@@ -48,9 +49,8 @@ def run(images: Path, pipeline_folder: Path, tmp_path_factory: pytest.TempPathFa
         data = TextImageDataModule(
             str(images), resolution=16, batch_size=batch, heldout_fraction=0.5, cache_latents=True, seed=0
         )
-        monitor = MemorizationMonitor(
-            reference_folder=str(profiles), minimum_visits=2, reference_draws=1, heldout_batch=16, **options
-        )
+        settings = WatchSettings(reference_draws=1, heldout_batch=16, **options)
+        monitor = MemorizationMonitor(reference_folder=str(profiles), minimum_visits=2, settings=settings)
         train(folder, module, data, callbacks=[monitor, SampleSkipping()], stop=stop, resume=resume)
         weights = torch.cat([parameter.detach().flatten() for parameter in module.denoiser.parameters()])
         return SimpleNamespace(calibration=monitor.calibration, weights=weights, records=folder / "records")
@@ -70,7 +70,7 @@ def without_counted_visits(records: Path, maximum_timestep: int) -> list[int]:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_sixty_steps_at_a_batch_of_one_and_of_two(run: Run, tmp_path: Path, batch: int) -> None:
     found = run(tmp_path, batch=batch)
-    assert found.calibration.edges, "there are classes of prompt length"
+    assert found.calibration.standardisation.edges, "there are classes of prompt length"
     uncounted = without_counted_visits(found.records, 800)
     assert uncounted, "else the run shows nothing"
     steps, evidence = read_steps(found.records), read_table(found.records, "evidence")
@@ -89,7 +89,7 @@ def test_a_run_goes_on_from_right_after_a_batch_without_counted_visits(run: Run,
     stop = next(1 + batch for batch in without_counted_visits(whole.records, 300) if batch % 3 == 2)
     run(tmp_path / "parts", stop=stop, **options)
     resumed = run(tmp_path / "parts", stop=24, resume=True, **options)
-    assert resumed.calibration.edges
+    assert resumed.calibration.standardisation.edges
     assert torch.equal(resumed.weights, whole.weights)
     assert read_steps(resumed.records).equals(read_steps(whole.records))
     # As text, in which a value that is not known equals itself.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.functional.neurons import Moments
+from memtrain.functional.moments import Moments
 from memtrain.models.neuron_search import NeuronSearch, unusual_neurons
 
 KEYS = [f"k{index}" for index in range(20)]

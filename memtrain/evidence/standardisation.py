@@ -1,0 +1,80 @@
+"""From compared values to z-scores: by timestep bucket first, then within classes of prompt length.
+
+The moments follow the model: each observation moves them, and old ones are forgotten. Training changes images in
+general, and long captions otherwise than short ones; both are taken out here.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memtrain.functional.moments import DriftingMoments
+
+MOMENTS_WINDOW = 64
+"""Held-out visits that a timestep bucket's moments remember; by default those of 256 batches."""
+LENGTH_CLASSES = 3
+"""Classes of prompt length, if there are held-out samples enough."""
+HELDOUT_PER_CLASS = 32
+"""Held-out samples that a class of prompt length needs."""
+
+
+def length_edges(lengths: Sequence[int]) -> list[int]:
+    """Prompt lengths at which a new class begins, so that each class has its share of the held-out samples."""
+    classes = max(1, min(LENGTH_CLASSES, len(lengths) // HELDOUT_PER_CLASS))
+    ordered = sorted(lengths)
+    return sorted({ordered[index * len(ordered) // classes] for index in range(1, classes)} - {*ordered[:1]})
+
+
+class Standardisation:
+    """Moments of values by timestep bucket, and of their z-scores by class of prompt length.
+
+    Args:
+        columns: number of values per visit.
+        buckets: number of timestep buckets.
+        edges: prompt lengths at which a new class begins, see :func:`length_edges`.
+        resolution: `(columns,)` smallest spread between samples that means anything.
+    """
+
+    def __init__(
+        self, columns: int, *, buckets: int, edges: Sequence[int] = (), resolution: Tensor | None = None
+    ) -> None:
+        self.edges = list(edges)
+        self.moments = DriftingMoments(
+            buckets, columns, window=MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 8, resolution=resolution
+        )
+        classes = len(self.edges) + 1
+        self.length_moments = DriftingMoments(classes, columns, window=4 * MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 2)
+
+    def standardise(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
+        """z-scores of visits, `(B, columns)`; NaN where the moments rest on too few observations.
+
+        Args:
+            buckets: B timestep buckets.
+            lengths: B prompt lengths, tokens; NaN if unknown.
+            values: `(B, columns)` compared values, NaN where there is none.
+        """
+        z = self.moments.standardise(torch.tensor(buckets, dtype=torch.long), values)
+        if not self.edges:
+            return z
+        # Without a type, those of no visits would be floats, which index nothing.
+        classes = torch.tensor([self._class(length) for length in lengths], dtype=torch.long)
+        within = self.length_moments.standardise(classes, z)
+        known = torch.tensor([length == length for length in lengths], dtype=torch.bool)
+        return torch.where(known[:, None], within, z)
+
+    def follow(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
+        """As :meth:`standardise`, one visit after the other, and let the moments follow."""
+        parts = []
+        for bucket, length, value in zip(buckets, lengths, values, strict=True):
+            parts.append(self.standardise([bucket], [length], value[None]))
+            if self.edges and length == length:
+                self.length_moments.update(self._class(length), self.moments.standardise(bucket, value))
+            self.moments.update(bucket, value)
+        return torch.cat(parts) if parts else torch.zeros_like(values)
+
+    def _class(self, length: float) -> int:
+        return bisect.bisect_right(self.edges, length)

@@ -1,0 +1,113 @@
+"""Running means and variances.
+
+- :class:`Moments`: of a fixed set, in parts that merge exactly.
+- :class:`DriftingMoments`: of a process that changes while it is watched, one observation after the other.
+
+Two skipping rules have moments of their own, which decay: the means of `LossSkipping` begin at 0, as published, and
+`EntropySkipping` takes in a batch at once. The same sums in another order would change their results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of several quantities over a set of observations; those of two sets merge.
+
+    Attributes:
+        count: number of observations.
+        mean: `(C,)` fp64.
+        square: `(C,)` fp64, sum of squared distances from the mean.
+    """
+
+    count: float
+    mean: Tensor
+    square: Tensor
+
+    @staticmethod
+    def of(observations: Tensor) -> Moments:
+        """Of observations `(N, C)`; N may be 0."""
+        values = observations.double()
+        mean = values.sum(dim=0) / max(len(values), 1)
+        return Moments(float(len(values)), mean, (values - mean).square().sum(dim=0))
+
+    def merge(self, other: Moments) -> Moments:
+        """Of both sets together (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        share, difference = other.count / count, other.mean - self.mean
+        square = self.square + other.square + difference.square() * self.count * share
+        return Moments(count, self.mean + difference * share, square)
+
+    def limited(self, count: float) -> Moments:
+        """The same mean and variance, with the weight of at most `count` observations in later merges."""
+        share = min(1.0, count / max(self.count, 1.0))
+        return Moments(self.count * share, self.mean, self.square * share)
+
+    @property
+    def std(self) -> Tensor:
+        """Unbiased standard deviation, `(C,)`; 0 below two observations."""
+        return (self.square / (self.count - 1)).sqrt() if self.count > 1 else torch.zeros_like(self.square)
+
+
+class DriftingMoments:
+    """Mean and variance of the last observations of several quantities, in groups.
+
+    The first `window` observations of a group are averaged plainly; later ones with weight 1 / window, so that the
+    moments follow a model that changes while it is watched.
+
+    Args:
+        groups: number of groups (timestep buckets).
+        columns: quantities observed together.
+        window: observations remembered.
+        minimum: observations before moments are used; a deviation from a few is far off.
+        resolution: `(columns,)` smallest standard deviation that is believed.
+    """
+
+    def __init__(
+        self, groups: int, columns: int, *, window: int, minimum: int = 2, resolution: Tensor | None = None
+    ) -> None:
+        self.window, self.minimum = window, minimum
+        self.resolution = torch.full((columns,), 1e-12) if resolution is None else resolution
+        self.count = torch.zeros(groups, columns, dtype=torch.float64)
+        self.mean = torch.zeros(groups, columns, dtype=torch.float64)
+        self.square = torch.zeros(groups, columns, dtype=torch.float64)
+
+    def update(self, group: int, values: Tensor) -> None:
+        """Take in one observation `(columns,)` of `group`; NaN or infinite where a quantity was not observed."""
+        seen = values.isfinite()
+        self.count[group] += seen
+        rate = 1 / self.count[group].clamp(1, self.window)
+        difference = torch.where(seen, values.double() - self.mean[group], 0.0)
+        self.mean[group] += rate * difference
+        updated = (1 - rate) * (self.square[group] + rate * difference.square())
+        self.square[group] = torch.where(seen, updated, self.square[group])
+
+    def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:
+        """`(values − mean) / standard deviation` of `group`; NaN before `minimum` observations.
+
+        Args:
+            group: one group, or `(B,)` groups.
+            values: `(columns,)`, or `(B, columns)`.
+        """
+        return (values.double() - self.mean[group]) / self.deviation(group)
+
+    def deviation(self, group: int | Tensor | slice = slice(None)) -> Tensor:
+        """Standard deviations of one group `(columns,)` or of several; NaN before `minimum` observations."""
+        count = self.count[group].clamp(max=self.window)
+        deviation = (self.square[group] * count / (count - 1)).sqrt().maximum(self.resolution)
+        return torch.where(count < self.minimum, torch.nan, deviation)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments."""
+        return {"count": self.count, "mean": self.mean, "square": self.square}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take them up again."""
+        self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
