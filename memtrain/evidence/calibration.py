@@ -63,8 +63,8 @@ class Calibration:
         minimum_visits: counted visits before a sample can be flagged.
         window: visits that the evidence remembers.
         heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
-        calibrating_visits: counted visits before a sample's scores may set the threshold; by default `minimum_visits` for
-            held-out samples (fewer assume what an early bulk does, :mod:`memtrain.evidence.bulk`), one for the bulk.
+        calibrating_visits: counted visits before a sample's scores may set the threshold; by default `minimum_visits`
+            for held-out samples (fewer assume what an early bulk does, :mod:`memtrain.evidence.bulk`), one for the bulk.
         edges: prompt lengths at which a new class begins, see :func:`~memtrain.evidence.standardisation.length_edges`.
         canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
         resolution: `(columns,)` smallest spread between samples that means anything.
