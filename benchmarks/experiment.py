@@ -10,9 +10,26 @@ from json import loads
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 TAIL = 15
 """Lines of a log that are shown when a command fails."""
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """A configuration file, with what it takes from the file that it builds on."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "config" not in content:
+        return content
+    found = configuration(path.parent / content.pop("config"))
+    for name, value in content.items():
+        *groups, last = name.split(".")
+        place = found
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return found
 
 
 class CommandError(Exception):

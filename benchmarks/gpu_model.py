@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.evaluation.sampling.generate import Trace, generate, read_prompts_with
+from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.models.observation import Observation
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.probe import DenoiserProbe
@@ -186,17 +187,17 @@ def _sampling(part: Part, folder: str, dtype: torch.dtype) -> dict[str, Any]:
     pipeline: Any = load_pipeline(folder, dtype=dtype)
     pipeline.to(part.device)
     images, steps = (2, 3) if part.smoke else (8, 20)
-    options: dict[str, Any] = {"seeds": range(images), "steps": steps, "batch_size": images, "progress": False}
+    settings = Sampling(seeds=range(images), steps=steps, batch_size=images, progress=False)
     detectors, prompts = [GuidanceNorm()], ["a red house"]
-    trace = generate(pipeline, prompts, **{**options, "steps": 2})
-    early = read_prompts_with(pipeline, prompts, detectors, **options)[detectors[0].name]
+    trace = generate(pipeline, prompts, sampling=replace(settings, steps=2))
+    early = read_prompts_with(pipeline, prompts, detectors, sampling=settings)[detectors[0].name]
     full: list[float] = []
     one_step: list[float] = []
     for _ in range(1 if part.smoke else 2):
-        full.append(part.timed(lambda: generate(pipeline, prompts, **options)))
-        one_step.append(part.timed(lambda: read_prompts_with(pipeline, prompts, detectors, **options)))
+        full.append(part.timed(lambda: generate(pipeline, prompts, sampling=settings)))
+        one_step.append(part.timed(lambda: read_prompts_with(pipeline, prompts, detectors, sampling=settings)))
     watched: list[Trace] = []
-    peak = part.peak_of(lambda: watched.append(generate(pipeline, prompts, detectors=detectors, **options)))
+    peak = part.peak_of(lambda: watched.append(generate(pipeline, prompts, detectors=detectors, sampling=settings)))
     late = watched[0].readings[detectors[0].name]
     return {
         "images": images,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from experiment import ROOT, call, median_interval
+from experiment import ROOT, call, configuration, median_interval
 from gpu_clock import peak_gib, synchronise
 from gpu_shapes import Part, random_images, random_pipeline
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,7 +39,7 @@ def _train(part: Part, config: str, changes: dict[str, dict[str, Any]], *, warmu
     """
     name = Path(config).stem
     run, figures = part.folder / f"run_{name}", part.folder / f"{name}.clock.json"
-    content = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
+    content = configuration(ROOT / config)
     content["trainer"] |= {"default_root_dir": str(run), "enable_progress_bar": False, **changes["trainer"]}
     content["trainer"]["accelerator"] = "cpu" if part.smoke else "gpu"
     content["trainer"]["devices"] = 1

@@ -16,8 +16,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
-from experiment import ROOT
+from experiment import ROOT, configuration
 
 DATA = "assets/clipart-pd.tar"
 DUPLICATES = "--data.init_args.duplicates."
@@ -150,30 +149,11 @@ def _overlay(name: str) -> Path:
     return ROOT / "configs" / "callbacks" / f"{name}.yaml"
 
 
-def _configuration(path: Path) -> Any:
-    """A configuration file, with what it takes from the file that it builds on."""
-    content = _content(path)
-    if "config" not in content:
-        return content
-    found = _configuration(path.parent / content.pop("config"))
-    for name, value in content.items():
-        *groups, last = name.split(".")
-        place = found
-        for group in groups:
-            place = place[group]
-        place[last] = value
-    return found
-
-
-def _content(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def identity(row: Row, setting: Mapping[str, Any]) -> dict[str, Any]:
     """What a run of a row is but for its seed: figures of another identity are not this row's."""
     return {
-        "config": _configuration(ROOT / "configs" / f"{row.config}.yaml"),
-        "overlays": {name: _content(_overlay(name)) for name in row.overlays},
+        "config": configuration(ROOT / "configs" / f"{row.config}.yaml"),
+        "overlays": {name: configuration(_overlay(name)) for name in row.overlays},
         "overrides": list(row.overrides),
         "setting": dict(setting),
     }

@@ -92,7 +92,7 @@ class Course:
             folder = str(profiles or self.folder / "profiles")
             for index, callback in enumerate(callbacks):
                 if isinstance(callback, MemorizationMonitor):
-                    callback.options = replace(callback.options, reference_folder=folder)
+                    callback.engine.options = replace(callback.engine.options, reference_folder=folder)
                     if row is not None and row.monitor is not None:
                         callbacks[index] = row.monitor(folder)
             watch = Stopwatch()

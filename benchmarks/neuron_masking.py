@@ -29,7 +29,7 @@ from memtrain.cli.chatter import quiet
 from memtrain.cli.run_folder import known_prompts, pipeline_folder, run_data
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.replication import replication
-from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.localize.conditions import change_of_loss
@@ -43,6 +43,7 @@ from memtrain.localization.results import Localization, union
 from memtrain.localization.retrigger import retrigger
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
+from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 
 SAMPLING = Sampling(seeds=(0, 1, 2, 3), steps=20, guidance_scale=4.0, batch_size=40, progress=False)
@@ -147,7 +148,7 @@ def measure(case: Case, masks: Sequence[NeuronMask | None]) -> dict[str, Any]:
     """Replication under the masks, one by one and together, and what all together do to the held-out loss."""
     count = len(case.planted)
     whole = union([mask for mask in masks if mask is not None])
-    embeddings = text_embeddings(case.pipeline, case.planted)
+    embeddings = encode_prompts(case.pipeline, case.planted)
     figures: dict[str, Any] = {
         "neurons": [0 if mask is None else len(mask) for mask in masks],
         "together": 0 if whole is None else len(whole),

@@ -12,30 +12,38 @@ What a module may offer; all of it is optional:
 | attribute | what it is | what for |
 |---|---|---|
 | `sample_loss(batch, timesteps, generator) -> (B,)` | each sample's loss, one forward | profile, held-out samples |
-| `loss_weight(timesteps) -> (B,)` | what `training_step` multiplies each sample's loss by | needed if it does |
+| `loss_weight(timesteps) -> (B,)`, or with a second parameter `batch` | what `training_step` multiplies each sample's \
+loss by (:mod:`memtrain.monitoring.loss_weight`) | needed if it does, and no `sample_loss` is returned |
 | `unconditional_text() -> (1, T, width)` | embeddings of the empty caption | guidance norms |
 | `tokenizer` | of the captions | `TextImageDataModule` without one of its own, caption augmentation |
 | `encode_images(pixel_values) -> latents` | scaled latents | `TextImageDataModule(cache_latents=True)` |
 | `text_encoder`, `vae`, `scheduler`, `noise_offset` | the rest of the base model | a profile of one's own for each |
 | `components() -> Components` | what a pipeline is made of | `PipelineExport` |
 | `averaged_weights()` | a context in which the module holds averaged weights | `PipelineExport` |
-| `{"loss": ..., "sample_loss": (B,)}` returned by `training_step` | unweighted losses | a loss with further terms |
+| `{"loss": ..., "sample_loss": (B,)}` returned by `training_step` | unweighted losses | any other loss than below |
+| `target` beside them, `(B, ...)` | what the denoiser's output is compared with | the same, `reference: paired` |
+| `text_encoder`, `encode_text(input_ids) -> (B, T, width)` | how captions are encoded | `reference: paired` where the \
+text encoder is trained too |
 
-The loss has to be the batch mean of squared errors, because each sample's part is read from its gradient; the first
-batches check it (:mod:`memtrain.monitoring.loss_check`).
+Without `sample_loss`, the loss has to be the batch mean of squared errors, because each sample's part is read from its
+gradient. Every batch is checked, and what cannot be read (L1, Huber, masks, undeclared weights, further terms) is
+refused (:mod:`memtrain.monitoring.loss_check`). Optimization may be manual, with `manual_backward(loss)`, and
+`training_step` may return None to leave a batch out.
 
-What a batch, a dict, may hold:
+What a batch may hold; it may also be a tuple, whose samples are named by their images
+(:mod:`memtrain.monitoring.batch_fields`):
 
 | field | what it is | what for |
 |---|---|---|
-| `key` | list of B strings that name the samples | needed (`key_field`: another name, if nothing is measured) |
+| `key` | B strings or whole numbers that name the samples | better than a hash of images (`key_field`: another field) |
 | `caption` | list of B strings, `""` where the caption was dropped from this visit | such visits are no evidence |
 | `prompt_length` | `(B,)` tokens of the caption, BOS and EOS counted | calibration by length; groups of CLIP tokens |
 | `prompt_mask` | `(B, T)` bool, true for words of the caption | groups of tokens with other text encoders |
 | `input_ids`, and `latents` or `pixel_values` | `(B, ...)` | tell samples apart in the profile's cache |
 
-What the data module has to offer for held-out samples, beside `train_dataloader`: `train_dataset`, `heldout_dataset`
-with `unique()`, and `unique_dataloader(dataset)`; :mod:`memtrain.monitoring.data_protocol` says it all.
+For held-out samples, `trainer.fit(module, train, validation)` with two loaders is enough: those of the second are held
+out. Of a data module they need, beside `train_dataloader`: `train_dataset`, `heldout_dataset` with `unique()`, and
+`unique_dataloader(dataset)`; :mod:`memtrain.monitoring.data_protocol` says it all.
 """
 
 from __future__ import annotations

@@ -147,12 +147,13 @@ class RecordWriter:
             self._tables = []
 
 
-def drop_newer(folder: Path, batches_done: int) -> int:
+def drop_newer(folder: Path, batches_done: int, *, trim: bool = False) -> int:
     """Delete the parts of all ranks that hold batches from `batches_done` on.
 
     Args:
         folder: the run's `records` folder.
         batches_done: batches that the checkpoint contains.
+        trim: cut parts of other processes than the first in two where they hold batches before and after it.
 
     Returns:
         Number of parts deleted.
@@ -165,7 +166,12 @@ def drop_newer(folder: Path, batches_done: int) -> int:
         match = PART.fullmatch(part.name)
         if match is None or int(match[2]) < batches_done:
             continue
-        if int(match[1]) < batches_done:
+        if int(match[1]) < batches_done and trim and part.parent.name != "rank-00000":
+            table = pq.read_table(part)
+            older = table.filter(pc.less(table["batch"], batches_done))
+            if len(older):
+                write_parquet(older, part.with_name(f"part-{match[1]}-{batches_done - 1:08d}.parquet"))
+        elif int(match[1]) < batches_done:
             raise RecordError(
                 f"{part} holds batches before and after the checkpoint's {batches_done}",
                 expected="parts that end at each checkpoint",

@@ -1,39 +1,56 @@
 """What all tests share: no network, and small data made on the spot."""
 
+from __future__ import annotations
+
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores already; this has to be said before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+# The process that hands tests out to the workers reads this file too, and should not wait for these.
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 ROOT = Path(__file__).parents[1]
 """The repository."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for folders; files and single tests run here, sooner than workers have started."""
+    named = [Path(config.invocation_params.dir, argument.split("::")[0]) for argument in config.args]
+    return 0 if all(path.is_file() for path in named) else min(2, os.cpu_count() or 1)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Torch seeds itself at random in every process: without this, what a test draws is new each time it runs."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
     """Again, because a fixture that is shared by several tests draws in the first of them alone."""
+    import torch
+
     torch.manual_seed(1)
 
 
@@ -51,6 +68,8 @@ class WordTokenizer:
     model_max_length = 6
 
     def __call__(self, text: Sequence[str], **kwargs: Any) -> dict[str, torch.Tensor]:
+        import torch
+
         assert kwargs == {
             "padding": "max_length",
             "max_length": self.model_max_length,
@@ -116,6 +135,9 @@ def train(
     resume: bool = False,
 ) -> None:
     """A short, quiet run with a checkpoint every three steps."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
     checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=3)
     trainer = Trainer(
         default_root_dir=folder,
@@ -136,6 +158,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 @pytest.fixture(scope="session")
 def pipeline() -> StableDiffusionPipeline:
     """A random Stable Diffusion. Latents of 8x8, images of 16x16; text matters, because embeddings are large."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]

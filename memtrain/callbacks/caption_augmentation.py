@@ -164,7 +164,7 @@ class CaptionAugmentation(MitigationCallback):
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
         """Change `input_ids` and `prompt_length` of the batch, or get the noise for it ready."""
-        keys = batch[self.key_field]
+        keys = flags.keys
         self._seeds = [seed_of(self.seed, self.kind, number, key) for key in keys]
         self._chosen = flags.ever if self.samples == "flagged" else torch.ones(len(keys), dtype=torch.bool)
         if self.kind == "noise":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.monitoring.host import Host, Plan
+from memtrain.monitoring.loader_data import LoaderData
 
 
 class LightningHost(Host):
@@ -24,7 +25,7 @@ class LightningHost(Host):
     """
 
     def __init__(self, trainer: Any, module: Any) -> None:
-        super().__init__(module, data=getattr(trainer, "datamodule", None), folder=trainer.default_root_dir)
+        super().__init__(module, data=_data(trainer), folder=trainer.default_root_dir)
         self.trainer = trainer
         self.exports = any(isinstance(callback, PipelineExport) for callback in trainer.callbacks)
 
@@ -49,7 +50,7 @@ class LightningHost(Host):
             max_epochs=self.trainer.max_epochs,
             batches_per_epoch=int(batches),
             accumulate=self.trainer.accumulate_grad_batches,
-            batches_of_data=len(loader) if hasattr(loader, "__len__") else None,
+            batches_of_data=_length(loader),
         )
 
     @property
@@ -104,6 +105,25 @@ class LightningHost(Host):
     def log(self, values: Mapping[str, float | Tensor], *, batch_size: int) -> None:
         """Through the module's own logging."""
         self.module.log_dict(dict(values), batch_size=batch_size)
+
+
+def _data(trainer: Any) -> Any:
+    """The data module, or the loaders that `fit` was given; None where the module makes its loaders itself."""
+    module = getattr(trainer, "datamodule", None)
+    if module is not None:
+        return module
+    loop = trainer.fit_loop
+    train, validation = (getattr(part, "_data_source", None) for part in (loop, loop.epoch_loop.val_loop))
+    given = [None if source is None or source.is_module() else source.instance for source in (train, validation)]
+    return None if given[0] is None else LoaderData(*given)
+
+
+def _length(loader: Any) -> int | None:
+    """Batches of a loader, None if it does not know: that of a stream has a `__len__`, which raises."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def _scale(trainer: Any) -> float | Tensor:

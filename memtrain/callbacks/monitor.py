@@ -1,10 +1,12 @@
 """The monitor: the engine (:mod:`memtrain.monitoring.engine`) in a Lightning trainer.
 
 It watches every training batch, names the samples being memorized, and keeps the record. It works in any
-LightningModule, of `lightning.pytorch` or `pytorch_lightning`, whose loss is a batch mean of squared errors at the
-output of a known denoiser (checked in the first batches: :mod:`memtrain.monitoring.loss_check`) and whose batches carry
-sample keys. examples/own_module.py lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data
-module may. What is compared with is `reference`:
+LightningModule, of `lightning.pytorch` or `pytorch_lightning`, under automatic or manual optimization, around a known
+denoiser. Each sample's loss is what `training_step` returns as `sample_loss`, or is read from the gradient and checked
+(:mod:`memtrain.monitoring.loss_check`). A step that returns None, or trains another network alone, is no visit. Batches
+may be of any kind; :mod:`memtrain.monitoring.batch_fields` says how their samples are named. examples/own_module.py
+lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data module may. What is compared with is
+`reference`:
 
 - `true`: a profile of every sample under the base model, measured once before training. It needs a method
   `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and data that can
@@ -14,8 +16,9 @@ module may. What is compared with is `reference`:
   without `sample_loss`.
 - `false`: nothing; values are compared with the other training samples of the run.
 
-Held-out samples need `sample_loss` too; without it (or with `reference: false`) the threshold rests on the bulk of the
-training samples, by median and spread.
+Held-out samples need `sample_loss` too, and a data module that knows them or a validation loader given to
+`trainer.fit`; without them (or with `reference: false`) the threshold rests on the bulk of the training samples, by
+median and spread.
 
 A run in which few samples, or none, can reach `minimum_visits` says so before its first batch, and how many could not
 be judged at its end. A visit whose caption was dropped (`caption` in the batch is empty, and the sample's own is not)
@@ -30,15 +33,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from memtrain.callbacks.base import Callback
 from memtrain.callbacks.lightning_host import LightningHost
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.calibration import Calibration
 from memtrain.monitoring.engine import Engine
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import WatchOptions, WatchSettings
+from memtrain.monitoring.sample_losses import Criterion
 from memtrain.signals.base import Signal
 
 
@@ -55,7 +60,8 @@ class MemorizationMonitor(Callback):
         paired_every: batches between comparisons with `reference: paired`.
         sites: glob over attention sites (`*` for all); default the backbone's subset.
         denoiser: module path of the denoiser; found by itself if there is one.
-        key_field: field of the batch that holds the sample keys.
+        key_field: field of the batch that holds the sample keys; default `key`, or a hash of each image where there is
+            none (:mod:`memtrain.monitoring.batch_fields`).
         settings: what rarely needs changing.
     """
 
@@ -74,7 +80,7 @@ class MemorizationMonitor(Callback):
         paired_every: int = 4,
         sites: str | None = None,
         denoiser: str | None = None,
-        key_field: str = "key",
+        key_field: str | None = None,
         settings: WatchSettings | None = None,
     ) -> None:
         self.options = WatchOptions(
@@ -98,7 +104,7 @@ class MemorizationMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot share a run, and remember the base model, before a checkpoint is loaded."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(callback, MemorizationMonitor) for callback in callbacks) > 1:
             raise ConfigurationError(
                 "There are two MemorizationMonitors among the callbacks",
@@ -120,6 +126,25 @@ class MemorizationMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Update when due, and arm the probe."""
         self.engine.begin(batch)
+
+    def loss(
+        self, prediction: Tensor, target: Tensor, *, weights: Tensor | None = None, criterion: Criterion = "mse"
+    ) -> Tensor:
+        """The batch mean of the samples' gated losses, for a `training_step` that returns it as its loss.
+
+        So each sample's loss is known exactly, whatever the criterion and the weights, and nothing is read from the
+        gradient. Several calls take the rows of one forward in turn.
+
+        Args:
+            prediction: `(B, ...)` what the module computed from the denoiser's output.
+            target: `(B, ...)`.
+            weights: `(B,)` of samples, or of elements (a mask).
+            criterion: `mse`, `l1`, `huber`, `smooth_l1`, or a function that gives elementwise or per-sample losses.
+
+        Returns:
+            `()`.
+        """
+        return self.engine.loss(prediction, target, weights=weights, criterion=criterion)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from memtrain.callbacks.base import Callback
 from memtrain.errors import ConfigurationError
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Mitigation
@@ -33,7 +35,7 @@ class PipelineExport(Callback):
                 expected="a module with components() and averaged_weights(), such as TextToImageModule",
                 remedy="remove PipelineExport from the callbacks",
             )
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if stage == "fit" and getattr(later, "updates_at_the_end", False):
                 name = type(later).__name__

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from memtrain.errors import ConfigurationError, RecordError
+from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.evidence.content import content_fingerprints, profile_fingerprint
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -131,7 +131,13 @@ class ReferenceProfile:
         progress = tqdm(batches, total=total, desc="reference profile", unit="batch", disable=cached_only or rank > 0)
         for index, batch in enumerate(progress):
             contents = content_fingerprints(batch)
-            self._content.update(zip(batch["key"], contents, strict=True))
+            for key, content in zip(batch["key"], contents, strict=True):
+                if self._content.setdefault(key, content) != content:
+                    raise DataError(
+                        f"Two samples of the data are both named {key!r}, and are not the same",
+                        expected="a name of its own for every training and held-out sample",
+                        remedy="name training and validation samples differently, for instance by their files",
+                    )
             if index % world_size != rank or known.issuperset(contents):
                 continue
             if cached_only:

@@ -81,7 +81,13 @@ def write_flagged(table: pa.Table, path: Path) -> None:
 
 
 def print_summary(
-    table: pa.Table, calibration: Calibration, run: Path, *, keys: Sequence[str] | None = None, most: int = 12
+    table: pa.Table,
+    calibration: Calibration,
+    run: Path,
+    *,
+    keys: Sequence[str] | None = None,
+    most: int = 12,
+    note: str | None = None,
 ) -> None:
     """The most suspicious samples, and what to do next.
 
@@ -91,6 +97,7 @@ def print_summary(
         run: the run folder.
         keys: all training samples; default those that were visited.
         most: samples shown.
+        note: a sentence more about how the run was watched.
     """
     screen = Table(title="Most suspicious training samples", title_justify="left")
     screen.add_column("key / caption")
@@ -115,10 +122,11 @@ def print_summary(
         )
     console.print(screen, markup=False)
     figures = calibration_figures(calibration, table["key"].to_pylist() if keys is None else keys)
+    notes = [verdict(figures, untaught=why_untaught(calibration)), *([note] if note else []), next_step(table, run)]
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
-        f"{verdict(figures, untaught=why_untaught(calibration))}\n{next_step(table, run)}",
+        + "\n".join(notes),
         markup=False,
         soft_wrap=True,
     )

@@ -49,6 +49,21 @@ def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, predictio
     return signal * latents + spread * noise, targets[prediction_type]
 
 
+def clean_latents(noisy: Tensor, target: Tensor, level: Tensor, *, prediction_type: str) -> Tensor:
+    """The latents `(B, ...)` that :func:`noisy_and_target` made noisy latents and target of; arguments as there."""
+    exact = level.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
+    exact = exact.view(-1, *[1] * (noisy.dim() - 1))
+    if prediction_type == "flow_prediction":
+        return noisy - exact.to(noisy) * target
+    signal, spread = exact.sqrt().to(noisy), (1 - exact).sqrt().to(noisy)
+    found = {"epsilon": (noisy - spread * target) / signal, "v_prediction": signal * noisy - spread * target}
+    if prediction_type == "sample":
+        return target
+    if prediction_type not in found:
+        raise ValueError(f"prediction type {prediction_type!r}; known: {[*found, 'sample', 'flow_prediction']}")
+    return found[prediction_type]
+
+
 def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     """SNR(t) = ᾱ_t / (1 − ᾱ_t) (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
 
@@ -126,12 +141,13 @@ def residual_from_gradient(
         loss_weight: `(B,)` weight of each sample's loss; None for equal weights.
 
     Returns:
-        `(B, ...)` in fp32.
+        `(B, ...)` in fp32; NaN where the weight is 0, because nothing is left of the residual there.
     """
     residual = gradient.float() * (gradient.numel() / (2 * loss_scale))
     if loss_weight is None:
         return residual
-    return residual / loss_weight.clamp(min=1e-6).view(-1, *[1] * (gradient.dim() - 1))
+    weight = torch.where(loss_weight == 0, torch.nan, loss_weight.float().clamp(min=1e-6))
+    return residual / weight.view(-1, *[1] * (gradient.dim() - 1))
 
 
 def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None) -> Tensor:

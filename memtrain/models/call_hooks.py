@@ -30,11 +30,11 @@ class _CompiledCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = None
         try:
-            for before in self.before:
+            for before in tuple(self.before):
                 args, kwargs = before(self.host, args, kwargs) or (args, kwargs)
             result = self.compiled(*args, **kwargs)
         finally:
-            for after in self.after:
+            for after in tuple(self.after):
                 after(self.host, args, result)
         return result
 

@@ -90,6 +90,8 @@ class DenoiserProbe:
         self._tokens = 0
         self._gate: Gate | None = None
         self._needs_gradient = True
+        self._named = True
+        self.output: Tensor | None = None
 
     def attach(self) -> DenoiserProbe:
         """Register the hooks; attaching twice is an error."""
@@ -107,7 +109,7 @@ class DenoiserProbe:
         """Remove every hook; harmless when not attached."""
         for undo in self._undo:
             undo()
-        self._undo, self._pending, self._open, self._gate = [], None, None, None
+        self._undo, self._pending, self._open, self._gate, self.output = [], None, None, None, None
 
     def __enter__(self) -> DenoiserProbe:
         return self.attach()
@@ -125,6 +127,32 @@ class DenoiserProbe:
         if not self._undo:
             raise ProbeError("begin() on a probe that is not attached", remedy="attach() it first")
         self._pending, self._open, self._gate, self._needs_gradient = observation, None, gate, True
+        self._named, self.output = True, None
+
+    def stand_by(self) -> Observation:
+        """Observe the next forward with gradients, whose samples are named after it, and nothing of its backward pass.
+
+        Returns:
+            The observation, without keys until the host names them.
+        """
+        observation = Observation(())
+        self.begin(observation)
+        self._named = False
+        return observation
+
+    def seen(self) -> Observation:
+        """The observation begun last, whose forward is over.
+
+        Raises:
+            ProbeError: if no forward with gradients ran, or a site was silent.
+        """
+        observation = self.current
+        self._check_seen(observation)
+        return observation
+
+    def enters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take up a call of the denoiser that had begun when the hooks were attached."""
+        self._before_denoiser(self.host, args, kwargs)
 
     @property
     def current(self) -> Observation:
@@ -133,17 +161,21 @@ class DenoiserProbe:
             raise ProbeError("No observation was begun", remedy="call begin() before the forward pass")
         return self._pending
 
-    def end(self) -> Observation:
+    def end(self, *, gradient: bool = True) -> Observation:
         """The observation begun last, complete.
+
+        Args:
+            gradient: whether a gradient has to have reached the output.
 
         Raises:
             ProbeError: if no forward with gradients ran, a site was silent, or no gradient arrived.
         """
         observation, self._pending, self._open, self._gate = self._pending, None, None, None
+        self.output = None
         if observation is None:
             raise ProbeError("end() without begin()", remedy="call begin() before the forward pass")
         self._check_seen(observation)
-        if self._needs_gradient and observation.gradient is None:
+        if gradient and self._needs_gradient and observation.gradient is None:
             raise ProbeError(
                 "The denoiser ran, but no gradient reached its output",
                 expected="a loss that depends on the denoiser's prediction, and a backward pass",
@@ -151,21 +183,25 @@ class DenoiserProbe:
             )
         return observation
 
+    def drop(self) -> None:
+        """Forget the observation begun last: its batch was not trained on."""
+        self._pending, self._open, self._gate = None, None, None
+
     @contextmanager
     def measure(self, observation: Observation) -> Iterator[Observation]:
         """Observe the one no-grad forward in the context, for a reference profile or held-out samples."""
         was_attached = bool(self._undo)
         if not was_attached:
             self.attach()
-        kept = self._pending, self._gate, self._needs_gradient
-        self._pending, self._gate, self._needs_gradient = observation, None, False
+        kept = self._pending, self._gate, self._needs_gradient, self._named
+        self._pending, self._gate, self._needs_gradient, self._named = observation, None, False, True
         try:
             with torch.no_grad():
                 yield observation
             self._check_seen(observation)
         finally:
             self._open = None
-            self._pending, self._gate, self._needs_gradient = kept
+            self._pending, self._gate, self._needs_gradient, self._named = kept
             if not was_attached:
                 self.detach()
 
@@ -210,14 +246,19 @@ class DenoiserProbe:
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._pending is None or (self._needs_gradient and not torch.is_grad_enabled()):
             return
+        if not self._named and torch._C._current_graph_task_id() != -1:
+            # A host that checkpoints the whole denoiser runs it again during backward.
+            return
         if self._pending.timesteps.numel():
             raise ProbeError(
-                "The denoiser ran twice with gradients in one batch",
-                expected="one training forward per batch",
-                remedy="run extra forwards under torch.no_grad()",
+                "The denoiser ran twice with gradients "
+                + ("in one batch" if self._named else "before the loss of its first forward was handed over"),
+                expected="one training forward per batch" + ("" if self._named else ", and its loss after it"),
+                remedy="run extra forwards under torch.no_grad()"
+                + ("" if self._named else ", and call guard.loss(...) for every row of the prediction"),
             )
         sample, timestep, text = self.backbone.inputs(args, kwargs)
-        if len(sample) != len(self._pending.keys):
+        if self._named and len(sample) != len(self._pending.keys):
             raise ProbeError(
                 f"The denoiser ran on {len(sample)} samples, but the batch names {len(self._pending.keys)} keys",
                 expected="one key per sample",
@@ -238,12 +279,16 @@ class DenoiserProbe:
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         observation, self._open = self._open, None
         if observation is None or result is None:
+            if observation is not None and not self._named:
+                # It failed, and the host may try again.
+                self.stand_by()
             return
         prediction = self.backbone.output(result)
         if self.keep_call:
             observation.prediction = prediction.detach()
         if not self._needs_gradient:
             return
+        self.output = prediction
         if not prediction.requires_grad:
             raise ProbeError(
                 "The denoiser's output does not require a gradient",
@@ -257,6 +302,8 @@ class DenoiserProbe:
                 remedy="train the query or key projections of some site, or choose later sites",
             )
         gate = self._gate
+        if not self._named:
+            return
 
         def arrived(gradient: Tensor) -> Tensor | None:
             observation.gradient = self.backbone.prediction_gradient(self.denoiser, gradient.detach())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from typing import Any
 
 from memtrain.errors import ConfigurationError
 from memtrain.monitoring.mitigation import Mitigation
@@ -26,6 +27,37 @@ def refuse_combinations(mitigations: Sequence[Mitigation], *, signals: Sequence[
     _refuse_other_captions(mitigations)
     _refuse_two_networks(mitigations, signals)
     _refuse_unprofiled(mitigations, signals, profiled=profiled)
+
+
+def require_changeable(batch: Any, mitigation: Mitigation) -> None:
+    """Refuse batches in which a mitigation finds nothing to change.
+
+    Raises:
+        ConfigurationError: if it puts other samples or captions into batches, and this is no dict.
+    """
+    effects = mitigation.effects()
+    if (effects.changes_samples or effects.changes_captions) and not isinstance(batch, MutableMapping):
+        raise ConfigurationError(
+            f"{type(mitigation).__name__} changes fields of the batch, which is a {type(batch).__name__} without names "
+            "of fields",
+            expected="batches that are dicts",
+            remedy="let the collate function make dicts; or use SampleSkipping, which leaves batches as they are",
+        )
+
+
+def refuse_unwatched(mitigations: Sequence[Mitigation]) -> None:
+    """Refuse mitigations that have to see a batch before its forward, where a loop shows it after.
+
+    Raises:
+        ConfigurationError: naming the first.
+    """
+    changing = _named(mitigations, "changes_batch") + _named(mitigations, "changes_samples")
+    if changing:
+        raise ConfigurationError(
+            f"{changing[0]} changes batches, and has to see each before the forward",
+            expected="`with guard.watch(batch):` around forward, loss and backward",
+            remedy=f"write it, or leave {changing[0]} out",
+        )
 
 
 def _named(mitigations: Sequence[Mitigation], effect: str) -> list[str]:

@@ -1,6 +1,8 @@
 """What a data module may offer, and what is made of one that offers less.
 
-Any loader will do, as long as its batches carry sample keys. A data module that offers more is recognised by what it
+Any loader will do (:mod:`memtrain.monitoring.batch_fields` says how its samples are named). Loaders that are given to
+`trainer.fit(module, train, validation)` can be measured where their datasets are map-style; the validation samples are
+the held-out ones (:mod:`memtrain.monitoring.loader_data`). A data module that offers more is recognised by what it
 has, not by its class:
 
 | attribute | what it is | what for |
@@ -27,6 +29,7 @@ from typing import Any, Protocol
 
 from memtrain.errors import ConfigurationError
 from memtrain.monitoring.host import Host
+from memtrain.monitoring.loader_data import LoaderData
 
 
 class KnownSample(Protocol):
@@ -56,17 +59,29 @@ def by_key(data: Any, name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def lacking_to_measure(host: Host) -> list[str]:
-    """What module and data lack of what measuring samples outside of training steps takes; empty if nothing."""
+def lacking_to_measure(host: Host, *, training_samples: bool = True) -> list[str]:
+    """What module and data lack of what measuring samples outside of training steps takes; empty if nothing.
+
+    Args:
+        host: with both.
+        training_samples: whether training samples are to be measured, too, and not only held-out ones.
+    """
     module, data = host.module, host.data
     lacking = []
     if not callable(getattr(module, "sample_loss", None)):
         lacking.append(f"{type(module).__name__}.sample_loss(batch, timesteps, generator)")
     if data is None:
-        return [*lacking, "a data module"]
+        return [*lacking, "a data module, or loaders given to trainer.fit"]
+    if isinstance(data, LoaderData):
+        loaders = {"training": data.train_dataset} if training_samples else {}
+        loaders["validation"] = data.heldout_dataset
+        return lacking + [
+            f"one {name} loader with a map-style dataset" for name, part in loaders.items() if part is None
+        ]
     name = type(data).__name__
-    lacking += [f"{name}.{part}" for part in ("train_dataset", "heldout_dataset") if getattr(data, part, None) is None]
-    if not callable(getattr(data, "unique_dataloader", None)):
+    parts = ("train_dataset", "heldout_dataset") if training_samples else ("heldout_dataset",)
+    lacking += [f"{name}.{part}" for part in parts if getattr(data, part, None) is None]
+    if training_samples and not callable(getattr(data, "unique_dataloader", None)):
         lacking.append(f"{name}.unique_dataloader(dataset)")
     held = getattr(data, "heldout_dataset", None)
     if held is not None and not callable(getattr(held, "unique", None)):
@@ -85,7 +100,8 @@ def require_measurable(host: Host, *, needed_by: str) -> None:
         raise ConfigurationError(
             f"{needed_by} measures samples outside of training steps; missing for that: {', '.join(lacking)}",
             expected="a module with sample_loss(batch, timesteps, generator) and a data module with train_dataset, "
-            "heldout_dataset, heldout_dataset.unique() and unique_dataloader(dataset), such as TextImageDataModule",
+            "heldout_dataset, heldout_dataset.unique() and unique_dataloader(dataset), such as TextImageDataModule; or "
+            "trainer.fit(module, train, validation) with one loader of a map-style dataset each",
             remedy="add what is missing (memtrain.monitoring.data_protocol says what it is), or set `reference: "
             "paired` or `reference: false` on MemorizationMonitor",
         )

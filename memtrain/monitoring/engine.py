@@ -19,7 +19,6 @@ behind by less than `calibrate_every` batches.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -27,243 +26,107 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError, ProbeError
-from memtrain.evidence.calibration import Calibration
-from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.observation import Observation
-from memtrain.models.probe import DenoiserProbe
-from memtrain.monitoring.batch_fields import caption_dropped, sample_keys
-from memtrain.monitoring.combinations import refuse_combinations
-from memtrain.monitoring.data_protocol import known_samples, require_measurable
-from memtrain.monitoring.flagging import Flagging
-from memtrain.monitoring.host import Host
-from memtrain.monitoring.loss_check import LossCheck, loss_weights, require_loss_weight
-from memtrain.monitoring.measurement import (
-    add_unconditional,
-    as_in_training,
-    completer,
-    fit_signals,
-    require_unconditional,
-)
-from memtrain.monitoring.mitigation import Mitigation
-from memtrain.monitoring.options import COMBINED, WatchOptions
-from memtrain.monitoring.paired_reference import PairedReference
-from memtrain.monitoring.planned_visits import too_short_for_flags
-from memtrain.monitoring.run_records import RunRecords
-from memtrain.monitoring.starting_weights import StartingWeights
+from memtrain.monitoring.batch_fields import caption_dropped, described_length, described_mask
+from memtrain.monitoring.combinations import require_changeable
+from memtrain.monitoring.intake import Intake
+from memtrain.monitoring.loss_check import AT_ONCE
+from memtrain.monitoring.loss_weight import loss_weights
+from memtrain.monitoring.measurement import add_unconditional
+from memtrain.monitoring.options import WatchOptions
+from memtrain.monitoring.run import WatchedRun
+from memtrain.monitoring.sample_losses import Criterion
 from memtrain.monitoring.turn import Turn
-from memtrain.monitoring.visits import Visits
-from memtrain.signals.attention_entropy import AttentionEntropy
-from memtrain.signals.base import FittedSignal, Signal
-from memtrain.signals.denoising_loss import DenoisingLoss
-from memtrain.signals.readings import Readings
-
-log = logging.getLogger(__name__)
+from memtrain.signals.base import Signal
 
 
-class Engine:
-    """Watches one run.
-
-    Args:
-        signals: what is measured; default denoising loss and attention entropy.
-        options: how.
-
-    Raises:
-        ConfigurationError: if flags are to go by something that is not measured.
-    """
+class Engine(WatchedRun):
+    """Watches the batches of one run; arguments as of :class:`WatchedRun`."""
 
     def __init__(self, signals: Sequence[Signal] | None, options: WatchOptions) -> None:
-        self.signals = list(signals) if signals else [DenoisingLoss(), AttentionEntropy()]
-        self.options = options
-        names = [signal.name for signal in self.signals]
-        if options.flag_by not in [*names, COMBINED]:
-            raise ConfigurationError(
-                f"flag_by={options.flag_by!r} is no measured signal",
-                expected=f"one of {[*names, COMBINED]}",
-                remedy="change flag_by, or add the signal to `signals`",
-            )
-        self.mitigations: list[Mitigation] = []
-        self.probe: DenoiserProbe | None = None
-        self.flagging: Flagging | None = None
-        self.records: RunRecords | None = None
-        self.batches_done = 0
+        super().__init__(signals, options)
         self.turn: Turn | None = None
-        self._host: Host | None = None
-        self._visits: list[Visits] = []
-        self._starting: StartingWeights | None = None
-        self._paired: PairedReference | None = None
-        self._loss_check: LossCheck | None = None
-        self._unconditional_every = 0
-        self._without_caption: set[str] = set()
-        self._state: dict[str, Any] = {}
-
-    # What there is once a run has started
-
-    @property
-    def host(self) -> Host:
-        """The surroundings of the run."""
-        assert self._host is not None, "setup() comes first"
-        return self._host
-
-    @property
-    def running(self) -> tuple[DenoiserProbe, Flagging, RunRecords]:
-        """Probe, flagging and records of the run.
-
-        Raises:
-            ProbeError: if it has not started.
-        """
-        if self.probe is None or self.flagging is None or self.records is None:
-            raise ProbeError("Nothing is watched yet", remedy="call start() first")
-        return self.probe, self.flagging, self.records
-
-    @property
-    def calibration(self) -> Calibration:
-        """The calibration of the run."""
-        return self.running[1].calibration
-
-    # Start
-
-    def setup(self, host: Host, mitigations: Sequence[Mitigation]) -> None:
-        """Refuse what cannot share a run, and remember the base model, before a checkpoint is loaded.
-
-        Args:
-            host: the surroundings.
-            mitigations: in the order in which they act; those that change samples act first.
-        """
-        self._host = host
-        self.mitigations = sorted(mitigations, key=lambda mitigation: not mitigation.effects().changes_samples)
-        refuse_combinations(self.mitigations, signals=self.signals, profiled=self.options.reference is True)
-        for mitigation in self.mitigations:
-            mitigation.key_field = self.options.key_field
-            mitigation.open(host)
-        if self.options.reference == "paired":
-            self._starting = StartingWeights(host.module, self.options.denoiser)
+        self.intake: Intake | None = None
 
     def start(self) -> None:
         """Attach the probe, measure the base model, calibrate, open the record."""
-        host = self.host
-        _, denoiser, backbone = find_denoiser(host.module, self.options.denoiser)
-        self._paired = self._starting.finish(denoiser, restored=host.restored) if self._starting is not None else None
-        self._check()
-        self.probe = DenoiserProbe(
-            denoiser,
-            sites=self.options.sites,
-            backbone=backbone,
-            differentiable=any(mitigation.needs().attention_graph for mitigation in self.mitigations),
-            neurons=any(signal.needs_neurons for signal in self.signals),
-            keep_call=bool(self._unconditional_every) or self._paired is not None,
-        )
-        self.readings = Readings(self.signals, list(self.probe.sites))
-        self.flagging = Flagging(
-            host, options=self.options, readings=self.readings, probe=self.probe, paired=self._paired
-        )
-        for mitigation in self.mitigations:
-            mitigation.attach(denoiser, backbone=backbone, module=host.module)
-        self.probe.attach()
-        self._go_on()
-        samples = known_samples(host.data, "train")
-        self._without_caption = {sample.key for sample in samples if sample.caption == ""}
-
-    def _go_on(self) -> None:
-        """Begin the record, or take up a saved state, and bring the calibration to where the run stands."""
-        host, (probe, flagging, _) = self.host, (self.probe, self.flagging, None)
-        assert probe is not None
-        assert flagging is not None
-        # Taken once: a second run of the same engine starts anew.
-        state, self._state = self._state, {}
-        self.batches_done, self._visits = state.get("batches_done", 0), []
-        columns = self.readings.columns
-        names = columns + ([f"base.{name}" for name in columns] if self._paired is not None else [])
-        self.records = RunRecords(host, names, batches_done=self.batches_done if state else None)
-        if state:
-            flagging.load_state_dict(state)
-            for signal, kept in zip(self.readings.fitted, state["signals"], strict=True):
-                signal.load_state_dict(kept)
-            self._visits = self.records.unread(first=state["evidence_until"], last=self.batches_done)
-        elif self.readings.fitted:
-            timesteps = self.options.settings.reference_timesteps
-            fit_signals(
-                host,
-                signals=self.readings.fitted,
-                probe=probe,
-                timestep=timesteps[len(timesteps) // 2],
-                seed=self.options.settings.seed,
-            )
-        flagging.prepare(resumed=bool(state))
-
-    def _check(self) -> None:
-        """Refuse what this module or data cannot do, before any work is done."""
-        host = self.host
-        require_loss_weight(host.module)
-        reads_loss = any(isinstance(signal, DenoisingLoss) for signal in self.signals)
-        reads_loss |= any(mitigation.needs().sample_loss for mitigation in self.mitigations)
-        self._loss_check = LossCheck() if reads_loss else None
-        if self.options.reference is True:
-            require_measurable(host, needed_by="`reference: true`")
-        for signal in self.signals:
-            if isinstance(signal, FittedSignal):
-                require_measurable(host, needed_by=signal.name)
-        every = {signal.name: signal.unconditional_every for signal in self.signals if signal.unconditional_every}
-        every |= {type(mitigation).__name__: 1 for mitigation in self.mitigations if mitigation.needs().unconditional}
-        for name in every:
-            require_unconditional(host.module, name)
-        self._unconditional_every = min(every.values(), default=0)
-
-    def warn_if_too_short(self) -> None:
-        """Say so if the run is too short for flags; call when the host knows its plan."""
-        too_short = too_short_for_flags(
-            self.host,
-            minimum_visits=self.options.minimum_visits,
-            maximum_timestep=self.options.settings.maximum_timestep,
-            paired_every=None if self._paired is None else self.options.paired_every,
-        )
-        if too_short is not None and self.host.rank == 0:
-            log.warning(too_short)
-
-    # Each batch
-
-    def begin(self, batch: Any) -> Turn:
-        """Update when due, let the mitigations prepare the batch, and arm the probe; before the forward pass."""
+        super().start()
         probe, flagging, _ = self.running
+        self.intake = Intake(
+            self.host,
+            probe=probe,
+            flagging=flagging,
+            mitigations=self.mitigations,
+            forward_done=self._forward_done,
+            replay=self._replay,
+        )
+
+    def update_when_due(self) -> None:
+        """Make the visits since the last update evidence, and calibrate, every `calibrate_every` batches."""
         settings = self.options.settings
         if self.batches_done % settings.calibrate_every == 0:
             self._update()
-            flagging.calibrate(settings.heldout_batch)
-        flags = flagging.flags(self._keys(batch))
+            self.running[1].calibrate(settings.heldout_batch)
+
+    # Each batch
+
+    def begin(self, batch: Any, *, scaled: bool = True) -> Turn:
+        """Update when due, let the mitigations prepare the batch, and arm the probe; before the forward pass.
+
+        Args:
+            batch: with the samples' keys.
+            scaled: whether the loss that :meth:`before_backward` gets has the host's loss scale already.
+        """
+        probe, flagging, _ = self.running
+        self.update_when_due()
+        keys = self._named(batch)
+        flags = flagging.flags(keys)
         tokenizer = getattr(self.host.module, "tokenizer", None)
         for mitigation in self.mitigations:
+            require_changeable(batch, mitigation)
             mitigation.prepare(batch, flags, tokenizer=tokenizer, number=self.batches_done)
             if mitigation.effects().changes_samples:
-                flags = flagging.flags(self._keys(batch))
-        keys = self._keys(batch)
+                keys = self.host.names(batch)
+                flags = flagging.flags(keys)
         dropped = caption_dropped(keys, batch, without=self._without_caption)
-        lengths, mask = batch.get("prompt_length"), batch.get("prompt_mask")
+        lengths, mask = described_length(batch, len(keys)), described_mask(batch, len(keys))
         self.turn = Turn(
             number=self.batches_done,
             step=self.host.step,
             flags=flags,
             observation=Observation(keys, lengths, mask, dropped, loss_scale=self.host.loss_scale),
             mitigations=self.mitigations,
-            loss_weight=partial(loss_weights, self.host.module),
+            batch=batch,
+            loss_weight=partial(loss_weights, self.host.module, batch=batch),
             loss_check=self._loss_check,
+            heldout=flagging.heldout_keys.mask(keys),
+            scaled=scaled,
         )
         probe.begin(self.turn.observation, self.turn.decide)
         return self.turn
 
-    def _keys(self, batch: Any) -> list[str]:
-        return sample_keys(batch, self.options.key_field)
+    def _named(self, batch: Any) -> list[str]:
+        """The names of a batch's samples, as long as these come again."""
+        plan, over = self.host.plan, None
+        if plan is not None and plan.batches_of_data is not None:
+            over = self.batches_done >= plan.batches_of_data + self.options.settings.calibrate_every
+        dataset = getattr(self.host.data, "train_dataset", None)
+        return self.host.names.of_training(batch, dataset=dataset, known=self.calibration.samples.row, round_over=over)
 
     def before_backward(self, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""
         probe, flagging, _ = self.running
         turn = self.turn
         assert turn is not None, "begin() comes first"
-        if turn.loss_check is not None:
-            turn.loss_check.differentiates(loss)
-        if self._unconditional_every and turn.number % self._unconditional_every == 0:
-            add_unconditional(self.host, probe, probe.current)
-        for mitigation in self.mitigations:
-            mitigation.forward_done(self.host)
+        turn.differentiated = True
+        if turn.loss_check is not None and not turn.handed:
+            turn.loss_check.differentiates(loss if turn.scaled else loss.detach() * turn.observation.loss_scale)
+        if turn.penalized or not probe.current.timesteps.numel():
+            # Several losses: one of another network, before the denoiser ran, or one more after it.
+            return
+        turn.penalized = True
+        if not turn.handed:
+            self._forward_done(probe.current)
         penalizing = turn.penalizing
         if not penalizing:
             return
@@ -272,6 +135,13 @@ class Engine:
         if any(mitigation.needs().base_profile for mitigation in penalizing):
             flagging.add_reference(observation)
         turn.penalize(loss)
+
+    def _forward_done(self, observation: Observation) -> None:
+        assert self.probe is not None
+        if self._unconditional_every and self.batches_done % self._unconditional_every == 0:
+            add_unconditional(self.host, self.probe, observation)
+        for mitigation in self.mitigations:
+            mitigation.forward_done(self.host)
 
     def end(self, outputs: Any = None) -> None:
         """Read the signals, and start their way to the host; after the backward pass.
@@ -282,12 +152,21 @@ class Engine:
         probe, _, _ = self.running
         turn, self.turn = self.turn, None
         assert turn is not None, "begin() comes first"
-        observation = probe.end()
-        if turn.loss_check is not None:
+        if self._skipped.skipped(turn):
+            self._pass_over(turn)
+            return
+        handover = None
+        if self.intake is not None:
+            self.intake.require_complete()
+            handover, self.intake.handover = self.intake.handover, None
+        observation = probe.end(gradient=not turn.handed)
+        if turn.loss_check is not None and not turn.handed:
             turn.loss_check.batch_ends(observation, outputs)
+            if turn.loss_check.batches <= AT_ONCE:
+                turn.loss_check.decide(self.host)
         values = self.readings.read(observation)
-        if self._paired is not None:
-            values = torch.cat([values, self._base_values(observation, values)], dim=1)
+        if self._base is not None:
+            values = torch.cat([values, self._base.values(turn, values, handover)], dim=1)
         self._visits.append(turn.visits(values, rank=self.host.rank, epoch=self.host.epoch))
         self.batches_done += 1
         for mitigation in self.mitigations:
@@ -303,64 +182,75 @@ class Engine:
             batch_size=len(observation.keys),
         )
 
-    def _base_values(self, observation: Observation, values: Tensor) -> Tensor:
-        """The base model's values for this batch, NaN if it is not its turn."""
-        assert self.probe is not None
-        assert self._paired is not None
-        if self.batches_done % self.options.paired_every:
-            return torch.full_like(values, torch.nan)
-        complete = None
-        if observation.unconditional is not None:
-            complete = completer(self.host, probe=self.probe, signals=self.signals)
-        with as_in_training(self.host):
-            return self._paired.values(observation, self.probe, read=self.readings.read, complete=complete)
-
-    def _update(self, *, over: bool = False) -> None:
-        """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
-        _, flagging, records = self.running
-        records.append(self._visits)
-        flagging.add(self._visits, step=self.host.step)
-        self._visits = []
+    def _pass_over(self, turn: Turn) -> None:
+        """The step trained nothing on this batch."""
+        self.running[0].drop()
+        if turn.loss_check is not None:
+            turn.loss_check.forget()
+        self.batches_done += 1
         for mitigation in self.mitigations:
-            mitigation.synchronize(lambda value: self.host.gather([value]))
-        if self._loss_check is not None:
-            self._loss_check.decide(self.host, over=over)
+            mitigation.batch_done()
 
-    # Checkpoints and the end
+    # Losses that are handed over
 
-    def flush(self) -> None:
-        """Make the records on disk end where the run stands; call when a checkpoint is written."""
-        if self.records is not None:
-            self.records.append(self._visits)
-            self.records.flush()
+    def loss(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        *,
+        keys: Sequence[str] | None = None,
+        weights: Tensor | None = None,
+        criterion: Criterion = "mse",
+        caption_dropped: Sequence[bool] = (),
+    ) -> Tensor:
+        """The batch mean of gated and weighted losses, in place of the host's own; see :mod:`.loss_route`.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Evidence, calibration and positions; the same on every process."""
-        if self.flagging is None:
-            return self._state
-        return {
-            **self.flagging.state_dict(),
-            "batches_done": self.batches_done,
-            "evidence_until": min((visits.batch for visits in self._visits), default=self.batches_done),
-            "signals": [signal.state_dict() for signal in self.readings.fitted],
-        }
+        Args:
+            prediction: `(b, ...)` the next rows of the denoiser's last forward with gradients.
+            target: `(b, ...)`.
+            keys: of the samples; None where the batch named them.
+            weights: of samples or of elements.
+            criterion: a name, or a function of prediction and target.
+            caption_dropped: b, true where the empty caption stood in place of the sample's own.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept until the run starts."""
-        self._state = state
+        Returns:
+            `()` with a graph; with the mitigations' penalties, unless :meth:`before_backward` adds them.
+        """
+        assert self.intake is not None, "start() comes first"
+        begun = self.turn
+        # What is handed over need not be checked.
+        self._loss_check = None
+        if begun is not None:
+            begun.handed = True
+        loss = self.intake.take(
+            prediction,
+            target,
+            begun=begun,
+            number=self.batches_done,
+            keys=keys,
+            weights=weights,
+            criterion=criterion,
+            caption_dropped=caption_dropped,
+        )
+        self.turn = self.intake.finished(begun) or begun
+        return loss
 
-    def finish(self) -> None:
-        """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
-        self._update(over=True)
-        self.running[2].finish(self.calibration, self.readings.columns)
-        for mitigation in self.mitigations:
-            mitigation.finish(self.host)
+    def drop_batch(self) -> None:
+        """Forget a batch that was begun, where it did not come to its end; harmless otherwise."""
+        self.turn = None
+        if self.intake is not None:
+            self.intake.handover = None
 
-    def close(self) -> None:
-        """Remove every hook; harmless when done before."""
-        if self._starting is not None:
-            self._starting.close()
-        if self.probe is not None:
-            self.probe.detach()
-        for mitigation in self.mitigations:
-            mitigation.detach()
+    @property
+    def handed_over(self) -> bool:
+        """Whether every row of the last forward was handed over."""
+        return self.intake is not None and self.intake.handover is not None and self.intake.handover.complete
+
+    @property
+    def loss_unseen(self) -> bool:
+        """Whether losses are read from gradients, and that of this batch was never shown."""
+        return self._loss_check is not None and not self._loss_check.saw
+
+    def _replay(self, observation: Observation) -> Observation | None:
+        """The forward of this batch under the base model, None if it is not its turn."""
+        return None if self._base is None else self._base.replay(observation, self.turn, number=self.batches_done)

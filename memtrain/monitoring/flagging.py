@@ -9,6 +9,7 @@ visits of all and comes to the same flags.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -26,8 +27,11 @@ from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import by_key, lacking_to_measure
+from memtrain.monitoring.heldout_keys import HeldoutKeys
+from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
-from memtrain.monitoring.measurement import HeldoutSamples, completer, measure_profile
+from memtrain.monitoring.loss_route import Handover
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.visits import Visits
@@ -65,7 +69,19 @@ class Flagging:
     ) -> None:
         self.host, self.options = host, options
         self.readings, self.probe, self.paired = readings, probe, paired
+        canaries = {key for key, group in by_key(host.data, "groups").items() if group == "canary"}
+        self.heldout_keys = HeldoutKeys(options.settings.heldout_share, never=canaries)
         self.heldout = self._open_heldout()
+        self.latents = HeldoutLatents(
+            host,
+            probe,
+            chosen=self.heldout_keys,
+            read=readings.read,
+            maximum_timestep=options.settings.maximum_timestep,
+            seed=options.settings.seed,
+            complete=completer(host, probe=probe, signals=readings.signals),
+            paired=paired,
+        )
         self.calibration = self._new_calibration(host.data)
         self._require_heldout()
         self.profile = ReferenceProfile(
@@ -80,7 +96,9 @@ class Flagging:
     def _open_heldout(self) -> HeldoutSamples | None:
         if self.options.reference is False:
             return None
-        lacking = lacking_to_measure(self.host)
+        lacking = lacking_to_measure(self.host, training_samples=self.options.reference is True)
+        if lacking and self.heldout_keys.share:
+            return None
         if lacking:
             log.warning(
                 "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
@@ -110,7 +128,7 @@ class Flagging:
             false_positive_rate=options.false_positive_rate,
             minimum_visits=options.minimum_visits,
             window=options.settings.evidence_window,
-            heldout=self.heldout is not None,
+            heldout=self.heldout is not None or self.heldout_keys.share > 0,
             edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
             canaries=canaries,
             resolution=self.readings.resolution,
@@ -185,13 +203,44 @@ class Flagging:
             keys, timesteps, lengths = ([value for part in column for value in part] for column in columns[:3])
             own, base = torch.cat(columns[3]).tensor_split([len(self.readings.columns)], dim=1)
             compared = self._compare(keys, timesteps, own, base if self.paired is not None else None)
-            self.calibration.add(keys, self._buckets(timesteps), compared, step, lengths)
+            buckets = self._buckets(timesteps)
+            held = self.heldout_keys.mask(keys)
+            if held:
+                self._add_heldout(held, keys, buckets, compared, lengths)
+                keys, buckets, lengths = (_where(held, part, False) for part in (keys, buckets, lengths))
+                compared = compared[~torch.tensor(held)]
+            self.calibration.add(keys, buckets, compared, step, lengths)
+
+    def _add_heldout(
+        self,
+        held: Sequence[bool],
+        keys: Sequence[str],
+        buckets: Sequence[int | None],
+        compared: Tensor,
+        lengths: Sequence[float],
+    ) -> None:
+        """Let the visits calibrate whose samples are held out by weight."""
+        seen = (~compared.isnan().all(dim=1)).tolist()
+        counted = [index for index, bucket in enumerate(buckets) if held[index] and seen[index] and bucket is not None]
+        if counted:
+            self.calibration.add_heldout(
+                [keys[index] for index in counted],
+                [int(buckets[index] or 0) for index in counted],
+                compared[counted],
+                [lengths[index] for index in counted],
+            )
 
     def calibrate(self, count: int) -> None:
         """Measure the next `count` held-out samples, if there are any, and update the calibration of every process."""
-        if self.heldout is None or self._compares_with_itself(self.host.step):
+        if self.heldout_keys.share:
+            self.latents.exchange()
+        if self._compares_with_itself(self.host.step):
             return
-        for seen in self.host.gather([self.heldout.measure(count)]):
+        measured: list[HeldoutVisits | None] = [] if self.heldout is None else [self.heldout.measure(count)]
+        if self.heldout_keys.share:
+            # More as long as there is no threshold: nothing can be flagged before.
+            measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
+        for seen in self.host.gather([visits for visits in measured if visits is not None]):
             buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
             compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
             self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
@@ -210,6 +259,11 @@ class Flagging:
         observation.level = self.readings.split(mean)
         observation.spread = self.readings.split(deviation)
 
+    def keep(self, handover: Handover) -> None:
+        """Keep what can be measured again of the samples that are held out by weight."""
+        if self.heldout_keys.share:
+            self.latents.offer(handover.parts, handover.observation)
+
     def _buckets(self, timesteps: Sequence[float]) -> list[int | None]:
         return [self.profile.bucket(t) if t < self.options.settings.maximum_timestep else None for t in timesteps]
 
@@ -225,6 +279,7 @@ class Flagging:
             "calibration": self.calibration.state_dict(),
             "heldout_done": 0 if self.heldout is None else self.heldout.done,
             "fingerprint": self.profile.fingerprint,
+            **({"latents": self.latents.state_dict()} if self.heldout_keys.share else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,3 +288,9 @@ class Flagging:
         self.profile.fingerprint = state["fingerprint"]
         if self.heldout is not None:
             self.heldout.done = state["heldout_done"]
+        if self.heldout_keys.share:
+            self.latents.load_state_dict(state["latents"])
+
+
+def _where(mask: Sequence[bool], values: list[Any], wanted: bool) -> list[Any]:
+    return [value for value, chosen in zip(values, mask, strict=True) if chosen is wanted]

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memtrain.monitoring import processes
+from memtrain.monitoring.batch_fields import Names
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,23 @@ class Host:
         module: what is trained. It may offer `sample_loss`, `loss_weight`, `unconditional_text` and `tokenizer`.
         data: what it is trained on; :mod:`memtrain.monitoring.data_protocol` says what it may offer. None if unknown.
         folder: of the run.
+
+    Attributes:
+        names: names the samples of a batch.
     """
 
+    captions: Mapping[str, str] = MappingProxyType({})
+    """Captions by key, where the data does not know them."""
+    noise_scheduler: Any = None
+    """Diffusers' scheduler of the training noise, where the host hands its losses over."""
+    saves_alone: bool = False
+    """Whether checkpoints may be written by the first process without the others knowing."""
     exports: bool = False
     """Whether something saves the trained weights as every mitigation's `exporting` leaves them."""
 
     def __init__(self, module: Any, *, data: Any = None, folder: str | Path = ".") -> None:
         self.module, self.data, self.folder = module, data, Path(folder)
+        self.names = Names()
 
     # Where the run stands
 
@@ -114,6 +126,10 @@ class Host:
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """The precision of a training forward."""
+        return nullcontext()
+
+    def differentiating(self) -> AbstractContextManager[Any]:
+        """Around gradients of what the host made of the denoiser's output, which are none of its own backward."""
         return nullcontext()
 
     def moved(self, batch: Any) -> Any:

@@ -1,176 +1,308 @@
-"""Whether the losses that are read from the gradient are those of the host.
+"""Each sample's loss, in hosts whose code nobody touches: handed over, or read from the gradient and checked.
 
-Each sample's loss is recovered from the gradient at the denoiser's output (:mod:`memtrain.signals.denoising_loss`),
-which is right if the host's loss is the batch mean of squared errors, weighted at most as `loss_weight(timesteps)` of
-its module says. Nothing in the gradient shows when it is not: half the loss reads as a quarter, and ordinary samples
-look memorized. So in the first batches of a fit the (weighted) mean of the recovered losses is compared with the loss
-that is differentiated, without gradient accumulation's and the gradient scaler's factors. Mitigations change neither:
-the gradient is read before samples are weighted, the loss before penalties are added.
+There are two ways to know it.
 
-- Where all batches disagree by more than 5 %, training is refused: with a constant factor, weights by timestep, sums,
-  other losses than squared errors.
-- Where only some do, there is a warning.
-- A loss with further terms (a regularizer, say) is larger than the mean of the squared errors although these are
-  recovered rightly. If its `training_step` returns `{"loss": loss, "sample_loss": (B,) unweighted losses}`, the
-  recovered losses are compared with those, sample by sample, and the terms do not matter. Terms that act on the
-  denoiser's output themselves do: then the losses cannot be recovered, and `DenoisingLoss` has to be left out.
+- **Handed over.** The training step returns `{"loss": loss, "sample_loss": (B,) each sample's loss, unweighted}`. That
+  is believed and used, whatever the loss is made of: Huber, masks, weights, further terms. Only its form is checked:
+  one number per sample, not negative, not the same for all.
+- **Read from the gradient** at the denoiser's output (:mod:`memtrain.signals.denoising_loss`), which is right if the
+  loss is the batch mean of squared errors, weighted at most as the module's `loss_weight` says
+  (:mod:`memtrain.monitoring.loss_weight`).
 
-Cost: a few means in the first eight batches. They are read with the next update of the monitor, so nothing waits for
-the device. Cannot: see a loss that is differentiated by `loss.backward()` instead of `manual_backward(loss)`.
+Nothing in the gradient shows when the second is wrong: half the loss reads as a quarter, and ordinary samples look
+memorized. So it is checked in every batch, and what cannot be read is refused:
+
+- the (weighted) mean of the losses that were read is the loss that was differentiated, within 2 %, in *every* batch.
+  Weights such as min-SNR are 1 at most timesteps, and L1 agrees by chance now and then, so some batches that agree say
+  nothing;
+- the elements of a sample's gradient are not all of one size, as those of L1 are, which is a sign;
+- no sample's gradient is zero unless `loss_weight` says so, and no part of an image is without one, as with a mask.
+
+Mitigations change none of that: the gradient is read before samples are weighted, the loss before penalties are added.
+In the first batches the processes decide at once, later with each update, before the batches become evidence. So no
+flag, and no weight that rests on one, comes from a loss that was not checked.
+
+Some things read the gradient even where losses are handed over, because they act before the step returns, or need what
+the prediction is compared with: mitigations that weight samples by their loss (`LossSkipping`), and `reference:
+paired`. These need a loss that can be read, too. For `paired` the step may return `target`, the `(B, ...)` tensor that
+the denoiser's output should be, as well; the losses compared are then mean squared errors.
+
+Cost: a few means per batch; nothing waits for the device after the first eight batches. Cannot: see a loss that is
+differentiated by `loss.backward()` instead of `manual_backward(loss)`, which is refused; notice that losses are handed
+over in another order than the batch's.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
-from memtrain.functional.diffusion import loss_from_gradient
+from memtrain.functional.diffusion import loss_from_gradient, per_sample_mse
 from memtrain.models.observation import Observation
 from memtrain.models.transfer import HostCopy
 from memtrain.monitoring.host import Host
 
 log = logging.getLogger(__name__)
 
-COMPARED = 8
-"""Batches that are compared."""
+AT_ONCE = 8
+"""Batches that are decided on as soon as they are over."""
 
-ENOUGH = 4
-"""Batches after which training may be refused."""
-
-TOLERANCE = 0.05
+TOLERANCE = 0.02
 """Relative difference that is put down to rounding; half precision stays well below it."""
 
-REMEDY = (
-    "return the plain mean; or declare what it is multiplied by, a constant too, as loss_weight(timesteps) -> (B,) on "
-    'the module; or, if it has further terms, return {"loss": loss, "sample_loss": (B,) unweighted losses} from '
-    "training_step, which are compared instead; or measure other `signals` than DenoisingLoss"
-)
+FLAT = 0.01
+"""Spread of the sizes of a gradient's elements, over their mean, below which they are all one size."""
 
+UNSEEN = 0.05
+"""Share of an image without any gradient above which it is masked."""
 
-def require_loss_weight(module: Any) -> None:
-    """Refuse a `loss_weight` that cannot be asked.
-
-    Raises:
-        ConfigurationError: if it is no method.
-    """
-    weight = getattr(module, "loss_weight", None)
-    if weight is not None and not callable(weight):
-        raise _refused_weight(module, f"is {weight!r}")
-
-
-def loss_weights(module: Any, timesteps: Tensor) -> Tensor | None:
-    """Weight of each sample's loss, `(B,)`, as the module says; None if it does not.
-
-    Raises:
-        ConfigurationError: if that is no such tensor.
-    """
-    weight: Any = getattr(module, "loss_weight", None)
-    if weight is None:
-        return None
-    weights = weight(timesteps)
-    if not isinstance(weights, Tensor) or weights.shape != timesteps.shape:
-        found = f"one of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
-        raise _refused_weight(module, f"returned {found} for {len(timesteps)} timesteps")
-    return weights
-
-
-def _refused_weight(module: Any, found: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{type(module).__name__}.loss_weight {found}",
-        expected="a method loss_weight(timesteps (B,)) -> (B,) tensor, what each sample's loss is multiplied by",
-        remedy="write `def loss_weight(self, timesteps): return torch.full(timesteps.shape, 0.5, device=self.device)` "
-        "for a constant, or call the attribute something else",
-    )
+HAND_OVER = 'return {"loss": loss, "sample_loss": (B,) each sample\'s unweighted loss, detached} from training_step'
+DECLARE = "declare what each sample's loss is multiplied by, a constant too, as loss_weight(timesteps) -> (B,) or "
+DECLARE += "loss_weight(timesteps, batch) -> (B,) on the module"
+OTHERS = "or measure other `signals` than DenoisingLoss"
+EXPECTED = "a loss that is the batch mean of squared errors at the denoiser's output"
 
 
 class LossCheck:
-    """Compares in the first batches of a fit, decides once."""
+    """Takes the losses that a host hands over, and checks those that are read from its gradient.
 
-    def __init__(self) -> None:
-        self._batches, self._decided = 0, False
+    Args:
+        early: mitigations that need each sample's loss before the training step returns.
+        paired: whether the base model is compared on the same noise.
+        predicted: what a step's `target` belongs to in the denoiser's output; default all of it.
+    """
+
+    def __init__(
+        self, *, early: Sequence[str] = (), paired: bool = False, predicted: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.early, self.paired, self._predicted = list(early), paired, predicted or (lambda output: output)
+        self.batches = 0
         self._differentiated: Tensor | None = None
         self._of_gradient: Tensor | None = None
         self._compared: list[HostCopy] = []
+        self._saw = False
 
     @property
-    def _open(self) -> bool:
-        return not self._decided and self._batches < COMPARED
+    def saw(self) -> bool:
+        """Whether a loss was ever shown."""
+        return self._saw
 
     def differentiates(self, loss: Tensor) -> None:
         """A backward pass from this loss begins; call before anything is added to it."""
-        self._differentiated = loss.detach().clone() if self._open else None
+        self._saw = True
+        self._differentiated = loss.detach().clone()
 
     def gradient_arrives(self) -> None:
         """The gradient at the denoiser's output belongs to the loss named last: a host may have several."""
         self._of_gradient, self._differentiated = self._differentiated, None
 
+    def forget(self) -> None:
+        """The batch is no visit."""
+        self._of_gradient, self._differentiated = None, None
+
     def batch_ends(self, observation: Observation, outputs: Any) -> None:
-        """Compare.
+        """Put what the step hands over into the observation, and compare.
 
         Args:
-            observation: complete.
+            observation: complete. With a `sample_loss` already, nothing is left to find out.
             outputs: what the training step returned, as the host passes it on.
+
+        Raises:
+            ConfigurationError: if what it hands over has another form, or the loss was never seen.
         """
-        loss, self._of_gradient, self._differentiated = self._of_gradient, None, None
-        if not self._open:
+        loss, known = self._of_gradient, observation.sample_loss is not None
+        self.forget()
+        self.batches += 1
+        if known:
             return
-        self._batches += 1
-        if loss is not None:
-            given = outputs.get("sample_loss") if isinstance(outputs, Mapping) else None
-            self._compared.append(HostCopy(_compare(observation, loss, given)))
+        given = _handed_over(observation, outputs)
+        readers = [*self.early, *(["`reference: paired`"] if self.paired and observation.target is None else [])]
+        if observation.target is not None and self.paired and observation.prediction is not None:
+            given = per_sample_mse(self._predicted(observation.prediction), observation.target)
+        observation.sample_loss = given
+        if given is not None and not readers:
+            self._compared.append(HostCopy(_form(given)))
+            return
+        if loss is None and given is None:
+            raise ConfigurationError(
+                "The loss of the training step was never seen, so it is not known whether the losses read from its "
+                "gradient are right",
+                expected="self.manual_backward(loss), through which Lightning tells callbacks of it",
+                remedy=f"write self.manual_backward(loss) in place of loss.backward(); or {HAND_OVER}",
+            )
+        self._compared.append(HostCopy(_compare(observation, loss, given)))
 
     def decide(self, host: Host, *, over: bool = False) -> None:
-        """Refuse or warn, once, when there are batches enough; call on every process alike.
+        """Refuse what cannot be read; call on every process alike.
 
         Args:
             host: the surroundings of the run.
             over: training is over, and refusing it would help nobody.
 
         Raises:
-            ConfigurationError: if no batch agrees.
+            ConfigurationError: if one batch of one process says so.
         """
-        if self._decided or (self._batches < ENOUGH and not over):
-            return
-        self._decided = True
         rows = host.gather([tuple(copy.read().tolist()) for copy in self._compared])
         self._compared = []
-        rows = [row for row in rows if math.isfinite(row[0])]
-        wrong = [ratio for ratio, apart in rows if abs(ratio - 1) > TOLERANCE and not apart <= TOLERANCE]
-        if rows and not wrong:
+        found = _verdict(rows, [*self.early, *(["`reference: paired`"] if self.paired else [])])
+        if found is None:
             return
-        if not rows:
-            message = (
-                "The loss of the training step was never seen, so it is not known whether the losses read from its "
-                "gradient are right. Differentiate it with manual_backward(loss)"
-            )
-        else:
-            message = (
-                f"The losses read from the gradient are not those of the loss: in {len(wrong)} of {len(rows)} batches "
-                f"compared, their mean is {_range(wrong)} the loss that was differentiated"
-            )
-        if len(wrong) == len(rows) > 0 and not over:
-            raise ConfigurationError(message, expected="a loss that is the batch mean of squared errors", remedy=REMEDY)
+        message, expected, remedy = found
+        if not over:
+            raise ConfigurationError(message, expected=expected, remedy=remedy)
         if host.rank == 0:
-            log.warning("%s%s", message, f". If that is not meant: {REMEDY}" if rows else "")
+            log.warning("%s: the flags of this run may be wrong. Expected: %s. Remedy: %s", message, expected, remedy)
 
 
-def _compare(observation: Observation, loss: Tensor, given: Any) -> Tensor:
-    """`(2,)`: mean of the recovered losses over `loss`, and how far they are from `given`, `(B,)`, relatively."""
+def _handed_over(observation: Observation, outputs: Any) -> Tensor | None:
+    """`sample_loss` of what the step returned, `(B,)`, None if it has none; its `target` goes into the observation."""
+    if not isinstance(outputs, Mapping):
+        return None
+    count, given, target = len(observation.keys), outputs.get("sample_loss"), outputs.get("target")
+    if given is not None and not (isinstance(given, Tensor) and given.shape == (count,) and given.is_floating_point()):
+        raise ConfigurationError(
+            f"training_step returned {_shown(given)} as sample_loss for {count} samples",
+            expected="a tensor (B,) of each sample's own loss, not their mean",
+            remedy="return for instance (prediction - target).square().flatten(1).mean(1).detach()",
+        )
     assert observation.gradient is not None
-    recovered = loss_from_gradient(observation.gradient, observation.loss_scale, observation.loss_weight)
-    weighted = recovered if observation.loss_weight is None else recovered * observation.loss_weight
-    ratio = weighted.mean() * observation.loss_scale / loss.float().mean()
-    apart = torch.full_like(ratio, torch.inf)
-    if isinstance(given, Tensor) and given.shape == recovered.shape:
-        given = given.detach().to(recovered)
-        apart = (recovered - given).abs().mean() / given.abs().mean()
-    return torch.stack([ratio.reshape(()), apart.reshape(())])
+    if isinstance(target, Tensor) and target.shape == observation.gradient.shape:
+        observation.target = target.detach()
+    elif target is not None and given is None:
+        raise ConfigurationError(
+            f"training_step returned {_shown(target)} as target",
+            expected=f"a tensor of the shape of the denoiser's output, {tuple(observation.gradient.shape)}",
+            remedy="return what the output itself is compared with, or leave `target` out",
+        )
+    return None if given is None else given.detach().to(observation.gradient.device)
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+# What a batch showed, eight numbers: 0 kind, 1 finite, 2 ratio, 3 apart, 4 flat, 5 without gradient, 6 masked, 7 broken
+READ, GIVEN = 0.0, 1.0
+
+
+def _form(losses: Tensor) -> Tensor:
+    """Of losses that were handed over `(B,)`: whether they are finite, and whether they cannot be what they should."""
+    losses = losses.float()
+    finite = losses.isfinite()
+    same = (losses == losses[0]).all() & (len(losses) > 1) & finite.all()
+    broken = torch.where((losses < 0).any(), 1.0, torch.where(same, 2.0, 0.0))
+    nothing = torch.zeros_like(broken)
+    return torch.stack([nothing + GIVEN, finite.any().float(), *[nothing] * 5, broken])
+
+
+def _compare(observation: Observation, loss: Tensor | None, given: Tensor | None) -> Tensor:
+    """Of losses that were read: how they go with the loss, with those handed over, and what the gradient looks like."""
+    gradient, weight = observation.gradient, observation.loss_weight
+    assert gradient is not None
+    unweighted = torch.ones(len(gradient), device=gradient.device) if weight is None else weight.float()
+    read = loss_from_gradient(gradient, observation.loss_scale, weight)
+    weighed = torch.where(unweighted > 0, read * unweighted, 0.0)
+    unknown = torch.full_like(read[0], torch.nan)
+    ratio = unknown if loss is None else weighed.mean() * observation.loss_scale / loss.to(read).mean()
+    apart = torch.full_like(unknown, torch.inf)
+    if given is not None:
+        counts = unweighted > 0
+        apart = torch.where(counts, (read - given).abs(), 0.0).sum() / torch.where(counts, given.abs(), 0.0).sum()
+    size = gradient.float().abs()
+    each = size.flatten(1)
+    silent = (each.amax(1) == 0) & (unweighted > 0)
+    flat = (each.std(1) <= FLAT * each.mean(1)) | silent
+    # Channels come first in images and last in sequences of patches.
+    unseen = [(size.amax(dim) == 0).reshape(len(size), -1).float().mean(1) for dim in (1, -1)]
+    masked = torch.stack(unseen).amax(0)
+    masked = torch.where(each.amax(1) == 0, 0.0, masked).amax()
+    parts = [
+        torch.zeros_like(unknown) + READ,
+        read.isfinite().any(),
+        ratio,
+        apart,
+        flat.all() & ~silent.all(),
+        silent.sum(),
+        masked,
+        torch.zeros_like(unknown),
+    ]
+    return torch.stack([part.float().reshape(()) for part in parts])
+
+
+def _verdict(rows: Sequence[tuple[float, ...]], readers: Sequence[str]) -> tuple[str, str, str] | None:
+    """What was found, expected, and helps; None if every batch is as it should be."""
+    given = [row for row in rows if row[0] == GIVEN]
+    if any(row[7] for row in given):
+        found = "is negative" if any(row[7] == 1 for row in given) else "is the same number for every sample of a batch"
+        return (
+            f"sample_loss, as training_step returns it, {found}",
+            "each sample's own loss, in the order of the batch",
+            "return for instance (prediction - target).square().flatten(1).mean(1).detach()",
+        )
+    read = [row for row in rows if row[0] == READ and row[1] and not math.isinf(row[2])]
+    trusted = [row for row in read if row[3] <= TOLERANCE]
+    doubted = [row for row in read if not row[3] <= TOLERANCE]
+    handed = [row for row in doubted if math.isfinite(row[3])]
+    if handed and readers:
+        return _cannot_wait(handed, readers)
+    return _unreadable(doubted, len(trusted) + len(doubted))
+
+
+def _cannot_wait(rows: Sequence[tuple[float, ...]], readers: Sequence[str]) -> tuple[str, str, str]:
+    """Losses are handed over, but somebody needs more than that."""
+    low, high = min(row[3] for row in rows), max(row[3] for row in rows)
+    remedy = f"leave {' and '.join(readers)} out (SampleSkipping goes by flags, for which sample_loss is enough)"
+    if readers[-1].startswith("`reference"):
+        remedy = (
+            "return `target`, the (B, ...) tensor that the denoiser's output is compared with, beside sample_loss, or "
+            "set `reference: true` or `reference: false`"
+        ) + ("" if len(readers) == 1 else f"; and leave {' and '.join(readers[:-1])} out")
+    return (
+        f"{' and '.join(readers)} cannot go by the sample_loss that training_step returns, and the losses read from "
+        f"the gradient differ from it by {100 * low:.3g} to {100 * high:.3g} %",
+        EXPECTED,
+        f"{remedy}; or {DECLARE}",
+    )
+
+
+def _unreadable(rows: Sequence[tuple[float, ...]], total: int) -> tuple[str, str, str] | None:
+    """Losses were read, and one batch says that they are not the loss."""
+    if any(row[4] for row in rows):
+        return (
+            "The elements of the gradient at the denoiser's output are all of one size, so the loss is an absolute "
+            "error (L1), whose gradient does not tell how large it is",
+            EXPECTED,
+            f"{HAND_OVER}; {OTHERS}",
+        )
+    silent = int(sum(row[5] for row in rows))
+    if silent:
+        return (
+            f"No gradient at all reached {silent} samples: the loss leaves them out, and they would look memorized",
+            EXPECTED,
+            f"give them a weight of 0 in loss_weight(timesteps, batch) -> (B,) on the module; or {HAND_OVER}; {OTHERS}",
+        )
+    masked = max((row[6] for row in rows), default=0.0)
+    if masked > UNSEEN:
+        return (
+            f"No gradient reached {100 * masked:.3g} % of an image, so the loss is masked",
+            EXPECTED,
+            f"{HAND_OVER}; {OTHERS}",
+        )
+    wrong = [row[2] for row in rows if abs(row[2] - 1) > TOLERANCE]
+    if wrong:
+        return (
+            f"The losses read from the gradient are not those of the loss: in {len(wrong)} of {total} batches "
+            f"compared, their mean is {_range(wrong)} the loss that was differentiated",
+            EXPECTED,
+            f"{DECLARE}; or {HAND_OVER}, where it has further terms, masks or another criterion; {OTHERS}",
+        )
+    return None
 
 
 def _range(ratios: list[float]) -> str:

@@ -5,7 +5,7 @@ Both run the host module's `sample_loss` without gradients, in the precision of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -15,19 +15,42 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from memtrain.errors import ConfigurationError
-from memtrain.evidence.base_profile import ReferenceProfile, described
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.models.attention_reading import without_cast_cache
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
+from memtrain.monitoring.batch_fields import described_length, described_mask
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.signals.base import FittedSignal, Signal
 
 
+def named(host: Host, batch: Any) -> Any:
+    """A batch with its samples' names under `key`; one that is no mapping has no place for them.
+
+    Raises:
+        DataError: if it is none.
+    """
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"A profile of the base model cannot tell samples by their content: the batch is a {type(batch).__name__}",
+            expected="a dict with `input_ids`, and `latents` or `pixel_values`",
+            remedy="let the collate function make one, or set `reference: paired`",
+        )
+    keys, given = host.names(batch), batch.get("key")
+    return batch if isinstance(given, list) and given == keys else {**batch, "key": keys}
+
+
+def described(batch: Any, keys: Sequence[str]) -> Observation:
+    """An observation with what a batch says of its samples."""
+    return Observation(keys, described_length(batch, len(keys)), described_mask(batch, len(keys)))
+
+
 @contextmanager
 def as_in_training(host: Host) -> Iterator[None]:
     """No gradients, and the precision of the training forward."""
-    with torch.no_grad(), host.forward_context():
+    with torch.no_grad(), host.forward_context(), without_cast_cache():
         yield
 
 
@@ -87,7 +110,7 @@ def measure_profile(
         profile.measure(
             probe,
             host.module.sample_loss,
-            chain.from_iterable(loaders),
+            (named(host, batch) for batch in chain.from_iterable(loaders)),
             total=sum(map(len, loaders)),
             rank=host.rank,
             world_size=host.world_size,
@@ -114,9 +137,10 @@ def fit_signals(
         for dataset in (data.train_dataset, data.heldout_dataset):
             for batch in data.unique_dataloader(dataset):
                 batch = host.moved(batch)
+                keys = host.names(batch)
                 generator = torch.Generator(host.device).manual_seed(seed)
-                steps = torch.full((len(batch["key"]),), timestep, device=host.device)
-                with as_in_training(host), probe.measure(described(batch)) as observation:
+                steps = torch.full((len(keys),), timestep, device=host.device)
+                with as_in_training(host), probe.measure(described(batch, keys)) as observation:
                     module.sample_loss(batch, steps, generator)
                 yield observation
 
@@ -185,26 +209,27 @@ class HeldoutSamples:
     def measure(self, count: int) -> HeldoutVisits:
         """Measure the next `count` samples of this process."""
         total, first = len(self.dataset), self.done + self.host.rank * count
-        batch = default_collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
+        collate = getattr(self.dataset, "collate", default_collate)
+        batch = collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
         batch = self.host.moved(batch)
+        keys = self.host.names(batch)
         seed = self.seed * 1_000_003 + first
         with as_in_training(self.host):
-            timesteps, values = self._measure(batch, seed)
+            timesteps, values = self._measure(batch, keys, seed)
             base = None
             if self.paired is not None:
                 with self.paired.base_weights(self.probe.denoiser):
-                    _, base = self._measure(batch, seed)
+                    _, base = self._measure(batch, keys, seed)
         self.done += count * self.host.world_size
-        lengths = batch.get("prompt_length")
+        lengths = described_length(batch, len(keys))
         known = [float("nan")] * len(values) if lengths is None else [float(length) for length in lengths.tolist()]
-        return HeldoutVisits(list(batch["key"]), timesteps, known, values, base)
+        return HeldoutVisits(keys, timesteps, known, values, base)
 
-    def _measure(self, batch: Any, seed: int) -> tuple[list[int], Tensor]:
-        keys = list(batch["key"])
+    def _measure(self, batch: Any, keys: list[str], seed: int) -> tuple[list[int], Tensor]:
         device = self.host.device
         generator = torch.Generator(device).manual_seed(seed)
         timesteps = torch.randint(self.maximum_timestep, (len(keys),), generator=generator, device=device)
-        with self.probe.measure(described(batch)) as observation:
+        with self.probe.measure(described(batch, keys)) as observation:
             observation.sample_loss = self.host.module.sample_loss(batch, timesteps, generator)
         if self.complete is not None:
             self.complete(observation)

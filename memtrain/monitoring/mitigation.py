@@ -68,13 +68,7 @@ class Effects:
 
 
 class Mitigation:
-    """Base of the mitigations; a subclass overrides what it needs of `prepare`, `weights`, `penalty` and the rest.
-
-    Attributes:
-        key_field: field of the batch that holds the sample keys, once a run is opened.
-    """
-
-    key_field: str = "key"
+    """Base of the mitigations; a subclass overrides what it needs of `prepare`, `weights`, `penalty` and the rest."""
 
     def needs(self) -> Needs:
         """What it reads; default nothing beyond the flags."""
@@ -124,7 +118,7 @@ class Mitigation:
         batch, alone, so that the same batch is treated alike on one process and on several, and after a resume.
 
         Args:
-            batch: as the module gets it, on its device.
+            batch: as the module gets it, on its device. The names of its samples are `flags.keys`.
             flags: on the host.
             tokenizer: the module's, or None.
             number: batches since the start of training, the same on every process.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from memtrain.errors import ConfigurationError
 
@@ -23,6 +24,7 @@ class WatchSettings:
         calibrate_every: batches between updates: new evidence of all processes, measurement of held-out samples.
         heldout_batch: held-out samples measured then, per process.
         seed: of the noise for profile and held-out samples.
+        heldout_share: share of the keys that are held out by weight (:mod:`memtrain.monitoring.heldout_keys`).
 
     Raises:
         ConfigurationError: if with one of them nothing could ever be flagged, or measured.
@@ -35,8 +37,10 @@ class WatchSettings:
     calibrate_every: int = 8
     heldout_batch: int = 8
     seed: int = 0
+    heldout_share: float = 0.0
 
     def __post_init__(self) -> None:
+        _require(0 <= self.heldout_share <= 0.5, "heldout_share", self.heldout_share, "from 0 to 0.5")
         for name in ("evidence_window", "maximum_timestep", "reference_draws", "calibrate_every", "heldout_batch"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         steps = self.reference_timesteps
@@ -60,7 +64,7 @@ class WatchOptions:
     paired_every: int = 4
     sites: str | None = None
     denoiser: str | None = None
-    key_field: str = "key"
+    key_field: str | None = None
     settings: WatchSettings = field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
@@ -69,6 +73,23 @@ class WatchOptions:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         rate = self.false_positive_rate
         _require(0 < rate <= 0.5, "false_positive_rate", rate, "above 0, at most 0.5")
+
+
+def named_options(given: Mapping[str, Any]) -> WatchOptions:
+    """Options and settings by their names.
+
+    Raises:
+        ConfigurationError: if there is none of a name.
+    """
+    rare = {field.name for field in fields(WatchSettings)}
+    known = {field.name for field in fields(WatchOptions)} - {"settings"} | rare
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ConfigurationError(
+            f"There is no option {unknown[0]!r}", expected=f"one of {sorted(known)}", remedy="change its name"
+        )
+    settings = WatchSettings(**{name: value for name, value in given.items() if name in rare})
+    return WatchOptions(**{name: value for name, value in given.items() if name not in rare}, settings=settings)
 
 
 def _require(fine: bool, name: str, found: object, expected: str) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 from memtrain.evidence.verdict import calibration_figures
 from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.visits import Visits
 from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet, written_whole
@@ -35,7 +37,7 @@ class RunRecords:
         self.folder = self.run / "records"
         if host.rank == 0:
             if batches_done is not None:
-                drop_newer(self.folder, batches_done)
+                drop_newer(self.folder, batches_done, trim=host.saves_alone)
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)
         host.barrier()
@@ -74,30 +76,43 @@ class RunRecords:
         mine = [row for row in rows if row["rank"] % self.host.world_size == self.host.rank]
         return Visits.from_rows(mine, self.columns)
 
-    def finish(self, calibration: Calibration, names: Sequence[str]) -> None:
+    def finish(self, calibration: Calibration, names: Sequence[str], *, held_out: HeldoutKeys) -> None:
         """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
 
         Args:
             calibration: at the end of it.
             names: of the signal values.
+            held_out: samples that were in the batches without being trained on; they are no training samples.
         """
         self.flush()
         self.host.barrier()
         if self.host.rank != 0:
             return
         data = self.host.data
-        captions = {sample.key: sample.caption for sample in known_samples(data, "train")}
+        known = {sample.key: sample.caption for sample in known_samples(data, "train")}
+        steps = read_steps(self.folder)
+        apart = [key for key in pc.unique(steps["key"]).to_pylist() if key in held_out]
+        if apart:
+            steps = steps.filter(pc.invert(pc.is_in(steps["key"], pa.array(apart))))
         table = evidence_table(
-            read_steps(self.folder),
+            steps,
             calibration,
             names,
-            captions,
+            {**self.host.captions, **known},
             by_key(data, "visits_per_epoch"),
             groups=by_key(data, "groups"),
         )
         write_parquet(table, self.folder / "evidence.parquet")
         write_flagged(table, self.run / "flagged.csv")
-        keys = list(dict.fromkeys([*captions, *table["key"].to_pylist()]))
+        keys = [key for key in dict.fromkeys([*known, *table["key"].to_pylist()]) if key not in held_out]
+        figures = calibration_figures(calibration, keys)
+        if held_out.share:
+            figures["held_out_by_weight"] = len(apart)
         with written_whole(self.folder / "calibration.json") as unfinished:
-            unfinished.write_text(json.dumps(calibration_figures(calibration, keys), indent=2) + "\n", encoding="utf-8")
-        print_summary(table, calibration, self.run, keys=keys)
+            unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        note = (
+            f"{len(apart):,} samples of {len(apart) + len(keys):,} were held out by weight: they were in the batches "
+            f"and taught nothing (heldout_share={held_out.share:g}; 0 trains on all, and leaves the threshold to the "
+            "bulk of the training samples)."
+        )
+        print_summary(table, calibration, self.run, keys=keys, note=note if held_out.share else None)

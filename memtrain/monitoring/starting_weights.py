@@ -18,7 +18,7 @@ from torch import nn
 
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.models.backbones.base import find_denoiser
-from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.monitoring.paired_reference import PairedReference, text_encoder_of
 
 
 class StartingWeights:
@@ -34,6 +34,7 @@ class StartingWeights:
         self._kept: PairedReference | None = None
         # Weak on both sides: averages of weights are copies of the whole module, with its hooks.
         this, watched = ref(self), ref(module)
+        self._watched = watched
 
         def before_loading(loading: nn.Module, *_: Any) -> None:
             starting = this()
@@ -47,10 +48,14 @@ class StartingWeights:
         # Released first: it may be as large as the model.
         self._kept = None
         try:
-            self._kept = PairedReference(find_denoiser(module, self._path)[1])
+            self._kept = PairedReference(find_denoiser(module, self._path)[1], text_encoder_of(module))
         except (MemtrainError, AttributeError):
             # Not built yet, or no adapters in it yet; what is still so when training begins is refused then.
             return
+
+    def _text_encoder(self) -> nn.Module | None:
+        module = self._watched()
+        return None if module is None else text_encoder_of(module)
 
     def close(self) -> None:
         """Stop watching; harmless when done before."""
@@ -69,7 +74,7 @@ class StartingWeights:
         self.close()
         if not restored:
             self._kept = None
-            return PairedReference(denoiser)
+            return PairedReference(denoiser, self._text_encoder())
         if self._kept is None:
             raise ConfigurationError(
                 "The checkpoint was restored into a denoiser whose weights at the beginning nobody has seen",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
@@ -27,9 +29,15 @@ class Turn:
         flags: verdict on its samples before this visit, on the host.
         observation: what the probe sees of it.
         mitigations: of the run.
+        batch: as the training step gets it.
         loss_weight: `(B,)` timesteps to the weights that the host gives samples, None for equal ones.
         loss_check: compares the losses read from the gradient with the host's, in the first batches.
         weights: `(B,)` what the samples' gradients are multiplied by, once that is decided.
+        differentiated: whether a backward pass was announced.
+        penalized: whether the loss after the denoiser's forward has got what is added to it.
+        heldout: B, true for samples that are held out by weight; empty if none is.
+        handed: whether the host hands its losses over, so that weights act in their mean and not on a gradient.
+        scaled: whether the loss that penalties are added to has the loss scale already.
     """
 
     number: int
@@ -38,24 +46,51 @@ class Turn:
     observation: Observation
     mitigations: Sequence[Mitigation]
     loss_weight: Callable[[Tensor], Tensor | None]
+    batch: Any = None
     loss_check: LossCheck | None = None
     weights: Tensor | None = None
+    differentiated: bool = False
+    penalized: bool = False
+    heldout: Sequence[bool] = ()
+    handed: bool = False
+    scaled: bool = True
 
     def decide(self, observation: Observation) -> Tensor | None:
         """The gate: weights of the samples, called when the loss gradient arrives; None leaves the gradient alone."""
+        if self.handed:
+            return None
         if self.loss_check is not None:
             self.loss_check.gradient_arrives()
+        if self.penalizing and not self.differentiated and observation.gradient is not None:
+            raise ConfigurationError(
+                f"The penalty of {type(self.penalizing[0]).__name__} was not added: the loss was differentiated unseen",
+                expected="self.manual_backward(loss), through which Lightning tells callbacks of it",
+                remedy="write self.manual_backward(loss) in place of loss.backward()",
+            )
         observation.loss_weight = self.loss_weight(observation.timesteps)
         device = observation.timesteps.device
         self.weights = torch.ones(len(observation.keys), device=device)
-        if not self.mitigations:
+        if not self.mitigations and not self.heldout:
             return None
         flags = self.flags.on(device)
         for mitigation in self.mitigations:
             self.weights = self.weights * mitigation.weights(observation, flags)
+        if self.heldout:
+            self.weights = self.weights * (1.0 - to_device(torch.tensor(self.heldout), device).float())
         if any(mitigation.effects().skips for mitigation in self.mitigations):
             self.weights = self.weights * processes.share_of_mean((self.weights > 0).float())
         return self.weights
+
+    def trained_nothing(self, *, seen_before: bool) -> bool:
+        """Whether the step left its batch out: it returned None, or trained another network alone.
+
+        Args:
+            seen_before: earlier batches were visits, so that the denoiser would be seen if it ran.
+        """
+        if self.handed or self.observation.gradient is not None:
+            return False
+        ran = bool(self.observation.timesteps.numel())
+        return not self.differentiated or (seen_before and not ran)
 
     @property
     def penalizing(self) -> list[Mitigation]:
@@ -64,11 +99,17 @@ class Turn:
 
     def penalize(self, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, in place, on its scale."""
-        flags = self.flags.on(loss.device)
-        for mitigation in self.penalizing:
-            penalty = mitigation.penalty(self.observation, flags)
-            if penalty is not None:
-                loss.add_(penalty.mean() * self.observation.loss_scale)
+        for penalty in self.penalties(loss.device):
+            loss.add_(penalty * self.observation.loss_scale if self.scaled else penalty)
+
+    def penalties(self, device: torch.device) -> list[Tensor]:
+        """The batch mean of each penalty, `()` with a graph."""
+        flags = self.flags.on(device)
+        found = [mitigation.penalty(self.observation, flags) for mitigation in self.penalizing]
+        if not self.heldout:
+            return [penalty.mean() for penalty in found if penalty is not None]
+        trained = 1.0 - to_device(torch.tensor(self.heldout), device).float()
+        return [(trained * penalty).mean() for penalty in found if penalty is not None]
 
     def visits(self, values: Tensor, *, rank: int, epoch: int) -> Visits:
         """The batch as visits, on their way to the host.

@@ -5,13 +5,13 @@ Diffusion Models", ECCV 2024) skips samples whose loss is low for their timestep
 same sample's loss under the base model, as reference-model membership tests do, because the plain loss mostly says
 how easy an image is.
 
-Cost: none. The gradient of a batch-mean MSE at the denoiser's output is the scaled residual, so every sample's loss is
-read from it, in any trainer.
+Cost: none. A host hands each sample's loss over. If it does not, the loss is read from the gradient: that of a
+batch-mean MSE at the denoiser's output is the scaled residual, in any trainer.
 
-Cannot: losses that are not a (weighted) batch mean of squared errors. A host that weights samples, or multiplies the
-mean by a constant, has to say how (`loss_weight(timesteps)` on its module): what is not declared enters the reading
-squared. In training, :mod:`memtrain.monitoring.loss_check` compares the first batches with the host's loss and refuses
-what cannot be read.
+Cannot: read losses that are not a (weighted) batch mean of squared errors. A host that weights samples, or multiplies
+the mean by a constant, has to say how (:mod:`memtrain.monitoring.loss_weight`): what is not declared enters the reading
+squared. A visit with a weight of 0 has no value. In training, :mod:`memtrain.monitoring.loss_check` compares every
+batch with the host's loss and refuses what cannot be read.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class TextToImageModule(LightningModule):
         sample_loss = self.sample_loss(batch, timesteps, generator)
         loss = (self.loss_weight(timesteps) * sample_loss).mean()
         self.log("train/loss", sample_loss.detach().mean(), prog_bar=True, batch_size=count)
-        return {"loss": loss, "sample_loss": sample_loss.detach(), "key": batch["key"]}
+        return {"loss": loss, "key": batch["key"]}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weight average with each optimizer step, so that a checkpoint of this step holds it."""

@@ -140,15 +140,15 @@ import sys, torch
 from pathlib import Path
 from tests.callbacks.test_monitor import *
 
-def main():
-    folder, kind = Path(sys.argv[1]), sys.argv[2]
-    unet = UNet2DConditionModel.from_pretrained(sys.argv[3], subfolder="unet")
+def main(folder, kind, pipeline):
+    unet = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
     module = Foreign(unet, by_hand=kind == "hand")
     callbacks = [] if kind == "hand" else [MemorizationMonitor(reference=False), FixedWeights()]
     trainer = fit(module, folder, callbacks, devices=2, strategy="ddp", max_epochs=1)
     torch.save(module.gradients, folder / f"{kind}-{trainer.global_rank}.pt")
 
-main()
+for kind in ("ours", "hand"):
+    main(Path(sys.argv[1]), kind, sys.argv[2])
 """
 
 
@@ -157,10 +157,9 @@ def test_the_same_holds_on_two_ddp_processes(pipeline_folder: Path, tmp_path: Pa
     script.write_text(DISTRIBUTED)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    for kind in ("ours", "hand"):
-        command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), kind, str(pipeline_folder)]
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), str(pipeline_folder)]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         ours = torch.load(tmp_path / f"ours-{rank}.pt", weights_only=True)
         hand = torch.load(tmp_path / f"hand-{rank}.pt", weights_only=True)

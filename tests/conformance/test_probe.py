@@ -1,17 +1,12 @@
 """Every backbone in every situation: the probe reads what the attention computes, and changes nothing.
 
 The oracle taps what reaches scaled_dot_product_attention in an eager forward without any hook, and computes the
-readings from it in double precision.
+readings from it in double precision (probe_oracle.py). Compiled and distributed denoisers have files of their own.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ProbeError
@@ -32,113 +26,19 @@ from memtrain.monitoring.visits import Visits
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
 from tests.conformance.families import FAMILIES, TEXT, build, call, gradient_checkpointing
+from tests.conformance.probe_oracle import (
+    EVERY,
+    JOINT,
+    assert_no_hooks,
+    assert_reads,
+    assert_same,
+    gradients,
+    observe,
+    oracle,
+    plain,
+)
 
-EVERY = pytest.mark.parametrize("family", FAMILIES)
-JOINT = ("sd3", "flux")
 LORA = LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
-
-
-class Tap(TorchFunctionMode):
-    """Keeps queries, keys and mask of every attention that sees the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            query, key = (
-                kwargs.get(name, args[i] if len(args) > i else None) for i, name in enumerate(("query", "key"))
-            )
-            if key.shape[2] == TEXT or key.shape[2] == TEXT + 16:
-                self.seen.append((query.detach().clone(), key.detach().clone(), kwargs.get("attn_mask")))
-        return func(*args, **kwargs)
-
-
-def oracle(family: str, model: nn.Module, forward: Callable[[], Any] | None = None) -> list[dict[str, Tensor]]:
-    """Per attention call `query`, `key` (text), `attention` and, where joint, `mass`, from an eager forward."""
-    with torch.no_grad(), Tap() as tap:
-        forward() if forward else model(**call(family)[0])
-    found = []
-    for query, key, mask in tap.seen:
-        text = slice(None)
-        if family in JOINT:
-            image = slice(0, 16) if family == "sd3" else slice(TEXT, None)
-            text = slice(16, None) if family == "sd3" else slice(0, TEXT)
-            query = query[:, :, image]
-        logits = query.double() @ key.double().transpose(-1, -2) / query.shape[-1] ** 0.5
-        bias = 0.0 if mask is None else mask.double()
-        joint = torch.softmax(logits + bias, dim=-1)
-        conditional = torch.softmax(logits[..., text] + bias, dim=-1).mean(dim=(1, 2))
-        mass = joint[..., text].sum(-1).mean(dim=(1, 2))
-        found.append({"query": query, "key": key[:, :, text], "attention": conditional, "mass": mass})
-    return found
-
-
-def observe(
-    family: str,
-    model: nn.Module,
-    probe: DenoiserProbe,
-    forward: Callable[[], Any] | None = None,
-    *,
-    penalty: float = 0.0,
-) -> tuple[Observation, list[Tensor]]:
-    """One training step without an optimizer: the observation and every parameter's gradient."""
-    model.zero_grad()
-    observation = Observation([f"sample {index}" for index in range(3)])
-    probe.begin(observation)
-    result = forward() if forward else model(**call(family)[0])
-    loss = result.sample.float().square().mean()
-    if penalty:
-        loss = loss + penalty * observation.entropy().mean()
-    loss.backward()
-    return probe.end(), gradients(model)
-
-
-def gradients(model: nn.Module) -> list[Tensor]:
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
-
-
-def assert_reads(observation: Observation, expected: list[dict[str, Tensor]], *, atol: float = 1e-6) -> None:
-    assert len(observation.token_attention) == len(expected) > 0
-    for reading, truth in zip(observation.token_attention.values(), expected, strict=True):
-        assert reading.dtype == torch.float32
-        torch.testing.assert_close(reading.double(), truth["attention"], atol=atol, rtol=0)
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor], *, exact: bool = True) -> None:
-    assert sum(float(gradient.abs().sum()) for gradient in expected) > 0
-    for gradient, truth in zip(found, expected, strict=True):
-        torch.testing.assert_close(
-            gradient, truth, **({"atol": 0, "rtol": 0} if exact else {"atol": 1e-5, "rtol": 1e-4})
-        )
-
-
-def assert_no_hooks(model: nn.Module) -> None:
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    assert "DenoiserProbe" not in repr([vars(module).get("_compiled_call_impl") for module in model.modules()])
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def model(family: str) -> Iterator[nn.Module]:
-    model = build(family)
-    yield model
-    assert_no_hooks(model)
-
-
-def plain(family: str, model: nn.Module) -> list[Tensor]:
-    """Gradients of the same step, unwatched."""
-    model.zero_grad()
-    model(**call(family)[0]).sample.float().square().mean().backward()
-    return gradients(model)
 
 
 def test_every_backbone_has_a_family_here() -> None:
@@ -247,61 +147,6 @@ def test_a_penalty_under_reentrant_checkpointing_is_refused(family: str, model: 
         gradient_checkpointing(model, reentrant=True)
         with pytest.raises(ProbeError, match="use_reentrant=False"):
             observe(family, model, probe, penalty=10.0)
-
-
-compiling = pytest.mark.filterwarnings(
-    # torch.compile looks at `.grad` of every input while it traces: https://github.com/pytorch/pytorch/pull/30531
-    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"
-)
-
-COMPILED: dict[str, Callable[[Any], Any]] = {
-    "wrapped": lambda model: torch.compile(model, backend="aot_eager"),
-    "in place": lambda model: model.compile(backend="aot_eager") or model,
-    "fullgraph": lambda model: torch.compile(model, backend="aot_eager", fullgraph=True),
-    "repeated blocks": lambda model: (
-        [module.compile(backend="aot_eager") for module in model.modules() if type(module).__name__.endswith("Block")]
-        and model
-    ),
-}
-
-
-@compiling
-@pytest.mark.parametrize(
-    ("family", "way"),
-    [(family, way) for family in FAMILIES for way in COMPILED if way == "wrapped" or family in ("unet", "flux")],
-)
-def test_compiled_before_attaching(family: str, model: nn.Module, way: str) -> None:
-    expected, untouched = oracle(family, model), plain(family, model)
-    compiled = COMPILED[way](model)
-    with DenoiserProbe(compiled, sites="*") as probe:
-        for _ in range(2):
-            observation, found = observe(family, model, probe, lambda: compiled(**call(family)[0]))
-            assert_reads(observation, expected)
-            assert_same(found, untouched, exact=False)
-
-
-@compiling
-@pytest.mark.parametrize("family", ["unet", "flux"])
-def test_compiled_with_gradient_checkpointing(family: str, model: nn.Module) -> None:
-    expected, untouched = oracle(family, model), plain(family, model)
-    gradient_checkpointing(model, reentrant=False)
-    compiled = COMPILED["wrapped"](model)
-    with DenoiserProbe(compiled, sites="*") as probe:
-        observation, found = observe(family, model, probe, lambda: compiled(**call(family)[0]))
-    assert_reads(observation, expected)
-    assert_same(found, untouched, exact=False)
-
-
-@compiling
-@pytest.mark.parametrize(("family", "way"), [*((family, "wrapped") for family in FAMILIES), ("unet", "in place")])
-def test_attached_after_the_first_compiled_call_raises(family: str, model: nn.Module, way: str) -> None:
-    compiled = COMPILED[way](model)
-    compiled(**call(family)[0]).sample.square().mean().backward()
-    with (
-        DenoiserProbe(compiled) as probe,
-        pytest.raises(ProbeError, match=r"before the first call of a compiled denoiser, or call torch._dynamo.reset"),
-    ):
-        observe(family, model, probe, lambda: compiled(**call(family)[0]))
 
 
 @EVERY
@@ -451,56 +296,3 @@ def test_a_predicted_variance_is_no_residual(family: str, model: nn.Module) -> N
         probe.end()
     assert observation.gradient is not None
     assert observation.gradient.shape == (3, 4, 8, 8)
-
-
-DISTRIBUTED = """
-import os, sys, torch
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-from tests.conformance.test_probe import *
-
-def main(family, kind):
-    torch.distributed.init_process_group("gloo")
-    model = build(family)
-    expected, untouched = oracle(family, model), plain(family, model)
-    model.zero_grad()
-    host = DistributedDataParallel(model, find_unused_parameters=True) if kind == "ddp" else model
-    if kind == "fsdp":
-        for module in list(model.modules()):
-            if type(module).__name__.endswith("TransformerBlock"):
-                fully_shard(module)
-        fully_shard(model)
-    with DenoiserProbe(host, sites="*") as probe:
-        observation, found = observe(family, model, probe, lambda: host(**call(family)[0]))
-    assert_reads(observation, expected)
-    found = [getattr(gradient, "full_tensor", lambda: gradient)() for gradient in found]
-    assert_same(found, untouched, exact=False)
-    assert_no_hooks(model) if kind == "ddp" else None
-    torch.distributed.destroy_process_group()
-
-for family in FAMILIES:
-    for kind in ("ddp", "fsdp"):
-        os.environ["MASTER_PORT"] = str(int(sys.argv[1]) + 2 * list(FAMILIES).index(family) + (kind == "fsdp"))
-        main(family, kind)
-"""
-
-
-def test_ddp_and_fsdp2_on_two_processes(tmp_path: Path) -> None:
-    """Every family under both, in one pair of processes."""
-    script, root = tmp_path / "distributed.py", Path(__file__).parents[2]
-    script.write_text(DISTRIBUTED)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "WORLD_SIZE": "2",
-    }
-    command = [sys.executable, "-W", "ignore", str(script), str(20000 + os.getpid() % 20000)]
-    running = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, cwd=root, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]

@@ -72,7 +72,8 @@ def test_a_feature_that_never_changes_is_harmless() -> None:
 def test_one_class_is_refused_whatever_its_size(truth: list[bool]) -> None:
     labels, count = torch.tensor(truth, dtype=torch.bool), len(truth)
     features = torch.randn(count, 2)
-    assert stratified_folds(labels, [f"k{row}" for row in range(count)], folds=2).tolist() == list(range(count))
+    folds = stratified_folds(labels, [f"k{row}" for row in range(count)], folds=2).tolist()
+    assert sorted(folds) == list(range(count))
     with pytest.raises(ValueError, match="both classes"):
         fit_logistic(features, labels)
     fold = torch.arange(count)

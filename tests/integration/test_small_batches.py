@@ -14,6 +14,7 @@ from PIL import Image
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.data.module import TextImageDataModule
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import LETTERS, train
@@ -48,9 +49,8 @@ def run(images: Path, pipeline_folder: Path, tmp_path_factory: pytest.TempPathFa
         data = TextImageDataModule(
             str(images), resolution=16, batch_size=batch, heldout_fraction=0.5, cache_latents=True, seed=0
         )
-        monitor = MemorizationMonitor(
-            reference_folder=str(profiles), minimum_visits=2, reference_draws=1, heldout_batch=16, **options
-        )
+        settings = WatchSettings(reference_draws=1, heldout_batch=16, **options)
+        monitor = MemorizationMonitor(reference_folder=str(profiles), minimum_visits=2, settings=settings)
         train(folder, module, data, callbacks=[monitor, SampleSkipping()], stop=stop, resume=resume)
         weights = torch.cat([parameter.detach().flatten() for parameter in module.denoiser.parameters()])
         return SimpleNamespace(calibration=monitor.calibration, weights=weights, records=folder / "records")

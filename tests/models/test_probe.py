@@ -1,4 +1,4 @@
-"""What the probe gates, counts and refuses; what it reads is in tests/conformance/test_probe.py."""
+"""What the probe gates, counts and refuses; what it reads is in tests/conformance/test_probe*.py."""
 
 from collections.abc import Iterator
 

@@ -71,7 +71,11 @@ def test_samples_without_visits_or_held_out_ones_are_recorded(
 @pytest.mark.parametrize(
     ("module", "data", "missing"),
     [
-        (Foreign, None, r": Foreign.sample_loss\(batch, timesteps, generator\), a data module\n"),
+        (
+            Foreign,
+            None,
+            r": Foreign.sample_loss\(batch, timesteps, generator\), one validation loader with a map-style dataset\n",
+        ),
         (Measurable, Data(train_dataset=KNOWN), r": Data.heldout_dataset, Data.unique_dataloader\(dataset\)\n"),
         (
             Measurable,

@@ -94,4 +94,4 @@ def test_the_monitor_says_so_before_the_first_batch(
 
 @pytest.mark.parametrize(("batches", "expected"), [(0, 0.0), (1, 3.0), (2, 3.0)])
 def test_an_epoch_of_no_batch_one_and_two(batches: int, expected: float) -> None:
-    assert expected_visits(max_steps=-1, max_epochs=3, batches_per_epoch=batches) == expected
+    assert expected_visits(Plan(max_steps=-1, max_epochs=3, batches_per_epoch=batches)) == expected

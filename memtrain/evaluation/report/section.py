@@ -55,10 +55,18 @@ def results_of(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def made(results: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:
-    """When, of which model and with which versions a stage made its results, as facts of a section."""
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    model = results.get("model")
-    return [(stage, f"{results['created']}{f', {model}' if model else ''}; {versions}")]
+    """When and of what a stage made its results, how images were sampled and with which versions, as facts.
+
+    Args:
+        results: content of the stage's JSON file, with what every one holds: `created` and `versions`.
+        stage: its name.
+    """
+    parts = [results["created"], results.get("model")]
+    if sampling := results.get("sampling"):
+        seeds = ", ".join(map(str, sampling["seeds"]))
+        parts.append(f"{sampling['steps']} steps, guidance {sampling['guidance_scale']}, seeds {seeds}")
+    parts.append(", ".join(f"{name} {version}" for name, version in results["versions"].items()))
+    return [(stage, "; ".join(part for part in parts if part))]
 
 
 def paragraph(text: str | Markup) -> Markup:

@@ -18,14 +18,8 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.generate import prepared
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.row_masks import row_masks
-
-
-def text_embeddings(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
-    """The conditional embedding of each prompt, `(P, T, D)`."""
-    return encode_prompts(pipeline, prompts)
 
 
 @torch.no_grad()

@@ -165,9 +165,12 @@ def refuse_fused(attention: nn.Module) -> None:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile, PEFT and DistributedDataParallel."""
+    """The module inside the wrappers of torch.compile, PEFT, DistributedDataParallel and Fabric."""
     while True:
         inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
+        if inner is None:
+            # Fabric's wrapper, which is known by what it has: Lightning is not imported here.
+            inner = getattr(module, "_forward_module", None)
         base_model: Any = getattr(module, "get_base_model", None)
         if inner is None and base_model is not None:
             inner = base_model()

@@ -241,7 +241,7 @@ def test_what_other_stages_left_is_shown(folder: Path) -> None:
     mitigation = {
         **MADE,
         "mitigation": ATTACK,
-        "sampling": {"seeds": [0, 1]},
+        "sampling": {"seeds": [0, 1], "steps": 2, "guidance_scale": 4.0},
         "reproduction": {"threshold": 0.5, "false_positive_rate": 0.05, "n_others": 19},
         "fidelity": {"measure": "retrieved", "judge": ATTACK, "others": 4, "chance": 0.2},
         "distance_between_prompts": 0.4,

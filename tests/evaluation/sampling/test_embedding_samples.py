@@ -7,9 +7,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -23,13 +24,13 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_they_are_the_images_of_the_prompts(pipeline: StableDiffusionPipeline) -> None:
-    embeddings = text_embeddings(pipeline, PROMPTS)
+    embeddings = encode_prompts(pipeline, PROMPTS)
     expected = generate(pipeline, PROMPTS, sampling=SAMPLING).images
     assert torch.equal(sample_embeddings(pipeline, embeddings, sampling=SAMPLING), expected)
 
 
 def test_each_prompt_is_sampled_under_its_own_mask(pipeline: StableDiffusionPipeline) -> None:
-    embeddings = text_embeddings(pipeline, PROMPTS)
+    embeddings = encode_prompts(pipeline, PROMPTS)
     plain = sample_embeddings(pipeline, embeddings, sampling=SAMPLING)
     mask = NeuronMask({SITE: range(16)}, factor=-3.0)
     masked = sample_embeddings(pipeline, embeddings, masks=[None, mask], sampling=SAMPLING)
@@ -44,7 +45,7 @@ def test_each_prompt_is_sampled_under_its_own_mask(pipeline: StableDiffusionPipe
 def test_the_pipeline_is_left_as_it_was(pipeline: StableDiffusionPipeline) -> None:
     pipeline.unet.train()
     try:
-        sample_embeddings(pipeline, text_embeddings(pipeline, ["a"]), sampling=Sampling(seeds=[0], steps=1))
+        sample_embeddings(pipeline, encode_prompts(pipeline, ["a"]), sampling=Sampling(seeds=[0], steps=1))
         assert pipeline.unet.training
     finally:
         pipeline.unet.eval()

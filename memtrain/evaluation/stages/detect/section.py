@@ -11,6 +11,8 @@ from memtrain.evaluation.stages.detect.screen import HEADINGS, explanation, figu
 
 MOST = 30
 """Prompts listed, most suspicious first."""
+WIDEST = 6
+"""Detectors whose scores stand beside the prompts; the table of scores has all of them."""
 
 
 def sections(folder: Path) -> list[Section]:
@@ -32,7 +34,7 @@ def sections(folder: Path) -> list[Section]:
         body.append(paragraph(meaning(results)))
     scores = folder / "prompts.parquet"
     if scores.is_file():
-        names = list(results["detectors"])
+        names = list(results["detectors"])[:WIDEST]
         first = names[0]
         direction = "descending" if results["detectors"][first]["higher_means_memorized"] else "ascending"
         rows = pq.read_table(scores).sort_by([(first, direction)]).slice(0, MOST).to_pylist()
@@ -45,9 +47,5 @@ def sections(folder: Path) -> list[Section]:
         ]
     if left_out := results.get("left_out"):
         body.append(notes([f"Left out: {name}. {reason}" for name, reason in left_out.items()]))
-    sampling = results["sampling"]
-    facts = [
-        *made(results, "detect"),
-        ("", f"{sampling['steps']} steps, guidance {sampling['guidance_scale']}, {len(sampling['seeds'])} seeds"),
-    ]
+    facts = made(results, "detect")
     return [Section(title="Detection of memorized prompts", body=joined(body), place=10, facts=facts)]

@@ -38,7 +38,7 @@ from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, nemo_metrics
 from memtrain.evaluation.measures.replication import reproduction_threshold
 from memtrain.evaluation.measures.weights import Weights
-from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.localize.conditions import (
     MASKED,
@@ -58,6 +58,7 @@ from memtrain.functional.ranking import share
 from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
 from memtrain.localization.results import Localization, save_masks, union
 from memtrain.localization.retrigger import retrigger
+from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.records import write_json, write_parquet
 
@@ -176,11 +177,11 @@ def _sample_masked(case: _Case, conditions: Conditions) -> None:
     pipeline, rows = case.given.pipeline, case.roles.searched
     sampling = case.given.sampling.sized_as(case.given.own_images)
     every = range(len(case.given.prompts))
-    plain = sample_embeddings(pipeline, text_embeddings(pipeline, case.texts(every)), sampling=sampling)
+    plain = sample_embeddings(pipeline, encode_prompts(pipeline, case.texts(every)), sampling=sampling)
     conditions.add(UNMASKED, every, images=plain)
     for name, masks in case.masks(rows).items():
         if name != UNMASKED and any(masks):
-            embeddings = text_embeddings(pipeline, case.texts(rows))
+            embeddings = encode_prompts(pipeline, case.texts(rows))
             images = sample_embeddings(pipeline, embeddings, masks=masks, sampling=sampling)
             conditions.add(name, rows, images=images)
 

@@ -127,11 +127,7 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     sampling, statistics = results["sampling"], results["statistics"]
     return [
         *made(results, "measure"),
-        (
-            "sampling",
-            f"{sampling['images']} images, {sampling['steps']} steps of {sampling['scheduler']}, guidance "
-            f"{sampling['guidance_scale']}, seeds {', '.join(map(str, sampling['seeds']))}",
-        ),
+        ("sampling", f"{sampling['images']} images, with {sampling['scheduler']}"),
         (
             "statistics",
             f"{percent(statistics['level'])} intervals: Wilson for shares, bootstrap for AUROC "

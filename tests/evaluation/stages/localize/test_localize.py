@@ -16,7 +16,7 @@ from rich.console import Console
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.weights import Weights
-from memtrain.evaluation.sampling.embedding_samples import sample_embeddings, text_embeddings
+from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import StageInput, write_report
 from memtrain.evaluation.stages.localize import localize as localization
@@ -28,6 +28,7 @@ from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.functional.ranking import share
 from memtrain.localization.found import Found
 from memtrain.localization.results import load_masks
+from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -58,7 +59,7 @@ def given(
 def evaluated(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """With a threshold below every similarity, so that every prompt gets neurons, and a first prompt that is copied."""
     own = IMAGES.clone()
-    own[0] = sample_embeddings(pipeline, text_embeddings(pipeline, ["a b"]), sampling=SAMPLING)[0, 0]
+    own[0] = sample_embeddings(pipeline, encode_prompts(pipeline, ["a b"]), sampling=SAMPLING)[0, 0]
     folder = tmp_path_factory.mktemp("localization")
     before = copy.deepcopy(pipeline.unet.state_dict())
     case = given(pipeline, folder, own_images=own)

@@ -7,11 +7,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 def test_every_way_searches_the_same_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Loaded under a name of its own: the folder of tests next to this file is called `localization`, too.
+    # Loaded under a name of its own: the folder `tests/localization` is called so, too.
     spec = spec_from_file_location("localization_benchmark", ROOT / "benchmarks" / "localization.py")
     assert spec is not None and spec.loader is not None
     benchmark = module_from_spec(spec)

@@ -15,8 +15,7 @@ from memtrain.localization.found import Found
 from memtrain.localization.results import Localization
 from memtrain.localization.retrigger import retrigger
 from memtrain.models.neuron_mask import NeuronMask
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 

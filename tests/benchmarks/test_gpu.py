@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    # The folder of tests next to this file has the name of a script.
+    # The folder `tests/localization` has the name of a script.
     monkeypatch.delitem(sys.modules, "localization", raising=False)
     return importlib.import_module
 

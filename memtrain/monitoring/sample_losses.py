@@ -1,0 +1,107 @@
+"""Each sample's loss, as the host computes it: any criterion, any weights.
+
+The host's loss is the batch mean of `weight * sample_loss`, where a sample's loss is the mean of its elements. Weights
+of samples are told from weights of elements by their shape. A sample's loss is kept without its weight, so that it can
+be compared from visit to visit; weights of elements, masks, are part of it.
+
+Cannot: read a loss that was averaged over the batch already, or whose samples depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError, DataError
+
+Criterion: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
+"""A name in :data:`CRITERIA`, or what gives elementwise losses `(B, ...)` or each sample's loss `(B,)`."""
+
+CRITERIA: dict[str, Callable[..., Tensor]] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,
+    "smooth_l1": F.smooth_l1_loss,
+}
+
+
+def sample_losses(
+    prediction: Tensor, target: Tensor, *, criterion: Criterion = "mse", weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Each sample's loss, in fp32 or better.
+
+    Args:
+        prediction: `(B, ...)`.
+        target: of the same shape.
+        criterion: what is computed of both.
+        weights: `(B,)` or `(B, 1, ...)` of samples, or of elements in a shape that fits `prediction`; None for equal
+            ones.
+
+    Returns:
+        The losses `(B,)` with a graph, without the weights of samples; and these weights `(B,)`, None if there are
+        none.
+
+    Raises:
+        ConfigurationError: if the criterion is unknown or gives no loss for each sample.
+        DataError: if shapes do not fit.
+    """
+    count = len(prediction)
+    if isinstance(criterion, str) and prediction.shape != target.shape:
+        raise DataError(
+            f"The prediction has the shape {tuple(prediction.shape)}, the target {tuple(target.shape)}",
+            expected="one shape",
+            remedy="hand over the rows of prediction and target that belong together",
+        )
+    losses = _computed(criterion, *(_exact(part) for part in (prediction, target)))
+    if not isinstance(losses, Tensor) or losses.dim() == 0 or len(losses) != count:
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ConfigurationError(
+            f"The criterion gave {found} for {count} samples",
+            expected="elementwise losses (B, ...), or each sample's loss (B,)",
+            remedy='leave the mean to guard.loss(...): for a function of torch pass reduction="none"',
+        )
+    factor = None
+    if weights is not None:
+        factor, elements = _split(weights.to(losses), losses)
+        losses = losses if elements is None else elements * losses
+    return (losses if losses.dim() == 1 else losses.flatten(1).mean(1)), factor
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _computed(criterion: Criterion, prediction: Tensor, target: Tensor) -> Tensor:
+    if callable(criterion):
+        return criterion(prediction, target)
+    if criterion not in CRITERIA:
+        raise ConfigurationError(
+            f"criterion={criterion!r}",
+            expected=f"one of {sorted(CRITERIA)}, or a function of prediction and target",
+            remedy="pass a function that gives elementwise losses",
+        )
+    return CRITERIA[criterion](prediction, target, reduction="none")
+
+
+def _split(weights: Tensor, losses: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Weights of samples `(B,)`, or weights of elements that fit `losses`; the other one is None."""
+    count = len(losses)
+    if weights.dim() == 0:
+        return weights.expand(count), None
+    if weights.numel() == count == len(weights):
+        return weights.reshape(count), None
+    try:
+        fits = torch.broadcast_shapes(weights.shape, losses.shape) == losses.shape
+    except RuntimeError:
+        fits = False
+    if not fits or losses.dim() == 1:
+        raise DataError(
+            f"Weights of the shape {tuple(weights.shape)} fit losses of the shape {tuple(losses.shape)} in no way",
+            expected=f"({count},) weights of samples, or weights of elements",
+            remedy="give each sample of this prediction a weight, or multiply elements inside the criterion",
+        )
+    return None, weights

@@ -1,0 +1,77 @@
+"""What a loop calls its samples: strings, integers, or tensors whose content names them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtrain.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class SampleNames:
+    """Makes keys of what a loop has; says once when content is what names samples."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, keys: Any) -> list[str]:
+        """Keys of the samples.
+
+        Args:
+            keys: B strings or integers, a `(B,)` integer tensor, or a tensor or list of B tensors whose content is
+                hashed. Token ids name a caption: samples that share one are then one sample.
+
+        Raises:
+            DataError: if they name nothing.
+        """
+        if hasattr(keys, "__array__") and not isinstance(keys, Tensor):
+            # NumPy; strings have no tensor.
+            keys = keys.tolist() if getattr(keys, "ndim", 1) <= 1 else torch.as_tensor(keys)
+        if isinstance(keys, Tensor):
+            if keys.dim() == 0:
+                keys = keys[None]
+            whole = keys.dim() == 1 and not (keys.is_floating_point() or keys.is_complex())
+            return [str(key) for key in keys.tolist()] if whole else self._hashed(keys)
+        if not isinstance(keys, Iterable) or isinstance(keys, str | bytes | dict):
+            raise _nameless(keys)
+        return [self._name(key) for key in keys]
+
+    def _name(self, key: Any) -> str:
+        if isinstance(key, str) and key:
+            return key
+        if isinstance(key, int):
+            return str(key)
+        if hasattr(key, "__array__") or isinstance(key, Tensor):
+            tensor = torch.as_tensor(key)
+            if tensor.dim() == 0 and not tensor.is_floating_point():
+                return str(tensor.item())
+            return self._hashed(tensor[None])[0]
+        raise _nameless(key)
+
+    def _hashed(self, rows: Tensor) -> list[str]:
+        if not self._said:
+            self._said = True
+            log.warning(
+                "Samples are named by a hash of their content (%s): equal rows are one sample. Give them names "
+                "(memtrain.data.keyed) to find them again in the records",
+                str(rows.dtype).removeprefix("torch."),
+            )
+        # One copy for all rows; half precision has no NumPy type everywhere, but it has bytes.
+        flat = rows.detach().cpu().contiguous().flatten(1) if rows.dim() > 1 else rows.detach().cpu()[:, None]
+        raw = flat.contiguous().view(torch.uint8)
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in raw]
+
+
+def _nameless(found: Any) -> DataError:
+    return DataError(
+        f"{'An empty string' if found == '' else f'A {type(found).__name__}'} names no sample",
+        expected="B strings or integers, or a tensor with a row for each sample",
+        remedy='pass keys=batch["key"]; memtrain.data.keyed gives a dataset keys, and token ids will do in a pinch',
+    )

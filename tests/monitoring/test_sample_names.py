@@ -1,0 +1,36 @@
+"""What a loop may call its samples."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memtrain.errors import DataError
+from memtrain.monitoring.sample_names import SampleNames
+
+
+@pytest.mark.parametrize(
+    "keys", [["3", "5"], [3, 5], torch.tensor([3, 5]), np.array([3, 5]), (torch.tensor(3), torch.tensor(5))]
+)
+def test_names_and_numbers(keys: Any) -> None:
+    assert SampleNames()(keys) == ["3", "5"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float32])
+def test_content_names_samples_and_says_so_once(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    names, rows = SampleNames(), torch.tensor([[1, 2], [3, 4], [1, 2]]).to(dtype)
+    with caplog.at_level(logging.WARNING):
+        found = names(rows)
+        assert names(list(rows)) == found
+    assert found[0] == found[2] != found[1]
+    assert caplog.text.count("hash of their content") == 1
+
+
+@pytest.mark.parametrize("keys", [7, "abc", {"a": 1}, [None], None])
+def test_what_names_nothing_is_refused(keys: Any) -> None:
+    with pytest.raises(DataError, match="names no sample"):
+        SampleNames()(keys)
