@@ -1,7 +1,8 @@
 """What the probe reads at one attention site: queries and keys once more, and from them the token attention.
 
-The host's attention kernel is left alone. Cost: one query and key projection, and the attention to text tokens; with
-`text_mass` one more attention, with `neurons` one more projection of the text.
+The host's attention kernel is left alone, and so are its random numbers: what is read of a LoRA layer is read without
+its dropout. Cost: one query and key projection, and the attention to text tokens; with `text_mass` one more attention,
+with `neurons` one more projection of the text.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from memtrain.functional.attention import text_mass, token_attention
 from memtrain.functional.neurons import neuron_activation
@@ -54,6 +56,19 @@ class AttentionReader:
             tokens: text tokens T of the denoiser's forward.
             into: gets the readings of this site.
         """
+        with without_dropout(module):
+            self._read(name, module, args, kwargs, tokens=tokens, into=into)
+
+    def _read(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        tokens: int,
+        into: Observation,
+    ) -> None:
         projection = self.backbone.project(module, args, kwargs, tokens=tokens)
         into.token_attention[name] = token_attention(projection.query, projection.key, valid=projection.valid)
         if self.neurons:
@@ -62,6 +77,19 @@ class AttentionReader:
                 into.neuron_activation[name] = neuron_activation(values(projection.text_states))
         if self.text_mass and projection.joint_key is not None:
             into.text_mass[name] = text_mass(projection.query, projection.joint_key, projection.text)
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """An adapter's dropout draws nothing here, so that the host later draws what it would without a probe."""
+    drawing = [part for part in module.modules() if isinstance(part, _DropoutNd) and part.training and part.p]
+    for part in drawing:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in drawing:
+            part.training = True
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class SampleNames:
         return [self._name(key) for key in keys]
 
     def _name(self, key: Any) -> str:
-        if isinstance(key, str):
+        if isinstance(key, str) and key:
             return key
         if isinstance(key, int):
             return str(key)
@@ -76,7 +76,7 @@ def content_names(rows: Tensor) -> list[str]:
 
 def _nameless(found: Any) -> DataError:
     return DataError(
-        f"A {type(found).__name__} names no sample",
+        f"{'An empty string' if found == '' else f'A {type(found).__name__}'} names no sample",
         expected="B strings or integers, or a tensor with a row for each sample",
         remedy='pass keys=batch["key"]; memtrain.data.keyed gives a dataset keys, and token ids will do in a pinch',
     )
