@@ -15,7 +15,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.monitoring.mitigation import Mitigation
 
 
-class MitigationCallback(Mitigation, Callback):
+class MitigationCallback(Callback, Mitigation):
     """Base of the mitigations that a YAML can name."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -20,6 +20,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.attention import entropy
 from memtrain.models.probe import DenoiserProbe, Observation
+from memtrain.monitoring.mitigation import Needs
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.training.text_to_image import TextToImageModule
 from tests.callbacks.test_monitor import Foreign, fit
@@ -110,7 +111,8 @@ def test_the_base_model_itself_is_hardly_penalized(
 class Regularization(AttentionRegularization):
     """Without the demand for a profile, which a foreign module cannot be measured for."""
 
-    needs_reference = ()
+    def needs(self) -> Needs:
+        return Needs(attention_graph=True)
 
     def penalty(self, observation: Observation, flags: Flags) -> Tensor:
         ones = torch.ones(len(observation.keys), 1)

@@ -19,6 +19,7 @@ from memtrain.errors import ConfigurationError, DataError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_denoiser
 from memtrain.models.probe import Observation
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches, fit
 from tests.conftest import WordTokenizer
 
@@ -116,8 +117,8 @@ def test_impossible_settings_are_refused(arguments: dict[str, Any]) -> None:
 def with_captions(**others: tuple[str, ...]) -> CaptionAugmentation:
     mitigation = CaptionAugmentation("multiple")
     data = SimpleNamespace(alternatives=lambda: others)
-    trainer: Any = SimpleNamespace(callbacks=[MemorizationMonitor(reference=False)], datamodule=data)
-    mitigation.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    host = Host(None, data=data)
+    mitigation.open(host)
     module: Any = SimpleNamespace(tokenizer=WordTokenizer())
     mitigation.attach(None, backbone=None, module=module)  # type: ignore[arg-type]
     return mitigation
@@ -154,11 +155,11 @@ def test_captions_come_from_a_file(tmp_path: Path) -> None:
     mitigation = CaptionAugmentation("multiple", captions=str(path))
     samples = [SimpleNamespace(key="a", caption="x"), SimpleNamespace(key="b", caption="y")]
     data = SimpleNamespace(train_dataset=SimpleNamespace(samples=samples))
-    trainer: Any = SimpleNamespace(callbacks=[MemorizationMonitor(reference=False)], datamodule=data)
-    mitigation.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    host = Host(None, data=data)
+    mitigation.open(host)
     samples[0].key = "c"
     with pytest.raises(ConfigurationError, match=r"No training sample has another caption in .*captions\.jsonl"):
-        mitigation.setup(trainer, None, "fit")  # type: ignore[arg-type]
+        mitigation.open(host)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +169,9 @@ def test_a_bad_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text('{"key": "k", "captions": []}\n' + line, encoding="utf-8")
     mitigation = CaptionAugmentation("multiple", captions=str(path))
-    trainer: Any = SimpleNamespace(callbacks=[MemorizationMonitor(reference=False)], datamodule=None)
+    host = Host(None, data=None)
     with pytest.raises(DataError, match="Line 2 of"):
-        mitigation.setup(trainer, None, "fit")  # type: ignore[arg-type]
+        mitigation.open(host)
 
 
 def test_no_other_captions_are_refused_before_training() -> None:
@@ -195,8 +196,7 @@ class WithNoise(Foreign):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         monitor = next(c for c in self.trainer.callbacks if isinstance(c, MemorizationMonitor))  # type: ignore[attr-defined]
         loss = super().training_step(batch, batch_idx)
-        assert monitor.probe is not None
-        self.got.append(monitor.probe.current.text_embeddings - batch["text"])
+        self.got.append(monitor.engine.running[0].current.text_embeddings - batch["text"])
         with torch.no_grad():
             timesteps = torch.zeros(len(batch["text"]))
             again = [self.unet(batch["latents"], timesteps, batch["text"]).sample for _ in range(2)]
@@ -239,7 +239,7 @@ def test_noise_is_for_flagged_samples_where_asked_and_the_same_in_any_order(pipe
     mitigation.prepare({"key": KEYS[2:]}, part(SOME, slice(2, 4)), tokenizer=None, number=3)
     assert torch.equal(mitigation._add_noise(text[2:]), whole[2:])
     assert mitigation._add_noise(text[2:].bfloat16()).dtype == torch.bfloat16
-    mitigation.on_train_batch_end()
+    mitigation.batch_done()
     assert torch.equal(mitigation._add_noise(text), text)
     mitigation.detach()
     assert not denoiser._forward_pre_hooks

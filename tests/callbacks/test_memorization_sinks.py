@@ -24,6 +24,7 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches
 from tests.conformance.families import build, call, gradient_checkpointing
 
@@ -207,7 +208,7 @@ def test_other_families(family: str) -> None:
     training = model(**arguments).sample
     with torch.no_grad():
         assert torch.equal(model(**arguments).sample, training)
-    sinks.on_before_backward(None, None, training.mean())  # type: ignore[arg-type]
+    sinks.forward_done(Host(None))
     sinks.detach()
 
 
@@ -256,9 +257,9 @@ def test_a_forward_that_passes_by_a_site_raises() -> None:
     sinks = attach(unet)
     prepare(sinks, KEYS)
     unet.get_submodule(f"{DOWN}.to_v")._forward_hooks.clear()
-    loss = unet(**call("unet")[0]).sample.mean()
+    unet(**call("unet")[0]).sample.mean()
     with pytest.raises(ProbeError, match="1 of 3 masked sites were not reached"):
-        sinks.on_before_backward(None, None, loss)  # type: ignore[arg-type]
+        sinks.forward_done(Host(None))
     sinks.detach()
 
 

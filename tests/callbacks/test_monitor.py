@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,7 +212,11 @@ def test_visits_with_a_dropped_caption_are_no_evidence(
 ) -> None:
     data = CaptionsDropped()
     data.train_dataset.samples[2].caption = ""
-    monitor = MemorizationMonitor(reference=reference, paired_every=1, settings=WatchSettings(maximum_timestep=1000))
+    monitor = MemorizationMonitor(
+        reference=reference,
+        paired_every=1,
+        settings=WatchSettings(maximum_timestep=1000),
+    )
     fit(Foreign(pipeline.unet), tmp_path, [monitor], data=data, max_epochs=8)
     seen = dict(zip(monitor.calibration.samples.row, monitor.calibration.samples.total.abs().amax(dim=1), strict=True))
     assert {key for key, total in seen.items() if total == 0} == {"a"}
@@ -279,12 +284,18 @@ def test_an_unknown_signal_to_flag_by_is_refused() -> None:
 )
 def test_settings_under_which_nothing_could_be_flagged_are_refused(option: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigurationError, match=found):
+        if option.keys() <= {one.name for one in fields(WatchSettings)}:
+            WatchSettings(**option)
         MemorizationMonitor(**option)
 
 
 def test_more_visits_than_the_evidence_remembers_may_be_asked_for() -> None:
     assert (
-        MemorizationMonitor(minimum_visits=20, settings=WatchSettings(evidence_window=12)).options.minimum_visits == 20
+        MemorizationMonitor(
+            minimum_visits=20,
+            settings=WatchSettings(evidence_window=12),
+        ).options.minimum_visits
+        == 20
     )
     calibration = Calibration(
         1, scored=slice(0, 1), memorized_when="high", buckets=1, minimum_visits=20, window=12, heldout=False
@@ -307,7 +318,11 @@ def test_mitigations_learn_which_samples_have_visits_enough(pipeline: StableDiff
             seen.append((list(flags.visits(flags.keys)), flags.ready.tolist()))
             return super().weights(observation, flags)
 
-    monitor = MemorizationMonitor(reference=False, minimum_visits=2, settings=WatchSettings(calibrate_every=1))
+    monitor = MemorizationMonitor(
+        reference=False,
+        minimum_visits=2,
+        settings=WatchSettings(calibrate_every=1),
+    )
     fit(Foreign(pipeline.unet), tmp_path, [monitor, Looks()], max_epochs=8)
     assert all(ready == [visits >= 2 for visits in counted] for counted, ready in seen)
     assert {ready for _, part in seen for ready in part} == {False, True}

@@ -65,15 +65,15 @@ def test_all_signals_are_compared_with_the_base_model_and_canaries_weight_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A run as short as this has few ordinary samples.
-    monkeypatch.setattr("memtrain.calibration.ORDINARY_VISITS", 2)
+    monkeypatch.setattr("memtrain.evidence.calibration.ORDINARY_VISITS", 2)
     monkeypatch.setattr(Calibration, "ordinary_needed", lambda self: 8)
     images = write_folder(24)
     monitor = run(tmp_path / "whole", images, pipeline_folder, stop=26)
     assert monitor.calibration.direction is not None
-    assert len(monitor.calibration.direction) == len(monitor.readings.columns) == 1 + 3 + 1 + 3
+    assert len(monitor.calibration.direction) == len(monitor.engine.readings.columns) == 1 + 3 + 1 + 3
     rows = read_steps(tmp_path / "whole" / "records")
     first = rows.filter([batch == 0 for batch in rows["batch"].to_pylist()])
-    for name in monitor.readings.columns:
+    for name in monitor.engine.readings.columns:
         assert torch.isfinite(torch.tensor(first[name].to_pylist())).all(), name
     evidence = read_table(tmp_path / "whole" / "records", "evidence")
     assert {"guidance_norm", "p_value", "group"} <= set(evidence.column_names)

@@ -18,14 +18,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from memtrain.callbacks import neuron_search
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.neuron_masking import NeuronMasking
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.neurons import neuron_activation
+from memtrain.models import neuron_search
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.neuron_mask import NeuronMask
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, batches
 from tests.conformance.families import build, gradient_checkpointing
 
@@ -65,9 +66,9 @@ def prepare(masking: NeuronMasking, *ever: bool, **batch: Any) -> None:
     masking.prepare(batch, flags(*ever), tokenizer=None, number=0)
 
 
-def seen(masking: NeuronMasking, loss: Tensor | None = None) -> None:
-    """What Lightning does before the backward pass."""
-    masking.on_before_backward(None, masking._module, torch.zeros(()) if loss is None else loss)  # type: ignore[arg-type]
+def seen(masking: NeuronMasking) -> None:
+    """What the engine does before the backward pass."""
+    masking.forward_done(Host(None))
 
 
 def test_only_training_rows_of_flagged_samples_are_masked(tmp_path: Path) -> None:

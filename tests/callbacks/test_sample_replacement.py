@@ -19,6 +19,7 @@ from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.models.probe import Observation
+from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, fit
 from tests.conftest import WordTokenizer
 
@@ -32,11 +33,7 @@ def dataset(write_folder: Callable[..., Path], tokenizer: WordTokenizer) -> Capt
 @pytest.fixture
 def mitigation(dataset: CaptionedImages) -> SampleReplacement:
     made = SampleReplacement(seed=3)
-    monitor = MemorizationMonitor(reference=False)
-    trainer: Any = SimpleNamespace(
-        callbacks=[monitor, made], datamodule=SimpleNamespace(train_dataset=dataset), global_rank=0
-    )
-    made.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    made.open(Host(None, data=SimpleNamespace(train_dataset=dataset)))
     return made
 
 

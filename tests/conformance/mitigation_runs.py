@@ -35,6 +35,7 @@ from memtrain.data.sampler import ResumableLoader
 from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.probe import Observation
+from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import WatchSettings
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import LETTERS, ROOT, encoded_image
@@ -68,7 +69,8 @@ def mitigations() -> list[type[Mitigation]]:
     """Every mitigation of the package."""
     for entry in pkgutil.iter_modules(memtrain.callbacks.__path__):
         importlib.import_module(f"memtrain.callbacks.{entry.name}")
-    return [kind for kind in _subclasses(Mitigation) if kind.__module__.startswith("memtrain.")]
+    named = [kind for kind in _subclasses(Mitigation) if kind.__module__.startswith("memtrain.")]
+    return [kind for kind in named if kind.__module__ != "memtrain.callbacks.mitigation"]
 
 
 def overlay(kind: type[Mitigation]) -> Path:
@@ -91,7 +93,7 @@ class Case:
     @property
     def needs_reference(self) -> bool:
         """Whether the monitor has to measure the base model."""
-        return self.kind is not None and bool(self.kind.needs_reference)
+        return self.kind is not None and bool(self.kind(**self.arguments).needs().base_profile)
 
 
 def cases() -> list[Case]:
@@ -186,7 +188,7 @@ def force_flags(mitigation: Mitigation) -> None:
 
     def forced_penalty(seen: Observation, flags: Flags) -> Tensor | None:
         # Held-out samples are dealt out to the processes, which see other noise then.
-        for name in mitigation.needs_reference:
+        for name in mitigation.needs().base_profile:
             seen.level[name], seen.spread[name] = torch.zeros_like(seen.level[name]), torch.ones_like(seen.spread[name])
         return penalty(seen, forced(seen.keys, flags))
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from memtrain import cli
+from memtrain.monitoring.mitigation import Mitigation
 from memtrain.records import read_steps
 from tests.conformance.mitigation_runs import mitigations, overlay
 from tests.conftest import ROOT

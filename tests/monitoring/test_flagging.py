@@ -29,13 +29,13 @@ def prepared(
     )
     counts, threshold, calibrate, prepare = [], math.nan, Flagging.calibrate, Flagging.prepare
 
-    def counted(self: Flagging, trainer: object, module: object, count: int) -> None:
+    def counted(self: Flagging, count: int) -> None:
         counts.append(count)
-        calibrate(self, trainer, module, count)  # type: ignore[arg-type]
+        calibrate(self, count)
 
-    def before_training(self: Flagging, *arguments: object, resumed: bool) -> None:
+    def before_training(self: Flagging, *, resumed: bool) -> None:
         nonlocal threshold
-        prepare(self, *arguments, resumed=resumed)  # type: ignore[arg-type]
+        prepare(self, resumed=resumed)
         threshold = self.calibration.threshold
 
     monkeypatch.setattr(Flagging, "calibrate", counted)

@@ -15,7 +15,6 @@ from torch import Tensor
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.errors import ConfigurationError
 from memtrain.models.probe import Observation
-from memtrain.monitoring import processes
 from memtrain.monitoring.loss_check import LossCheck
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
@@ -203,21 +202,19 @@ def test_of_several_losses_the_one_that_reaches_the_denoiser_counts(
 
 
 @pytest.mark.parametrize("of_the_other", [1.0, 0.5])
-def test_processes_decide_together(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of_the_other: float
-) -> None:
+def test_processes_decide_together(caplog: pytest.LogCaptureFixture, of_the_other: float) -> None:
     """What one of them finds stops all or none: the others would wait for it."""
     check, nothing = LossCheck(), Observation([])
     for _ in range(4):
         check.batch_ends(nothing, None)
-    monkeypatch.setattr(processes, "gather", lambda rows: [*rows, (0.5, math.inf), (of_the_other, math.inf)])
-    trainer: Any = SimpleNamespace(is_global_zero=True)
+    others = [(0.5, math.inf), (of_the_other, math.inf)]
+    host: Any = SimpleNamespace(rank=0, gather=lambda rows: [*rows, *others])
     if of_the_other == 1.0:
-        check.decide(trainer)
+        check.decide(host)
         assert "in 1 of 2 batches compared, their mean is 0.5 times" in caplog.text
     else:
         with pytest.raises(ConfigurationError, match="in 2 of 2 batches"):
-            check.decide(trainer)
+            check.decide(host)
 
 
 def test_it_looks_at_the_first_batches_only(
@@ -237,7 +234,11 @@ def test_it_looks_at_the_first_batches_only(
 
     monkeypatch.setattr(LossCheck, "batch_ends", batch_ends)
     monkeypatch.setattr(LossCheck, "decide", counting)
-    monitor = MemorizationMonitor([DenoisingLoss()], reference=False, settings=WatchSettings(calibrate_every=16))
+    monitor = MemorizationMonitor(
+        [DenoisingLoss()],
+        reference=False,
+        settings=WatchSettings(calibrate_every=16),
+    )
     fit(Host(pipeline.unet), tmp_path, [monitor], max_epochs=5)
     assert asked == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0, 0]
     assert decided == [0, 8, 0]

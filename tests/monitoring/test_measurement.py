@@ -18,6 +18,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import per_sample_mse
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
@@ -112,16 +113,16 @@ class Deep(LightningModule):
 
 
 def watch(signals: list[Any] | None = None, **options: Any) -> MemorizationMonitor:
-    few: dict[str, Any] = {"reference_timesteps": (200, 600), "reference_draws": 1, "minimum_visits": 2}
-    options = {**few, "false_positive_rate": 0.1, "flag_by": (signals or [DenoisingLoss()])[0].name, **options}
-    return MemorizationMonitor(signals or [DenoisingLoss()], **options)
+    few: dict[str, Any] = {"minimum_visits": 2, "false_positive_rate": 0.1}
+    few["settings"] = WatchSettings(reference_timesteps=(200, 600), reference_draws=1)
+    few["flag_by"] = (signals or [DenoisingLoss()])[0].name
+    return MemorizationMonitor(signals or [DenoisingLoss()], **{**few, **options})
 
 
 def measured(monitor: MemorizationMonitor) -> tuple[Tensor, Tensor]:
     """The profile, and the evidence from held-out samples."""
-    assert monitor.flagging is not None
     assert monitor.calibration.heldout is not None
-    return monitor.flagging.profile._values, monitor.calibration.heldout.total
+    return monitor.engine.running[1].profile._values, monitor.calibration.heldout.total
 
 
 @pytest.mark.filterwarnings("ignore:You have overridden .on_:UserWarning")

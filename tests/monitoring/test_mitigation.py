@@ -18,13 +18,16 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.flags import Flags
+from memtrain.monitoring.mitigation import Effects, Needs
+from memtrain.records import read_steps
 from tests.callbacks.test_monitor import Foreign, batches, fit
 
 
 class Penalty(MitigationCallback):
     """Needs the graph of the attention."""
 
-    needs_graph = True
+    def needs(self) -> Needs:
+        return Needs(attention_graph=True)
 
 
 class Other(MemorizationMonitor):
@@ -54,7 +57,7 @@ def test_a_mitigation_twice_acts_twice_unless_it_has_a_state(pipeline: StableDif
 
     monitor = MemorizationMonitor(reference=False)
     fit(Foreign(pipeline.unet), tmp_path, [monitor, Halved(), Halved()], max_epochs=1)
-    assert monitor._weights.tolist() == [0.25] * 4
+    assert read_steps(tmp_path / "records")["weight"].to_pylist()[-4:] == [0.25] * 4
     noises = [CaptionAugmentation("noise"), CaptionAugmentation("noise", seed=1)]
     fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference=False), *noises], max_epochs=1)
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `LossSkipping`"):
@@ -64,7 +67,8 @@ def test_a_mitigation_twice_acts_twice_unless_it_has_a_state(pipeline: StableDif
 class Skipping(MitigationCallback):
     """Keeps samples by key."""
 
-    skips = True
+    def effects(self) -> Effects:
+        return Effects(skips=True)
 
     def __init__(self, kept: str) -> None:
         self.kept = kept
@@ -95,7 +99,7 @@ def test_the_batch_mean_becomes_once_the_mean_over_what_all_keep(
 ) -> None:
     monitor = MemorizationMonitor(reference=False)
     fit(Foreign(pipeline.unet), tmp_path, [monitor, *mitigations], max_epochs=1)
-    assert monitor._weights.tolist() == pytest.approx(expected)
+    assert read_steps(tmp_path / "records")["weight"].to_pylist()[-4:] == pytest.approx(expected)
 
 
 def test_keys_are_found_where_the_monitor_finds_them(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:

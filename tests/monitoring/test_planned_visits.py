@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from diffusers import StableDiffusionPipeline
 
+from memtrain.callbacks.lightning_host import LightningHost
 from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.monitoring.host import Host, Plan
 from memtrain.monitoring.options import WatchSettings
 from memtrain.monitoring.planned_visits import expected_visits, too_short_for_flags
 from tests.callbacks.test_monitor import Foreign, ForeignData, fit
@@ -28,22 +30,26 @@ from tests.callbacks.test_monitor import Foreign, ForeignData, fit
     ],
 )
 def test_visits_by_the_planned_end(plan: dict[str, Any], expected: float | None) -> None:
-    assert expected_visits(**plan) == expected
+    more = {name: plan.pop(name) for name in ("visits_per_epoch", "counted_share") if name in plan}
+    assert expected_visits(Plan(**plan), **more) == expected
 
 
-def planned(batches: float = 32, **data: Any) -> Any:
-    return SimpleNamespace(
+def planned(batches: float = 32, **data: Any) -> Host:
+    trainer = SimpleNamespace(
         num_training_batches=batches,
         max_steps=-1,
         max_epochs=10,
         accumulate_grad_batches=1,
         train_dataloader=[None] * 32,
         datamodule=SimpleNamespace(**data),
+        default_root_dir=".",
+        callbacks=[],
     )
+    return LightningHost(trainer, None)
 
 
-def said(trainer: Any, *, minimum_visits: int = 10, paired_every: int | None = None) -> str | None:
-    return too_short_for_flags(trainer, minimum_visits=minimum_visits, maximum_timestep=800, paired_every=paired_every)
+def said(host: Host, *, minimum_visits: int = 10, paired_every: int | None = None) -> str | None:
+    return too_short_for_flags(host, minimum_visits=minimum_visits, maximum_timestep=800, paired_every=paired_every)
 
 
 def test_ten_epochs_of_single_visits_are_too_few_for_ten_that_count() -> None:
@@ -74,7 +80,10 @@ def test_the_monitor_says_so_before_the_first_batch(
     def run(epochs: int) -> list[str]:
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="memtrain"):
-            monitor = MemorizationMonitor(reference=False, settings=WatchSettings(maximum_timestep=1000))
+            monitor = MemorizationMonitor(
+                reference=False,
+                settings=WatchSettings(maximum_timestep=1000),
+            )
             fit(Foreign(pipeline.unet), tmp_path / str(epochs), [monitor], data=ForeignData(), max_epochs=epochs)
         return [record.getMessage() for record in caplog.records if "planned end" in record.getMessage()]
 
