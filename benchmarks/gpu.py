@@ -30,6 +30,7 @@ PARTS = {
     "sd15": (60, 240),
     "overhead": (60, 240),
     "step": (60, 200),
+    "guard": (60, 200),
     "conformance": (30, 180),
     "sampling": (40, 150),
     "nemo": (40, 150),

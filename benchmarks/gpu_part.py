@@ -22,12 +22,14 @@ def main(name: str, file: str, folder: str, *smoke: str) -> None:
     sys.path.insert(0, str(here.parent))
     # Of matrix products that have to come out the same twice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import gpu_guard
     import gpu_model
     import gpu_training
     from gpu_shapes import Part
 
     part = Part(Path(file), Path(folder), smoke=bool(smoke))
-    getattr(gpu_training if hasattr(gpu_training, name) else gpu_model, name)(part)
+    module = next(module for module in (gpu_guard, gpu_training, gpu_model) if hasattr(module, name))
+    getattr(module, name)(part)
     figures = [one for one in part.figures.values() if isinstance(one, dict)]
     failed = part.failures() + [f"{len([f for f in figures if f.get('passed') is False])} check(s) did not pass"] * any(
         one.get("passed") is False for one in figures

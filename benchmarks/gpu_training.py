@@ -130,7 +130,7 @@ class PlainLoop:
         noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         with self.part.autocast():
             prediction = self.unet(noisy, timesteps, self.text_encoder(ids)[0]).sample
-        loss = F.mse_loss(prediction.float(), noise)
+        loss = self.loss(prediction.float(), noise, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
@@ -138,6 +138,10 @@ class PlainLoop:
         self.optimizer.zero_grad()
         self.ema.step(self.unet.parameters())
         return loss.detach()
+
+    def loss(self, prediction: Tensor, noise: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The mean of the squared errors."""
+        return F.mse_loss(prediction, noise)
 
 
 class InTurn(Callback):

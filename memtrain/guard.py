@@ -27,7 +27,6 @@ batches. Cannot: undo a text encoder that is trained along in the paired compari
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,25 +37,23 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.call_hooks import hook_calls
+from memtrain.monitoring import loop_mistakes
 from memtrain.monitoring.combinations import refuse_unwatched
 from memtrain.monitoring.engine import Engine
-from memtrain.monitoring.loop_host import LoopHost, LoopModule, refuse_wrapped_later, require_prepared
+from memtrain.monitoring.loop_host import LoopHost, LoopModule
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import named_options
 from memtrain.monitoring.sample_losses import Criterion
 from memtrain.monitoring.sample_names import SampleNames
 from memtrain.signals.base import Signal
 
-log = logging.getLogger(__name__)
-
 _GUARDED: WeakSet[nn.Module] = WeakSet()
 
+# Where the guard differs from the defaults of the options.
 DEFAULTS = {"reference": "paired", "heldout_share": 0.1}
-"""Where the guard differs from the options' own defaults."""
 
 
 class Guard:
@@ -77,9 +74,8 @@ class Guard:
         options: those of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`, by name.
 
     Raises:
-        ConfigurationError: if it is made before `prepare()` or after `load_state()`, there is a guard already, or an
-            option is unknown.
-        ProbeError: if there is no denoiser of a known family.
+        MemtrainError: if it is made before `prepare()` or after `load_state()`, there is a guard already, an option is
+            unknown, or there is no denoiser of a known family.
     """
 
     def __init__(
@@ -105,26 +101,21 @@ class Guard:
         path = self.engine.options.denoiser
         found, self._denoiser, _ = find_denoiser(module, path and f"denoiser.{path}")
         self.engine.options = replace(self.engine.options, denoiser=found)
-        require_prepared(denoiser, accelerator)
+        loop_mistakes.require_prepared(denoiser, accelerator)
         if unwrap(self._denoiser) in _GUARDED:
-            raise ConfigurationError(
-                "There is a guard on this denoiser already",
-                expected="one, which may measure several signals",
-                remedy="use that one, or call its finish() first",
-            )
+            raise loop_mistakes.second_guard()
         folder = folder or getattr(accelerator, "project_dir", None) or Path("runs") / "guard"
         self.host = LoopHost(module, accelerator=accelerator, data=data, folder=folder)
         self.host.captions, self.host.noise_scheduler = captions or {}, noise_scheduler
         self.engine.setup(self.host, mitigations)
         self._names, self._started, self._updated, self._over = SampleNames(), False, False, False
+        self._watching = False
         self._unhook = hook_calls(self._denoiser, self._before_forward)
         _GUARDED.add(unwrap(self._denoiser))
         self.host.count_steps()
         if hasattr(accelerator, "register_for_checkpointing"):
             accelerator.register_for_checkpointing(self)
-        share = self.engine.options.settings.heldout_share
-        if share and self.host.rank == 0:
-            log.info("%g %% of the samples are held out by weight: nothing is learnt from them", 100 * share)
+        self.host.announce(self.engine.options.settings.heldout_share)
 
     @property
     def calibration(self) -> Calibration:
@@ -163,7 +154,7 @@ class Guard:
         outside = not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1
         if outside or self._over or self.engine.turn is not None:
             return
-        refuse_wrapped_later(self._denoiser)
+        loop_mistakes.refuse_wrapped_later(self._denoiser)
         late = not self._started
         self._start()
         probe, _, _ = self.engine.running
@@ -203,16 +194,11 @@ class Guard:
             `()`, to be differentiated.
 
         Raises:
-            ProbeError: if the denoiser did not run before, or the prediction is not its.
-            DataError: if there are not as many keys as rows.
-            ConfigurationError: if the criterion gives a mean.
+            MemtrainError: if there was no forward, the prediction is not its, there is no key for each row, or the
+                criterion gives a mean.
         """
         if not self._started:
-            raise ProbeError(
-                "guard.loss(...) before any forward of the denoiser with gradients",
-                expected="the forward that made the prediction, of the denoiser that the guard was given",
-                remedy="give the guard the denoiser that the loop calls (what prepare() returned)",
-            )
+            raise loop_mistakes.no_forward()
         dropped = caption_dropped.tolist() if isinstance(caption_dropped, Tensor) else list(caption_dropped)
         loss = self.engine.loss(
             prediction,
@@ -227,8 +213,6 @@ class Guard:
             self.engine.running[0].stand_by()
             self._updated = False
         return loss
-
-    _watching = False
 
     @contextmanager
     def watch(
@@ -257,26 +241,17 @@ class Guard:
             yield
             turn = self.engine.turn
             if turn is not None and not turn.handed and self.engine.loss_unseen:
-                raise ProbeError(
-                    "The loss of this batch was not shown, so what is read from its gradient cannot be checked",
-                    expected="guard.before_backward(loss) before the backward pass, or guard.loss(...)",
-                    remedy="add it",
-                )
+                raise loop_mistakes.unshown_loss()
             self.engine.end()
         finally:
-            self._watching, self._updated, self.engine.turn = False, False, None
-            if self.engine.intake is not None:
-                self.engine.intake.handover = None
+            self._watching, self._updated = False, False
+            self.engine.drop_batch()
         self.engine.running[0].stand_by()
 
     def before_backward(self, loss: Tensor) -> None:
         """Show the loop's own loss, before it is scaled, and add the mitigations' penalties to it in place."""
         if not self._watching:
-            raise ProbeError(
-                "before_backward(loss) outside of `with guard.watch(batch):`",
-                expected="it within, or guard.loss(...) alone",
-                remedy="watch the batch, or leave it out: guard.loss(...) adds penalties itself",
-            )
+            raise loop_mistakes.unwatched_loss()
         self.engine.before_backward(loss)
 
     # Checkpoints and the end
@@ -297,11 +272,7 @@ class Guard:
             ConfigurationError: if it has begun.
         """
         if self._started:
-            raise ConfigurationError(
-                "The guard's state was loaded after the first batch",
-                expected="accelerator.load_state(...), or load_state_dict(...), before it",
-                remedy="load the checkpoint first",
-            )
+            raise loop_mistakes.late_state()
         self.engine.load_state_dict(state["engine"])
         self.host.step = state["step"]
         for mitigation in self.engine.mitigations:
@@ -317,15 +288,7 @@ class Guard:
             return
         try:
             if not self.engine.batches_done:
-                raise ProbeError(
-                    "The guard saw forwards of the denoiser, but no loss was handed over"
-                    if self._started
-                    else "The guard saw no forward of the denoiser with gradients",
-                    expected="a training loop that calls guard.loss(...) for each batch",
-                    remedy="put guard.loss(prediction, target, keys=...) in the place of the loop's own mean"
-                    if self._started
-                    else "give the guard the denoiser that the loop calls, after prepare()",
-                )
+                raise loop_mistakes.never_stepped(started=self._started)
             self.engine.finish()
         finally:
             self.close()

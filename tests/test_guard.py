@@ -339,11 +339,11 @@ def test_two_processes_come_to_the_same_state(tmp_path: Path) -> None:
 
 def by_key(state: dict[str, Any]) -> dict[str, tuple[float, ...]]:
     """Evidence of each sample; the order in which processes met them differs."""
-    found = state["mean"].nan_to_num(7.0).tolist(), state["visits"].tolist(), state["total"].nan_to_num(7.0).tolist()
+    parts = [state[name].nan_to_num(7.0).tolist() for name in ("visits", "mean", "total")]
     return {
         key: tuple(value for row in rows for value in row)
-        for key, *rows in zip(state["keys"], *found, strict=True)
-        if any(rows[1])
+        for key, *rows in zip(state["keys"], *parts, strict=True)
+        if any(rows[0])
     }
 
 

@@ -235,6 +235,12 @@ class Engine(WatchedRun):
         self.turn = self.intake.finished(begun) or begun
         return loss
 
+    def drop_batch(self) -> None:
+        """Forget a batch that was begun, where it did not come to its end; harmless otherwise."""
+        self.turn = None
+        if self.intake is not None:
+            self.intake.handover = None
+
     @property
     def handed_over(self) -> bool:
         """Whether every row of the last forward was handed over."""

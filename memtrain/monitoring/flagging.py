@@ -129,6 +129,8 @@ class Flagging:
             minimum_visits=options.minimum_visits,
             window=options.settings.evidence_window,
             heldout=self.heldout is not None or self.heldout_keys.share > 0,
+            # Held out by weight alone, a sample is seen once per epoch: a threshold would wait for most of a short run.
+            calibrating_visits=1 if self.heldout is None and self.host.noise_scheduler is None else None,
             edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
             canaries=canaries,
             resolution=self.readings.resolution,

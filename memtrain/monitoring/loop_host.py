@@ -6,6 +6,7 @@ torch's own hook, for optimizers that hold parameters of the denoiser; a step th
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from memtrain.errors import ConfigurationError
-from memtrain.models.backbones.base import unwrap
 from memtrain.monitoring.host import Host
+
+log = logging.getLogger(__name__)
 
 
 class LoopModule(nn.Module):
@@ -67,6 +67,15 @@ class LoopHost(Host):
         module.global_rank = self.rank
         # Diffusers' scripts save on the first process only.
         self.saves_alone = self.world_size > 1
+
+    def announce(self, heldout_share: float) -> None:
+        """Say once what the loop does not train on."""
+        if heldout_share and self.rank == 0:
+            log.warning(
+                "%g %% of the samples are held out by weight, and teach nothing: they tell how other samples score "
+                "(heldout_share=0 trains on all)",
+                100 * heldout_share,
+            )
 
     # What counts optimizer steps
 
@@ -153,53 +162,6 @@ class LoopHost(Host):
         if isinstance(batch, dict):
             return {name: self.moved(part) for name, part in batch.items()}
         return batch
-
-
-def require_prepared(denoiser: nn.Module, accelerator: Any) -> None:
-    """Refuse a denoiser that the accelerator has yet to prepare, and one that was trained or restored before.
-
-    Raises:
-        ConfigurationError: if it is.
-    """
-    if accelerator is None:
-        return
-    prepared, late = getattr(accelerator, "_models", None), False
-    if isinstance(prepared, list):
-        inside = {id(unwrap(module)) for module in prepared}
-        inside |= {id(unwrap(part)) for module in prepared for part in module.modules()}
-        late = not any(id(unwrap(part)) in inside for part in denoiser.modules())
-    elif hasattr(accelerator, "setup_module"):
-        late = not any(hasattr(part, "_forward_module") for part in denoiser.modules())
-    if late:
-        raise _early(f"{type(accelerator).__name__} has not prepared this {type(unwrap(denoiser)).__name__} yet")
-    for optimizer in getattr(accelerator, "_optimizers", []):
-        states = getattr(optimizer, "state", {}).values()
-        if any(float(state["step"]) > 0 for state in states if isinstance(state, dict) and "step" in state):
-            raise ConfigurationError(
-                "The optimizer has taken steps before there was a guard",
-                expected="a guard before accelerator.load_state(...), which restores its state too, and before the "
-                "first batch: it remembers the weights that training begins with",
-                remedy="make the guard right after accelerator.prepare(...)",
-            )
-
-
-def refuse_wrapped_later(denoiser: nn.Module) -> None:
-    """Refuse, in a forward, a denoiser that was wrapped for several processes after the guard got it.
-
-    Raises:
-        ConfigurationError: if it was.
-    """
-    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
-    if wrapper is not None and unwrap(wrapper) is unwrap(denoiser) and denoiser is unwrap(denoiser):
-        raise _early("The denoiser is called by a DistributedDataParallel that was put around it later")
-
-
-def _early(problem: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{problem}: the guard was made too early",
-        expected="the denoiser as the loop calls it: after prepare(), setup() or DistributedDataParallel(...)",
-        remedy="make the guard after them, of what they return",
-    )
 
 
 def _scale(accelerator: Any) -> float | Tensor:

@@ -32,9 +32,9 @@ def part(load: Any, tmp_path: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["overhead", "step", "conformance", "sampling", "nemo"])
+@pytest.mark.parametrize("name", ["overhead", "step", "guard", "conformance", "sampling", "nemo"])
 def test_parts_that_run_in_one_process(load: Any, part: Any, name: str) -> None:
-    module = load("gpu_training" if name == "step" else "gpu_model")
+    module = load({"step": "gpu_training", "guard": "gpu_guard"}.get(name, "gpu_model"))
     with torch.random.fork_rng():
         getattr(module, name)(part)
     figures = json.loads(part.file.read_text())
@@ -42,6 +42,10 @@ def test_parts_that_run_in_one_process(load: Any, part: Any, name: str) -> None:
     assert [one for one in figures.values() if isinstance(one, dict) and one.get("passed") is False] == []
     if name == "step":
         assert all(figures[way]["losses_finite"] for way in ("with_monitor", "without_monitor"))
+    elif name == "guard":
+        assert all(
+            figures[way]["losses_finite"] and figures[way]["records"] for way in ("paired_every_4", "paired_every_1")
+        )
     elif name == "conformance":
         assert sum("float" in case for case in figures) == 15
         assert figures["gate_unet"]["exact"]

@@ -138,7 +138,7 @@ def by_weight(calibrating: int | None, *, effect: float, seed: int) -> tuple[Cal
     rows = torch.cat([torch.arange(195), torch.arange(195, 200).repeat(50)])
     own = 0.5 * torch.randn(200, 1, generator=generator)
     own[195:] += effect
-    for step, batch in enumerate(rows[torch.randint(len(rows), (5 * 28 // 4, 16), generator=generator)]):
+    for step, batch in enumerate(rows[torch.randint(len(rows), (10 * 28 // 4, 16), generator=generator)]):
         values, held = own[batch] + torch.randn(16, 1, generator=generator), batch < 20
         names, others = [keys[row] for row in batch[held]], [keys[row] for row in batch[~held]]
         calibration.add_heldout(names, [0] * len(names), values[held])
@@ -150,4 +150,6 @@ def test_held_out_samples_calibrate_from_fewer_visits_where_that_is_asked_for() 
     assert by_weight(None, effect=4, seed=0)[0].threshold == math.inf
     calibration, duplicates = by_weight(1, effect=4, seed=0)
     assert set(calibration.first_flagged) == set(duplicates)
-    assert not any(by_weight(1, effect=0, seed=seed)[0].first_flagged for seed in range(3))
+    ordinary = [by_weight(1, effect=0, seed=seed)[0] for seed in range(8)]
+    assert all(calibration.threshold < math.inf for calibration in ordinary)
+    assert sum(len(calibration.first_flagged) for calibration in ordinary) <= 1, "of 1,440, five of 180 often visited"
