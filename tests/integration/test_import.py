@@ -25,7 +25,7 @@ def train():
 
 before = train()
 state = torch.get_rng_state()
-import memtrain.guard, memtrain.callbacks.monitor, memtrain.callbacks.sample_skipping
+import memtrain.guard
 assert torch.equal(state, torch.get_rng_state())
 assert torch.equal(before, train())
 """

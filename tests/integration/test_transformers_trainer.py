@@ -11,7 +11,7 @@ from torch.utils.data import SequentialSampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tests.conformance.families import build
-from tests.integration.loops import BATCH, STEPS, Visits, Watch, flat, require_equal_to_a_hand_written_loop, scheduler
+from tests.integration.loops import BATCH, Visits, Watch, flat, require_equal_to_a_hand_written_loop, scheduler
 
 
 class DenoisingTrainer(Trainer):
@@ -47,7 +47,7 @@ def train(watch: Watch) -> Tensor:
         unet, watching = build("unet"), Watching(watch)
         options = TrainingArguments(
             folder,
-            max_steps=STEPS,
+            max_steps=Visits.steps,
             per_device_train_batch_size=BATCH,
             learning_rate=3e-3,
             lr_scheduler_type="constant",
