@@ -24,9 +24,7 @@ def too_large(source: str, name: str) -> list[str]:
             if (lines := node.end_lineno - first + 1) > LINES_OF_A_FUNCTION:
                 found.append(f"{name}: {node.name} has {lines} lines, {LINES_OF_A_FUNCTION} at most")
             given = node.args
-            count = len(
-                [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, [given.vararg, given.kwarg])]
-            )
+            count = len([*given.posonlyargs, *given.args, *given.kwonlyargs])
             if count > ARGUMENTS:
                 found.append(f"{name}: {node.name} has {count} arguments, {ARGUMENTS} at most")
     return found
