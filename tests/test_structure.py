@@ -94,11 +94,11 @@ TWELVE = ", ".join(f"a{number}" for number in range(12))
         (function(lines=81, start="async def"), "m: f has 81 lines"),
         ("@cached(\n    1\n)\n" + function(lines=78), "m: f has 81 lines"),
         ("class A:\n" + function(lines=81, indent="    "), "m: f has 81 lines"),
-        ("def g():\n" + function(lines=2, arguments=TWELVE + ", *rest", indent="    "), "m: f has 13 arguments"),
+        ("def g():\n" + function(lines=2, arguments=TWELVE + ", a12, *rest", indent="    "), "m: f has 13 arguments"),
         ("class A:\n" + function(arguments=f"self, {TWELVE}", indent="    "), "m: f has 13 arguments"),
         (function(arguments=f"self, /, {TWELVE}"), "m: f has 13 arguments"),
         (function(arguments=f"self, *, {TWELVE}"), "m: f has 13 arguments"),
-        (function(arguments=f"{TWELVE}, **options"), "m: f has 13 arguments"),
+        (function(arguments=f"{TWELVE}, *, a12, **options"), "m: f has 13 arguments"),
     ],
 )
 def test_what_is_too_large_is_found(source: str, message: str) -> None:
