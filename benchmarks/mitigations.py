@@ -2,7 +2,7 @@
 
     python benchmarks/mitigations.py --seeds "[0, 1, 2]" --jobs 2 --figure docs/mitigations.png      # the table
     python benchmarks/mitigations.py --seeds "[0, 1, 2]" --jobs 2 --dose true --dose_figure docs/dose.png
-    python benchmarks/mitigations.py --timing true                                # alone on the machine
+    python benchmarks/mitigations.py --timing {}                                  # alone on the machine
     python benchmarks/mitigations.py --markdown true                              # the tables of RESULTS.md
 
 Figures are added to the JSON file as soon as a run is finished. What is in there is not run again, on whatever machine
@@ -27,7 +27,7 @@ import yaml
 from experiment import ROOT, CommandError, train_and_evaluate
 from jsonargparse import auto_cli
 from mitigation_figures import draw, draw_doses, draw_pictures
-from mitigation_results import Store, markdown_tables, run_figures, table
+from mitigation_results import Store, run_figures
 from mitigation_rows import (
     DOSE_ROWS,
     DOSE_SETTING,
@@ -44,6 +44,7 @@ from mitigation_rows import (
     write_captions,
     write_flagged,
 )
+from mitigation_tables import markdown_tables, table
 from rich.console import Console
 
 from memtrain.records import set_aside
@@ -62,6 +63,21 @@ class Part:
 
     name: str
     setting: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How the time per step is measured.
+
+    Attributes:
+        pairs: short runs of each row and of plain training.
+        steps: of a short run, a multiple of 8.
+        threads: of each run.
+    """
+
+    pairs: int = 5
+    steps: int = 48
+    threads: int = 2
 
 
 TABLE, DOSE = Part("rows", SETTING), Part("dose", DOSE_SETTING)
@@ -155,18 +171,19 @@ def run_all(rows: list[Row], seeds: list[int], *, part: Part, store: Store, fold
     return failed
 
 
-def time_rows(rows: list[Row], *, store: Store, folder: Path, pairs: int, steps: int) -> None:
+def time_rows(rows: list[Row], *, store: Store, folder: Path, timing: Timing) -> None:
     """Measure time per step of every row, of plain training, and of the reference profile."""
     # Here, because what shows figures needs neither Lightning nor models.
     from mitigation_timing import Course, compare, profile_seconds
 
-    course = Course(folder, steps=steps)
+    torch.set_num_threads(timing.threads)
+    course = Course(folder, steps=timing.steps)
     course.run(None)
     store.set_timing("profile", profile_seconds(course))
     course.run(ROWS[0])
     for row in rows:
         console.print(f"timing: {row.name}", markup=False)
-        found = compare(course, row, pairs=pairs)
+        found = compare(course, row, pairs=timing.pairs)
         store.set_timing(row.name, found)
         store.set_timing("plain", {"seconds": found["seconds_plain"], "threads": found["threads"]})
 
@@ -179,10 +196,7 @@ def main(
     folder: str = "runs/mitigations",
     jobs: int = 1,
     dose: bool = False,
-    timing: bool = False,
-    pairs: int = 5,
-    timing_steps: int = 48,
-    threads: int = 2,
+    timing: Timing | None = None,
     figure: str | None = None,
     dose_figure: str | None = None,
     pictures: str | None = None,
@@ -197,10 +211,7 @@ def main(
         folder: where the runs, their logs and the profiles are kept.
         jobs: runs at a time, one thread each.
         dose: run the dose curve instead of the table.
-        timing: measure the time per step instead.
-        pairs: of the timing: short runs of each row and of plain training.
-        timing_steps: steps of a short run, a multiple of 8.
-        threads: of the timing.
+        timing: measure the time per step instead, `--timing {}` or for instance `--timing.pairs 3`.
         figure: draw the table there, as PNG.
         dose_figure: draw the dose curve there, as PNG.
         pictures: draw generations of the baseline and of the recommended run of the first seed there, as PNG.
@@ -218,8 +229,7 @@ def main(
     if seeds or timing:
         write_captions(place / "captions.jsonl")
     if timing:
-        torch.set_num_threads(threads)
-        time_rows(wanted, store=store, folder=place, pairs=pairs, steps=timing_steps)
+        time_rows(wanted, store=store, folder=place, timing=timing)
     elif seeds:
         part = DOSE if dose else TABLE
         failed = run_all(wanted, seeds, part=part, store=store, folder=place, jobs=jobs)

@@ -21,7 +21,7 @@ from memtrain.data.source import open_source
 from memtrain.guard import Guard
 
 
-def main(*, folder: str = "runs/own_loop", steps: int = 90, seed: int = 0, learning_rate: float = 1e-3) -> Guard:
+def main(*, folder: str = "runs/own_loop", steps: int = 200, seed: int = 0, learning_rate: float = 3e-4) -> Guard:
     """Fine-tune on 160 images, four of which are repeated."""
     torch.manual_seed(seed)
     pipeline = StableDiffusionPipeline.from_pretrained("assets/tiny-sd", safety_checker=None, torch_dtype=torch.float32)

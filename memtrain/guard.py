@@ -5,11 +5,10 @@
             ...
             loss = guard.loss(model_pred, target, keys=batch["key"])       # in place of F.mse_loss(...).mean()
 
-Plain PyTorch, accelerate, Fabric and transformers' Trainer (`compute_loss`) alike, on one process or several. Every
-forward of the denoiser with gradients is observed; `loss` names its samples and returns the batch mean of their gated
-losses, so each loss is known exactly, whatever the criterion and the weights, and nothing is read from a gradient. Its
-gradient is that of `(gate * weights * sample_loss).mean()`. Signals, mitigations, records and the summary are those of
-:class:`memtrain.callbacks.monitor.MemorizationMonitor`.
+Plain PyTorch, accelerate, Fabric and transformers' Trainer (made in the first `compute_loss`) alike, on one process or
+several. `loss` names the samples of the denoiser's last forward with gradients and returns
+`(gate * weights * sample_loss).mean()`: every loss is known exactly, whatever the criterion and the weights. Signals,
+mitigations, records and summary are those of :class:`memtrain.callbacks.monitor.MemorizationMonitor`.
 
 Compared is with the base model on the same noise (`reference="paired"`); a tenth of the keys is held out by weight and
 calibrates the threshold (`heldout_share`, :mod:`memtrain.monitoring.heldout_keys`), with a `noise_scheduler` also under
@@ -180,7 +179,7 @@ class Guard:
     ) -> Tensor:
         """The batch mean of the samples' gated losses, in place of the loop's own mean.
 
-        Several calls take the rows of one forward in turn, as prior preservation does.
+        Several calls take the rows of one forward in turn (prior preservation).
 
         Args:
             prediction: `(B, ...)` what the loop computed from the denoiser's output.
@@ -189,9 +188,6 @@ class Guard:
             weights: `(B,)` of samples, or of elements (a mask).
             criterion: `mse`, `l1`, `huber`, `smooth_l1`, or a function that gives elementwise or per-sample losses.
             caption_dropped: B, true where the sample's caption was dropped from this visit.
-
-        Returns:
-            `()`, to be differentiated.
 
         Raises:
             MemtrainError: if there was no forward, the prediction is not its, there is no key for each row, or the

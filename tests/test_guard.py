@@ -274,6 +274,11 @@ def test_samples_that_are_held_out_teach_nothing_and_calibrate(tmp_path: Path) -
         assert torch.equal(kept["args"]["2"], sample(int(key))[1])
 
 
+def test_too_few_that_are_held_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accelerated(tmp_path, steps=6, options={"heldout_share": 0.1})
+    assert "A threshold needs 8 of them: raise heldout_share" in capsys.readouterr().out
+
+
 def test_a_resumed_loop_is_the_uninterrupted_one(tmp_path: Path) -> None:
     whole, expected, _ = accelerated(tmp_path / "whole", steps=30)
     accelerated(tmp_path / "cut", steps=19, save_at=13, killed=True)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from memtrain.functional.pixels import from_uint8, to_uint8
+from memtrain.functional.pixels import from_uint8
 
 
 def to_pixel_values(image: Image.Image, resolution: int) -> torch.Tensor:
@@ -23,8 +23,3 @@ def to_pixel_values(image: Image.Image, resolution: int) -> torch.Tensor:
         image = ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return from_uint8(pixels.permute(2, 0, 1))
-
-
-def to_image(pixel_values: torch.Tensor) -> Image.Image:
-    """The inverse of :func:`to_pixel_values` for one `(3, H, W)` tensor; values are clamped to [-1, 1]."""
-    return Image.fromarray(to_uint8(pixel_values).permute(1, 2, 0).cpu().numpy())

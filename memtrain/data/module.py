@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -32,7 +33,101 @@ from memtrain.records import HELDOUT, PLANTED, UNIQUE
 log = logging.getLogger(__name__)
 
 
-class TextImageDataModule(LightningDataModule):
+class VisitedImages(LightningDataModule):
+    """How samples are visited: in batches, in an order that resumes exactly, some without their caption.
+
+    A data module of this kind sets `train_dataset` and `heldout_dataset`.
+
+    Args:
+        batch_size: samples per step and rank.
+        num_workers: loader processes; 0 is fastest with cached latents.
+        caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
+        seed: of the order of visits and of caption dropout; default `seed_everything`'s.
+
+    Raises:
+        ConfigurationError: if there is no such batch or share.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 16, num_workers: int = 0, caption_dropout: float = 0.0, seed: int | None = None
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout < 1:
+            raise ConfigurationError(
+                f"caption_dropout={caption_dropout}", expected="a share from 0 to below 1", remedy="change it"
+            )
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size}", expected="at least 1", remedy="change it")
+        self.batch_size, self.num_workers, self.caption_dropout = batch_size, num_workers, caption_dropout
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.train_dataset: CaptionedImages | None = None
+        self.heldout_dataset: CaptionedImages | None = None
+        self._empty_caption: tuple[Tensor, Tensor] | None = None
+
+    def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
+        if self.train_dataset is None or self.heldout_dataset is None:
+            raise ConfigurationError("The data module was not set up", remedy="call setup() or build() first")
+        return self.train_dataset, self.heldout_dataset
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled visits of this rank, continued where a checkpoint left off."""
+        train, _ = self._built()
+        trainer = self.trainer
+        sampler = ResumableDistributedSampler(
+            train,
+            num_replicas=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else 0,
+            seed=self.seed,
+            place=self._place if trainer is not None else None,
+        )
+        if len(sampler) < self.batch_size:
+            raise ConfigurationError(
+                f"{len(train)} training visit(s) per epoch, {len(sampler)} per rank, do not fill one batch of "
+                f"{self.batch_size}",
+                expected="at least one full batch per epoch and rank",
+                remedy="lower data.init_args.batch_size, or add images",
+            )
+        return ResumableLoader(
+            train,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """The epoch, and the samples of this rank that are done in it."""
+        assert self.trainer is not None
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, batches * self.batch_size
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """The held-out samples, each once."""
+        _, held = self._built()
+        return loader(held, batch_size=self.batch_size, num_workers=self.num_workers) if len(held) else []
+
+    def unique_dataloader(self, dataset: CaptionedImages) -> DataLoader[Batch]:
+        """Each sample of `dataset` once, in fixed order, for a reference profile."""
+        return loader(dataset.unique(), batch_size=4 * self.batch_size, num_workers=self.num_workers)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""
+        trainer = self.trainer
+        if not self.caption_dropout or trainer is None or not trainer.training:
+            return batch
+        name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
+        drop = uniform([seed_of_text(name)], len(batch["key"]))[0] < self.caption_dropout
+        if self._empty_caption is not None:
+            ids, length = self._empty_caption
+            batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
+            batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
+        batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
+        return batch
+
+
+class TextImageDataModule(VisitedImages):
     """Captioned images for fine-tuning.
 
     Args:
@@ -45,12 +140,9 @@ class TextImageDataModule(LightningDataModule):
         duplicates: plant repeated images and templates, to have a known truth in experiments.
         canaries: plant synthetic images, to have a known truth in any data.
         resolution: image size, pixels.
-        batch_size: samples per step and rank.
-        num_workers: loader processes; 0 is fastest with cached latents.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
         tokenizer: folder of the tokenizer; by default the module's own is used.
-        seed: of the order of visits and of caption dropout; default `seed_everything`'s.
+        visiting: `batch_size`, `num_workers`, `caption_dropout` and `seed`, as of :class:`VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -68,31 +160,17 @@ class TextImageDataModule(LightningDataModule):
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
         resolution: int = 512,
-        batch_size: int = 16,
-        num_workers: int = 0,
         cache_latents: bool = False,
-        caption_dropout: float = 0.0,
         tokenizer: str | None = None,
-        seed: int | None = None,
+        **visiting: Any,
     ) -> None:
-        super().__init__()
-        if not 0 <= caption_dropout < 1:
-            raise ConfigurationError(
-                f"caption_dropout={caption_dropout}", expected="a share from 0 to below 1", remedy="change it"
-            )
-        if resolution < 1 or batch_size < 1:
-            raise ConfigurationError(
-                f"resolution={resolution}, batch_size={batch_size}", expected="at least 1 each", remedy="change it"
-            )
+        super().__init__(**visiting)
+        if resolution < 1:
+            raise ConfigurationError(f"resolution={resolution}", expected="at least 1", remedy="change it")
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
-        self.resolution, self.batch_size, self.num_workers = resolution, batch_size, num_workers
-        self.cache_latents, self.caption_dropout = cache_latents, caption_dropout
-        self.tokenizer_path = tokenizer
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.train_dataset: CaptionedImages | None = None
-        self.heldout_dataset: CaptionedImages | None = None
+        self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -187,68 +265,6 @@ class TextImageDataModule(LightningDataModule):
             strategy: Any = self.trainer.strategy  # type: ignore[union-attr]
             for dataset in self._built():
                 dataset.cache_latents(lambda pixels: encode(pixels.to(strategy.root_device)))
-
-    def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
-        if self.train_dataset is None or self.heldout_dataset is None:
-            raise ConfigurationError("The data module was not set up", remedy="call setup() or build() first")
-        return self.train_dataset, self.heldout_dataset
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled visits of this rank, continued where a checkpoint left off."""
-        train, _ = self._built()
-        trainer = self.trainer
-        sampler = ResumableDistributedSampler(
-            train,
-            num_replicas=trainer.world_size if trainer is not None else 1,
-            rank=trainer.global_rank if trainer is not None else 0,
-            seed=self.seed,
-            place=self._place if trainer is not None else None,
-        )
-        if len(sampler) < self.batch_size:
-            raise ConfigurationError(
-                f"{len(train)} training visit(s) per epoch, {len(sampler)} per rank, do not fill one batch of "
-                f"{self.batch_size}",
-                expected="at least one full batch per epoch and rank",
-                remedy="lower data.init_args.batch_size, or add images",
-            )
-        return ResumableLoader(
-            train,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _place(self) -> tuple[int, int]:
-        """The epoch, and the samples of this rank that are done in it."""
-        assert self.trainer is not None
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return self.trainer.current_epoch, batches * self.batch_size
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """The held-out samples, each once."""
-        _, held = self._built()
-        return loader(held, batch_size=self.batch_size, num_workers=self.num_workers) if len(held) else []
-
-    def unique_dataloader(self, dataset: CaptionedImages) -> DataLoader[Batch]:
-        """Each sample of `dataset` once, in fixed order, for a reference profile."""
-        return loader(dataset.unique(), batch_size=4 * self.batch_size, num_workers=self.num_workers)
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""
-        trainer = self.trainer
-        if not self.caption_dropout or trainer is None or not trainer.training:
-            return batch
-        name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
-        drop = uniform([seed_of_text(name)], len(batch["key"]))[0] < self.caption_dropout
-        if self._empty_caption is not None:
-            ids, length = self._empty_caption
-            batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
-            batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
-        batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
-        return batch
 
 
 def _check_images(source: SampleSource) -> None:

@@ -54,7 +54,8 @@ class Calibration:
     """Flags samples at a stated false-positive rate.
 
     Args:
-        columns: number of values per visit, of all signals.
+        columns: number of values per visit, of all signals; or `(columns,)` the smallest spread of each between samples
+            that means anything.
         scored: the columns that flags go by.
         memorized_when: their sign; `unknown` for columns that differ in sign.
         buckets: number of timestep buckets.
@@ -66,12 +67,11 @@ class Calibration:
             held-out samples (fewer assume what an early bulk does, :mod:`memtrain.evidence.bulk`), one for the bulk.
         edges: prompt lengths at which a new class begins, see :func:`~memtrain.evidence.standardisation.length_edges`.
         canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
-        resolution: `(columns,)` smallest spread between samples that means anything.
     """
 
     def __init__(
         self,
-        columns: int,
+        columns: int | Tensor,
         *,
         scored: slice,
         memorized_when: Sign,
@@ -83,7 +83,6 @@ class Calibration:
         calibrating_visits: int | None = None,
         edges: Sequence[int] = (),
         canaries: Collection[str] = (),
-        resolution: Tensor | None = None,
     ) -> None:
         if not 0 < false_positive_rate <= 0.5:
             raise CalibrationError(
@@ -91,6 +90,8 @@ class Calibration:
             )
         self.scored, self.memorized_when = scored, memorized_when
         self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
+        resolution = columns if isinstance(columns, Tensor) else None
+        columns = len(columns) if isinstance(columns, Tensor) else columns
         self.standardisation = Standardisation(columns, buckets=buckets, edges=edges, resolution=resolution)
         self.samples = Evidence(columns, window)
         self.heldout = Evidence(columns, window) if heldout else None

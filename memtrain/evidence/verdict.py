@@ -94,7 +94,7 @@ def next_step(table: pa.Table, run: Path) -> str:
     """The command that looks into what was found.
 
     Args:
-        table: from :func:`evidence_table`.
+        table: from :func:`memtrain.evidence.evidence_table.evidence_table`.
         run: the run folder; `evaluate.py --run` reads the configuration that `train.py` leaves there.
     """
     if (run / "config.yaml").is_file():

@@ -134,7 +134,7 @@ def contributions(
                 raise ProbeError(
                     f"The site {name!r} has no linear output projection of {values.shape[-1]} values",
                     expected="a UNet's cross-attention, without adapters",
-                    remedy="merge adapters, or use memtrain.localization.locate",
+                    remedy="merge adapters, or use memtrain.localization.locate.locate",
                 )
             difference = (values - layer(others).float().mean(dim=0)).abs().mean(dim=1)
             found.append((difference * output.weight.float().norm(dim=0)).cpu())

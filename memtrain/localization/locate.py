@@ -38,10 +38,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
+from torch import nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.noise import SimilarityWindow
+from memtrain.localization.calibration import keep_calibration, kept_calibration, require_same_model
 from memtrain.localization.fast import FastSearch
 from memtrain.localization.found import Found
 from memtrain.localization.predictor import Predictor
@@ -56,14 +58,11 @@ from memtrain.localization.results import (
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics, word_prompts
 from memtrain.localization.threshold import Threshold, calibrate_threshold
-from memtrain.records import written_whole
 
 STATISTICS_PROMPTS = 1000
 """Other prompts whose activations are compared with, where none are given."""
 THRESHOLD_PROMPTS = 100
 """Other prompts that the threshold is calibrated on, where :func:`locate` does that by itself."""
-STATISTICS, THRESHOLD, CALIBRATED_ON = "statistics.safetensors", "threshold.json", "calibrated_on.json"
-"""Files of a search's folder; the last one lists the prompts that the first two were measured on."""
 
 
 def locate(
@@ -86,7 +85,7 @@ def locate(
         prompts: those to search; repeated ones are searched once.
         statistics: activations for other prompts; measured on `other_prompts` by default.
         threshold: similarity between seeds above which a prompt counts as memorized; calibrated on `other_prompts` by
-            default.
+            default. :data:`memtrain.localization.threshold.PAPER` is that of the paper.
         other_prompts: prompts that the model does not memorize, captions of the kind it was trained on at best;
             random words by default.
         settings: of the search.
@@ -116,51 +115,36 @@ def locate(
             statistics, threshold = statistics or kept[0], threshold if threshold is not None else kept[1]
     others: list[str] | None = None
     if statistics is None or threshold is None:
-        source = "given" if other_prompts is not None else "random words"
         others = list(other_prompts) if other_prompts is not None else _words(pipeline)
-        if statistics is None:
-            statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source=source)
-        if threshold is None:
-            threshold = calibrate_threshold(
-                predictor, others[:THRESHOLD_PROMPTS], settings=settings, batch_size=batch_size, source=source
-            )
+        statistics, threshold = _measured(
+            predictor,
+            others,
+            statistics=statistics,
+            threshold=threshold,
+            settings=settings,
+            batch_size=batch_size,
+            source="given" if other_prompts is not None else "random words",
+        )
     statistics.check(predictor.widths(sites))
     if isinstance(threshold, Threshold):
         threshold.check(settings, window)
-    value = threshold.value if isinstance(threshold, Threshold) else float(threshold)
-    search: dict[str, Any] = {
-        "settings": json.loads(settings.json()),
-        "threshold": value,
-        "threshold_from": threshold.source if isinstance(threshold, Threshold) else "given",
-        "window": asdict(window),
-        "model": predictor.name,
-        "fingerprint": predictor.fingerprint(sites),
-        "statistics_from": f"{statistics.count} prompts, {statistics.source or 'of unstated origin'}",
-        "statistics_fingerprint": statistics.fingerprint,
-        "sites": list(sites),
-    }
-    known: dict[str, Found] = {}
+    search = _described(predictor, sites, settings=settings, statistics=statistics, threshold=threshold)
     if folder is not None:
         open_search(folder, search)
         if others is not None and isinstance(threshold, Threshold):
-            _keep_calibration(folder, others, statistics, threshold)
-        known = read_known(folder, mine)
+            keep_calibration(folder, others, statistics, threshold)
     with predictor.evaluating():
         finder: PublishedSearch | FastSearch
         if settings.sequential:
-            finder = PublishedSearch(predictor, sites, settings, statistics=statistics, threshold=value)
+            finder = PublishedSearch(predictor, sites, settings, statistics=statistics, threshold=search["threshold"])
         else:
             finder = FastSearch(
-                predictor, sites, settings, statistics=statistics, threshold=value, batch_size=batch_size
+                predictor, sites, settings, statistics=statistics, threshold=search["threshold"], batch_size=batch_size
             )
-        for prompt in tqdm(mine, desc="finding neurons", unit="prompt", disable=not progress):
-            if prompt not in known:
-                known[prompt] = finder.locate(prompt)
-                if folder is not None:
-                    write_found(folder, known[prompt])
+        found = _searched(finder, mine, folder, progress=progress)
     if folder is not None:
         Localization.load(folder).save(folder)
-    return Localization(tuple(known[prompt] for prompt in mine), tuple(sites), search)
+    return Localization(tuple(found), tuple(sites), search)
 
 
 def calibrate(
@@ -203,48 +187,63 @@ def calibrate(
         return kept
     threshold = calibrate_threshold(predictor, others, settings=settings, batch_size=batch_size, source="given")
     statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source="given")
-    _keep_calibration(folder, others, statistics, threshold)
+    keep_calibration(folder, others, statistics, threshold)
     return statistics, threshold
 
 
-def calibrated_on(folder: Path) -> list[str] | None:
-    """The prompts that the calibration in a folder rests on; None if there is none."""
-    path = folder / CALIBRATED_ON
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def kept_calibration(
-    folder: Path, other_prompts: Sequence[str] | None = None
-) -> tuple[ActivationStatistics, Threshold] | None:
-    """What an earlier process measured in this folder; None if nothing.
-
-    Args:
-        folder: of the search.
-        other_prompts: that it has to rest on; None for any.
-
-    Raises:
-        ConfigurationError: if it rests on others.
-    """
-    known = calibrated_on(folder)
-    if known is None:
-        return None
-    if other_prompts is not None and list(other_prompts) != known:
-        raise ConfigurationError(
-            f"{folder} holds a calibration on {len(known)} prompts, which are not the {len(other_prompts)} given now",
-            expected="the same prompts, or none, to use what is there",
-            remedy="name another folder, or leave the other prompts out",
+def _measured(
+    predictor: Predictor,
+    others: list[str],
+    *,
+    statistics: ActivationStatistics | None,
+    threshold: Threshold | float | None,
+    settings: Settings,
+    batch_size: int | None,
+    source: str,
+) -> tuple[ActivationStatistics, Threshold | float]:
+    """Statistics and threshold, of which what is missing is measured on other prompts."""
+    if statistics is None:
+        statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source=source)
+    if threshold is None:
+        threshold = calibrate_threshold(
+            predictor, others[:THRESHOLD_PROMPTS], settings=settings, batch_size=batch_size, source=source
         )
-    return ActivationStatistics.load(folder / STATISTICS), Threshold.load(folder / THRESHOLD)
+    return statistics, threshold
 
 
-def _keep_calibration(
-    folder: Path, others: Sequence[str], statistics: ActivationStatistics, threshold: Threshold
-) -> None:
-    statistics.save(folder / STATISTICS)
-    threshold.save(folder / THRESHOLD)
-    # Last, because it says that the others are there.
-    with written_whole(folder / CALIBRATED_ON) as unfinished:
-        unfinished.write_text(json.dumps(list(others), ensure_ascii=False) + "\n", encoding="utf-8")
+def _described(
+    predictor: Predictor,
+    sites: dict[str, nn.Module],
+    *,
+    settings: Settings,
+    statistics: ActivationStatistics,
+    threshold: Threshold | float,
+) -> dict[str, Any]:
+    """What decides the neurons that a search finds: another search has another one of these."""
+    return {
+        "settings": json.loads(settings.json()),
+        "threshold": threshold.value if isinstance(threshold, Threshold) else float(threshold),
+        "threshold_from": threshold.source if isinstance(threshold, Threshold) else "given",
+        "window": asdict(SimilarityWindow.of(*predictor.shape[1:])),
+        "model": predictor.name,
+        "fingerprint": predictor.fingerprint(sites),
+        "statistics_from": f"{statistics.count} prompts, {statistics.source or 'of unstated origin'}",
+        "statistics_fingerprint": statistics.fingerprint,
+        "sites": list(sites),
+    }
+
+
+def _searched(
+    finder: PublishedSearch | FastSearch, prompts: Sequence[str], folder: Path | None, *, progress: bool
+) -> list[Found]:
+    """What is found for each prompt, written at once to a folder; what is there already is not searched again."""
+    known = {} if folder is None else read_known(folder, prompts)
+    for prompt in tqdm(prompts, desc="finding neurons", unit="prompt", disable=not progress):
+        if prompt not in known:
+            known[prompt] = finder.locate(prompt)
+            if folder is not None:
+                write_found(folder, known[prompt])
+    return [known[prompt] for prompt in prompts]
 
 
 def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
@@ -256,21 +255,6 @@ def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
             remedy="change the arguments",
         )
     return list(dict.fromkeys(prompts))[index::count]
-
-
-def require_same_model(statistics: ActivationStatistics, predictor: Predictor, folder: Path) -> None:
-    """That what lies in the folder was measured on these value layers.
-
-    Raises:
-        ConfigurationError: if not.
-    """
-    sites = {name: site for name, site in predictor.sites("*").items() if name in statistics.mean}
-    if len(sites) < len(statistics.mean) or predictor.fingerprint(sites) != statistics.fingerprint:
-        raise ConfigurationError(
-            f"The calibration in {folder} was measured on another model ({statistics.model or 'unnamed'})",
-            expected="the model that is searched, with the same value layers",
-            remedy="name another output folder, or calibrate again",
-        )
 
 
 def _words(pipeline: StableDiffusionPipeline | Predictor) -> list[str]:

@@ -22,7 +22,7 @@ Below = Callable[[float], bool]
 
 
 class Search(Protocol):
-    """A point in a search: :class:`Selection` and :class:`Refinement`."""
+    """A point in a search: a selection or a refinement (:mod:`memtrain.localization.selection`, `refinement`)."""
 
     @property
     def done(self) -> bool:
@@ -36,7 +36,7 @@ class Search(Protocol):
 
 
 class Scores(Protocol):
-    """What evaluates masks: :class:`MaskScores`."""
+    """What evaluates masks: :class:`memtrain.localization.mask_scores.MaskScores`."""
 
     @property
     def probes(self) -> bool:

@@ -86,16 +86,6 @@ class Observation:
             return entropy(attention)
         return partial_entropy(attention, self._group(tokens, attention.shape[-1]).to(attention.device)[:, None])
 
-    def bos_mass(self) -> Tensor:
-        """Attention that BOS receives at each site, `(B, S)`, from 0 to 1.
-
-        Raises:
-            ProbeError: if the text has no BOS.
-        """
-        if not self.clip_layout:
-            raise ProbeError("The text of this denoiser does not begin with BOS", remedy="leave BOS mass out")
-        return torch.stack([attention[:, 0] for attention in self.token_attention.values()], dim=1)
-
     def _group(self, tokens: Tokens, count: int) -> Tensor:
         if self.prompt_mask is not None:
             outside = ~self.prompt_mask

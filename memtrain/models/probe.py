@@ -32,6 +32,7 @@ from memtrain.models.attention_reading import AttentionReader, without_cast_cach
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 from memtrain.models.call_hooks import hook_calls
 from memtrain.models.checkpointing import refuse_reentrant
+from memtrain.models.forward_checks import ran_twice, require_gradient, require_graph, require_keys, require_readings
 from memtrain.models.observation import Observation
 
 Gate = Callable[[Observation], Tensor | None]
@@ -147,7 +148,7 @@ class DenoiserProbe:
             ProbeError: if no forward with gradients ran, or a site was silent.
         """
         observation = self.current
-        self._check_seen(observation)
+        require_readings(observation, self.sites)
         return observation
 
     def enters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -174,13 +175,9 @@ class DenoiserProbe:
         self.output = None
         if observation is None:
             raise ProbeError("end() without begin()", remedy="call begin() before the forward pass")
-        self._check_seen(observation)
-        if gradient and self._needs_gradient and observation.gradient is None:
-            raise ProbeError(
-                "The denoiser ran, but no gradient reached its output",
-                expected="a loss that depends on the denoiser's prediction, and a backward pass",
-                remedy="check that the loss uses the prediction undetached",
-            )
+        require_readings(observation, self.sites)
+        if gradient and self._needs_gradient:
+            require_gradient(observation)
         return observation
 
     def drop(self) -> None:
@@ -198,7 +195,7 @@ class DenoiserProbe:
         try:
             with torch.no_grad():
                 yield observation
-            self._check_seen(observation)
+            require_readings(observation, self.sites)
         finally:
             self._open = None
             self._pending, self._gate, self._needs_gradient, self._named = kept
@@ -227,21 +224,6 @@ class DenoiserProbe:
         finally:
             self._pending = kept
 
-    def _check_seen(self, observation: Observation) -> None:
-        silent = [name for name in self.sites if name not in observation.token_attention]
-        if not silent:
-            return
-        if len(silent) == len(self.sites) and not observation.timesteps.numel():
-            problem = "The probe saw no forward pass of the denoiser with gradients in this batch"
-            remedy = (
-                "check that this denoiser, or this wrapper of it, is the one that the host calls, and that it was not "
-                "compiled and called before the probe was attached"
-            )
-        else:
-            problem = f"{len(silent)} of {len(self.sites)} attention sites reported nothing, first {silent[0]!r}"
-            remedy = "attach the probe before the first call of a compiled denoiser, or call torch._dynamo.reset()"
-        raise ProbeError(problem, expected="a reading from every site", remedy=remedy)
-
     @torch.compiler.disable
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._pending is None or (self._needs_gradient and not torch.is_grad_enabled()):
@@ -250,20 +232,10 @@ class DenoiserProbe:
             # A host that checkpoints the whole denoiser runs it again during backward.
             return
         if self._pending.timesteps.numel():
-            raise ProbeError(
-                "The denoiser ran twice with gradients "
-                + ("in one batch" if self._named else "before the loss of its first forward was handed over"),
-                expected="one training forward per batch" + ("" if self._named else ", and its loss after it"),
-                remedy="run extra forwards under torch.no_grad()"
-                + ("" if self._named else ", and call guard.loss(...) for every row of the prediction"),
-            )
+            raise ran_twice(named=self._named)
         sample, timestep, text = self.backbone.inputs(args, kwargs)
-        if self._named and len(sample) != len(self._pending.keys):
-            raise ProbeError(
-                f"The denoiser ran on {len(sample)} samples, but the batch names {len(self._pending.keys)} keys",
-                expected="one key per sample",
-                remedy="give the batch one key per row of the denoiser's input",
-            )
+        if self._named:
+            require_keys(self._pending, len(sample))
         if self.keep_call:
             self._pending.call = args, kwargs
         self._start(self._pending, sample, timestep, text)
@@ -289,18 +261,7 @@ class DenoiserProbe:
         if not self._needs_gradient:
             return
         self.output = prediction
-        if not prediction.requires_grad:
-            raise ProbeError(
-                "The denoiser's output does not require a gradient",
-                expected="trainable parameters in the denoiser",
-                remedy="check requires_grad of the denoiser's parameters",
-            )
-        if self.differentiable and not any(a.requires_grad for a in observation.token_attention.values()):
-            raise ProbeError(
-                "No site's token attention has a graph, so a penalty on it would have no gradient",
-                expected="trainable parameters before or in the attention sites",
-                remedy="train the query or key projections of some site, or choose later sites",
-            )
+        require_graph(prediction, observation, differentiable=self.differentiable)
         gate = self._gate
         if not self._named:
             return

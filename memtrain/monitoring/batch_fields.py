@@ -18,7 +18,6 @@ Cost of 3: the images are copied to the host and hashed, with every batch.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from memtrain.errors import DataError
+from memtrain.monitoring.sample_names import content_names
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ ALL_DIFFERENT = 2000
 REMEDY = "give every sample a stable name in the dataset (its file name or index) and set key_field to that field"
 
 
-class Names:
-    """Names the samples of a run's batches.
+class BatchNames:
+    """Names the samples of batches; :class:`memtrain.monitoring.sample_names.SampleNames` those of a loop without them.
 
     Args:
         field: of the batch that holds the names; None for `key`, or the content where there is no such field.
@@ -79,7 +79,7 @@ class Names:
                 where,
                 REMEDY,
             )
-        return [f"image-{_hashed(row)}" for row in images.detach().cpu()]
+        return [f"image-{name}" for name in content_names(images)]
 
     def of_training(self, batch: Any, *, dataset: Any, known: Collection[str], round_over: bool | None) -> list[str]:
         """The names of a training batch's samples, as long as these come again; arguments as of the two checks.
@@ -170,7 +170,7 @@ def _names(keys: Any) -> list[str] | None:
         if keys.dim() == 0 or keys.is_floating_point() or keys.is_complex() or keys.dtype == torch.bool:
             return None
         rows = keys.detach().cpu()
-        return [str(key) for key in rows.tolist()] if keys.dim() == 1 else [_hashed(row) for row in rows]
+        return [str(key) for key in rows.tolist()] if keys.dim() == 1 else content_names(rows)
     if isinstance(keys, str) or not hasattr(keys, "__len__") or not hasattr(keys, "__iter__"):
         return None
     listed = list(keys)
@@ -205,11 +205,6 @@ def _tensors(value: Any, where: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):
             yield from _tensors(part, f"{where}[{index}]")
-
-
-def _hashed(row: Tensor) -> str:
-    values = row.contiguous().view(-1)
-    return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def _shown(value: Any) -> str:

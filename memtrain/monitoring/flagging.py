@@ -121,7 +121,7 @@ class Flagging:
         canaries = {key for key, group in by_key(data, "groups").items() if group == "canary"}
         signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.readings.signals}
         calibration = Calibration(
-            len(self.readings.columns),
+            self.readings.resolution,
             scored=self.readings.slices.get(options.flag_by, slice(0, len(self.readings.columns))),
             memorized_when=signs.get(options.flag_by, "unknown"),
             buckets=len(options.settings.reference_timesteps),
@@ -133,7 +133,6 @@ class Flagging:
             calibrating_visits=1 if self.heldout is None and self.host.noise_scheduler is None else None,
             edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
             canaries=canaries,
-            resolution=self.readings.resolution,
         )
         if options.flag_by == COMBINED:
             visits = by_key(data, "visits_per_epoch")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from memtrain.monitoring import processes
-from memtrain.monitoring.batch_fields import Names
+from memtrain.monitoring.batch_fields import BatchNames
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Host:
 
     def __init__(self, module: Any, *, data: Any = None, folder: str | Path = ".") -> None:
         self.module, self.data, self.folder = module, data, Path(folder)
-        self.names = Names()
+        self.names = BatchNames()
 
     # Where the run stands
 

@@ -17,7 +17,7 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.base_forward import BaseForward
-from memtrain.monitoring.batch_fields import Names
+from memtrain.monitoring.batch_fields import BatchNames
 from memtrain.monitoring.combinations import refuse_combinations
 from memtrain.monitoring.data_protocol import known_samples, require_measurable
 from memtrain.monitoring.flagging import Flagging
@@ -112,7 +112,7 @@ class WatchedRun:
         self._host = host
         self.mitigations = sorted(mitigations, key=lambda mitigation: not mitigation.effects().changes_samples)
         refuse_combinations(self.mitigations, signals=self.signals, profiled=self.options.reference is True)
-        host.names = Names(self.options.key_field)
+        host.names = BatchNames(self.options.key_field)
         for mitigation in self.mitigations:
             mitigation.open(host)
         if self.options.reference == "paired":

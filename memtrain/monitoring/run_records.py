@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
+from memtrain.evidence.thresholds import MINIMUM_CALIBRATING
 from memtrain.evidence.verdict import calibration_figures
 from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.heldout_keys import HeldoutKeys
@@ -115,4 +116,6 @@ class RunRecords:
             f"and taught nothing (heldout_share={held_out.share:g}; 0 trains on all, and leaves the threshold to the "
             "bulk of the training samples)."
         )
+        if len(apart) < MINIMUM_CALIBRATING:
+            note += f" A threshold needs {MINIMUM_CALIBRATING} of them: raise heldout_share."
         print_summary(table, calibration, self.run, keys=keys, note=note if held_out.share else None)

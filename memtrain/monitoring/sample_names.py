@@ -63,10 +63,15 @@ class SampleNames:
                 "(memtrain.data.keyed) to find them again in the records",
                 str(rows.dtype).removeprefix("torch."),
             )
-        # One copy for all rows; half precision has no NumPy type everywhere, but it has bytes.
-        flat = rows.detach().cpu().contiguous().flatten(1) if rows.dim() > 1 else rows.detach().cpu()[:, None]
-        raw = flat.contiguous().view(torch.uint8)
-        return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in raw]
+        return content_names(rows)
+
+
+def content_names(rows: Tensor) -> list[str]:
+    """A hash of each row of `(B, ...)`: equal rows have one name, on every machine."""
+    # One copy for all rows; half precision has no NumPy type everywhere, but it has bytes.
+    flat = rows.detach().cpu().flatten(1) if rows.dim() > 1 else rows.detach().cpu()[:, None]
+    raw = flat.contiguous().view(torch.uint8)
+    return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in raw]
 
 
 def _nameless(found: Any) -> DataError:

@@ -1,4 +1,4 @@
-"""The figures of the ablation: what is kept, what is pooled, what the table says."""
+"""The figures of the ablation: what is kept, and what is pooled."""
 
 from __future__ import annotations
 
@@ -48,18 +48,3 @@ def test_runs_of_another_configuration_are_left_out(scripts: Modules) -> None:
     assert lines["baseline"]["seeds"] == [0] and lines["recommended"]["seeds"] == [0, 1]
     assert lines["recommended"]["loss_change"] == pytest.approx({"mean": -0.1, "min": -0.1, "max": -0.1})
     assert scripts.mitigation_results.pooled_doses(found)["baseline"][1]["n"] == 60
-
-
-def test_markdown_has_one_line_per_row_with_counts_and_number_of_seeds(scripts: Modules) -> None:
-    text = scripts.mitigation_results.markdown_tables(content(scripts))
-    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
-    assert "1 of 20 (1% to 24%)" in lines["recommended"]
-    assert "0.1550 (0.0900 to 0.2200)" in lines["recommended"]
-    assert "1.05 (1.01 to 1.11)" in lines["recommended"]
-    assert "| 2 of 3 |" in lines["recommended"]
-    assert lines["loss skipping"].endswith("| 50.0 % | 0.0 % | not measured |")
-    assert "| – | – | 1.05" in lines["recommended"], "it skips nothing"
-    assert "0 of 2,000 (0.00% to 0.19%)" in lines["recommended"]
-    assert "| 2 of 120" in text
-    assert "4 of 12" in text
-    assert "takes 61 s" in text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.benchmarks.scripts import Modules
@@ -110,3 +111,29 @@ def test_a_failed_run_is_reported_and_stops_no_other(
         "baseline": ["1"],
         "exclude": ["1"],
     }
+
+
+def test_timing_measures_each_row_and_trains_nothing_else(
+    scripts: Modules, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls, asked = fake_run(scripts, monkeypatch), []
+
+    class Course:
+        def __init__(self, folder: Path, *, steps: int) -> None:
+            asked.append(steps)
+
+        def run(self, row: Any) -> None:
+            asked.append(getattr(row, "name", row))
+
+    def compare(course: Course, row: Any, *, pairs: int) -> dict[str, Any]:
+        asked.append((row.name, pairs))
+        return {"seconds_plain": 0.2, "threads": 1, "ratio_median": 1.1, "ratio_interval_95": [1.0, 1.2]}
+
+    monkeypatch.setattr(scripts.mitigation_timing, "Course", Course)
+    monkeypatch.setattr(scripts.mitigation_timing, "compare", compare)
+    monkeypatch.setattr(scripts.mitigation_timing, "profile_seconds", lambda course: {"seconds": 3.0})
+    timing = scripts.mitigations.Timing(pairs=2, steps=16, threads=torch.get_num_threads())
+    path = tmp_path / "figures.json"
+    scripts.mitigations.main(timing=timing, rows=["recommended"], json=str(path), folder=str(tmp_path / "runs"))
+    assert asked == [16, None, "baseline", ("recommended", 2)] and not calls
+    assert set(json.loads(path.read_text())["timing"]) == {"profile", "plain", "recommended"}

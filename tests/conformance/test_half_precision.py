@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
@@ -25,20 +24,20 @@ ROUNDING = 2**-8
 
 
 class Frozen(TextToImageModule):
-    """Learns nothing, so no sample can be memorized."""
+    """Learns nothing, so no sample can be memorized; keeps the losses that it trains on."""
+
+    def __init__(self, pretrained: str, **options: Any) -> None:
+        super().__init__(pretrained, **options)
+        self.own: list[float] = []
+
+    def sample_loss(self, batch: dict[str, Any], timesteps: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        losses = super().sample_loss(batch, timesteps, generator)
+        if torch.is_grad_enabled():
+            self.own += losses.detach().tolist()
+        return losses
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-class Losses(Callback):
-    """Collects what the module says of its own."""
-
-    def __init__(self) -> None:
-        self.own: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.own += outputs["sample_loss"].tolist()
 
 
 @pytest.fixture
@@ -69,14 +68,14 @@ def test_losses_are_the_modules_own_and_few_samples_are_flagged(
         paired_every=1,
         settings=WatchSettings(reference_timesteps=(200, 600), reference_draws=1),
     )
-    losses, module = Losses(), Frozen(str(pipeline_folder), ema_decay=None, seed=0)
-    fit(module, tmp_path, [monitor, losses], data=data, max_epochs=8, precision="bf16-mixed", limit_val_batches=0)
+    module = Frozen(str(pipeline_folder), ema_decay=None, seed=0)
+    fit(module, tmp_path, [monitor], data=data, max_epochs=8, precision="bf16-mixed", limit_val_batches=0)
     table = read_steps(tmp_path / "records")
     read = torch.tensor(table["denoising_loss"].to_pylist())
-    torch.testing.assert_close(read, torch.tensor(losses.own), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(read, torch.tensor(module.own), rtol=ROUNDING, atol=0)
     if reference == "paired":
         base = torch.tensor(table["base.denoising_loss"].to_pylist())
-        torch.testing.assert_close(base[:8], torch.tensor(losses.own)[:8], rtol=2 * ROUNDING, atol=0)
+        torch.testing.assert_close(base[:8], torch.tensor(module.own)[:8], rtol=2 * ROUNDING, atol=0)
     flagged, watched = len(monitor.calibration.first_flagged), len(monitor.calibration.samples.row)
     assert watched > 40
     assert flagged <= 0.1 * watched

@@ -155,7 +155,7 @@ def test_held_out_source_that_shares_the_key_of_a_canary(write_folder):
 
 
 def test_settings_come_from_yaml_and_go_back(write_folder, monkeypatch):
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning, as in memtrain.cli.quiet
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning, as in memtrain.cli.chatter
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
 

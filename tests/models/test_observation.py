@@ -25,7 +25,6 @@ def test_entropy_of_a_group_of_tokens_is_its_part_of_the_sum() -> None:
     }
     for tokens, values in expected.items():
         torch.testing.assert_close(seen.entropy(tokens), torch.tensor(values)[:, None])  # type: ignore[arg-type]
-    torch.testing.assert_close(seen.bos_mass(), torch.tensor([[0.5], [0.2]]))
 
 
 def test_a_prompt_mask_places_the_words_where_a_length_cannot() -> None:
@@ -34,8 +33,6 @@ def test_a_prompt_mask_places_the_words_where_a_length_cannot() -> None:
     for tokens in ("prompt", "summary"):
         with pytest.raises(ProbeError, match="prompt_mask"):
             seen.entropy(tokens)  # type: ignore[arg-type]
-    with pytest.raises(ProbeError, match="does not begin with BOS"):
-        seen.bos_mass()
     seen.prompt_mask = torch.tensor([[True, True, True, False]])
     share = 0.25 * math.log(4)
     assert seen.entropy("prompt").item() == pytest.approx(3 * share)

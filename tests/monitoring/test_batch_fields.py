@@ -19,7 +19,7 @@ from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError, DataError
-from memtrain.monitoring.batch_fields import ALL_DIFFERENT, Names, caption_dropped, described_length, sample_keys
+from memtrain.monitoring.batch_fields import ALL_DIFFERENT, BatchNames, caption_dropped, described_length, sample_keys
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from tests.callbacks.test_monitor import Foreign, fit
@@ -39,7 +39,7 @@ from tests.callbacks.test_monitor import Foreign, fit
 @pytest.mark.parametrize("kind", [dict, UserDict, BatchEncoding])
 def test_keys_are_strings_or_whole_numbers_in_any_mapping(keys: Any, expected: list[str], kind: Any) -> None:
     assert sample_keys(kind({"name": keys}), "name") == expected
-    assert Names("name")(kind({"name": keys, "key": ["x", "y"]})) == expected
+    assert BatchNames("name")(kind({"name": keys, "key": ["x", "y"]})) == expected
 
 
 def test_rows_of_token_ids_are_names() -> None:
@@ -58,7 +58,7 @@ def test_other_things_are_no_keys(keys: Any) -> None:
 def test_a_field_that_was_asked_for_has_to_be_there() -> None:
     for batch in ({"key": ["a"], "latents": torch.zeros(1, 4, 8, 8)}, (torch.zeros(1, 4, 8, 8),)):
         with pytest.raises(DataError, match="under 'name'"):
-            Names("name")(batch)
+            BatchNames("name")(batch)
 
 
 IMAGES = torch.arange(3 * 4 * 2 * 2.0).view(3, 4, 2, 2)
@@ -81,19 +81,19 @@ TEXT = torch.ones(3, 5, 16)
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_without_keys_the_image_names_the_sample(batch: Any, field: str, caplog: pytest.LogCaptureFixture) -> None:
-    names = Names()
+    names = BatchNames()
     first = names(batch)
     assert len(set(first)) == 3
     assert names(batch) == first
     assert caplog.text.count("named by a hash of its") == 1, "said once"
     assert field in caplog.text
-    turned = Names()(IMAGES.flip(0))
+    turned = BatchNames()(IMAGES.flip(0))
     assert field != "values" or turned == first[::-1]
 
 
 def test_a_batch_without_any_image_is_refused() -> None:
     with pytest.raises(DataError, match=r"no image to tell samples by: found \['caption', 'ids'\]"):
-        Names()({"ids": torch.tensor([1, 2]), "caption": ["a", "b"]})
+        BatchNames()({"ids": torch.tensor([1, 2]), "caption": ["a", "b"]})
 
 
 def test_what_has_the_name_but_not_the_form_is_left_alone() -> None:
@@ -166,7 +166,7 @@ def test_images_that_change_at_random_name_nobody(pipeline: StableDiffusionPipel
 
 
 def test_asking_twice_does_not_disturb_the_hosts_random_numbers() -> None:
-    names = Names()
+    names = BatchNames()
     names((IMAGES, TEXT))
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -177,13 +177,13 @@ def test_asking_twice_does_not_disturb_the_hosts_random_numbers() -> None:
 
 
 def test_data_of_unknown_length_are_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
-    names, known = Names(), set[str]()
+    names, known = BatchNames(), set[str]()
     names((IMAGES,))
     for index in range(ALL_DIFFERENT):
         names.watch([str(index)], known, round_over=None)
         known.add(str(index))
     assert caplog.text.count("No sample came up twice in 2000 visits") == 1
-    names = Names()
+    names = BatchNames()
     names((IMAGES,))
     for index in range(2 * ALL_DIFFERENT):
         names.watch([str(index % 500)], known, round_over=None)

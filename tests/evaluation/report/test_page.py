@@ -348,6 +348,7 @@ def test_an_interval_that_is_not_known_is_said_to_be(folder: Path) -> None:
         "located": {"asked": none, "false_alarms": none},
         "heldout_loss": {"n": 1, "change": 0.0125, "interval": None},
         "conditions": {"unmasked": {"asked": {"n": 1}}},
+        **{name: results[name] for name in ("created", "versions") if name in results},
     }
     (folder / "localization.json").write_text(json.dumps(located))
     text = write_report(folder).read_text(encoding="utf-8")

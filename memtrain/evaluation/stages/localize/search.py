@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.roles import NEURONS, Roles
-from memtrain.localization import locate as neurons
+from memtrain.localization.calibration import calibrated_on, kept_calibration, require_same_model
 from memtrain.localization.contribution import EVERY_SITE, locate_contributions
+from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import Localization
 from memtrain.localization.settings import Settings
@@ -49,14 +50,14 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
     """
     folder, prompts = given.output / NEURONS, given.prompts
     roles = Roles.of(prompts)
-    kept = neurons.calibrated_on(folder)
+    kept = calibrated_on(folder)
     if search.statistics is not None and search.threshold is not None:
         roles = roles.calibrated_on(prompts, ())
     elif kept is not None:
         roles = roles.calibrated_on(prompts, set(kept))
     searched, others = ([prompts[row].text for row in rows] for rows in (roles.searched, roles.calibrating))
     if search.contribution is None:
-        return roles, neurons.locate(
+        return roles, locate(
             given.pipeline,
             searched,
             statistics=search.statistics,
@@ -66,10 +67,10 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
             output=folder,
             progress=given.sampling.progress,
         )
-    calibration, threshold = neurons.kept_calibration(folder), search.threshold
+    calibration, threshold = kept_calibration(folder), search.threshold
     settings = search.settings or Settings()
     if calibration is not None:
-        neurons.require_same_model(calibration[0], Predictor.of(given.pipeline, steps=settings.steps), folder)
+        require_same_model(calibration[0], Predictor.of(given.pipeline, steps=settings.steps), folder)
         threshold = calibration[1] if threshold is None else threshold
     return roles, locate_contributions(
         given.pipeline,
@@ -95,7 +96,7 @@ def search_part(given: StageInput, *, shard: tuple[int, int], settings: Settings
             processes cannot do at once, or the folder holds another search.
     """
     folder = given.output / NEURONS
-    others = neurons.calibrated_on(folder)
+    others = calibrated_on(folder)
     if others is None:
         raise ConfigurationError(
             f"{folder} holds no calibration for all parts of the prompts to compare with",
@@ -103,7 +104,7 @@ def search_part(given: StageInput, *, shard: tuple[int, int], settings: Settings
             remedy="run that first",
         )
     roles = Roles.of(given.prompts).calibrated_on(given.prompts, set(others))
-    return neurons.locate(
+    return locate(
         given.pipeline,
         [given.prompts[row].text for row in roles.searched],
         settings=settings,
