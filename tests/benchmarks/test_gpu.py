@@ -32,7 +32,7 @@ def part(load: Any, tmp_path: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["overhead", "step", "guard", "conformance", "sampling", "nemo"])
+@pytest.mark.parametrize("name", ["overhead", "step", "guard", "conformance", "sampling"])
 def test_parts_that_run_in_one_process(load: Any, part: Any, name: str) -> None:
     module = load({"step": "gpu_training", "guard": "gpu_guard"}.get(name, "gpu_model"))
     with torch.random.fork_rng():
@@ -51,8 +51,6 @@ def test_parts_that_run_in_one_process(load: Any, part: Any, name: str) -> None:
         assert figures["gate_unet"]["exact"]
     elif name == "sampling":
         assert all(figures[kind]["scores_equal"] for kind in ("float32", "bfloat16", "float16"))
-    elif name == "nemo":
-        assert figures["as published"]["same_neurons"] == figures["prompts"] == 1
     else:
         assert figures["sd15_checkpointing"]["probe_ratio_median"] > 0
 
@@ -67,6 +65,21 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def test_a_part_by_command(tmp_path: Path) -> None:
+    json_file, markdown = tmp_path / "a.json", tmp_path / "a.md"
+    done = command(
+        *("--smoke", "--parts", "[nemo]", "--folder", str(tmp_path / "folder")),
+        *("--json", str(json_file), "--markdown", str(markdown)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(json_file.read_text())
+    figures = results["parts"]["nemo"]["figures"]
+    assert figures["as published"]["same_neurons"] == figures["prompts"] == 1
+    assert results["environment"]["torch"] == torch.__version__
+    assert "| nemo | ok |" in markdown.read_text()
+
+
+@pytest.mark.slow
 def test_the_default_run_by_command(tmp_path: Path) -> None:
     json_file, markdown = tmp_path / "a.json", tmp_path / "a.md"
     done = command(
