@@ -107,6 +107,8 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
                 found.append(f"{module} imports {name}: no stage imports another, and what they share imports none")
         elif top in LIGHTNING and not module.startswith(WITH_LIGHTNING):
             found.append(f"{module} imports {name}: Lightning stays at the edge")
+        elif own in ("monitoring", "guard") and top == "accelerate":
+            found.append(f"{module} imports {name}: the engine knows no trainer")
         elif own == "functional" and top not in {"torch", "torchmetrics"} | sys.stdlib_module_names:
             found.append(f"{module} imports {name}: functional imports torch and torchmetrics only")
     return found
@@ -141,6 +143,9 @@ def test_no_module_imports_against_the_arrows():
         ("memtrain.evaluation.stages.detect.x", "def f():\n    from ..mitigate import mitigate"),
         ("memtrain.evaluation.stages.base", "from memtrain.evaluation.stages.detect.stage import Detect"),
         ("memtrain.models.x", "import pytorch_lightning"),
+        ("memtrain.monitoring.x", "from accelerate import Accelerator"),
+        ("memtrain.guard", "def f():\n    import lightning.fabric"),
+        ("memtrain.monitoring.x", "from memtrain.callbacks.monitor import MemorizationMonitor"),
         ("memtrain.data.source", "import lightning"),
         ("memtrain.records", "from memtrain.signals.base import Signal"),
         ("memtrain.newcomer", "import torch"),
