@@ -181,6 +181,22 @@ def test_without_a_configuration_the_default_one_is_meant(monkeypatch: pytest.Mo
     assert seen == [default, [*default, "--ckpt_path", "last"], ["fit", "--config=mine.yaml"], *map(list, given[3:])]
 
 
+def test_one_callback_needs_no_list(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint callback on its own is put into the run folder, as one in a list is."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load((ROOT / "configs" / "tiny_baseline.yaml").read_text())
+    config["trainer"]["callbacks"] = config["trainer"]["callbacks"][-1]
+    config["trainer"]["callbacks"]["init_args"]["every_n_train_steps"] = 5
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
+    given = arguments(tmp_path / "run", write_folder(20), pipeline_folder, steps=5)
+    given[2] = "one.yaml"
+    # An option for the callback would make it a list.
+    cli.train(given[: given.index("--trainer.callbacks.init_args.every_n_train_steps")])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_the_list_of_excluded_keys_may_not_lie_in_the_new_runs_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
