@@ -55,7 +55,7 @@ class TrainCLI(LightningCLI):
             )
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = str(self._folder())
-        for callback in trainer.callbacks or []:
+        for callback in _listed(trainer.callbacks):
             if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = str(self._folder() / "checkpoints")
 
@@ -64,7 +64,7 @@ class TrainCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         if trainer.logger is None:
             kwargs["logger"] = CSVLogger(self._folder(), name="logs")
-        named = any(callback.class_path.endswith("ProgressBar") for callback in trainer.callbacks or [])
+        named = any(callback.class_path.endswith("ProgressBar") for callback in _listed(trainer.callbacks))
         if trainer.enable_progress_bar is not False and not named:
             self.trainer_defaults["callbacks"] = [ProgressBar()]
         return super().instantiate_trainer(**kwargs)
@@ -76,6 +76,11 @@ class TrainCLI(LightningCLI):
             (folder / name).exists() for name in ("records", "checkpoints", "pipeline")
         ):
             _keep(folder)
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    """The callbacks of a configuration, in which one may stand without a list, as Lightning's Trainer takes it."""
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
 @rank_zero_only

@@ -70,8 +70,14 @@ class ImageFolderSource(SampleSource):
                 expected='{"file_name": "a.png", "texts": ["a caption", "another one"]}',
                 remedy="mend it",
             )
+        if captions and not isinstance(captions[0], str):
+            raise DataError(
+                f"The caption in {where} is no text but {json.dumps(captions[0]):.80}",
+                expected=expected,
+                remedy=f"mend it; several captions of one image go into a list under {ALTERNATIVES_FIELD!r}",
+            )
         captions += texts
-        if not isinstance(name, str) or not captions or not isinstance(captions[0], str):
+        if not isinstance(name, str) or not captions:
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise DataError(
                 f"{where} lacks a file name or a caption: found {found}", expected=expected, remedy="mend it"

@@ -39,7 +39,9 @@ def heldout_method(count: int, false_positive_rate: float) -> str:
             f"{count} held-out samples cannot calibrate a false-positive rate of {false_positive_rate}",
             expected=f"at least {MINIMUM_CALIBRATING}, or {samples_needed(false_positive_rate)} to do without "
             "assuming a normal distribution",
-            remedy="raise data.init_args.heldout_fraction, name a heldout_path, or train without the monitor",
+            remedy="raise data.init_args.heldout_fraction or name a heldout_path; of too few images for either, set "
+            "`reference: false` on MemorizationMonitor: the bulk of the training samples then sets the threshold, from "
+            f"{MINIMUM_BULK} of them; fewer are recorded and never flagged",
         )
     return "order statistic" if count >= samples_needed(false_positive_rate) else "normal distribution"
 

@@ -181,6 +181,39 @@ def test_without_a_configuration_the_default_one_is_meant(monkeypatch: pytest.Mo
     assert seen == [default, [*default, "--ckpt_path", "last"], ["fit", "--config=mine.yaml"], *map(list, given[3:])]
 
 
+def test_five_images_are_refused_with_a_remedy_that_trains_on_them(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = ["--model.init_args.pretrained", str(pipeline_folder), "--data.init_args.path", str(write_folder(5))]
+    given = [*images, "--data.init_args.resolution", "16", "--data.init_args.batch_size", "1"]
+    given += ["--data.init_args.duplicates", "null", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    given += ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.enable_progress_bar", "false"]
+    config = ROOT / "configs" / "tiny_baseline.yaml"
+    with pytest.raises(SystemExit, match=r"CalibrationError: [\s\S]*set `reference: false` on MemorizationMonitor"):
+        cli.train(["fit", "--config", str(config), *given])
+    without = config.read_text().replace("reference_folder: runs/profiles", "reference: false")
+    (tmp_path / "without.yaml").write_text(without)
+    cli.train(["fit", "--config", "without.yaml", *given])
+    assert read_steps(tmp_path / "run" / "records").num_rows == 2
+
+
+def test_one_callback_needs_no_list(
+    pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint callback on its own is put into the run folder, as one in a list is."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load((ROOT / "configs" / "tiny_baseline.yaml").read_text())
+    config["trainer"]["callbacks"] = config["trainer"]["callbacks"][-1]
+    config["trainer"]["callbacks"]["init_args"]["every_n_train_steps"] = 5
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
+    given = arguments(tmp_path / "run", write_folder(20), pipeline_folder, steps=5)
+    given[2] = "one.yaml"
+    # An option for the callback would make it a list.
+    cli.train(given[: given.index("--trainer.callbacks.init_args.every_n_train_steps")])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_the_list_of_excluded_keys_may_not_lie_in_the_new_runs_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

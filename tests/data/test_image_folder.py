@@ -1,6 +1,7 @@
 """A folder of images with metadata.jsonl."""
 
 import json
+import re
 
 import pytest
 
@@ -57,7 +58,6 @@ def test_not_json(write_folder):
     [
         ({"file_name": "image_00.png"}, r"\['file_name'\]"),
         ({"text": "x"}, r"\['text'\]"),
-        ({"file_name": "image_00.png", "text": None}, r"\['file_name', 'text'\]"),
         ({"file_name": 7, "text": "x"}, r"\['file_name', 'text'\]"),
         (["image_00.png", "x"], "list"),
     ],
@@ -66,6 +66,16 @@ def test_line_without_name_or_caption(write_folder, row, found):
     folder = write_folder(1)
     rewrite(folder, row)
     with pytest.raises(DataError, match=rf"line 1 lacks a file name or a caption: found {found}"):
+        ImageFolderSource(folder)
+
+
+@pytest.mark.parametrize("field", ["text", "caption"])
+@pytest.mark.parametrize("value", [None, 1984, True, ["a thing", "another thing"], {"en": "a thing"}])
+def test_a_caption_of_another_type_is_shown_and_not_called_missing(write_folder, field, value):
+    folder = write_folder(1)
+    rewrite(folder, {"file_name": "image_00.png", field: value})
+    shown = re.escape(json.dumps(value))
+    with pytest.raises(DataError, match=rf"The caption in .*, line 1 is no text but {shown}[\s\S]*list under 'texts'"):
         ImageFolderSource(folder)
 
 
