@@ -105,7 +105,7 @@ class Guard:
             raise loop_mistakes.second_guard()
         folder = folder or getattr(accelerator, "project_dir", None) or Path("runs") / "guard"
         self.host = LoopHost(module, accelerator=accelerator, data=data, folder=folder)
-        self.host.captions, self.host.noise_scheduler = captions or {}, noise_scheduler
+        self.host.captions, self.host.noise_scheduler = loop_mistakes.captions(captions), noise_scheduler
         self.engine.setup(self.host, mitigations)
         self._names, self._started, self._updated, self._over = SampleNames(), False, False, False
         self._watching = False
@@ -193,16 +193,14 @@ class Guard:
             MemtrainError: if there was no forward, the prediction is not its, there is no key for each row, or the
                 criterion gives a mean.
         """
-        if not self._started:
-            raise loop_mistakes.no_forward()
-        dropped = caption_dropped.tolist() if isinstance(caption_dropped, Tensor) else list(caption_dropped)
+        loop_mistakes.require_forward(self.engine, started=self._started, over=self._over)
         loss = self.engine.loss(
             prediction,
             target,
             keys=None if keys is None else self._names(keys),
             weights=weights,
             criterion=criterion,
-            caption_dropped=[bool(flag) for flag in dropped],
+            caption_dropped=torch.as_tensor(caption_dropped).reshape(-1).tolist(),
         )
         if not self._watching and self.engine.handed_over:
             self.engine.end()
@@ -225,6 +223,7 @@ class Guard:
             loss_scale: what the loss is multiplied by before it is differentiated, where the accelerator does not say.
             loss_weight: `(B,)` timesteps to the weights of the loop's own loss, if it has such.
         """
+        loop_mistakes.require_free(watching=self._watching, over=self._over)
         self._start()
         field = self.engine.options.key_field
         if isinstance(batch, dict) and field in batch:
@@ -265,10 +264,9 @@ class Guard:
         """Kept until the first batch.
 
         Raises:
-            ConfigurationError: if it has begun.
+            ConfigurationError: if it has begun, or the state is not a guard's.
         """
-        if self._started:
-            raise loop_mistakes.late_state()
+        loop_mistakes.require_state(state, started=self._started)
         self.engine.load_state_dict(state["engine"])
         self.host.step = state["step"]
         for mitigation in self.engine.mitigations:

@@ -590,7 +590,7 @@ def test_losses_out_of_step_with_forwards(tmp_path: Path) -> None:
     with torch.no_grad():
         step_of(model)
     guard.loss(prediction, data["noise"], keys=data["key"])
-    with pytest.raises(ProbeError, match="saw no forward pass"):
+    with pytest.raises(ProbeError, match="without a forward of the denoiser since the last loss"):
         guard.loss(prediction, data["noise"], keys=data["key"])
     guard.close()
 

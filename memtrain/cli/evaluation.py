@@ -77,6 +77,12 @@ def read_command(words: list[str]) -> Stage:
             remedy="for instance `python evaluate.py detect --model MODEL --prompts PROMPTS`",
         )
     kind = stage_class(name)
+    if {"--model", "--prompts"} & {word.split("=")[0] for word in words} and not issubclass(kind, PromptStage):
+        raise ConfigurationError(
+            f"--model or --prompts for {name}, which samples the captions of a run",
+            expected="the folder of a finished training run, with --run",
+            remedy="for a model without a run take a stage that takes prompts, such as `python evaluate.py detect`",
+        )
     parser = stage_parser(name, kind)
     options = parser.instantiate_classes(parser.parse_args(words[1:] if named else words))
     return kind(**{field.name: options[field.name] for field in fields(kind)})
@@ -108,6 +114,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 
         run = FinishedRun.read(Path(stage.run))
         model = str(pipeline_folder(Path(stage.run)))
+    _require_writable(stage.folder)
     prompts, own_images = [], None
     if isinstance(stage, PromptStage):
         if stage.prompts is not None:
@@ -131,6 +138,25 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     if results:
         print(f"Report: {write_report(stage.folder)}")
     return results
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder of the results, before any work is done.
+
+    Raises:
+        ConfigurationError: if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refused = None if os.access(folder, os.W_OK) else "no permission"
+    except OSError as error:
+        refused = error.strerror
+    if refused:
+        raise ConfigurationError(
+            f"Results cannot be written to {folder}: {refused}",
+            expected="a folder in which this process may write",
+            remedy="name another one with --output",
+        )
 
 
 def _pipeline(model: str, *, trained_here: bool) -> DiffusionPipeline:

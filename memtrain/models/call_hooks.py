@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from torch import nn
 
@@ -52,9 +53,19 @@ def hook_calls(host: nn.Module, before: Before, after: After | None = None) -> C
     """
     compiled: Any = getattr(host, "_compiled_call_impl", None)
     if compiled is None:
-        handles: list[Any] = [host.register_forward_pre_hook(before, with_kwargs=True)]
+        # A copy of the module, such as an average of its weights, has the hooks too, and is not watched.
+        watched = ref(host)
+
+        def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return before(module, args, kwargs) if module is watched() else None
+
+        def left(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            if after is not None and module is watched():
+                after(module, args, result)
+
+        handles: list[Any] = [host.register_forward_pre_hook(entered, with_kwargs=True)]
         if after is not None:
-            handles.append(host.register_forward_hook(after, always_call=True))
+            handles.append(host.register_forward_hook(left, always_call=True))
 
         def remove_handles() -> None:
             for handle in handles:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from memtrain.errors import DataError
-from memtrain.monitoring.sample_names import content_names
+from memtrain.monitoring.sample_names import checked_name, content_names
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _names(keys: Any) -> list[str] | None:
         return _names(torch.stack(listed))
     if not all(isinstance(key, str | Integral) and not isinstance(key, bool) for key in listed):
         return None
-    return [str(key) for key in listed]
+    return [checked_name(key if isinstance(key, str) else int(key)) for key in listed]
 
 
 def _images(batch: Any) -> tuple[str, Tensor]:

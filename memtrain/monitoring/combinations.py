@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from memtrain.errors import ConfigurationError
@@ -27,6 +27,45 @@ def refuse_combinations(mitigations: Sequence[Mitigation], *, signals: Sequence[
     _refuse_other_captions(mitigations)
     _refuse_two_networks(mitigations, signals)
     _refuse_unprofiled(mitigations, signals, profiled=profiled)
+
+
+def require_kind(found: Any, kind: type, *, called: str) -> None:
+    """Refuse anything but a list of objects of a kind.
+
+    Raises:
+        ConfigurationError: if it is something else: one alone, a class, a name.
+    """
+    wrong = [] if isinstance(found, list | tuple) else [found]
+    wrong = wrong or [one for one in found if not isinstance(one, kind)]
+    if wrong:
+        shown = f"the class {wrong[0].__name__}" if isinstance(wrong[0], type) else f"a {type(wrong[0]).__name__}"
+        raise ConfigurationError(
+            f"`{called}` holds {shown}" if isinstance(found, list | tuple) else f"`{called}` is {shown}",
+            expected=f"a list of objects of memtrain's {kind.__name__}",
+            remedy=f"write for instance {called}=[One(), Another()]",
+        )
+
+
+def require_same_watch(saved: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Refuse a saved state whose evidence does not go on in this run; None, of an earlier version, says nothing.
+
+    Raises:
+        ConfigurationError: naming what differs.
+    """
+    different = [name for name in now if name in (saved or {}) and saved[name] != now[name]] if saved else []
+    if not different:
+        return
+    name = different[0]
+    assert saved is not None
+    if name == "columns":
+        found = f"of {len(saved[name])} values a visit, this run measures {len(now[name])} or others"
+    else:
+        found = f"with {name}={saved[name]!r}, this run has {now[name]!r}"
+    raise ConfigurationError(
+        f"The saved state was made {found}",
+        expected="the same model, signals, sites and options as in the run that is resumed",
+        remedy="restore what was changed, or begin a new run without the saved state of the watch",
+    )
 
 
 def require_changeable(batch: Any, mitigation: Mitigation) -> None:

@@ -88,8 +88,8 @@ class Intake:
             loss_weight=lambda timesteps: None,
             heldout=self.flagging.heldout_keys.mask(names),
         )
-        if begun is None:
-            part.caption_dropped = list(caption_dropped)
+        if begun is None or len(caption_dropped):
+            part.caption_dropped = _dropped(caption_dropped, len(prediction))
         penalized = begun is None and bool(turn.penalizing)
         if penalized and any(mitigation.needs().base_profile for mitigation in turn.penalizing):
             self.flagging.add_reference(part)
@@ -121,6 +121,17 @@ class Intake:
                 expected="a loss for every row",
                 remedy="call loss(...) for the other rows too, with weights of 0 where they shall teach nothing",
             )
+
+
+def _dropped(given: Sequence[bool], count: int) -> list[bool]:
+    """True for each of `count` rows whose caption was dropped."""
+    if len(given) not in (0, count):
+        raise DataError(
+            f"The loss has {count} rows, and caption_dropped {len(given)}",
+            expected="one for each row, in the order of the prediction's",
+            remedy="pass B booleans, or leave caption_dropped out where no caption is dropped",
+        )
+    return [bool(flag) for flag in given]
 
 
 def _named(begun: Turn | None, keys: Sequence[str] | None, rows: slice, count: int) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.models.backbones.base import unwrap
+
+if TYPE_CHECKING:
+    from memtrain.monitoring.engine import Engine
 
 
 def require_prepared(denoiser: nn.Module, accelerator: Any) -> None:
@@ -67,12 +71,39 @@ def second_guard() -> ConfigurationError:
     )
 
 
-def late_state() -> ConfigurationError:
-    """A checkpoint that is loaded while the loop runs."""
-    return ConfigurationError(
-        "The guard's state was loaded after the first batch",
-        expected="accelerator.load_state(...), or load_state_dict(...), before it",
-        remedy="load the checkpoint first",
+def require_state(state: Any, *, started: bool) -> None:
+    """Refuse a checkpoint that is loaded while the loop runs, and one of something else.
+
+    Raises:
+        ConfigurationError: if it is.
+    """
+    if started:
+        raise ConfigurationError(
+            "The guard's state was loaded after the first batch",
+            expected="accelerator.load_state(...), or load_state_dict(...), before it",
+            remedy="load the checkpoint first",
+        )
+    if not isinstance(state, Mapping) or not {"engine", "step", "mitigations"} <= state.keys():
+        shown = sorted(map(str, state))[:3] if isinstance(state, Mapping) else type(state).__name__
+        raise ConfigurationError(
+            f"This is no state of a guard: found {shown}",
+            expected="what guard.state_dict() returned",
+            remedy="load the guard's own part of the checkpoint",
+        )
+
+
+def captions(found: Any) -> Mapping[str, str]:
+    """Captions by key.
+
+    Raises:
+        ConfigurationError: if they are something else.
+    """
+    if found is None or isinstance(found, Mapping):
+        return found or {}
+    raise ConfigurationError(
+        f"captions is a {type(found).__name__}",
+        expected="a dict from each sample's key to its caption",
+        remedy="pass dict(zip(keys, captions))",
     )
 
 
@@ -83,6 +114,46 @@ def no_forward() -> ProbeError:
         expected="the forward that made the prediction, of the denoiser that the guard was given",
         remedy="give the guard the denoiser that the loop calls (what prepare() returned)",
     )
+
+
+def require_forward(engine: Engine, *, started: bool, over: bool) -> None:
+    """Refuse a loss after the end, before any forward, and for a forward whose losses were all handed over.
+
+    Raises:
+        ConfigurationError: after the end.
+        ProbeError: if there is no forward that the loss could belong to.
+    """
+    require_free(watching=False, over=over)
+    if not started:
+        raise no_forward()
+    pending = engine.intake is not None and engine.intake.handover is not None
+    if not pending and engine.batches_done and not engine.running[0].current.timesteps.numel():
+        raise ProbeError(
+            "guard.loss(...) without a forward of the denoiser since the last loss was complete",
+            expected="each row of a forward's prediction handed over once",
+            remedy="put several terms on one prediction into one criterion; and call the denoiser that the guard was "
+            "given, with gradients",
+        )
+
+
+def require_free(*, watching: bool, over: bool) -> None:
+    """Refuse the use of a guard that is over, and a batch within a batch.
+
+    Raises:
+        ConfigurationError: if it is.
+    """
+    if over:
+        raise ConfigurationError(
+            "The guard is over: finish() or close() was called, or its `with` block was left",
+            expected="the whole training loop before that",
+            remedy="make a new guard for a new loop",
+        )
+    if watching:
+        raise ConfigurationError(
+            "`with guard.watch(batch):` within another",
+            expected="one batch at a time: its forward, loss and backward",
+            remedy="leave the first block before the next batch begins",
+        )
 
 
 def never_stepped(*, started: bool) -> ProbeError:

@@ -15,8 +15,11 @@ UNSEEN = 0.05
 """Share of an image without any gradient above which it is masked."""
 
 HAND_OVER = 'return {"loss": loss, "sample_loss": (B,) each sample\'s unweighted loss, detached} from training_step'
+HAND_OVER += " (in a loop, hand prediction and target to guard.loss)"
 DECLARE = "declare what each sample's loss is multiplied by, a constant too, as loss_weight(timesteps) -> (B,) or "
-DECLARE += "loss_weight(timesteps, batch) -> (B,) on the module"
+DECLARE += (
+    "loss_weight(timesteps, batch) -> (B,) on the module (in a loop, as loss_weight or loss_scale of guard.watch)"
+)
 OTHERS = "or measure other `signals` than DenoisingLoss"
 EXPECTED = "a loss that is the batch mean of squared errors at the denoiser's output"
 

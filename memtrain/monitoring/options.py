@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from memtrain.errors import ConfigurationError
@@ -40,6 +41,7 @@ class WatchSettings:
     heldout_share: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_numbers(self)
         _require(0 <= self.heldout_share <= 0.5, "heldout_share", self.heldout_share, "from 0 to 0.5")
         for name in ("evidence_window", "maximum_timestep", "reference_draws", "calibrate_every", "heldout_batch"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -68,6 +70,9 @@ class WatchOptions:
     settings: WatchSettings = field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
+        _require_numbers(self)
+        found = self.reference
+        _require(isinstance(found, bool) or found == "paired", "reference", repr(found), "true, false or 'paired'")
         # More visits than the evidence remembers may be asked for: they are counted beyond it.
         for name in ("minimum_visits", "paired_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -90,6 +95,15 @@ def named_options(given: Mapping[str, Any]) -> WatchOptions:
         )
     settings = WatchSettings(**{name: value for name, value in given.items() if name in rare})
     return WatchOptions(**{name: value for name, value in given.items() if name not in rare}, settings=settings)
+
+
+def _require_numbers(options: WatchOptions | WatchSettings) -> None:
+    for one in fields(options):
+        if isinstance(one.default, int | float) and not isinstance(one.default, bool):
+            found = getattr(options, one.name)
+            fine = isinstance(found, Real) and (isinstance(one.default, float) or isinstance(found, Integral))
+            number = "a number" if isinstance(one.default, float) else "a whole number"
+            _require(fine and not isinstance(found, bool), one.name, repr(found), number)
 
 
 def _require(fine: bool, name: str, found: object, expected: str) -> None:

@@ -56,7 +56,8 @@ class PairedReference:
             raise ConfigurationError(
                 f"{type(denoiser).__name__} has no trainable parameter",
                 expected="a denoiser that is trained",
-                remedy="inject adapters before training starts (in the module's __init__, setup or configure_model)",
+                remedy="inject adapters before training starts: in the module's __init__, setup or configure_model; "
+                "in a loop, before the guard is made",
             )
         self._start = {name: value.detach().clone() for name, value in self._exchanged(denoiser).items()}
 

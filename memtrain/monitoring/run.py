@@ -18,7 +18,7 @@ from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.base_forward import BaseForward
 from memtrain.monitoring.batch_fields import BatchNames
-from memtrain.monitoring.combinations import refuse_combinations
+from memtrain.monitoring.combinations import refuse_combinations, require_kind, require_same_watch
 from memtrain.monitoring.data_protocol import known_samples, require_measurable
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
@@ -52,6 +52,7 @@ class WatchedRun:
     """
 
     def __init__(self, signals: Sequence[Signal] | None, options: WatchOptions) -> None:
+        require_kind(signals or [], Signal, called="signals")
         self.signals = list(signals) if signals else [DenoisingLoss(), AttentionEntropy()]
         self.options = options
         names = [signal.name for signal in self.signals]
@@ -110,6 +111,7 @@ class WatchedRun:
             mitigations: in the order in which they act; those that change samples act first.
         """
         self._host = host
+        require_kind(mitigations, Mitigation, called="mitigations")
         self.mitigations = sorted(mitigations, key=lambda mitigation: not mitigation.effects().changes_samples)
         refuse_combinations(self.mitigations, signals=self.signals, profiled=self.options.reference is True)
         host.names = BatchNames(self.options.key_field)
@@ -159,6 +161,8 @@ class WatchedRun:
         self.batches_done, self._visits = state.get("batches_done", 0), []
         columns = self.readings.columns
         names = columns + ([f"base.{name}" for name in columns] if self._base is not None else [])
+        if state:
+            require_same_watch(state.get("watch"), self._watch())
         self.records = RunRecords(host, names, batches_done=self.batches_done if state else None)
         if state:
             flagging.load_state_dict(state)
@@ -175,6 +179,18 @@ class WatchedRun:
                 seed=self.options.settings.seed,
             )
         flagging.prepare(resumed=bool(state))
+
+    def _watch(self) -> dict[str, Any]:
+        """What the evidence of a run rests on; plain types."""
+        options, settings = self.options, self.options.settings
+        return {
+            "columns": list(self.readings.columns),
+            "reference": options.reference,
+            "flag_by": options.flag_by,
+            "heldout_share": settings.heldout_share,
+            "evidence_window": settings.evidence_window,
+            "reference_timesteps": list(settings.reference_timesteps),
+        }
 
     def _check(self, predicted: Callable[[Tensor], Tensor]) -> None:
         """Refuse what this module or data cannot do, before any work is done."""
@@ -235,6 +251,7 @@ class WatchedRun:
         return {
             **self.flagging.state_dict(),
             "batches_done": self.batches_done,
+            "watch": self._watch(),
             "evidence_until": min((visits.batch for visits in self._visits), default=self.batches_done),
             "signals": [signal.state_dict() for signal in self.readings.fitted],
         }

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memtrain.errors import RecordError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 from memtrain.evidence.thresholds import MINIMUM_CALIBRATING
@@ -41,6 +42,14 @@ class RunRecords:
                 drop_newer(self.folder, batches_done, trim=host.saves_alone)
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(
+                f"Records cannot be written to {self.folder}: {error.strerror}",
+                expected="a folder in which this process may write",
+                remedy="choose another folder of the run",
+            ) from error
         host.barrier()
         self.writer = RecordWriter(self.folder, rank=host.rank)
         if host.rank == 0:

@@ -49,6 +49,13 @@ def sample_losses(
         ConfigurationError: if the criterion is unknown or gives no loss for each sample.
         DataError: if shapes do not fit.
     """
+    for name, found in {"prediction": prediction, "target": target, "weights": weights}.items():
+        if not isinstance(found, Tensor) and not (name == "weights" and found is None):
+            raise DataError(
+                f"The {name} given to loss(...) is a {type(found).__name__}",
+                expected="a tensor",
+                remedy="hand over torch.as_tensor(...) of numbers; of an output, the tensor in it (.sample)",
+            )
     count = len(prediction)
     if isinstance(criterion, str) and prediction.shape != target.shape:
         raise DataError(

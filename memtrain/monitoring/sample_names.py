@@ -35,25 +35,27 @@ class SampleNames:
             # NumPy; strings have no tensor.
             keys = keys.tolist() if getattr(keys, "ndim", 1) <= 1 else torch.as_tensor(keys)
         if isinstance(keys, Tensor):
+            if keys.dtype == torch.bool:
+                raise nameless(True)
             if keys.dim() == 0:
                 keys = keys[None]
             whole = keys.dim() == 1 and not (keys.is_floating_point() or keys.is_complex())
             return [str(key) for key in keys.tolist()] if whole else self._hashed(keys)
         if not isinstance(keys, Iterable) or isinstance(keys, str | bytes | dict):
-            raise _nameless(keys)
+            raise nameless(keys)
         return [self._name(key) for key in keys]
 
     def _name(self, key: Any) -> str:
-        if isinstance(key, str) and key:
-            return key
-        if isinstance(key, int):
-            return str(key)
+        if isinstance(key, str | int) and not isinstance(key, bool):
+            return checked_name(key)
         if hasattr(key, "__array__") or isinstance(key, Tensor):
             tensor = torch.as_tensor(key)
+            if tensor.dtype == torch.bool:
+                raise nameless(True)
             if tensor.dim() == 0 and not tensor.is_floating_point():
                 return str(tensor.item())
             return self._hashed(tensor[None])[0]
-        raise _nameless(key)
+        raise nameless(key)
 
     def _hashed(self, rows: Tensor) -> list[str]:
         if not self._said:
@@ -66,6 +68,27 @@ class SampleNames:
         return content_names(rows)
 
 
+def checked_name(key: str | int) -> str:
+    """A name as text.
+
+    Raises:
+        DataError: if it is empty, or cannot be written into a table.
+    """
+    if key == "":
+        raise nameless(key)
+    try:
+        name = str(key)
+        name.encode("utf-8")
+    except ValueError as error:
+        # A file name of undecodable bytes, or a whole number of thousands of digits.
+        raise DataError(
+            f"A sample's name cannot be written down: {error}",
+            expected="text that UTF-8 can hold, or a whole number of at most 4300 digits",
+            remedy="rename the file, or name samples by their index in the dataset",
+        ) from None
+    return name
+
+
 def content_names(rows: Tensor) -> list[str]:
     """A hash of each row of `(B, ...)`: equal rows have one name, on every machine."""
     # One copy for all rows; half precision has no NumPy type everywhere, but it has bytes.
@@ -74,7 +97,8 @@ def content_names(rows: Tensor) -> list[str]:
     return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in raw]
 
 
-def _nameless(found: Any) -> DataError:
+def nameless(found: Any) -> DataError:
+    """The error of a key that is no name."""
     return DataError(
         f"{'An empty string' if found == '' else f'A {type(found).__name__}'} names no sample",
         expected="B strings or integers, or a tensor with a row for each sample",

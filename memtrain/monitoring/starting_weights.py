@@ -76,9 +76,12 @@ class StartingWeights:
             self._kept = None
             return PairedReference(denoiser, self._text_encoder())
         if self._kept is None:
+            # Says so if nothing is trained.
+            PairedReference(denoiser, self._text_encoder())
             raise ConfigurationError(
-                "The checkpoint was restored into a denoiser whose weights at the beginning nobody has seen",
-                expected="a denoiser that is built before a checkpoint is restored",
-                remedy="build it in the module's __init__, or set `reference: false` on MemorizationMonitor",
+                "Nobody has seen the weights that the denoiser began with: it, or its adapters, came later than the "
+                "watch, or a checkpoint was restored before",
+                expected="a denoiser built, with its adapters, before a guard is made or a checkpoint restored",
+                remedy="build it in the module's __init__, or before the guard; or set `reference` to false",
             )
         return self._kept

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from memtrain.errors import DataError
+from memtrain.monitoring.batch_fields import sample_keys
 from memtrain.monitoring.sample_names import SampleNames
 
 
@@ -34,3 +35,12 @@ def test_content_names_samples_and_says_so_once(dtype: torch.dtype, caplog: pyte
 def test_what_names_nothing_is_refused(keys: Any) -> None:
     with pytest.raises(DataError, match="names no sample"):
         SampleNames()(keys)
+
+
+@pytest.mark.parametrize("key", [True, torch.tensor([True, False]), "\udcff", 10**5000, ""])
+def test_what_cannot_be_written_into_a_table_is_no_name(key: object) -> None:
+    with pytest.raises(DataError, match=r"names no sample|cannot be written down"):
+        SampleNames()(key if isinstance(key, torch.Tensor) else [key])
+    if not isinstance(key, torch.Tensor):
+        with pytest.raises(DataError):
+            sample_keys({"key": [key]}, "key")
