@@ -65,9 +65,9 @@ def sample_losses(
         )
     losses = _computed(criterion, *(_exact(part) for part in (prediction, target)))
     if not isinstance(losses, Tensor) or losses.dim() == 0 or len(losses) != count:
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        gave = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ConfigurationError(
-            f"The criterion gave {found} for {count} samples",
+            f"The criterion gave {gave} for {count} samples",
             expected="elementwise losses (B, ...), or each sample's loss (B,)",
             remedy='leave the mean to guard.loss(...): for a function of torch pass reduction="none"',
         )
