@@ -41,7 +41,7 @@ class TrainParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program."""
         hints = [
-            f"`{name}` stands under `settings` of MemorizationMonitor: write `settings: {{{name}: ...}}` in its init_args"
+            f"`{name}` stands under `settings` of the monitor: write `settings: {{{name}: ...}}` in its init_args"
             for name in (field.name for field in fields(WatchSettings))
             if f"'{name}' is not accepted" in message
         ]
