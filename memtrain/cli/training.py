@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.cli.chatter import quiet
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.monitoring.options import WatchSettings
 from memtrain.records import set_aside
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
@@ -33,8 +35,29 @@ class SaveRunConfig(SaveConfigCallback):
         self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile)
 
 
+class TrainParser(LightningArgumentParser):
+    """Says what to write instead of options that have moved, below the long message of the parser."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program."""
+        hints = [
+            f"`{name}` stands under `settings` of the monitor: write `settings: {{{name}: ...}}` in its init_args"
+            for name in (field.name for field in fields(WatchSettings))
+            if f"'{name}' is not accepted" in message
+        ]
+        if "'reference': " in message and "MemorizationMonitor" in message and not hints:
+            hints = ["if `reference` is what is refused: it is true, false or paired"]
+        super().error("\n".join([message, *(f"Remedy: {hint}" for hint in hints)]), ex)
+
+
 class TrainCLI(LightningCLI):
     """LightningCLI in which everything a run writes goes to `trainer.default_root_dir`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser with hints."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = TrainParser
+        return parser
 
     def _folder(self) -> Path:
         return Path(self.config[self.subcommand].trainer.default_root_dir or "runs/unnamed")

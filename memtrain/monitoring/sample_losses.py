@@ -49,10 +49,10 @@ def sample_losses(
         ConfigurationError: if the criterion is unknown or gives no loss for each sample.
         DataError: if shapes do not fit.
     """
-    for name, found in {"prediction": prediction, "target": target, "weights": weights}.items():
-        if not isinstance(found, Tensor) and not (name == "weights" and found is None):
+    for name, given in {"prediction": prediction, "target": target, "weights": weights}.items():
+        if not isinstance(given, Tensor) and not (name == "weights" and given is None):
             raise DataError(
-                f"The {name} given to loss(...) is a {type(found).__name__}",
+                f"The {name} given to loss(...) is a {type(given).__name__}",
                 expected="a tensor",
                 remedy="hand over torch.as_tensor(...) of numbers; of an output, the tensor in it (.sample)",
             )

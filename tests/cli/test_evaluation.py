@@ -218,3 +218,16 @@ def test_what_a_process_did_in_part_has_no_report(monkeypatch: pytest.MonkeyPatc
     stage: Stage = Part(model="m", prompts="a cat", output=str(tmp_path))
     assert evaluation.run_stage(stage) == {}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_for_the_captions_of_a_run_is_refused() -> None:
+    with pytest.raises(SystemExit, match="take a stage that takes prompts"):
+        cli.evaluate(["measure", "--model", "assets/tiny-sd"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    words = ["--model", str(ROOT / "assets/tiny-sd"), "--prompts", str(tmp_path / "prompts.txt")]
+    with pytest.raises(SystemExit, match="Results cannot be written"):
+        cli.evaluate(["detect", *words, "--output", str(tmp_path / "file")])

@@ -293,3 +293,17 @@ def test_killed_at_any_moment_a_run_goes_on_and_no_row_is_lost_or_doubled(
     batches = read_steps(run / "records")["batch"].to_pylist()
     assert batches == [batch for batch in range(60) for _ in range(4)]
     assert (run / "pipeline" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("old", "remedy"),
+    [("{maximum_timestep: 700}", "write `settings: {maximum_timestep: ...}`"), ("{reference: liu2024}", "true, false")],
+)
+def test_options_that_have_moved_are_named(
+    old: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = f"[{{class_path: memtrain.callbacks.monitor.MemorizationMonitor, init_args: {old}}}]"
+    (tmp_path / "old.yaml").write_text(f"config: {ROOT / 'configs/tiny_baseline.yaml'}\ntrainer.callbacks: {monitor}\n")
+    with pytest.raises(SystemExit):
+        cli.train(["fit", "--config", str(tmp_path / "old.yaml")])
+    assert remedy in capsys.readouterr().err

@@ -37,7 +37,11 @@ def test_what_names_nothing_is_refused(keys: Any) -> None:
         SampleNames()(keys)
 
 
-@pytest.mark.parametrize("key", [True, torch.tensor([True, False]), "\udcff", 10**5000, ""], ids=range(5))
+@pytest.mark.parametrize(
+    "key",
+    [True, torch.tensor([True, False]), "\udcff", 10**5000, ""],
+    ids=["bool", "bools", "surrogate", "long", "empty"],
+)
 def test_what_cannot_be_written_into_a_table_is_no_name(key: object) -> None:
     with pytest.raises(DataError, match=r"names no sample|cannot be written down"):
         SampleNames()(key if isinstance(key, torch.Tensor) else [key])

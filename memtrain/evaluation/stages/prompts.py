@@ -66,6 +66,12 @@ def read_prompts(source: str) -> list[PromptToScore]:
     if path.suffix.lower() not in SUFFIXES:
         if not source.strip():
             raise DataError("The prompt is empty", expected="a prompt, or a file of prompts", remedy="give one")
+        if "/" in source and len(source) < 1000 and path.exists():
+            raise DataError(
+                f"{source} is a {'folder' if path.is_dir() else 'file'} of a kind that holds no prompts",
+                expected=f"a file ({', '.join(SUFFIXES)}), or a prompt",
+                remedy="give its name one of these endings, or write the prompts into such a file",
+            )
         return [PromptToScore(source.strip())]
     try:
         rows = _rows(path)

@@ -66,3 +66,10 @@ def test_missing_files_and_empty_prompts(tmp_path: Path) -> None:
         read_prompts(str(tmp_path / "nothing.csv"))
     with pytest.raises(DataError, match="prompt is empty"):
         read_prompts("  ")
+
+
+def test_a_file_of_another_kind_is_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text("[]")
+    for source in (tmp_path / "prompts.json", tmp_path):
+        with pytest.raises(DataError, match="holds no prompts"):
+            read_prompts(str(source))
