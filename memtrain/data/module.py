@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -87,6 +87,8 @@ class VisitedImages(LightningDataModule):
                 expected="at least one full batch per epoch and rank",
                 remedy="lower data.init_args.batch_size, or add images",
             )
+        if trainer is not None:
+            _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
         return ResumableLoader(
             train,
             batch_size=self.batch_size,
@@ -265,6 +267,18 @@ class TextImageDataModule(VisitedImages):
             strategy: Any = self.trainer.strategy  # type: ignore[union-attr]
             for dataset in self._built():
                 dataset.cache_latents(lambda pixels: encode(pixels.to(strategy.root_device)))
+
+
+def _require_validation_in_an_epoch(trainer: Trainer, *, batches: int) -> None:
+    """Refuse what Lightning refuses: validation every so many batches of an epoch, which has fewer."""
+    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if isinstance(interval, int) and epochs is not None and batches < interval and trainer.limit_val_batches:
+        raise ConfigurationError(
+            f"trainer.val_check_interval={interval} with check_val_every_n_epoch={epochs}, and {batches} batch(es) per "
+            "epoch",
+            expected="a number of batches that an epoch has, or check_val_every_n_epoch=null to count across epochs",
+            remedy="add --trainer.val_check_interval 1.0 to validate at the end of an epoch",
+        )
 
 
 def _check_images(source: SampleSource) -> None:

@@ -241,6 +241,23 @@ def test_fewer_images_than_a_batch(write_folder):
         data.train_dataloader()
 
 
+def test_validation_after_more_batches_than_an_epoch_has(write_folder, tmp_path, tokenizer):
+    path = str(write_folder(20))
+
+    def fit(**validation):
+        data = TextImageDataModule(path, resolution=8, batch_size=4, cache_latents=True)
+        module = Recorder(tokenizer)
+        trainer(tmp_path, max_steps=4, **validation).fit(module, data)
+        return len(module.validated)
+
+    with pytest.raises(ConfigurationError, match=r"and 3 batch\(es\) per[\s\S]*--trainer\.val_check_interval 1\.0"):
+        fit(val_check_interval=4, check_val_every_n_epoch=1)
+    assert fit(val_check_interval=1.0, check_val_every_n_epoch=1) > 0, "what the remedy asks for"
+    assert fit(val_check_interval=3, check_val_every_n_epoch=1) > 0
+    assert fit(val_check_interval=4, check_val_every_n_epoch=None) > 0
+    assert fit(val_check_interval=4, check_val_every_n_epoch=1, limit_val_batches=0) == 0
+
+
 def test_cache_needs_a_module_that_encodes(write_folder):
     data = TextImageDataModule(str(write_folder(6)), resolution=8, cache_latents=True)
     with pytest.raises(ConfigurationError, match=r"has no encode_images[\s\S]*cache_latents to false"):
