@@ -72,7 +72,7 @@ class ImageFolderSource(SampleSource):
             )
         captions += texts
         if not isinstance(name, str) or not captions or not isinstance(captions[0], str):
-            found = sorted(row) if isinstance(row, dict) else type(row).__name__
+            found = f"{row!r:.80}" if isinstance(row, dict) else type(row).__name__
             raise DataError(
                 f"{where} lacks a file name or a caption: found {found}", expected=expected, remedy="mend it"
             )
