@@ -161,7 +161,7 @@ def main(
     """Run the parts and print a table.
 
     Args:
-        parts: which, in this order; default all.
+        parts: which, in this order; default all: default_run, sd15, overhead, step, guard, conformance, sampling, nemo.
         json: file for the figures; parts that it holds already, from the same environment, stay there.
         markdown: file for a table.
         smoke: tiny sizes, on the CPU.
@@ -208,5 +208,8 @@ if __name__ == "__main__":
     require_packages()
     from jsonargparse import auto_cli
 
-    # jsonargparse wants a value after the name of a bool.
-    auto_cli(main, as_positional=False, args=["--smoke=true" if word == "--smoke" else word for word in sys.argv[1:]])
+    # jsonargparse wants a value after the name of a bool; here it may be left out.
+    words = [*sys.argv[1:], ""]
+    bare = [i for i, word in enumerate(words) if word == "--smoke" and words[i + 1] not in ("true", "false")]
+    given = ["--smoke=true" if i in bare else word for i, word in enumerate(words[:-1])]
+    auto_cli(main, as_positional=False, args=given)

@@ -54,6 +54,8 @@ def main(*, folder: str = "runs/own_loop", steps: int = 200, seed: int = 0, lear
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            if step % 20 == 0:
+                print(f"step {step} of {steps}, loss {loss.item():.3f}")
     copies = {source.samples[index].key for index in chosen[:4]}
     found = guard.calibration.first_flagged
     print(

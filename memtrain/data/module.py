@@ -135,7 +135,8 @@ class TextImageDataModule(VisitedImages):
     Args:
         path: a folder with `metadata.jsonl`, or WebDataset shards (see :mod:`memtrain.data.webdataset`).
         heldout_path: take held-out samples from this source instead of splitting `path`.
-        heldout_fraction: share of `path` that is held out, chosen by a hash of the key.
+        heldout_fraction: share of `path` that is held out, chosen by a hash of the key. Unless it is 0, at least 16
+            samples are, but no more than a third.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
             flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
             excluded.
@@ -192,7 +193,10 @@ class TextImageDataModule(VisitedImages):
         source = open_source(self.path)
         keys = [sample.key for sample in source.samples]
         train, held = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction)
-        planted = self.duplicates if self.duplicates.only_in in (None, self.path) else Duplicates()
+        planted = self.duplicates
+        if planted.only_in not in (None, self.path):
+            log.warning("No duplicates are planted in %s: `duplicates.only_in` is %s", self.path, planted.only_in)
+            planted = Duplicates()
         plan = plant(train, keys, planted)
         templates = choose_templates(train, keys, planted)
         made = make_templates(source.samples, templates, planted)

@@ -52,6 +52,9 @@ class Duplicates:
     variants: int = 10
 
     def __post_init__(self) -> None:
+        # What jsonargparse makes of a null that is given by an option with dots.
+        if self.only_in == "None":
+            object.__setattr__(self, "only_in", None)
         if min(self.count, self.varied_captions, self.varied_images) < 0 or min(self.doses, default=0) < 2:
             raise ConfigurationError(
                 f"duplicates: count={self.count}, repeats={self.repeats}, varied_captions={self.varied_captions}, "

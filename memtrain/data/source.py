@@ -129,7 +129,8 @@ class SampleSource(ABC):
             raise DataError(
                 f"{len(repeated)} key(s) name more than one sample in {self.path}, first {repeated[:3]}",
                 expected="one key per sample: records, flags and the held-out split go by it",
-                remedy="rename the samples; to plant repetitions on purpose use the `duplicates` setting",
+                remedy="rename the samples; give an image with several captions one line with a list `texts`; to plant "
+                "repetitions on purpose, use `--data.init_args.duplicates '{count: 1, repeats: 100, only_in: null}'`",
             )
         empty = [s.key for s in self.samples if not all(text.strip() for text in (s.caption, *s.alternatives))]
         if empty:

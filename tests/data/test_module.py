@@ -75,12 +75,13 @@ def test_split_duplicates_and_exclusion(write_folder):
 
 
 @pytest.mark.parametrize(("only_in", "planted"), [("images", True), ("elsewhere", False)])
-def test_duplicates_are_planted_only_in_the_data_they_are_meant_for(write_folder, only_in, planted):
+def test_duplicates_are_planted_only_in_the_data_they_are_meant_for(write_folder, caplog, only_in, planted):
     path = write_folder(20)
     duplicates = Duplicates(count=2, repeats=5, only_in=str(path.parent / only_in))
     data = TextImageDataModule(str(path), duplicates=duplicates, resolution=8)
     data.build()
     assert (max(data.visits_per_epoch.values()) == 5) is planted
+    assert ("No duplicates are planted" in caplog.text) is not planted
 
 
 TEMPLATES = Duplicates(count=1, repeats=(4, 7), varied_captions=1, varied_images=1, variants=3)
@@ -407,3 +408,11 @@ def test_lightning_applies_dropout_to_training_batches_only(write_folder, tmp_pa
     trained = [caption for _, _, captions in module.seen for caption in captions]
     assert 0.2 < trained.count("") / len(trained) < 0.8
     assert not any(caption == "" for batch in module.validated for caption in batch["caption"])
+
+
+def test_a_null_given_by_a_dotted_option_plants_in_any_data(monkeypatch):
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about Lightning, as in memtrain.cli.chatter
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(TextImageDataModule, "data")
+    words = ["--data", "TextImageDataModule", "--data.path", "x", "--data.duplicates.only_in", "null"]
+    assert parser.instantiate_classes(parser.parse_args(words)).data.duplicates.only_in is None
