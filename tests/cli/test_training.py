@@ -193,6 +193,7 @@ def test_five_images_are_refused_with_a_remedy_that_trains_on_them(
     with pytest.raises(SystemExit, match=r"CalibrationError: [\s\S]*set `reference: false` on MemorizationMonitor"):
         cli.train(["fit", "--config", str(config), *given])
     without = config.read_text().replace("reference_folder: runs/profiles", "reference: false")
+    without = without.replace("config: tiny.yaml", f"config: {ROOT / 'configs' / 'tiny.yaml'}")
     (tmp_path / "without.yaml").write_text(without)
     cli.train(["fit", "--config", "without.yaml", *given])
     assert read_steps(tmp_path / "run" / "records").num_rows == 2
@@ -203,7 +204,7 @@ def test_one_callback_needs_no_list(
 ) -> None:
     """A checkpoint callback on its own is put into the run folder, as one in a list is."""
     monkeypatch.chdir(tmp_path)
-    config = yaml.safe_load((ROOT / "configs" / "tiny_baseline.yaml").read_text())
+    config = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
     config["trainer"]["callbacks"] = config["trainer"]["callbacks"][-1]
     config["trainer"]["callbacks"]["init_args"]["every_n_train_steps"] = 5
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
