@@ -101,7 +101,7 @@ def test_the_whole_smoke_run(tmp_path: Path) -> None:
     done = command("--smoke", "--folder", str(tmp_path), "--json", str(tmp_path / "a.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads((tmp_path / "a.json").read_text())["parts"]
-    assert len(parts) == 7
+    assert len(parts) == 8
     assert {part["status"] for part in parts.values()} == {"ok"}
 
 
