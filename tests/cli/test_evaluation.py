@@ -121,6 +121,7 @@ def test_options_of_sampling_become_one_value() -> None:
         ("detect --model nowhere --prompts cat --images_per_prompt 0", "Nothing sensible to sample"),
         ("localize --model nowhere --prompts cat --shard 0/2 --contribution 0.4", "contributions take seconds"),
         ("measure --run nowhere", "nowhere is no run"),
+        ("measure --prompts cat", "python evaluate.py detect"),
         ("detect --run nowhere", "nowhere is no run"),
     ],
 )
@@ -130,7 +131,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(options: str, mess
 
 
 @pytest.mark.parametrize(
-    "words", ["mitigate --sites *", "measure --prompts cat", "calibrate --steps 3", "attention --bake x"]
+    "words", ["mitigate --sites *", "measure --bake x", "calibrate --steps 3", "attention --bake x"]
 )
 def test_options_of_another_stage_are_unknown(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
