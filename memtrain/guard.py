@@ -105,7 +105,8 @@ class Guard:
             raise loop_mistakes.second_guard()
         folder = folder or getattr(accelerator, "project_dir", None) or Path("runs") / "guard"
         self.host = LoopHost(module, accelerator=accelerator, data=data, folder=folder)
-        self.host.captions, self.host.noise_scheduler = loop_mistakes.captions(captions), noise_scheduler
+        self.host.captions = loop_mistakes.captions(captions)
+        self.host.noise_scheduler = loop_mistakes.scheduler(noise_scheduler)
         self.engine.setup(self.host, mitigations)
         self._names, self._started, self._updated, self._over = SampleNames(), False, False, False
         self._watching = False

@@ -75,7 +75,7 @@ class HeldoutLatents:
         self.kept: dict[str, dict[str, Any]] = {}
         self.done = 0
         self._new: dict[str, dict[str, Any]] = {}
-        self._levels = _levels(host.noise_scheduler)
+        self._levels = noise_levels(host.noise_scheduler)
         self._full = False
 
     def offer(self, parts: Sequence[Part], whole: Observation) -> None:
@@ -187,7 +187,7 @@ class HeldoutLatents:
         self.done, self._full = state["done"], len(self.kept) == LIMIT
 
 
-def _levels(scheduler: Any) -> tuple[Tensor, str] | None:
+def noise_levels(scheduler: Any) -> tuple[Tensor, str] | None:
     """Level of each timestep `(steps,)` and prediction type, for :func:`noisy_and_target`; None if unknown."""
     alphas = getattr(scheduler, "alphas_cumprod", None)
     config = getattr(scheduler, "config", {})

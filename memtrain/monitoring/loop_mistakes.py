@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.models.backbones.base import unwrap
+from memtrain.monitoring.heldout_latents import noise_levels
 
 if TYPE_CHECKING:
     from memtrain.monitoring.engine import Engine
@@ -104,6 +105,22 @@ def captions(found: Any) -> Mapping[str, str]:
         f"captions is a {type(found).__name__}",
         expected="a dict from each sample's key to its caption",
         remedy="pass dict(zip(keys, captions))",
+    )
+
+
+def scheduler(found: Any) -> Any:
+    """The loop's noise scheduler, or None.
+
+    Raises:
+        ConfigurationError: if fresh noise cannot be added by it.
+    """
+    if found is None or noise_levels(found) is not None:
+        return found
+    raise ConfigurationError(
+        f"The noise_scheduler is {found!r:.80}, by which no fresh noise can be added to held-out samples",
+        expected="diffusers' scheduler of the loop, with `alphas_cumprod` (epsilon, v_prediction or sample) or flow "
+        "matching",
+        remedy="give that one, or leave it out: then held-out samples are measured in the loop's own batches alone",
     )
 
 

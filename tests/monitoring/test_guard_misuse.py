@@ -136,3 +136,11 @@ def test_a_copy_of_the_denoiser_is_not_watched(tmp_path: Path) -> None:
     assert guard.engine.batches_done == 2
     assert torch.isfinite(prediction).all()
     guard.close()
+
+
+def test_a_scheduler_that_adds_no_noise_is_refused(tmp_path: Path) -> None:
+    model = denoiser()
+    for unknown in ("ddpm", object()):
+        with pytest.raises(MemtrainError, match="no fresh noise can be added"):
+            Guard(model, unknown, folder=tmp_path)
+    Guard(model, folder=tmp_path).close()
