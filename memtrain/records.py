@@ -42,6 +42,8 @@ PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
 """Groups of samples: training images repeated on purpose, training images seen once per epoch, images never seen."""
 VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
 """Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
+REPEATED = "repeated"
+"""Group of training pictures of which the data hold several files that nobody planted."""
 FLAGGED, EXCLUDED = "flagged", "excluded"
 """Groups of samples that a run chose: unique images that it flagged, images that it was told to leave out."""
 NEVER_TRAINED = (HELDOUT, EXCLUDED)

@@ -1,0 +1,1 @@
+"""Which samples are one picture, and which share a caption."""

@@ -1,0 +1,151 @@
+"""The families of a data set: which samples are one picture, and which share a caption; and their table.
+
+What counts in memorization is the picture, not the file: a data set from the web, a photo library or a scraped set
+holds copies under names of their own, and a model learns from all of them together. A *picture family* is what is one
+picture: equal pixels, or nearly equal ones. A *caption family* is what shares a caption.
+
+`families.parquet` has one row per sample: `key`, `picture_family` and `caption_family` (the key of the family's first
+member, which is the sample itself where it stands alone), `similarity` (to the member that brought it into its picture
+family, 1 for equal pixels; null for a sample that stands alone, and for the first of a family) and `reason` (`exact`,
+`near`, or null likewise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memtrain.errors import RecordError
+from memtrain.records import write_parquet
+
+EXACT, NEAR = "exact", "near"
+"""Reasons why a sample belongs to a picture family."""
+COLUMNS = ("key", "picture_family", "caption_family", "similarity", "reason")
+
+
+class FamilyIndex(Protocol):
+    """What is known of the families of samples: all of them before training, or those met so far."""
+
+    def picture(self, key: str) -> str:
+        """Name of the sample's picture family: a key; its own where it stands alone, or is not known."""
+
+    def caption(self, key: str) -> str:
+        """Name of the sample's caption family: a key; its own where no other picture has its caption."""
+
+    def picture_members(self, name: str) -> Sequence[str]:
+        """Keys of a picture family, its name among them."""
+
+    def caption_members(self, name: str) -> Sequence[str]:
+        """Keys of a caption family, its name among them."""
+
+
+@dataclass(frozen=True)
+class Families:
+    """Families of a data set that was looked through.
+
+    Attributes:
+        pictures: name of its picture family by key, of samples that do not stand alone; others may be left out.
+        captions: name of its caption family by key, likewise.
+        similarity: to the member that brought a sample into its picture family, by key.
+        reason: why, by key.
+    """
+
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    similarity: Mapping[str, float] = field(default_factory=dict)
+    reason: Mapping[str, str] = field(default_factory=dict)
+
+    def picture(self, key: str) -> str:
+        """Name of the sample's picture family."""
+        return self.pictures.get(key, key)
+
+    def caption(self, key: str) -> str:
+        """Name of the sample's caption family."""
+        return self.captions.get(key, key)
+
+    def picture_members(self, name: str) -> Sequence[str]:
+        """Keys of a picture family."""
+        return self._by_picture.get(name, (name,))
+
+    def caption_members(self, name: str) -> Sequence[str]:
+        """Keys of a caption family."""
+        return self._by_caption.get(name, (name,))
+
+    @cached_property
+    def _by_picture(self) -> Mapping[str, tuple[str, ...]]:
+        return _members(self.pictures)
+
+    @cached_property
+    def _by_caption(self) -> Mapping[str, tuple[str, ...]]:
+        return _members(self.captions)
+
+    def table(self, keys: Iterable[str]) -> pa.Table:
+        """`families.parquet` of the samples `keys`."""
+        names = list(keys)
+        return pa.table(
+            {
+                "key": pa.array(names, pa.string()),
+                "picture_family": pa.array([self.picture(key) for key in names], pa.string()),
+                "caption_family": pa.array([self.caption(key) for key in names], pa.string()),
+                "similarity": pa.array([self.similarity.get(key) for key in names], pa.float32()),
+                "reason": pa.array([self.reason.get(key) for key in names], pa.string()),
+            }
+        )
+
+    def write(self, path: Path, keys: Iterable[str]) -> None:
+        """Write `families.parquet`; it is either complete or not there."""
+        write_parquet(self.table(keys), path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Families:
+        """The families of a table.
+
+        Raises:
+            RecordError: if the file is none.
+        """
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RecordError(
+                f"{path} cannot be read: {error}",
+                expected="families.parquet of a scan",
+                remedy="run `python train.py scan`, or check the path",
+            ) from error
+        missing = [name for name in COLUMNS[:3] if name not in table.column_names]
+        if missing:
+            raise RecordError(
+                f"{path} lacks the columns {missing}; it has {table.column_names}",
+                expected="families.parquet of a scan",
+                remedy="run `python train.py scan`, or check the path",
+            )
+        keys = table["key"].to_pylist()
+
+        def known(name: str) -> dict[str, object]:
+            values = table[name].to_pylist() if name in table.column_names else []
+            return {key: value for key, value in zip(keys, values, strict=False) if value is not None}
+
+        def shared(name: str) -> dict[str, str]:
+            named = {str(key): str(value) for key, value in known(name).items()}
+            heads = {value for key, value in named.items() if key != value}
+            return {key: value for key, value in named.items() if value in heads}
+
+        return cls(
+            shared("picture_family"),
+            shared("caption_family"),
+            {key: float(value) for key, value in known("similarity").items()},  # type: ignore[arg-type]
+            {key: str(value) for key, value in known("reason").items()},
+        )
+
+
+def _members(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Keys by family."""
+    found: dict[str, list[str]] = {}
+    for key, name in names.items():
+        found.setdefault(name, []).append(key)
+    return {name: tuple(keys) for name, keys in found.items()}
