@@ -15,17 +15,19 @@ from transformers import AutoTokenizer
 
 from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import Batch, CaptionedImages, loader
-from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, was_made
+from memtrain.data.heldout_split import split_heldout
+from memtrain.data.known_families import OFF, read_families, repeated_pictures, with_made
+from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
 from memtrain.data.selection import (
     Duplicates,
     choose_templates,
     plant,
     read_keys,
-    split_heldout,
 )
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.families.table import Families
 from memtrain.functional.keyed_draws import seed_of_text, uniform
 from memtrain.functional.tokens import Tokenizer, tokenize
 from memtrain.records import HELDOUT, PLANTED, UNIQUE
@@ -135,13 +137,15 @@ class TextImageDataModule(VisitedImages):
     Args:
         path: a folder with `metadata.jsonl`, or WebDataset shards (see :mod:`memtrain.data.webdataset`).
         heldout_path: take held-out samples from this source instead of splitting `path`.
-        heldout_fraction: share of `path` that is held out, chosen by a hash of the key. Unless it is 0, at least 16
-            samples are, but no more than a third.
+        heldout_fraction: share of the pictures of `path` that is held out, chosen by a hash of the key. Unless it is 0,
+            at least 16 pictures are, but no more than a third.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
             flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
             excluded.
         duplicates: plant repeated images and templates, to have a known truth in experiments.
         canaries: plant synthetic images, to have a known truth in any data.
+        families: which samples are one picture, and which share a caption: `off` counts every file as a picture of its
+            own; else the families.parquet of a scan of these data.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
         tokenizer: folder of the tokenizer; by default the module's own is used.
@@ -149,7 +153,8 @@ class TextImageDataModule(VisitedImages):
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
-        groups: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
+        groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
+        families: of all samples; None with `families: off`.
         template: the key of the sample that a variant is made from, by the variant's key.
     """
 
@@ -162,6 +167,7 @@ class TextImageDataModule(VisitedImages):
         exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
+        families: str = OFF,
         resolution: int = 512,
         cache_latents: bool = False,
         tokenizer: str | None = None,
@@ -174,6 +180,8 @@ class TextImageDataModule(VisitedImages):
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
+        self.families_setting = families
+        self.families: Families | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -192,7 +200,11 @@ class TextImageDataModule(VisitedImages):
         """
         source = open_source(self.path)
         keys = [sample.key for sample in source.samples]
-        train, held = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction)
+        families = None if self.families_setting == OFF else read_families(self.families_setting, keys)
+        split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
+        train, held = split.train, split.heldout
+        if split.aside:
+            log.info("%d further files of held-out pictures are left out of training", len(split.aside))
         planted = self.duplicates
         if planted.only_in not in (None, self.path):
             log.warning("No duplicates are planted in %s: `duplicates.only_in` is %s", self.path, planted.only_in)
@@ -203,17 +215,7 @@ class TextImageDataModule(VisitedImages):
         made += make_canaries(self.canaries) if self.canaries else []
         made_keys = {one.sample.key for one in made}
         names = set(keys)
-        unknown = self.exclude - names - made_keys
-        # A run with canaries or templates flags what it made itself, which this one does without.
-        gone = {key for key in unknown if was_made(key, names)}
-        if gone:
-            log.warning("exclude names %d made sample(s) that this run does not make, such as %s", len(gone), min(gone))
-        if unknown := unknown - gone:
-            raise DataError(
-                f"exclude names {len(unknown)} key(s) that are not in {self.path}, first {sorted(unknown)[:3]}",
-                expected="keys of samples",
-                remedy="check that the list belongs to this data",
-            )
+        require_known(self.exclude, names, made_keys, path=self.path)
         held_source = source
         if self.heldout_path:
             held_source = open_source(self.heldout_path)
@@ -239,6 +241,9 @@ class TextImageDataModule(VisitedImages):
         self.visits_per_epoch = {everything.samples[index].key: count for index, count in visits.items()}
         self.groups = {key: PLANTED if count > 1 else UNIQUE for key, count in self.visits_per_epoch.items()}
         self.groups |= {one.sample.key: one.group for one in made}
+        self.families = None if families is None else with_made(families, made, keys)
+        if self.families is not None:
+            self.groups |= repeated_pictures(self.groups, self.families)
         self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = None
