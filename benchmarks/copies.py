@@ -1,11 +1,11 @@
-"""Pictures that are present as many files under names of their own: what is reproduced of them, with and without memtrain.
+"""Pictures that are present as many files under names of their own: what is reproduced, with and without memtrain.
 
     python benchmarks/copies.py --forms "[exact, light]" --rows "[baseline, recommended]" --seeds "[0]" --jobs 2
 
 Forms are in `copies_data.py`, the judge, who knows the truth and shares nothing with the run but the measure of
-distance, in `copies_judge.py`. `--sscd file.onnx` lets a copy detector judge beside. Figures are added to the JSON file as soon
-as a run is finished; what is in there is not run again, and a run that was interrupted goes on from its last
-checkpoint. Rows:
+distance, in `copies_judge.py`. `--sscd file.onnx` lets a copy detector judge beside. Figures are added to the JSON
+file as soon as a run is finished; what is in there is not run again, and a run that was interrupted goes on from its
+last checkpoint. Rows:
 
 - `baseline`: plain fine-tuning, `configs/tiny_baseline.yaml`. Its held-out split is by the true families.
 - `recommended`: `configs/tiny.yaml`, which finds the families itself.
@@ -39,8 +39,8 @@ ROWS: dict[str, Sequence[str]] = {
     "baseline": ["--config", "configs/tiny_baseline.yaml"],
     "recommended": ["--config", "configs/tiny.yaml"],
     "entropy": [
-        *("--config", "configs/tiny_baseline.yaml", "--config", "configs/data/canaries.yaml"),
-        *("--trainer.callbacks.flag_by", "attention_entropy"),
+        *("--config", "configs/tiny_baseline.yaml", "--config", "configs/signals/attention_entropy.yaml"),
+        *("--config", "configs/data/canaries.yaml"),
     ],
 }
 DOSE_STEPS = 750
@@ -61,9 +61,8 @@ def run(form: str, row: str, seed: int, *, folder: Path, sscd: Path | None) -> d
         "--seed_everything": seed,
         "--trainer.max_steps": steps,
         "--trainer.default_root_dir": place,
-        "--trainer.callbacks.reference_folder": folder / "profiles",
         "--data.init_args.path": data.path,
-        "--data.init_args.duplicates": "null",
+        "--data.init_args.duplicates.count": 0,
         "--data.init_args.families": families,
     }
     training = [str(word) for pair in options.items() for word in pair]

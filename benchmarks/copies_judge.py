@@ -1,4 +1,4 @@
-"""An independent judge of copies: samples a trained pipeline and compares with the training images, knowing the truth."""
+"""An independent judge of copies: samples a pipeline and compares with the training images, knowing the truth."""
 
 from __future__ import annotations
 
