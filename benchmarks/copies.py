@@ -36,7 +36,7 @@ from memtrain.functional.ranking import auroc, proportion_interval
 
 console = Console(width=200, soft_wrap=True)
 ROWS: dict[str, Sequence[str]] = {
-    "baseline": ["--config", "configs/tiny_baseline.yaml"],
+    "baseline": ["--config", "configs/tiny_baseline.yaml", "--config", "benchmarks/copies_baseline.yaml"],
     "recommended": ["--config", "configs/tiny.yaml"],
     "entropy": [
         *("--config", "configs/tiny_baseline.yaml", "--config", "configs/signals/attention_entropy.yaml"),
