@@ -14,7 +14,7 @@ from PIL import Image
 from memtrain.errors import DataError
 from memtrain.families import looking
 from memtrain.families.look_parts import COLUMNS, GROUP, Looks
-from memtrain.families.looking import look_at, thumbnail_of
+from memtrain.families.looking import look_at
 
 
 class Mean:
@@ -51,7 +51,7 @@ class Images:
 
 def looked_at(source: Images, rows: range, *, workers: int = 1, descriptor: Mean | None = None) -> Looks:
     with ThreadPoolExecutor(workers) as pool:
-        return Looks.joined(list(look_at(source, descriptor or Mean(), rows, thumbnail=4, pool=pool)))
+        return Looks.joined(list(look_at(source, descriptor or Mean(), rows, pool=pool)))
 
 
 def test_every_image_is_looked_at_once_and_in_order() -> None:
@@ -76,7 +76,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 def test_only_some_groups_wait_to_be_described() -> None:
     source = Images(20 * GROUP)
     with ThreadPoolExecutor(2) as pool:
-        for number, _ in enumerate(look_at(source, Mean(), range(20 * GROUP), thumbnail=4, pool=pool), 1):
+        for number, _ in enumerate(look_at(source, Mean(), range(20 * GROUP), pool=pool), 1):
             assert len(source.opened) <= (number + looking.AHEAD) * GROUP
 
 
@@ -102,12 +102,3 @@ def test_large_images_are_made_smaller_before_they_are_described(size, described
     found = looked_at(Images(1, size=size), range(1), descriptor=descriptor)
     assert descriptor.groups == [[described]]
     assert found.sizes.tolist() == [list(size)]
-
-
-def test_a_thumbnail_is_a_square_of_the_whole_image() -> None:
-    image = Image.new("RGB", (40, 8), "white")
-    image.paste((0, 0, 0), (0, 0, 20, 8))
-    small = thumbnail_of(image, 4)
-    assert small.shape == (4, 4, 3)
-    assert (small[:, :2] == 0).all()
-    assert (small[:, 2:] == 255).all()
