@@ -79,6 +79,14 @@ class SampleSource(ABC):
             DataError: if the file cannot be opened as an image.
         """
 
+    def stored_in(self, index: int) -> Path | None:
+        """The file that holds the image of `samples[index]`, by which a scan knows again what it has seen.
+
+        Returns:
+            None where no file holds it as it is; every scan of such a source begins anew.
+        """
+        return None
+
     def __len__(self) -> int:
         return len(self.samples)
 
