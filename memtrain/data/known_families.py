@@ -9,8 +9,8 @@ from memtrain.errors import DataError
 from memtrain.families.table import Families, listed_keys
 from memtrain.records import REPEATED, UNIQUE, VARIED_CAPTIONS
 
-OFF = "off"
-"""The setting that counts files instead of pictures."""
+AUTO, OFF = "auto", "off"
+"""The settings that look for families, and that count files instead of pictures."""
 
 
 def read_families(path: str, keys: Collection[str]) -> Families:

@@ -157,7 +157,7 @@ def open_source(path: str) -> SampleSource:
     """
     package = importlib.import_module(__package__ or "memtrain.data")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "module":  # holds no source, and would import Lightning
+        if module.name not in ("module", "visited_images"):  # hold no source, and would import Lightning
             importlib.import_module(f"{package.__name__}.{module.name}")
     kinds = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
     for kind in kinds:

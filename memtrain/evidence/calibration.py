@@ -14,12 +14,12 @@
 6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
    trained on it comes to know better than what is held out, all of it.
 
-Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and of
-two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it, its
-picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it, a family
-also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the worst case,
-in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that stands alone is
-its own picture, and where all do, nothing differs from counting samples.
+Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and
+of two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if
+it, its picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it,
+a family also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the
+worst case, in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that
+stands alone is its own picture, and where all do, nothing differs from counting samples.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the

@@ -93,7 +93,7 @@ def gradient_window(images: Tensor) -> Tensor:
 
 
 def orientation_cells(grey: Tensor) -> Tensor:
-    """Root of the gradients' strength by orientation and cell, `(n, 8, 4, 4)`; a pixel is shared by the cells near it."""
+    """Root of the gradients' strength by orientation and cell, `(n, 8, 4, 4)`; cells near a pixel share it."""
     across, down = _gradients(grey)
     strength = (across.square() + down.square() + 1e-12).pow(0.25)
     orientation = torch.atan2(down, across) / math.pi * ORIENTATIONS
