@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from memtrain.data.planted import MadeSample
+from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
+from memtrain.families.scan import ScanSettings, scan
+from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families, listed_keys
 from memtrain.records import REPEATED, UNIQUE, VARIED_CAPTIONS
 
 AUTO, OFF = "auto", "off"
 """The settings that look for families, and that count files instead of pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataScan(ScanSettings):
+    """How a data module finds families.
+
+    Args:
+        folder: where what was found is kept, to be read again as long as the data do not change; default `families` in
+            the run folder.
+    """
+
+    folder: str | None = None
+
+
+def find_families(setting: str, source: SampleSource, settings: DataScan, *, folder: Path | None) -> Families | None:
+    """The families of a source; None where they are not to be counted.
+
+    Args:
+        setting: `auto`, `off` or the path of a table.
+        source: of the samples.
+        settings: of the scan.
+        folder: of its cache; None for none.
+    """
+    if setting == OFF:
+        return None
+    if setting != AUTO:
+        return read_families(setting, [sample.key for sample in source.samples])
+    if folder is not None:
+        return cached_scan(source, settings, folder, quiet=True).families
+    found = scan(source, settings=settings, progress=False)
+    assert found is not None  # of one shard
+    return found.families
 
 
 def read_families(path: str, keys: Collection[str]) -> Families:

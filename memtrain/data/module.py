@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.heldout_split import split_heldout
-from memtrain.data.known_families import AUTO, OFF, read_families, repeated_pictures, with_made
+from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.selection import (
     Duplicates,
@@ -23,7 +23,6 @@ from memtrain.data.selection import (
 from memtrain.data.source import SampleSource, open_source
 from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
-from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
 from memtrain.functional.tokens import Tokenizer, tokenize
@@ -47,9 +46,7 @@ class TextImageDataModule(VisitedImages):
         canaries: plant synthetic images, to have a known truth in any data.
         families: which samples are one picture, and which share a caption: `auto` scans the data for it, `off` counts
             every file as a picture of its own; else the families.parquet of a scan of these data.
-        scan_settings: how `auto` looks for them.
-        families_folder: where `auto` keeps what it found, to be read again as long as the data do not change; default
-            `families` in the run folder.
+        scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
         tokenizer: folder of the tokenizer; by default the module's own is used.
@@ -72,8 +69,7 @@ class TextImageDataModule(VisitedImages):
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
         families: str = AUTO,
-        scan_settings: ScanSettings | None = None,
-        families_folder: str | None = None,
+        scan: DataScan | None = None,
         resolution: int = 512,
         cache_latents: bool = False,
         tokenizer: str | None = None,
@@ -86,7 +82,7 @@ class TextImageDataModule(VisitedImages):
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
-        self.families_setting, self.scan_settings, self.families_folder = families, scan_settings, families_folder
+        self.families_setting, self.scan = families, scan or DataScan()
         self.families: Families | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
@@ -106,7 +102,7 @@ class TextImageDataModule(VisitedImages):
         """
         source = open_source(self.path)
         keys = [sample.key for sample in source.samples]
-        families = self._find_families(source)
+        families = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
         train, held = split.train, split.heldout
         if split.aside:
@@ -159,28 +155,13 @@ class TextImageDataModule(VisitedImages):
 
     def prepare_data(self) -> None:
         """Scan for families on one process, before the others read what it found; says what that cost."""
-        if self.families_setting == AUTO and self.families is None:
-            folder = self._families_folder()
-            if folder is not None:
-                cached_scan(open_source(self.path), self.scan_settings, folder)
+        folder = self._families_folder()
+        if self.families_setting == AUTO and self.families is None and folder is not None:
+            cached_scan(open_source(self.path), self.scan, folder)
 
     def _families_folder(self) -> Path | None:
-        if self.families_folder is not None:
-            return Path(self.families_folder)
-        return None if self.trainer is None else Path(self.trainer.default_root_dir) / "families"
-
-    def _find_families(self, source: SampleSource) -> Families | None:
-        """The families of the source; None where they are not to be counted."""
-        if self.families_setting == OFF:
-            return None
-        if self.families_setting != AUTO:
-            return read_families(self.families_setting, [sample.key for sample in source.samples])
-        folder = self._families_folder()
-        if folder is not None:
-            return cached_scan(source, self.scan_settings, folder, quiet=True).families
-        found = scan(source, settings=self.scan_settings, progress=False)
-        assert found is not None  # of one shard
-        return found.families
+        root = getattr(self.trainer, "default_root_dir", None)
+        return Path(self.scan.folder) if self.scan.folder else Path(root) / "families" if root else None
 
     def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
         return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memtrain.data.known_families import read_families, with_made
+from memtrain.data.known_families import DataScan, read_families, with_made
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates
 from memtrain.errors import DataError
@@ -56,9 +56,23 @@ def test_what_is_made_belongs_to_its_original(module):
 
 
 def test_without_families_every_file_is_a_picture(write_folder):
-    data = TextImageDataModule(str(write_folder(20)), resolution=8)
+    data = TextImageDataModule(str(write_folder(20)), families="off", resolution=8)
     data.build()
     assert data.families is None
+
+
+def test_copies_are_found_without_being_told(write_folder, tmp_path):
+    folder = write_folder(20)
+    (folder / "image_07.png").write_bytes((folder / "image_05.png").read_bytes())
+    data = TextImageDataModule(str(folder), resolution=8, scan=DataScan(folder=str(tmp_path / "kept")))
+    data.prepare_data()
+    kept = list((tmp_path / "kept").glob("*/families.parquet"))
+    data.build()
+    assert data.families.picture("image_07.png") == data.families.picture("image_05.png") == "image_05.png"
+    assert len(kept) == 1
+    again = TextImageDataModule(str(folder), families=str(kept[0]), resolution=8)
+    again.build()
+    assert again.families == data.families
 
 
 def test_a_table_of_other_data_is_refused(tmp_path):
