@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.captions import LEVEL, caption_families
-from memtrain.families.content import content_of
+from memtrain.families.content import files_of
 from memtrain.families.descriptors.base import Descriptor
 from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.faiss_search import FaissSearch, faiss_is_there, faiss_module
@@ -142,7 +142,7 @@ def scan(
             )
         with tempfile.TemporaryDirectory(prefix="memtrain-scan-") as temporary:
             return _scan(source, settings, Path(temporary), content="", shard=shard, progress=progress)
-    content = content_of(source, folder / "files.parquet", workers=settings.threads)
+    content = files_of(source)
     if content is None:
         raise ConfigurationError(
             f"{type(source).__name__} does not say in which files its images are, so what {folder} holds of an earlier "
