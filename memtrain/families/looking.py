@@ -80,6 +80,8 @@ def decode(source: ScannedSource, index: int) -> _Decoded | str:
         image = source.load_image(index)
     except DataError as error:
         return error.problem
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises, from a source that passes it on
+        return str(error) or type(error).__name__
     factor = int((image.width * image.height) ** 0.5) // ENOUGH
     small = image.reduce(min(factor, *image.size)) if factor > 1 else image
     return _Decoded(small, pixel_hash(image), thumbnail(small), image.size)

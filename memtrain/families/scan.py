@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -130,11 +131,13 @@ def scan(
 
     Raises:
         ConfigurationError: if a folder is given, and the source does not say in which files its images are.
-        DataError: if no image can be read.
+        DataError: if no image can be read, or keys are none.
         RecordError: if there is nothing to look at and parts are missing.
     """
     settings = settings or ScanSettings()
-    settings.searches(len(source.samples))  # refused now, not after hours
+    # What is refused at the end is refused now, not after hours.
+    settings.searches(len(source.samples))
+    _check_keys(source)
     if folder is None:
         if shard != (0, 1):
             raise ConfigurationError(
@@ -151,6 +154,21 @@ def scan(
             remedy="add the method, or scan without a folder",
         )
     return _scan(source, settings, folder, content=content, shard=shard, progress=progress)
+
+
+def _check_keys(source: ScannedSource) -> None:
+    """Refuse no samples, keys that come twice, and keys that no table can hold."""
+    keys = [sample.key for sample in source.samples]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    # Half of a surrogate pair, as in the name of a file that is not UTF-8.
+    strange = [key for key in keys if any("\ud800" <= letter <= "\udfff" for letter in key)]
+    if not keys or twice or strange:
+        found = f"{len(twice)} key(s) come twice, {len(strange)} are no Unicode, first {[*twice, *strange][:3]}"
+        raise DataError(
+            found if keys else "The source has no samples",
+            expected="samples with a name of their own each",
+            remedy="rename them",
+        )
 
 
 def _scan(

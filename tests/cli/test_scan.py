@@ -168,3 +168,12 @@ def test_scanning_waits_for_no_trainer() -> None:
     code = "import sys, memtrain.cli.scan; print(sorted({'lightning', 'diffusers', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+def test_the_help_of_training_names_the_scan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        cli.train()
+    assert "train.py scan" in " ".join(capsys.readouterr().out.split())
