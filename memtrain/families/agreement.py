@@ -33,11 +33,11 @@ from memtrain.families.registration import (
 
 PAIRS = 256
 """Compared at a time."""
-ALIKE_COARSELY, ALIKE = 0.4, 0.5
-"""Pairs below are dropped: by the coarse correlation, and by the variance explained at 16 pixels."""
+ALIKE_COARSELY, ALIKE, CLEARLY_ALIKE = 0.4, 0.5, 0.7
+"""Pairs below are dropped: by the coarse correlation, and by the variance explained at 16 and at 32 pixels."""
 NOTHING = -20.0
 """Score of pairs that were dropped."""
-WEIGHTS = (1.9, 1.55, -0.05, 2.65, -4.0)
+WEIGHTS = (1.85, 1.6, -0.25, 2.5, -3.9)
 """Of :func:`parts`, then the constant."""
 _FLOOR = 2e-4
 """Variance of what is taken for flat: about 4 grey levels."""
@@ -82,7 +82,7 @@ def _scores(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> Tensor:
 
 
 def registered_parts(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
-    """:func:`parts` of the placements that look alike, `(k, D)`, and which pair each belongs to, `(k,)`."""
+    """:func:`parts` of the placements that look alike, `(k, 4)`, and which pair each belongs to, `(k,)`."""
     a, a_of = _unique(first, pairs[:, 0])
     b, b_of = _unique(second, pairs[:, 1])
     correlation, placement = coarse_placements(spectra(a)[a_of], scaled_spectra(b)[b_of])
@@ -91,9 +91,12 @@ def registered_parts(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -
     grey_a, grey_b = luminance(a), luminance(b)
     small_a, small_b = (F.avg_pool2d(grey, SIDE // COARSE) for grey in (grey_a, grey_b))
     placement, explained = refine(small_a[a_of[which]], small_b[b_of[which]], placement[kept], steps=4)
-    alike = (explained >= ALIKE).nonzero()[:, 0]
-    which = which[alike]
-    placement, _ = refine(grey_a[a_of[which]], grey_b[b_of[which]], placement[alike])
+    best = torch.full((len(pairs),), ALIKE).scatter_reduce_(0, which, explained, "amax")
+    alike = (explained >= best[which]).nonzero()[:, 0]
+    which, placement = which[alike], placement[alike]
+    placement, explained = refine(grey_a[a_of[which]], grey_b[b_of[which]], placement)
+    alike = (explained >= CLEARLY_ALIKE).nonzero()[:, 0]
+    which, placement = which[alike], placement[alike]
     return parts(a[a_of[which]], b[b_of[which]], placement), which
 
 
@@ -112,11 +115,11 @@ def parts(a: Tensor, b: Tensor, placement: Placement) -> Tensor:
     weight = placement.cover()
     a, b = _smooth(a), _smooth(placement.place(b))
     grey_a, grey_b = luminance(a), luminance(b)
-    worst = _worst(_disagreement(grey_a, grey_b, weight, _FLOOR))
+    worst = _worst_disagreement(grey_a, grey_b, weight)
     colour_a, colour_b = _colour(a), _colour(b)
     least = torch.minimum(_variance(colour_a, weight), _variance(colour_b, weight))
     coloured = least / (least + _FLOOR)
-    colour_worst = _worst(_disagreement(colour_a, colour_b, weight, _FLOOR))
+    colour_worst = _worst_disagreement(colour_a, colour_b, weight)
     stretch = (placement.motion[:, 0] / placement.motion[:, 1]).log().abs().clamp(max=0.1) * 10
     found = [-(worst + 0.01).log(), -(colour_worst + 0.02).log() * coloured, coloured, -stretch]
     return torch.stack(found, dim=1)
@@ -127,21 +130,19 @@ def _variance(values: Tensor, weight: Tensor) -> Tensor:
     return (weight[:, None] * _free(values, weight).square()).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2)) + 1e-6)
 
 
-def _disagreement(a: Tensor, b: Tensor, weight: Tensor, floor: float) -> Tensor:
-    """Squared difference of both, each of unit variance, `(m, 32, 32)`."""
-    a, b = _free(a, weight), _free(b, weight)
-    a, b = (c / (_variance(c, weight) + floor).sqrt()[:, None, None, None] for c in (a, b))
-    return (a - b).square().sum(dim=1) * weight
+def _worst_disagreement(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Of all blocks, the largest squared difference of both at unit variance, relative to what the block shows, `(m,)`."""
+    a, b = (_free(c, weight) / (_variance(c, weight) + _FLOOR).sqrt()[:, None, None, None] for c in (a, b))
+    blocks = torch.stack([(a - b).square().sum(dim=1) * weight, (a.square() + b.square()).sum(dim=1) * weight / 2], dim=1)
+    apart, shown = F.avg_pool2d(blocks, 8, 4).flatten(2).unbind(dim=1)
+    # In a picture of few lines a block with one of them varies far more than the whole.
+    return (apart / (0.7 + 0.3 * shown)).amax(dim=1)
 
 
 def _free(values: Tensor, weight: Tensor) -> Tensor:
     """Values without their mean, by channel."""
     weight = weight[:, None]
     return values - (weight * values).sum(dim=(2, 3), keepdim=True) / (weight.sum(dim=(2, 3), keepdim=True) + 1e-6)
-
-
-def _worst(disagreement: Tensor) -> Tensor:
-    return F.avg_pool2d(disagreement[:, None], 8, 4).flatten(1).amax(dim=1)
 
 
 def _colour(images: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+TRIED, SAMPLED = 8, 24
+"""Members that may represent a set, and members that they are compared with."""
+
 
 class DisjointSets:
     """Sets of the numbers from 0 to n − 1, each named by its smallest member.
@@ -48,7 +51,7 @@ def around_representatives(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sets cut so that every member is like its representative: a chain of likes does not make a family.
 
-    The representative is the member with the most and surest pairs. Members that are not like it form sets of their
+    The representative is that of the members with the most and surest pairs which is like most of the others. Members that are not like it form sets of their
     own, in the same way.
 
     Args:
@@ -71,7 +74,7 @@ def around_representatives(
     waiting = [members for members in sets if len(members) > 1]
     while waiting:
         members = waiting.pop()
-        head = int(members[np.argmax(strength[members])])
+        head = _central(members, strength, compare, least)
         others = members[members != head]
         asked = np.stack([np.minimum(others, head), np.maximum(others, head)], axis=1)
         found = np.array([known.get((int(a), int(b)), np.nan) for a, b in asked], dtype=np.float32)
@@ -83,6 +86,23 @@ def around_representatives(
         if len(left) > 1:
             waiting.extend(_connected(left, pairs))
     return representatives, named
+
+
+def _central(
+    members: NDArray[np.int64],
+    strength: NDArray[np.float64],
+    compare: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    least: float,
+) -> int:
+    """The representative: of a few members that hold most, the one that is like most of a sample of all."""
+    held = members[np.argsort(-strength[members], kind="stable")]
+    if len(members) <= TRIED:
+        return int(held[0])
+    tried = held[:: max(1, len(held) // (2 * TRIED))][:TRIED]
+    sample = members[:: -(-len(members) // SAMPLED)]
+    asked = np.stack([np.repeat(tried, len(sample)), np.tile(sample, len(tried))], axis=1)
+    alike = (asked[:, 0] == asked[:, 1]) | (compare(np.sort(asked, axis=1)) >= least)
+    return int(tried[np.argmax(alike.reshape(len(tried), -1).sum(axis=1))])
 
 
 def _connected(members: NDArray[np.int64], pairs: NDArray[np.int64]) -> list[NDArray[np.int64]]:

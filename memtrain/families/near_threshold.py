@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from memtrain.errors import ConfigurationError
 from memtrain.families.agreement import compare
 
-ENOUGH, MOST = 100, 1000
+ENOUGH, MOST = 100, 500
 """Pictures that a calibration on the data at hand needs, and that it uses at most."""
 TURNED = 0.05
 """Share of pictures whose level upside down is read."""
-REFERENCE, REFERENCE_TURNED = 3.1, -2.55
+REFERENCE, REFERENCE_TURNED = 2.8, -3.1
 """On the embedded collections: the log odds that one upright picture in a hundred reaches with another picture, and
 those that one in twenty reaches with a picture upside down."""
 SPREAD = 2.2
 """Log odds for each factor of e between rates, there."""
-BOUNDS = (-1.0, 6.0)
+BOUNDS = (-1.5, 6.0)
 """Of how far the data at hand move the threshold."""
 SYMMETRIC = -1.0
 """Log odds from which an image looks the same upside down."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-NEIGHBOURS = 8
+NEIGHBOURS = 5
 """Of each descriptor that are returned at most; all copies of one picture need not be each other's neighbours."""
 
 
