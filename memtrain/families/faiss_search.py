@@ -1,7 +1,7 @@
 """The nearest neighbours of many descriptors, with FAISS: along a graph, instead of comparing all with all.
 
 What: descriptors are brought to 128 numbers by principal components and linked to a graph of near ones (HNSW), in which
-the neighbours of each are looked for; twice as many as wanted, of which those stay that are nearest by all numbers.
+the neighbours of each are looked for; more than are wanted, of which those stay that are nearest by all numbers.
 Cells of k-means (an inverted file) did worse in trials: a copy often lies in another cell than its original, and a
 fifth of all cells had to be compared to find 94 of 100 copies, where the graph finds 99.
 Source: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
@@ -36,6 +36,8 @@ SAMPLE = 20_000
 """Descriptors that principal components are computed from."""
 LINKS, EFFORT = 16, 64
 """Of each descriptor in the graph, and candidates kept on the way through it."""
+CANDIDATES = 32
+"""Of each descriptor that are found in the graph; of these the nearest by all numbers are returned."""
 BLOCK = 8192
 """Descriptors that are added and searched at a time."""
 
@@ -67,11 +69,13 @@ class FaissSearch:
 
     Args:
         neighbours: of each descriptor that are returned at most.
-        effort: candidates kept on the way; more miss less and take longer.
+        candidates: of each descriptor that are found in the graph, of which these are the nearest by all numbers.
+        effort: candidates kept on the way through the graph; more miss less and take longer.
         seed: of the choice of descriptors that principal components are computed from.
     """
 
     neighbours: int = NEIGHBOURS
+    candidates: int = CANDIDATES
     effort: int = EFFORT
     seed: int = 0
 
@@ -92,7 +96,7 @@ class FaissSearch:
         for start in range(0, count, BLOCK):
             given = np.ascontiguousarray(descriptors[start : start + BLOCK])
             # One more, because each descriptor finds itself.
-            _, at = index.search(shorter(given), min(count, 2 * self.neighbours + 1))
+            _, at = index.search(shorter(given), min(count, self.candidates + 1))
             similarity = _similarities(given, descriptors, at)
             similarity[(at == np.arange(start, start + len(given))[:, None]) | (at < 0)] = -np.inf
             best = np.argsort(-similarity, axis=1, kind="stable")[:, : self.neighbours]
@@ -113,7 +117,7 @@ class FaissSearch:
             components.train(np.ascontiguousarray(descriptors[np.sort(some)]))
             width, shorter = NUMBERS, partial(_shortened, components)
         index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = self.effort, max(self.effort, 2 * self.neighbours + 1)
+        index.hnsw.efConstruction, index.hnsw.efSearch = self.effort, max(self.effort, self.candidates + 1)
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
         try:
