@@ -131,9 +131,11 @@ def _variance(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _worst_disagreement(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Of all blocks, the largest squared difference of both at unit variance, relative to what the block shows, `(m,)`."""
+    """Largest squared difference of all blocks, both at unit variance, relative to what the block shows, `(m,)`."""
     a, b = (_free(c, weight) / (_variance(c, weight) + _FLOOR).sqrt()[:, None, None, None] for c in (a, b))
-    blocks = torch.stack([(a - b).square().sum(dim=1) * weight, (a.square() + b.square()).sum(dim=1) * weight / 2], dim=1)
+    blocks = torch.stack(
+        [(a - b).square().sum(dim=1) * weight, (a.square() + b.square()).sum(dim=1) * weight / 2], dim=1
+    )
     apart, shown = F.avg_pool2d(blocks, 8, 4).flatten(2).unbind(dim=1)
     # In a picture of few lines a block with one of them varies far more than the whole.
     return (apart / (0.7 + 0.3 * shown)).amax(dim=1)

@@ -51,8 +51,8 @@ def around_representatives(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sets cut so that every member is like its representative: a chain of likes does not make a family.
 
-    The representative is that of the members with the most and surest pairs which is like most of the others. Members that are not like it form sets of their
-    own, in the same way.
+    The representative is that of the members with the most and surest pairs which is like most of the others. Members
+    that are not like it form sets of their own, in the same way.
 
     Args:
         names: `(n,)`, the set of each sample, from :class:`DisjointSets`.
@@ -66,7 +66,7 @@ def around_representatives(
         The representative of each sample, `(n,)`, and the smallest member of its set, `(n,)`.
     """
     count = len(names)
-    strength = np.bincount(pairs.ravel(), np.repeat(scores, 2), minlength=count)
+    strength = np.bincount(pairs.ravel(), np.repeat(scores, 2), minlength=count).astype(np.float64)
     known = {(int(a), int(b)): float(score) for (a, b), score in zip(pairs, scores, strict=True)}
     representatives, named = np.arange(count), np.arange(count)
     order = np.argsort(names, kind="stable")

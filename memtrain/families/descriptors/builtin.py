@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from memtrain.families.descriptors.base import Descriptor
+from memtrain.families.descriptors.base import Descriptor, described, stacked
 from memtrain.families.registration import luminance
 
-SIDE, WINDOW, BATCH = 64, 48, 32
+SIDE, WINDOW = 64, 48
 CELLS, ORIENTATIONS = 4, 8
 WEIGHTS = (1.0, 1.0, 1.0, 0.5, 0.5)
 """Of the parts: gradients of the whole and of the window, luminance, colour, spectrum."""
@@ -41,16 +41,9 @@ class BuiltIn(Descriptor):
     @torch.inference_mode()
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """See :class:`memtrain.families.descriptors.base.Descriptor`."""
-        found = [_describe(_pixels(images[at : at + BATCH])) for at in range(0, len(images), BATCH)]
-        return torch.cat(found).numpy() if found else np.zeros((0, 832), np.float32)
-
-
-def _pixels(images: Sequence[Image.Image]) -> Tensor:
-    """`(n, 3, 64, 64)` from 0 to 1."""
-    scaled = [
-        image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0) for image in images
-    ]
-    return torch.from_numpy(np.stack([np.asarray(image) for image in scaled])).permute(0, 3, 1, 2).float() / 255
+        return described(
+            lambda some: _describe(stacked(some, side=SIDE, resample=Image.Resampling.BILINEAR).float() / 255), images
+        )
 
 
 def _describe(images: Tensor) -> Tensor:
@@ -93,7 +86,7 @@ def gradient_window(images: Tensor) -> Tensor:
 
 
 def orientation_cells(grey: Tensor) -> Tensor:
-    """Root of the gradients' strength by orientation and cell, `(n, 8, 4, 4)`; a pixel is shared by the cells near it."""
+    """Root of the gradients' strength by orientation and cell, `(n, 8, 4, 4)`; cells near a pixel share it."""
     across, down = _gradients(grey)
     strength = (across.square() + down.square() + 1e-12).pow(0.25)
     orientation = torch.atan2(down, across) / math.pi * ORIENTATIONS

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
-from memtrain.evaluation.measures.kid import EfficientNetLite0, kernel_distance, reason_to_leave_out
+from memtrain.evaluation.measures.kid import kernel_distance, reason_to_leave_out
 from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, image_metrics
 from memtrain.evaluation.measures.replication import (
     Replication,
@@ -41,6 +41,7 @@ from memtrain.evaluation.stages.measure.counts import (
 from memtrain.evaluation.stages.measure.samples import families, own_index, samples_table, write_images
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.families.descriptors.efficientnet_lite0 import EfficientNetLite0
 from memtrain.records import HELDOUT, write_json, write_parquet
 
 SCHEMA_VERSION = 1
