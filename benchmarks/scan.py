@@ -30,7 +30,7 @@ from rich.table import Table
 from scan_data import COPY_EVERY, key, original, write_shards
 
 from memtrain.data.source import SampleSource, open_source
-from memtrain.families.looking import decode, look_at
+from memtrain.families.looking import decode, groups_of, look_at
 from memtrain.families.scan import ScanSettings, scan
 from memtrain.records import write_json
 
@@ -56,7 +56,7 @@ def measure(what: str, path: str, folder: str) -> dict[str, Any]:
             for _ in pool.map(lambda row: decode(source, row), rows, chunksize=32):
                 pass
         elif what == "describe":
-            for _ in look_at(source, settings.describes, rows, pool=pool):
+            for _ in look_at(source, settings.describes, groups_of(0, rows[-1]), pool=pool):
                 pass
     if what == "scan":
         rows = range(len(source))

@@ -33,7 +33,7 @@ A model learns a picture from all of its files together, whatever they are calle
 this command shows what it finds, before training:
 
   python train.py scan my_folder
-  python train.py scan --config configs/mine.yaml
+  python train.py scan --config mine.yaml
   python train.py scan 'shards/{0000..0099}.tar' --output runs/scan_of_shards
 
 It writes report.html (contact sheets of the largest families), exclude.csv (all files of a picture but the largest),

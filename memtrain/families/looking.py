@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,27 +80,36 @@ def decode(source: ScannedSource, index: int) -> _Decoded | str:
         image = source.load_image(index)
     except DataError as error:
         return error.problem
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises, from a source that passes it on
+        return str(error) or type(error).__name__
     factor = int((image.width * image.height) ** 0.5) // ENOUGH
     small = image.reduce(min(factor, *image.size)) if factor > 1 else image
     return _Decoded(small, pixel_hash(image), thumbnail(small), image.size)
 
 
-def look_at(source: ScannedSource, descriptor: Descriptor, rows: range, *, pool: ThreadPoolExecutor) -> Iterator[Looks]:
+def groups_of(first: int, last: int) -> list[range]:
+    """The samples from `first` to `last` in the groups that are described together."""
+    return [range(start, min(start + GROUP, last + 1)) for start in range(first, last + 1, GROUP)]
+
+
+def look_at(
+    source: ScannedSource, descriptor: Descriptor, groups: Iterable[range], *, pool: ThreadPoolExecutor
+) -> Iterator[Looks]:
     """The looks of samples, a group after the other.
 
     Args:
         source: has the images.
         descriptor: describes them.
-        rows: numbers of the samples.
+        groups: numbers of the samples, of :func:`groups_of`; asked for as they are needed.
         pool: of the threads that decode.
 
     Yields:
-        Looks of at most :data:`memtrain.families.look_parts.GROUP` samples.
+        The looks of each group.
     """
-    groups = iter([rows[start : start + GROUP] for start in range(0, len(rows), GROUP)])
+    left = iter(groups)
     waiting: deque[tuple[range, list[Future[_Decoded | str]]]] = deque()
     while True:
-        while len(waiting) <= AHEAD and (group := next(groups, None)) is not None:
+        while len(waiting) <= AHEAD and (group := next(left, None)) is not None:
             waiting.append((group, [pool.submit(decode, source, row) for row in group]))
         if not waiting:
             return

@@ -14,23 +14,26 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.captions import LEVEL, caption_families
-from memtrain.families.content import content_of
+from memtrain.families.content import files_of
 from memtrain.families.descriptors.base import Descriptor
 from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.faiss_search import FaissSearch, faiss_is_there, faiss_module
 from memtrain.families.find import find_families
 from memtrain.families.look_parts import LookParts, Looks
-from memtrain.families.looking import ScannedSource, default_workers, look_at
+from memtrain.families.looking import ScannedSource, default_workers, groups_of, look_at
 from memtrain.families.near_threshold import reference_threshold
 from memtrain.families.scan_result import Scan
 from memtrain.families.search import ExactSearch, Search
@@ -51,8 +54,8 @@ class ScanSettings:
         descriptor: proposes pictures that may be one; default the built-in one, which needs no weights.
         false_merge_rate: wanted share of pictures that are joined to another one by mistake.
         caption_level: Jaccard similarity of words from which captions are nearly equal; null for equal ones only.
-        search: `exact` compares all descriptors with all, `faiss` (extra `scan`) with those in some cells. `auto` takes
-            FAISS for more than 20,000 images if it is installed, and needs it for more than 100,000.
+        search: `exact` compares all descriptors with all, `faiss` (extra `scan`) follows a graph of near ones. `auto`
+            takes FAISS for more than 20,000 images if it is installed, and needs it for more than 100,000.
         workers: threads that decode images; default one for each processor, eight at most.
     """
 
@@ -130,11 +133,13 @@ def scan(
 
     Raises:
         ConfigurationError: if a folder is given, and the source does not say in which files its images are.
-        DataError: if no image can be read.
+        DataError: if no image can be read, or keys are none.
         RecordError: if there is nothing to look at and parts are missing.
     """
     settings = settings or ScanSettings()
-    settings.searches(len(source.samples))  # refused now, not after hours
+    # What is refused at the end is refused now, not after hours.
+    settings.searches(len(source.samples))
+    _check_keys(source)
     if folder is None:
         if shard != (0, 1):
             raise ConfigurationError(
@@ -142,7 +147,7 @@ def scan(
             )
         with tempfile.TemporaryDirectory(prefix="memtrain-scan-") as temporary:
             return _scan(source, settings, Path(temporary), content="", shard=shard, progress=progress)
-    content = content_of(source, folder / "files.parquet", workers=settings.threads)
+    content = files_of(source)
     if content is None:
         raise ConfigurationError(
             f"{type(source).__name__} does not say in which files its images are, so what {folder} holds of an earlier "
@@ -151,6 +156,21 @@ def scan(
             remedy="add the method, or scan without a folder",
         )
     return _scan(source, settings, folder, content=content, shard=shard, progress=progress)
+
+
+def _check_keys(source: ScannedSource) -> None:
+    """Refuse no samples, keys that come twice, and keys that no table can hold."""
+    keys = [sample.key for sample in source.samples]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    # Half of a surrogate pair, as in the name of a file that is not UTF-8.
+    strange = [key for key in keys if any("\ud800" <= letter <= "\udfff" for letter in key)]
+    if not keys or twice or strange:
+        found = f"{len(twice)} key(s) come twice, {len(strange)} are no Unicode, first {[*twice, *strange][:3]}"
+        raise DataError(
+            found if keys else "The source has no samples",
+            expected="samples with a name of their own each",
+            remedy="rename them",
+        )
 
 
 def _scan(
@@ -192,7 +212,7 @@ def _scan(
     return Scan(
         families=found.families,
         keys=keys,
-        sizes=looks.sizes,
+        sizes=np.array(looks.sizes),  # a copy: the file may be a temporary one
         broken=broken,
         descriptor=settings.described_by,
         threshold=found.threshold,
@@ -210,14 +230,23 @@ def _look(
     of_shard = sum(last - first + 1 for first, last in parts.ranges[shard[0] :: shard[1]])
     left = sum(last - first + 1 for first, last in missing)
     bar = tqdm(total=of_shard, initial=of_shard - left, desc="scanning", unit="image", disable=not progress)
+    wanted: deque[tuple[int, int]] = deque()
+
+    def groups() -> Iterator[range]:
+        for part in missing:
+            if parts.has(part):  # another process with the same task was faster
+                bar.update(part[1] - part[0] + 1)
+            else:
+                wanted.append(part)
+                yield from groups_of(*part)
+
+    began, looks = time.perf_counter(), []
     with ThreadPoolExecutor(settings.threads) as pool, bar:
-        for found in missing:
-            if parts.has(found):  # another process with the same task was faster
-                bar.update(found[1] - found[0] + 1)
-                continue
-            began, looks = time.perf_counter(), []
-            for group in look_at(source, settings.describes, range(found[0], found[1] + 1), pool=pool):
-                looks.append(group)
-                bar.update(len(group) + len(group.broken))
-            joined = Looks.joined(looks)
-            parts.append(found, replace(joined, seconds=time.perf_counter() - began))
+        # One stream over all parts, so that images are decoded while those before them are described.
+        for group in look_at(source, settings.describes, groups(), pool=pool):
+            looks.append(group)
+            bar.update(len(group) + len(group.broken))
+            if sum(len(one) + len(one.broken) for one in looks) == wanted[0][1] - wanted[0][0] + 1:
+                now = time.perf_counter()
+                parts.append(wanted.popleft(), replace(Looks.joined(looks), seconds=now - began))
+                began, looks = now, []

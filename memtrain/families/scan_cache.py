@@ -19,15 +19,16 @@ from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_result import Scan, read_scan, write_scan
 
 
-def fingerprint(source: ScannedSource, settings: ScanSettings, folder: Path) -> str | None:
+def fingerprint(source: ScannedSource, settings: ScanSettings, folder: Path, *, progress: bool = False) -> str | None:
     """Name of the scan of this data with these settings; None if the source does not say where its images are.
 
     Args:
         source: of the samples.
         settings: of the scan.
         folder: of the cache, which knows the files again.
+        progress: show a bar where files are read.
     """
-    content = content_of(source, folder / "files.parquet", workers=settings.threads)
+    content = content_of(source, folder / "files.parquet", workers=settings.threads, progress=progress)
     if content is None:
         return None
     found = hashlib.sha256(json.dumps([content, settings.identity(len(source.samples))], sort_keys=True).encode())
@@ -54,12 +55,11 @@ def cached_scan(
         DataError: if no image can be read.
     """
     settings = settings or ScanSettings()
-    name = fingerprint(source, settings, folder)
+    progress = progress and not quiet
+    name = fingerprint(source, settings, folder, progress=progress)
     found = None if name is None else read_scan(folder / name)
     if found is None:
-        found = scan(
-            source, settings=settings, folder=None if name is None else folder, progress=progress and not quiet
-        )
+        found = scan(source, settings=settings, folder=None if name is None else folder, progress=progress)
         assert found is not None  # there is one shard
         if name is not None:
             write_scan(found, folder / name, fingerprint=name)

@@ -67,6 +67,17 @@ def test_what_is_left_out_is_all_but_one_of_each_picture(data: Path) -> None:
     assert {(row["kept"], row["reason"]) for row in rows} == {("000.png", "exact"), ("001.png", "exact")}
 
 
+def test_training_leaves_out_what_the_list_names(tmp_path: Path) -> None:
+    from memtrain.data.module import TextImageDataModule
+
+    with_copies(tmp_path / "whole", broken=False)
+    cli.train(["scan", "whole", "--descriptor", "memtrain.families.descriptors.builtin.BuiltIn"])
+    data = TextImageDataModule("whole", exclude="runs/scan/exclude.csv", heldout_fraction=0.0, resolution=16)
+    data.build()
+    assert data.train_dataset is not None
+    assert {sample.key for sample in data.train_dataset.samples} == {*(f"{n:03}.png" for n in range(40)), "other.png"}
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -168,3 +179,12 @@ def test_scanning_waits_for_no_trainer() -> None:
     code = "import sys, memtrain.cli.scan; print(sorted({'lightning', 'diffusers', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+def test_the_help_of_training_names_the_scan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        cli.train()
+    assert "train.py scan" in " ".join(capsys.readouterr().out.split())

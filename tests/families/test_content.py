@@ -10,7 +10,7 @@ import pytest
 
 from memtrain.data.source import open_source
 from memtrain.families import content
-from memtrain.families.content import content_of, file_digests
+from memtrain.families.content import content_of, file_digests, files_of
 
 LONG_AGO = 1_600_000_000
 
@@ -97,3 +97,23 @@ def test_a_source_that_names_no_files_has_no_known_content(tmp_path: Path) -> No
         samples = ()
 
     assert content_of(Made(), tmp_path / "files.parquet") is None
+    assert files_of(Made()) is None
+
+
+def test_files_are_the_same_by_name_size_and_time_without_reading_them(write_folder, read_files: list[Path]) -> None:
+    folder = write_folder({"a.png": "x", "b.png": "y"})
+
+    def of() -> str | None:
+        return files_of(open_source(str(folder)))
+
+    first = of()
+    assert first is not None
+    assert of() == first
+    os.utime(folder / "a.png", (LONG_AGO, LONG_AGO))
+    second = of()
+    assert second != first
+    with (folder / "a.png").open("ab") as file:
+        file.write(b"x")
+    os.utime(folder / "a.png", (LONG_AGO, LONG_AGO))
+    assert of() not in (first, second)
+    assert read_files == []

@@ -26,11 +26,12 @@ def as_set(pairs: np.ndarray) -> set[tuple[int, int]]:
     return {(int(a), int(b)) for a, b in pairs}
 
 
-def test_it_finds_what_the_exact_search_finds() -> None:
-    given = descriptors(5000, copies=200)
+@pytest.mark.parametrize("width", [32, 200])
+def test_it_finds_what_the_exact_search_finds(width: int) -> None:
+    given = descriptors(5000, width, copies=200)
     exact, exact_similarity = ExactSearch()(given, 0.0)
     found, similarity = FaissSearch()(given, 0.0)
-    assert len(as_set(exact) & as_set(found)) > 0.9 * len(exact)
+    assert len(as_set(exact) & as_set(found)) > 0.8 * len(exact)
     copies = {(row, 4800 + row) for row in range(200)}
     assert len(copies & as_set(found)) >= 198
     known = dict(zip(map(tuple, exact.tolist()), exact_similarity.tolist(), strict=True))
@@ -39,7 +40,7 @@ def test_it_finds_what_the_exact_search_finds() -> None:
         for pair, value in zip(found.tolist(), similarity.tolist(), strict=True)
         if tuple(pair) in known
     ]
-    assert np.abs(np.diff(both, axis=1)).max() < 2e-3, "two bytes a number"
+    assert np.abs(np.diff(both, axis=1)).max() < 1e-6
 
 
 def test_the_form_is_that_of_the_exact_search() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from memtrain.errors import DataError
 from memtrain.families import looking
 from memtrain.families.look_parts import COLUMNS, GROUP, Looks
-from memtrain.families.looking import look_at
+from memtrain.families.looking import groups_of, look_at
 
 
 class Mean:
@@ -51,7 +51,7 @@ class Images:
 
 def looked_at(source: Images, rows: range, *, workers: int = 1, descriptor: Mean | None = None) -> Looks:
     with ThreadPoolExecutor(workers) as pool:
-        return Looks.joined(list(look_at(source, descriptor or Mean(), rows, pool=pool)))
+        return Looks.joined(list(look_at(source, descriptor or Mean(), groups_of(rows[0], rows[-1]), pool=pool)))
 
 
 def test_every_image_is_looked_at_once_and_in_order() -> None:
@@ -76,7 +76,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 def test_only_some_groups_wait_to_be_described() -> None:
     source = Images(20 * GROUP)
     with ThreadPoolExecutor(2) as pool:
-        for number, _ in enumerate(look_at(source, Mean(), range(20 * GROUP), pool=pool), 1):
+        for number, _ in enumerate(look_at(source, Mean(), groups_of(0, 20 * GROUP - 1), pool=pool), 1):
             assert len(source.opened) <= (number + looking.AHEAD) * GROUP
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from PIL import Image
 
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError, DataError, RecordError
+from memtrain.families.faiss_search import FaissSearch
 from memtrain.families.look_parts import FEWEST
 from memtrain.families.scan import ScanSettings, scan
+from memtrain.families.search import ExactSearch
 from memtrain.families.table import EXACT
 
 from .picture_folder import ODD, picture, with_copies, write_pictures
@@ -59,6 +62,45 @@ def test_any_object_with_samples_and_images_is_scanned() -> None:
     assert found.counts()["pictures"] == 20
     with pytest.raises(ConfigurationError, match="does not say in which files its images are"):
         scan(Made([Sample(0)]), folder=Path("nowhere"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["a", "b", "a"], "1 key.s. come twice, 0 are no Unicode, first .'a'."),
+        (["a", "\udcff.png"], "1 are no Unicode"),
+        ([], "no samples"),
+    ],
+)
+def test_keys_are_checked_before_the_work(keys: list[str], message: str) -> None:
+    source = SimpleNamespace(samples=[SimpleNamespace(key=key, caption="x") for key in keys])
+    with pytest.raises(DataError, match=message):
+        scan(source, progress=False)
+
+
+def test_more_images_than_all_are_compared_need_faiss_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memtrain.families.scan.faiss_is_there", lambda: False)
+    assert isinstance(ScanSettings().searches(100_000), ExactSearch)
+
+    def missing() -> None:
+        raise ConfigurationError("not installed")
+
+    monkeypatch.setattr("memtrain.families.scan.faiss_module", missing)
+    with pytest.raises(ConfigurationError, match="not installed"):
+        ScanSettings().searches(100_001)
+    with pytest.raises(ConfigurationError, match="not installed"):
+        ScanSettings(search="faiss").searches(10)
+    assert isinstance(ScanSettings(search="exact").searches(10**9), ExactSearch)
+
+
+def test_faiss_searches_from_some_size_on_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    assert isinstance(ScanSettings().searches(20_000), ExactSearch)
+    assert isinstance(ScanSettings().searches(20_001), FaissSearch)
+    source = open_source(str(with_copies(tmp_path)))
+    found = scan(source, settings=ScanSettings(search="faiss"), progress=False)
+    assert found is not None
+    assert list(found.pictures) == ["000.png", "001.png"]
 
 
 def test_nothing_that_can_be_read(tmp_path: Path) -> None:
