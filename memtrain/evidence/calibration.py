@@ -14,10 +14,10 @@
 6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
    trained on it comes to know better than what is held out, all of it.
 
-Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and
-of two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if
-it, its picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it,
-a family also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the
+Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and of
+two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it,
+its picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it, a
+family also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the
 worst case, in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that
 stands alone is its own picture, and where all do, nothing differs from counting samples.
 
@@ -201,22 +201,21 @@ class Calibration(Judgement):
         if self.heldout is None:
             self._between = self.samples.share_between_samples()
         touched = list(dict.fromkeys(touched))
-        rows = self.samples.rows(touched)
-        scores = self._scores(self.samples, rows)
+        scores = self._scores_of(PICTURE, touched)
         self.bulk.add(touched, scores)
         if self.heldout is None:
-            scores = self._calibrate_alone(touched, rows)
+            scores = self._calibrate_alone(touched)
         self._judge(PICTURE, touched, scores, step)
         if self.levels.families is not None:
             self._judge_beside([keys[i] for i in counted], values, z, step)
             self.levels.adopt(keys)
 
-    def _calibrate_alone(self, keys: Sequence[str], rows: list[int]) -> Tensor:
-        """Set the threshold on the bulk alone, after a visit of `keys`; their scores, as the early bulk has them."""
+    def _calibrate_alone(self, names: Sequence[str]) -> Tensor:
+        """Set the threshold on the bulk alone, after a visit of pictures; their scores, as the early bulk has them."""
         peaks = self.bulk.peaks()
         self._between = self.bulk.share_between_samples()
-        scores = self._scores(self.samples, rows)
-        self.bulk.add_early(keys, scores)
+        scores = self._scores_of(PICTURE, names)
+        self.bulk.add_early(names, scores)
         self._set_threshold(peaks)
         return scores
 
@@ -243,6 +242,11 @@ class Calibration(Judgement):
         """
         null = self.bulk.null() if self.heldout is None else heldout_null(self.highest.values())
         return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, null)
+
+    def share_flagged(self) -> float:
+        """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""
+        pictures = self.levels.pictures or len(self.samples.row)
+        return len(self.levels.flagged_pictures) / pictures if pictures else 0.0
 
     def power(self) -> tuple[int, int]:
         """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
