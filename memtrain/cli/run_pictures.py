@@ -35,7 +35,9 @@ def read_families(folder: Path, data: TextImageDataModule) -> tuple[Families | N
         return getattr(data, "families", None), 0
     families = Families.read(path)
     known = set(pq.read_table(path, columns=["key"])["key"].to_pylist())
-    return families, sum(data.template.get(key, key) not in known for key in data.visits_per_epoch if _is_file(data, key))
+    return families, sum(
+        data.template.get(key, key) not in known for key in data.visits_per_epoch if _is_file(data, key)
+    )
 
 
 def _is_file(data: TextImageDataModule, key: str) -> bool:

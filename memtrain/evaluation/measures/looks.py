@@ -10,8 +10,8 @@ A ratio with many looks is that with one times the gain. With one look it falls 
 `rate` at most, the gain below its own lower quantile with the same, so the product falls below the product of both with
 probability 2 · `rate` at most, however the two depend on each other (the union bound).
 
-Cost: one matrix product of the held-out generations with the own images. Cannot: allow for own images that are nearer to
-generations for their own caption than to others without being copied.
+Cost: one matrix product of the held-out generations with the own images.
+Cannot: allow for own images that are nearer to generations for their own caption than to others without being copied.
 """
 
 from __future__ import annotations

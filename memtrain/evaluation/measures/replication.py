@@ -9,7 +9,7 @@ Direction: lower means copied; 1 is no closer than the nearest others.
 Variants: images of one template (see :mod:`memtrain.data.planted`) are one image here. The own distance is that to the
 nearest of them, none of them is a neighbour of its own prompt, and for other prompts they are one neighbour, at the
 distance of the nearest. Otherwise an image that is there ten times would be its own neighbour, and a copy of it no
-closer than those. Of several pictures under one caption the nearest is the own image, and the others are its neighbours.
+closer than those. Of several pictures under one caption the nearest is the own image, the others are its neighbours.
 Threshold: from held-out prompts, whose own image the model never saw, at a stated false-positive rate. A prompt counts
 as reproduced if any of its seeds is below, and the threshold is set on the same minimum over seeds.
 Exact: squared distances of pixels are integers and computed as such (:mod:`memtrain.functional.pixel_distance`), so no
@@ -47,8 +47,8 @@ class Replication:
         neighbours: how many training images the mean is over.
         looks: `(P,)` int64, with how many different own images a prompt's generations were compared. Each is a chance
             to fall below a threshold, of which a held-out prompt has one. None: one each.
-        variants: per prompt the indices of the training images that are its own beside the own image, each picture once.
-            None: there are none.
+        variants: per prompt the indices of the training images that are its own as well, each picture once. None: there
+            are none.
     """
 
     ratio: Tensor

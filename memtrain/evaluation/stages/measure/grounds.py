@@ -2,13 +2,13 @@
 
 Controls, each of which a copy in plain sight has passed unseen without:
 
-- *twins*: where the data hold a picture under many names and nobody has found out, the nearest training images of a copy
-  are its own twins, and its ratio is 1. So for each picture asked for, its own image is compared with the training images
-  nearest to it.
+- *twins*: where the data hold a picture under many names and nobody has found out, the nearest training images of a
+  copy are its own twins, and its ratio is 1. So for each picture asked for, its own image is compared with the training
+  images nearest to it.
 - *perfect copies*: the own image through the model's autoencoder and back is the best copy that the model can make. A
   picture whose perfect copy does not count as one cannot be judged, whatever the reason.
-- *held-out copies*: a held-out image that is a training image as well comes back like one, and takes the threshold down.
-  Such images do not calibrate.
+- *held-out copies*: a held-out image that is a training image as well comes back like one, and takes the threshold
+  down. Such images do not calibrate.
 - *sampling*: samples that are alike for all prompts, or far from every training image, are no pictures.
 - *copies elsewhere*: a training picture that comes back for the caption of another one.
 
@@ -45,8 +45,8 @@ NEAREST = 10
 UNSEEN = 0.05
 """Share of a group whose copies may pass unseen."""
 ALIKE, FAR = 0.3, 1.35
-"""Spread of the samples over that of the pictures, and distance to training images over theirs, beyond which samples are
-no pictures: one sampling step gives 0.01 and 1.5, two steps 0.9 and 1.1, good samples 0.7 to 1.1 and 1.0."""
+"""Spread of the samples over that of the pictures, and distance to training images over theirs, beyond which samples
+are no pictures: one sampling step gives 0.01 and 1.5, two steps 0.9 and 1.1, good samples 0.7 to 1.1 and 1.0."""
 FEWEST_SEEDS, FEWEST_STEPS = 3, 5
 """Images per prompt and sampling steps on which a model is cleared."""
 PLAIN = 0.5
@@ -143,13 +143,16 @@ def not_seen(samples: RunSamples, blind: Tensor, reproduced: Tensor) -> list[Rea
     return found
 
 
-def sampling_reasons(samples: RunSamples, generated: Tensor, distances: Replication, sampling: Sampling) -> list[Reason]:
+def sampling_reasons(
+    samples: RunSamples, generated: Tensor, distances: Replication, *, own_index: Tensor, sampling: Sampling
+) -> list[Reason]:
     """Whether the samples are pictures, and enough of them.
 
     Args:
         samples: P prompts.
         generated: `(P, K, 3, H, W)` uint8.
         distances: of these.
+        own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
         sampling: how they were made.
     """
     found = []
@@ -161,12 +164,12 @@ def sampling_reasons(samples: RunSamples, generated: Tensor, distances: Replicat
         found.append(Reason("few_steps", said, f"take {FEWEST_STEPS} or more (--steps)"))
     typical = typical_distance(samples.own_images)
     spread = typical_distance(generated[:, 0].cpu())
-    nowhere = torch.full((len(samples.own_images),), -1)
     pictures = replication(
         samples.own_images[:, None],
         samples.own_images,
         training=samples.training_images,
-        own_index=nowhere,
+        own_index=own_index,
+        family=picture_numbers(samples),
         neighbours=distances.neighbours,
     ).neighbour_distance.median()
     if spread < ALIKE * typical:
@@ -199,6 +202,14 @@ def copies_elsewhere(samples: RunSamples, distances: Replication, *, reproduced:
         if not same and samples.picture(nearest) not in own | {samples.picture(prompt.key)}:
             found.add(samples.picture(nearest))
     return sorted(found)
+
+
+def elsewhere_reasons(pictures: list[str]) -> list[Reason]:
+    """Of :func:`copies_elsewhere`."""
+    if not pictures:
+        return []
+    said = f"{len(pictures)} training picture(s) come back for other captions than their own, such as {pictures[0]}"
+    return [Reason("copies_elsewhere", said, "look at the images (nearest_key in samples.parquet)")]
 
 
 def data_reasons(samples: RunSamples) -> list[Reason]:

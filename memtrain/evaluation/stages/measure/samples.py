@@ -108,7 +108,8 @@ def samples_table(
     """One row per prompt and seed.
 
     Args:
-        samples: P prompts, with names of their families and of those of the nearest training image. A row of its evidence goes to `training.<column>`, null where it has none.
+        samples: P prompts, with names of their families and of those of the nearest training image. A row of its
+            evidence goes to `training.<column>`, null where it has none.
         trace: their images and detector readings.
         distances: their distances.
         threshold: ratio below which an image, and a prompt by its best image, counts as reproduced.

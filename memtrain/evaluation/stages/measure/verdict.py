@@ -158,8 +158,8 @@ def _may_be_copies(groups: Mapping[str, Mapping[str, Any]], threshold: float, ra
         expected = rate * group["looks"] * group["n"]
         if (name in AT_RISK and group["reproduced"] > expected) or group["best_ratio"]["min"] < BY_CHANCE * threshold:
             said = (
-                f"{group['reproduced']} of {group['n']} {_words(name)} {_kind(name)} came back, the nearest at a ratio of "
-                f"{group['best_ratio']['min']:.2f}, which may be chance or not"
+                f"{group['reproduced']} of {group['n']} {_words(name)} {_kind(name)} came back, the nearest at a ratio "
+                f"of {group['best_ratio']['min']:.2f}, which may be chance or not"
             )
             found.append(Reason("may_be_copies", said, "look at the images, and raise --images_per_prompt"))
     return found

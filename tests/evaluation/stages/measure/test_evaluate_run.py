@@ -25,7 +25,8 @@ from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import RunSamples, StageInput, write_report
-from memtrain.evaluation.stages.measure.evaluate_run import Statistics, evaluate_run
+from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+from memtrain.evaluation.stages.measure.results import Statistics
 from memtrain.evaluation.stages.prompts import Prompt
 from tests.evaluation.conftest import save_script
 
@@ -111,12 +112,13 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
         "sampling",
         "statistics",
         "verdict",
+        "families",
         "replication",
         "detectors",
         "training",
         "quality",
     }
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert set(results["versions"]) == {"memtrain", "torch", "diffusers", "transformers", "python"}
     assert results["config"] == {"model": str(Path("runs/x")), "<key>": [1, None]}
     assert results["sampling"]["seeds"] == [0, 1]
@@ -266,8 +268,8 @@ def test_variants_are_one_image_and_templates_one_prompt(
     ]
     rows = pq.read_table(tmp_path / "new" / "samples.parquet").to_pylist()
     made = [row for row in rows if row["group"] == "varied_captions"]
-    assert {row["template"] for row in made} == {"t"}
-    assert {row["template"] for row in rows if row["group"] == "planted"} == {"key-0", "key-1"}
+    assert {row["picture_family"] for row in made} == {"t"}
+    assert {row["picture_family"] for row in rows if row["group"] == "planted"} == {"key-0", "key-1"}
     # Without templates, two copies of the own image would be its neighbours; with them, there is that of key-0 alone.
     nearest = {}
     for name, templates in (("fair", more["templates"]), ("spoiled", None)):
