@@ -38,7 +38,7 @@ TYPICAL = 64
 TWIN = 0.15
 """Typical distances to its ten nearest training images, on average, below which a picture has twins; in data in which
 every picture is there once, it is 0.3 and more."""
-COPY = 0.1
+COPY = 0.05
 """Typical distances to a training image below which a held-out image is a copy of it."""
 NEAREST = 10
 """Training images among which twins are looked for."""

@@ -8,6 +8,7 @@ have made. Otherwise it is null, with the reasons.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ FEWEST_HELDOUT = 16
 """Held-out prompts that set a threshold on which a model is cleared."""
 AT_RISK = (PLANTED, REPEATED, SHARED_CAPTION, FLAGGED, VARIED_CAPTIONS, VARIED_IMAGES, CANARY, EXCLUDED)
 """Groups of which no more pictures than chance is expected to bring back may come back in a model that is cleared."""
+PROOF = 0.05
+"""Probability at most that chance brings back as many pictures, where few held-out prompts set the threshold."""
 BY_CHANCE = 0.8
 """Times the threshold: a ratio below is no accident of a threshold that lets some through."""
 
@@ -86,10 +89,10 @@ def verdict(
     counted = {name: group for name, group in trained.items() if name not in NEVER_TRAINED}
     asked = sum(group["n"] for group in counted.values())
     reproduced = sum(group["reproduced"] for group in counted.values())
-    beyond = false_positive_rate is not None and any(
-        _beyond_chance(group, false_positive_rate) for group in trained.values()
-    )
     held = heldout if heldout is not None else groups.get(HELDOUT, {"n": 0})["n"]
+    beyond = false_positive_rate is not None and any(
+        _beyond_chance(group, false_positive_rate, exact=held < FEWEST_HELDOUT) for group in trained.values()
+    )
     why = [
         *_too_few(asked, population or {name: group["n"] for name, group in counted.items()}),
         *_threshold(held, false_positive_rate),
@@ -110,11 +113,27 @@ def verdict(
     }
 
 
-def _beyond_chance(group: Mapping[str, Any], rate: float) -> bool:
-    """Whether a group has more than chance explains, by either bound."""
-    sure = group.get("beyond_looks")
-    chance = min(1.0, rate * group["looks"])
-    return bool(group["interval"][0] > chance or (sure is not None and sure["interval"][0] > sure["chance"]))
+def _beyond_chance(group: Mapping[str, Any], rate: float, *, exact: bool) -> bool:
+    """Whether a group has more than chance explains, by either bound.
+
+    Args:
+        group: figures.
+        rate: of the threshold.
+        exact: ask besides that chance has such a number with a probability of 5 % at most. At the high rates that few
+            held-out prompts promise, the interval of few pictures is too narrow.
+    """
+    counts = [(group["reproduced"], group["interval"], min(1.0, rate * group["looks"]))]
+    if sure := group.get("beyond_looks"):
+        counts.append((sure["reproduced"], sure["interval"], sure["chance"]))
+    return any(
+        interval[0] > chance and not (exact and _at_least(k, group["n"], chance) > PROOF)
+        for k, interval, chance in counts
+    )
+
+
+def _at_least(k: int, n: int, chance: float) -> float:
+    """Probability of k or more of n."""
+    return sum(math.comb(n, number) * chance**number * (1 - chance) ** (n - number) for number in range(k, n + 1))
 
 
 def _too_few(asked: int, population: Mapping[str, int]) -> list[Reason]:
@@ -206,7 +225,7 @@ def _text(
 
 def _of(group: Mapping[str, Any]) -> str:
     """How many there are beside those that were asked for."""
-    return f" (of {group['of']})" if group.get("of", group["n"]) > group["n"] else ""
+    return f" (out of {group['of']})" if group.get("of", group["n"]) > group["n"] else ""
 
 
 def _words(name: str) -> str:

@@ -109,8 +109,15 @@ def test_a_small_set_that_was_asked_for_whole_is_cleared() -> None:
 def test_a_sample_of_the_repeated_pictures_gives_a_bound() -> None:
     found = judged({"repeated": group(150, 0, of=1213)}, population={"repeated": 1213})
     assert found["cleared"] is True
-    assert "0 of 150 repeated (of 1213)" in found["text"] and "below 2% of repeated" in found["text"]
+    assert "0 of 150 repeated (out of 1213)" in found["text"] and "below 2% of repeated" in found["text"]
     assert found["share_below"] == pytest.approx(proportion_interval(0, 150)[1])
+
+
+def test_few_held_out_prompts_prove_little() -> None:
+    """Two of two at a rate of one third are chance in one case of nine; twelve of twelve are none."""
+    options: dict[str, Any] = {"heldout": 2, "false_positive_rate": 1 / 3}
+    assert judged({"unique": group(2, 2)}, **options)["cleared"] is None
+    assert judged({"unique": group(12, 12)}, **options)["cleared"] is False
 
 
 def test_reasons_do_not_excuse_what_is_reproduced() -> None:
