@@ -1,9 +1,11 @@
 """The two commands: `train.py` is a LightningCLI, `evaluate.py` has a subcommand for each stage of an evaluation.
 
-Each imports what it needs when it is called: evaluating the prompts of a model needs no Lightning.
+`train.py scan` looks through the data before training. Each imports what it needs when it is called: evaluating the
+prompts of a model and scanning need no Lightning.
 """
 
 import os
+import sys
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -12,7 +14,13 @@ __all__ = ["evaluate", "train"]
 
 
 def train(args: list[str] | None = None) -> None:
-    """See :func:`memtrain.cli.training.train`."""
+    """See :func:`memtrain.cli.training.train`, and :func:`memtrain.cli.scan.scan_command` for the first word `scan`."""
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["scan"]:
+        from memtrain.cli import scan
+
+        scan.scan_command(words[1:])
+        return
     from memtrain.cli import training
 
     training.train(args)
