@@ -67,6 +67,10 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
 
 
 def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
+    scanned = path.parent / "families"
+    if scanned.is_dir():
+        # What training found is read again instead of scanned for again.
+        settings = {**settings, "init_args": {"families_folder": str(scanned), **settings["init_args"]}}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     data = parser.instantiate(parser.parse_object({"data": settings})).data

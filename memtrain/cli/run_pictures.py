@@ -7,11 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from memtrain.data.module import TextImageDataModule
 from memtrain.evaluation.stages.base import picture_of
-from memtrain.families.table import Families
+from memtrain.families.table import Families, listed_keys
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.records import CANARY, PLANTED, REPEATED, UNIQUE, VARIED_CAPTIONS, VARIED_IMAGES
 
@@ -31,10 +29,8 @@ def read_families(folder: Path, data: TextImageDataModule) -> tuple[Families | N
     """
     path = folder / "records" / "families.parquet"
     if not path.is_file():
-        # A data module without the attribute looks for none.
-        return getattr(data, "families", None), 0
-    families = Families.read(path)
-    known = set(pq.read_table(path, columns=["key"])["key"].to_pylist())
+        return data.families, 0
+    families, known = Families.read(path), listed_keys(path)
     return families, sum(
         data.template.get(key, key) not in known for key in data.visits_per_epoch if _is_file(data, key)
     )

@@ -52,6 +52,7 @@ def test_flagged_and_excluded_images_are_asked_for_too(write_folder: Callable[..
         "exclude": str(tmp_path / "earlier.csv"),
         "duplicates": {"class_path": "memtrain.data.selection.Duplicates", "init_args": {"count": 2, "repeats": 3}},
         "resolution": 8,
+        "families": "off",
     }
     config = {"data": {"class_path": "memtrain.data.module.TextImageDataModule", "init_args": options}}
     run = tmp_path / "run"
@@ -86,6 +87,7 @@ def run_of(write_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., P
             "path": str(write_folder({f"{name}.png": text for name, text in captions.items()})),
             "heldout_path": str(write_folder({f"{name}.png": text for name, text in held.items()}, name="held")),
             "resolution": 8,
+            "families": "off",
             **options,
         }
         run = tmp_path / "run"
@@ -168,6 +170,6 @@ def test_an_excluded_file_of_a_picture_that_was_trained_on_is_not_asked_as_exclu
 def test_files_that_the_table_does_not_have_are_counted(run_of: Callable[..., Path]) -> None:
     run = run_of(dict(zip("abcd", "abcd", strict=True)), {"h": "h"})
     data = FinishedRun.read(run).data
-    assert read_families(run, data) == (getattr(data, "families", None), 0)
+    assert read_families(run, data) == (None, 0)
     write_families(run, {}, {}, ["a", "b"])
     assert read_families(run, data)[1] == 2
