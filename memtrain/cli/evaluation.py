@@ -35,9 +35,12 @@ def evaluate(args: list[str] | None = None) -> None:
         if words[:1] in (["--help"], ["-h"]):
             print(overview())
             return
-        run_stage(read_command(words))
+        stage = read_command(words)
+        status = stage.exit_status(run_stage(stage))
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    if status:
+        sys.exit(status)
 
 
 def overview() -> str:

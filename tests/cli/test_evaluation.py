@@ -34,7 +34,7 @@ OPTIONS = {
     | {"sites", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"},
     "measure": SAMPLED
     | WEIGHTS
-    | {"run", "output", "max_prompts", "unique_prompts", "false_positive_rate", "kid", "detectors"},
+    | {"run", "output", "max_prompts", "unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
 }
 

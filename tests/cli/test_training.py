@@ -67,7 +67,7 @@ def test_train_then_evaluate(
     flags = ["--run", str(run), "--steps", "2", "--images_per_prompt", "2"]
     cli.evaluate(flags)
     shown = capsys.readouterr().out
-    assert "Reproduced training images" in shown
+    assert "Reproduced pictures" in shown
     results = json.loads((run / "evaluation" / "results.json").read_text())
     groups = results["replication"]["groups"]
     assert {name: group["n"] for name, group in groups.items()} == {"planted": 2, "unique": 22, "heldout": 16}

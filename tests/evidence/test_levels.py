@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 
 from memtrain.evidence.calibration import Calibration
-from memtrain.evidence.levels import CAPTION, COMMON, PICTURE, SAMPLE
-from memtrain.evidence.thresholds import SharedRate
 from memtrain.families.table import Families
 
 
@@ -54,7 +51,9 @@ def visit(calibration: Calibration, keys: list[str], value: float, *, step: int 
 def shares_flagged(*, within: float, between: float, seed: int, rate: float, heldout: bool = True) -> dict[str, float]:
     """Shares of ordinary samples that are flagged in a run of eight epochs; families are alike by `within`."""
     generator = torch.Generator().manual_seed(seed)
-    index, groups = families(("lone", 1, 1, 200), ("five", 5, 1, 60), ("many", 200, 1, 8), ("few", 1, 5, 40), ("wide", 1, 50, 12))
+    index, groups = families(
+        ("lone", 1, 1, 200), ("five", 5, 1, 60), ("many", 200, 1, 8), ("few", 1, 5, 40), ("wide", 1, 50, 12)
+    )
     keys = [key for group in groups.values() for key in group]
     calibration = made(index, pictures=len({index.picture(key) for key in keys}), rate=rate, heldout=heldout)
 
