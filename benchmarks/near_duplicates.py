@@ -24,6 +24,7 @@ import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,7 @@ def main() -> None:
         rows: dict[str, Callable[[], Descriptor]] = {
             "built-in": BuiltIn,
             "EfficientNet-Lite0": EfficientNetFeatures,
-            **{Path(path).stem: lambda path=path: CopyDetector(path) for path in options.copy_detector},  # type:
-            ignore[misc]
+            **{Path(path).stem: partial(CopyDetector, path) for path in options.copy_detector},
         }
         if not options.copy_detector:
             print("No copy detector takes part: none was given with --copy_detector.")
