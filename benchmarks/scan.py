@@ -114,10 +114,14 @@ def benchmark(
     Args:
         sizes: numbers of images.
         folder: the images are made there, once.
-        json: file for the figures.
+        json: file for the figures; sizes that are in it are not measured again.
     """
     rows: dict[int, dict[str, Any]] = {}
+    if json is not None and Path(json).is_file():
+        rows = {int(size): row for size, row in loads(Path(json).read_text())["sizes"].items()}
     for size in sizes:
+        if size in rows:
+            continue
         path = write_shards(Path(folder) / str(size), size)
         rows[size] = {what: run(what, path) for what in ("decode", "describe", "scan")}
         if json is not None:

@@ -78,6 +78,51 @@ class Looks:
 COLUMNS = ("rows", "hashes", "descriptors", "thumbnails", "sizes")
 
 
+@dataclass(frozen=True)
+class StoredLooks:
+    """The same of all images, in a file: an array is mapped whenever it is asked for.
+
+    What was read of a mapped array counts as memory of the process as long as the mapping is held, so none is.
+
+    Attributes:
+        path: of the file.
+        broken: what kept images from being read, by number.
+        seconds: how long it took, all processes together.
+    """
+
+    path: Path
+    broken: Mapping[int, str]
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["rows"]
+
+    @property
+    def hashes(self) -> NDArray[np.uint8]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["hashes"]
+
+    @property
+    def descriptors(self) -> NDArray[np.float32]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["descriptors"]
+
+    @property
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["thumbnails"]
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["sizes"]
+
+
 class LookParts:
     """The looks of one scan.
 
@@ -128,7 +173,7 @@ class LookParts:
         with written_whole(self.folder / self._name(found)) as unfinished:
             unfinished.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))
 
-    def merged(self) -> Looks:
+    def merged(self) -> StoredLooks:
         """All looks in the order of samples, kept as one file from now on.
 
         Raises:
@@ -152,7 +197,7 @@ class LookParts:
             (self.folder / self._name(found)).unlink(missing_ok=True)
         about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
         broken = {int(row): reason for row, reason in about["broken"].items()}
-        return Looks(**open_arrays(whole), broken=broken, seconds=about["seconds"])
+        return StoredLooks(whole, broken, about["seconds"])
 
     def _put_together(self, whole: Path) -> None:
         files = [self.folder / self._name(found) for found in self.ranges]

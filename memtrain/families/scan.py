@@ -200,10 +200,11 @@ def _scan(
     if progress and len(looks) > SOON:
         tqdm.write(f"Finding families among {len(looks):,} images", file=sys.stderr)
     began = time.perf_counter()
-    keys = [samples[row].key for row in looks.rows]
+    found_in = looks.rows.tolist()
+    keys = [samples[row].key for row in found_in]
     found = find_families(
         keys,
-        [samples[row].caption for row in looks.rows],
+        [samples[row].caption for row in found_in],
         looks,
         false_merge_rate=settings.false_merge_rate,
         caption_level=settings.caption_level,
