@@ -44,6 +44,7 @@ ROWS: dict[str, Sequence[str]] = {
     ],
 }
 DOSE_STEPS = 750
+EVALUATION = ("--detectors", "none", "--kid", "false", "--unique_prompts", "30", "--max_prompts", "60")
 _lock = Lock()
 
 
@@ -64,6 +65,7 @@ def run(form: str, row: str, seed: int, *, folder: Path, sscd: Path | None) -> d
         "--data.init_args.path": data.path,
         "--data.init_args.duplicates.count": 0,
         "--data.init_args.families": families,
+        "--data.init_args.scan.folder": place / "families",
     }
     training = [str(word) for pair in options.items() for word in pair]
     if not (place / "pipeline" / "model_index.json").is_file():
@@ -75,7 +77,7 @@ def run(form: str, row: str, seed: int, *, folder: Path, sscd: Path | None) -> d
         judged.write_text(text.dumps(judge(place / "pipeline", data, sscd=sscd)), encoding="utf-8")
     results = place / "evaluation" / "results.json"
     if row != "entropy" and not results.is_file():
-        call(["evaluate.py", "--run", str(place), "--detectors", "none", "--kid", "false"], log=log, threads=1)
+        call(["evaluate.py", "--run", str(place), *EVALUATION], log=log, threads=1)
     figures = {"form": form, "steps": steps, **text.loads(judged.read_text(encoding="utf-8"))}
     figures |= flag_figures(place, data)
     if results.is_file():
@@ -108,8 +110,7 @@ def flag_figures(place: Path, data: CopiedData) -> dict[str, Any]:
     table = place / "records" / "families.parquet"
     if table.is_file():
         found["families"] = pair_figures(Families.read(table), Families.read(data.families), data)
-    scan = place / "records" / "scan.json"
-    if scan.is_file():
+    for scan in (place / "families").glob("*/scan.json"):
         found["scan"] = text.loads(scan.read_text(encoding="utf-8"))
     return found
 
