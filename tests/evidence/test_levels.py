@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.levels import CAPTION, COMMON, PICTURE, SAMPLE
+from memtrain.evidence.thresholds import SharedRate
 from memtrain.families.table import Families
 
 
