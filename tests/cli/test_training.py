@@ -33,6 +33,8 @@ def arguments(run: Path, images: Path, pretrained: Path, *, steps: int, config: 
             "--data.init_args.duplicates",
             "{count: 2, repeats: 10, only_in: null}",
         ],
+        # The images are of one colour each, and many of the same.
+        *["--data.init_args.families", "off"],
         *["--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", str(steps)],
         *["--trainer.log_every_n_steps", "1"],
         *["--trainer.callbacks.init_args.every_n_train_steps", "5"],
