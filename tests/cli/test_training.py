@@ -74,7 +74,10 @@ def test_train_then_evaluate(
     groups = results["replication"]["groups"]
     assert {name: group["n"] for name, group in groups.items()} == {"planted": 2, "unique": 22, "heldout": 16}
     assert results["training"]["planted"] == 2
-    assert results["replication"]["false_positive_rate"] == pytest.approx(1 / 17), "the lowest that 16 can promise"
+    # Some held-out images have the colour of a training image.
+    used, left_out = (results["replication"][name] for name in ("n_heldout", "heldout_left_out"))
+    assert used + left_out == 16 and left_out > 0
+    assert results["replication"]["false_positive_rate"] == pytest.approx(1 / (used + 1)), "the lowest to be promised"
     assert results["quality"]["heldout_loss"] > 0
     assert "<html" in (run / "evaluation" / "report.html").read_text()
 

@@ -271,7 +271,7 @@ def test_fewer_than_two_training_images_are_no_comparison(count: int) -> None:
 
 
 def test_of_pictures_under_one_caption_the_nearest_is_compared_with_the_others() -> None:
-    """All three images under the caption of the first; the generation is 10 from the last, 90 and 190 from the others."""
+    """Three images under one caption; the generation is 10 from the last, 90 and 190 from the others."""
     result = replication(
         flat(190)[:, None],
         flat(0),
