@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,10 +67,6 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
 
 
 def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
-    scanned = path.parent / "families"
-    if scanned.is_dir():
-        # What training found is read again instead of scanned for again.
-        settings = {**settings, "init_args": {"families_folder": str(scanned), **settings["init_args"]}}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     data = parser.instantiate(parser.parse_object({"data": settings})).data
@@ -80,6 +76,10 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
             expected="TextImageDataModule, whose training images evaluation compares with",
             remedy="call memtrain.evaluation.stages.measure.evaluate_run with your own images",
         )
+    scanned = path.parent / "families"
+    if data.scan.folder is None and scanned.is_dir():
+        # What training found is read again instead of scanned for again.
+        data.scan = replace(data.scan, folder=str(scanned))
     data.build()
     return data
 

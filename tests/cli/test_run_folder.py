@@ -14,6 +14,7 @@ import yaml
 from memtrain.cli import run_folder
 from memtrain.cli.run_folder import Asked, FinishedRun, choose_prompts, excluded_images, known_prompts, run_data
 from memtrain.cli.run_pictures import Pictures, read_families
+from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.families.table import Families
@@ -173,3 +174,14 @@ def test_files_that_the_table_does_not_have_are_counted(run_of: Callable[..., Pa
     assert read_families(run, data) == (None, 0)
     write_families(run, {}, {}, ["a", "b"])
     assert read_families(run, data)[1] == 2
+
+
+def test_what_training_scanned_is_read_again(run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `families` in the run folder, unless the configuration names another place."""
+    run = run_of(dict(zip("abcd", "abcd", strict=True)), {"h": "h"}, families="auto")
+    seen = []
+    monkeypatch.setattr(TextImageDataModule, "build", lambda data: seen.append(data.scan.folder))
+    run_data(run)
+    (run / "families").mkdir()
+    run_data(run)
+    assert seen == [None, str(run / "families")]
