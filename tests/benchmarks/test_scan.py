@@ -44,3 +44,21 @@ def test_what_is_measured(scripts: Modules, data: str, tmp_path: Path, capsys: p
     assert scripts.scan.powers(rows) == {"200 to 2000": pytest.approx(1.0)}
     scripts.scan.show(rows)
     assert "2 of 2" in capsys.readouterr().out
+
+
+def test_sizes_that_were_measured_are_not_measured_again(
+    scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = {"images": 1, "processor_seconds": 1.0, "seconds": 1.0, "images_per_second": 1.0, "memory_mb": 1.0}
+    asked: list[str] = []
+
+    def run(what: str, path: str) -> dict[str, object]:
+        asked.append(f"{what} {path}")
+        return {**part, "copies": 0, "copies_found": 0}
+
+    monkeypatch.setattr(scripts.scan, "run", run)
+    monkeypatch.setattr(scripts.scan, "write_shards", lambda folder, size: str(size))
+    file = str(tmp_path / "figures.json")
+    scripts.scan.benchmark([10], json=file)
+    scripts.scan.benchmark([10, 20], json=file)
+    assert asked == [f"{what} {size}" for size in (10, 20) for what in ("decode", "describe", "scan")]
