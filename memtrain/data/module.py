@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import Batch, CaptionedImages, loader
+from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.heldout_split import split_heldout
 from memtrain.data.known_families import OFF, read_families, repeated_pictures, with_made
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
@@ -25,7 +25,7 @@ from memtrain.data.selection import (
     plant,
     read_keys,
 )
-from memtrain.data.source import SampleSource, open_source
+from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.table import Families
 from memtrain.functional.keyed_draws import seed_of_text, uniform
@@ -83,12 +83,9 @@ class VisitedImages(LightningDataModule):
             place=self._place if trainer is not None else None,
         )
         if len(sampler) < self.batch_size:
-            raise ConfigurationError(
-                f"{len(train)} training visit(s) per epoch, {len(sampler)} per rank, do not fill one batch of "
-                f"{self.batch_size}",
-                expected="at least one full batch per epoch and rank",
-                remedy="lower data.init_args.batch_size, or add images",
-            )
+            found = "%d training visit(s) per epoch and process do not fill a batch of %d: batches are as small"
+            log.warning(found, len(sampler), self.batch_size)
+            self.batch_size = len(sampler)
         if trainer is not None:
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
         return ResumableLoader(
@@ -139,6 +136,9 @@ class TextImageDataModule(VisitedImages):
         heldout_path: take held-out samples from this source instead of splitting `path`.
         heldout_fraction: share of the pictures of `path` that is held out, chosen by a hash of the key. Unless it is 0,
             at least 16 pictures are, but no more than a third.
+        heldout: where held-out samples come from without a `heldout_path`. `split`: from `path`; `edited`: all of
+            `path` is trained on, and edited copies stand in (:mod:`memtrain.data.edited_copies`); `auto`: a split,
+            unless fewer than 8 pictures could be held out.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
             flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
             excluded.
@@ -164,6 +164,7 @@ class TextImageDataModule(VisitedImages):
         *,
         heldout_path: str | None = None,
         heldout_fraction: float = 0.1,
+        heldout: Literal["auto", "split", "edited"] = "auto",
         exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
@@ -177,6 +178,7 @@ class TextImageDataModule(VisitedImages):
         if resolution < 1:
             raise ConfigurationError(f"resolution={resolution}", expected="at least 1", remedy="change it")
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
+        self.heldout_setting, self.heldout_edited = heldout, False
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
@@ -202,6 +204,11 @@ class TextImageDataModule(VisitedImages):
         keys = [sample.key for sample in source.samples]
         families = None if self.families_setting == OFF else read_families(self.families_setting, keys)
         split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
+        self.heldout_edited = not self.heldout_path and wants_copies(
+            self.heldout_setting, keys, families=families, fraction=self.heldout_fraction, held=len(split.heldout)
+        )
+        if self.heldout_edited:
+            split = split_heldout(keys, 0.0)
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -230,9 +237,11 @@ class TextImageDataModule(VisitedImages):
         made = [one for one in made if not self._excluded(one, keys)]
         visits = {index: count for index, count in plan.items() if keys[index] not in self.exclude}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        _check_images(source)
+        source.check_images()
         if held_source is not source:
-            _check_images(held_source)
+            held_source.check_images()
+        if self.heldout_edited:
+            held_source, held = with_edited_copies(source, [i for i in visits if i < len(keys)], families=families)
         everything = PlantedSource(source, made) if made else source
         self.train_dataset = CaptionedImages(
             everything, list(visits), resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())
@@ -288,9 +297,3 @@ def _require_validation_in_an_epoch(trainer: Trainer, *, batches: int) -> None:
             expected="a number of batches that an epoch has, or check_val_every_n_epoch=null to count across epochs",
             remedy="add --trainer.val_check_interval 1.0 to validate at the end of an epoch",
         )
-
-
-def _check_images(source: SampleSource) -> None:
-    """Decode every image once, so that a broken file stops the run before any work is done."""
-    for index in tqdm(range(len(source)), desc="checking images", unit="image", leave=False, mininterval=0.5):
-        source.load_image(index)

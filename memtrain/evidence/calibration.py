@@ -36,6 +36,7 @@ from memtrain.errors import CalibrationError
 from memtrain.evidence.bulk import EARLY_SHARE, EARLY_VISITS, Bulk, looks
 from memtrain.evidence.direction import Direction
 from memtrain.evidence.running_means import Evidence
+from memtrain.evidence.set_curve import SetCurve
 from memtrain.evidence.standardisation import Standardisation
 from memtrain.evidence.thresholds import corrected_p_values, heldout_null, heldout_threshold
 from memtrain.functional.moments import DriftingMoments
@@ -102,6 +103,7 @@ class Calibration:
         self.calibrating_visits = usual if calibrating_visits is None else calibrating_visits
         early = None if heldout else self.calibrating_visits
         self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
+        self.curve = SetCurve(columns, buckets)
         self.highest: dict[str, float] = {}
         self.threshold = math.inf
         self.first_flagged: dict[str, int] = {}
@@ -136,6 +138,7 @@ class Calibration:
         assert self.heldout is not None
         lengths = [math.nan] * len(keys) if lengths is None else lengths
         values = values.double()
+        self.curve.add_heldout(buckets, values)
         self.heldout.add(self.heldout.rows(keys), values, self.standardisation.follow(buckets, lengths, values))
         self._between = self._share_between(self.heldout)
         if self.memorized_when == "unknown" and self.canaries:
@@ -183,6 +186,7 @@ class Calibration:
             step: recorded as the first flagged step of samples that cross the threshold now.
             lengths: B prompt lengths, tokens; NaN or None if unknown.
         """
+        self.curve.add(buckets, values, step)
         counted = [index for index, bucket in enumerate(buckets) if bucket is not None]
         known = [math.nan] * len(keys) if lengths is None else lengths
         rows, values = self.samples.rows(keys), values[counted].double()
@@ -281,6 +285,7 @@ class Calibration:
             "highest": dict(self.highest),
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
+            "curve": self.curve.state_dict(),
             "direction": self.taught.weights,
             "separation": self.taught.separation,
             **self.bulk.state_dict(),
@@ -296,5 +301,6 @@ class Calibration:
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
         self.first_flagged = dict(state["first_flagged"])
         self.bulk.load_state_dict(state)
+        self.curve.load_state_dict(state["curve"])
         self.taught.weights, self.taught.separation = state["direction"], state["separation"]
         self._between = self.bulk.share_between_samples() if self.heldout is None else self._share_between(self.heldout)

@@ -176,6 +176,7 @@ class Engine(WatchedRun):
             {
                 # Tensors on the host: numbers would be copied to the device, and waited for.
                 "memorization/flagged": torch.tensor(float(len(self.calibration.first_flagged))),
+                "memorization/share": torch.tensor(self.flagged_share()),
                 "memorization/threshold": torch.tensor(self.calibration.threshold),
                 "memorization/weight": turn.weights.mean(),
             },

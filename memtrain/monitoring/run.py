@@ -238,6 +238,17 @@ class WatchedRun:
         for mitigation in self.mitigations:
             mitigation.synchronize(lambda value: self.host.gather([value]))
 
+    def update(self) -> None:
+        """Make the visits since the last update evidence before it is due."""
+        self._update()
+
+    def flagged_share(self) -> float:
+        """Share of the training samples that have been flagged so far; canaries are none of them."""
+        calibration = self.calibration
+        found, canaries = calibration.power()
+        samples = (len(known_samples(self.host.data, "train")) or len(calibration.samples.row)) - canaries
+        return (len(calibration.first_flagged) - found) / samples if samples > 0 else 0.0
+
     def flush(self) -> None:
         """Make the records on disk end where the run stands; call when a checkpoint is written."""
         if self.records is not None:
@@ -264,7 +275,9 @@ class WatchedRun:
         """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
         self._update(over=True)
         self._skipped.require_some_trained(self.batches_done)
-        self.running[2].finish(self.calibration, self.readings.columns, held_out=self.running[1].heldout_keys)
+        compared = self.options.reference is not False
+        keys = self.running[1].heldout_keys
+        self.running[2].finish(self.calibration, self.readings.columns, held_out=keys, compared=compared)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
 
