@@ -139,7 +139,7 @@ class StopBeforeMemorization(Callback):
 
     def _passed(self) -> bool:
         assert self._monitor is not None
-        return self._monitor.engine.flagged_share() > self.share
+        return self._monitor.calibration.share_flagged() > self.share
 
     def _stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End training, with the oldest weights that were kept."""
@@ -159,7 +159,7 @@ class StopBeforeMemorization(Callback):
                 "Training stops at step %d, because %.0f %% of the training pictures are flagged as memorized "
                 "(share=%g). It ends with the weights of step %d.",
                 self.stopped,
-                100 * self._monitor.engine.flagged_share(),
+                100 * self._monitor.calibration.share_flagged(),
                 self.share,
                 self.restored,
             )

@@ -114,15 +114,19 @@ def wants_copies(
 
 def with_edited_copies(
     source: SampleSource, trained: Sequence[int], *, families: FamilyIndex | None = None
-) -> tuple[PlantedSource, list[int]]:
-    """A source that holds edited copies behind its own samples, and the indices of the copies.
+) -> tuple[PlantedSource, list[int], dict[str, str]]:
+    """A source that holds edited copies behind its own samples.
 
     Args:
         source: of the training images.
         trained: indices of the samples that are trained on; of the files of one picture the first is copied.
         families: what is one picture; by default every sample is.
+
+    Returns:
+        The source, the indices of the copies, and the key of the original by the copy's key.
     """
-    pictures = _pictures(trained, [sample.key for sample in source.samples], families)
+    keys = [sample.key for sample in source.samples]
+    pictures = _pictures(trained, keys, families)
     made = []
     for index in pictures:
         sample = source.samples[index]
@@ -130,7 +134,8 @@ def with_edited_copies(
             copy = Sample(f"{sample.key}#edit{number}", sample.caption)
             made.append(MadeSample(copy, HELDOUT, 0, edit.apply, index))
     first = len(source)
-    return PlantedSource(source, made), list(range(first, first + len(made)))
+    originals = {one.sample.key: keys[one.original] for one in made if one.original is not None}
+    return PlantedSource(source, made), list(range(first, first + len(made))), originals
 
 
 def _pictures(indices: Iterable[int], keys: Sequence[str], families: FamilyIndex | None) -> list[int]:

@@ -18,7 +18,7 @@ from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.heldout_split import split_heldout
 from memtrain.data.known_families import OFF, read_families, repeated_pictures, with_made
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
-from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
+from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader, fitting_batch
 from memtrain.data.selection import (
     Duplicates,
     choose_templates,
@@ -82,10 +82,7 @@ class VisitedImages(LightningDataModule):
             seed=self.seed,
             place=self._place if trainer is not None else None,
         )
-        if len(sampler) < self.batch_size:
-            found = "%d training visit(s) per epoch and process do not fill a batch of %d: batches are as small"
-            log.warning(found, len(sampler), self.batch_size)
-            self.batch_size = len(sampler)
+        self.batch_size = fitting_batch(self.batch_size, len(sampler))
         if trainer is not None:
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
         return ResumableLoader(
@@ -155,6 +152,7 @@ class TextImageDataModule(VisitedImages):
         visits_per_epoch: of each training sample, by key.
         groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
         families: of all samples; None with `families: off`.
+        copied_from: the key of the training sample that a held-out one is an edited copy of, by the copy's key.
         template: the key of the sample that a variant is made from, by the variant's key.
     """
 
@@ -178,7 +176,8 @@ class TextImageDataModule(VisitedImages):
         if resolution < 1:
             raise ConfigurationError(f"resolution={resolution}", expected="at least 1", remedy="change it")
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
-        self.heldout_setting, self.heldout_edited = heldout, False
+        self.heldout_setting = heldout
+        self.copied_from: dict[str, str] = {}
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
@@ -204,10 +203,10 @@ class TextImageDataModule(VisitedImages):
         keys = [sample.key for sample in source.samples]
         families = None if self.families_setting == OFF else read_families(self.families_setting, keys)
         split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
-        self.heldout_edited = not self.heldout_path and wants_copies(
+        edited = not self.heldout_path and wants_copies(
             self.heldout_setting, keys, families=families, fraction=self.heldout_fraction, held=len(split.heldout)
         )
-        if self.heldout_edited:
+        if edited:
             split = split_heldout(keys, 0.0)
         train, held = split.train, split.heldout
         if split.aside:
@@ -240,8 +239,9 @@ class TextImageDataModule(VisitedImages):
         source.check_images()
         if held_source is not source:
             held_source.check_images()
-        if self.heldout_edited:
-            held_source, held = with_edited_copies(source, [i for i in visits if i < len(keys)], families=families)
+        if edited:
+            trained = [index for index in visits if index < len(keys)]
+            held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
         everything = PlantedSource(source, made) if made else source
         self.train_dataset = CaptionedImages(
             everything, list(visits), resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Sign = Literal["low", "high", "unknown"]
+"""Where a memorized sample's values lie; `unknown` for columns that differ in sign."""
+
+
+def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
+    """Evidence `(n, columns)` of one signal to a score `(n,)`, high when memorized."""
+    if memorized_when == "unknown":
+        return evidence.square().mean(dim=1).sqrt()
+    return evidence.mean(dim=1) * (1 if memorized_when == "high" else -1)
 
 
 def _empty() -> Tensor:
@@ -86,15 +96,17 @@ class Evidence:
         visits = self.visits.view(-1, self.columns)
         return (visits if rows is None else visits[rows])[:, scored].amin(dim=1)
 
-    def scaled(self, between: Tensor, rows: list[int] | None = None) -> Tensor:
+    def scaled(self, between: Tensor, rows: list[int] | None = None, *, common: Tensor | None = None) -> Tensor:
         """Evidence in units of its standard deviation when nothing is memorized, `(n, columns)`.
 
         Args:
             between: `(columns,)` share of the variance that lies between samples.
             rows: of these samples; default all.
+            common: `(n,)` variance of what all visits that are remembered of one have in common; default none.
         """
         chosen = slice(None) if rows is None else rows
         variance = between + (1 - between) * self.dilution.view(-1, self.columns)[chosen]
+        variance = variance if common is None else variance + common[:, None]
         return self.mean.view(-1, self.columns)[chosen] / variance.sqrt()
 
     def share_between_samples(self) -> Tensor:

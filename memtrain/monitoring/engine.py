@@ -66,7 +66,8 @@ class Engine(WatchedRun):
         settings = self.options.settings
         if self.batches_done % settings.calibrate_every == 0:
             self._update()
-            self.running[1].calibrate(settings.heldout_batch)
+            copies = self.calibration.copies.at_once(processes=self.host.world_size)
+            self.running[1].calibrate(max(settings.heldout_batch, copies))
 
     # Each batch
 
@@ -111,7 +112,7 @@ class Engine(WatchedRun):
         if plan is not None and plan.batches_of_data is not None:
             over = self.batches_done >= plan.batches_of_data + self.options.settings.calibrate_every
         dataset = getattr(self.host.data, "train_dataset", None)
-        return self.host.names.of_training(batch, dataset=dataset, known=self.calibration.samples.row, round_over=over)
+        return self.host.names.of_training(batch, dataset=dataset, known=self.calibration, round_over=over)
 
     def before_backward(self, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""
@@ -176,7 +177,8 @@ class Engine(WatchedRun):
             {
                 # Tensors on the host: numbers would be copied to the device, and waited for.
                 "memorization/flagged": torch.tensor(float(len(self.calibration.first_flagged))),
-                "memorization/share": torch.tensor(self.flagged_share()),
+                "memorization/pictures_flagged": torch.tensor(float(len(self.calibration.levels.flagged_pictures))),
+                "memorization/share": torch.tensor(self.calibration.share_flagged()),
                 "memorization/threshold": torch.tensor(self.calibration.threshold),
                 "memorization/weight": turn.weights.mean(),
             },

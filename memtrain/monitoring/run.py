@@ -14,12 +14,14 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.copies import Copies
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.base_forward import BaseForward
 from memtrain.monitoring.batch_fields import BatchNames
 from memtrain.monitoring.combinations import refuse_combinations, require_kind, require_same_watch
-from memtrain.monitoring.data_protocol import known_samples, require_measurable
+from memtrain.monitoring.data_protocol import by_key, known_samples, require_measurable
+from memtrain.monitoring.family_index import family_index, index_name
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_check import LossCheck
@@ -138,6 +140,7 @@ class WatchedRun:
         )
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(host, options=self.options, readings=self.readings, probe=self.probe, paired=paired)
+        self.flagging.calibration.copies = Copies(by_key(host.data, "copied_from"))
         self._base = None
         if paired is not None:
             self._base = BaseForward(
@@ -185,6 +188,7 @@ class WatchedRun:
         options, settings = self.options, self.options.settings
         return {
             "columns": list(self.readings.columns),
+            "families": index_name(family_index(self.host)),
             "reference": options.reference,
             "flag_by": options.flag_by,
             "heldout_share": settings.heldout_share,
@@ -241,13 +245,6 @@ class WatchedRun:
     def update(self) -> None:
         """Make the visits since the last update evidence before it is due."""
         self._update()
-
-    def flagged_share(self) -> float:
-        """Share of the training samples that have been flagged so far; canaries are none of them."""
-        calibration = self.calibration
-        found, canaries = calibration.power()
-        samples = (len(known_samples(self.host.data, "train")) or len(calibration.samples.row)) - canaries
-        return (len(calibration.first_flagged) - found) / samples if samples > 0 else 0.0
 
     def flush(self) -> None:
         """Make the records on disk end where the run stands; call when a checkpoint is written."""

@@ -15,8 +15,10 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 from memtrain.evidence.onset import onset_figures, onset_sentences
 from memtrain.evidence.verdict import calibration_figures
+from memtrain.families.table import Families
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.family_index import family_index
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.visits import Visits
@@ -66,6 +68,9 @@ class RunRecords:
         table = pa.table({"key": keys, "caption": captions, "split": splits})
         table = table.append_column("visits_per_epoch", pa.array(counts, pa.int64()))
         table = table.append_column("group", pa.array([groups.get(key) for key in keys], pa.string()))
+        families = family_index(self.host) or Families()
+        for name, family in (("picture_family", families.picture), ("caption_family", families.caption)):
+            table = table.append_column(name, pa.array([family(key) for key in keys], pa.string()))
         write_parquet(table, self.folder / "samples.parquet")
 
     def append(self, visits: Sequence[Visits]) -> None:
@@ -126,7 +131,7 @@ class RunRecords:
         figures |= onset_figures(calibration.first_flagged, calibration.curve.points(losses[0]) if losses else [])
         with written_whole(self.folder / "calibration.json") as unfinished:
             unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        notes = onset_sentences(figures, samples=len(keys), edited=bool(getattr(data, "heldout_edited", False)))
+        notes = onset_sentences(figures, samples=len(keys), edited=bool(by_key(data, "copied_from")))
         if held_out.share:
             notes.append(_held_out_by_weight(len(apart), len(keys), share=held_out.share))
         print_summary(table, calibration, self.run, keys=keys, note="\n".join(notes) or None)
@@ -135,7 +140,8 @@ class RunRecords:
 def _held_out_by_weight(apart: int, trained: int, *, share: float) -> str:
     note = (
         f"{apart:,} samples of {apart + trained:,} were held out by weight: they were in the batches and taught "
-        f"nothing (heldout_share={share:g}; 0 trains on all, and leaves the threshold to the bulk of the training samples)."
+        f"nothing (heldout_share={share:g}; 0 trains on all, and leaves the threshold to the bulk of the training "
+        "samples)."
     )
     if apart < MINIMUM_CALIBRATING:
         note += f" A threshold needs {MINIMUM_CALIBRATING} of them: raise heldout_share."
