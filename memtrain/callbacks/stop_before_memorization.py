@@ -7,7 +7,7 @@ least `every` steps older; averaged weights (`ema_decay`) likewise. So the expor
 that are evidence, so the weights of its own step would be too late.
 Source: ours; early stopping on what is wanted instead of on a loss.
 Cost: the trained weights (and their average) are written to `before_memorization/` in the run folder every `every`
-steps; two such files are kept, and none after a run that did not stop. Suggested: for few pictures `share: 0.05` and an
+steps; two such files are kept, and none after a run that did not stop. Suggested: for few pictures `share: 0.1` and an
 `every` of a few epochs; for large data a share well above `false_positive_rate`, which flags that many by chance.
 Beside :class:`memtrain.callbacks.sample_replacement.SampleReplacement` it rarely has anything to stop: what is flagged
 is not trained on any more.
@@ -44,7 +44,7 @@ class StopBeforeMemorization(Callback):
     """End training when too many pictures are memorized, with the weights of an earlier step.
 
     Args:
-        share: of the training pictures; training ends when more than that are flagged.
+        share: of the training pictures; training ends when more than that are flagged. With 1 it never does.
         every: optimizer steps between the weights that are kept.
 
     Attributes:
@@ -56,8 +56,8 @@ class StopBeforeMemorization(Callback):
     """
 
     def __init__(self, share: float = 0.05, *, every: int = 50) -> None:
-        if not 0 <= share < 1:
-            raise ConfigurationError(f"share={share}", expected="a share from 0 to below 1", remedy="change it")
+        if not 0 <= share <= 1:
+            raise ConfigurationError(f"share={share}", expected="a share from 0 to 1", remedy="change it")
         if every < 1:
             raise ConfigurationError(f"every={every}", expected="at least 1 step", remedy="change it")
         self.share, self.every = share, every

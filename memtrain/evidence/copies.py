@@ -5,7 +5,7 @@ model tells. A copy of a picture is as easy as the picture. So a visit's z-score
 the copies of its own picture, and a copy's relative to those of the other copies of that picture. What is left between
 a picture and its copies is what is learned about the picture as it stands.
 Source: ours, after the neighbourhood attack of Mattern et al. (ACL 2023).
-Cost: a mean per copy, and all of them (at most 48) are measured at each of the monitor's updates. Without copies nothing
+Cost: a mean per copy, and all of them (at most 48) are measured at each of the monitor's updates.
 """
 
 from __future__ import annotations
