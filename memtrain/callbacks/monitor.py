@@ -27,8 +27,8 @@ evidence.
 
 Logged metrics: `memorization/flagged` (samples flagged so far, all files of a flagged picture),
 `memorization/pictures_flagged` (their pictures), `memorization/share` (share of the training pictures, or of those seen
-so far where their number is not known), `memorization/threshold` (score above which a sample is
-flagged), `memorization/weight` (mean weight in the batch).
+so far where their number is not known; :mod:`memtrain.callbacks.stop_before_memorization` stops by it),
+`memorization/threshold` (score above which a sample is flagged), `memorization/weight` (mean weight in the batch).
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import CaptionedImages
+from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.heldout_split import split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
@@ -20,7 +20,7 @@ from memtrain.data.selection import (
     plant,
     read_keys,
 )
-from memtrain.data.source import SampleSource, open_source
+from memtrain.data.source import open_source
 from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
@@ -39,6 +39,9 @@ class TextImageDataModule(VisitedImages):
         heldout_path: take held-out samples from this source instead of splitting `path`.
         heldout_fraction: share of the pictures of `path` that is held out, chosen by a hash of the key. Unless it is 0,
             at least 16 pictures are, but no more than a third.
+        heldout: where held-out samples come from without a `heldout_path`. `split`: from `path`; `edited`: all of
+            `path` is trained on, and edited copies stand in (:mod:`memtrain.data.edited_copies`); `auto`: a split,
+            unless fewer than 8 pictures could be held out.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
             flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
             excluded.
@@ -56,6 +59,7 @@ class TextImageDataModule(VisitedImages):
         visits_per_epoch: of each training sample, by key.
         groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
         families: of all samples; None with `families: off`.
+        copied_from: the key of the training sample that a held-out one is an edited copy of, by the copy's key.
         template: the key of the sample that a variant is made from, by the variant's key.
     """
 
@@ -65,6 +69,7 @@ class TextImageDataModule(VisitedImages):
         *,
         heldout_path: str | None = None,
         heldout_fraction: float = 0.1,
+        heldout: Literal["auto", "split", "edited"] = "auto",
         exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
@@ -79,6 +84,8 @@ class TextImageDataModule(VisitedImages):
         if resolution < 1:
             raise ConfigurationError(f"resolution={resolution}", expected="at least 1", remedy="change it")
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
+        self.heldout_setting = heldout
+        self.copied_from: dict[str, str] = {}
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
@@ -104,6 +111,11 @@ class TextImageDataModule(VisitedImages):
         keys = [sample.key for sample in source.samples]
         families = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
+        edited = not self.heldout_path and wants_copies(
+            self.heldout_setting, keys, families=families, fraction=self.heldout_fraction, held=len(split.heldout)
+        )
+        if edited:
+            split = split_heldout(keys, 0.0)
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -132,9 +144,12 @@ class TextImageDataModule(VisitedImages):
         made = [one for one in made if not self._excluded(one, keys)]
         visits = {index: count for index, count in plan.items() if keys[index] not in self.exclude}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        _check_images(source)
+        source.check_images()
         if held_source is not source:
-            _check_images(held_source)
+            held_source.check_images()
+        if edited:
+            trained = [index for index in visits if index < len(keys)]
+            held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
         everything = PlantedSource(source, made) if made else source
         self.train_dataset = CaptionedImages(
             everything, list(visits), resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())
@@ -188,9 +203,3 @@ class TextImageDataModule(VisitedImages):
             strategy: Any = self.trainer.strategy  # type: ignore[union-attr]
             for dataset in self._built():
                 dataset.cache_latents(lambda pixels: encode(pixels.to(strategy.root_device)))
-
-
-def _check_images(source: SampleSource) -> None:
-    """Decode every image once, so that a broken file stops the run before any work is done."""
-    for index in tqdm(range(len(source)), desc="checking images", unit="image", leave=False, mininterval=0.5):
-        source.load_image(index)

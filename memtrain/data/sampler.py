@@ -7,11 +7,16 @@ and restores both.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from memtrain.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 
 class ResumableDistributedSampler(DistributedSampler[int]):
@@ -63,3 +68,24 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to take up."""
+
+
+def fitting_batch(batch_size: int, visits: int) -> int:
+    """A batch size that as many visits fill.
+
+    Args:
+        batch_size: that was asked for.
+        visits: of a process per epoch.
+
+    Raises:
+        ConfigurationError: if there is no visit.
+    """
+    if not visits:
+        raise ConfigurationError(
+            "There is nothing to train on: every sample is excluded or held out, or there are fewer than processes",
+            expected="at least one sample per process",
+            remedy="change exclude and heldout_fraction, or add images",
+        )
+    if visits < batch_size:
+        log.warning("Batches hold %d sample(s) instead of %d, because an epoch has no more", visits, batch_size)
+    return min(batch_size, visits)

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
 
 from memtrain.errors import DataError
 
@@ -119,6 +120,15 @@ class SampleSource(ABC):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
         return image.convert("RGB")
+
+    def check_images(self) -> None:
+        """Decode every image once, so that a broken file stops the run before any work is done.
+
+        Raises:
+            DataError: if one cannot be read.
+        """
+        for index in tqdm(range(len(self)), desc="checking images", unit="image", leave=False, mininterval=0.5):
+            self.load_image(index)
 
     def check_samples(self) -> None:
         """Refuse an empty source, an empty caption or a key that names two samples.

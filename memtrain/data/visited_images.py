@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from memtrain.data.dataset import Batch, CaptionedImages, loader
-from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
+from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader, fitting_batch
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of_text, uniform
 
@@ -63,13 +63,7 @@ class VisitedImages(LightningDataModule):
             seed=self.seed,
             place=self._place if trainer is not None else None,
         )
-        if len(sampler) < self.batch_size:
-            raise ConfigurationError(
-                f"{len(train)} training visit(s) per epoch, {len(sampler)} per rank, do not fill one batch of "
-                f"{self.batch_size}",
-                expected="at least one full batch per epoch and rank",
-                remedy="lower data.init_args.batch_size, or add images",
-            )
+        self.batch_size = fitting_batch(self.batch_size, len(sampler))
         if trainer is not None:
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
         return ResumableLoader(

@@ -41,9 +41,11 @@ from torch import Tensor
 
 from memtrain.errors import CalibrationError
 from memtrain.evidence.bulk import EARLY_SHARE, EARLY_VISITS, Bulk, looks, most_looks
+from memtrain.evidence.copies import Copies
 from memtrain.evidence.judgement import Judgement
 from memtrain.evidence.levels import PICTURE
 from memtrain.evidence.running_means import Evidence, Sign
+from memtrain.evidence.set_curve import SetCurve
 from memtrain.evidence.standardisation import Standardisation
 from memtrain.evidence.thresholds import (
     SharedRate,
@@ -110,6 +112,7 @@ class Calibration(Judgement):
         self.calibrating_visits = usual if calibrating_visits is None else calibrating_visits
         early = None if heldout else self.calibrating_visits
         self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
+        self.curve, self.copies = SetCurve(columns, buckets), Copies()
         self.highest: dict[str, float] = {}
 
     @property
@@ -131,7 +134,9 @@ class Calibration(Judgement):
         assert self.heldout is not None
         lengths = [math.nan] * len(keys) if lengths is None else lengths
         values, names = values.double(), self.levels.pictures_of(keys)
-        self.heldout.add(self.heldout.rows(names), values, self.standardisation.follow(buckets, lengths, values))
+        self.curve.add_heldout(buckets, values)
+        z = self.copies.take(keys, self.standardisation.follow(buckets, lengths, values))
+        self.heldout.add(self.heldout.rows(names), values, z)
         self._between = self._share_between(self.heldout)
         if self.memorized_when == "unknown" and self.canaries:
             self.taught.fit(self.samples, self.levels.flagged_pictures, between=self._between)
@@ -189,6 +194,7 @@ class Calibration(Judgement):
             step: recorded as the first flagged step of samples that cross the threshold now.
             lengths: B prompt lengths, tokens; NaN or None if unknown.
         """
+        self.curve.add(buckets, values, step)
         counted = [index for index, bucket in enumerate(buckets) if bucket is not None]
         known = [math.nan] * len(keys) if lengths is None else lengths
         names = self.levels.pictures_of(keys)
@@ -196,6 +202,7 @@ class Calibration(Judgement):
         given = self.standardisation
         standardise = given.standardise if self.heldout is not None else given.follow
         z = standardise([int(buckets[i] or 0) for i in counted], [known[i] for i in counted], values)
+        z = self.copies.relative([names[i] for i in counted], z)
         self.samples.add([rows[i] for i in counted], values, z)
         touched = [names[i] for i, nothing in zip(counted, z.isnan().all(dim=1).tolist(), strict=True) if not nothing]
         if self.heldout is None:
@@ -262,6 +269,8 @@ class Calibration(Judgement):
             "highest": dict(self.highest),
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
+            "curve": self.curve.state_dict(),
+            "copies": self.copies.state_dict(),
             "direction": self.taught.weights,
             "separation": self.taught.separation,
             **self.bulk.state_dict(),
@@ -280,5 +289,7 @@ class Calibration(Judgement):
         self.levels.load_state_dict(state.get("levels"), state["first_flagged"])
         self.shared = SharedRate(**state.get("shared", {}))
         self.bulk.load_state_dict(state)
+        self.curve.load_state_dict(state["curve"])
+        self.copies.load_state_dict(state["copies"])
         self.taught.weights, self.taught.separation = state["direction"], state["separation"]
         self._between = self.bulk.share_between_samples() if self.heldout is None else self._share_between(self.heldout)

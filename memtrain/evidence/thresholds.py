@@ -20,6 +20,7 @@ from torch import Tensor
 
 from memtrain.errors import CalibrationError
 from memtrain.functional.statistics import (
+    MINIMUM_CALIBRATING,
     conformal_threshold,
     holm,
     normal_p_value,
@@ -28,8 +29,6 @@ from memtrain.functional.statistics import (
     samples_needed,
 )
 
-MINIMUM_CALIBRATING = 8
-"""Held-out samples below which not even the normal distribution helps."""
 MINIMUM_BULK = 32
 """Training samples below which they have no bulk."""
 
@@ -50,8 +49,7 @@ def heldout_method(count: int, false_positive_rate: float) -> str:
             expected=f"at least {MINIMUM_CALIBRATING}, or {samples_needed(false_positive_rate)} to do without "
             "assuming a normal distribution",
             remedy="raise data.init_args.heldout_fraction or name a heldout_path; of too few images for either, set "
-            "`reference: false` on MemorizationMonitor: the bulk of the training samples then sets the threshold, from "
-            f"{MINIMUM_BULK} of them; fewer are recorded and never flagged",
+            "data.init_args.heldout to edited: edited copies of the training images stand in for held-out ones",
         )
     return "order statistic" if count >= samples_needed(false_positive_rate) else "normal distribution"
 

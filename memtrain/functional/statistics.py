@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+MINIMUM_CALIBRATING = 8
+"""Held-out samples below which not even the normal distribution helps."""
+
 
 def samples_needed(false_positive_rate: float) -> int:
     """Held-out samples below which no order statistic can promise `false_positive_rate`."""

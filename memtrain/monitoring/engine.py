@@ -66,7 +66,8 @@ class Engine(WatchedRun):
         settings = self.options.settings
         if self.batches_done % settings.calibrate_every == 0:
             self._update()
-            self.running[1].calibrate(settings.heldout_batch)
+            copies = self.calibration.copies.at_once(processes=self.host.world_size)
+            self.running[1].calibrate(max(settings.heldout_batch, copies))
 
     # Each batch
 

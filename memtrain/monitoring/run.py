@@ -14,12 +14,13 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.copies import Copies
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.base_forward import BaseForward
 from memtrain.monitoring.batch_fields import BatchNames
 from memtrain.monitoring.combinations import refuse_combinations, require_kind, require_same_watch
-from memtrain.monitoring.data_protocol import known_samples, require_measurable
+from memtrain.monitoring.data_protocol import by_key, known_samples, require_measurable
 from memtrain.monitoring.family_index import family_index, index_name
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
@@ -139,6 +140,7 @@ class WatchedRun:
         )
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(host, options=self.options, readings=self.readings, probe=self.probe, paired=paired)
+        self.flagging.calibration.copies = Copies(by_key(host.data, "copied_from"))
         self._base = None
         if paired is not None:
             self._base = BaseForward(
@@ -240,6 +242,10 @@ class WatchedRun:
         for mitigation in self.mitigations:
             mitigation.synchronize(lambda value: self.host.gather([value]))
 
+    def update(self) -> None:
+        """Make the visits since the last update evidence before it is due."""
+        self._update()
+
     def flush(self) -> None:
         """Make the records on disk end where the run stands; call when a checkpoint is written."""
         if self.records is not None:
@@ -266,7 +272,9 @@ class WatchedRun:
         """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
         self._update(over=True)
         self._skipped.require_some_trained(self.batches_done)
-        self.running[2].finish(self.calibration, self.readings.columns, held_out=self.running[1].heldout_keys)
+        compared = self.options.reference is not False
+        keys = self.running[1].heldout_keys
+        self.running[2].finish(self.calibration, self.readings.columns, held_out=keys, compared=compared)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
 

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from memtrain.errors import RecordError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
-from memtrain.evidence.thresholds import MINIMUM_CALIBRATING
+from memtrain.evidence.onset import onset_figures, onset_sentences
 from memtrain.evidence.verdict import calibration_figures
 from memtrain.families.table import Families
+from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.family_index import family_index
 from memtrain.monitoring.heldout_keys import HeldoutKeys
@@ -94,13 +95,16 @@ class RunRecords:
         mine = [row for row in rows if row["rank"] % self.host.world_size == self.host.rank]
         return Visits.from_rows(mine, self.columns)
 
-    def finish(self, calibration: Calibration, names: Sequence[str], *, held_out: HeldoutKeys) -> None:
+    def finish(
+        self, calibration: Calibration, names: Sequence[str], *, held_out: HeldoutKeys, compared: bool = True
+    ) -> None:
         """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
 
         Args:
             calibration: at the end of it.
             names: of the signal values.
             held_out: samples that were in the batches without being trained on; they are no training samples.
+            compared: whether values are relative to the base model.
         """
         self.flush()
         self.host.barrier()
@@ -126,13 +130,22 @@ class RunRecords:
         figures = calibration_figures(calibration, keys)
         if held_out.share:
             figures["held_out_by_weight"] = len(apart)
+        losses = [index for index, name in enumerate(names) if name == "denoising_loss" and compared]
+        figures |= onset_figures(calibration.first_flagged, calibration.curve.points(losses[0]) if losses else [])
         with written_whole(self.folder / "calibration.json") as unfinished:
             unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        note = (
-            f"{len(apart):,} samples of {len(apart) + len(keys):,} were held out by weight: they were in the batches "
-            f"and taught nothing (heldout_share={held_out.share:g}; 0 trains on all, and leaves the threshold to the "
-            "bulk of the training samples)."
-        )
-        if len(apart) < MINIMUM_CALIBRATING:
-            note += f" A threshold needs {MINIMUM_CALIBRATING} of them: raise heldout_share."
-        print_summary(table, calibration, self.run, keys=keys, note=note if held_out.share else None)
+        notes = onset_sentences(figures, samples=len(keys), edited=bool(by_key(data, "copied_from")))
+        if held_out.share:
+            notes.append(_held_out_by_weight(len(apart), len(keys), share=held_out.share))
+        print_summary(table, calibration, self.run, keys=keys, note="\n".join(notes) or None)
+
+
+def _held_out_by_weight(apart: int, trained: int, *, share: float) -> str:
+    note = (
+        f"{apart:,} samples of {apart + trained:,} were held out by weight: they were in the batches and taught "
+        f"nothing (heldout_share={share:g}; 0 trains on all, and leaves the threshold to the bulk of the training "
+        "samples)."
+    )
+    if apart < MINIMUM_CALIBRATING:
+        note += f" A threshold needs {MINIMUM_CALIBRATING} of them: raise heldout_share."
+    return note

@@ -237,10 +237,19 @@ def test_loader_before_setup():
         TextImageDataModule("anywhere").train_dataloader()
 
 
-def test_fewer_images_than_a_batch(write_folder):
+def test_fewer_images_than_a_batch_make_a_smaller_one(write_folder, caplog):
     data = TextImageDataModule(str(write_folder(6)), heldout_fraction=0.0, resolution=8, batch_size=16)
     data.build()
-    with pytest.raises(ConfigurationError, match=r"6 training visit\(s\)[\s\S]*do not fill one batch of 16"):
+    (batch,) = data.train_dataloader()
+    assert len(batch["key"]) == 6
+    assert "Batches hold 6 sample(s) instead of 16" in caplog.text
+
+
+def test_nothing_to_train_on(write_folder):
+    everything = [f"image_{index:02}.png" for index in range(3)]
+    data = TextImageDataModule(str(write_folder(3)), heldout_fraction=0.0, exclude=everything, resolution=8)
+    data.build()
+    with pytest.raises(ConfigurationError, match="There is nothing to train on"):
         data.train_dataloader()
 
 

@@ -7,7 +7,8 @@ import torch
 
 from memtrain.errors import CalibrationError
 from memtrain.evidence.calibration import Calibration
-from memtrain.evidence.thresholds import MINIMUM_CALIBRATING, heldout_method
+from memtrain.evidence.thresholds import heldout_method
+from memtrain.functional.statistics import MINIMUM_CALIBRATING
 
 
 def test_too_few_heldout_samples_are_refused_or_named() -> None:
