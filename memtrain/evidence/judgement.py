@@ -137,7 +137,7 @@ class Judgement:
         """Accumulated evidence of samples `(B,)`, 0 before the first counted visit.
 
         Of a sample with several levels, that of the level which is highest relative to its threshold, shifted so that
-        it is above :attr:`threshold` where the level is above its own.
+        it is above `threshold` where the level is above its own.
         """
         return self._standing(keys)[0]
 
