@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.running_means import Evidence
-from memtrain.evidence.thresholds import MINIMUM_BULK, bulk_null, bulk_threshold
+from memtrain.evidence.thresholds import MINIMUM_BULK, bulk_null
 
 ORDINARY = 3
 """Times the median number of visits that a sample of the bulk may have."""
@@ -47,10 +47,19 @@ def frequent(keys: Sequence[str], samples: Evidence, scored: slice) -> set[str]:
     return {key for key, is_frequent in zip(keys, often, strict=True) if is_frequent}
 
 
-def looks(samples: Evidence, scored: slice, *, minimum_visits: int) -> float:
-    """Independent looks so far at the sample that is visited most, at least 1.
+def looks(visits: float, window: int, *, minimum_visits: int) -> float:
+    """Independent looks at a sample, at least 1: its running mean is another one after each `window` visits.
 
-    The running mean is another one after each `window` visits.
+    Args:
+        visits: counted visits of the sample.
+        window: visits that the evidence remembers.
+        minimum_visits: counted visits before the first look.
+    """
+    return max(1.0, 1 + (visits - minimum_visits) / window)
+
+
+def most_looks(samples: Evidence, scored: slice, *, minimum_visits: int) -> float:
+    """Independent looks so far at the sample that is visited most.
 
     Args:
         samples: evidence of the training samples.
@@ -58,8 +67,7 @@ def looks(samples: Evidence, scored: slice, *, minimum_visits: int) -> float:
         minimum_visits: counted visits before the first look.
     """
     visits = samples.fewest_visits(scored)
-    most = float(visits.max()) if len(visits) else 0.0
-    return max(1.0, 1 + (most - minimum_visits) / samples.window)
+    return looks(float(visits.max()) if len(visits) else 0.0, samples.window, minimum_visits=minimum_visits)
 
 
 class Bulk:
@@ -111,12 +119,16 @@ class Bulk:
         often = self.frequent | frequent(list(early), self.samples, self.scored)
         return torch.tensor([peak for key, peak in early.items() if key not in often], dtype=torch.float64)
 
-    def threshold(self, peaks: Tensor, false_positive_rate: float) -> float | None:
-        """Threshold from :meth:`peaks`, or from the early bulk; None from too few samples."""
+    def calibrating(self, peaks: Tensor) -> tuple[Tensor, float]:
+        """The highest scores that set the threshold: :meth:`peaks`, or the early bulk's, and what divides the rate."""
         if self.early is None:
-            return bulk_threshold(peaks, false_positive_rate)
-        shared = looks(self.samples, self.scored, minimum_visits=self.minimum_visits)
-        return bulk_threshold(self.early_peaks(), false_positive_rate / shared)
+            return peaks, 1.0
+        return self.early_peaks(), most_looks(self.samples, self.scored, minimum_visits=self.minimum_visits)
+
+    def usual_visits(self) -> float:
+        """Counted visits of a sample of the bulk, in the middle; 0 while there is none."""
+        bulk = [key for key in self.peak if key not in self.frequent]
+        return float(self._visits(bulk).median()) if bulk else 0.0
 
     def null(self) -> tuple[float, float]:
         """Mean and deviation of a highest score when nothing is memorized; NaN from too few samples."""

@@ -14,6 +14,13 @@
 6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
    trained on it comes to know better than what is held out, all of it.
 
+Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and of
+two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it, its
+picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it, a family
+also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the worst case,
+in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that stands alone is
+its own picture, and where all do, nothing differs from counting samples.
+
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
 threshold is set on the bulk alone, early in a run on samples with a single visit. That finds outliers among them, and
@@ -27,30 +34,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memtrain.errors import CalibrationError
-from memtrain.evidence.bulk import EARLY_SHARE, EARLY_VISITS, Bulk, looks
-from memtrain.evidence.direction import Direction
-from memtrain.evidence.running_means import Evidence
+from memtrain.evidence.bulk import EARLY_SHARE, EARLY_VISITS, Bulk, looks, most_looks
+from memtrain.evidence.judgement import Judgement
+from memtrain.evidence.levels import PICTURE
+from memtrain.evidence.running_means import Evidence, Sign
 from memtrain.evidence.standardisation import Standardisation
-from memtrain.evidence.thresholds import corrected_p_values, heldout_null, heldout_threshold
+from memtrain.evidence.thresholds import (
+    SharedRate,
+    bulk_threshold,
+    corrected_p_values,
+    heldout_null,
+    heldout_threshold,
+)
 from memtrain.functional.moments import DriftingMoments
 
-Sign = Literal["low", "high", "unknown"]
 
-
-def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
-    """Evidence `(n, columns)` of one signal to a score `(n,)`, high when memorized."""
-    if memorized_when == "unknown":
-        return evidence.square().mean(dim=1).sqrt()
-    return evidence.mean(dim=1) * (1 if memorized_when == "high" else -1)
-
-
-class Calibration:
+class Calibration(Judgement):
     """Flags samples at a stated false-positive rate.
 
     Args:
@@ -88,39 +93,29 @@ class Calibration:
             raise CalibrationError(
                 f"false_positive_rate={false_positive_rate}", expected="above 0, at most 0.5", remedy="change it"
             )
-        self.scored, self.memorized_when = scored, memorized_when
-        self.false_positive_rate, self.minimum_visits = false_positive_rate, minimum_visits
+        self.false_positive_rate = false_positive_rate
         resolution = columns if isinstance(columns, Tensor) else None
         columns = len(columns) if isinstance(columns, Tensor) else columns
-        self.standardisation = Standardisation(columns, buckets=buckets, edges=edges, resolution=resolution)
-        self.samples = Evidence(columns, window)
-        self.heldout = Evidence(columns, window) if heldout else None
-        self.taught = Direction(
-            canaries, scored=scored, width=len(range(columns)[scored]), minimum_visits=minimum_visits
+        super().__init__(
+            columns,
+            scored=scored,
+            memorized_when=memorized_when,
+            minimum_visits=minimum_visits,
+            window=window,
+            canaries=canaries,
         )
+        self.standardisation = Standardisation(columns, buckets=buckets, edges=edges, resolution=resolution)
+        self.heldout = Evidence(columns, window) if heldout else None
         usual = minimum_visits if heldout else min(EARLY_VISITS, minimum_visits)
         self.calibrating_visits = usual if calibrating_visits is None else calibrating_visits
         early = None if heldout else self.calibrating_visits
         self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
         self.highest: dict[str, float] = {}
-        self.threshold = math.inf
-        self.first_flagged: dict[str, int] = {}
-        self._between = torch.zeros(columns, dtype=torch.float64)
 
     @property
     def moments(self) -> DriftingMoments:
         """Of the compared values, by timestep bucket."""
         return self.standardisation.moments
-
-    @property
-    def canaries(self) -> frozenset[str]:
-        """Keys of samples that are known to be repeated."""
-        return self.taught.canaries
-
-    @property
-    def direction(self) -> Tensor | None:
-        """What canaries taught, `(scored columns,)`; None until they did."""
-        return self.taught.weights
 
     def add_heldout(
         self, keys: Sequence[str], buckets: Sequence[int], values: Tensor, lengths: Sequence[float] | None = None
@@ -135,11 +130,11 @@ class Calibration:
         """
         assert self.heldout is not None
         lengths = [math.nan] * len(keys) if lengths is None else lengths
-        values = values.double()
-        self.heldout.add(self.heldout.rows(keys), values, self.standardisation.follow(buckets, lengths, values))
+        values, names = values.double(), self.levels.pictures_of(keys)
+        self.heldout.add(self.heldout.rows(names), values, self.standardisation.follow(buckets, lengths, values))
         self._between = self._share_between(self.heldout)
         if self.memorized_when == "unknown" and self.canaries:
-            self.taught.fit(self.samples, self.first_flagged, between=self._between)
+            self.taught.fit(self.samples, self.levels.flagged_pictures, between=self._between)
         scores, visits = self._scores(self.heldout), self.heldout.fewest_visits(self.scored)
         for key, row in self.heldout.row.items():
             if visits[row] >= self.calibrating_visits:
@@ -150,21 +145,32 @@ class Calibration:
         """Canaries and ordinary samples with visits enough, where a direction was to be learnt and none was."""
         if self.memorized_when != "unknown" or not self.canaries or self.heldout is None or self.direction is not None:
             return None
-        positive, negative = self.taught.taught_by(self.samples, self.first_flagged)
+        positive, negative = self.taught.taught_by(self.samples, self.levels.flagged_pictures)
         return len(positive), len(negative)
 
     def _set_threshold(self, peaks: Tensor) -> None:
-        bulk = self.bulk.threshold(peaks, self.false_positive_rate)
+        rate, minimum = self.false_positive_rate, self.minimum_visits
+        calibrating, divided = self.bulk.calibrating(peaks)
+        bulk = bulk_threshold(calibrating, rate / divided)
+        self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided)
         if self.heldout is None:
             self.threshold = self.threshold if bulk is None else bulk
+            if self.levels.families is not None:
+                usual = looks(self.bulk.usual_visits(), self.samples.window, minimum_visits=minimum)
+                self.shared.looks = usual if self.bulk.early is None else divided
             return
-        rate = self.false_positive_rate
-        if self._calibrates_early(self.heldout):
-            rate /= looks(self.samples, self.scored, minimum_visits=self.minimum_visits)
-        found = heldout_threshold(self.highest.values(), rate)
+        early = self._calibrates_early(self.heldout)
+        divided = most_looks(self.samples, self.scored, minimum_visits=minimum) if early else 1.0
+        self.shared.heldout = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        self.shared.heldout_rate = rate / divided
+        found = heldout_threshold(self.shared.heldout, rate / divided)
         self.threshold = self.threshold if found is None else found
         if math.isfinite(self.threshold) and bulk is not None:
             self.threshold = max(self.threshold, bulk)
+        if self.levels.families is not None and self.highest:
+            visits = self.heldout.fewest_visits(self.scored, self.heldout.rows(list(self.highest)))
+            usual = looks(float(visits.median()), self.heldout.window, minimum_visits=minimum)
+            self.shared.looks = divided if early else usual
 
     def add(
         self,
@@ -185,23 +191,25 @@ class Calibration:
         """
         counted = [index for index, bucket in enumerate(buckets) if bucket is not None]
         known = [math.nan] * len(keys) if lengths is None else lengths
-        rows, values = self.samples.rows(keys), values[counted].double()
+        names = self.levels.pictures_of(keys)
+        rows, values = self.samples.rows(names), values[counted].double()
         given = self.standardisation
         standardise = given.standardise if self.heldout is not None else given.follow
         z = standardise([int(buckets[i] or 0) for i in counted], [known[i] for i in counted], values)
         self.samples.add([rows[i] for i in counted], values, z)
-        touched = [keys[i] for i, nothing in zip(counted, z.isnan().all(dim=1).tolist(), strict=True) if not nothing]
+        touched = [names[i] for i, nothing in zip(counted, z.isnan().all(dim=1).tolist(), strict=True) if not nothing]
         if self.heldout is None:
             self._between = self.samples.share_between_samples()
         touched = list(dict.fromkeys(touched))
         rows = self.samples.rows(touched)
-        scores, ready = self._scores(self.samples, rows), self._ready(self.samples, rows)
+        scores = self._scores(self.samples, rows)
         self.bulk.add(touched, scores)
         if self.heldout is None:
             scores = self._calibrate_alone(touched, rows)
-        for key, score, enough in zip(touched, scores.tolist(), ready.tolist(), strict=True):
-            if enough and score > self.threshold:
-                self.first_flagged.setdefault(key, step)
+        self._judge(PICTURE, touched, scores, step)
+        if self.levels.families is not None:
+            self._judge_beside([keys[i] for i in counted], values, z, step)
+            self.levels.adopt(keys)
 
     def _calibrate_alone(self, keys: Sequence[str], rows: list[int]) -> Tensor:
         """Set the threshold on the bulk alone, after a visit of `keys`; their scores, as the early bulk has them."""
@@ -220,52 +228,21 @@ class Calibration:
         share = heldout.share_between_samples()
         return share.clamp(min=EARLY_SHARE) if self._calibrates_early(heldout) else share
 
-    def _scores(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
-        scaled = evidence.scaled(self._between, rows)[:, self.scored]
-        return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
-
-    def _ready(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
-        """Whether samples have visits enough in every scored column, `(n,)` bool."""
-        return evidence.fewest_visits(self.scored, rows) >= self.minimum_visits
-
     def heldout_ready(self) -> int:
         """Held-out samples with visits enough, the same number on every process."""
         return 0 if self.heldout is None else int(self._ready(self.heldout).sum())
 
-    def scores(self, keys: Sequence[str]) -> Tensor:
-        """Accumulated evidence of samples `(B,)`, 0 before the first counted visit."""
-        return self._scores(self.samples, self.samples.rows(keys))
-
-    def counted_visits(self, keys: Sequence[str]) -> list[int]:
-        """Visits of each sample that count as evidence, in the scored column that has fewest."""
-        rows = [self.samples.row.get(key) for key in keys]
-        known = [row for row in rows if row is not None]
-        counts = iter(self.samples.fewest_visits(self.scored, known).tolist())
-        return [0 if row is None else int(next(counts)) for row in rows]
-
-    def ready(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample has visits enough to be flagged, `(B,)` bool."""
-        return torch.tensor([visits >= self.minimum_visits for visits in self.counted_visits(keys)], dtype=torch.bool)
-
-    def flagged(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample is above the threshold now, `(B,)` bool."""
-        return (self.scores(keys) > self.threshold) & self._ready(self.samples, self.samples.rows(keys))
-
-    def ever_flagged(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample has been above the threshold at some visit, `(B,)` bool."""
-        return torch.tensor([key in self.first_flagged for key in keys], dtype=torch.bool)
-
     def p_values(self, keys: Sequence[str]) -> Tensor:
-        """Probability that a sample which is not memorized scores as high at some time in the run, `(B,)`.
+        """Probability that a picture which is not memorized scores as high at some time in the run, `(B,)`.
 
         From the highest scores of the held-out samples (or the bulk of the training samples) under a normal
-        distribution, and corrected for the number of training samples by Holm's method. NaN for samples with too few
+        distribution, and corrected for the number of training pictures by Holm's method. NaN for samples with too few
         visits, and for all while too few scores, or equal ones, say how far apart they are. Unlike the threshold, it
         does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
         have it.
         """
         null = self.bulk.null() if self.heldout is None else heldout_null(self.highest.values())
-        return corrected_p_values(keys, self.bulk.peak, null)
+        return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, null)
 
     def power(self) -> tuple[int, int]:
         """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
@@ -284,6 +261,8 @@ class Calibration:
             "direction": self.taught.weights,
             "separation": self.taught.separation,
             **self.bulk.state_dict(),
+            **({} if self.levels.families is None else {"levels": self.levels.state_dict()}),
+            **({} if self.levels.families is None else {"shared": self.shared.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -294,7 +273,8 @@ class Calibration:
         self.moments.load_state_dict(state["moments"])
         self.standardisation.length_moments.load_state_dict(state["length_moments"])
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
-        self.first_flagged = dict(state["first_flagged"])
+        self.levels.load_state_dict(state.get("levels"), state["first_flagged"])
+        self.shared = SharedRate(**state.get("shared", {}))
         self.bulk.load_state_dict(state)
         self.taught.weights, self.taught.separation = state["direction"], state["separation"]
         self._between = self.bulk.share_between_samples() if self.heldout is None else self._share_between(self.heldout)

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Sign = Literal["low", "high", "unknown"]
+"""Where a memorized sample's values lie; `unknown` for columns that differ in sign."""
+
+
+def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
+    """Evidence `(n, columns)` of one signal to a score `(n,)`, high when memorized."""
+    if memorized_when == "unknown":
+        return evidence.square().mean(dim=1).sqrt()
+    return evidence.mean(dim=1) * (1 if memorized_when == "high" else -1)
 
 
 def _empty() -> Tensor:

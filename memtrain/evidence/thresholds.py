@@ -2,12 +2,18 @@
 
 With enough held-out samples the threshold is an order statistic (no assumption); with fewer, the normal distribution
 has to be assumed, which is said. The bulk of the training samples gives one by median and spread.
+
+Where a sample may be flagged on several levels (:mod:`memtrain.evidence.levels`), each is judged at its part of the
+stated rate. A family is visited, and so looked at, more often than what set the threshold: its part is divided by how
+much more often, as a highest score grows with the looks at it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +52,9 @@ def heldout_method(count: int, false_positive_rate: float) -> str:
     return "order statistic" if count >= samples_needed(false_positive_rate) else "normal distribution"
 
 
-def heldout_threshold(highest: Iterable[float], false_positive_rate: float) -> float | None:
+def heldout_threshold(highest: Iterable[float] | Tensor, false_positive_rate: float) -> float | None:
     """Threshold from the highest score that each held-out sample ever reached; None from too few of them."""
-    scores = torch.tensor(list(highest), dtype=torch.float64)
+    scores = highest if isinstance(highest, Tensor) else torch.tensor(list(highest), dtype=torch.float64)
     if len(scores) >= samples_needed(false_positive_rate):
         return conformal_threshold(scores, false_positive_rate)
     if len(scores) >= MINIMUM_CALIBRATING:
@@ -59,6 +65,53 @@ def heldout_threshold(highest: Iterable[float], false_positive_rate: float) -> f
 def bulk_threshold(peaks: Tensor, false_positive_rate: float) -> float | None:
     """Threshold from the highest scores `(n,)` of the bulk of the training samples; None from too few of them."""
     return robust_threshold(peaks, false_positive_rate, upper=True) if len(peaks) >= MINIMUM_BULK else None
+
+
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
+
+
+@dataclass
+class SharedRate:
+    """Thresholds at parts of the stated rate, from the scores that set the threshold last.
+
+    Attributes:
+        heldout: `(n,)` highest scores of held-out samples.
+        heldout_rate: at which they set the threshold; 0 if they did not.
+        bulk: `(n,)` highest scores of the bulk.
+        bulk_rate: at which they did; 0 if they did not.
+        looks: independent looks at a sample whose score set it.
+    """
+
+    heldout: Tensor = field(default_factory=_none)
+    heldout_rate: float = 0.0
+    bulk: Tensor = field(default_factory=_none)
+    bulk_rate: float = 0.0
+    looks: float = 1.0
+    _known: dict[float, float] = field(default_factory=dict)
+
+    def at(self, threshold: float, *, parts: int, looks: float = 1.0) -> float:
+        """The threshold at the stated rate divided by `parts`, and by how much more often a family was looked at.
+
+        Args:
+            threshold: at the stated rate; infinite until there is one.
+            parts: levels among which the rate is shared.
+            looks: independent looks at the family so far.
+        """
+        # In powers of two, upwards: as strict or stricter, and few to be known.
+        divisor = parts * 2.0 ** math.ceil(math.log2(max(1.0, looks / self.looks)))
+        if divisor == 1 or not math.isfinite(threshold):
+            return threshold
+        if divisor not in self._known:
+            held = heldout_threshold(self.heldout, self.heldout_rate / divisor) if self.heldout_rate else None
+            bulk = bulk_threshold(self.bulk, self.bulk_rate / divisor) if self.bulk_rate else None
+            self._known[divisor] = max((one for one in (held, bulk) if one is not None), default=-math.inf)
+        # An order statistic at the stated rate may lie above what the normal distribution says of a part of it.
+        return max(threshold, self._known[divisor])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors."""
+        return {name: getattr(self, name) for name in ("heldout", "heldout_rate", "bulk", "bulk_rate", "looks")}
 
 
 def heldout_null(highest: Iterable[float]) -> tuple[float, float]:

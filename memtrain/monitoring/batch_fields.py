@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -81,7 +81,7 @@ class BatchNames:
             )
         return [f"image-{name}" for name in content_names(images)]
 
-    def of_training(self, batch: Any, *, dataset: Any, known: Collection[str], round_over: bool | None) -> list[str]:
+    def of_training(self, batch: Any, *, dataset: Any, known: Container[str], round_over: bool | None) -> list[str]:
         """The names of a training batch's samples, as long as these come again; arguments as of the two checks.
 
         Raises:
@@ -114,7 +114,7 @@ class BatchNames:
         if first != second:
             raise _unstable("the dataset shows the same sample differently each time")
 
-    def watch(self, keys: Sequence[str], known: Collection[str], *, round_over: bool | None) -> None:
+    def watch(self, keys: Sequence[str], known: Container[str], *, round_over: bool | None) -> None:
         """Refuse names that do not come up again; call with each batch.
 
         Args:

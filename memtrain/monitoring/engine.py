@@ -111,7 +111,7 @@ class Engine(WatchedRun):
         if plan is not None and plan.batches_of_data is not None:
             over = self.batches_done >= plan.batches_of_data + self.options.settings.calibrate_every
         dataset = getattr(self.host.data, "train_dataset", None)
-        return self.host.names.of_training(batch, dataset=dataset, known=self.calibration.samples.row, round_over=over)
+        return self.host.names.of_training(batch, dataset=dataset, known=self.calibration, round_over=over)
 
     def before_backward(self, loss: Tensor) -> None:
         """Add the mitigations' penalties to the loss, on its scale; predict without the caption when due."""

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.base_profile import ReferenceProfile
-from memtrain.evidence.calibration import Calibration, Sign
+from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
+from memtrain.evidence.running_means import Sign
 from memtrain.evidence.standardisation import length_edges
 from memtrain.evidence.thresholds import heldout_method
 from memtrain.models.observation import Observation

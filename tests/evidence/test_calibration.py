@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from memtrain.evidence.calibration import Calibration, Sign, signed_score
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.running_means import Sign, signed_score
 
 
 def simulate(

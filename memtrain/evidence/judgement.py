@@ -1,0 +1,180 @@
+"""From evidence to flags: who is above which threshold, for every sample asked by its key.
+
+Evidence is kept by picture, and beside it by sample and caption (:mod:`memtrain.evidence.levels`); from outside, all is
+asked and answered by key. How the threshold at the stated rate comes about is in :mod:`memtrain.evidence.calibration`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Container, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from memtrain.evidence.bulk import looks
+from memtrain.evidence.direction import Direction
+from memtrain.evidence.levels import BESIDE, PICTURE, Levels
+from memtrain.evidence.running_means import Evidence, Sign, signed_score
+from memtrain.evidence.thresholds import SharedRate
+from memtrain.families.table import FamilyIndex
+
+
+class Judgement:
+    """Scores, and flags of what is above its threshold.
+
+    Args:
+        columns: number of values per visit, of all signals.
+        scored: the columns that flags go by.
+        memorized_when: their sign; `unknown` for columns that differ in sign.
+        minimum_visits: counted visits before a sample can be flagged.
+        window: visits that the evidence remembers.
+        canaries: keys of samples that are known to be repeated.
+
+    Attributes:
+        samples: evidence of the training pictures.
+        levels: which families a sample belongs to, evidence beside the pictures', and flags.
+        threshold: score above which a sample that stands alone is flagged; infinite until there is one.
+        shared: thresholds at parts of the stated rate.
+        taught: the direction that canaries teach.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        *,
+        scored: slice,
+        memorized_when: Sign,
+        minimum_visits: int,
+        window: int,
+        canaries: Collection[str],
+    ) -> None:
+        self.scored, self.memorized_when, self.minimum_visits = scored, memorized_when, minimum_visits
+        self.samples = Evidence(columns, window)
+        self.levels, self.shared = Levels(None, columns=columns, window=window), SharedRate()
+        self.canaries, width = frozenset(canaries), len(range(columns)[scored])
+        self.taught = Direction(self.canaries, scored=scored, width=width, minimum_visits=minimum_visits)
+        self.threshold = math.inf
+        self._between = torch.zeros(columns, dtype=torch.float64)
+
+    def group_by(
+        self, families: FamilyIndex | None, *, pictures: int | None = None, apart: Container[str] = ()
+    ) -> Self:
+        """Count pictures and captions as `families` says, not files; call before the first visit.
+
+        Args:
+            families: None where nobody looked.
+            pictures: number of training pictures; None if unknown, as with streamed data.
+            apart: keys of samples that are not trained on.
+        """
+        self.levels = Levels(families, columns=self.samples.columns, window=self.samples.window)
+        self.levels.pictures, self.levels.apart = pictures, apart
+        self.taught.canaries = frozenset(self.levels.pictures_of(self.canaries))
+        return self
+
+    @property
+    def first_flagged(self) -> dict[str, int]:
+        """Step of the first flag of each flagged sample, by key."""
+        return self.levels.first_flagged
+
+    @property
+    def direction(self) -> Tensor | None:
+        """What canaries taught, `(scored columns,)`; None until they did."""
+        return self.taught.weights
+
+    def _scores(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
+        scaled = evidence.scaled(self._between, rows)[:, self.scored]
+        return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
+
+    def _ready(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
+        """Whether samples have visits enough in every scored column, `(n,)` bool."""
+        return evidence.fewest_visits(self.scored, rows) >= self.minimum_visits
+
+    def _judge_beside(self, keys: Sequence[str], values: Tensor, z: Tensor, step: int) -> None:
+        """Let counted visits be evidence of samples and captions too, and flag those that cross their thresholds."""
+        if self.levels.pictures is None:
+            self.levels.see(int((self.samples.fewest_visits(self.scored) > 0).sum()))
+        for level, names in self.levels.add(keys, values, z).items():
+            evidence = self.levels.beside[level]
+            self._judge(level, names, self._scores(evidence, evidence.rows(names)), step)
+
+    def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
+        """Flag the families of a level that are above their thresholds, with all their members."""
+        evidence = self.samples if level == PICTURE else self.levels.beside[level]
+        visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
+        for name, score, count in zip(names, scores.tolist(), visits, strict=True):
+            if count >= self.minimum_visits and score > self._threshold_of(level, name, count):
+                self.levels.flag(level, name, step)
+
+    def _threshold_of(self, level: str, name: str, visits: float) -> float:
+        """The threshold of a family, which has so many counted visits."""
+        looked = 1.0
+        if self.levels.is_family(level, name):
+            looked = looks(visits, self.samples.window, minimum_visits=self.minimum_visits)
+        return self.shared.at(self.threshold, parts=self.levels.parts(level, name), looks=looked)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a sample's picture was met."""
+        return self.levels.picture(key) in self.samples.row
+
+    def scores(self, keys: Sequence[str]) -> Tensor:
+        """Accumulated evidence of samples `(B,)`, 0 before the first counted visit.
+
+        Of a sample with several levels, that of the level which is highest relative to its threshold, shifted so that
+        it is above :attr:`threshold` where the level is above its own.
+        """
+        return self._standing(keys)[0]
+
+    def _standing(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Scores on the scale of the threshold, and whether there are visits enough for a flag, `(B,)` each."""
+        names = self.levels.pictures_of(keys)
+        rows = self.samples.rows(names)
+        scores, ready = self._scores(self.samples, rows), self._ready(self.samples, rows)
+        if self.levels.families is None:
+            return scores, ready
+        scores = scores - self._shifts(PICTURE, names)
+        for level in BESIDE:
+            evidence = self.levels.beside[level]
+            found = [(row, name) for row, key in enumerate(keys) if (name := self.levels.name(level, key)) is not None]
+            found = [(row, name) for row, name in found if name in evidence.row]
+            at, known = [row for row, _ in found], [name for _, name in found]
+            beside = self._scores(evidence, evidence.rows(known)) - self._shifts(level, known)
+            enough = self._ready(evidence, evidence.rows(known))
+            higher = enough & (~ready[at] | (beside > scores[at]))
+            scores[at] = torch.where(higher, beside, scores[at])
+            ready[at] |= enough
+        return scores, ready
+
+    def _shifts(self, level: str, names: Sequence[str]) -> Tensor:
+        """How far the thresholds of families lie above that at the stated rate, `(B,)`."""
+        if not math.isfinite(self.threshold):
+            return torch.zeros(len(names), dtype=torch.float64)
+        evidence = self.samples if level == PICTURE else self.levels.beside[level]
+        visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
+        own = [self._threshold_of(level, name, count) for name, count in zip(names, visits, strict=True)]
+        return torch.tensor(own, dtype=torch.float64) - self.threshold
+
+    def counted_visits(self, keys: Sequence[str]) -> list[int]:
+        """Visits of each sample's picture that count as evidence, in the scored column that has fewest."""
+        rows = [self.samples.row.get(name) for name in self.levels.pictures_of(keys)]
+        known = [row for row in rows if row is not None]
+        counts = iter(self.samples.fewest_visits(self.scored, known).tolist())
+        return [0 if row is None else int(next(counts)) for row in rows]
+
+    def judged(self, keys: Sequence[str]) -> Tensor:
+        """Whether each sample's picture has visits enough to be flagged, `(B,)` bool."""
+        return torch.tensor([visits >= self.minimum_visits for visits in self.counted_visits(keys)], dtype=torch.bool)
+
+    def ready(self, keys: Sequence[str]) -> Tensor:
+        """Whether each sample, its picture or its caption has visits enough to be flagged, `(B,)` bool."""
+        return self.judged(keys) if self.levels.families is None else self._standing(keys)[1]
+
+    def flagged(self, keys: Sequence[str]) -> Tensor:
+        """Whether each sample, its picture or its caption is above its threshold now, `(B,)` bool."""
+        scores, ready = self._standing(keys)
+        return (scores > self.threshold) & ready
+
+    def ever_flagged(self, keys: Sequence[str]) -> Tensor:
+        """Whether each sample, its picture or its caption has been above its threshold at some visit, `(B,)` bool."""
+        return torch.tensor([self.levels.is_flagged(key) for key in keys], dtype=torch.bool)

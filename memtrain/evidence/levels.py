@@ -1,0 +1,214 @@
+"""The levels of evidence: a picture first, and beside it the single file and the caption, where these differ.
+
+What is memorized is a picture, whatever its files are called, so every visit is one of its picture. Two more levels
+stand beside it, where they say something else: the single *sample*, of a picture that has several files, and the
+*caption*, where several pictures share one. A family that crosses its threshold is flagged with all its members,
+visited or not.
+
+A sample with several levels has as many chances to be flagged by accident. So the stated rate is shared: a sample that
+stands alone is judged at all of it; a lone picture whose caption is shared at a half; samples and pictures of several
+files, and captions, at a third. Only captions of many pictures could condemn a large part of the data at once: one that
+more than :data:`COMMON` of the pictures share ("a photo") names none of them and is no level.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Container, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from memtrain.evidence.running_means import Evidence
+from memtrain.families.table import FamilyIndex
+
+log = logging.getLogger(__name__)
+
+SAMPLE, PICTURE, CAPTION = "sample", "picture", "caption"
+"""The levels, and what a sample is flagged by. One that stands alone is flagged by `sample`: it is its own picture."""
+BESIDE = (SAMPLE, CAPTION)
+"""Levels beside the picture."""
+COMMON = 0.1
+"""Share of the pictures above which those of one caption are too many for it to be a level."""
+FEW = 2
+"""Pictures of one caption that are not too many, however few pictures there are."""
+
+
+class Levels:
+    """Which families a sample belongs to, the evidence of those beside its picture, and which were flagged.
+
+    Args:
+        families: which samples are one picture, and which share a caption; None where nobody looked.
+        columns: number of values per visit.
+        window: visits that the evidence remembers.
+
+    Attributes:
+        beside: evidence of the levels beside the picture, by level.
+        crossed: step at which a family crossed its threshold, by its name, by level.
+        first_flagged: step of the first flag of each flagged sample, by key.
+        flagged_by: level of that flag, by key.
+        flagged_pictures: names of the pictures of which a sample was flagged.
+        pictures: number of training pictures; None if unknown, as with streamed data.
+        apart: keys of samples that are not trained on, and never flagged.
+        common: captions that are shared by too many pictures to be a level.
+    """
+
+    def __init__(self, families: FamilyIndex | None, *, columns: int, window: int) -> None:
+        self.families = families
+        self.beside = {level: Evidence(columns, window) for level in BESIDE}
+        self.crossed: dict[str, dict[str, int]] = {SAMPLE: {}, PICTURE: {}, CAPTION: {}}
+        self.first_flagged: dict[str, int] = {}
+        self.flagged_by: dict[str, str] = {}
+        self.flagged_pictures: set[str] = set()
+        self.pictures: int | None = None
+        self.apart: Container[str] = ()
+        self.common: set[str] = set()
+        self._seen = 0
+        self._spans: dict[str, tuple[int, int]] = {}
+
+    # Names
+
+    def picture(self, key: str) -> str:
+        """Name of a sample's picture."""
+        return key if self.families is None else self.families.picture(key)
+
+    def pictures_of(self, keys: Iterable[str]) -> list[str]:
+        """Names of samples' pictures, B."""
+        return list(keys) if self.families is None else [self.families.picture(key) for key in keys]
+
+    def name(self, level: str, key: str) -> str | None:
+        """Name of a sample's family at a level; None where the sample has no such level."""
+        if level == PICTURE:
+            return self.picture(key)
+        if self.families is None:
+            return None
+        if level == SAMPLE:
+            return key if self._files(self.families.picture(key)) > 1 else None
+        caption = self.families.caption(key)
+        return caption if self._is_level(caption) else None
+
+    def members(self, level: str, name: str) -> Sequence[str]:
+        """Keys of the training samples of a family."""
+        if self.families is None or level == SAMPLE:
+            return (name,)
+        known = self.families.picture_members(name) if level == PICTURE else self.families.caption_members(name)
+        return [key for key in known if key not in self.apart]
+
+    def known_pictures(self) -> int:
+        """Training pictures: all, or as many as were seen so far."""
+        return self._seen if self.pictures is None else self.pictures
+
+    def parts(self, level: str, name: str) -> int:
+        """By what the stated rate is divided for a family: its samples' levels."""
+        if self.families is None:
+            return 1
+        if level != PICTURE or self._files(name) > 1:
+            return 3
+        return 1 if self.name(CAPTION, name) is None else 2
+
+    def is_family(self, level: str, name: str) -> bool:
+        """Whether there are several samples under a name."""
+        return self.families is not None and level != SAMPLE and (level == CAPTION or self._files(name) > 1)
+
+    def _files(self, picture: str) -> int:
+        return 1 if self.families is None else len(self.families.picture_members(picture))
+
+    def _is_level(self, caption: str) -> bool:
+        """Whether a caption is shared by several pictures, and not by too many."""
+        assert self.families is not None
+        members = self.families.caption_members(caption)
+        if len(members) < 2:
+            return False
+        count, pictures = self._spans.get(caption, (0, 0))
+        if count != len(members):
+            pictures = len({self.families.picture(key) for key in members if key not in self.apart})
+            self._spans[caption] = (len(members), pictures)
+        if pictures > max(FEW, COMMON * self.known_pictures()):
+            self.common.add(caption)
+            return False
+        self.common.discard(caption)
+        return pictures > 1
+
+    # Visits
+
+    def see(self, pictures: int) -> None:
+        """So many pictures were seen so far."""
+        self._seen = pictures
+
+    def add(self, keys: Sequence[str], values: Tensor, z: Tensor) -> dict[str, list[str]]:
+        """Take in counted visits beside the picture's.
+
+        Args:
+            keys: B keys.
+            values: `(B, columns)` compared values, NaN where there is none.
+            z: the same as z-scores.
+
+        Returns:
+            Names of the families that were visited, by level.
+        """
+        touched: dict[str, list[str]] = {}
+        for level in BESIDE if self.families is not None else ():
+            named = [(row, name) for row, key in enumerate(keys) if (name := self.name(level, key)) is not None]
+            if named:
+                rows, names = [row for row, _ in named], [name for _, name in named]
+                evidence = self.beside[level]
+                evidence.add(evidence.rows(names), values[rows], z[rows])
+                touched[level] = list(dict.fromkeys(names))
+        return touched
+
+    # Flags
+
+    def flag(self, level: str, name: str, step: int) -> None:
+        """A family crossed its threshold: all its members are flagged."""
+        self.crossed[level].setdefault(name, step)
+        for key in self.members(level, name):
+            self._flag(key, level if self.is_family(level, name) else SAMPLE, step)
+
+    def _flag(self, key: str, level: str, step: int) -> None:
+        if key not in self.first_flagged:
+            self.first_flagged[key], self.flagged_by[key] = step, level
+            self.flagged_pictures.add(self.picture(key))
+
+    def adopt(self, keys: Iterable[str]) -> None:
+        """Flag those of `keys` whose family was flagged before it was known that they belong to it."""
+        for key in keys if self.families is not None else ():
+            level = None if key in self.first_flagged or key in self.apart else self._family_flagged(key)
+            if level is not None:
+                self._flag(key, level, self.crossed[level][self.name(level, key) or key])
+
+    def is_flagged(self, key: str) -> bool:
+        """Whether a sample, its picture or its caption was ever flagged."""
+        return key in self.first_flagged or self._family_flagged(key) is not None
+
+    def _family_flagged(self, key: str) -> str | None:
+        if self.families is None:
+            return None
+        found = ((level, self.name(level, key)) for level in (PICTURE, CAPTION) if self.crossed[level])
+        return next((level for level, name in found if name in self.crossed[level]), None)
+
+    def flagged_pictures_of(self, keys: Collection[str]) -> int:
+        """Pictures of `keys` of which a sample was flagged."""
+        return len(self.flagged_pictures & set(self.pictures_of(keys)))
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors."""
+        return {
+            "beside": {level: evidence.state_dict() for level, evidence in self.beside.items()},
+            "crossed": {level: dict(steps) for level, steps in self.crossed.items()},
+            "flagged_by": dict(self.flagged_by),
+            "seen": self._seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None, first_flagged: dict[str, int]) -> None:
+        """Take up a saved state; None, of a run without families, leaves the levels beside the picture empty."""
+        self.first_flagged = dict(first_flagged)
+        self.flagged_by = dict.fromkeys(first_flagged, SAMPLE)
+        self.crossed = {SAMPLE: {}, PICTURE: dict(first_flagged), CAPTION: {}}
+        if state is not None:
+            for level, evidence in self.beside.items():
+                evidence.load_state_dict(state["beside"][level])
+            self.crossed = {level: dict(steps) for level, steps in state["crossed"].items()}
+            self.flagged_by, self._seen = dict(state["flagged_by"]), state["seen"]
+        self.flagged_pictures = set(self.pictures_of(self.first_flagged))
