@@ -3,8 +3,8 @@
 - A *fingerprint*: a hash of up to 4,096 of its values. Copies whose values are equal have one.
 - A *figure*: its low frequencies. The picture is brought to 16 by 16 cells; colours become brightness and two colour
   differences; of each channel the lowest cosine frequencies are kept without the mean, on one scale. So brightness and
-  contrast do not matter, and fine detail (JPEG blocks, noise, small text) neither. Mirroring a picture turns the sign of
-  its odd horizontal frequencies, so that a picture and its mirror image are compared by their sizes.
+  contrast do not matter, and fine detail (JPEG blocks, noise, small text) neither. Mirroring a picture turns the sign
+  of its odd horizontal frequencies, so that a picture and its mirror image are compared by their sizes.
 
 Figures are whole numbers of 8 bits, and so similarities are sums of whole numbers: the same on every machine and on
 every process, whatever the order of summation.
@@ -52,7 +52,7 @@ def looks(pictures: Tensor) -> Tensor | None:
     shaped = _as_pictures(pictures.detach())
     if shaped is None:
         return None
-    return torch.cat([_fingerprints(pictures.detach()).view(torch.int8).view(-1, HASH_BYTES), _figures(shaped)], dim=1)
+    return torch.cat([row_hashes(pictures.detach()).view(torch.int8).view(-1, HASH_BYTES), _figures(shaped)], dim=1)
 
 
 def fingerprints(packed: Tensor) -> list[int]:
@@ -103,12 +103,28 @@ def caption_name(text: str) -> str | None:
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16] if words else None
 
 
+def embedding_hashes(text: Tensor) -> Tensor:
+    """`(B,)` int64 of text embeddings `(B, T, width)`: nearly always equal where these differ by rounding alone.
+
+    Eight random projections are rounded to a 512th of the embedding's length. Half precision that is not equal bit for
+    bit, as in batches of another size, gives other hashes.
+    """
+    flat = text.detach().flatten(1).float()
+    length = flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return row_hashes((512 * (flat @ _directions(flat.shape[1], flat.device)) / length).round().to(torch.int32))
+
+
+@lru_cache(maxsize=2)
+def _directions(width: int, device: torch.device) -> Tensor:
+    return torch.randn(width, 8, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 @lru_cache
 def _frequencies(channels: int) -> tuple[tuple[int, int, int], ...]:
     """Channel, downward and horizontal frequency of each number of a figure, the lowest of every channel."""
     if channels == 3:
         # The eye, and the camera, give brightness more detail than colour.
-        reaches = (11, 5, 5)
+        reaches: tuple[int, ...] = (11, 5, 5)
     else:
         each = MOST // channels
         reaches = (max(k for k in range(1, CELLS + 1) if k * (k + 1) // 2 - 1 <= each),) * channels
@@ -155,9 +171,9 @@ def _figures(pictures: Tensor) -> Tensor:
     return torch.where(plain, 0.0, 127 * found / largest.clamp(min=1e-12)).nan_to_num(0.0).round().to(torch.int8)
 
 
-def _fingerprints(pictures: Tensor) -> Tensor:
-    """`(B,)` int64: equal where all values are equal that are looked at."""
-    flat = pictures.reshape(len(pictures), -1)
+def row_hashes(rows: Tensor) -> Tensor:
+    """`(B,)` int64 of `(B, ...)`: equal where all values are equal that are looked at; nothing waits for the device."""
+    flat = rows.reshape(len(rows), -1)
     count = min(PLACES, flat.shape[1])
     number = torch.arange(count, dtype=torch.int64, device=flat.device)
     # Spread over rows and columns alike; all of them where there are not more.

@@ -5,13 +5,13 @@ caption family. Both are named by the key that came first, so what was known of 
 family. A key is compared at its first visits (:data:`LATE`) with the pictures that are remembered
 (:mod:`memtrain.families.remembered`): by equal values first, then by likeness above a threshold that is calibrated on
 the pictures seen so far, at a stated rate of false merges; with pictures of the same caption above a lower one, because
-there are few of them. A sample or a family that was taken for another picture may join an earlier family later: a sample
-at its first visits, all of them whenever the threshold is calibrated (up to :data:`JOINED` pictures).
+there are few of them. A sample or a family that was taken for another picture may join an earlier family later: a
+sample at its first visits, all of them whenever the threshold is calibrated (up to :data:`JOINED` pictures).
 
 The index is a function of what it was given, in order, so processes that are given the same have the same.
 
-Visits under one key show how differently the data's own augmentation lets one picture look. Up to :data:`LOOKS` looks of
-it are remembered where they differ, and :attr:`OnlineFamilies.recognised` says how many of them the threshold would
+Visits under one key show how differently the data's own augmentation lets one picture look. Up to :data:`LOOKS` looks
+of it are remembered where they differ, and :attr:`OnlineFamilies.recognised` says how many of them the threshold would
 have known again: the share of copies under other keys that can be found, if these differ by no more than that.
 
 Cost: some 300 bytes a picture with its key (10 MB at the default limit); a batch is compared with all pictures that are
@@ -25,12 +25,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memtrain.families.looks import HASH_BYTES, fingerprints, odd_frequencies, similarity
+from memtrain.families.online_captions import OnlineCaptions
 from memtrain.families.remembered import RememberedLooks
 from memtrain.families.table import EXACT, NEAR, Families
 
@@ -48,10 +50,6 @@ SAME = 0.997
 """Similarity from which on a look is not worth remembering beside the one it is like."""
 COMPARED = 16
 """Pictures with one caption that another with this caption is compared with at the lower threshold, the last ones."""
-COMMON, COMMON_KEYS = 0.05, 200
-"""Share of the keys, and number of all, beyond which a caption without words says nothing: it is the empty one."""
-UNREAD = "~"
-"""First letter of a caption that is known by its embedding alone."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,7 @@ class OnlineFamilies:
         self._visits: dict[str, int] = {}
         self._picture: dict[str, tuple[str, float, str]] = {}
         self._members: dict[str, list[str]] = {}
-        self._captions: dict[str, str] = {}
-        self._caption: dict[str, str] = {}
-        self._sharing: dict[str, list[str]] = {}
-        self._captioned: set[str] = set()
-        self._several: set[str] = set()
-        self._common: set[str] = set()
+        self.captions = OnlineCaptions(pictures, picture=self.picture)
 
     # What is known
 
@@ -106,8 +99,7 @@ class OnlineFamilies:
 
     def caption(self, key: str) -> str:
         """Name of the sample's caption family; its own where no other picture has its caption."""
-        name = self._caption.get(key, key)
-        return name if name in self._several else key
+        return self.captions.name(key)
 
     def picture_members(self, name: str) -> Sequence[str]:
         """Keys of a picture family, its name first."""
@@ -115,7 +107,11 @@ class OnlineFamilies:
 
     def caption_members(self, name: str) -> Sequence[str]:
         """Keys of a caption family, its name first."""
-        return (name, *self._sharing.get(name, ())) if name in self._several else (name,)
+        return self.captions.members(name)
+
+    def settled(self, key: str) -> bool:
+        """Whether no more has to be seen of a sample: it was met often enough, or its picture was found."""
+        return key in self.captions and (self._visits.get(key, 0) >= LATE or key in self._picture)
 
     @property
     def recognised(self) -> float | None:
@@ -147,7 +143,9 @@ class OnlineFamilies:
             self._add_pictures(shown)
         for seen in batch:
             if seen.caption is not None:
-                self._add_caption(seen.key, seen.caption)
+                self.captions.add(seen.key, seen.caption, samples=len(self._visits))
+        for key in dict.fromkeys(seen.key for seen in batch):
+            self.memory.met(self.picture(key), now=self._batches)
         for seen in batch:
             # Reinserted, so that the keys stand in the order in which they were met last.
             self._visits[seen.key] = self._visits.pop(seen.key, 0) + 1
@@ -163,8 +161,6 @@ class OnlineFamilies:
             packed = torch.stack([seen.look for seen in compared if seen.look is not None])
             if self.memory.fits(packed[:, HASH_BYTES:]):
                 self._compare(compared, packed)
-        for key in first:
-            self.memory.met(self.picture(key), now=self._batches)
         if self.memory.calibrate():
             self._join_earlier()
 
@@ -199,10 +195,7 @@ class OnlineFamilies:
 
     def _nearest_by_caption(self, seen: Seen, figure: Tensor) -> tuple[str, float, float]:
         """Of the pictures with the same caption the nearest, its likeness and the threshold among so few."""
-        first = self._captions.get(seen.caption) if seen.caption is not None else None
-        if first is None:
-            return "", 0.0, 1.0
-        sharing = {self.picture(key): None for key in [first, *self._sharing.get(first, ())]}
+        sharing = {self.picture(key): None for key in self.captions.with_caption(seen.caption)}
         found = [
             (self.memory.likeness(name, figure), name)
             for name in list(sharing)[-COMPARED:]
@@ -246,44 +239,16 @@ class OnlineFamilies:
         if likeness < self.memory.threshold() and len(self.memory.places(key)) < LOOKS:
             self.memory.add(key, fingerprint, figure, now=self._batches)
 
-    def _add_caption(self, key: str, caption: str) -> None:
-        if key in self._captioned or caption in self._common:
-            # Its first caption is the sample's own, whatever an augmentation makes of it later.
-            return
-        self._captioned.add(key)
-        name = self._captions.pop(caption, key)
-        self._captions[caption] = name
-        if name != key:
-            self._caption[key] = name
-            self._sharing.setdefault(name, []).append(key)
-            if self.picture(key) != self.picture(name):
-                self._several.add(name)
-            unread = caption.startswith(UNREAD) and len(self._visits) >= COMMON_KEYS
-            if unread and len(self._sharing[name]) > COMMON * len(self._visits):
-                self._common.add(caption)
-                del self._captions[caption]
-                self._dissolve(name)
-        if len(self._captions) > self.pictures:
-            del self._captions[next(iter(self._captions))]
-
-    def _dissolve(self, name: str) -> None:
-        for key in self._sharing.pop(name, []):
-            del self._caption[key]
-        self._several.discard(name)
-
     def _forget_keys(self) -> None:
-        for key in [key for key, _ in zip(self._visits, range(len(self._visits) - KEYS * self.pictures), strict=False)]:
+        beyond = len(self._visits) - KEYS * self.pictures
+        for key in list(islice(self._visits, max(0, beyond))):
             del self._visits[key]
-            self._captioned.discard(key)
+            self.captions.forget(key)
             if key in self._picture:
-                self._members[self._picture.pop(key)[0]].remove(key)
-            if key in self._caption:
-                name = self._caption.pop(key)
-                self._sharing[name].remove(key)
-            for groups in (self._members, self._sharing):
-                if key in groups and not groups[key]:
-                    del groups[key]
-                    self._several.discard(key)
+                name = self._picture.pop(key)[0]
+                self._members[name].remove(key)
+                if not self._members[name]:
+                    del self._members[name]
 
     # Checkpoints
 
@@ -295,11 +260,7 @@ class OnlineFamilies:
             "batches": self._batches,
             "visits": dict(self._visits),
             "picture": {key: list(found) for key, found in self._picture.items()},
-            "captions": dict(self._captions),
-            "caption": dict(self._caption),
-            "captioned": sorted(self._captioned),
-            "several": sorted(self._several),
-            "common": sorted(self._common),
+            "captions": self.captions.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -308,10 +269,7 @@ class OnlineFamilies:
         self.positives = deque(state["positives"], maxlen=1000)
         self._batches, self._visits = state["batches"], dict(state["visits"])
         self._picture = {key: (name, likeness, reason) for key, (name, likeness, reason) in state["picture"].items()}
-        self._captions, self._caption = dict(state["captions"]), dict(state["caption"])
-        self._captioned, self._several, self._common = (set(state[name]) for name in ("captioned", "several", "common"))
-        self._members, self._sharing = {}, {}
+        self.captions.load_state_dict(state["captions"])
+        self._members = {}
         for key, (name, _, _) in self._picture.items():
             self._members.setdefault(name, []).append(key)
-        for key, name in self._caption.items():
-            self._sharing.setdefault(name, []).append(key)

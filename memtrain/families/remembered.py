@@ -4,11 +4,11 @@ Which are forgotten when there are too many: pictures met once before those met 
 for longest. Pictures met again may hold at most half of the places, so that new ones have a chance to come again. An
 eighth is forgotten at a time.
 
-The threshold is calibrated on the pictures that are remembered (:func:`tail`), once there are :data:`ENOUGH` of them and
-whenever their number has doubled.
+The threshold is calibrated on the pictures that are remembered (:func:`tail`), once there are :data:`ENOUGH` of them
+and whenever their number has doubled.
 
-Cost: :data:`~memtrain.families.looks.MOST` bytes and some 30 more for each; a search is one product of a batch's figures
-with all that are remembered.
+Cost: :data:`~memtrain.families.looks.MOST` bytes and some 30 more for each; a search is one product of a batch's
+    figures with all that are remembered.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class RememberedLooks:
         """
         if self.tail is None:
             return UNCALIBRATED
-        return threshold(self.tail, pictures=max(len(self._places) if pictures is None else pictures, 1), rate=self.rate)
+        count = len(self._places) if pictures is None else pictures
+        return threshold(self.tail, pictures=count, rate=self.rate)
 
     def __contains__(self, owner: str) -> bool:
         return owner in self._places
@@ -100,11 +101,11 @@ class RememberedLooks:
         mirrored = odd_frequencies(figures.shape[1])
         own = [self.places(name) if name is not None else [] for name in but]
         for start in range(0, len(self), _BLOCK):
-            found = similarity(figures, self.figures[start : start + _BLOCK], mirrored=mirrored)
+            found = similarity(figures, self.figures[start : min(start + _BLOCK, len(self))], mirrored=mirrored)
             for row, left_out in enumerate(own):
-                for index in left_out:
-                    if start <= index < start + _BLOCK:
-                        found[row, index - start] = 0.0
+                for one in left_out:
+                    if start <= one < start + len(found[row]):
+                        found[row, one - start] = 0.0
             value, index = found.max(dim=1)
             # The first of equals, however many blocks there are.
             better = value > best
@@ -211,8 +212,8 @@ class RememberedLooks:
 def tail(figures: Tensor) -> tuple[float, float] | None:
     """Where the tail of similarities of different pictures begins, and how much it gains with each power of ten.
 
-    How like different pictures are is seen in pairs from all over the collection, of which copies are few, and carried on
-    to the rare pairs: beyond the 90th percentile the inverse hyperbolic tangent of the similarity grows with the
+    How like different pictures are is seen in pairs from all over the collection, of which copies are few, and carried
+    on to the rare pairs: beyond the 90th percentile the inverse hyperbolic tangent of the similarity grows with the
     logarithm of the share of pairs, by half as much again as between the 90th and the 97th.
 
     Args:
@@ -236,8 +237,8 @@ def tail(figures: Tensor) -> tuple[float, float] | None:
 def threshold(tail: tuple[float, float], *, pictures: int, rate: float) -> float:
     """The similarity that a share `rate` of pictures would have to one of `pictures` others by chance.
 
-    On the embedded clip art, of 1,223 pictures 1.7 % have a neighbour above it by pixels, and 1.6 % by latents, where 1 %
-    was asked for.
+    On the embedded clip art, of 1,223 pictures 1.7 % have a neighbour above it by pixels, and 1.6 % by latents, where 1
+    % was asked for.
     """
     beyond = math.log10(max(1.0, (1 - NARROW) * pictures / rate))
     found = min(max(math.tanh(tail[0] + tail[1] * beyond), LOWEST), HIGHEST)
