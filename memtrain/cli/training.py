@@ -70,7 +70,8 @@ class TrainCLI(LightningCLI):
                 takes its place.
         """
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
-        if isinstance(excluded, str) and Path(excluded).resolve().is_relative_to(self._folder().resolve()):
+        inside = isinstance(excluded, str) and Path(excluded).resolve().is_relative_to(self._folder().resolve())
+        if inside and self._holds_earlier_run():
             raise ConfigurationError(
                 f"The keys to exclude, {excluded}, lie in the folder of the new run, {self._folder()}",
                 expected="a folder of its own for the run without them",
@@ -94,11 +95,13 @@ class TrainCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Keep an earlier run of the same name out of the way."""
-        folder = self._folder()
-        if self.config[self.subcommand].ckpt_path is None and any(
-            (folder / name).exists() for name in ("records", "checkpoints", "pipeline")
-        ):
-            _keep(folder)
+        if self._holds_earlier_run():
+            _keep(self._folder())
+
+    def _holds_earlier_run(self) -> bool:
+        """Whether the folder holds a run in whose place the new one steps."""
+        left = any((self._folder() / name).exists() for name in ("records", "checkpoints", "pipeline"))
+        return left and self.config[self.subcommand].ckpt_path is None
 
 
 def _listed(callbacks: Any) -> list[Any]:
@@ -114,11 +117,21 @@ def _keep(folder: Path) -> None:
 def train(args: ArgsType = None) -> None:
     """`python train.py [fit] [--config ...]`; without `fit` and a configuration, that of the embedded default.
 
+    `python train.py rewind --run ...` is :mod:`memtrain.cli.rewind`.
+
     Args:
         args: arguments instead of those of the command line.
     """
     quiet()
-    given = sys.argv[1:]
+    given = sys.argv[1:] if args is None else list(args) if isinstance(args, list) else []
+    if given[:1] == ["rewind"]:
+        from memtrain.cli.rewind import rewind
+
+        try:
+            rewind(given[1:])
+        except MemtrainError as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+        return
     if args is None and (not given or (given[0].startswith("-") and given[0] not in ("-h", "--help"))):
         named = any(word.split("=")[0] in ("--config", "-c") for word in given)
         sys.argv[1:] = ["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *given]
