@@ -42,6 +42,7 @@ from memtrain.models.call_hooks import hook_calls
 from memtrain.monitoring import loop_mistakes
 from memtrain.monitoring.combinations import refuse_unwatched
 from memtrain.monitoring.engine import Engine
+from memtrain.monitoring.family_index import given_index
 from memtrain.monitoring.loop_host import LoopHost, LoopModule
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.options import named_options
@@ -70,7 +71,8 @@ class Guard:
         unconditional_text: `() -> (1, T, width)`, for guidance norms.
         tokenizer: of the captions, for caption augmentation.
         data: as :mod:`memtrain.monitoring.data_protocol` says.
-        options: those of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`, by name.
+        options: those of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`, by name; and `families`
+            (:class:`memtrain.families.table.Families`, or the path of a scan's table).
 
     Raises:
         MemtrainError: if it is made before `prepare()` or after `load_state()`, there is a guard already, an option is
@@ -93,6 +95,7 @@ class Guard:
         data: Any = None,
         **options: Any,
     ) -> None:
+        known = given_index(options.pop("families", None))
         self.engine = Engine(signals, named_options({**DEFAULTS, **options}))
         module = LoopModule(
             denoiser, sample_loss=sample_loss, unconditional_text=unconditional_text, tokenizer=tokenizer
@@ -105,7 +108,7 @@ class Guard:
             raise loop_mistakes.second_guard()
         folder = folder or getattr(accelerator, "project_dir", None) or Path("runs") / "guard"
         self.host = LoopHost(module, accelerator=accelerator, data=data, folder=folder)
-        self.host.captions = loop_mistakes.captions(captions)
+        self.host.families, self.host.captions = known, loop_mistakes.captions(captions)
         self.host.noise_scheduler = loop_mistakes.scheduler(noise_scheduler)
         self.engine.setup(self.host, mitigations)
         self._names, self._started, self._updated, self._over = SampleNames(), False, False, False

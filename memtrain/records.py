@@ -6,11 +6,13 @@ Layout below a run's `records/`:
   another name and renamed into place when complete.
 - `samples.parquet`: one row per sample of the data: `key`, `caption`, `split` (`train` or `heldout`),
   `visits_per_epoch`, `group` (what is known of it: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or
-  `heldout`; null where the data module names no groups).
-- `evidence.parquet`: one row per training sample at the end of the run (see :mod:`memtrain.evidence.evidence_table`).
+  `heldout`; null where the data module names no groups), `picture_family`, `caption_family` (the key of the family's
+  first member, the sample's own where it stands alone; see :mod:`memtrain.families.table`).
+- `evidence.parquet`: one row per training sample that was visited or flagged, at the end of the run (see
+  :mod:`memtrain.evidence.evidence_table`).
 - `calibration.json`: how the run came to its flags: threshold, false-positive rate, how many samples calibrated it,
-  were judged and were flagged, and its power, the share of canaries flagged (see
-  :func:`memtrain.evidence.verdict.calibration_figures`).
+  were judged and were flagged, how many pictures and captions these are, and its power, the share of canaries flagged
+  (see :func:`memtrain.evidence.verdict.calibration_figures`).
 
 Columns of the step rows: `key`, `epoch`, `step` (optimizer steps taken before), `batch` (batches since the start, the
 unit of resuming), `rank`, `timestep`, `prompt_length`, one column per signal value (NaN where it was not measured, or

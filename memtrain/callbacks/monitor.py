@@ -25,7 +25,9 @@ be judged at its end. A visit whose caption was dropped (`caption` in the batch 
 cannot be compared with the sample's other visits: its signal values are NaN, also in the records, and it is no
 evidence.
 
-Logged metrics: `memorization/flagged` (samples flagged so far), `memorization/threshold` (score above which a sample is
+Logged metrics: `memorization/flagged` (samples flagged so far, all files of a flagged picture),
+`memorization/pictures_flagged` (their pictures), `memorization/share` (share of the training pictures, or of those seen
+so far where their number is not known), `memorization/threshold` (score above which a sample is
 flagged), `memorization/weight` (mean weight in the batch).
 """
 

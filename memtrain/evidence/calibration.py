@@ -15,11 +15,11 @@
    trained on it comes to know better than what is held out, all of it.
 
 Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and of
-two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it, its
-picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it, a family
-also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the worst case,
-in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that stands alone is
-its own picture, and where all do, nothing differs from counting samples.
+two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it,
+its picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it, a
+family also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the
+worst case, in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that
+stands alone is its own picture, and where all do, nothing differs from counting samples.
 
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
@@ -243,6 +243,11 @@ class Calibration(Judgement):
         """
         null = self.bulk.null() if self.heldout is None else heldout_null(self.highest.values())
         return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, null)
+
+    def share_flagged(self) -> float:
+        """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""
+        pictures = self.levels.pictures or len(self.samples.row)
+        return len(self.levels.flagged_pictures) / pictures if pictures else 0.0
 
     def power(self) -> tuple[int, int]:
         """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""

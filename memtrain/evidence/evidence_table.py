@@ -1,11 +1,16 @@
 """What the monitor leaves at the end of training: the evidence table, flagged.csv, and a table on the screen.
 
-Columns of `evidence.parquet`, one row per training sample: `key`, `caption`, `group` (as in :mod:`memtrain.records`),
-`visits_per_epoch`, `visits`, one column per signal value (mean over the counted visits, relative to the base model:
-log-ratio for `denoising_loss`, difference in nats for `attention_entropy.<site>`), `score` (accumulated evidence, high
-when memorized), `p_value` (of the highest score in the run, corrected for the number of samples), `flagged` (was above
-the threshold at some visit), `first_flagged_step` (optimizer steps taken before that was known), `flagged_share` (of
-visits), `skipped` (share of visits with weight 0).
+Columns of `evidence.parquet`, one row per training sample that was visited, or belongs to a flagged family: `key`,
+`caption`, `group` (as in :mod:`memtrain.records`), `picture_family`, `caption_family` (as in
+:mod:`memtrain.families.table`), `visits_per_epoch`, `visits` (of this file), one column per signal value (mean over the
+counted visits, relative to the base model: log-ratio for `denoising_loss`, difference in nats for
+`attention_entropy.<site>`), `score` (accumulated evidence, high when memorized, of that of its levels which comes
+closest to a flag: :mod:`memtrain.evidence.levels`), `p_value` (of its picture's highest score in the run, corrected for
+the number of pictures), `flagged` (it, its picture or its caption was above the threshold at some visit), `flagged_by`
+(`sample`, `picture` or `caption`; null if it was not), `first_flagged_step` (optimizer steps taken before that was
+known), `flagged_share` (of visits; null without any), `skipped` (share of visits with weight 0; likewise).
+
+The table on the screen has one row per picture.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.levels import COMMON
 from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
+from memtrain.families.table import Families
+
+ENTROPY = "attention_entropy."
+"""What the names of the entropies of all sites begin with."""
 
 
 def evidence_table(
@@ -45,39 +56,75 @@ def evidence_table(
     """
     steps = steps.append_column("skipped", pc.equal(steps["weight"], 0.0).cast(pa.float32()))
     steps = steps.set_column(steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32()))
-    visits = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
-    keys = visits["key"].to_pylist()
-    samples, width = calibration.samples, len(columns)
-    rows = samples.rows(keys)
-    # A sample without a counted visit has no mean: NaN.
-    means = samples.total.view(-1, width)[rows] / samples.visits.view(-1, width)[rows]
+    seen = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
+    visits = {row.pop("key"): row for row in seen.to_pylist()}
+    levels = calibration.levels
+    levels.adopt(visits)
+    keys = [*visits, *(key for key in levels.first_flagged if key not in visits and key not in levels.apart)]
+    steps_flagged = {key: levels.first_flagged.get(key) for key in keys}
+    known = [visits.get(key, {"key_count": 0, "flagged_share_mean": None, "skipped_mean": None}) for key in keys]
+    families = levels.families or Families()
     table = pa.table(
         {
-            "key": keys,
+            "key": pa.array(keys, pa.string()),
             "caption": pa.array([captions.get(key) for key in keys], pa.string()),
             "group": pa.array([(groups or {}).get(key) for key in keys], pa.string()),
+            "picture_family": pa.array([families.picture(key) for key in keys], pa.string()),
+            "caption_family": pa.array([families.caption(key) for key in keys], pa.string()),
             "visits_per_epoch": pa.array([visits_per_epoch.get(key) for key in keys], pa.int32()),
-            "visits": visits["key_count"],
-            **dict(zip(columns, means.T.tolist(), strict=True)),
+            "visits": pa.array([row["key_count"] for row in known], pa.int64()),
+            **dict(zip(columns, calibration.means(keys).T.tolist(), strict=True)),
             "score": calibration.scores(keys).tolist(),
             "p_value": calibration.p_values(keys).tolist(),
-            "flagged": calibration.ever_flagged(keys).tolist(),
-            "first_flagged_step": pa.array([calibration.first_flagged.get(key) for key in keys], pa.int64()),
-            "flagged_share": visits["flagged_share_mean"],
-            "skipped": visits["skipped_mean"],
+            "flagged": [step is not None for step in steps_flagged.values()],
+            "flagged_by": pa.array([levels.flagged_by.get(key) for key in keys], pa.string()),
+            "first_flagged_step": pa.array(steps_flagged.values(), pa.int64()),
+            "flagged_share": pa.array([row["flagged_share_mean"] for row in known], pa.float64()),
+            "skipped": pa.array([row["skipped_mean"] for row in known], pa.float64()),
         }
     )
     order = [("flagged", "descending"), ("first_flagged_step", "ascending"), ("score", "descending")]
     return table.sort_by(order)
 
 
+FLAGGED_COLUMNS = (
+    *("key", "caption", "picture_family", "caption_family", "flagged_by"),
+    *("visits", "score", "p_value", "first_flagged_step"),
+)
+"""Columns of `flagged.csv`."""
+
+
 def write_flagged(table: pa.Table, path: Path) -> None:
-    """The flagged rows as CSV: key, caption, visits, score, p_value, first_flagged_step."""
-    names = ["key", "caption", "visits", "score", "p_value", "first_flagged_step"]
+    """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows([row[name] for name in names] for row in table.to_pylist() if row["flagged"])
+        writer.writerow(FLAGGED_COLUMNS)
+        writer.writerows([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
+
+
+def pictures_in(table: pa.Table) -> list[dict[str, Any]]:
+    """One row per picture, in the order of its most suspicious file: that file's, and what all have together.
+
+    Args:
+        table: from :func:`evidence_table`.
+
+    Returns:
+        Rows of `table` with `files`, and `visits`, signal values and `skipped` of all files, by visits.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["picture_family"], []).append(row)
+    pictures = []
+    for rows in found.values():
+        visited = [row for row in rows if row["visits"]]
+        whole = dict(rows[0], files=len(rows), visits=sum(row["visits"] for row in rows))
+        for name in [name for name in whole if name in ("denoising_loss", "skipped") or name.startswith(ENTROPY)]:
+            told = [(row[name], row["visits"]) for row in visited if row[name] is not None and row[name] == row[name]]
+            if len(rows) > 1:
+                whole[name] = sum(value * count for value, count in told) / max(1, sum(count for _, count in told))
+                whole[name] = whole[name] if told else math.nan
+        pictures.append(whole)
+    return pictures
 
 
 def print_summary(
@@ -89,40 +136,45 @@ def print_summary(
     most: int = 12,
     note: str | None = None,
 ) -> None:
-    """The most suspicious samples, and what to do next.
+    """The most suspicious pictures, and what to do next.
 
     Args:
         table: from :func:`evidence_table`.
         calibration: holds the threshold.
         run: the run folder.
         keys: all training samples; default those that were visited.
-        most: samples shown.
+        most: pictures shown.
         note: a sentence more about how the run was watched.
     """
-    screen = Table(title="Most suspicious training samples", title_justify="left")
+    pictures = pictures_in(table)
+    several = any(row["files"] > 1 for row in pictures)
+    screen = Table(title="Most suspicious training pictures", title_justify="left")
     screen.add_column("key / caption")
-    for name in ("visits", "loss", "entropy", "score", "flagged at", "skipped"):
+    for name in (*(("files",) if several else ()), "visits", "loss", "entropy", "score", "flagged at", "skipped"):
         screen.add_column(name, justify="right", no_wrap=True)
     console = Console()
-    wide = max(20, console.width - 64)
-    entropies = [name for name in table.column_names if name.startswith("attention_entropy.")]
-    for row in table.slice(0, most).to_pylist():
+    wide = max(20, console.width - (72 if several else 64))
+    entropies = [name for name in table.column_names if name.startswith(ENTROPY)]
+    for row in pictures[:most]:
         changes = [row[name] for name in entropies if not math.isnan(row[name])]
         loss = row.get("denoising_loss", math.nan)
         screen.add_row(
             "\n".join(
                 text if len(text) <= wide else text[: wide - 1] + "…" for text in (row["key"], row["caption"] or "")
             ),
+            *((str(row["files"]),) if several else ()),
             str(row["visits"]),
             "" if math.isnan(loss) else f"{100 * math.expm1(loss):+.0f} %",
             f"{max(changes, key=abs):+.3f}" if changes else "",
             f"{row['score']:.1f}",
             "" if row["first_flagged_step"] is None else f"step {row['first_flagged_step']}",
-            f"{100 * row['skipped']:.0f} %",
+            "" if row["skipped"] is None or math.isnan(row["skipped"]) else f"{100 * row['skipped']:.0f} %",
         )
     console.print(screen, markup=False)
     figures = calibration_figures(calibration, table["key"].to_pylist() if keys is None else keys)
-    notes = [verdict(figures, untaught=why_untaught(calibration)), *([note] if note else []), next_step(table, run)]
+    common = _common_captions(table, calibration)
+    notes = [verdict(figures, untaught=why_untaught(calibration)), *([note] if note else []), *common]
+    notes.append(next_step(table, run))
     console.print(
         "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
         "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
@@ -130,3 +182,16 @@ def print_summary(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _common_captions(table: pa.Table, calibration: Calibration) -> list[str]:
+    """A sentence on captions that too many pictures share to be flagged by them; none where there are none."""
+    common = calibration.levels.common
+    if not common:
+        return []
+    shown = {row["key"]: row["caption"] for row in table.select(["key", "caption"]).to_pylist()}
+    first = min(common)
+    return [
+        f"{len(common)} captions are shared by more than {100 * COMMON:g} % of the pictures and flag none of them as "
+        f"captions: first {shown.get(first) or first!r}."
+    ]

@@ -25,9 +25,11 @@ class Flags:
         score: `(B,)` accumulated evidence, high when memorized.
         threshold: score above which a sample is flagged; infinite until there is one.
         keys: B sample keys.
-        everyone: keys of all samples of the run that were above it at some visit.
-        visits: counted visits of any samples of the run, by their keys, the same on every process.
+        everyone: keys of all samples of the run that were above it at some visit, or whose picture or caption was,
+            visited or not.
+        visits: counted visits of the pictures of any samples of the run, by their keys, the same on every process.
         ready: `(B,)` bool, visited often enough to be flagged; None if that is unknown.
+        families: B names of the samples' picture families; empty where nobody knows of any.
     """
 
     now: Tensor
@@ -38,6 +40,12 @@ class Flags:
     everyone: Collection[str] = ()
     visits: Callable[[Sequence[str]], Sequence[int]] = _never
     ready: Tensor | None = None
+    families: Sequence[str] = ()
+
+    @property
+    def pictures(self) -> Sequence[str]:
+        """B names of the samples' pictures: of their families, else their keys."""
+        return self.families or self.keys
 
     def on(self, device: torch.device) -> Flags:
         """The same on a device; nothing waits for the copies."""

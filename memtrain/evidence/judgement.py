@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memtrain.evidence.bulk import looks
 from memtrain.evidence.direction import Direction
-from memtrain.evidence.levels import BESIDE, PICTURE, Levels
+from memtrain.evidence.levels import BESIDE, PICTURE, SAMPLE, Levels
 from memtrain.evidence.running_means import Evidence, Sign, signed_score
 from memtrain.evidence.thresholds import SharedRate
 from memtrain.families.table import FamilyIndex
@@ -114,9 +114,9 @@ class Judgement:
             looked = looks(visits, self.samples.window, minimum_visits=self.minimum_visits)
         return self.shared.at(self.threshold, parts=self.levels.parts(level, name), looks=looked)
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         """Whether a sample's picture was met."""
-        return self.levels.picture(key) in self.samples.row
+        return isinstance(key, str) and self.levels.picture(key) in self.samples.row
 
     def scores(self, keys: Sequence[str]) -> Tensor:
         """Accumulated evidence of samples `(B,)`, 0 before the first counted visit.
@@ -154,6 +154,17 @@ class Judgement:
         visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
         own = [self._threshold_of(level, name, count) for name, count in zip(names, visits, strict=True)]
         return torch.tensor(own, dtype=torch.float64) - self.threshold
+
+    def means(self, keys: Sequence[str]) -> Tensor:
+        """Mean compared values of each sample's own counted visits, `(B, columns)`; NaN without any."""
+        found = torch.full((len(keys), self.samples.columns), math.nan, dtype=torch.float64)
+        # What a file of several shows is in its own evidence.
+        several = [self.levels.name(SAMPLE, key) is not None for key in keys]
+        for evidence, wanted in ((self.samples, False), (self.levels.beside[SAMPLE], True)):
+            own = [row for row, key in enumerate(keys) if several[row] is wanted and key in evidence.row]
+            rows, width = [evidence.row[keys[row]] for row in own], evidence.columns
+            found[own] = evidence.total.view(-1, width)[rows] / evidence.visits.view(-1, width)[rows]
+        return found
 
     def counted_visits(self, keys: Sequence[str]) -> list[int]:
         """Visits of each sample's picture that count as evidence, in the scored column that has fewest."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.direction import MINIMUM_CANARIES
+from memtrain.evidence.levels import CAPTION
 
 
 def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:
@@ -25,10 +26,11 @@ def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[s
         keys: all training samples.
 
     Returns:
-        `threshold` (None if there was never one), `false_positive_rate`, `minimum_visits`, `heldout` (samples that
-        calibrated; None if training samples did), `samples`, `judged` (of them, those with visits enough), `flagged`,
-        `canaries`, `canaries_flagged`, `power` (their share; None without canaries), `separation` (of canaries along
-        the learnt direction, standard deviations; None without one).
+        `threshold` (None if there was never one), `false_positive_rate`, `minimum_visits`, `heldout` (pictures that
+        calibrated; None if training samples did), `samples`, `judged` (of them, those whose picture had visits enough),
+        `flagged`, `pictures` (of the samples), `pictures_flagged` (of which a sample was), `captions_flagged` (families
+        of samples that share one), `canaries`, `canaries_flagged`, `power` (their share; None without canaries),
+        `separation` (of canaries along the learnt direction, standard deviations; None without one).
     """
     found, canaries = calibration.power()
     return {
@@ -37,8 +39,11 @@ def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[s
         "minimum_visits": calibration.minimum_visits,
         "heldout": None if calibration.heldout is None else len(calibration.highest),
         "samples": len(keys),
-        "judged": int(calibration.ready(keys).sum()),
+        "judged": int(calibration.judged(keys).sum()),
         "flagged": int(calibration.ever_flagged(keys).sum()),
+        "pictures": len(set(calibration.levels.pictures_of(keys))),
+        "pictures_flagged": calibration.levels.flagged_pictures_of(keys),
+        "captions_flagged": len(calibration.levels.crossed[CAPTION]),
         "canaries": canaries,
         "canaries_flagged": found,
         "power": found / canaries if canaries else None,
@@ -65,10 +70,18 @@ def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
             f"{figures['flagged']:,} of {samples:,} training samples were flagged: their score rose above "
             f"{figures['threshold']:.2f}, which at most {rate:g} % of samples like {null} do in a run."
         ]
+        if figures["pictures"] != samples:
+            lines = [
+                f"{figures['pictures_flagged']:,} of {figures['pictures']:,} training pictures were flagged "
+                f"({figures['flagged']:,} of {samples:,} files): the score of the file, its picture or its caption "
+                f"rose above its threshold ({figures['threshold']:.2f} for a picture of one file), which happens to at "
+                f"most {rate:g} % of samples like {null} in a run."
+            ]
     if late:
         lines.append(
-            f"{late:,} of {samples:,} training samples had fewer than {figures['minimum_visits']} counted visits and "
-            "could not be flagged. Train for more epochs, or lower minimum_visits, to have them judged."
+            f"{late:,} of {samples:,} training samples had fewer than {figures['minimum_visits']} counted visits "
+            f"{'' if figures['pictures'] == samples else 'of their picture '}and could not be flagged. Train for more "
+            "epochs, or lower minimum_visits, to have them judged."
         )
     if figures["canaries"]:
         canaries, found = figures["canaries"], figures["canaries_flagged"]

@@ -59,13 +59,19 @@ def require_same_watch(saved: Mapping[str, Any] | None, now: Mapping[str, Any]) 
     assert saved is not None
     if name == "columns":
         found = f"of {len(saved[name])} values a visit, this run measures {len(now[name])} or others"
+    elif name == "families":
+        found = f"{_counted(saved[name])}, this run counts {'single files' if now[name] is None else 'other families'}"
     else:
         found = f"with {name}={saved[name]!r}, this run has {now[name]!r}"
     raise ConfigurationError(
         f"The saved state was made {found}",
-        expected="the same model, signals, sites and options as in the run that is resumed",
+        expected="the same model, data, signals, sites and options as in the run that is resumed",
         remedy="restore what was changed, or begin a new run without the saved state of the watch",
     )
+
+
+def _counted(families: Any) -> str:
+    return "by single files" if families is None else "by families of pictures and captions"
 
 
 def require_changeable(batch: Any, mitigation: Mitigation) -> None:

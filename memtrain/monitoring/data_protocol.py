@@ -12,6 +12,7 @@ has, not by its class:
 | `heldout_dataset.unique()` | a map-style dataset of each sample once, for torch's default collation | calibration |
 | `….samples` | a list of objects with `key` and `caption`, both strings | captions in the records |
 | `visits_per_epoch` | visits of each training sample, by key | the records |
+| `families` | a :class:`memtrain.families.table.FamilyIndex`, or None | counting pictures in place of files |
 | `groups` | group of each sample, by key; the samples of `canary` weight signals | the records, `combined` |
 | `heldout_dataset.unique().prompt_lengths` | tokens of each caption | calibration by length of caption |
 

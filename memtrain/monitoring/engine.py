@@ -176,6 +176,8 @@ class Engine(WatchedRun):
             {
                 # Tensors on the host: numbers would be copied to the device, and waited for.
                 "memorization/flagged": torch.tensor(float(len(self.calibration.first_flagged))),
+                "memorization/pictures_flagged": torch.tensor(float(len(self.calibration.levels.flagged_pictures))),
+                "memorization/share": torch.tensor(self.calibration.share_flagged()),
                 "memorization/threshold": torch.tensor(self.calibration.threshold),
                 "memorization/weight": turn.weights.mean(),
             },

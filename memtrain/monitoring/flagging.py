@@ -28,6 +28,7 @@ from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import by_key, lacking_to_measure
+from memtrain.monitoring.family_index import Apart, canaries, family_index, picture_count, report_common
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
@@ -70,8 +71,8 @@ class Flagging:
     ) -> None:
         self.host, self.options = host, options
         self.readings, self.probe, self.paired = readings, probe, paired
-        canaries = {key for key, group in by_key(host.data, "groups").items() if group == "canary"}
-        self.heldout_keys = HeldoutKeys(options.settings.heldout_share, never=canaries)
+        self.families, self.canaries = family_index(host), canaries(host.data)
+        self.heldout_keys = HeldoutKeys(options.settings.heldout_share, never=self.canaries, families=self.families)
         self.heldout = self._open_heldout()
         self.latents = HeldoutLatents(
             host,
@@ -83,7 +84,7 @@ class Flagging:
             complete=completer(host, probe=probe, signals=readings.signals),
             paired=paired,
         )
-        self.calibration = self._new_calibration(host.data)
+        self.calibration = self._new_calibration()
         self._require_heldout()
         self.profile = ReferenceProfile(
             Path(options.reference_folder or host.folder / "profiles"),
@@ -98,13 +99,12 @@ class Flagging:
         if self.options.reference is False:
             return None
         lacking = lacking_to_measure(self.host, training_samples=self.options.reference is True)
-        if lacking and self.heldout_keys.share:
-            return None
-        if lacking:
+        if lacking and not self.heldout_keys.share:
             log.warning(
                 "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
                 ", ".join(lacking),
             )
+        if lacking:
             return None
         return HeldoutSamples(
             self.host,
@@ -117,9 +117,8 @@ class Flagging:
             paired=self.paired,
         )
 
-    def _new_calibration(self, data: Any) -> Calibration:
+    def _new_calibration(self) -> Calibration:
         options = self.options
-        canaries = {key for key, group in by_key(data, "groups").items() if group == "canary"}
         signs: dict[str, Sign] = {signal.name: signal.memorized_when for signal in self.readings.signals}
         calibration = Calibration(
             self.readings.resolution,
@@ -133,23 +132,25 @@ class Flagging:
             # Held out by weight alone, a sample is seen once per epoch: a threshold would wait for most of a short run.
             calibrating_visits=1 if self.heldout is None and self.host.noise_scheduler is None else None,
             edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
-            canaries=canaries,
+            canaries=self.canaries,
         )
+        apart = Apart(self.host, self.heldout_keys)
+        calibration.group_by(self.families, pictures=picture_count(self.host, apart), apart=apart)
+        report_common(self.host, calibration.levels)
         if options.flag_by == COMBINED:
-            visits = by_key(data, "visits_per_epoch")
-            others = None if not visits else len(visits.keys() - canaries)
+            known = set(calibration.levels.pictures_of(by_key(self.host.data, "visits_per_epoch")))
+            others = len(known - calibration.taught.canaries) if known else None
             calibration.taught.require_teachable(others, heldout=self.heldout is not None)
         return calibration
 
     def _require_heldout(self) -> None:
         """Refuse too few held-out samples, and say so where they are few."""
-        if self.heldout is None:
+        count = 0 if self.heldout is None else len(self.heldout)
+        if self.heldout is None or heldout_method(count, self.options.false_positive_rate) != "normal distribution":
             return
-        method = heldout_method(len(self.heldout), self.options.false_positive_rate)
-        if method == "normal distribution" and self.host.rank == 0:
+        if self.host.rank == 0:
             log.warning(
-                "Only %d held-out samples: the threshold assumes that their scores are normally distributed",
-                len(self.heldout),
+                "Only %d held-out samples: the threshold assumes that their scores are normally distributed", count
             )
 
     def prepare(self, *, resumed: bool) -> None:
@@ -192,6 +193,7 @@ class Flagging:
             self.calibration.first_flagged.keys(),
             self.calibration.counted_visits,
             self.calibration.ready(keys),
+            () if self.families is None else self.calibration.levels.pictures_of(keys),
         )
 
     def add(self, visits: Sequence[Visits], *, step: int) -> None:

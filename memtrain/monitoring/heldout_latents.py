@@ -36,7 +36,7 @@ from memtrain.monitoring.sample_losses import sample_losses
 log = logging.getLogger(__name__)
 
 LIMIT = 64
-"""Samples that are kept."""
+"""Samples that are kept, each of another picture."""
 CLEAR = 0.5
 """Share of the schedule within which latents in half precision are recovered; above it rounding is blown up."""
 NOISY, TIMESTEP = "<noisy latents>", "<timesteps>"
@@ -91,10 +91,12 @@ class HeldoutLatents:
         for part in parts:
             rows = range(first, first := first + len(part.sample_loss))
             for row, key in zip(rows, part.turn.observation.keys, strict=True):
-                if key in self.chosen and key not in self.kept and key not in self._new:
+                # One file of a picture: others would only take the place of other pictures.
+                picture = self.chosen.picture(key)
+                if key in self.chosen and picture not in self.kept and picture not in self._new:
                     sample = self._sample(part, whole, row=row, inside=row - rows.start)
                     if sample is not None:
-                        self._new[key] = {"key": key, **sample}
+                        self._new[picture] = {"key": key, **sample}
 
     def _sample(self, part: Part, whole: Observation, *, row: int, inside: int) -> dict[str, Any] | None:
         """What is kept of one sample; None where it cannot be."""
@@ -126,7 +128,7 @@ class HeldoutLatents:
         for sample in self.host.gather(list(self._new.values())):
             first = next(iter(self.kept.values()), sample)
             if len(self.kept) < LIMIT and _form(sample) == _form(first):
-                self.kept.setdefault(sample["key"], sample)
+                self.kept.setdefault(self.chosen.picture(sample["key"]), sample)
         self._new, self._full = {}, len(self.kept) == LIMIT
         if self._full and self.host.rank == 0:
             log.info("%d held-out samples are kept for measuring, %.1f MB", LIMIT, self.megabytes())
@@ -182,8 +184,10 @@ class HeldoutLatents:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
-        self.kept = {sample["key"]: sample for sample in state["kept"]}
-        self._new = {sample["key"]: sample for sample in state["new"]} if self.host.rank == 0 else {}
+        self.kept = {self.chosen.picture(sample["key"]): sample for sample in state["kept"]}
+        self._new = (
+            {self.chosen.picture(sample["key"]): sample for sample in state["new"]} if self.host.rank == 0 else {}
+        )
         self.done, self._full = state["done"], len(self.kept) == LIMIT
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memtrain.families.table import FamilyIndex
 from memtrain.monitoring import processes
 from memtrain.monitoring.batch_fields import BatchNames
 
@@ -64,6 +65,16 @@ class Host:
     def __init__(self, module: Any, *, data: Any = None, folder: str | Path = ".") -> None:
         self.module, self.data, self.folder = module, data, Path(folder)
         self.names = BatchNames()
+        self._families: FamilyIndex | None = None
+
+    @property
+    def families(self) -> FamilyIndex | None:
+        """Which samples are one picture, and which share a caption: as set, else the data's; None: nobody looked."""
+        return getattr(self.data, "families", None) if self._families is None else self._families
+
+    @families.setter
+    def families(self, value: FamilyIndex | None) -> None:
+        self._families = value
 
     # Where the run stands
 

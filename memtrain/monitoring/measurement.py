@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.families.table import FamilyIndex
 from memtrain.models.attention_reading import without_cast_cache
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -168,7 +169,7 @@ class HeldoutVisits:
 
 
 class HeldoutSamples:
-    """Measures the held-out samples in turn, dealt out to the processes.
+    """Measures the held-out samples in turn, dealt out to the processes; of several files of a picture the first.
 
     Args:
         host: whose module is trained.
@@ -197,20 +198,21 @@ class HeldoutSamples:
         self.maximum_timestep, self.seed = maximum_timestep, seed
         self.complete, self.paired = complete, paired
         self.done = 0
+        self.rows = _first_of_each_picture(dataset, host.families)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
     def lengths(self) -> list[int]:
         """Prompt lengths of all held-out samples; empty if the dataset does not know them."""
         known = getattr(self.dataset, "prompt_lengths", None)
-        return [] if known is None else list(known)
+        return [] if known is None else [known[row] for row in self.rows]
 
     def measure(self, count: int) -> HeldoutVisits:
         """Measure the next `count` samples of this process."""
-        total, first = len(self.dataset), self.done + self.host.rank * count
+        total, first = len(self.rows), self.done + self.host.rank * count
         collate = getattr(self.dataset, "collate", default_collate)
-        batch = collate([self.dataset[(first + offset) % total] for offset in range(min(count, total))])
+        batch = collate([self.dataset[self.rows[(first + offset) % total]] for offset in range(min(count, total))])
         batch = self.host.moved(batch)
         keys = self.host.names(batch)
         seed = self.seed * 1_000_003 + first
@@ -234,3 +236,14 @@ class HeldoutSamples:
         if self.complete is not None:
             self.complete(observation)
         return timesteps.tolist(), self.read(observation).cpu()
+
+
+def _first_of_each_picture(dataset: Any, families: FamilyIndex | None) -> Sequence[int]:
+    """Rows of a data set, one of each picture; all where its samples' names are not known."""
+    keys = [getattr(sample, "key", None) for sample in getattr(dataset, "samples", ())]
+    if families is None or len(keys) != len(dataset) or not all(isinstance(key, str) for key in keys):
+        return range(len(dataset))
+    rows: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(families.picture(str(key)), row)
+    return list(rows.values())

@@ -3,10 +3,13 @@
 A sample is flagged on `minimum_visits` counted visits at the earliest. Where each image is visited once per epoch, that
 takes more epochs than many trainings have: visits at high noise do not count, nor do those without a caption, and with
 `reference: paired` only every `paired_every`-th batch is compared. A run that is too short for any flag would end
-without one and look clean, so the monitor says so before the first batch.
+without one and look clean, so the monitor says so before the first batch. A visit is one of its picture: the files of
+one are counted together, where the run knows its families.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from memtrain.monitoring.data_protocol import by_key
 from memtrain.monitoring.host import Host, Plan
@@ -52,13 +55,15 @@ def too_short_for_flags(
     plan, data = host.plan, host.data
     if plan is None:
         return None
-    groups = by_key(data, "groups")
-    # Canaries are repeated on purpose: what they reach says nothing of the user's own samples.
-    visits = [count for key, count in by_key(data, "visits_per_epoch").items() if groups.get(key) != "canary"]
+    groups, visits = by_key(data, "groups"), Counter[str]()
+    for key, count in by_key(data, "visits_per_epoch").items():
+        # Canaries are repeated on purpose: what they reach says nothing of the user's own samples.
+        if groups.get(key) != "canary":
+            visits[key if host.families is None else host.families.picture(key)] += count
     with_caption = 1 - float(getattr(data, "caption_dropout", 0.0))
     expected = expected_visits(
         plan,
-        visits_per_epoch=max(visits, default=1),
+        visits_per_epoch=max(visits.values(), default=1),
         counted_share=min(1.0, maximum_timestep / TIMESTEPS) * with_caption / (paired_every or 1),
     )
     if expected is None or expected >= minimum_visits:

@@ -20,6 +20,7 @@ from memtrain.monitoring.base_forward import BaseForward
 from memtrain.monitoring.batch_fields import BatchNames
 from memtrain.monitoring.combinations import refuse_combinations, require_kind, require_same_watch
 from memtrain.monitoring.data_protocol import known_samples, require_measurable
+from memtrain.monitoring.family_index import family_index, index_name
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_check import LossCheck
@@ -185,6 +186,7 @@ class WatchedRun:
         options, settings = self.options, self.options.settings
         return {
             "columns": list(self.readings.columns),
+            "families": index_name(family_index(self.host)),
             "reference": options.reference,
             "flag_by": options.flag_by,
             "heldout_share": settings.heldout_share,

@@ -15,7 +15,9 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 from memtrain.evidence.thresholds import MINIMUM_CALIBRATING
 from memtrain.evidence.verdict import calibration_figures
+from memtrain.families.table import Families
 from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.family_index import family_index
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.visits import Visits
@@ -65,6 +67,9 @@ class RunRecords:
         table = pa.table({"key": keys, "caption": captions, "split": splits})
         table = table.append_column("visits_per_epoch", pa.array(counts, pa.int64()))
         table = table.append_column("group", pa.array([groups.get(key) for key in keys], pa.string()))
+        families = family_index(self.host) or Families()
+        for name, family in (("picture_family", families.picture), ("caption_family", families.caption)):
+            table = table.append_column(name, pa.array([family(key) for key in keys], pa.string()))
         write_parquet(table, self.folder / "samples.parquet")
 
     def append(self, visits: Sequence[Visits]) -> None:

@@ -127,7 +127,7 @@ def test_recorded_losses_are_the_hosts(
     evidence = read_table(tmp_path / "records", "evidence")
     assert set(evidence["key"].to_pylist()) == set("abcd")
     assert (evidence["group"].null_count, evidence.schema.field("group").type) == (4, pa.string())
-    assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,visits,score,p_value")
+    assert (tmp_path / "flagged.csv").read_text().startswith("key,caption,picture_family,caption_family")
     kept = json.loads((tmp_path / "records" / "calibration.json").read_text())
     assert (kept["threshold"], kept["heldout"], kept["samples"], kept["judged"]) == (None, None, 4, 0)
     shown = capsys.readouterr().out

@@ -105,7 +105,11 @@ def test_samples_without_a_counted_visit_have_no_mean_and_show_none(
 def test_the_largest_change_is_that_of_the_sites_which_have_one(
     calibration: Calibration, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"key": "a", "caption": "", "visits": 1, "score": 0.0, "first_flagged_step": None, "skipped": 0.0}
+    row = {"key": "a", "picture_family": "a", "caption": "", "visits": 1, "score": 0.0, "skipped": 0.0}
     entropies = {"attention_entropy.down": math.nan, "attention_entropy.up": -0.25, "attention_entropy.mid": 0.125}
-    print_summary(pa.Table.from_pylist([{**row, "flagged": False, **entropies}]), calibration, Path("runs/mine"))
+    print_summary(
+        pa.Table.from_pylist([{**row, "flagged": False, "first_flagged_step": None, **entropies}]),
+        calibration,
+        Path("runs/mine"),
+    )
     assert "-0.250" in capsys.readouterr().out
