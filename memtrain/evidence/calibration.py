@@ -201,22 +201,21 @@ class Calibration(Judgement):
         if self.heldout is None:
             self._between = self.samples.share_between_samples()
         touched = list(dict.fromkeys(touched))
-        rows = self.samples.rows(touched)
-        scores = self._scores(self.samples, rows)
+        scores = self._scores_of(PICTURE, touched)
         self.bulk.add(touched, scores)
         if self.heldout is None:
-            scores = self._calibrate_alone(touched, rows)
+            scores = self._calibrate_alone(touched)
         self._judge(PICTURE, touched, scores, step)
         if self.levels.families is not None:
             self._judge_beside([keys[i] for i in counted], values, z, step)
             self.levels.adopt(keys)
 
-    def _calibrate_alone(self, keys: Sequence[str], rows: list[int]) -> Tensor:
-        """Set the threshold on the bulk alone, after a visit of `keys`; their scores, as the early bulk has them."""
+    def _calibrate_alone(self, names: Sequence[str]) -> Tensor:
+        """Set the threshold on the bulk alone, after a visit of pictures; their scores, as the early bulk has them."""
         peaks = self.bulk.peaks()
         self._between = self.bulk.share_between_samples()
-        scores = self._scores(self.samples, rows)
-        self.bulk.add_early(keys, scores)
+        scores = self._scores_of(PICTURE, names)
+        self.bulk.add_early(names, scores)
         self._set_threshold(peaks)
         return scores
 

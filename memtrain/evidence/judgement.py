@@ -17,8 +17,13 @@ from memtrain.evidence.bulk import looks
 from memtrain.evidence.direction import Direction
 from memtrain.evidence.levels import BESIDE, PICTURE, SAMPLE, Levels
 from memtrain.evidence.running_means import Evidence, Sign, signed_score
+from memtrain.evidence.standardisation import MOMENTS_WINDOW
 from memtrain.evidence.thresholds import SharedRate
 from memtrain.families.table import FamilyIndex
+
+MEANS_VARIANCE = 1 / (2 * MOMENTS_WINDOW - 1)
+"""Variance of the mean that visits are compared with. A family is visited often enough within its memory for all of
+these visits to be compared with the same mean, and all families at a time are; at a single sample it averages out."""
 
 
 class Judgement:
@@ -83,9 +88,20 @@ class Judgement:
         """What canaries taught, `(scored columns,)`; None until they did."""
         return self.taught.weights
 
-    def _scores(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
-        scaled = evidence.scaled(self._between, rows)[:, self.scored]
+    def _scores(self, evidence: Evidence, rows: list[int] | None = None, *, common: Tensor | None = None) -> Tensor:
+        scaled = evidence.scaled(self._between, rows, common=common)[:, self.scored]
         return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
+
+    def _scores_of(self, level: str, names: Sequence[str]) -> Tensor:
+        """Scores of the families of a level, `(B,)`."""
+        evidence, common = self._evidence(level), None
+        if self.levels.families is not None:
+            several = [self.levels.is_family(level, name) for name in names]
+            common = MEANS_VARIANCE * torch.tensor(several, dtype=torch.float64)
+        return self._scores(evidence, evidence.rows(names), common=common)
+
+    def _evidence(self, level: str) -> Evidence:
+        return self.samples if level == PICTURE else self.levels.beside[level]
 
     def _ready(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
         """Whether samples have visits enough in every scored column, `(n,)` bool."""
@@ -96,12 +112,11 @@ class Judgement:
         if self.levels.pictures is None:
             self.levels.see(int((self.samples.fewest_visits(self.scored) > 0).sum()))
         for level, names in self.levels.add(keys, values, z).items():
-            evidence = self.levels.beside[level]
-            self._judge(level, names, self._scores(evidence, evidence.rows(names)), step)
+            self._judge(level, names, self._scores_of(level, names), step)
 
     def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
         """Flag the families of a level that are above their thresholds, with all their members."""
-        evidence = self.samples if level == PICTURE else self.levels.beside[level]
+        evidence = self._evidence(level)
         visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
         for name, score, count in zip(names, scores.tolist(), visits, strict=True):
             if count >= self.minimum_visits and score > self._threshold_of(level, name, count):
@@ -129,8 +144,7 @@ class Judgement:
     def _standing(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores on the scale of the threshold, and whether there are visits enough for a flag, `(B,)` each."""
         names = self.levels.pictures_of(keys)
-        rows = self.samples.rows(names)
-        scores, ready = self._scores(self.samples, rows), self._ready(self.samples, rows)
+        scores, ready = self._scores_of(PICTURE, names), self._ready(self.samples, self.samples.rows(names))
         if self.levels.families is None:
             return scores, ready
         scores = scores - self._shifts(PICTURE, names)
@@ -139,7 +153,7 @@ class Judgement:
             found = [(row, name) for row, key in enumerate(keys) if (name := self.levels.name(level, key)) is not None]
             found = [(row, name) for row, name in found if name in evidence.row]
             at, known = [row for row, _ in found], [name for _, name in found]
-            beside = self._scores(evidence, evidence.rows(known)) - self._shifts(level, known)
+            beside = self._scores_of(level, known) - self._shifts(level, known)
             enough = self._ready(evidence, evidence.rows(known))
             higher = enough & (~ready[at] | (beside > scores[at]))
             scores[at] = torch.where(higher, beside, scores[at])
@@ -150,7 +164,7 @@ class Judgement:
         """How far the thresholds of families lie above that at the stated rate, `(B,)`."""
         if not math.isfinite(self.threshold):
             return torch.zeros(len(names), dtype=torch.float64)
-        evidence = self.samples if level == PICTURE else self.levels.beside[level]
+        evidence = self._evidence(level)
         visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
         own = [self._threshold_of(level, name, count) for name, count in zip(names, visits, strict=True)]
         return torch.tensor(own, dtype=torch.float64) - self.threshold

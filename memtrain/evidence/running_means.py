@@ -96,15 +96,17 @@ class Evidence:
         visits = self.visits.view(-1, self.columns)
         return (visits if rows is None else visits[rows])[:, scored].amin(dim=1)
 
-    def scaled(self, between: Tensor, rows: list[int] | None = None) -> Tensor:
+    def scaled(self, between: Tensor, rows: list[int] | None = None, *, common: Tensor | None = None) -> Tensor:
         """Evidence in units of its standard deviation when nothing is memorized, `(n, columns)`.
 
         Args:
             between: `(columns,)` share of the variance that lies between samples.
             rows: of these samples; default all.
+            common: `(n,)` variance of what all visits that are remembered of one have in common; default none.
         """
         chosen = slice(None) if rows is None else rows
         variance = between + (1 - between) * self.dilution.view(-1, self.columns)[chosen]
+        variance = variance if common is None else variance + common[:, None]
         return self.mean.view(-1, self.columns)[chosen] / variance.sqrt()
 
     def share_between_samples(self) -> Tensor:

@@ -34,6 +34,10 @@ MINIMUM_BULK = 32
 """Training samples below which they have no bulk."""
 
 
+CROSSINGS = 4
+"""Times as often as by a single look a running mean crosses a high threshold within the visits that it remembers."""
+
+
 def heldout_method(count: int, false_positive_rate: float) -> str:
     """How the threshold will be set from `count` held-out samples: `order statistic` or `normal distribution`.
 
@@ -98,8 +102,9 @@ class SharedRate:
             parts: levels among which the rate is shared.
             looks: independent looks at the family so far.
         """
+        more = (1 + CROSSINGS * (looks - 1)) / (1 + CROSSINGS * (self.looks - 1))
         # In powers of two, upwards: as strict or stricter, and few to be known.
-        divisor = parts * 2.0 ** math.ceil(math.log2(max(1.0, looks / self.looks)))
+        divisor = parts * 2.0 ** math.ceil(math.log2(max(1.0, more)))
         if divisor == 1 or not math.isfinite(threshold):
             return threshold
         if divisor not in self._known:
