@@ -1,8 +1,8 @@
 """`python train.py rewind --run ...`: a run trained again from before it learnt what it flagged, without that.
 
 A flag keeps a picture from being learnt further, and cannot take back what was learnt before it. So the run is taken up
-at its newest checkpoint that holds little of it, or at its beginning where there is none, and trained to its planned end
-without the flagged samples, with everything else as it was. That needs checkpoints that were kept during training:
+at its newest checkpoint that holds little of it, or at its beginning where there is none, and trained to its planned
+end without the flagged samples, with everything else as it was. That needs checkpoints that were kept during training:
 
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {save_top_k: -1, every_n_train_steps: 100}
@@ -87,9 +87,7 @@ class Plan:
     def text(self, output: Path) -> str:
         """What is about to be done, in words."""
         undone = self.visits - self.before
-        lines = [
-            f"{self.run} flagged {self.flagged:,} samples, and was trained on them {self.visits:,} times before and after."
-        ]
+        lines = [f"{self.run} flagged {self.flagged:,} samples. It was trained on them {self.visits:,} times in all."]
         if self.checkpoint is not None:
             lines.append(
                 f"It is taken up at step {self.checkpoint.step:,} ({self.checkpoint.path}): {undone:,} of these visits "

@@ -66,12 +66,16 @@ class TrainCLI(LightningCLI):
         """Put checkpoints into the run folder unless the configuration says otherwise.
 
         Raises:
-            ConfigurationError: if the list of excluded keys lies in the run folder, which is renamed when the new run
-                takes its place.
+            ConfigurationError: if the list of excluded keys lies in the run folder, and is renamed with it when the new
+                run takes its place, or written anew.
         """
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
-        inside = isinstance(excluded, str) and Path(excluded).resolve().is_relative_to(self._folder().resolve())
-        if inside and self._holds_earlier_run():
+        # In a fresh folder a list may lie, unless the run writes it anew.
+        if (
+            isinstance(excluded, str)
+            and Path(excluded).resolve().is_relative_to(self._folder().resolve())
+            and (self._holds_earlier_run() or Path(excluded).name == "flagged.csv")
+        ):
             raise ConfigurationError(
                 f"The keys to exclude, {excluded}, lie in the folder of the new run, {self._folder()}",
                 expected="a folder of its own for the run without them",

@@ -22,30 +22,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.renaming import rename_picture
 from memtrain.families.looks import (
     HASH_BYTES,
-    caption_name,
-    embedding_hashes,
-    looks,
     odd_frequencies,
-    row_hashes,
     similarity,
 )
 from memtrain.families.looks import figures as figures_in
 from memtrain.families.online import OnlineFamilies, Seen
-from memtrain.families.online_captions import UNREAD
-from memtrain.functional.diffusion import clean_latents
 from memtrain.models.observation import Observation
-from memtrain.models.transfer import HostCopy
-from memtrain.monitoring.batch_fields import captions_of, field_of, pictures_of, token_rows
-from memtrain.monitoring.heldout_latents import CLEAR, noise_levels
+from memtrain.monitoring.heldout_keys import HeldoutKeys
+from memtrain.monitoring.heldout_latents import noise_levels
 from memtrain.monitoring.host import Host
+from memtrain.monitoring.options import WatchOptions
+from memtrain.monitoring.shown_batch import Part, ShownBatch, ShownVisits, recovered
 
 log = logging.getLogger(__name__)
 
@@ -60,42 +56,6 @@ def wanted(setting: Setting, host: Host) -> bool:
     if setting != "auto":
         return bool(setting)
     return host.families is None and not hasattr(host.data, "families")
-
-
-Part = tuple[int, int, list[str], Tensor | None, list[str | None]]
-"""What one process saw of a batch: number, rank, keys, packed looks (zeros where there is none), captions."""
-
-
-@dataclass
-class _Shown:
-    """What is known of one batch so far, by row: parts of packed looks, and captions or their hashes."""
-
-    looks: list[Tensor] = field(default_factory=list)
-    captions: list[str | None] = field(default_factory=list)
-    hashes: Tensor | None = None
-    unread: bool = False
-
-
-@dataclass
-class _Visits:
-    """What one batch showed, on its way to the host."""
-
-    batch: int
-    rank: int
-    keys: list[str]
-    looks: HostCopy | None
-    captions: list[str | None]
-    hashes: HostCopy | None
-    unread: bool
-
-    def read(self) -> Part:
-        """On the host."""
-        captions = self.captions
-        if self.hashes is not None:
-            mark = UNREAD if self.unread else ""
-            captions = [f"{mark}{value & (2**64 - 1):016x}" if value else None for value in self.hashes.read().tolist()]
-        looks = None if self.looks is None else self.looks.read().clone()
-        return self.batch, self.rank, self.keys, looks, captions
 
 
 class OnlineWatch:
@@ -117,13 +77,21 @@ class OnlineWatch:
         always: bool = False,
     ) -> None:
         self.host, self.index, self.held_out, self.always = host, index, held_out, always
-        self._shown = _Shown()
-        self._pending: list[_Visits] = []
+        self._shown = ShownBatch()
+        self._pending: list[ShownVisits] = []
         self._restored: list[Part] = []
         self._levels = noise_levels(host.noise_scheduler)
         self._held: dict[str, bool] = {}
         self._held_figures: Tensor | None = None
         self._told = False
+
+    @classmethod
+    def of(cls, host: Host, *, chosen: HeldoutKeys, options: WatchOptions) -> OnlineWatch | None:
+        """That of a run; None where its index does not grow."""
+        if not isinstance(host.families, OnlineFamilies):
+            return None
+        held_out = chosen.__contains__ if chosen.share else None
+        return cls(host, host.families, held_out=held_out, always=options.settings.online_families is True)
 
     @property
     def _compares(self) -> bool:
@@ -131,51 +99,40 @@ class OnlineWatch:
 
     # A batch
 
-    def begin(self, batch: Any, keys: Sequence[str]) -> None:
-        """Look at a batch, before its forward pass and whatever changes its captions."""
-        self._shown = _Shown()
+    def begin(self, batch: Any, keys: Sequence[str]) -> Tensor | None:
+        """Look at a batch, before its forward pass and whatever changes its captions.
+
+        Returns:
+            Its :meth:`twins`.
+        """
+        self._shown = ShownBatch()
         if self._settled(keys):
-            return
-        pictures = pictures_of(batch, len(keys)) if self._compares else None
-        if pictures is not None and (packed := looks(pictures)) is not None:
-            self._shown.looks = [packed]
-        if (captions := captions_of(batch, len(keys))) is not None:
-            self._shown.captions = [caption_name(text) for text in captions]
-        elif (rows := token_rows(batch, len(keys))) is not None:
-            ids, empty = rows
-            self._shown.hashes = row_hashes(ids).masked_fill(empty, 0)
-            self._shown.unread = field_of(batch, "prompt_length") is None
+            return None
+        self._shown.read(batch, len(keys), pictures=self._compares)
+        return self.twins(torch.cat(self._shown.looks)) if self._shown.looks else None
 
     def show(self, *, images: Tensor | None, captions: Sequence[str] | None) -> None:
         """Take what a loop hands over of its next rows."""
-        if images is not None and (packed := looks(images)) is not None:
-            self._shown.looks.append(packed)
-        if captions is not None:
-            self._shown.captions += [caption_name(text) for text in captions]
+        self._shown.add(images=images, captions=captions)
 
-    def row_looks(self, part: Observation, prediction: Tensor, target: Tensor, *, rows: slice) -> Tensor | None:
-        """The packed looks of rows whose loss is handed over, `(b, 8 + D)`; None where nothing shows them."""
-        count = sum(map(len, self._shown.looks))
+    def take(self, part: Observation, prediction: Tensor, target: Tensor, *, rows: slice) -> Tensor | None:
+        """Look at rows whose loss is handed over.
+
+        Returns:
+            Their :meth:`twins`.
+        """
+        return self.twins(self._row_looks(part, prediction, target, rows=rows))
+
+    def _row_looks(self, part: Observation, prediction: Tensor, target: Tensor, *, rows: slice) -> Tensor | None:
+        """Packed, `(b, 8 + D)`; None where nothing shows them."""
+        count = self._shown.rows()
         if count >= rows.stop:
             return torch.cat(self._shown.looks)[rows]
-        if not self._compares or count > rows.start or self._settled(part.keys):
+        if not self._compares or count != rows.start or self._settled(part.keys):
             return None
-        packed = self._recovered(part, prediction, target)
-        if packed is not None and count == rows.start:
+        packed = recovered(part, prediction, target, levels=self._levels)
+        if packed is not None:
             self._shown.looks.append(packed)
-        return packed
-
-    def _recovered(self, part: Observation, prediction: Tensor, target: Tensor) -> Tensor | None:
-        """Looks of the clean latents; zeros where rounding is blown up."""
-        noisy = part.noisy_latents
-        if self._levels is None or not prediction.shape == target.shape == noisy.shape:
-            return None
-        levels, kind = self._levels
-        steps = part.timesteps.to(noisy.device)
-        level = levels.to(noisy.device)[steps.long().clamp(0, len(levels) - 1)]
-        packed = looks(clean_latents(noisy.float(), target.detach().float(), level, prediction_type=kind))
-        if packed is not None and noisy.dtype.itemsize < 4:
-            packed = packed.masked_fill((steps >= CLEAR * len(levels))[:, None], 0)
         return packed
 
     def twins(self, packed: Tensor | None) -> Tensor | None:
@@ -188,49 +145,27 @@ class OnlineWatch:
         alike = similarity(figures_in(packed), held, mirrored=odd_frequencies(held.shape[1]).to(held.device))
         return alike.amax(dim=1) >= self.index.memory.threshold()
 
-    @property
-    def shown_looks(self) -> Tensor | None:
-        """Packed looks of the batch that was begun."""
-        return torch.cat(self._shown.looks) if self._shown.looks else None
-
     def end(self, observation: Observation, *, batch: int) -> None:
         """Start the way to the host of what a batch showed."""
-        keys, shown, self._shown = list(observation.keys), self._shown, _Shown()
-        packed = torch.cat(shown.looks) if shown.looks else None
-        if len(shown.captions) != len(keys):
-            shown.captions = [caption_name(self.host.captions.get(key, "")) for key in keys]
-        if any(shown.captions):
-            shown.hashes = None
-        elif shown.hashes is None and not observation.text_trained and not self._settled(keys):
-            shown.hashes, shown.unread = embedding_hashes(observation.text_embeddings), True
-        if observation.caption_dropped:
-            dropped = torch.tensor(list(observation.caption_dropped))
-            shown.captions = [None if gone else name for name, gone in zip(shown.captions, dropped, strict=True)]
-            if shown.hashes is not None:
-                shown.hashes = shown.hashes.masked_fill(dropped.to(shown.hashes.device), 0)
-        self._pending.append(
-            _Visits(
-                batch,
-                self.host.rank,
-                keys,
-                HostCopy(packed) if packed is not None and len(packed) == len(keys) else None,
-                shown.captions,
-                None if shown.hashes is None else HostCopy(shown.hashes),
-                shown.unread,
-            )
-        )
+        settled = self._settled(observation.keys)
+        self._pending.append(self._shown.visits(observation, self.host, batch=batch, settled=settled))
+        self._shown = ShownBatch()
 
     def drop(self) -> None:
         """Forget a batch that did not come to its end, or trained nothing."""
-        self._shown = _Shown()
+        self._shown = ShownBatch()
 
     def _settled(self, keys: Sequence[str]) -> bool:
         return all(map(self.index.settled, keys))
 
     # Updates and checkpoints
 
-    def exchange(self) -> None:
-        """Let the index grow by what all processes saw; call on every process alike."""
+    def exchange(self, calibration: Calibration) -> None:
+        """Let the index grow by what all processes saw; call on every process alike.
+
+        Args:
+            calibration: in which what is known of a picture goes over to the earlier one that it turns out to be.
+        """
         own, self._pending, self._restored = self._unread(), [], []
         batches: dict[int, list[Seen]] = {}
         for number, _, keys, packed, captions in sorted(self.host.gather(own), key=lambda part: part[:2]):
@@ -238,6 +173,9 @@ class OnlineWatch:
             batches.setdefault(number, []).extend(map(Seen, keys, rows, captions))
         for seen in batches.values():
             self.index.add(seen)
+        for old, new in self.index.renamed:
+            rename_picture(calibration, old, new)
+        self.index.renamed.clear()
         if self.held_out is not None:
             self._remember_held(self.held_out)
         self._tell()
@@ -273,6 +211,6 @@ class OnlineWatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state; of what was seen since the last update, what the process that saved had seen."""
         self.index.load_state_dict(state["index"])
-        self._restored = [tuple(part) for part in state["pending"]] if self.host.rank == 0 else []  # type: ignore[misc]
+        self._restored = [tuple(part) for part in state["pending"]] if self.host.rank == 0 else []
         if self.held_out is not None:
             self._remember_held(self.held_out)
