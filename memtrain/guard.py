@@ -74,8 +74,7 @@ class Guard:
             (:class:`memtrain.families.table.Families`, or the path of a scan's table).
 
     Raises:
-        MemtrainError: if it is made before `prepare()` or after `load_state()`, there is a guard already, an option is
-            unknown, or there is no denoiser of a known family.
+        MemtrainError: if it is made at the wrong time, there is a guard already, or an option or denoiser is unknown.
     """
 
     def __init__(
@@ -195,8 +194,7 @@ class Guard:
             captions: B texts, likewise; default their embeddings, unless the encoder is trained along.
 
         Raises:
-            MemtrainError: if there was no forward, the prediction is not its, there is no key for each row, or the
-                criterion gives a mean.
+            MemtrainError: if the prediction is not a forward's, there is no key for each row, or a criterion is a mean.
         """
         loop_mistakes.require_forward(self.engine, started=self._started, over=self._over)
         self.engine.show(images=images, captions=captions)

@@ -57,7 +57,8 @@ def looks(pictures: Tensor) -> Tensor | None:
 
 def fingerprints(packed: Tensor) -> list[int]:
     """The fingerprints in packed looks, B whole numbers."""
-    return [int(value) for value in packed[:, :HASH_BYTES].contiguous().view(torch.int64)[:, 0]]
+    # A single row would keep its stride, and could not be read as whole numbers.
+    return packed[:, :HASH_BYTES].reshape(-1).clone().view(torch.int64).tolist()
 
 
 def figures(packed: Tensor) -> Tensor:

@@ -169,7 +169,9 @@ class OnlineFamilies:
         keys = [seen.key for seen in compared]
         hashes, drawn = fingerprints(packed), packed[:, HASH_BYTES:]
         before = self.memory.nearest(drawn, but=list(keys))
-        among = similarity(drawn, drawn, mirrored=odd_frequencies(drawn.shape[1])).tril(-1)
+        among = similarity(drawn, drawn, mirrored=odd_frequencies(drawn.shape[1])).tril(-1).max(dim=1)
+        within, earlier = among.values.tolist(), among.indices.tolist()
+        strict = self.memory.threshold()
         for row, seen in enumerate(compared):
             key, known = seen.key, seen.key in self.memory
             if known:
@@ -177,10 +179,9 @@ class OnlineFamilies:
             if self._members.get(key):
                 continue
             name, likeness = before[row]
-            if row and float(among[row].max()) > likeness:
-                likeness, place = (value.item() for value in among[row].max(dim=0))
-                name = keys[int(place)]
-            name, threshold, reason = self.picture(name), self.memory.threshold(), NEAR
+            if within[row] > likeness:
+                likeness, name = within[row], keys[earlier[row]]
+            name, threshold, reason = self.picture(name), strict, NEAR
             equal = self.memory.equal(hashes[row], drawn[row])
             if equal is not None and equal != key:
                 name, likeness, reason = equal, 1.0, EXACT

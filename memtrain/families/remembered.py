@@ -48,8 +48,8 @@ class RememberedLooks:
         self.tail: tuple[float, float] | None = None
         self.owners: list[str] = []
         self.figures = torch.empty(0, 0, dtype=torch.int8)
-        self.visits = torch.empty(0, dtype=torch.int64)
-        self.last = torch.empty(0, dtype=torch.int64)
+        self.visits: list[int] = []
+        self.last: list[int] = []
         self.forgotten = 0
         self._calibrated_at = 0
         self._fingerprints: list[int] = []
@@ -129,11 +129,11 @@ class RememberedLooks:
             room = min(max(64, 2 * place), self.limit) - place
             figures = torch.zeros(room, len(figure), dtype=torch.int8)
             self.figures = torch.cat([self.figures.view(-1, len(figure)), figures])
-            self.visits, self.last = (torch.cat([part, torch.zeros(room, dtype=torch.int64)]) for part in self._counts)
         self.owners.append(owner)
         self._fingerprints.append(fingerprint)
         self.figures[place] = figure
-        self.visits[place], self.last[place] = 0, now
+        self.visits.append(0)
+        self.last.append(now)
         self._places.setdefault(owner, []).append(place)
         self._owner_of.setdefault(fingerprint, owner)
 
@@ -158,25 +158,21 @@ class RememberedLooks:
         self.tail = tail(self.figures[first[torch.linspace(0, count - 1, min(count, SAMPLED)).long()]])
         return True
 
-    @property
-    def _counts(self) -> tuple[Tensor, Tensor]:
-        return self.visits, self.last
-
     def _forget(self) -> None:
         count, spare = len(self), max(1, self.limit // 8)
-        again = self.visits[:count] > 1
-        order = self.last[:count].argsort(stable=True)
-        once, often = order[~again[order]].tolist(), order[again[order]].tolist()
+        order = sorted(range(count), key=self.last.__getitem__)
+        once = [place for place in order if self.visits[place] <= 1]
+        often = [place for place in order if self.visits[place] > 1]
         excess = max(0, len(often) - self.limit // 2)
         gone = set([*often[:excess], *once, *often[excess:]][:spare])
         self.forgotten += len(gone)
         self._keep([place for place in range(count) if place not in gone])
 
     def _keep(self, places: list[int]) -> None:
-        index = torch.tensor(places, dtype=torch.long)
         self.owners = [self.owners[place] for place in places]
         self._fingerprints = [self._fingerprints[place] for place in places]
-        self.figures, self.visits, self.last = self.figures[index], self.visits[index], self.last[index]
+        self.visits, self.last = [self.visits[place] for place in places], [self.last[place] for place in places]
+        self.figures = self.figures[places]
         self._index()
 
     def _index(self) -> None:
@@ -192,8 +188,8 @@ class RememberedLooks:
             "owners": list(self.owners),
             "fingerprints": torch.tensor(self._fingerprints, dtype=torch.int64),
             "figures": self.figures[:count].clone(),
-            "visits": self.visits[:count].clone(),
-            "last": self.last[:count].clone(),
+            "visits": torch.tensor(self.visits, dtype=torch.int64),
+            "last": torch.tensor(self.last, dtype=torch.int64),
             "tail": None if self.tail is None else list(self.tail),
             "calibrated_at": self._calibrated_at,
             "forgotten": self.forgotten,
@@ -202,7 +198,11 @@ class RememberedLooks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
         self.owners, self._fingerprints = list(state["owners"]), state["fingerprints"].tolist()
-        self.figures, self.visits, self.last = (state[name].clone() for name in ("figures", "visits", "last"))
+        self.figures, self.visits, self.last = (
+            state["figures"].clone(),
+            state["visits"].tolist(),
+            state["last"].tolist(),
+        )
         self.tail = None if state["tail"] is None else (state["tail"][0], state["tail"][1])
         self._calibrated_at = state["calibrated_at"]
         self.forgotten = state["forgotten"]
