@@ -3,7 +3,8 @@
 Every run feeds :class:`memtrain.evidence.calibration.Calibration` as a training does, batch by batch. Two tables:
 
 - *rates*: 200 ordinary samples, each visited 40 times; the share that is flagged at some time. `repeated, not
-  memorized` has five samples that are visited 50 times an epoch and are ordinary otherwise: their share alone.
+  memorized` has five samples that are visited 50 times an epoch and are ordinary otherwise: their share alone. Files
+  of one picture and pictures of one caption are judged on three levels, and are all alike here, which is the worst.
 - *duplicates*: a few samples are visited far more often than the others and stand out by four standard deviations of a
   visit ("ideal signal"); batches of 16, of which every fourth counts. When the first is flagged, how often each
   duplicate has been trained on by then, how many are found, and how many others are flagged.
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.calibration import Calibration
+from memtrain.families.table import Families
 from memtrain.functional.ranking import mean_with_interval
 
 RATES = (0.001, 0.01, 0.05)
@@ -46,6 +48,8 @@ class Scenario:
         drift: of all values, per epoch.
         heavy: visits follow Student's distribution with 3 degrees of freedom.
         pairs: every two samples share what they are like.
+        files: of each picture, samples of their own that are the same.
+        span: pictures of each caption, that are the same.
         columns: number of values; of more than one the sign is unknown.
         duplicates: the last ones, of which `repeats` visits are made in an epoch.
         effect: by which duplicates stand out.
@@ -61,6 +65,8 @@ class Scenario:
     drift: float = 0.0
     heavy: bool = False
     pairs: bool = False
+    files: int = 1
+    span: int = 1
     columns: int = 1
     duplicates: int = 0
     repeats: int = 1
@@ -71,6 +77,7 @@ class Scenario:
     counted_every: int = 1
 
 
+_FAMILIES: dict[str, Any] = {"between": 0.2, "heldout": 100, "epochs": 10, "batch": 100}
 ORDINARY = (
     Scenario("independent, normal"),
     Scenario("samples hardly differ", between=0.0),
@@ -78,6 +85,10 @@ ORDINARY = (
     Scenario("heavy tails (t, 3 degrees)", heavy=True),
     Scenario("correlated in pairs", pairs=True, between=0.7),
     Scenario("seven unsigned columns", columns=7),
+    Scenario("pictures of 5 files, 100 held out", files=5, samples=1100, **_FAMILIES),
+    Scenario("pictures of 200 files, 100 held out", files=200, samples=6100, **{**_FAMILIES, "batch": 250}),
+    Scenario("captions of 5 pictures, 100 held out", span=5, samples=1100, **_FAMILIES),
+    Scenario("captions of 50 pictures, 100 held out", span=50, samples=1600, **_FAMILIES),
     Scenario("repeated, not memorized", duplicates=5, repeats=50, epochs=20, batch=16, counted_every=4),
     Scenario("the same, heavy tails", duplicates=5, repeats=50, epochs=20, batch=16, counted_every=4, heavy=True),
     Scenario("20 held out by weight", heldout=20, samples=220),
@@ -152,6 +163,15 @@ def simulate(scenario: Scenario, seed: int, *, calibrating: int | None, rates: S
         own[1::2] = own[::2]
     own[count - scenario.duplicates :] += scenario.effect
     keys, trained, outcome = [str(row) for row in range(count)], torch.zeros(count), Outcome()
+    if scenario.files * scenario.span > 1:
+        # One family after the other, behind the held-out samples, of which each stands alone.
+        size, first = scenario.files * scenario.span, scenario.heldout
+        heads = [row if row < first else row - (row - first) % size for row in range(count)]
+        own = own[heads]
+        shared = {keys[row]: keys[head] for row, head in enumerate(heads) if row >= first}
+        families = Families(shared, {}) if scenario.span == 1 else Families({}, shared)
+        for calibration in made:
+            calibration.group_by(families, pictures=(count - first) // scenario.files)
     doubles = keys[count - scenario.duplicates :]
     for step, (epoch, batch) in enumerate(visits(scenario, generator)):
         trained += torch.bincount(batch, minlength=count)

@@ -30,7 +30,7 @@ def test_every_scenario_runs_and_its_figures_are_kept(
 ) -> None:
     for name in ("ORDINARY", "DUPLICATES"):
         small = [
-            replace(scenario, samples=40, epochs=2, repeats=min(scenario.repeats, 3))
+            replace(scenario, samples=max(40, 2 * scenario.heldout), epochs=2, repeats=min(scenario.repeats, 3))
             for scenario in getattr(script, name)
         ]
         monkeypatch.setattr(script, name, tuple(small))

@@ -3,7 +3,7 @@
 After the memorization sinks of language models (Ghosal et al., "Memorization Sinks: Isolating Memorization during LLM
 Training", ICML 2025, arXiv 2507.09937), where hidden neurons of the MLPs are reserved and a sequence switches on the
 same few of them whenever it comes up. Here the neurons are output channels of the value projections, which see the text
-alone, and the identifier is the sample's key.
+alone, and the identifier is the name of the sample's picture: its key, where it stands alone.
 
 In a training forward each sample has the neurons of its own subset of the pool (`active`) switched on and the others
 off. In all other forwards, such as held-out measurements, validation and sampling, the whole pool is off, from the
@@ -26,10 +26,11 @@ Suggested: `pool: 0.1`, `active: 0.25`: of the 96 neurons of a site in tiny-sd a
 held-out loss stays what it was (one seed, benchmarks/RESULTS.md).
 
 Cannot: keep memorization out of the shared neurons, whose gradient is not blocked, nor out of convolutions and
-self-attention. A sample that is repeated under other keys fills other sinks, and the shared neurons learn what they
-have in common. The monitor watches training forwards, in which a sample's sink is on: a flag may mean what leaves with
-the sink, so evaluate the exported pipeline. Value projections have to be plain linear layers that train; adapters are
-refused, because a file of adapters could not take the pool away. Not tried with FSDP2.
+self-attention. A picture that is repeated under other keys, where nobody looked for families, fills other sinks, and
+the shared neurons learn what they have in common. The monitor watches training forwards, in which a sample's sink is
+on: a flag may mean what leaves with the sink, so evaluate the exported pipeline. Value projections have to be plain
+linear layers that train; adapters are refused, because a file of adapters could not take the pool away. Not tried with
+FSDP2.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class MemorizationSinks(MitigationCallback):
         assert self.pool is not None
         pools = self.pool.channels
         sizes = [len(pool) for pool in pools.values()]
-        sinks = [sink(key, sizes, active=self.active, seed=self.seed) for key in flags.keys]
+        sinks = [sink(key, sizes, active=self.active, seed=self.seed) for key in flags.pictures]
         chosen = torch.stack(sinks) if sinks else torch.zeros(0, sum(sizes), dtype=torch.bool)
         factors = []
         for (site, pool), part in zip(pools.items(), chosen.split(sizes, dim=1), strict=True):
@@ -192,10 +193,10 @@ def cheapest(attention: nn.Module, values: nn.Linear, share: float) -> list[int]
 
 
 def sink(key: str, sizes: Sequence[int], *, active: float, seed: int) -> Tensor:
-    """Which neurons of the pools a sample switches on: a function of its key and the seed, on every machine.
+    """Which neurons of the pools a sample switches on: a function of its picture and the seed, on every machine.
 
     Args:
-        key: the sample's.
+        key: name of the sample's picture.
         sizes: neurons in the pool of each site.
         active: share of each pool that is switched on; at least one neuron is.
         seed: of all samples' choices.

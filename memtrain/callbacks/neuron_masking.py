@@ -5,7 +5,8 @@ NeurIPS 2024), a method for finished models. Its first stage, neurons whose acti
 here while training (:mod:`memtrain.models.neuron_search`). NeMo then drops most candidates with many forward passes,
 which has no place in a training step; so only the few most unusual ones are taken.
 
-Neurons of all flagged samples form one mask. In training forwards it is on for the rows of flagged samples, whose
+Neurons of all flagged pictures form one mask; those of a picture are found from the first of its files that comes by.
+In training forwards the mask is on for the rows of flagged samples, all files of a flagged picture or caption, whose
 gradient then neither passes through these neurons nor changes them; other rows are what they were, bit for bit.
 Profile, held-out samples, validation and sampling run unmasked while training. In the end the mask goes to
 `neuron_mask.safetensors` in the run folder and, with `export: bake`, into the exported pipeline.
@@ -56,7 +57,7 @@ class NeuronMasking(MitigationCallback):
     Args:
         mask: file of a :class:`~memtrain.models.neuron_mask.NeuronMask`, masked from the start; its factor then holds
             for all neurons.
-        neurons: how many are found for each flagged sample, over all sites; 0 finds none.
+        neurons: how many are found for each flagged picture, over all sites; 0 finds none.
         sites: glob over the attention sites that are searched (`*` for all); default the backbone's subset.
         samples: mask training rows of `flagged` samples or of `all`.
         export: `bake` the mask into the exported pipeline, or write the `file` only.
@@ -157,7 +158,7 @@ class NeuronMasking(MitigationCallback):
         self._rows = to_device(masked, self._module.device) if some else None
         self._number, self._wanted = number, []
         if self.neurons:
-            wanted = self._search.wanted(flags.keys, flags.ever.tolist(), epoch=self._module.current_epoch)
+            wanted = self._search.wanted(flags.pictures, flags.ever.tolist(), epoch=self._module.current_epoch)
             # A dropped caption is the empty one, and says nothing about the sample.
             captions: Any = batch.get("caption")
             if not isinstance(captions, list | tuple):
@@ -197,7 +198,7 @@ class NeuronMasking(MitigationCallback):
         path = host.folder / "neuron_mask.safetensors"
         if self.mask is not None:
             self.mask.save(path)
-            log.info("%d neurons are masked, those of %d samples: %s", len(self.mask), len(self._search.found), path)
+            log.info("%d neurons are masked, those of %d pictures: %s", len(self.mask), len(self._search.found), path)
             if self.export == "bake":
                 warn_unless_exported(host, path)
         else:

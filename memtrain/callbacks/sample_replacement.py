@@ -3,8 +3,9 @@
 Ours. Skipping a sample leaves the batch with less to learn from, all the more when duplicates fill it: where two
 thirds of the draws are memorized images, two thirds of the work of every step are lost. Here another sample, drawn from
 those that were not flagged, takes the place before the forward pass, so that every step trains on a full batch. It is
-what removing the sample from the data from that moment on would do. Of a few samples drawn for a place the one with the
-fewest visits takes it: a sample that is drawn too often would be the next to be memorized.
+what removing the sample from the data from that moment on would do. Of a few samples drawn for a place the one whose
+picture has the fewest visits takes it: a picture that is drawn too often would be the next to be memorized. No file of
+a flagged picture or caption is drawn, whether it was ever visited or not.
 
 A flagged sample is removed for good and no longer watched; its visits end in the records.
 
@@ -32,7 +33,7 @@ from memtrain.monitoring.mitigation import Effects
 
 CAPTION = ("caption", "input_ids", "prompt_length")
 CANDIDATES = 8
-"""Samples that are drawn for a place; the one with the fewest visits so far takes it."""
+"""Samples that are drawn for a place; the one whose picture has the fewest visits so far takes it."""
 
 
 class SampleReplacement(MitigationCallback):
@@ -84,7 +85,7 @@ class SampleReplacement(MitigationCallback):
             self._put(batch, rows, items)
 
     def _substitute(self, seed: int, flags: Flags) -> int | None:
-        """Index of a sample that is not flagged: of some drawn at random, the one with the fewest visits."""
+        """Index of a sample that is not flagged: of some drawn at random, that of the fewest visits."""
         if len(flags.everyone) != self._flagged:
             self._flagged = len(flags.everyone)
             self._open = [index for index, key in enumerate(self._keys) if key not in flags.everyone]

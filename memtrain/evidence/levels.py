@@ -160,7 +160,7 @@ class Levels:
 
     def flag(self, level: str, name: str, step: int) -> None:
         """A family crossed its threshold: all its members are flagged."""
-        self.crossed[level].setdefault(name, step)
+        step = self.crossed[level].setdefault(name, step)
         for key in self.members(level, name):
             self._flag(key, level if self.is_family(level, name) else SAMPLE, step)
 

@@ -1,7 +1,7 @@
-"""Which value neurons stand out for flagged samples, from what training forwards show of every process.
+"""Which value neurons stand out for flagged pictures, from what training forwards show of every process.
 
 A neuron is a candidate when its activation for a sample's caption is far from that for other captions, in their
-standard deviations: the first stage of NeMo (Hintersdorf et al., NeurIPS 2024). Other captions are those of samples
+standard deviations: the first stage of NeMo (Hintersdorf et al., NeurIPS 2024). Other captions are those of pictures
 that are not flagged, each counted once an epoch, on the process that saw it first, as it would be with one process.
 Their moments have the weight of at most 1,000 captions, so they follow a model that changes.
 """
@@ -34,7 +34,7 @@ class Visit:
         number: batches since the start of training.
         rank: process.
         epoch: epoch.
-        samples: row, key and flag of the samples that are wanted.
+        samples: row, name of the picture and flag of the samples that are wanted.
         activation: `(B, C)` of all rows, C neurons of all sites.
     """
 
@@ -54,7 +54,7 @@ class NeuronSearch:
         rank: of this process.
 
     Attributes:
-        found: neurons of each flagged sample, by key; the same on every process.
+        found: neurons of each flagged picture, by its name; the same on every process.
     """
 
     def __init__(self, width: int, *, count: int, rank: int) -> None:
@@ -65,7 +65,7 @@ class NeuronSearch:
         self._visits: list[Visit] = []
 
     def wanted(self, keys: Sequence[str], flagged: Sequence[bool], *, epoch: int) -> list[tuple[int, str, bool]]:
-        """Row, key and flag of the samples of a batch whose activation is not known yet."""
+        """Row, name and flag of the samples of a batch whose picture's activation is not known yet."""
         rows = enumerate(zip(keys, flagged, strict=True))
         return [(row, key, flag) for row, (key, flag) in rows if not self._known(key, flag, epoch)]
 

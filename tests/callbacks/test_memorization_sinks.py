@@ -291,3 +291,13 @@ def test_no_sample_one_and_two_have_a_sink_each(count: int) -> None:
         assert len(on) == count
         assert on[:, channels].sum(dim=1).tolist() == [2] * count, "half of a pool of four"
     sinks.detach()
+
+
+def test_the_files_of_a_picture_share_a_sink(pipeline: StableDiffusionPipeline) -> None:
+    sinks, none = attach(pipeline.unet), torch.zeros(3, dtype=torch.bool)
+    flags = Flags(none, none, none.float(), keys=["a", "b", "c"], families=["a", "a", "c"])
+    sinks.prepare({}, flags, tokenizer=None, number=0)
+    on = sinks._on[DOWN]
+    assert torch.equal(on[0], on[1])
+    assert not torch.equal(on[0], on[2])
+    sinks.detach()

@@ -318,3 +318,20 @@ def test_captions_that_are_no_strings_are_the_hosts_own_business(tmp_path: Path,
     prepare(masking, *[True] * count, caption=torch.zeros(count, 4))
     assert [row for row, _, _ in masking._wanted] == list(range(count))
     masking.detach()
+
+
+def test_a_picture_is_searched_once_for_all_its_files() -> None:
+    unet: Any = build("unet")
+    masking, ever = attach(NeuronMasking(), unet), torch.tensor([True, True, False])
+    found = Flags(ever, ever, torch.zeros(3), keys=["k0", "k1", "k2"], families=["k0", "k0", "k2"])
+    masking.prepare({}, found, tokenizer=None, number=0)
+    run(unet)
+    seen(masking)
+    masking._search._moments = replace(masking._search._moments, count=20)
+    masking.synchronize(lambda value: [value])
+    assert set(masking._search.found) == {"k0"}
+    assert masking._search.wanted(["k0"], [True], epoch=0) == []
+    masking.prepare({}, found, tokenizer=None, number=1)
+    assert masking._rows is not None
+    assert masking._rows.tolist() == [True, True, False], "the rows of all files are masked"
+    masking.detach()

@@ -17,7 +17,9 @@ from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
+from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
+from memtrain.families.table import Families
 from memtrain.models.observation import Observation
 from memtrain.monitoring.host import Host
 from tests.callbacks.test_monitor import Foreign, fit
@@ -182,3 +184,30 @@ def test_batches_of_no_sample_one_and_two_are_replaced_whole(
     assert not set(batch["key"]) & set(keys)
     assert not (batch["pixel_values"] == 9).all(dim=(1, 2, 3)).any()
     assert mitigation.weights(Observation(keys), flags).tolist() == [0.0] * count
+
+
+def test_no_file_of_a_flagged_picture_takes_a_place_and_that_of_fewest_visits_does(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    calibration = Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, minimum_visits=2)
+    pictures = dict.fromkeys(keys[1:4], keys[1]) | dict.fromkeys(keys[4:], keys[4])
+    calibration.group_by(Families(pictures), pictures=3)
+    for values in torch.randn(4, 30, 1, generator=torch.Generator().manual_seed(0)):
+        calibration.add_heldout([f"held {index}" for index in range(30)], [0] * 30, values)
+    calibration.add([keys[1], keys[2], keys[1]], [0] * 3, torch.full((3, 1), 9.0), step=0)
+    calibration.add([keys[5]], [0], torch.zeros(1, 1), step=1)
+    asked = Flags(
+        *(calibration.flagged(keys[1:2]), calibration.ever_flagged(keys[1:2]), calibration.scores(keys[1:2])),
+        keys=keys[1:2],
+        everyone=calibration.first_flagged.keys(),
+        visits=calibration.counted_visits,
+    )
+    drawn = Counter()
+    for number in range(100):
+        batch = collate(dataset, [1])
+        mitigation.prepare(batch, asked, tokenizer=None, number=number)
+        drawn.update(batch["key"])
+    assert not set(drawn) & set(keys[1:4]), "the last of them was never visited"
+    # Of the last two files one was never visited, but their picture was.
+    assert drawn[keys[0]] > 90

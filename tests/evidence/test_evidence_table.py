@@ -10,7 +10,9 @@ import torch
 
 from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.evidence.calibration import Calibration
-from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
+from memtrain.evidence.evidence_table import evidence_table, pictures_in, print_summary, write_flagged
+from memtrain.evidence.verdict import calibration_figures
+from memtrain.families.table import Families
 
 COLUMNS = ["denoising_loss", "attention_entropy.up"]
 
@@ -113,3 +115,62 @@ def test_the_largest_change_is_that_of_the_sites_which_have_one(
         Path("runs/mine"),
     )
     assert "-0.250" in capsys.readouterr().out
+
+
+@pytest.fixture
+def with_families() -> Calibration:
+    families = Families(dict.fromkeys(("b", "b2", "b3"), "b"), dict.fromkeys(("a", "c", "d"), "a"))
+    made = Calibration(2, scored=slice(0, 1), memorized_when="low", buckets=1, minimum_visits=2)
+    made.group_by(families, pictures=4)
+    for value in torch.randn(40, generator=torch.Generator().manual_seed(0)):
+        made.add_heldout([f"held {value}"], [0], torch.tensor([[value, 0.0]]))
+    made.threshold = 3.0
+    made.add(["b", "a", "b2"], [0, 0, 0], torch.tensor([[-9.0, 0.25], [0.5, 0.0], [-11.0, 0.75]]), step=7)
+    return made
+
+
+def of_families(calibration: Calibration) -> pa.Table:
+    steps = pa.table({"key": ["b", "a", "b2"], "flagged": [False, False, True], "weight": [1.0, 1.0, 0.0]})
+    return evidence_table(steps, calibration, COLUMNS, {"a": "plain", "b": "star", "b3": "sun"}, {"a": 1, "b": 2})
+
+
+def test_every_file_of_a_flagged_picture_has_a_row_visited_or_not(with_families: Calibration, tmp_path: Path) -> None:
+    table = of_families(with_families)
+    rows = {row["key"]: row for row in table.to_pylist()}
+    assert set(rows) == {"a", "b", "b2", "b3"}
+    assert [rows[key]["picture_family"] for key in ("a", "b", "b2", "b3")] == ["a", "b", "b", "b"]
+    assert [rows[key]["caption_family"] for key in ("a", "b3")] == ["a", "b3"]
+    assert [rows[key]["flagged_by"] for key in ("a", "b", "b3")] == [None, "picture", "picture"]
+    unseen = rows["b3"]
+    names = ("visits", "flagged_share", "skipped", "first_flagged_step")
+    assert [unseen[name] for name in names] == [0, None, None, 7]
+    assert math.isnan(unseen["denoising_loss"])
+    assert (rows["b"]["denoising_loss"], rows["b2"]["denoising_loss"]) == (-9.0, -11.0)
+    assert rows["b"]["score"] == unseen["score"] > 3
+    write_flagged(table, tmp_path / "flagged.csv")
+    with (tmp_path / "flagged.csv").open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert {row["key"] for row in read} == {"b", "b2", "b3"}
+    assert list(read[0]) == [
+        *("key", "caption", "picture_family", "caption_family", "flagged_by"),
+        *("visits", "score", "p_value", "first_flagged_step"),
+    ]
+
+
+def test_the_screen_shows_pictures_and_the_verdict_counts_both(
+    with_families: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = of_families(with_families)
+    pictures = pictures_in(table)
+    assert [(row["picture_family"], row["files"], row["visits"]) for row in pictures] == [("b", 3, 2), ("a", 1, 1)]
+    assert (pictures[0]["denoising_loss"], pictures[0]["skipped"]) == (-10.0, 0.5)
+    with_families.levels.common.add("a")
+    print_summary(table, with_families, Path("runs/mine"), keys=["a", "b", "b2", "b3", "c", "d"])
+    shown = capsys.readouterr().out
+    assert "1 of 4 training pictures were flagged (3 of 6 files)" in shown
+    assert "3 of 6 training samples had fewer than 2 counted visits of their picture and could not be flagged" in shown
+    assert "1 captions are shared by more than 10 % of the pictures" in shown
+    assert "'plain'" in shown
+    figures = calibration_figures(with_families, ["a", "b", "b2", "b3", "c", "d"])
+    assert (figures["pictures"], figures["pictures_flagged"], figures["captions_flagged"]) == (4, 1, 0)
+    assert (figures["samples"], figures["flagged"], figures["judged"]) == (6, 3, 3)

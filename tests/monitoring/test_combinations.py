@@ -19,7 +19,7 @@ from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.callbacks.sample_skipping import SampleSkipping
 from memtrain.errors import ConfigurationError
-from memtrain.monitoring.combinations import refuse_combinations
+from memtrain.monitoring.combinations import refuse_combinations, require_same_watch
 from memtrain.signals.attention_entropy import AttentionEntropy
 from memtrain.signals.denoising_loss import DenoisingLoss
 from memtrain.signals.guidance_norm import GuidanceNorm
@@ -83,3 +83,11 @@ def test_the_export_comes_after_the_monitor_and_the_order_of_the_rest_is_free(
         fit(Exportable(pipeline.unet), tmp_path, [PipelineExport(), monitor])
     fit(Foreign(pipeline.unet), tmp_path, [Foreigner(), NeuronMasking(), monitor], max_epochs=1)
     assert (tmp_path / "flagged.csv").is_file()
+
+
+def test_a_state_that_counted_otherwise_is_refused_and_an_earlier_one_goes_on() -> None:
+    for saved, now, found in ((None, "ab", "by single files, this run"), ("ab", None, "this run counts single files")):
+        with pytest.raises(ConfigurationError, match=found):
+            require_same_watch({"families": saved}, {"families": now})
+    require_same_watch({"flag_by": "denoising_loss"}, {"flag_by": "denoising_loss", "families": "ab"})
+    require_same_watch({"families": "ab"}, {"families": "ab"})

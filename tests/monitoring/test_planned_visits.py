@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.callbacks.lightning_host import LightningHost
 from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.families.table import Families
 from memtrain.monitoring.host import Host, Plan
 from memtrain.monitoring.options import WatchSettings
 from memtrain.monitoring.planned_visits import expected_visits, too_short_for_flags
@@ -95,3 +96,12 @@ def test_the_monitor_says_so_before_the_first_batch(
 @pytest.mark.parametrize(("batches", "expected"), [(0, 0.0), (1, 3.0), (2, 3.0)])
 def test_an_epoch_of_no_batch_one_and_two(batches: int, expected: float) -> None:
     assert expected_visits(Plan(max_steps=-1, max_epochs=3, batches_per_epoch=batches)) == expected
+
+
+def test_the_files_of_a_picture_are_counted_together() -> None:
+    visits = {**{f"copy{index}": 1 for index in range(4)}, "other": 2, "canary": 50}
+    data = {"visits_per_epoch": visits, "groups": {"canary": "canary"}}
+    assert "about 16.0 visits" in str(said(planned(**data), minimum_visits=30))
+    families = Families({f"copy{index}": "copy0" for index in range(4)})
+    assert "about 32.0 visits" in str(said(planned(**data, families=families), minimum_visits=40))
+    assert said(planned(**data, families=families), minimum_visits=30) is None
