@@ -109,6 +109,10 @@ class OnlineFamilies:
         """Keys of a caption family, its name first."""
         return self.captions.members(name)
 
+    def keys(self) -> list[str]:
+        """Keys of the samples that are remembered."""
+        return list(self._visits)
+
     def settled(self, key: str) -> bool:
         """Whether no more has to be seen of a sample: it was met often enough, or its picture was found."""
         return key in self.captions and (self._visits.get(key, 0) >= LATE or key in self._picture)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -200,6 +201,12 @@ class OnlineWatch:
                 "(python train.py scan)",
                 100 * share,
             )
+
+    def finish(self, folder: Path) -> None:
+        """Write `families.parquet` of the samples that are remembered into the folder of the records."""
+        if self.host.rank == 0:
+            keys = self.index.keys()
+            self.index.families(keys).write(folder / "families.parquet", keys)
 
     def state_dict(self) -> dict[str, Any]:
         """The index, and what this process saw since the last update."""

@@ -278,6 +278,8 @@ class WatchedRun:
         self._update(over=True)
         self._skipped.require_some_trained(self.batches_done)
         self.running[2].finish(self.calibration, self.readings.columns, held_out=self.running[1].heldout_keys)
+        if self.online is not None:
+            self.online.finish(self.running[2].folder)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
 
