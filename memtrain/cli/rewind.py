@@ -20,6 +20,7 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -131,9 +132,12 @@ def rewind_run(run: str, output: str | None = None, remaining: float = 0.1) -> N
         print(plan.text(new))
     from memtrain.cli.training import train
 
-    # Where its checkpoints go is what is meant to change.
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    train(["fit", "--config", str(config)])
+    # Processes that Lightning starts are given this command line.
+    sys.argv[1:] = ["fit", "--config", str(config)]
+    with warnings.catch_warnings():
+        # Where checkpoints go is what is meant to change.
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
+        train()
 
 
 def make_plan(run: Path, *, remaining: float) -> Plan:
@@ -202,14 +206,11 @@ def _flagged_so_far(steps: pa.Table, checkpoints: Sequence[Checkpoint]) -> set[s
 
 
 def _checkpoints(run: Path, config: dict[str, Any]) -> list[Checkpoint]:
-    """Those that a run kept."""
-    folders = {run / "checkpoints"}
-    for callback in _callbacks(config):
-        where = (callback.get("init_args") or {}).get("dirpath")
-        if callback["class_path"].endswith("ModelCheckpoint") and where:
-            folders.add(Path(where))
-    found = {path.resolve(): path for folder in folders for path in sorted(folder.glob("**/*.ckpt")) if path.is_file()}
-    return [one for path in found.values() if (one := _read(path)) is not None]
+    """Those that a run kept: in its folder, else where its configuration put them."""
+    given = [one.get("init_args") or {} for one in _callbacks(config) if one["class_path"].endswith("ModelCheckpoint")]
+    folders = [run / "checkpoints", *(Path(one["dirpath"]) for one in given if one.get("dirpath"))]
+    found = next((paths for folder in folders if (paths := sorted(folder.glob("**/*.ckpt")))), [])
+    return [one for path in found if (one := _read(path)) is not None]
 
 
 def _read(path: Path) -> Checkpoint | None:
