@@ -66,35 +66,35 @@ def figures(packed: Tensor) -> Tensor:
     return packed[:, HASH_BYTES:]
 
 
-def similarity(first: Tensor, second: Tensor, *, mirrored: Tensor) -> Tensor:
+def similarity(first: Tensor, second: Tensor) -> Tensor:
     """How like each other pictures are, or one is the other's mirror image: 1 for equal figures.
 
     Args:
         first: `(n, D)` int8 figures.
         second: `(m, D)`.
-        mirrored: `(D,)` bool, of :func:`odd_frequencies`.
 
     Returns:
         `(n, m)` float32, 0 where a picture is plain; the same on every machine.
     """
     # Products of 8 bits and their sums are exact in fp32: below 2**24.
-    one, two = first.float(), second.float()
-    upright = one[:, ~mirrored] @ two[:, ~mirrored].T
-    turned = (one[:, mirrored] @ two[:, mirrored].T).abs_()
-    return upright.add_(turned) * _inverse_length(one)[:, None] * _inverse_length(two)[None]
+    one, two, even = first.float(), second.float(), even_frequencies(first.shape[1])
+    upright = one[:, :even] @ two[:, :even].T
+    turned = (one[:, even:] @ two[:, even:].T).abs_()
+    return upright.add_(turned).mul_(_inverse_length(one)[:, None]).mul_(_inverse_length(two)[None])
 
 
 def _inverse_length(figures: Tensor) -> Tensor:
-    squares = figures.double().square().sum(dim=1)
+    squares = figures.square().sum(dim=1).double()
     return torch.where(squares > 0, squares.clamp(min=1).rsqrt(), 0.0).float()
 
 
-def odd_frequencies(width: int) -> Tensor:
-    """Which of the numbers of a figure change their sign in a mirror, `(width,)` bool."""
+@lru_cache
+def even_frequencies(width: int) -> int:
+    """How many of the numbers of a figure keep their sign in a mirror; they come first."""
     for channels in range(1, MOST // 2 + 1):
         frequencies = _frequencies(channels)
         if len(frequencies) == width:
-            return torch.tensor([across % 2 == 1 for _, _, across in frequencies])
+            return sum(across % 2 == 0 for _, _, across in frequencies)
     raise ValueError(f"no figure has {width} numbers")
 
 
@@ -122,20 +122,21 @@ def _directions(width: int, device: torch.device) -> Tensor:
 
 @lru_cache
 def _frequencies(channels: int) -> tuple[tuple[int, int, int], ...]:
-    """Channel, downward and horizontal frequency of each number of a figure, the lowest of every channel."""
+    """Channel, downward and horizontal frequency of each number of a figure, the lowest of a channel; even first."""
     if channels == 3:
         # The eye, and the camera, give brightness more detail than colour.
         reaches: tuple[int, ...] = (11, 5, 5)
     else:
         each = MOST // channels
         reaches = (max(k for k in range(1, CELLS + 1) if k * (k + 1) // 2 - 1 <= each),) * channels
-    return tuple(
+    chosen = [
         (channel, down, across)
         for channel, reach in enumerate(reaches)
         for down in range(reach)
         for across in range(reach)
         if 0 < down + across < reach
-    )
+    ]
+    return tuple(sorted(chosen, key=lambda one: one[2] % 2))
 
 
 def _as_pictures(values: Tensor) -> Tensor | None:

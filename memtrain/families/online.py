@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import HASH_BYTES, fingerprints, odd_frequencies, similarity
+from memtrain.families.looks import HASH_BYTES, fingerprints, similarity
 from memtrain.families.online_captions import OnlineCaptions
 from memtrain.families.remembered import RememberedLooks
 from memtrain.families.table import EXACT, NEAR, Families
@@ -140,7 +140,7 @@ class OnlineFamilies:
     # What comes in
 
     def add(self, batch: Sequence[Seen]) -> None:
-        """Take in the visits of one batch, of all processes, in order."""
+        """Take in visits of one or more batches, of all processes, in order; of a key the first is looked at."""
         self._batches += 1
         shown = [seen for seen in batch if seen.look is not None]
         if shown:
@@ -173,7 +173,7 @@ class OnlineFamilies:
         keys = [seen.key for seen in compared]
         hashes, drawn = fingerprints(packed), packed[:, HASH_BYTES:]
         before = self.memory.nearest(drawn, but=list(keys))
-        among = similarity(drawn, drawn, mirrored=odd_frequencies(drawn.shape[1])).tril(-1).max(dim=1)
+        among = similarity(drawn, drawn).tril(-1).max(dim=1)
         within, earlier = among.values.tolist(), among.indices.tolist()
         strict = self.memory.threshold()
         for row, seen in enumerate(compared):
@@ -230,7 +230,7 @@ class OnlineFamilies:
             first = self.memory.places(name)[0]
             if first:
                 own, earlier = self.memory.figures[first][None], self.memory.figures[:first]
-                alike = similarity(own, earlier, mirrored=odd_frequencies(earlier.shape[1]))[0]
+                alike = similarity(own, earlier)[0]
                 likeness, place = (value.item() for value in alike.max(dim=0))
                 if likeness >= self.memory.threshold():
                     self._join(name, self.memory.owners[int(place)], likeness, NEAR)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import odd_frequencies, similarity
+from memtrain.families.looks import similarity
 
 ENOUGH = 256
 """Pictures on which a threshold can be calibrated."""
@@ -98,10 +98,9 @@ class RememberedLooks:
         best, place = torch.zeros(len(figures)), torch.full((len(figures),), -1)
         if not len(self):
             return [("", 0.0)] * len(figures)
-        mirrored = odd_frequencies(figures.shape[1])
         own = [self.places(name) if name is not None else [] for name in but]
         for start in range(0, len(self), _BLOCK):
-            found = similarity(figures, self.figures[start : min(start + _BLOCK, len(self))], mirrored=mirrored)
+            found = similarity(figures, self.figures[start : min(start + _BLOCK, len(self))])
             for row, left_out in enumerate(own):
                 for one in left_out:
                     if start <= one < start + len(found[row]):
@@ -118,7 +117,7 @@ class RememberedLooks:
     def likeness(self, owner: str, figure: Tensor) -> float:
         """How like the remembered looks of one picture this is."""
         own = self.figures[self._places[owner]]
-        return float(similarity(figure[None], own, mirrored=odd_frequencies(len(figure))).max())
+        return float(similarity(figure[None], own).max())
 
     def add(self, owner: str, fingerprint: int, figure: Tensor, *, now: int) -> None:
         """Remember a look of a picture."""
@@ -222,7 +221,7 @@ def tail(figures: Tensor) -> tuple[float, float] | None:
     Returns:
         The 97th percentile and the gain, both as inverse hyperbolic tangents; None of too few different pictures.
     """
-    alike = similarity(figures, figures, mirrored=odd_frequencies(figures.shape[1]))
+    alike = similarity(figures, figures)
     upper = torch.triu(torch.ones_like(alike, dtype=torch.bool), diagonal=1)
     # Likely copies, each of an earlier one.
     new = ~((alike > ALIKE) & upper).any(dim=0)

@@ -32,7 +32,6 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.renaming import rename_picture
 from memtrain.families.looks import (
     HASH_BYTES,
-    odd_frequencies,
     similarity,
 )
 from memtrain.families.looks import figures as figures_in
@@ -143,7 +142,7 @@ class OnlineWatch:
             return None
         if held.device != packed.device:
             held = self._held_figures = held.to(packed.device)
-        alike = similarity(figures_in(packed), held, mirrored=odd_frequencies(held.shape[1]).to(held.device))
+        alike = similarity(figures_in(packed), held)
         return alike.amax(dim=1) >= self.index.memory.threshold()
 
     def end(self, observation: Observation, *, batch: int) -> None:
@@ -168,12 +167,12 @@ class OnlineWatch:
             calibration: in which what is known of a picture goes over to the earlier one that it turns out to be.
         """
         own, self._pending, self._restored = self._unread(), [], []
-        batches: dict[int, list[Seen]] = {}
-        for number, _, keys, packed, captions in sorted(self.host.gather(own), key=lambda part: part[:2]):
+        seen: list[Seen] = []
+        for _, _, keys, packed, captions in sorted(self.host.gather(own), key=lambda part: part[:2]):
             rows = [None] * len(keys) if packed is None else [row if row.any() else None for row in packed]
-            batches.setdefault(number, []).extend(map(Seen, keys, rows, captions))
-        for seen in batches.values():
-            self.index.add(seen)
+            seen.extend(map(Seen, keys, rows, captions))
+        # All at once: what is remembered is gone through once an update.
+        self.index.add(seen)
         for old, new in self.index.renamed:
             rename_picture(calibration, old, new)
         self.index.renamed.clear()
