@@ -4,6 +4,7 @@ Each imports what it needs when it is called: evaluating the prompts of a model 
 """
 
 import os
+import sys
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -12,7 +13,13 @@ __all__ = ["evaluate", "train"]
 
 
 def train(args: list[str] | None = None) -> None:
-    """See :func:`memtrain.cli.training.train`."""
+    """See :func:`memtrain.cli.training.train`, and :mod:`memtrain.cli.rewind` for `python train.py rewind`."""
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["rewind"]:
+        from memtrain.cli import rewind
+
+        rewind.rewind(words[1:])
+        return
     from memtrain.cli import training
 
     training.train(args)

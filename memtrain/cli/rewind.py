@@ -35,8 +35,9 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.utilities import rank_zero_only
 
+from memtrain.cli.training import train
 from memtrain.data.selection import read_keys
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.records import read_steps, write_json, written_whole
 
 log = logging.getLogger(__name__)
@@ -104,13 +105,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def rewind(args: Sequence[str] | None = None) -> None:
+def rewind(args: Sequence[str]) -> None:
     """`python train.py rewind ...`.
 
     Args:
-        args: arguments instead of those of the command line.
+        args: what follows `rewind`.
     """
-    auto_cli(rewind_run, args=None if args is None else list(args), as_positional=False)
+    try:
+        auto_cli(rewind_run, args=list(args), as_positional=False)
+    except MemtrainError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def rewind_run(run: str, output: str | None = None, remaining: float = 0.1) -> None:
@@ -130,8 +134,6 @@ def rewind_run(run: str, output: str | None = None, remaining: float = 0.1) -> N
         plan = make_plan(folder, remaining=remaining)
         prepare(plan, new)
         print(plan.text(new))
-    from memtrain.cli.training import train
-
     # Processes that Lightning starts are given this command line.
     sys.argv[1:] = ["fit", "--config", str(config)]
     with warnings.catch_warnings():

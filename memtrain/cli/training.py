@@ -121,21 +121,11 @@ def _keep(folder: Path) -> None:
 def train(args: ArgsType = None) -> None:
     """`python train.py [fit] [--config ...]`; without `fit` and a configuration, that of the embedded default.
 
-    `python train.py rewind --run ...` is :mod:`memtrain.cli.rewind`.
-
     Args:
         args: arguments instead of those of the command line.
     """
     quiet()
-    given = sys.argv[1:] if args is None else list(args) if isinstance(args, list) else []
-    if given[:1] == ["rewind"]:
-        from memtrain.cli.rewind import rewind
-
-        try:
-            rewind(given[1:])
-        except MemtrainError as error:
-            sys.exit(f"{type(error).__name__}: {error}")
-        return
+    given = sys.argv[1:]
     if args is None and (not given or (given[0].startswith("-") and given[0] not in ("-h", "--help"))):
         named = any(word.split("=")[0] in ("--config", "-c") for word in given)
         sys.argv[1:] = ["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *given]

@@ -23,8 +23,8 @@ from memtrain.monitoring.mitigation import Mitigation
 from tests.conformance.families import TEXT, build
 
 OTHERS, AGAIN, COPIES, BATCH = 200, 4, 40, 8
-PICTURES = 12
-"""Of one caption; one that more than a tenth of the pictures share would be no level of evidence."""
+CAPTIONS, PICTURES = 2, 10
+"""One that more than a tenth of the pictures share would be no level of evidence, and many would be the bulk."""
 LEARNT = 0.4
 """What the noise of pictures that come again is multiplied by: their loss is low, as if they were memorized."""
 
@@ -35,17 +35,20 @@ class Stream(IterableDataset[dict[str, Any]]):
     """One pass: every visit has a key of its own.
 
     Args:
-        shared: what the visits of four have in common: 40 a picture (half of them in a mirror), or 12 a caption.
+        shared: what visits have in common: four times 40 a picture (half of them in a mirror), twice 10 a caption.
         captions: whether the batch holds captions.
     """
 
     def __init__(self, shared: Shared, *, captions: bool = False) -> None:
         self.shared, self.captions = shared, captions
         visits = [(number, 0) for number in range(OTHERS)]
-        copies = COPIES if shared == "picture" else PICTURES
-        visits += [(OTHERS + number, copy) for number in range(AGAIN) for copy in range(copies)]
-        random.Random(0).shuffle(visits)
-        self.visits = visits
+        times, copies = (AGAIN, COPIES) if shared == "picture" else (CAPTIONS, PICTURES)
+        visits += [(OTHERS + number, copy) for number in range(times) for copy in range(copies)]
+        # A caption that many of the first few pictures share would be no level of evidence at first.
+        first = visits[: OTHERS // 2] if shared == "caption" else []
+        rest = visits[len(first) :]
+        random.Random(0).shuffle(rest)
+        self.visits = first + rest
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number, copy in self.visits:

@@ -21,14 +21,20 @@ from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from tests.conftest import ROOT
 from tests.integration.lightning_runs import from_dict, mean_loss, module_of
-from tests.integration.streamed_copies import AGAIN, COPIES, OTHERS, Shared, Stream, families_of, guarded, index_of
+from tests.integration.streamed_copies import (
+    AGAIN,
+    CAPTIONS,
+    COPIES,
+    OTHERS,
+    Shared,
+    Stream,
+    families_of,
+    guarded,
+    index_of,
+)
 
 FEW = 4
 """Of 200 others, that may be flagged: 1 % is asked for, and the bulk promises less."""
-
-
-MINIMUM = {"picture": 6, "caption": 3}
-"""Visits that a flag needs: those of a caption count from its second picture on, while few have it."""
 
 
 def require_found(flagged: dict[str, int], stream: Stream) -> None:
@@ -38,7 +44,7 @@ def require_found(flagged: dict[str, int], stream: Stream) -> None:
 
 def monitored(folder: Path, stream: Stream, **settings: Any) -> MemorizationMonitor:
     monitor = MemorizationMonitor(
-        reference=False, minimum_visits=MINIMUM[stream.shared], settings=WatchSettings(calibrate_every=4, **settings)
+        reference=False, minimum_visits=6, settings=WatchSettings(calibrate_every=4, **settings)
     )
     trainer = lightning.pytorch.Trainer(
         default_root_dir=folder,
@@ -51,7 +57,10 @@ def monitored(folder: Path, stream: Stream, **settings: Any) -> MemorizationMoni
         max_epochs=1,
     )
     torch.manual_seed(0)
-    trainer.fit(module_of(lightning.pytorch, mean_loss, unpack=from_dict), stream.loader())
+    module = module_of(lightning.pytorch, mean_loss, unpack=from_dict)
+    # Slow enough that the model stays as it is: what is low is the noise of what comes again.
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-4)
+    trainer.fit(module, stream.loader())
     return monitor
 
 
@@ -64,7 +73,7 @@ def test_lightning_over_a_stream(shared: Shared, tmp_path: Path) -> None:
     assert levels == {shared}
     table = Families.read(tmp_path / "records" / "families.parquet")
     assert len(set(table.pictures.values())) == (AGAIN if shared == "picture" else 0)
-    assert len(set(table.captions.values())) == (AGAIN if shared == "caption" else 0)
+    assert len(set(table.captions.values())) == (CAPTIONS if shared == "caption" else 0)
 
 
 def test_without_the_index_nothing_is_found(tmp_path: Path) -> None:
@@ -77,7 +86,7 @@ def test_without_the_index_nothing_is_found(tmp_path: Path) -> None:
 def test_a_loop_that_shows_the_guard_nothing_but_its_loss(shared: Shared, tmp_path: Path) -> None:
     """Clean latents are recovered, captions are known by their embeddings."""
     stream = Stream(shared)
-    guard, _ = guarded(tmp_path, stream, minimum_visits=MINIMUM[shared])
+    guard, _ = guarded(tmp_path, stream)
     require_found(guard.calibration.first_flagged, stream)
     assert guard.calibration.first_flagged.keys() == read_flagged(tmp_path)
 
