@@ -28,7 +28,7 @@ from torch import Tensor
 
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import open_source
-from memtrain.families.looks import looks
+from memtrain.families.figures import looks
 from memtrain.families.online import PICTURES, OnlineFamilies, Seen
 from memtrain.monitoring.options import WatchSettings
 

@@ -46,6 +46,8 @@ VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "ca
 """Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
 REPEATED = "repeated"
 """Group of training pictures of which the data hold several files that nobody planted."""
+SHARED_CAPTION = "shared_caption"
+"""Group of captions that several training pictures share, and that nobody planted."""
 FLAGGED, EXCLUDED = "flagged", "excluded"
 """Groups of samples that a run chose: unique images that it flagged, images that it was told to leave out."""
 NEVER_TRAINED = (HELDOUT, EXCLUDED)

@@ -45,7 +45,10 @@ ARROWS = {
 """Package or module of memtrain -> what it may import of memtrain; None: everything."""
 
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
-WITH_LIGHTNING = ("memtrain.training", "memtrain.callbacks", "memtrain.cli", "memtrain.data.module")
+WITH_LIGHTNING = (
+    *("memtrain.training", "memtrain.callbacks", "memtrain.cli"),
+    *("memtrain.data.module", "memtrain.data.visited_images"),
+)
 
 
 def module_name(path: Path) -> str:

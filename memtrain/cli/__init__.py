@@ -1,6 +1,7 @@
 """The two commands: `train.py` is a LightningCLI, `evaluate.py` has a subcommand for each stage of an evaluation.
 
-Each imports what it needs when it is called: evaluating the prompts of a model needs no Lightning.
+`train.py scan` looks through the data before training. Each imports what it needs when it is called: evaluating the
+prompts of a model and scanning need no Lightning.
 """
 
 import os
@@ -13,8 +14,13 @@ __all__ = ["evaluate", "train"]
 
 
 def train(args: list[str] | None = None) -> None:
-    """See :func:`memtrain.cli.training.train`, and :mod:`memtrain.cli.rewind` for `python train.py rewind`."""
+    """See :func:`memtrain.cli.training.train`; a first word `scan` or `rewind` names the command of that module."""
     words = sys.argv[1:] if args is None else args
+    if words[:1] == ["scan"]:
+        from memtrain.cli import scan
+
+        scan.scan_command(words[1:])
+        return
     if words[:1] == ["rewind"]:
         from memtrain.cli import rewind
 

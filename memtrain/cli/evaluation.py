@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from jsonargparse import ArgumentParser
 
 from memtrain.cli.chatter import quiet
+from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.base import PromptStage, Stage, StageInput, stage_class, stage_names, write_report
 from memtrain.evaluation.stages.prompts import read_prompts
@@ -34,9 +35,12 @@ def evaluate(args: list[str] | None = None) -> None:
         if words[:1] in (["--help"], ["-h"]):
             print(overview())
             return
-        run_stage(read_command(words))
+        stage = read_command(words)
+        status = stage.exit_status(run_stage(stage))
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    if status:
+        sys.exit(status)
 
 
 def overview() -> str:
@@ -114,7 +118,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 
         run = FinishedRun.read(Path(stage.run))
         model = str(pipeline_folder(Path(stage.run)))
-    _require_writable(stage.folder)
+    require_writable(stage.folder)
     prompts, own_images = [], None
     if isinstance(stage, PromptStage):
         if stage.prompts is not None:
@@ -138,25 +142,6 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     if results:
         print(f"Report: {write_report(stage.folder)}")
     return results
-
-
-def _require_writable(folder: Path) -> None:
-    """Make the folder of the results, before any work is done.
-
-    Raises:
-        ConfigurationError: if nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        refused = None if os.access(folder, os.W_OK) else "no permission"
-    except OSError as error:
-        refused = error.strerror
-    if refused:
-        raise ConfigurationError(
-            f"Results cannot be written to {folder}: {refused}",
-            expected="a folder in which this process may write",
-            remedy="name another one with --output",
-        )
 
 
 def _pipeline(model: str, *, trained_here: bool) -> DiffusionPipeline:

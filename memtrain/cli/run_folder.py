@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
+from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
@@ -25,7 +26,10 @@ from memtrain.records import (
     EXCLUDED,
     FLAGGED,
     HELDOUT,
+    NEVER_TRAINED,
     PLANTED,
+    REPEATED,
+    SHARED_CAPTION,
     UNIQUE,
     VARIED_CAPTIONS,
     VARIED_IMAGES,
@@ -72,6 +76,10 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
             expected="TextImageDataModule, whose training images evaluation compares with",
             remedy="call memtrain.evaluation.stages.measure.evaluate_run with your own images",
         )
+    scanned = path.parent / "families"
+    if data.scan.folder is None and scanned.is_dir():
+        # What training found is read again instead of scanned for again.
+        data.scan = replace(data.scan, folder=str(scanned))
     data.build()
     return data
 
@@ -107,54 +115,85 @@ def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
     return sorted(sorted(rows, key=lambda row: hash_order(dataset.samples[row].key, "evaluation"))[:most])
 
 
+class Asked(NamedTuple):
+    """The prompts of one group.
+
+    Attributes:
+        group: of the prompts.
+        dataset: where they are.
+        rows: of the dataset.
+        of: pictures of the group, asked or not; of shared captions, captions.
+    """
+
+    group: str
+    dataset: CaptionedImages
+    rows: list[int]
+    of: int
+
+
 def choose_prompts(
-    data: TextImageDataModule,
+    pictures: Pictures,
     *,
     most: int,
     unique: int,
     flagged: Collection[str] = (),
     excluded: tuple[CaptionedImages, list[int]] | None = None,
-) -> list[tuple[str, CaptionedImages, list[int]]]:
-    """Per group the dataset and the rows to sample: of a template two captions, or one of its images' caption.
+) -> list[Asked]:
+    """The prompts of each group: of a picture with several captions two of them, of a shared caption one.
 
     Args:
-        data: of the run, built.
-        most: rows at most in each group, or templates.
-        unique: rows of images that were trained on once per epoch, whatever `most` is.
+        pictures: of the run.
+        most: pictures at most in each group, or captions.
+        unique: pictures that were trained on once per epoch, whatever `most` is.
         flagged: keys that the run flagged. Those of unique images that are not asked for anyway are a group of their
             own, so that the unique ones stay a random choice.
         excluded: from :func:`excluded_images`.
 
     Returns:
-        Group, dataset and rows; the held-out group is the last.
+        Groups, the held-out one last.
     """
+    data = pictures.data
     train, held = data.train_dataset, data.heldout_dataset
     assert train is not None
     assert held is not None
-    rows: dict[str, list[int]] = {}
-    for row, sample in enumerate(train.samples):
-        rows.setdefault(data.groups[sample.key], []).append(row)
-    once = _choose(train, rows.get(UNIQUE, []), unique)
-    suspicious = [row for row in rows.get(UNIQUE, []) if train.samples[row].key in flagged and row not in once]
-    chosen = [
-        (PLANTED, train, _choose(train, rows.get(PLANTED, []), most)),
-        (UNIQUE, train, once),
-        (FLAGGED, train, _choose(train, suspicious, most)),
-    ]
+    alone = [name for name in pictures.in_group(UNIQUE) if pictures.under_own_caption(name)]
+    once = sorted(row for name in alone[:unique] for row in pictures.rows[name])
+    suspicious = [row for name in alone[unique:] for row in pictures.rows[name] if train.samples[row].key in flagged]
+    chosen = [Asked(UNIQUE, train, once, len(alone))]
+    chosen.append(Asked(FLAGGED, train, _choose(train, suspicious, most), len(suspicious)))
     for group, each in ((VARIED_CAPTIONS, CAPTIONS_PER_IMAGE), (VARIED_IMAGES, 1)):
-        variants: dict[str, list[int]] = {}
-        for row in rows.get(group, []):
-            variants.setdefault(data.template[train.samples[row].key], []).append(row)
-        templates = sorted(variants, key=lambda key: hash_order(key, "evaluation"))[:most]
-        chosen.append((group, train, [row for key in templates for row in _choose(train, variants[key], each)]))
-    chosen.append((CANARY, train, _choose(train, rows.get(CANARY, []), most)))
+        names = pictures.in_group(group)
+        rows = [row for name in names[:most] for row in _choose(train, pictures.rows[name], each)]
+        chosen.append(Asked(group, train, rows, len(names)))
+    for group in (CANARY, PLANTED, REPEATED):
+        names = pictures.in_group(group)
+        rows = sorted(row for name in names[:most] for row in pictures.captions_of(name, CAPTIONS_PER_IMAGE))
+        chosen.append(Asked(group, train, rows, len(names)))
+    shared = pictures.shared_beside([row for one in chosen for row in one.rows])
+    chosen.append(Asked(SHARED_CAPTION, train, sorted(shared[:most]), len(shared)))
     if excluded is not None:
-        chosen.append((EXCLUDED, excluded[0], _choose(*excluded, most)))
-    chosen.append((HELDOUT, held, _choose(held, list(range(len(held.samples))), most)))
-    return chosen
+        rows = _different(pictures, *excluded)
+        chosen.append(Asked(EXCLUDED, excluded[0], _choose(excluded[0], rows, most), len(rows)))
+    rows = _different(pictures, held, list(range(len(held.samples))))
+    chosen.append(Asked(HELDOUT, held, _choose(held, rows, most), len(rows)))
+    order = [PLANTED, REPEATED, SHARED_CAPTION, UNIQUE, FLAGGED, VARIED_CAPTIONS, VARIED_IMAGES, CANARY]
+    return sorted(chosen, key=lambda one: order.index(one.group) if one.group in order else len(order))
 
 
-def known_prompts(data: TextImageDataModule, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
+def _different(pictures: Pictures, dataset: CaptionedImages, rows: list[int]) -> list[int]:
+    """Of rows that the run did not train on, those of pictures that it did not either, each and its caption once."""
+    kept, seen = [], set(pictures.rows)
+    for row in rows:
+        key = dataset.samples[row].key
+        # A picture and a caption may have the same name.
+        names = {pictures.name(key), "caption of " + pictures.caption(key)}
+        if not names & seen:
+            kept.append(row)
+            seen |= names
+    return kept
+
+
+def known_prompts(pictures: Pictures, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
     """Captions of planted images, memorized, and of held-out ones, not; with their images `(P, 3, H, W)` uint8.
 
     Each caption is there once, a planted one as planted, with the first image it belongs to.
@@ -162,17 +201,18 @@ def known_prompts(data: TextImageDataModule, *, most: int) -> tuple[list[PromptT
     Raises:
         ConfigurationError: if nothing was planted.
     """
-    chosen = {group: (dataset, rows) for group, dataset, rows in choose_prompts(data, most=most, unique=0)}
-    if not chosen[PLANTED][1]:
+    chosen = {one.group: one for one in choose_prompts(pictures, most=most, unique=0)}
+    if not chosen[PLANTED].rows:
         raise ConfigurationError(
             "No image was planted in this run, so no caption is known to be memorized",
             expected="a run with data.init_args.duplicates",
-            remedy="name the prompts with --prompts",
+            remedy="name the prompts with --prompts; `python evaluate.py` says which captions bring back their picture "
+            "(evaluation/samples.parquet, `prompt_reproduced`)",
         )
     found: dict[str, tuple[bool, CaptionedImages, int]] = {}
     for group in (PLANTED, HELDOUT):
-        dataset, rows = chosen[group]
-        for row in rows:
+        dataset = chosen[group].dataset
+        for row in chosen[group].rows:
             found.setdefault(dataset.samples[row].caption, (group == PLANTED, dataset, row))
     prompts = [PromptToScore(caption, planted) for caption, (planted, _, _) in found.items()]
     return prompts, torch.cat([images_of(dataset, [row]) for _, dataset, row in found.values()])
@@ -203,7 +243,7 @@ class FinishedRun:
 
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
         """See :func:`known_prompts`."""
-        return known_prompts(self.data, most=most)
+        return known_prompts(Pictures(self.data, read_families(self.folder, self.data)[0]), most=most)
 
     def samples(self, *, most: int, unique: int) -> RunSamples:
         """Prompts of every group, as :func:`choose_prompts` takes them, and what they are compared with."""
@@ -212,8 +252,10 @@ class FinishedRun:
         assert train is not None
         assert held is not None
         evidence = read_table(records, "evidence") if (records / "evidence.parquet").is_file() else None
+        families, not_looked_at = read_families(self.folder, data)
+        pictures = Pictures(data, families)
         chosen = choose_prompts(
-            data,
+            pictures,
             most=most,
             unique=unique,
             flagged=_flagged(evidence),
@@ -221,19 +263,29 @@ class FinishedRun:
         )
         return RunSamples(
             prompts=[
-                Prompt(dataset.samples[row].key, dataset.samples[row].caption, group)
-                for group, dataset, rows in chosen
-                for row in rows
+                Prompt(one.dataset.samples[row].key, one.dataset.samples[row].caption, one.group)
+                for one in chosen
+                for row in one.rows
             ],
-            own_images=torch.cat([images_of(dataset, rows) for _, dataset, rows in chosen if rows]),
+            own_images=torch.cat([images_of(one.dataset, one.rows) for one in chosen if one.rows]),
             training_images=images_of(train, list(range(len(train.samples)))),
             training_keys=[sample.key for sample in train.samples],
+            families=families,
             templates=data.template,
+            not_looked_at=not_looked_at,
+            population={one.group: one.of for one in chosen if one.group not in NEVER_TRAINED},
+            heldout_left_out=sum(pictures.name(sample.key) in pictures.rows for sample in held.samples),
             visits=data.visits_per_epoch,
             evidence=evidence,
-            heldout=(images_of(held, list(range(len(held.samples)))), [sample.caption for sample in held.samples]),
+            heldout=_heldout(pictures, held),
             config=self.config,
         )
+
+
+def _heldout(pictures: Pictures, held: CaptionedImages) -> tuple[torch.Tensor, list[str]] | None:
+    """Images and captions of the held-out pictures that the run did not train on; None if there are none."""
+    rows = [row for row, sample in enumerate(held.samples) if pictures.name(sample.key) not in pictures.rows]
+    return (images_of(held, rows), [held.samples[row].caption for row in rows]) if rows else None
 
 
 def _flagged(evidence: pa.Table | None) -> set[str]:

@@ -20,6 +20,10 @@ from memtrain.records import set_aside
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
+DESCRIPTION = (
+    "Fine-tune a model and watch what it memorizes. Before that, `python train.py scan` shows which files of the data "
+    "are one picture (`python train.py scan --help`)."
+)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -136,6 +140,7 @@ def train(args: ArgsType = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            parser_kwargs={"description": DESCRIPTION},
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True},
             args=args,

@@ -115,3 +115,7 @@ class ImageFolderSource(SampleSource):
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
         return Image.open(self.path / self.samples[index].key)
+
+    def stored_in(self, index: int) -> Path:
+        """The file that is the image of `samples[index]`."""
+        return self.path / self.samples[index].key

@@ -3,130 +3,32 @@
 from __future__ import annotations
 
 import logging
-import os
+from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from memtrain.data.canaries import Canaries
-from memtrain.data.dataset import Batch, CaptionedImages, loader
-from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, was_made
-from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.heldout_split import split_heldout
+from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
+from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.selection import (
     Duplicates,
     choose_templates,
     plant,
     read_keys,
-    split_heldout,
 )
 from memtrain.data.source import SampleSource, open_source
+from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
-from memtrain.functional.keyed_draws import seed_of_text, uniform
+from memtrain.families.scan_cache import cached_scan
+from memtrain.families.table import Families
 from memtrain.functional.tokens import Tokenizer, tokenize
 from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 log = logging.getLogger(__name__)
-
-
-class VisitedImages(LightningDataModule):
-    """How samples are visited: in batches, in an order that resumes exactly, some without their caption.
-
-    A data module of this kind sets `train_dataset` and `heldout_dataset`.
-
-    Args:
-        batch_size: samples per step and rank.
-        num_workers: loader processes; 0 is fastest with cached latents.
-        caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
-        seed: of the order of visits and of caption dropout; default `seed_everything`'s.
-
-    Raises:
-        ConfigurationError: if there is no such batch or share.
-    """
-
-    def __init__(
-        self, *, batch_size: int = 16, num_workers: int = 0, caption_dropout: float = 0.0, seed: int | None = None
-    ) -> None:
-        super().__init__()
-        if not 0 <= caption_dropout < 1:
-            raise ConfigurationError(
-                f"caption_dropout={caption_dropout}", expected="a share from 0 to below 1", remedy="change it"
-            )
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}", expected="at least 1", remedy="change it")
-        self.batch_size, self.num_workers, self.caption_dropout = batch_size, num_workers, caption_dropout
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.train_dataset: CaptionedImages | None = None
-        self.heldout_dataset: CaptionedImages | None = None
-        self._empty_caption: tuple[Tensor, Tensor] | None = None
-
-    def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
-        if self.train_dataset is None or self.heldout_dataset is None:
-            raise ConfigurationError("The data module was not set up", remedy="call setup() or build() first")
-        return self.train_dataset, self.heldout_dataset
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled visits of this rank, continued where a checkpoint left off."""
-        train, _ = self._built()
-        trainer = self.trainer
-        sampler = ResumableDistributedSampler(
-            train,
-            num_replicas=trainer.world_size if trainer is not None else 1,
-            rank=trainer.global_rank if trainer is not None else 0,
-            seed=self.seed,
-            place=self._place if trainer is not None else None,
-        )
-        if len(sampler) < self.batch_size:
-            raise ConfigurationError(
-                f"{len(train)} training visit(s) per epoch, {len(sampler)} per rank, do not fill one batch of "
-                f"{self.batch_size}",
-                expected="at least one full batch per epoch and rank",
-                remedy="lower data.init_args.batch_size, or add images",
-            )
-        if trainer is not None:
-            _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
-        return ResumableLoader(
-            train,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _place(self) -> tuple[int, int]:
-        """The epoch, and the samples of this rank that are done in it."""
-        assert self.trainer is not None
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return self.trainer.current_epoch, batches * self.batch_size
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """The held-out samples, each once."""
-        _, held = self._built()
-        return loader(held, batch_size=self.batch_size, num_workers=self.num_workers) if len(held) else []
-
-    def unique_dataloader(self, dataset: CaptionedImages) -> DataLoader[Batch]:
-        """Each sample of `dataset` once, in fixed order, for a reference profile."""
-        return loader(dataset.unique(), batch_size=4 * self.batch_size, num_workers=self.num_workers)
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""
-        trainer = self.trainer
-        if not self.caption_dropout or trainer is None or not trainer.training:
-            return batch
-        name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
-        drop = uniform([seed_of_text(name)], len(batch["key"]))[0] < self.caption_dropout
-        if self._empty_caption is not None:
-            ids, length = self._empty_caption
-            batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
-            batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
-        batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
-        return batch
 
 
 class TextImageDataModule(VisitedImages):
@@ -135,13 +37,16 @@ class TextImageDataModule(VisitedImages):
     Args:
         path: a folder with `metadata.jsonl`, or WebDataset shards (see :mod:`memtrain.data.webdataset`).
         heldout_path: take held-out samples from this source instead of splitting `path`.
-        heldout_fraction: share of `path` that is held out, chosen by a hash of the key. Unless it is 0, at least 16
-            samples are, but no more than a third.
+        heldout_fraction: share of the pictures of `path` that is held out, chosen by a hash of the key. Unless it is 0,
+            at least 16 pictures are, but no more than a third.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
             flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
             excluded.
         duplicates: plant repeated images and templates, to have a known truth in experiments.
         canaries: plant synthetic images, to have a known truth in any data.
+        families: which samples are one picture, and which share a caption: `auto` scans the data for it, `off` counts
+            every file as a picture of its own; else the families.parquet of a scan of these data.
+        scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
         tokenizer: folder of the tokenizer; by default the module's own is used.
@@ -149,7 +54,8 @@ class TextImageDataModule(VisitedImages):
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
-        groups: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
+        groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
+        families: of all samples; None with `families: off`.
         template: the key of the sample that a variant is made from, by the variant's key.
     """
 
@@ -162,6 +68,8 @@ class TextImageDataModule(VisitedImages):
         exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
+        families: str = AUTO,
+        scan: DataScan | None = None,
         resolution: int = 512,
         cache_latents: bool = False,
         tokenizer: str | None = None,
@@ -174,6 +82,8 @@ class TextImageDataModule(VisitedImages):
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
         self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
+        self.families_setting, self.scan = families, scan or DataScan()
+        self.families: Families | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -192,7 +102,11 @@ class TextImageDataModule(VisitedImages):
         """
         source = open_source(self.path)
         keys = [sample.key for sample in source.samples]
-        train, held = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction)
+        families = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
+        split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
+        train, held = split.train, split.heldout
+        if split.aside:
+            log.info("%d further files of held-out pictures are left out of training", len(split.aside))
         planted = self.duplicates
         if planted.only_in not in (None, self.path):
             log.warning("No duplicates are planted in %s: `duplicates.only_in` is %s", self.path, planted.only_in)
@@ -203,17 +117,7 @@ class TextImageDataModule(VisitedImages):
         made += make_canaries(self.canaries) if self.canaries else []
         made_keys = {one.sample.key for one in made}
         names = set(keys)
-        unknown = self.exclude - names - made_keys
-        # A run with canaries or templates flags what it made itself, which this one does without.
-        gone = {key for key in unknown if was_made(key, names)}
-        if gone:
-            log.warning("exclude names %d made sample(s) that this run does not make, such as %s", len(gone), min(gone))
-        if unknown := unknown - gone:
-            raise DataError(
-                f"exclude names {len(unknown)} key(s) that are not in {self.path}, first {sorted(unknown)[:3]}",
-                expected="keys of samples",
-                remedy="check that the list belongs to this data",
-            )
+        require_known(self.exclude, names, made_keys, path=self.path)
         held_source = source
         if self.heldout_path:
             held_source = open_source(self.heldout_path)
@@ -239,12 +143,25 @@ class TextImageDataModule(VisitedImages):
         self.visits_per_epoch = {everything.samples[index].key: count for index, count in visits.items()}
         self.groups = {key: PLANTED if count > 1 else UNIQUE for key, count in self.visits_per_epoch.items()}
         self.groups |= {one.sample.key: one.group for one in made}
+        self.families = None if families is None else with_made(families, made, keys)
+        if self.families is not None:
+            self.groups |= repeated_pictures(self.groups, self.families)
         self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = None
         if tokenizer is not None:
             input_ids, mask = tokenize(tokenizer, [""])
             self._empty_caption = input_ids, mask.sum(dim=1)
+
+    def prepare_data(self) -> None:
+        """Scan for families on one process, before the others read what it found; says what that cost."""
+        folder = self._families_folder()
+        if self.families_setting == AUTO and self.families is None and folder is not None:
+            cached_scan(open_source(self.path), self.scan, folder)
+
+    def _families_folder(self) -> Path | None:
+        root = getattr(self.trainer, "default_root_dir", None)
+        return Path(self.scan.folder) if self.scan.folder else Path(root) / "families" if root else None
 
     def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
         return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)
@@ -271,18 +188,6 @@ class TextImageDataModule(VisitedImages):
             strategy: Any = self.trainer.strategy  # type: ignore[union-attr]
             for dataset in self._built():
                 dataset.cache_latents(lambda pixels: encode(pixels.to(strategy.root_device)))
-
-
-def _require_validation_in_an_epoch(trainer: Trainer, *, batches: int) -> None:
-    """Refuse what Lightning refuses: validation every so many batches of an epoch, which has fewer."""
-    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if isinstance(interval, int) and epochs is not None and batches < interval and trainer.limit_val_batches:
-        raise ConfigurationError(
-            f"trainer.val_check_interval={interval} with check_val_every_n_epoch={epochs}, and {batches} batch(es) per "
-            "epoch",
-            expected="a number of batches that an epoch has, or check_val_every_n_epoch=null to count across epochs",
-            remedy="add --trainer.val_check_interval 1.0 to validate at the end of an epoch",
-        )
 
 
 def _check_images(source: SampleSource) -> None:

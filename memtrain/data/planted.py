@@ -12,6 +12,7 @@ The variants of one template take the place of the sample that they are made fro
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ from memtrain.data.canaries import Canaries, canary_caption, draw_canary
 from memtrain.data.selection import Duplicates
 from memtrain.data.source import Sample, SampleSource
 from memtrain.data.variations import vary_caption, vary_image
+from memtrain.errors import DataError
 from memtrain.records import CANARY, VARIED_CAPTIONS
+
+log = logging.getLogger(__name__)
 
 MADE = re.compile(r"(.+)#(caption|image)?\d+")
 """Names of made samples: what they are made from, and how."""
@@ -123,6 +127,31 @@ def was_made(key: str, keys: Collection[str]) -> bool:
     """Whether this is the name of a canary, or of a variant of one of the samples `keys`."""
     found = MADE.fullmatch(key)
     return found is not None and (found[1] in keys if found[2] else found[1] == CANARY)
+
+
+def require_known(excluded: Collection[str], names: Collection[str], made: Collection[str], *, path: str) -> None:
+    """Refuse to leave out what is not there.
+
+    Args:
+        excluded: keys that are to be left out.
+        names: keys of the data.
+        made: keys of what this run makes of them.
+        path: of the data.
+
+    Raises:
+        DataError: if a key is neither among the data nor could have been made of them.
+    """
+    unknown = set(excluded).difference(names, made)
+    # A run with canaries or templates flags what it made itself, which this one does without.
+    gone = {key for key in unknown if was_made(key, names)}
+    if gone:
+        log.warning("exclude names %d made sample(s) that this run does not make, such as %s", len(gone), min(gone))
+    if unknown := unknown - gone:
+        raise DataError(
+            f"exclude names {len(unknown)} key(s) that are not in {path}, first {sorted(unknown)[:3]}",
+            expected="keys of samples",
+            remedy="check that the list belongs to this data",
+        )
 
 
 def _unchanged(image: Image.Image) -> Image.Image:

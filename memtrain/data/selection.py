@@ -1,7 +1,6 @@
-"""Which samples are trained on, how often, and which are held out: decided from keys alone.
+"""Which samples are trained on, and how often: decided from keys alone.
 
-The held-out split orders samples by a hash of their key, so it does not depend on file order, machine or seed, and
-a sample stays held out when others are added (but for the few at the boundary). Planted duplicates repeat chosen
+What is held out is decided before (:mod:`memtrain.data.heldout_split`). Planted duplicates repeat chosen
 samples within an epoch under their own key: an image that the data holds r times is visited r times as often. Two more
 kinds of planted samples are made in :mod:`memtrain.data.planted`, from images chosen here.
 """
@@ -16,8 +15,6 @@ from memtrain.errors import ConfigurationError, DataError
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.records import VARIED_CAPTIONS, VARIED_IMAGES
 
-HELDOUT_AT_LEAST = 16
-"""Held-out samples kept at least, whatever the fraction, when the source has three times as many."""
 MOST_VARIANTS = 100
 """Variants of a template at most."""
 
@@ -108,34 +105,6 @@ def read_keys(path: str) -> frozenset[str]:
             expected="a CSV file with a column `key`, such as a run's flagged.csv",
             remedy="check the path; single keys are given as a list",
         ) from error
-
-
-def split_heldout(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the held-out samples.
-
-    Args:
-        keys: the keys of all samples.
-        fraction: share held out, in [0, 0.9].
-
-    Returns:
-        `(train, heldout)`, each in the order of `keys`.
-
-    Raises:
-        ConfigurationError: if the fraction is out of range or leaves nothing to train on.
-    """
-    if not 0 <= fraction <= 0.9:
-        raise ConfigurationError(f"heldout_fraction={fraction}", expected="a share from 0 to 0.9", remedy="change it")
-    count = round(fraction * len(keys))
-    if fraction > 0:
-        count = max(count, min(HELDOUT_AT_LEAST, len(keys) // 3))
-    if count and count >= len(keys):
-        raise ConfigurationError(
-            f"heldout_fraction={fraction} holds out all of {len(keys)} sample(s)",
-            expected="samples left to train on",
-            remedy="lower heldout_fraction, or add images",
-        )
-    held = set(sorted(range(len(keys)), key=lambda index: hash_order(keys[index], "heldout"))[:count])
-    return [index for index in range(len(keys)) if index not in held], sorted(held)
 
 
 def plant(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> dict[int, int]:

@@ -79,6 +79,14 @@ class SampleSource(ABC):
             DataError: if the file cannot be opened as an image.
         """
 
+    def stored_in(self, index: int) -> Path | None:
+        """The file that holds the image of `samples[index]`, by which a scan knows again what it has seen.
+
+        Returns:
+            None where no file holds it as it is; every scan of such a source begins anew.
+        """
+        return None
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -149,7 +157,7 @@ def open_source(path: str) -> SampleSource:
     """
     package = importlib.import_module(__package__ or "memtrain.data")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "module":  # holds no source, and would import Lightning
+        if module.name not in ("module", "visited_images"):  # hold no source, and would import Lightning
             importlib.import_module(f"{package.__name__}.{module.name}")
     kinds = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
     for kind in kinds:

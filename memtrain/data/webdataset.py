@@ -145,3 +145,7 @@ class WebDatasetSource(SampleSource):
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
         return Image.open(io.BytesIO(self._read(*self._members[index])))
+
+    def stored_in(self, index: int) -> Path:
+        """The shard that holds the image of `samples[index]`."""
+        return self._members[index][0]

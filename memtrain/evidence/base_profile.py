@@ -47,6 +47,18 @@ def _rows(part: Path) -> list[tuple[str, list[float]]]:
     return list(zip(table["content"].to_pylist(), table["values"].to_pylist(), strict=True))
 
 
+def _has_rows(batch: dict[str, Any]) -> bool:
+    """Whether every field has a row for each sample."""
+    return all(isinstance(value, Tensor | list) and len(value) == len(batch["key"]) for value in batch.values())
+
+
+def _rows_of(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    return {
+        name: value[list(rows)] if isinstance(value, Tensor) else [value[row] for row in rows]
+        for name, value in batch.items()
+    }
+
+
 class ReferenceProfile:
     """Signal values of each sample under the base model.
 
@@ -138,7 +150,9 @@ class ReferenceProfile:
                         expected="a name of its own for every training and held-out sample",
                         remedy="name training and validation samples differently, for instance by their files",
                     )
-            if index % world_size != rank or known.issuperset(contents):
+            # Copies under names of their own hold the same: they are measured once.
+            fresh = sorted({content: row for row, content in enumerate(contents) if content not in known}.values())
+            if index % world_size != rank or not fresh:
                 continue
             if cached_only:
                 raise RecordError(
@@ -146,6 +160,9 @@ class ReferenceProfile:
                     expected="the profile that was measured when this run began, and the same data",
                     remedy="restore the folder and the data, or start a new run",
                 )
+            if _has_rows(batch) and len(fresh) < len(contents):
+                batch, contents = _rows_of(batch, fresh), [contents[row] for row in fresh]
+            known.update(contents)
             batch = batch if move is None else move(batch)
             measured_at = [self._measure_at(probe, sample_loss, batch, t, complete) for t in self.timesteps]
             values = torch.stack(measured_at, dim=1)

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import HASH_BYTES, fingerprints, similarity
+from memtrain.families.figures import HASH_BYTES, fingerprints, similarity
 from memtrain.families.online_captions import OnlineCaptions
 from memtrain.families.remembered import RememberedLooks
 from memtrain.families.table import EXACT, NEAR, Families
@@ -58,7 +58,7 @@ class Seen:
 
     Attributes:
         key: of the sample.
-        look: `(8 + D,)` int8 of :func:`memtrain.families.looks.looks`; None where the picture cannot be seen.
+        look: `(8 + D,)` int8 of :func:`memtrain.families.figures.looks`; None where the picture cannot be seen.
         caption: a hash; None where it is not known, or empty.
     """
 

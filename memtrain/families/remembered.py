@@ -7,7 +7,7 @@ eighth is forgotten at a time.
 The threshold is calibrated on the pictures that are remembered (:func:`tail`), once there are :data:`ENOUGH` of them
 and whenever their number has doubled.
 
-Cost: :data:`~memtrain.families.looks.MOST` bytes and some 30 more for each; a search is one product of a batch's
+Cost: :data:`~memtrain.families.figures.MOST` bytes and some 30 more for each; a search is one product of a batch's
     figures with all that are remembered.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import similarity
+from memtrain.families.figures import similarity
 
 ENOUGH = 256
 """Pictures on which a threshold can be calibrated."""

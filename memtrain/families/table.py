@@ -109,21 +109,7 @@ class Families:
         Raises:
             RecordError: if the file is none.
         """
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise RecordError(
-                f"{path} cannot be read: {error}",
-                expected="families.parquet of a scan",
-                remedy="run `python train.py scan`, or check the path",
-            ) from error
-        missing = [name for name in COLUMNS[:3] if name not in table.column_names]
-        if missing:
-            raise RecordError(
-                f"{path} lacks the columns {missing}; it has {table.column_names}",
-                expected="families.parquet of a scan",
-                remedy="run `python train.py scan`, or check the path",
-            )
+        table = _opened(path)
         keys = table["key"].to_pylist()
 
         def known(name: str) -> dict[str, object]:
@@ -141,6 +127,34 @@ class Families:
             {key: float(value) for key, value in known("similarity").items()},  # type: ignore[arg-type]
             {key: str(value) for key, value in known("reason").items()},
         )
+
+
+def listed_keys(path: str | Path) -> frozenset[str]:
+    """The keys of all samples that a table lists.
+
+    Raises:
+        RecordError: if the file is none.
+    """
+    return frozenset(_opened(path)["key"].to_pylist())
+
+
+def _opened(path: str | Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RecordError(
+            f"{path} cannot be read: {error}",
+            expected="families.parquet of a scan",
+            remedy="run `python train.py scan`, or check the path",
+        ) from error
+    missing = [name for name in COLUMNS[:3] if name not in table.column_names]
+    if missing:
+        raise RecordError(
+            f"{path} lacks the columns {missing}; it has {table.column_names}",
+            expected="families.parquet of a scan",
+            remedy="run `python train.py scan`, or check the path",
+        )
+    return table
 
 
 def _members(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -30,11 +30,11 @@ from torch import Tensor
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.renaming import rename_picture
-from memtrain.families.looks import (
+from memtrain.families.figures import (
     HASH_BYTES,
     similarity,
 )
-from memtrain.families.looks import figures as figures_in
+from memtrain.families.figures import figures as figures_in
 from memtrain.families.online import OnlineFamilies, Seen
 from memtrain.models.observation import Observation
 from memtrain.monitoring.heldout_keys import HeldoutKeys

@@ -71,6 +71,9 @@ class RunRecords:
         for name, family in (("picture_family", families.picture), ("caption_family", families.caption)):
             table = table.append_column(name, pa.array([family(key) for key in keys], pa.string()))
         write_parquet(table, self.folder / "samples.parquet")
+        found = getattr(data, "families", None)
+        if isinstance(found, Families):
+            found.write(self.folder / "families.parquet", dict.fromkeys([*keys, *found.pictures, *found.captions]))
 
     def append(self, visits: Sequence[Visits]) -> None:
         """Add what is not in the table yet."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import caption_name, embedding_hashes, looks, row_hashes
+from memtrain.families.figures import caption_name, embedding_hashes, looks, row_hashes
 from memtrain.families.online_captions import UNREAD
 from memtrain.functional.diffusion import clean_latents
 from memtrain.models.observation import Observation

@@ -34,7 +34,7 @@ OPTIONS = {
     | {"sites", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"},
     "measure": SAMPLED
     | WEIGHTS
-    | {"run", "output", "max_prompts", "unique_prompts", "false_positive_rate", "kid", "detectors"},
+    | {"run", "output", "max_prompts", "unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
 }
 
@@ -116,7 +116,7 @@ def test_options_of_sampling_become_one_value() -> None:
         ("--model nowhere --prompts cat", "--model and --prompts without a stage"),
         ("--prompts cat", "python evaluate.py detect --model MODEL --prompts PROMPTS"),
         ("detect --model nowhere", "model='nowhere' without prompts"),
-        ("detect --model nowhere --prompts cat --shard 2/2", "names no part of the prompts"),
+        ("detect --model nowhere --prompts cat --shard 2/2", "names no part of the work"),
         ("detect --model nowhere --prompts cat --detectors []", r"detectors=\[\] leaves nothing to score"),
         ("detect --model nowhere --prompts cat --images_per_prompt 0", "Nothing sensible to sample"),
         ("localize --model nowhere --prompts cat --shard 0/2 --contribution 0.4", "contributions take seconds"),

@@ -33,6 +33,8 @@ def arguments(run: Path, images: Path, pretrained: Path, *, steps: int, config: 
             "--data.init_args.duplicates",
             "{count: 2, repeats: 10, only_in: null}",
         ],
+        # The images are of one colour each, and many of the same.
+        *["--data.init_args.families", "off"],
         *["--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", str(steps)],
         *["--trainer.log_every_n_steps", "1"],
         *["--trainer.callbacks.init_args.every_n_train_steps", "5"],
@@ -67,12 +69,15 @@ def test_train_then_evaluate(
     flags = ["--run", str(run), "--steps", "2", "--images_per_prompt", "2"]
     cli.evaluate(flags)
     shown = capsys.readouterr().out
-    assert "Reproduced training images" in shown
+    assert "Reproduced pictures" in shown
     results = json.loads((run / "evaluation" / "results.json").read_text())
     groups = results["replication"]["groups"]
     assert {name: group["n"] for name, group in groups.items()} == {"planted": 2, "unique": 22, "heldout": 16}
     assert results["training"]["planted"] == 2
-    assert results["replication"]["false_positive_rate"] == pytest.approx(1 / 17), "the lowest that 16 can promise"
+    # Some held-out images have the colour of a training image.
+    used, left_out = (results["replication"][name] for name in ("n_heldout", "heldout_left_out"))
+    assert used + left_out == 16 and left_out > 0
+    assert results["replication"]["false_positive_rate"] == pytest.approx(1 / (used + 1)), "the lowest to be promised"
     assert results["quality"]["heldout_loss"] > 0
     assert "<html" in (run / "evaluation" / "report.html").read_text()
 

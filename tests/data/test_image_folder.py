@@ -184,3 +184,9 @@ def test_no_text_among_texts(write_folder):
     rewrite(folder, {"file_name": "image_00.png", "texts": []})
     with pytest.raises(DataError, match="lacks a file name or a caption"):
         ImageFolderSource(folder)
+
+
+def test_a_sample_says_which_file_it_is(write_folder):
+    folder = write_folder({"a.png": "x", "b/c d.png": "y"})
+    source = ImageFolderSource(folder)
+    assert [source.stored_in(index) for index in range(2)] == [folder / "a.png", folder / "b" / "c d.png"]

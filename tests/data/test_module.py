@@ -10,8 +10,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from memtrain.data.canaries import Canaries
+from memtrain.data.heldout_split import split_heldout
 from memtrain.data.module import TextImageDataModule
-from memtrain.data.selection import Duplicates, split_heldout
+from memtrain.data.selection import Duplicates
 from memtrain.errors import ConfigurationError, DataError
 
 
@@ -67,7 +68,8 @@ def test_split_duplicates_and_exclusion(write_folder):
     )
     data.build()
     everything = [f"image_{index:02}.png" for index in range(20)]
-    train, held = split_heldout(everything, 0.2)
+    split = split_heldout(everything, 0.2)
+    train, held = split.train, split.heldout
     assert keys(data.heldout_dataset) == [everything[index] for index in held]
     assert keys(data.train_dataset) == [everything[index] for index in train if index != 3]
     assert sorted(data.visits_per_epoch.values())[-3:] == [1, 5, 5]

@@ -6,62 +6,14 @@ from pathlib import Path
 import pytest
 
 from memtrain.data.selection import (
-    HELDOUT_AT_LEAST,
     Duplicates,
     choose_templates,
     plant,
     read_keys,
-    split_heldout,
 )
 from memtrain.errors import ConfigurationError, DataError
 
 KEYS = [f"sample {index}" for index in range(400)]
-
-
-def test_split_is_a_partition_of_the_asked_size():
-    train, held = split_heldout(KEYS, 0.1)
-    assert len(held) == 40
-    assert sorted(train + held) == list(range(400))
-    assert train == sorted(train)
-    assert held == sorted(held)
-
-
-def test_split_does_not_depend_on_the_order_of_samples():
-    reordered = KEYS[::-1]
-    expected = {KEYS[index] for index in split_heldout(KEYS, 0.1)[1]}
-    assert {reordered[index] for index in split_heldout(reordered, 0.1)[1]} == expected
-
-
-def test_held_out_samples_stay_held_out_when_samples_are_added():
-    more = [f"new {index}" for index in range(20)] + KEYS
-    before = {KEYS[index] for index in split_heldout(KEYS, 0.1)[1]}
-    after = {more[index] for index in split_heldout(more, 0.1)[1]}
-    assert len(before - after) <= 4
-    assert any(key.startswith("new") for key in after)
-
-
-def test_split_is_the_same_on_every_machine():
-    assert split_heldout([f"k{index}" for index in range(8)], 0.3)[1] == [1, 2]
-
-
-def test_small_sources_keep_a_minimum_held_out():
-    assert len(split_heldout(KEYS[:100], 0.01)[1]) == HELDOUT_AT_LEAST
-    assert len(split_heldout(KEYS[:12], 0.01)[1]) == 4
-
-
-def test_nothing_is_held_out_at_fraction_zero():
-    assert split_heldout(KEYS, 0.0) == (list(range(400)), [])
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 0.95, float("nan")])
-def test_fraction_out_of_range(fraction):
-    with pytest.raises(ConfigurationError, match=r"heldout_fraction=.*[\s\S]*a share from 0 to 0\.9"):
-        split_heldout(KEYS, fraction)
-
-
-def test_fraction_that_leaves_nothing_to_train_on():
-    with pytest.raises(ConfigurationError, match=r"holds out all of 2 sample\(s\)"):
-        split_heldout(KEYS[:2], 0.9)
 
 
 def test_planted_samples_are_visited_as_often_as_asked():

@@ -147,3 +147,9 @@ def test_several_captions(write_shard, files, caption, alternatives):
 def test_captions_that_are_no_list_of_texts(write_shard, content):
     with pytest.raises(DataError, match=r"caption of sample 'a' in .* cannot be read[\s\S]*a list of 'captions'"):
         WebDatasetSource(write_shard({"a.png": encoded_image(), "a.txt": b"a cat", "a.json": content}))
+
+
+def test_a_sample_says_which_shard_holds_it(write_shard):
+    shards = [write_shard(pairs(index), name=f"shards/{index}.tar") for index in (0, 1)]
+    source = WebDatasetSource(shards[0].parent)
+    assert [source.stored_in(index) for index in range(2)] == shards

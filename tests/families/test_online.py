@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import caption_name, looks
+from memtrain.families.figures import caption_name, looks
 from memtrain.families.online import LATE, OnlineFamilies, Seen
 from memtrain.families.online_captions import UNREAD
 from memtrain.families.remembered import HIGHEST, UNCALIBRATED, RememberedLooks
 from memtrain.families.table import EXACT, NEAR
-from tests.families.test_looks import pictures
+from tests.families.test_figures import pictures
 
 
 def seen(key: str, picture: Tensor | None = None, caption: str | None = None) -> Seen:

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from memtrain.families.looks import caption_name, figures, looks, similarity
+from memtrain.families.figures import caption_name, figures, looks, similarity
 from memtrain.functional.diffusion import noisy_and_target
 from memtrain.models.observation import Observation
 from memtrain.monitoring.heldout_latents import noise_levels

@@ -21,8 +21,8 @@ OPTIONS = {
 }
 
 
-def test_both_scripts_are_there():
-    assert [script.name for script in SCRIPTS] == ["evaluate.sbatch", "train.sbatch"]
+def test_all_scripts_are_there():
+    assert [script.name for script in SCRIPTS] == ["evaluate.sbatch", "scan.sbatch", "train.sbatch"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -186,3 +186,21 @@ def test_a_wrong_list_of_runs_is_refused(tmp_path, arguments, variables, message
     done = evaluate(tmp_path, *arguments, **variables)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def scan(folder, *arguments, **variables):
+    (folder / "train.py").touch()
+    return start("scan.sbatch", folder, *arguments, **variables)
+
+
+def test_a_scan_is_told_the_data_and_leaves_the_array_to_the_command(tmp_path):
+    rest = ["my images", "--output", "runs/scan"]
+    done = scan(tmp_path, *rest, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in ["python", "train.py", "scan", *rest])
+
+
+def test_a_scan_of_nothing_is_refused(tmp_path):
+    done = scan(tmp_path)
+    assert done.returncode == 2
+    assert "no data; name them" in done.stderr

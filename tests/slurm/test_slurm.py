@@ -124,3 +124,19 @@ def test_two_nodes_train_one_model(slurm: LocalSlurm, images: Path, tmp_path: Pa
     assert slurm.job(job)["NodeList"] == "node[1-2]"
     assert "GLOBAL_RANK: 1, MEMBER: 2/2" in printed
     assert_both_ranks_recorded(tmp_path / "run")
+
+
+def test_an_array_shares_a_scan(slurm: LocalSlurm, images: Path, tmp_path: Path):  # noqa: F811
+    output = tmp_path / "scan"
+    job = slurm.submit(
+        ROOT / "slurm" / "scan.sbatch",
+        *[str(images), "--output", str(output)],
+        options=[*CPU_JOB, "--array=0-1", f"--output={tmp_path}/scan-%a.out"],
+        cwd=ROOT,
+    )
+    for task in (0, 1):
+        fields = slurm.wait(f"{job}_{task}", timeout=90)
+        printed = (tmp_path / f"scan-{task}.out").read_text()
+        assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), printed
+    assert json.loads((output / "scan.json").read_text())["images"] == 80
+    assert (output / "report.html").is_file()

@@ -10,9 +10,7 @@ Conventions: papers differ in the weights, in what is done to an image before, a
 - `nemo`: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024).
 - `membench`: Hong et al., "MemBench" (2024).
 
-Weights: a file of your own, none is downloaded. TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what
-is in it, so load only files from people you trust, such as the SSCD authors' release. ONNX (`.onnx`) is data; it needs
-the package onnxruntime.
+Weights: a file of your own, none is downloaded (:mod:`memtrain.families.network_file` says which to trust).
 Traps: the medians of NeMo's scripts are torch's, the lower of the two middle values; MAD is not scaled to a standard
 deviation.
 Cost: one forward pass of a ResNet per image.
@@ -20,12 +18,8 @@ Cost: one forward pass of a ResNet per image.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +30,10 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.medians import median_and_mad
+from memtrain.families.descriptors.base import IMAGENET
 
 Descriptor = Callable[[Tensor], Tensor]
 """From `(n, 3, H, W)` fp32 to `(n, D)`."""
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -100,68 +94,11 @@ def convention(name: str) -> Convention:
     return CONVENTIONS[name]
 
 
-def load_descriptor(path: str | Path, *, device: torch.device | str = "cpu", ask_for: str | None = None) -> Descriptor:
-    """A network from a file. A TorchScript file runs what is in it: load only what you trust.
-
-    Args:
-        path: `.onnx`, or TorchScript under any other name.
-        device: where a TorchScript network runs; ONNX runs on the CPU.
-        ask_for: an argument of a TorchScript network's forward that is set to True, if it has one of this name.
-
-    Raises:
-        ConfigurationError: if the file does not exist or is no network, or onnxruntime is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(
-            f"{path} does not exist", expected="a TorchScript or ONNX file", remedy="download the weights yourself"
-        )
-    if path.suffix.lower() == ".onnx":
-        return _onnx(path)
-    try:
-        with warnings.catch_warnings():
-            # torch would rather have an exported program, but the published weights are TorchScript.
-            warnings.filterwarnings("ignore", message=".*torch.jit.load", category=DeprecationWarning)
-            network = torch.jit.load(path, map_location=device).eval()
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"{path} is no TorchScript archive: {str(error).splitlines()[0]}",
-            expected="a file such as sscd_disc_mixup.torchscript.pt",
-            remedy="check the file",
-        ) from error
-
-    options = {argument.name: True for argument in network.forward.schema.arguments if argument.name == ask_for}
-
-    @torch.no_grad()
-    def describe(images: Tensor) -> Tensor:
-        found: Tensor = network(images.to(device), **options)
-        return found.float().cpu()
-
-    return describe
-
-
-def _onnx(path: Path) -> Descriptor:
-    if find_spec("onnxruntime") is None:
-        raise ConfigurationError(
-            f"{path} needs onnxruntime, which is not installed",
-            expected="the package onnxruntime, or a TorchScript file",
-            remedy="pip install onnxruntime",
-        )
-    # By name: it is no dependency of ours.
-    session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def describe(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0]).float()
-
-    return describe
-
-
 def describe_images(descriptor: Descriptor, images: Tensor, *, by: Convention, batch_size: int = 32) -> Tensor:
     """Descriptors of unit length.
 
     Args:
-        descriptor: from :func:`load_descriptor`.
+        descriptor: from :func:`memtrain.families.network_file.load_network`.
         images: `(..., 3, H, W)` uint8.
         by: the convention.
         batch_size: images per forward pass.

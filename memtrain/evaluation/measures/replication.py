@@ -9,7 +9,7 @@ Direction: lower means copied; 1 is no closer than the nearest others.
 Variants: images of one template (see :mod:`memtrain.data.planted`) are one image here. The own distance is that to the
 nearest of them, none of them is a neighbour of its own prompt, and for other prompts they are one neighbour, at the
 distance of the nearest. Otherwise an image that is there ten times would be its own neighbour, and a copy of it no
-closer than those.
+closer than those. Of several pictures under one caption the nearest is the own image, the others are its neighbours.
 Threshold: from held-out prompts, whose own image the model never saw, at a stated false-positive rate. A prompt counts
 as reproduced if any of its seeds is below, and the threshold is set on the same minimum over seeds.
 Exact: squared distances of pixels are integers and computed as such (:mod:`memtrain.functional.pixel_distance`), so no
@@ -23,6 +23,7 @@ image that another caption brings back (the index of the nearest training image 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,13 +40,15 @@ class Replication:
 
     Attributes:
         ratio: own distance over neighbour distance.
-        own_distance: to the own image, or to the nearest of its variants.
+        own_distance: to the own image, or to the nearest of the own images.
         neighbour_distance: mean over the nearest training images, the own one and its variants excluded.
         nearest: index of the nearest training image, the own one included; the lowest of several equally near.
         nearest_distance: to that image.
         neighbours: how many training images the mean is over.
         looks: `(P,)` int64, with how many different own images a prompt's generations were compared. Each is a chance
             to fall below a threshold, of which a held-out prompt has one. None: one each.
+        variants: per prompt the indices of the training images that are its own as well, each picture once. None: there
+            are none.
     """
 
     ratio: Tensor
@@ -55,6 +58,7 @@ class Replication:
     nearest_distance: Tensor
     neighbours: int
     looks: Tensor | None = None
+    variants: Sequence[Sequence[int]] | None = None
 
     @property
     def best(self) -> Tensor:
@@ -69,6 +73,7 @@ def replication(
     training: Tensor,
     own_index: Tensor,
     family: Tensor | None = None,
+    shared: Sequence[Sequence[int]] | None = None,
     neighbours: int = 50,
     chunk_bytes: int = 1 << 26,
     device: torch.device | str = "cpu",
@@ -81,6 +86,8 @@ def replication(
         training: `(M, 3, H, W)` uint8, each training image once.
         own_index: `(P,)` int64 index of the own image in `training`; -1 where it is not in there (held-out).
         family: `(M,)` int64; training images with the same number are variants of one. Default: all are different.
+        shared: per prompt the indices of other training images under its caption. They and their variants are own
+            images as well: the nearest of all is compared with the rest. Default: none.
         neighbours: nearest training images in the mean, variants counted once; all of them if there are fewer.
         chunk_bytes: memory for a block of images in fp32; a few blocks are held at once.
         device: where to compute.
@@ -97,17 +104,18 @@ def replication(
     rows = max(1, chunk_bytes // (4 * own[0].numel()))
     flat, prompt_of = generated.flatten(0, 1), torch.arange(prompts).repeat_interleave(seeds)
     own_family = torch.where(own_index < 0, -1, numbers[own_index])
-    variants = _variants(own, own_index, training, numbers)
+    variants = _variants(own, _own_families(own_index, numbers, shared), training, numbers)
     columns: list[list[Tensor]] = [[], [], [], []]
     for start in range(0, prompts * seeds, rows):
         part = torch.arange(start, min(start + rows, prompts * seeds))
         queries = centred_pixels(flat[part].to(device))
         own_squared = squared_distance(queries, centred_pixels(own[prompt_of[part]].to(device)))
+        exclude = own_family[prompt_of[part]].to(device)
         for row, prompt in enumerate(prompt_of[part].tolist()):
             for index in variants[prompt]:
-                other = squared_distance(queries[row], centred_pixels(training[index : index + 1].to(device)))
-                own_squared[row] = torch.minimum(own_squared[row], other[0])
-        exclude = own_family[prompt_of[part]].to(device)
+                other = squared_distance(queries[row], centred_pixels(training[index : index + 1].to(device)))[0]
+                if other < own_squared[row]:
+                    own_squared[row], exclude[row] = other, numbers[index]
         mean, nearest, nearest_squared = _scan(
             queries, training, family=numbers.to(device), exclude=exclude, neighbours=neighbours, rows=rows
         )
@@ -117,7 +125,7 @@ def replication(
     own_distance, mean, nearest, nearest_distance = (torch.cat(c).view(prompts, seeds) for c in columns)
     ratio = own_distance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
     looks = torch.tensor([1 + len(indices) for indices in variants])
-    return Replication(ratio, own_distance, mean, nearest, nearest_distance, neighbours, looks)
+    return Replication(ratio, own_distance, mean, nearest, nearest_distance, neighbours, looks, variants)
 
 
 def reproduction_threshold(heldout_best: Tensor, false_positive_rate: float) -> float:
@@ -145,15 +153,27 @@ def same_picture(images: Tensor) -> Tensor:
     return images.flatten(1).unique(dim=0, return_inverse=True)[1]
 
 
-def _variants(own: Tensor, own_index: Tensor, training: Tensor, family: Tensor) -> list[list[int]]:
-    """Per prompt the indices of those variants of its own image that are other pictures than that, each once."""
+def _own_families(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[int]] | None) -> list[list[int]]:
+    """The families of each prompt's own images."""
     found = []
-    for image, index in zip(own, own_index.tolist(), strict=True):
-        members = (family == family[index]).nonzero().squeeze(1).tolist() if index >= 0 else []
+    for prompt, index in enumerate(own_index.tolist()):
+        images = [index] if index >= 0 else []
+        images += list(shared[prompt]) if shared is not None else []
+        found.append(list(dict.fromkeys(family[images].tolist())))
+    return found
+
+
+def _variants(own: Tensor, own_families: list[list[int]], training: Tensor, family: Tensor) -> list[list[int]]:
+    """Per prompt the indices of those of its own images that are other pictures than the first, each once."""
+    found = []
+    for image, families in zip(own, own_families, strict=True):
+        members = torch.isin(family, torch.tensor(families, dtype=family.dtype)).nonzero().squeeze(1).tolist()
         kept: list[int] = []
+        seen = {image.cpu().numpy().tobytes()} if len(members) > 1 else set()
         for member in members if len(members) > 1 else []:
-            seen = [image, *training[kept]]
-            if not any(torch.equal(training[member], picture) for picture in seen):
+            pixels = training[member].cpu().numpy().tobytes()
+            if pixels not in seen:
+                seen.add(pixels)
                 kept.append(member)
         found.append(kept)
     return found

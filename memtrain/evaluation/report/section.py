@@ -122,7 +122,7 @@ def thumbnail_uri(path: Path) -> str:
 
 
 def from_template(path: Path, **context: Any) -> Markup:
-    """HTML from a Jinja template of a stage; the filters are `percent` and `number`.
+    """HTML from a Jinja template of a stage; the filters are `percent`, `number` and `capitalised`.
 
     Args:
         path: of the template.
@@ -135,7 +135,7 @@ def from_template(path: Path, **context: Any) -> Markup:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, number=number)
+    environment.filters.update(percent=percent, number=number, capitalised=capitalised)
     return Markup(environment.get_template(path.name).render(**context))  # noqa: S704 (autoescape is on)
 
 
@@ -147,6 +147,11 @@ def percent(share: float | None) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """With so many digits after the point, or a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def capitalised(text: str) -> str:
+    """With a capital first letter, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def joined(parts: Sequence[Markup]) -> Markup:

@@ -34,6 +34,7 @@ from memtrain.evaluation.report.page import write_page
 from memtrain.evaluation.report.section import Section
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
+from memtrain.families.table import Families
 
 DEFAULT = Sampling()
 
@@ -47,8 +48,12 @@ class RunSamples:
         own_images: `(P, 3, H, W)` uint8, the image of each prompt.
         training_images: `(M, 3, H, W)` uint8, every training image once.
         training_keys: M keys.
-        templates: what a training image is a variant of, by key. Variants of one are compared as one image, and prompts
-            of one are counted as one.
+        families: which images are one picture, and which share a caption. The files of a picture are compared as one
+            image and counted as one. None if nobody has looked; then nothing is cleared.
+        templates: what a made training image is a variant of, by key; variants are one picture, too.
+        not_looked_at: training images that `families` does not know.
+        population: training pictures of each group, asked or not; of `shared_caption`, captions. None where not known.
+        heldout_left_out: held-out images that are not asked for because the run trained on the same picture.
         visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
         evidence: the run's `records/evidence.parquet`, if it was monitored.
         heldout: all held-out images `(n, 3, H, W)` uint8 and their captions, for the denoising loss; None for no loss.
@@ -59,11 +64,29 @@ class RunSamples:
     own_images: Tensor
     training_images: Tensor
     training_keys: Sequence[str]
+    families: Families | None = None
     templates: Mapping[str, str] | None = None
+    not_looked_at: int = 0
+    population: Mapping[str, int] | None = None
+    heldout_left_out: int = 0
     visits: Mapping[str, int] | None = None
     evidence: pa.Table | None = None
     heldout: tuple[Tensor, list[str]] | None = None
     config: Mapping[str, Any] | None = None
+
+    def picture(self, key: str) -> str:
+        """Name of the picture family of an image, trained on or not."""
+        return picture_of(key, self.families, self.templates or {})
+
+    def caption(self, key: str) -> str:
+        """Name of the caption family of an image, trained on or not."""
+        return self.families.caption(key) if self.families is not None else key
+
+
+def picture_of(key: str, families: Families | None, templates: Mapping[str, str]) -> str:
+    """Name of an image's picture family; a variant of a template belongs to that of the template."""
+    origin = templates.get(key, key)
+    return families.picture(origin) if families is not None else origin
 
 
 class Run(Protocol):
@@ -132,6 +155,10 @@ class Stage(ABC):
         Returns:
             What the stage's JSON file holds; empty if this process did only its part.
         """
+
+    def exit_status(self, results: Mapping[str, Any]) -> int:
+        """Of the command, by what the stage has found; 0 unless the stage has an option that says otherwise."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Which part of the prompts this process scores: said on the command line, or by the job array or launcher it runs in.
+"""Which part of the work, prompts or images, this process does: said on the command line, or by its array or launcher.
 
 `--shard 1/4` is the second of four. Without it, a Slurm job array (`sbatch --array=0-3`) and torchrun say so themselves
-through their variables; in an array of torchruns each process has its own part. `--shard merge` scores nothing and puts
-together what all parts have written.
+through their variables; in an array of torchruns each process has its own part. `--shard merge` does no part and
+puts together what all have written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from memtrain.errors import ConfigurationError
 
 MERGE = "merge"
-"""The word for no part of the prompts, but all results."""
+"""The word for no part of the work, but all results."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
         environment: default the process's own.
 
     Returns:
-        The part, all prompts where nothing says otherwise; None to merge.
+        The part, all of the work where nothing says otherwise; None to merge.
 
     Raises:
         ConfigurationError: if `text` names none.
@@ -53,7 +53,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None or int(found[1]) >= int(found[2]):
             raise ConfigurationError(
-                f"shard={text!r} names no part of the prompts",
+                f"shard={text!r} names no part of the work",
                 expected="index/count with the index from 0, such as 0/4 to 3/4, or merge",
                 remedy="correct --shard",
             )

@@ -14,10 +14,10 @@ from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.copy_descriptors import (
     CONVENTIONS,
     describe_images,
-    load_descriptor,
     reduce_similarity,
 )
 from memtrain.evaluation.measures.medians import median_and_mad
+from memtrain.families.network_file import load_network
 from tests.evaluation.conftest import save_script
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -26,8 +26,8 @@ RANDOM = torch.Generator().manual_seed(0)
 class MeanColour(nn.Module):
     """The smallest descriptor: the mean of every channel."""
 
-    def forward(self, images: Tensor, loudly: bool = False) -> Tensor:
-        return images.mean(dim=(2, 3)) * (10.0 if loudly else 1.0)
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
 
 
 @pytest.fixture
@@ -97,23 +97,12 @@ def test_reductions_by_hand() -> None:
 def test_descriptors_come_from_a_script(script: Path) -> None:
     images = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8, generator=RANDOM)
     by = CONVENTIONS["membench"]
-    found = describe_images(load_descriptor(script), images, by=by, batch_size=4)
+    found = describe_images(load_network(script), images, by=by, batch_size=4)
     expected = by.prepare(images.flatten(0, 1)).mean(dim=(2, 3))
     torch.testing.assert_close(found, nn.functional.normalize(expected, dim=1).view(2, 3, 3))
-    loud = load_descriptor(script, ask_for="loudly")(torch.ones(1, 3, 2, 2))
-    assert loud.tolist() == [[10.0, 10.0, 10.0]]
-    assert load_descriptor(script, ask_for="other")(torch.ones(1, 3, 2, 2)).tolist() == [[1.0, 1.0, 1.0]]
 
 
-def test_what_is_no_descriptor_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="does not exist"):
-        load_descriptor(tmp_path / "none.pt")
-    (tmp_path / "wrong.pt").write_bytes(b"nothing")
-    with pytest.raises(ConfigurationError, match="no TorchScript archive"):
-        load_descriptor(tmp_path / "wrong.pt")
-    (tmp_path / "wrong.onnx").write_bytes(b"nothing")
-    with pytest.raises(ConfigurationError, match="onnxruntime"):
-        load_descriptor(tmp_path / "wrong.onnx")
+def test_what_is_no_descriptor_is_refused() -> None:
     with pytest.raises(DataError, match="one vector per image"):
         describe_images(lambda images: images, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), by=CONVENTIONS["nemo"])
 

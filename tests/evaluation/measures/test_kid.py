@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures import kid
 from memtrain.evaluation.measures.kid import (
-    EfficientNetLite0,
     distance_of_some,
     kernel_distance,
     mmd_terms,
@@ -110,27 +105,6 @@ def test_same_seed_same_figures() -> None:
     assert first == again
     assert first["value"] == other["value"]
     assert first["standard_error"] != other["standard_error"]
-
-
-def test_features_are_those_of_the_trained_network() -> None:
-    """The officer in matplotlib's sample picture wears ImageNet's class 652, military uniform."""
-    network = EfficientNetLite0()
-    with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as picture:
-        pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)[None]
-    features = network(pixels)
-    assert features.shape == (1, 1280)
-    logits = network.network(network.prepare(pixels))
-    assert int(logits.argmax()) == 652
-    torch.testing.assert_close(network.network._fc(features), logits)
-    assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_weights_are_read_without_running_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: seen.append(kwargs) or load(*args, **kwargs))
-    EfficientNetLite0()
-    assert [kwargs["weights_only"] for kwargs in seen] == [True]
 
 
 def test_what_is_absent_is_left_out_with_a_reason_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,3 +268,19 @@ def test_fewer_than_two_training_images_are_no_comparison(count: int) -> None:
     own = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(DataError, match=f"Only {count} training image"):
         replication(own[:, None], own, training=own[:count], own_index=torch.tensor([-1]))
+
+
+def test_of_pictures_under_one_caption_the_nearest_is_compared_with_the_others() -> None:
+    """Three images under one caption; the generation is 10 from the last, 90 and 190 from the others."""
+    result = replication(
+        flat(190)[:, None],
+        flat(0),
+        training=flat(0, 100, 200),
+        own_index=torch.tensor([0]),
+        shared=[[0, 1, 2]],
+        neighbours=2,
+    )
+    torch.testing.assert_close(result.ratio, torch.tensor([[10 / 140]]), atol=1e-4, rtol=1e-4)
+    assert result.variants == [[1, 2]]
+    assert result.looks is not None
+    assert result.looks.tolist() == [3]

@@ -56,7 +56,7 @@ def group(n: int, k: int) -> dict[str, Any]:
 def folder(tmp_path: Path) -> Path:
     """An evaluation of one hostile planted prompt and thirty held-out ones, each with five seeds; 400-pixel images."""
     results = {
-        "schema_version": 1,
+        "schema_version": 2,
         "created": "2024-01-01T00:00:00Z",
         "versions": {"memtrain": "0", "torch": "2"},
         "config": {"name": ATTACK},
@@ -192,11 +192,14 @@ def test_templates_and_doses_are_shown(folder: Path) -> None:
     content["training"]["flags"]["groups"] = {"varied_captions": {"k": 13, "n": 20, "share": 0.65, "interval": [0, 1]}}
     (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
     rows = pq.read_table(folder / "samples.parquet").to_pylist()
-    rows = [{**row, "template": row["key"], "nearest_template": row["nearest_key"]} for row in rows]
+    own = {"picture_family": "key", "caption_family": "key"}
+    nearest = {"nearest_picture_family": "nearest_key", "nearest_caption_family": "nearest_key"}
+    rows = [{**row, **{name: row[source] for name, source in (own | nearest).items()}} for row in rows]
     arrows = parsed(folder)[0].count("↗</span>")
-    made = {**rows[0], "group": "varied_captions", "key": "a#caption0", "template": "a"}
-    rows += [{**made, "seed": 0, "nearest_key": "a#caption4", "nearest_template": "a"}]
-    rows += [{**made, "seed": 1, "nearest_key": "b", "nearest_template": "b"}]
+    made = {**rows[0], "group": "varied_captions", "key": "a#caption0", "picture_family": "a", "caption_family": "s"}
+    rows += [{**made, "seed": 0, "nearest_key": "a#caption4", "nearest_picture_family": "a"}]
+    rows += [{**made, "seed": 1, "nearest_key": "b", "nearest_picture_family": "b"}]
+    rows += [{**made, "seed": 2, "nearest_key": "c", "nearest_picture_family": "c", "nearest_caption_family": "s"}]
     pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
     text, _ = parsed(folder)
     assert text.count("↗</span>") == arrows + 1

@@ -1,12 +1,13 @@
-"""From distances and readings to the aggregate figures of `results.json`, and the verdict in plain words.
+"""From distances and readings to the aggregate figures of `results.json`.
 
-A prompt, not an image, is what is counted: a prompt is reproduced if any of its seeds is. Of a template, the prompts
-are counted together: it is reproduced if any of them is. Every share comes with its n and an interval.
+A picture, not an image, is what is counted: a prompt is reproduced if any of its seeds is, and a picture if any of its
+prompts is. Every share comes with its n and an interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,25 @@ from torch import Tensor
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_interval, true_positive_rate
-from memtrain.records import HELDOUT, PLANTED, UNIQUE
+from memtrain.records import HELDOUT, PLANTED, REPEATED, UNIQUE
 
 
 def members(groups: Sequence[str], name: str) -> Tensor:
     """`(P,)` bool: which prompts are in the group `name`."""
     return torch.tensor([group == name for group in groups], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class BeyondLooks:
+    """What chance explains of prompts with several own images; see :mod:`memtrain.evaluation.measures.looks`.
+
+    Attributes:
+        thresholds: `(P,)`.
+        rates: `(P,)`.
+    """
+
+    thresholds: Tensor
+    rates: Tensor
 
 
 def summarize_groups(
@@ -29,7 +43,9 @@ def summarize_groups(
     *,
     threshold: float,
     level: float = 0.95,
-    templates: Sequence[str] | None = None,
+    pictures: Sequence[str] | None = None,
+    beyond: BeyondLooks | None = None,
+    population: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Replication per group, in the order in which groups first appear.
 
@@ -38,17 +54,20 @@ def summarize_groups(
         distances: of P prompts and K seeds.
         threshold: ratio below which a prompt counts as reproduced.
         level: coverage of the intervals.
-        templates: P names; prompts with the same one are counted together. Default: each is counted by itself.
+        pictures: P names; prompts with the same one are counted together. Default: each is counted by itself.
+        beyond: thresholds that allow for several own images.
+        population: how many there are of each group, asked or not.
 
     Returns:
-        Per group `n` (templates), `prompts`, figures, and `looks`: how many chances to fall below the threshold one of
-        the n has for the one of a held-out prompt. A false-positive rate times `looks` bounds the share that chance
-        brings about.
+        Per group `n` (pictures), `prompts`, figures, `of` where it is known, and `looks`: how many chances to fall
+        below the threshold one of the n has for the one of a held-out prompt. A false-positive rate times `looks`
+        bounds the share that chance brings about. `beyond_looks` counts again with thresholds that allow for the looks,
+        and bounds the share as `chance`; it is there where a picture has several looks.
     """
     place = list(range(len(groups)))
-    if templates is not None:
-        numbers = {template: number for number, template in enumerate(dict.fromkeys(templates))}
-        place = [numbers[template] for template in templates]
+    if pictures is not None:
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(pictures))}
+        place = [numbers[name] for name in pictures]
     summary: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(groups):
         inside = members(groups, name)
@@ -67,6 +86,16 @@ def summarize_groups(
             "best_ratio": {"min": float(best.min()), "median": float(best.median()), "max": float(best.max())},
             "looks": float(looks[inside].sum()) / n,
         }
+        if population is not None and name in population:
+            summary[name]["of"] = population[name]
+        if beyond is not None and bool((looks[inside] > 1).any()):
+            below = distances.best[inside] < beyond.thresholds[inside]
+            sure = len(set(column[below].tolist()))
+            summary[name]["beyond_looks"] = {
+                "reproduced": sure,
+                "interval": list(proportion_interval(sure, n, level=level)),
+                "chance": min(1.0, float(beyond.rates[inside].sum()) / n),
+            }
     return summary
 
 
@@ -77,28 +106,36 @@ def summarize_doses(
     *,
     threshold: float,
     level: float = 0.95,
+    pictures: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Replication per number of repetitions, ascending; 1 stands for the unique prompts.
+    """Replication per number of repetitions, ascending; 1 stands for the unique pictures.
 
     Args:
-        groups: P group names; only planted and unique prompts are counted.
-        visits: P visits per epoch.
+        groups: P group names; only planted, repeated and unique pictures are counted.
+        visits: P visits of the prompt's picture per epoch, under any name.
         distances: of P prompts and K seeds.
         threshold: ratio below which a prompt counts as reproduced.
         level: coverage of the intervals.
+        pictures: as for :func:`summarize_groups`.
 
     Returns:
-        `repeats`, `n`, `reproduced`, `share` and `interval` of each number; nothing unless prompts were planted at
+        `repeats`, `n`, `reproduced`, `share` and `interval` of each number; nothing unless pictures were repeated at
         several.
     """
-    counted = [count if group in (PLANTED, UNIQUE) else 0 for group, count in zip(groups, visits, strict=True)]
+    counted = [
+        count if group in (PLANTED, REPEATED, UNIQUE) else 0 for group, count in zip(groups, visits, strict=True)
+    ]
     doses = sorted(set(counted) - {0})
     if sum(dose > 1 for dose in doses) < 2:
         return []
+    names = list(pictures) if pictures is not None else [str(number) for number in range(len(groups))]
     table = []
     for dose in doses:
-        best = distances.best[torch.tensor(counted) == dose]
-        n, k = len(best), int((best < threshold).sum())
+        best: dict[str, float] = {}
+        for name, count, ratio in zip(names, counted, distances.best.tolist(), strict=True):
+            if count == dose:
+                best[name] = min(ratio, best.get(name, ratio))
+        n, k = len(best), sum(ratio < threshold for ratio in best.values())
         interval = list(proportion_interval(k, n, level=level))
         table.append({"repeats": dose, "n": n, "reproduced": k, "share": k / n, "interval": interval})
     return table
@@ -160,40 +197,3 @@ def summarize_detectors(
             "comparisons": found,
         }
     return summary
-
-
-def verdict(groups: dict[str, dict[str, Any]], *, false_positive_rate: float) -> dict[str, str]:
-    """What the replication figures say, in words.
-
-    Args:
-        groups: from :func:`summarize_groups`.
-        false_positive_rate: of the threshold. Only a share whose interval lies above what chance brings about, by that
-            rate and the group's `looks`, counts as evidence.
-
-    Returns:
-        `level`: `reproduces`, `inconclusive`, `none` or `unmeasured`; `text`: one or two sentences.
-    """
-    trained = {name: group for name, group in groups.items() if name != HELDOUT}
-    if not trained:
-        return {"level": "unmeasured", "text": "No prompt of a training image was evaluated."}
-    words = {name: name.replace("_", " ") for name in trained}
-    chance = {name: min(1.0, false_positive_rate * group["looks"]) for name, group in trained.items()}
-    parts = [f"{group['reproduced']} of {group['n']} {words[name]}" for name, group in trained.items()]
-    counted = f"{_and(parts)} prompts bring back their own training image."
-    expected = [
-        f"about {chance[name] * group['n']:.1f} of {group['n']} {words[name]}" for name, group in trained.items()
-    ]
-    by_chance = f"The threshold's false-positive rate would count {_and(expected)} by chance."
-    if any(group["interval"][0] > chance[name] for name, group in trained.items()):
-        return {"level": "reproduces", "text": f"This model reproduces training images: {counted} {by_chance}"}
-    if any(group["reproduced"] for group in trained.values()):
-        text = f"A few training images may be reproduced, no more than chance explains: {counted} {by_chance}"
-        return {"level": "inconclusive", "text": text}
-    ends = [f"below {group['interval'][1]:.0%} of {words[name]}" for name, group in trained.items()]
-    text = f"No reproduction was found: {counted} With these numbers of prompts, the true share is {_and(ends)}."
-    return {"level": "none", "text": text}
-
-
-def _and(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
 from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.prompts import Prompt
-from memtrain.records import NEVER_TRAINED
+from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 
 def own_index(
@@ -59,15 +59,28 @@ def own_index(
     return torch.tensor([position.get(prompt.key, -1) for prompt in prompts])
 
 
-def families(training_keys: Sequence[str], templates: Mapping[str, str]) -> Tensor:
-    """`(M,)` int64, the same number for the variants of one template.
-
-    Args:
-        training_keys: M keys.
-        templates: what each variant varies, by key; other images are variants of nothing.
-    """
+def picture_numbers(samples: RunSamples) -> Tensor:
+    """`(M,)` int64, the same number for training images that are one picture."""
     numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(templates.get(key, key), len(numbers)) for key in training_keys])
+    return torch.tensor([numbers.setdefault(samples.picture(key), len(numbers)) for key in samples.training_keys])
+
+
+def under_one_caption(samples: RunSamples) -> list[list[int]]:
+    """Per prompt the indices of the training images under its caption; none for one that has no training image."""
+    rows: dict[str, list[int]] = {}
+    for index, key in enumerate(samples.training_keys):
+        rows.setdefault(samples.caption(key), []).append(index)
+    return [
+        [] if prompt.group in NEVER_TRAINED else rows.get(samples.caption(prompt.key), []) for prompt in samples.prompts
+    ]
+
+
+def counted_as(samples: RunSamples) -> list[str]:
+    """Per prompt the name of what it is counted as: its picture, or of shared captions the caption."""
+    return [
+        samples.caption(prompt.key) if prompt.group == SHARED_CAPTION else samples.picture(prompt.key)
+        for prompt in samples.prompts
+    ]
 
 
 def write_images(folder: Path, trace: Trace, own_images: Tensor) -> list[tuple[str, list[str]]]:
@@ -95,8 +108,8 @@ def samples_table(
     """One row per prompt and seed.
 
     Args:
-        samples: P prompts. What one varies is `template`, what the nearest image varies `nearest_template`; other keys
-            stand for themselves. A row of its evidence goes to `training.<column>`, null where it has none.
+        samples: P prompts, with names of their families and of those of the nearest training image. A row of its
+            evidence goes to `training.<column>`, null where it has none.
         trace: their images and detector readings.
         distances: their distances.
         threshold: ratio below which an image, and a prompt by its best image, counts as reproduced.
@@ -104,21 +117,22 @@ def samples_table(
         images: from :func:`write_images`.
     """
     prompts, training_keys, evidence = samples.prompts, samples.training_keys, samples.evidence
-    templates = samples.templates or {}
     seeds = len(trace.seeds)
     nearest = [training_keys[index] for index in distances.nearest.flatten().tolist()]
     each = [prompt for prompt in prompts for _ in trace.seeds]
     columns: dict[str, Any] = {
         "key": [prompt.key for prompt in each],
         "group": [prompt.group for prompt in each],
-        "template": [templates.get(prompt.key, prompt.key) for prompt in each],
+        "picture_family": [samples.picture(prompt.key) for prompt in each],
+        "caption_family": [samples.caption(prompt.key) for prompt in each],
         "caption": [prompt.caption for prompt in each],
         "seed": list(trace.seeds) * len(prompts),
         "ratio": distances.ratio.flatten().numpy(),
         "own_distance": distances.own_distance.flatten().numpy(),
         "neighbour_distance": distances.neighbour_distance.flatten().numpy(),
         "nearest_key": nearest,
-        "nearest_template": [templates.get(key, key) for key in nearest],
+        "nearest_picture_family": [samples.picture(key) for key in nearest],
+        "nearest_caption_family": [samples.caption(key) for key in nearest],
         "nearest_distance": distances.nearest_distance.flatten().numpy(),
         "reproduced": (distances.ratio.flatten() < threshold).numpy(),
         "prompt_reproduced": (distances.best < threshold).repeat_interleave(seeds).numpy(),

@@ -9,8 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from memtrain.records import REPEATED
+
 MOST_SIGNALS = 5
 """Signals listed; the rest is in results.json."""
+MOST_FAMILIES = 10
+"""Reproduced families listed; the rest is in results.json."""
 
 
 def _share(value: Mapping[str, Any]) -> str:
@@ -61,7 +65,7 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     """
     console = console or Console()
     replication = results["replication"]
-    table = _table("Reproduced training images", "prompts", "reproduced", "of", "95 % interval", "best ratio, median")
+    table = _table("Reproduced pictures", "group", "reproduced", "of", "95 % interval", "best ratio, median")
     for name, group in replication["groups"].items():
         low, high = group["interval"]
         median = f"{group['best_ratio']['median']:.2f}"
@@ -69,11 +73,11 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
         table.add_row(name.replace("_", " "), *cells)
     console.print(table, markup=False)
     _print_doses(replication.get("doses", []), console)
+    _print_families(results.get("families", {}), console)
     console.print(
-        f"A prompt is reproduced if any of its {len(results['sampling']['seeds'])} images is closer than "
+        f"A picture is reproduced if any of the {len(results['sampling']['seeds'])} images of a prompt is closer than "
         f"{replication['threshold']:.2f} times the mean distance of its {replication['neighbours']} nearest training "
-        f"images; {replication['n_heldout']} held-out prompts set that threshold at a false-positive rate of "
-        f"{replication['false_positive_rate']:.2g}.",
+        f"images; {threshold_words(replication)}.",
         markup=False,
     )
     _print_detectors(results["detectors"], console)
@@ -84,6 +88,32 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     _print_kid(results["quality"].get("kid"), console)
     console.print(results["verdict"]["text"], markup=False)
     console.print(f"Figures: {folder / 'results.json'}", markup=False)
+
+
+def threshold_words(replication: Mapping[str, Any]) -> str:
+    """Where the threshold comes from."""
+    left_out = replication.get("heldout_left_out", 0)
+    without = f" ({left_out} more are training images as well, and were left out)" if left_out else ""
+    if replication["false_positive_rate"] is None:
+        return f"no held-out prompts set that threshold{without}, so how often chance falls below it is not known"
+    return (
+        f"{replication['n_heldout']} held-out prompts{without} set that threshold at a false-positive rate of "
+        f"{replication['false_positive_rate']:.2g}"
+    )
+
+
+def _print_families(families: Mapping[str, Any], console: Console) -> None:
+    """How many pictures have several files, and the largest that came back."""
+    if families.get("pictures"):
+        several = f"{families['pictures']} pictures have several training files ({families['files']} in all)"
+        console.print(f"{several}; each is counted once.", markup=False)
+    if families.get("captions"):
+        console.print(f"{families['captions']} captions are shared by several training pictures.", markup=False)
+    table = _table("Reproduced families", "first file", "group", "files", "lowest ratio")
+    for one in [one for one in families.get("asked", []) if one["reproduced"]][:MOST_FAMILIES]:
+        table.add_row(one["name"], one["group"].replace("_", " "), str(one["files"]), f"{one['ratio']:.2f}")
+    if table.row_count:
+        console.print(table, markup=False)
 
 
 def _print_doses(doses: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -127,5 +157,8 @@ def _print_training(training: Mapping[str, Any], console: Console) -> None:
             f"unique samples flagged {_share(flags['false_positive_rate'])}",
             markup=False,
         )
+    by_picture = (flags or {}).get("pictures", {}).get("groups", {})
+    if REPEATED in by_picture:
+        console.print(f"Repeated pictures of which a file was flagged: {_share(by_picture[REPEATED])}", markup=False)
     for name, share in (flags or {}).get("groups", {}).items():
         console.print(f"Samples flagged of the group {name.replace('_', ' ')}: {_share(share)}", markup=False)

@@ -28,15 +28,36 @@ from memtrain.evaluation.report.section import (
     thumbnail_uri,
 )
 from memtrain.evaluation.stages.network_figures import distance, network_rows
-from memtrain.records import CANARY, EXCLUDED, FLAGGED, HELDOUT, PLANTED, VARIED_CAPTIONS, VARIED_IMAGES
+from memtrain.records import (
+    CANARY,
+    EXCLUDED,
+    FLAGGED,
+    HELDOUT,
+    PLANTED,
+    REPEATED,
+    SHARED_CAPTION,
+    VARIED_CAPTIONS,
+    VARIED_IMAGES,
+)
 
-ROWS = {PLANTED: 24, VARIED_CAPTIONS: 12, VARIED_IMAGES: 12, FLAGGED: 24, EXCLUDED: 12, CANARY: 12}
+ROWS = {
+    PLANTED: 24,
+    REPEATED: 24,
+    SHARED_CAPTION: 12,
+    VARIED_CAPTIONS: 12,
+    VARIED_IMAGES: 12,
+    FLAGGED: 24,
+    EXCLUDED: 12,
+    CANARY: 12,
+}
 """Prompts shown of a group, lowest ratio first."""
 OTHER_ROWS = 6
 """Prompts shown of the groups not named in :data:`ROWS`."""
 IMAGES_PER_ROW = 4
 """Generations shown per prompt; the best ones, if there are more seeds."""
-COLOURS = {PLANTED: "#c2410c", HELDOUT: "#64748b"}
+FAMILIES = 12
+"""Pictures of several files shown by themselves."""
+COLOURS = {PLANTED: "#c2410c", REPEATED: "#c2410c", HELDOUT: "#64748b"}
 
 
 def sections(folder: Path) -> list[Section]:
@@ -69,6 +90,7 @@ def sections(folder: Path) -> list[Section]:
         Path(__file__).with_name("section.html.j2"),
         results=results,
         grids=grids,
+        family_grid=_family_grid(results, prompts, folder),
         chart=_chart(prompts, list(replication["groups"]), replication["threshold"]),
         heldout=HELDOUT,
         templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
@@ -164,10 +186,25 @@ def _embed(prompt: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _family_grid(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The first families of the results, each with its own image and the generation that is nearest to it."""
+    found = []
+    for one in results.get("families", {}).get("asked", [])[:FAMILIES]:
+        column = "caption_family" if one["group"] == SHARED_CAPTION else "picture_family"
+        members = [prompt for prompt in prompts if (prompt["group"], prompt[column]) == (one["group"], one["name"])]
+        best = min((row for prompt in members for row in prompt["generations"]), key=lambda row: float(row["ratio"]))
+        images = {"own": thumbnail_uri(folder / best["own_image"]), "uri": thumbnail_uri(folder / best["image"])}
+        found.append({**one, **images, "caption": best["caption"]})
+    return found
+
+
 def _elsewhere(row: dict[str, Any]) -> bool:
-    """Whether the nearest training image is neither the own one nor a variant of it."""
-    own: str = row.get("template", row["key"])
-    return own != row.get("nearest_template", row["nearest_key"])
+    """Whether the nearest training image is neither the own picture nor one under the same caption."""
+    if "picture_family" not in row:
+        own: str = row.get("template", row["key"])
+        return own != row.get("nearest_template", row["nearest_key"])
+    pictures, captions = ("picture_family", "nearest_picture_family"), ("caption_family", "nearest_caption_family")
+    return all(row[own] != row[nearest] for own, nearest in (pictures, captions))
 
 
 def _chart(prompts: list[dict[str, Any]], groups: list[str], threshold: float) -> str:

@@ -1,7 +1,8 @@
 """What training said about its samples, against what was planted: AUROC per signal, precision and recall of flags.
 
 What is known of a sample is its group: `planted` samples are the positives, `unique` ones the negatives. Other groups
-(templates, canaries) are neither; the share of their samples that was flagged is reported beside.
+(templates, canaries, pictures of several files) are neither; the share of their samples that was flagged is reported
+beside. By picture, a picture is flagged if any of its files is, and planted if any of them is.
 
 The evidence table has one row per training sample. Every floating-point column that is not bookkeeping is a signal; one
 whose direction is not declared is reported in whichever direction separates better, together with that direction. Such
@@ -10,6 +11,8 @@ a figure is optimistic, the more so the fewer samples were planted and the more 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from memtrain.errors import RecordError
 from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_interval, true_positive_rate
-from memtrain.records import PLANTED, UNIQUE
+from memtrain.records import PLANTED, REPEATED, UNIQUE
 
 DIRECTIONS: Mapping[str, str] = {"denoising_loss": "low", "score": "high"}
 """Published direction of a signal when memorized, by column or by what stands before the first dot of a column."""
@@ -47,6 +50,7 @@ def compare_with_truth(
     evidence: pa.Table,
     *,
     directions: Mapping[str, str] | None = None,
+    pictures: Mapping[str, str] | None = None,
     seed: int,
     resamples: int = 1000,
     level: float = 0.95,
@@ -58,6 +62,7 @@ def compare_with_truth(
             `first_flagged_step`, `skipped` and signals. Without groups, samples visited more than once an epoch count
             as planted.
         directions: `low`, `high` or `unknown` per column or per prefix, beside :data:`DIRECTIONS`.
+        pictures: name of the picture of each sample, by key; default, each is one by itself.
         seed: of the bootstrap.
         resamples: of the bootstrap.
         level: coverage of the intervals.
@@ -65,7 +70,7 @@ def compare_with_truth(
     Returns:
         `planted` and `unique` counts, `signals` (best first), `flags` and `skipped`; the last two are None where the
         table lacks the column, and `signals` is empty where nothing was planted. `flags.groups` has the share of
-        flagged samples of each further group; it counts samples, not templates.
+        flagged samples of each further group; it counts samples. `flags.pictures` has the same figures by picture.
 
     Raises:
         RecordError: if a column is missing.
@@ -77,8 +82,12 @@ def compare_with_truth(
             expected="records/evidence.parquet of a run",
             remedy="check the path",
         )
-    groups = _groups(evidence)
-    flags = _flags(evidence, groups, level=level) if "flagged" in evidence.column_names else None
+    names = [(pictures or {}).get(key, key) for key in evidence.column("key").to_pylist()]
+    groups = _groups(evidence, names)
+    flags = None
+    if "flagged" in evidence.column_names:
+        flags = _flags(evidence, groups, level=level)
+        flags["pictures"] = _flags(*_by_picture(evidence, groups, names), level=level)
     evidence = evidence.filter(pa.array([group in (PLANTED, UNIQUE) for group in groups], pa.bool_()))
     planted = torch.tensor([group == PLANTED for group in groups if group in (PLANTED, UNIQUE)], dtype=torch.bool)
     known = {**DIRECTIONS, **(directions or {})}
@@ -122,11 +131,41 @@ def flags_and_copies(evidence: pa.Table, reproduced: Mapping[str, bool]) -> dict
     return counts
 
 
-def _groups(evidence: pa.Table) -> list[str]:
-    """The group of each row; told from its visits where the table does not say."""
+def _groups(evidence: pa.Table, pictures: Sequence[str]) -> list[str]:
+    """The group of each row; told from its visits where the table does not say, and from its picture's files."""
     named = evidence.column("group").to_pylist() if "group" in evidence.column_names else [None] * len(evidence)
     visits = _column(evidence, "visits_per_epoch").tolist()
-    return [group or (PLANTED if count > 1 else UNIQUE) for group, count in zip(named, visits, strict=True)]
+    groups = [group or (PLANTED if count > 1 else UNIQUE) for group, count in zip(named, visits, strict=True)]
+    files = Counter(pictures)
+    return [
+        REPEATED if group == UNIQUE and files[name] > 1 else group for group, name in zip(groups, pictures, strict=True)
+    ]
+
+
+def _by_picture(evidence: pa.Table, groups: Sequence[str], pictures: Sequence[str]) -> tuple[pa.Table, list[str]]:
+    """`flagged` and `first_flagged_step` by picture, with its group: that of a file which nobody merely repeated."""
+    flagged = _column(evidence, "flagged") == 1
+    steps = torch.full((len(evidence),), torch.nan)
+    if "first_flagged_step" in evidence.column_names:
+        steps = _column(evidence, "first_flagged_step")
+    found: dict[str, dict[str, Any]] = {}
+    for row, (name, group) in enumerate(zip(pictures, groups, strict=True)):
+        one = found.setdefault(name, {"group": group, "flagged": False, "first_flagged_step": None})
+        if one["group"] == REPEATED:
+            one["group"] = group
+        if flagged[row]:
+            one["flagged"] = True
+            step, first = float(steps[row]), one["first_flagged_step"]
+            if math.isfinite(step) and (first is None or step < first):
+                one["first_flagged_step"] = step
+    columns = {name: [one[name] for one in found.values()] for name in ("flagged", "first_flagged_step")}
+    table = pa.table(
+        {
+            "flagged": pa.array(columns["flagged"], pa.bool_()),
+            "first_flagged_step": pa.array(columns["first_flagged_step"], pa.float64()),
+        }
+    )
+    return table, [one["group"] for one in found.values()]
 
 
 def _column(evidence: pa.Table, name: str) -> Tensor:

@@ -1,15 +1,18 @@
-"""Counting by prompt, comparing detectors by group, and the verdict's wording."""
+"""Counting by picture, and comparing detectors by group."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 
 from memtrain.detectors.guidance_norm import GuidanceNorm
 from memtrain.evaluation.measures.replication import Replication
-from memtrain.evaluation.stages.measure.counts import summarize_detectors, summarize_doses, summarize_groups, verdict
+from memtrain.evaluation.stages.measure.counts import (
+    BeyondLooks,
+    summarize_detectors,
+    summarize_doses,
+    summarize_groups,
+)
 
 GROUPS = ["planted"] * 3 + ["unique"] * 2 + ["heldout"] * 2
 
@@ -38,7 +41,7 @@ def test_prompts_of_a_template_are_counted_together() -> None:
     looks = torch.tensor([1, 1, 1, 1, 1, 3])
     ratios = Replication(ratios.ratio, ratios.ratio, ratios.ratio, ratios.nearest, ratios.ratio, 50, looks)
     groups = ["varied_captions"] * 5 + ["varied_images"]
-    summary = summarize_groups(groups, ratios, threshold=0.5, templates=["a", "a", "b", "b", "c", "d"])
+    summary = summarize_groups(groups, ratios, threshold=0.5, pictures=["a", "a", "b", "b", "c", "d"])
     found = summary["varied_captions"]
     assert (found["n"], found["prompts"], found["reproduced"], found["share"]) == (3, 5, 2, 2 / 3)
     assert found["best_ratio"] == {name: pytest.approx(v) for name, v in (("min", 0.1), ("median", 0.2), ("max", 0.7))}
@@ -59,6 +62,29 @@ def test_doses_are_counted_apart() -> None:
     ]
     assert all(dose["interval"][0] <= dose["share"] <= dose["interval"][1] for dose in table)
     assert summarize_doses(groups, [12] * 4 + [1, 1, 50, 0], result, threshold=0.5) == []
+
+
+def test_files_of_a_picture_are_one_dose() -> None:
+    """Two captions of a picture of 8 files, of which the second brings it back, and one of 4 files."""
+    ratios = distances([0.9], [0.1], [0.9], [0.9])
+    groups, names = ["repeated", "repeated", "repeated", "unique"], ["a", "a", "b", "c"]
+    table = summarize_doses(groups, [8, 8, 4, 1], ratios, threshold=0.5, pictures=names)
+    assert [(dose["repeats"], dose["n"], dose["reproduced"]) for dose in table] == [(1, 1, 0), (4, 1, 0), (8, 1, 1)]
+
+
+def test_what_lies_beyond_several_looks_is_counted_beside() -> None:
+    """Both pictures are below the threshold; the one with many versions is not below the one that allows for them."""
+    ratios = distances([0.4], [0.1])
+    ratios = Replication(
+        ratios.ratio, ratios.ratio, ratios.ratio, ratios.nearest, ratios.ratio, 50, torch.tensor([200, 1])
+    )
+    beyond = BeyondLooks(torch.tensor([0.3, 0.5]), torch.tensor([0.02, 0.01]))
+    found = summarize_groups(["repeated"] * 2, ratios, threshold=0.5, beyond=beyond, population={"repeated": 7})
+    assert (found["repeated"]["reproduced"], found["repeated"]["of"]) == (2, 7)
+    assert found["repeated"]["beyond_looks"]["reproduced"] == 1
+    assert found["repeated"]["beyond_looks"]["chance"] == pytest.approx(0.015)
+    plain = summarize_groups(["unique"], distances([0.4]), threshold=0.5, beyond=beyond)
+    assert "beyond_looks" not in plain["unique"]
 
 
 class Reversed(GuidanceNorm):
@@ -86,45 +112,6 @@ def test_detectors_are_oriented_and_compared_per_group(detector: GuidanceNorm) -
     assert (found["auroc"], found["true_positive_rate"], found["positives"], found["negatives"]) == (1, 1, 3, 2)
 
 
-def group(n: int, k: int) -> dict[str, Any]:
-    """A group as `summarize_groups` gives it."""
-    ratios = distances(*[[0.1] if index < k else [1.0] for index in range(n)])
-    return summarize_groups(["x"] * n, ratios, threshold=0.5)["x"]
-
-
-@pytest.mark.parametrize(
-    ("planted", "unique", "level", "words"),
-    [
-        ((12, 12), (24, 0), "reproduces", "12 of 12 planted and 0 of 24 unique"),
-        ((12, 0), (24, 1), "inconclusive", "about 0.6 of 12 planted and about 1.2 of 24 unique by chance"),
-        ((12, 0), (24, 0), "none", "below 24% of planted and below 14% of unique"),
-    ],
-)
-def test_verdict(planted: tuple[int, int], unique: tuple[int, int], level: str, words: str) -> None:
-    """Only a share that chance does not explain is called reproduction; finding none says how little is excluded."""
-    groups = {"planted": group(*planted), "unique": group(*unique), "heldout": group(24, 0)}
-    result = verdict(groups, false_positive_rate=0.05)
-    assert result["level"] == level
-    assert words in result["text"]
-
-
-def test_verdict_allows_templates_the_chances_they_have() -> None:
-    """7 of 12 with one look each are no chance at 5 %; with ten looks each they may be."""
-    groups = {"planted": group(12, 0), "varied_images": group(12, 7), "canary": group(6, 1), "heldout": group(24, 0)}
-    result = verdict(groups, false_positive_rate=0.05)
-    assert result["level"] == "reproduces"
-    assert "0 of 12 planted, 7 of 12 varied images and 1 of 6 canary prompts bring back" in result["text"]
-    groups["varied_images"]["looks"] = 10.0
-    result = verdict(groups, false_positive_rate=0.05)
-    assert result["level"] == "inconclusive"
-    assert "about 6.0 of 12 varied images" in result["text"]
-
-
-def test_verdict_without_training_prompts() -> None:
-    """Held-out prompts alone say nothing."""
-    assert verdict({"heldout": group(24, 0)}, false_positive_rate=0.05)["level"] == "unmeasured"
-
-
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_no_prompt_one_and_two_are_summarized(count: int) -> None:
     ratio = torch.tensor([[0.5, 0.9], [0.8, 0.7]])[:count]
@@ -150,4 +137,3 @@ def test_no_prompt_one_and_two_are_summarized(count: int) -> None:
         level=0.95,
     )
     assert list(scored[detector.name]["comparisons"]) == (["planted_vs_heldout"] if count == 2 else [])
-    assert verdict(found, false_positive_rate=0.05)["level"] == ("reproduces" if count else "unmeasured")

@@ -25,8 +25,11 @@ from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import RunSamples, StageInput, write_report
-from memtrain.evaluation.stages.measure.evaluate_run import Statistics, evaluate_run
+from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+from memtrain.evaluation.stages.measure.results import Statistics
+from memtrain.evaluation.stages.measure.screen import print_results
 from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.families.table import Families
 from tests.evaluation.conftest import save_script
 
 SEEDS = (0, 1)
@@ -111,12 +114,13 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
         "sampling",
         "statistics",
         "verdict",
+        "families",
         "replication",
         "detectors",
         "training",
         "quality",
     }
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert set(results["versions"]) == {"memtrain", "torch", "diffusers", "transformers", "python"}
     assert results["config"] == {"model": str(Path("runs/x")), "<key>": [1, None]}
     assert results["sampling"]["seeds"] == [0, 1]
@@ -266,8 +270,8 @@ def test_variants_are_one_image_and_templates_one_prompt(
     ]
     rows = pq.read_table(tmp_path / "new" / "samples.parquet").to_pylist()
     made = [row for row in rows if row["group"] == "varied_captions"]
-    assert {row["template"] for row in made} == {"t"}
-    assert {row["template"] for row in rows if row["group"] == "planted"} == {"key-0", "key-1"}
+    assert {row["picture_family"] for row in made} == {"t"}
+    assert {row["picture_family"] for row in rows if row["group"] == "planted"} == {"key-0", "key-1"}
     # Without templates, two copies of the own image would be its neighbours; with them, there is that of key-0 alone.
     nearest = {}
     for name, templates in (("fair", more["templates"]), ("spoiled", None)):
@@ -276,6 +280,86 @@ def test_variants_are_one_image_and_templates_one_prompt(
         rows = pq.read_table(tmp_path / name / "samples.parquet").to_pylist()
         nearest[name] = next(r for r in rows if r["key"] == "t#caption0" and r["seed"] == 1)["neighbour_distance"]
     assert nearest["spoiled"] < 0.01 < 0.1 < nearest["fair"]
+
+
+def test_files_of_a_picture_are_counted_once(
+    pipeline: StableDiffusionPipeline, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first picture under five names and two captions; the second caption alone brings it back."""
+    prompts, training = arguments["prompts"], arguments["training_images"]
+    names = [f"copy-{number}" for number in range(4)]
+    generated = generate(pipeline, [prompts[0].caption], sampling=SAMPLING).images[0, 1]
+    more = {
+        **arguments,
+        "prompts": [Prompt("copy-0", "z", "repeated"), replace(prompts[0], group="repeated"), *prompts[2:]],
+        "own_images": torch.cat([generated.flip(2)[None], arguments["own_images"][:1], arguments["own_images"][2:]]),
+        "training_images": torch.cat([training, generated.flip(2)[None], generated.expand(3, -1, -1, -1)]),
+        "training_keys": [*arguments["training_keys"], *names],
+        "families": Families(dict.fromkeys(["key-0", *names], "key-0")),
+        "population": {"repeated": 1, "unique": UNIQUE},
+        "visits": None,
+        "evidence": None,
+        "detectors": (),
+        "kid": False,
+    }
+    results = evaluate(pipeline, tmp_path, more)
+    found = results["replication"]["groups"]["repeated"]
+    assert (found["n"], found["prompts"], found["reproduced"], found["of"]) == (1, 2, 1, 1)
+    assert results["replication"]["n_training_images"] == TRAINING
+    assert {name: results["families"][name] for name in ("known", "pictures", "files", "captions")} == {
+        "known": True,
+        "pictures": 1,
+        "files": 5,
+        "captions": 0,
+    }
+    (family,) = results["families"]["asked"]
+    assert (family["name"], family["files"], family["captions"], family["reproduced"]) == ("key-0", 5, 2, True)
+    unique = results["replication"]["groups"]["unique"]["reproduced"]
+    assert (results["verdict"]["reproduced"], results["verdict"]["asked"]) == (1 + unique, 1 + UNIQUE)
+    rows = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+    assert {row["picture_family"] for row in rows if row["group"] == "repeated"} == {"key-0"}
+    assert next(row for row in rows if row["key"] == "key-0" and row["seed"] == 1)["nearest_picture_family"] == "key-0"
+    report = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Pictures of several files" in report and "5 files · repeated · key-0" in report
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [("families", "families_unknown"), ("heldout", "no_threshold"), ("copies", "few_heldout")]
+)
+def test_what_cannot_be_judged_is_said(
+    pipeline: StableDiffusionPipeline,
+    arguments: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: str,
+    reason: str,
+) -> None:
+    """Families off, no held-out prompts, and held-out images that are training images: null, on screen and on paper."""
+    keep = slice(2, None if spoil != "heldout" else 2 + UNIQUE)
+    own = arguments["own_images"][keep].clone()
+    if spoil == "copies":
+        own[-2:] = arguments["training_images"][-2:]
+    more = {
+        **arguments,
+        "prompts": arguments["prompts"][keep],
+        "own_images": own,
+        "families": None if spoil == "families" else Families(),
+        "statistics": Statistics(resamples=5),
+        "heldout": None,
+        "evidence": None,
+        "detectors": (),
+        "kid": False,
+    }
+    results = evaluate(pipeline, tmp_path, more)
+    assert results["verdict"]["cleared"] is None
+    assert reason in [one["reason"] for one in results["verdict"]["reasons"]]
+    replication = results["replication"]
+    counted = {"families": (HELDOUT, 0, 0.2), "heldout": (0, 0, None), "copies": (HELDOUT - 2, 2, pytest.approx(1 / 3))}
+    found = replication["n_heldout"], replication["heldout_left_out"], replication["false_positive_rate"]
+    assert found == counted[spoil]
+    print_results(results, tmp_path)
+    assert "cannot be judged" in " ".join(capsys.readouterr().out.split())
+    assert "Why the model is not cleared" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,27 @@ def test_precision_recall_and_steps_of_flags() -> None:
     assert flags["signals"] == []
 
 
+def test_files_of_a_picture_are_flagged_together() -> None:
+    """Two files of a planted picture, one of them not planted by itself; three files of a repeated one; one alone."""
+    pictures = {"k1": "k0", "k3": "k0", "k4": "k4", "k5": "k4"}
+    result = compare_with_truth(
+        table(
+            group=["planted", "planted", "planted", "unique", "unique", "unique", "unique"],
+            flagged=[False, True, False, True, False, True, False],
+            first_flagged_step=pa.array([None, 40, None, 20, None, 30, None], pa.int64()),
+        ),
+        pictures=pictures,
+        seed=0,
+    )
+    assert (result["planted"], result["unique"]) == (3, 1), "files of repeated pictures are neither"
+    by_picture = result["flags"]["pictures"]
+    assert (by_picture["planted_flagged"], by_picture["planted_missed"]) == (1, 1)
+    assert (by_picture["unique_flagged"], by_picture["unique_not_flagged"]) == (0, 1)
+    assert by_picture["first_flagged_step"] == {"min": 20, "median": 20, "max": 20}
+    assert (by_picture["groups"]["repeated"]["k"], by_picture["groups"]["repeated"]["n"]) == (1, 1)
+    assert (result["flags"]["groups"]["repeated"]["k"], result["flags"]["groups"]["repeated"]["n"]) == (2, 3)
+
+
 def test_groups_say_what_is_planted() -> None:
     """Visits do not: canaries and variants are visited often, and are neither positives nor negatives."""
     groups = ["planted", "canary", "varied_captions", "unique", "unique", "canary", "unique"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memtrain.families.looks import (
+from memtrain.families.figures import (
     caption_name,
     embedding_hashes,
     even_frequencies,

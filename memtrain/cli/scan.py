@@ -1,0 +1,219 @@
+"""`train.py scan`: which files of a data set are one picture, found before training."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from memtrain.cli.writable import require_writable
+from memtrain.data.source import open_source
+from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.evaluation.stages.shards import MERGE, read_shard
+from memtrain.families.scan import ScanSettings, scan
+from memtrain.families.scan_page import write_page
+from memtrain.families.scan_result import EXCLUDE, SUMMARY, TABLE, Scan, write_exclude, write_scan
+
+DEFAULT_CONFIG = "configs/tiny.yaml"
+"""Whose data are scanned where none are named."""
+PAGE = "report.html"
+"""The contact sheets."""
+DESCRIPTION = """Find out which files of a data set are one picture, and which pictures share a caption.
+
+A model learns a picture from all of its files together, whatever they are called. Training scans the data by itself;
+this command shows what it finds, before training:
+
+  python train.py scan my_folder
+  python train.py scan --config mine.yaml
+  python train.py scan 'shards/{0000..0099}.tar' --output runs/scan_of_shards
+
+It writes report.html (contact sheets of the largest families), exclude.csv (all files of a picture but the largest),
+and families.parquet and scan.json (everything found). A scan that was stopped goes on when the same command is given
+again."""
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+
+def scan_command(args: Sequence[str] | None = None) -> None:
+    """`python train.py scan [data] [options]`.
+
+    Args:
+        args: arguments instead of those of the command line.
+    """
+    parser = command_parser()
+    options = parser.parse_args(list(sys.argv[1:] if args is None else args))
+    try:
+        run_scan(parser.instantiate(options))
+    except MemtrainError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def command_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(prog="train.py scan", description=DESCRIPTION, formatter_class=_Formatter)
+    parser.add_argument(
+        "path",
+        nargs="?",
+        type=str | None,
+        help="A folder with images and metadata.jsonl, or WebDataset shards (a .tar file, a pattern, a folder).",
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        type=str,
+        help="The YAML of a training run, whose data are scanned; of several, the last that names data.",
+    )
+    parser.add_argument(
+        "--data.init_args.path", type=str | None, default=None, help="The data, as the training command names them."
+    )
+    parser.add_argument("--output", type=str, default="runs/scan", help="Folder of the results.")
+    parser.add_argument(
+        "--shard",
+        type=str | None,
+        default=None,
+        help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together. By default "
+        "what a Slurm job array or torchrun says, or all images.",
+    )
+    parser.add_class_arguments(ScanSettings, as_group=False)
+    return parser
+
+
+def run_scan(options: Namespace) -> None:
+    """Scan, write the results and say what was found."""
+    path = data_path(options)
+    shard = read_shard(options.shard)
+    output = Path(options.output)
+    require_writable(output)
+    settings = ScanSettings(**{name: options[name] for name in ScanSettings.__dataclass_fields__})
+    source = open_source(path)
+    part = None if shard is None else (shard.index, shard.count)
+    found = scan(source, settings=settings, folder=output, shard=part)
+    if found is None:
+        print(
+            f"Part {shard} of the images is done; others are not yet. Whoever finishes last writes the results to "
+            f"{output}. If none does, run this again with --shard {MERGE}."
+        )
+        return
+    _keep_other_data(output, path)
+    left_out = write_exclude(found, output / EXCLUDE)
+    write_page(found, source, output / PAGE, name=path)
+    write_scan(found, output, path=path)
+    show(found, output, path=path, left_out=left_out, fit=_fit_command(options, path))
+
+
+def _keep_other_data(output: Path, path: str) -> None:
+    """Keep the results of a scan of other data out of the way, in a folder beside this one."""
+    try:
+        earlier = json.loads((output / SUMMARY).read_text(encoding="utf-8")).get("path")
+    except (OSError, ValueError, AttributeError):
+        return
+    if earlier == path:
+        return
+    number = 1
+    while (kept := output.with_name(f"{output.name}-{number}")).exists():
+        number += 1
+    kept.mkdir()
+    for name in (SUMMARY, TABLE, EXCLUDE, PAGE):
+        if (output / name).exists():
+            (output / name).rename(kept / name)
+    print(f"{output} held a scan of {earlier}; it is kept as {kept}")
+
+
+def data_path(options: Namespace) -> str:
+    """The data that a command line names.
+
+    Raises:
+        ConfigurationError: if it names two, or a configuration names none.
+    """
+    named = [path for path in (options.path, options.data.init_args.path) if path is not None]
+    if len(set(named)) > 1:
+        raise ConfigurationError(
+            f"Two data sets are named: {named[0]} and {named[1]}",
+            expected="one",
+            remedy="scan them one after the other",
+        )
+    if named:
+        return str(named[0])
+    configs = options.config or [DEFAULT_CONFIG]
+    paths = [found for config in configs if (found := _path_in(config)) is not None]
+    if not paths:
+        raise ConfigurationError(
+            f"{' and '.join(configs)} names no data",
+            expected="a configuration with `data: {init_args: {path: ...}}`",
+            remedy="name the data: python train.py scan my_folder",
+        )
+    return paths[-1]
+
+
+def _path_in(config: str) -> str | None:
+    """The path of the data in a configuration; None if it says nothing of data."""
+    try:
+        content: Any = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{config} cannot be read: {error}", expected="the YAML of a training run", remedy="check the path"
+        ) from error
+    data = content.get("data") if isinstance(content, dict) else None
+    settings = data.get("init_args", data) if isinstance(data, dict) else None
+    path = settings.get("path") if isinstance(settings, dict) else None
+    return None if path is None else str(path)
+
+
+def _fit_command(options: Namespace, path: str) -> str:
+    """What trains on these data."""
+    words = [word for config in options.config or [DEFAULT_CONFIG] for word in ("--config", config)]
+    if options.path is not None or options.data.init_args.path is not None:
+        words += ["--data.init_args.path", path]
+    return shlex.join(["python", "train.py", "fit", *words])
+
+
+def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> None:
+    """Print a table of what was found, and what can be done with it."""
+    console = Console()
+    counts = found.counts()
+    table = Table(title=f"Scan of {path}", title_justify="left", show_header=False, title_style="bold")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("Images", f"{counts['images']:,}", "files that could be read")
+    if counts["unreadable"]:
+        table.add_row(
+            "Unreadable images", f"{counts['unreadable']:,}", f"left out here; listed in {PAGE}; training refuses them"
+        )
+    table.add_row("Pictures", f"{counts['pictures']:,}", "files of one picture counted once")
+    table.add_row(
+        "Pictures with several files",
+        f"{counts['pictures_with_several_files']:,}",
+        f"{counts['files_of_these']:,} files; the largest picture has {counts['largest_picture']:,}"
+        if left_out
+        else "",
+    )
+    table.add_row(
+        "Captions of several pictures",
+        f"{counts['shared_captions']:,}",
+        f"{counts['files_under_these']:,} files" if counts["shared_captions"] else "",
+    )
+    table.add_row("Threshold", f"{found.threshold:.3f}", f"similarity of one picture; set by {found.rests_on}")
+    table.add_row(
+        "False merges", f"{100 * found.false_merge_rate:.3g}%", "stated: pictures joined to another by mistake"
+    )
+    table.add_row("Time", f"{sum(found.seconds):.1f} s", f"{found.images_per_second:,.0f} images a second")
+    console.print(table)
+    print(f"Look at them:             {output / PAGE}")
+    print(f"Everything found:         {output / TABLE}, {output / SUMMARY}")
+    if left_out:
+        print(f"Files beyond the first:   {output / EXCLUDE} ({left_out:,})")
+        print("Training counts the files of a picture together by itself. To train on one of each:")
+        print(f"  {fit} --data.init_args.exclude {shlex.quote(str(output / EXCLUDE))}")

@@ -1,0 +1,85 @@
+"""How much nearer several own images come to a generation than one, by their number alone.
+
+A prompt whose picture is there in many versions, or whose caption has many pictures, is compared with the nearest of
+them: it has more chances to fall below a threshold than a held-out prompt, which has one. A bound by their number (rate
+times looks) says nothing for two hundred light edits of one picture, which are hardly more than one look. So the gain
+is measured: for generations that cannot be copies, those for held-out prompts, the distance to the nearest of the own
+images over the distance to the first.
+
+A ratio with many looks is that with one times the gain. With one look it falls below the threshold with probability
+`rate` at most, the gain below its own lower quantile with the same, so the product falls below the product of both with
+probability 2 · `rate` at most, however the two depend on each other (the union bound).
+
+Cost: one matrix product of the held-out generations with the own images.
+Cannot: allow for own images that are nearer to generations for their own caption than to others without being copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memtrain.evaluation.measures.replication import Replication
+from memtrain.functional.pixel_distance import centred_pixels, squared_distances
+from memtrain.functional.ranking import lower_threshold
+
+AT_ONCE = 64
+"""Own images compared at once."""
+
+
+def gain_of_looks(generated: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """Distance to the nearest of several own images over that to the first, the lowest over seeds.
+
+    Args:
+        generated: `(n, K, 3, H, W)` uint8, of prompts to which these images do not belong.
+        own: `(3, H, W)` uint8, the first own image.
+        others: `(v, 3, H, W)` uint8, the others.
+
+    Returns:
+        `(n,)` fp64, at most 1.
+    """
+    queries = centred_pixels(generated.flatten(0, 1))
+    first = squared_distances(queries, centred_pixels(own[None]))[:, 0]
+    nearest = first
+    for part in others.split(AT_ONCE):
+        nearest = torch.minimum(nearest, squared_distances(queries, centred_pixels(part)).amin(dim=1))
+    gain = (nearest / first.clamp(min=1)).sqrt()
+    return gain.view(generated.shape[:2]).amin(dim=1)
+
+
+def thresholds_beyond_looks(
+    distances: Replication,
+    generated: Tensor,
+    *,
+    own: Tensor,
+    training: Tensor,
+    calibrating: Tensor,
+    threshold: float,
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """A threshold for each prompt that allows for its number of own images, and the rate that it keeps.
+
+    Args:
+        distances: of P prompts and K seeds.
+        generated: `(P, K, 3, H, W)` uint8.
+        own: `(P, 3, H, W)` uint8.
+        training: `(M, 3, H, W)` uint8.
+        calibrating: `(P,)` bool, the held-out prompts.
+        threshold: of a prompt with one own image.
+        rate: of that threshold.
+
+    Returns:
+        `(P,)` thresholds and `(P,)` rates, fp64: `threshold` and `rate` where there is one own image.
+    """
+    heldout = generated[calibrating.to(generated.device)].to(own.device)
+    variants: Sequence[Sequence[int]] = distances.variants or [()] * len(own)
+    thresholds = torch.full((len(own),), threshold, dtype=torch.float64)
+    rates = torch.full((len(own),), rate, dtype=torch.float64)
+    for prompt, indices in enumerate(variants):
+        if indices:
+            gain = gain_of_looks(heldout, own[prompt], training[list(indices)])
+            thresholds[prompt] *= lower_threshold(gain, rate)
+            rates[prompt] = min(1.0, 2 * rate)
+    return thresholds, rates

@@ -1,0 +1,185 @@
+"""What `results.json` says of a run's samples once they are measured, and why they would not clear the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from memtrain.detectors.base import Detector
+from memtrain.evaluation.measures.replication import Replication
+from memtrain.evaluation.sampling.generate import Trace
+from memtrain.evaluation.stages.base import RunSamples, StageInput
+from memtrain.evaluation.stages.measure.counts import (
+    BeyondLooks,
+    summarize_detectors,
+    summarize_doses,
+    summarize_groups,
+)
+from memtrain.evaluation.stages.measure.families import picture_visits, summarize_families
+from memtrain.evaluation.stages.measure.grounds import (
+    copies_elsewhere,
+    data_reasons,
+    elsewhere_reasons,
+    not_seen,
+    perfect_copies,
+    sampling_reasons,
+    typical_distance,
+    unseen,
+)
+from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
+from memtrain.evaluation.stages.measure.verdict import Reason, verdict
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.records import HELDOUT
+
+SCHEMA_VERSION = 2
+"""Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
+USUAL_RATE = 0.01
+"""False-positive rate of the threshold, if there are enough held-out prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """How figures are judged.
+
+    Attributes:
+        false_positive_rate: probability that a prompt never trained on counts as reproduced; None for 0.01, or the
+            lowest that the held-out prompts can promise.
+        neighbours: nearest training images that a distance is compared with.
+        level: coverage of intervals.
+        resamples: of bootstrap intervals.
+        seed: of bootstrap intervals.
+    """
+
+    false_positive_rate: float | None = None
+    neighbours: int = 50
+    level: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
+
+    def rate(self, heldout: int) -> float | None:
+        """The false-positive rate that so many held-out prompts can promise; None if there are none."""
+        wanted = USUAL_RATE if self.false_positive_rate is None else self.false_positive_rate
+        return max(wanted, 1 / (heldout + 1)) if heldout else None
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """Arguments of bootstrap intervals."""
+        return {"seed": self.seed, "resamples": self.resamples, "level": self.level}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was sampled, and measured on it.
+
+    Attributes:
+        trace: of P prompts.
+        distances: of them.
+        threshold: ratio below which a prompt counts as reproduced.
+        beyond: thresholds that allow for several own images.
+        calibrating: `(P,)` bool, the held-out prompts that set the threshold.
+        rate: of the threshold; None where there are none.
+        own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
+        shared: the same.
+    """
+
+    trace: Trace
+    distances: Replication
+    threshold: float
+    beyond: BeyondLooks
+    calibrating: Tensor
+    rate: float | None
+    own_index: Tensor
+    shared: list[list[int]]
+
+    @property
+    def reproduced(self) -> Tensor:
+        """`(P,)` bool."""
+        return self.distances.best < self.threshold
+
+
+def results_of_run(
+    given: StageInput,
+    samples: RunSamples,
+    found: Measured,
+    *,
+    detectors: Sequence[Detector],
+    statistics: Statistics,
+) -> dict[str, Any]:
+    """What `results.json` says of the samples."""
+    groups = [prompt.group for prompt in samples.prompts]
+    distances, threshold, sampling, rate = found.distances, found.threshold, given.sampling, found.rate
+    names = counted_as(samples)
+    by_group = summarize_groups(
+        groups,
+        distances,
+        threshold=threshold,
+        level=statistics.level,
+        pictures=names,
+        beyond=found.beyond,
+        population=samples.population,
+    )
+    visits = [picture_visits(samples, prompt.key) for prompt in samples.prompts]
+    doses = summarize_doses(groups, visits, distances, threshold=threshold, level=statistics.level, pictures=names)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "config": samples.config or {},
+        "sampling": {
+            **sampling.said(),
+            "scheduler": type(given.pipeline.scheduler).__name__,
+            "images": len(samples.prompts) * len(sampling.seeds),
+        },
+        "statistics": statistics.bootstrap,
+        "verdict": verdict(
+            by_group,
+            false_positive_rate=rate,
+            threshold=threshold,
+            heldout=int(found.calibrating.sum()),
+            reasons=_reasons(given, samples, found),
+            population=samples.population,
+            level=statistics.level,
+        ),
+        "families": summarize_families(samples, distances, reproduced=found.reproduced),
+        "replication": {
+            "threshold": threshold,
+            "false_positive_rate": rate,
+            "n_heldout": int(found.calibrating.sum()),
+            "heldout_left_out": samples.heldout_left_out + groups.count(HELDOUT) - int(found.calibrating.sum()),
+            "neighbours": distances.neighbours,
+            "n_training_images": len(picture_numbers(samples).unique()),
+            "groups": by_group,
+            **({"doses": doses} if doses else {}),
+        },
+        "detectors": summarize_detectors(
+            detectors,
+            {detector.name: detector.score(found.trace.readings[detector.name]) for detector in detectors},
+            groups,
+            reproduced=found.reproduced,
+            false_positive_rate=rate if rate is not None else USUAL_RATE,
+            **statistics.bootstrap,
+        ),
+    }
+
+
+def _reasons(given: StageInput, samples: RunSamples, found: Measured) -> list[Reason]:
+    """Why the model would not be cleared, whatever was counted."""
+    blind = unseen(
+        samples,
+        perfect_copies(given.pipeline, samples.own_images),
+        own_index=found.own_index,
+        shared=found.shared,
+        threshold=found.threshold,
+        typical=typical_distance(samples.own_images),
+    )
+    elsewhere = copies_elsewhere(samples, found.distances, reproduced=found.reproduced, threshold=found.threshold)
+    return [
+        *data_reasons(samples),
+        *not_seen(samples, blind, found.reproduced),
+        *sampling_reasons(
+            samples, found.trace.images, found.distances, own_index=found.own_index, sampling=given.sampling
+        ),
+        *elsewhere_reasons(elsewhere),
+    ]

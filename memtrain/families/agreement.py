@@ -1,0 +1,166 @@
+"""Do two thumbnails show one picture? How far they agree once one is laid over the other.
+
+What: b is registered to a (:mod:`memtrain.families.registration`), then both are compared where they cover each other,
+free of any brightness and contrast (luminance) and of any saturation (colour; a grey copy has none and is judged by its
+luminance alone). Two flags of one layout agree nearly everywhere: what tells them apart is the *worst* part of the
+picture, so the worst of 49 overlapping blocks counts more than the mean.
+The parts are put together by a logistic function whose constants were fitted on pairs of the emoji (copies with the
+edits of `benchmarks/near_duplicates.py` against their nearest look-alikes) and judged on the clip art.
+Source: memtrain. Cost: that of the registration.
+Cannot: recognise a copy with text or a frame laid over it, unless it is small; tell two pictures apart that differ in
+details of less than a thirty-second of the side; say anything of pictures that show nothing (one flat colour).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memtrain.errors import DataError
+from memtrain.families.registration import (
+    COARSE,
+    KEPT,
+    SIDE,
+    Placement,
+    coarse_placements,
+    luminance,
+    refine,
+    scaled_spectra,
+    spectra,
+)
+
+PAIRS = 256
+"""Compared at a time."""
+ALIKE_COARSELY, ALIKE, CLEARLY_ALIKE = 0.4, 0.5, 0.7
+"""Pairs below are dropped: by the coarse correlation, and by the variance explained at 16 and at 32 pixels."""
+NOTHING = -20.0
+"""Score of pairs that were dropped."""
+WEIGHTS = (1.85, 1.6, -0.25, 2.5, -3.9)
+"""Of :func:`parts`, then the constant."""
+_FLOOR = 2e-4
+"""Variance of what is taken for flat: about 4 grey levels."""
+
+
+def compare(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Scores of pairs: the log odds that both show one picture, before anything is known of the data.
+
+    Args:
+        first: `(n, 32, 32, 3)` uint8 thumbnails.
+        second: `(m, 32, 32, 3)` uint8, which may be the same.
+        pairs: `(p, 2)`, an index into each.
+
+    Returns:
+        `(p,)` fp32; -20 where the pictures are nothing like each other.
+
+    Raises:
+        DataError: if the thumbnails have another shape.
+    """
+    for thumbnails in (first, second):
+        if thumbnails.dtype != np.uint8 or thumbnails.shape[1:] != (SIDE, SIDE, 3):
+            raise DataError(
+                f"Thumbnails of shape {thumbnails.shape} and type {thumbnails.dtype}",
+                expected=f"(n, {SIDE}, {SIDE}, 3) uint8",
+                remedy="make them with memtrain.families.looks.thumbnail",
+            )
+    scores = np.full(len(pairs), NOTHING, dtype=np.float32)
+    # Pairs of one image follow each other, so that its spectra are made once.
+    order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, dtype=np.int64)
+    with torch.inference_mode():
+        for start in range(0, len(order), PAIRS):
+            some = order[start : start + PAIRS]
+            scores[some] = _scores(first, second, pairs[some]).numpy()
+    return scores
+
+
+def _scores(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> Tensor:
+    features, kept = registered_parts(first, second, pairs)
+    scores = torch.full((len(pairs),), NOTHING)
+    scores.scatter_reduce_(0, kept, features @ torch.tensor(WEIGHTS[:-1]) + WEIGHTS[-1], "amax")
+    return scores
+
+
+def registered_parts(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
+    """:func:`parts` of the placements that look alike, `(k, 4)`, and which pair each belongs to, `(k,)`."""
+    a, a_of = _unique(first, pairs[:, 0])
+    b, b_of = _unique(second, pairs[:, 1])
+    correlation, placement = coarse_placements(spectra(a)[a_of], scaled_spectra(b)[b_of])
+    kept = (correlation.flatten() >= ALIKE_COARSELY).nonzero()[:, 0]
+    which = kept // KEPT
+    grey_a, grey_b = luminance(a), luminance(b)
+    small_a, small_b = (F.avg_pool2d(grey, SIDE // COARSE) for grey in (grey_a, grey_b))
+    placement, explained = refine(small_a[a_of[which]], small_b[b_of[which]], placement[kept], steps=4)
+    best = torch.full((len(pairs),), ALIKE).scatter_reduce_(0, which, explained, "amax")
+    alike = (explained >= best[which]).nonzero()[:, 0]
+    which, placement = which[alike], placement[alike]
+    placement, explained = refine(grey_a[a_of[which]], grey_b[b_of[which]], placement)
+    alike = (explained >= CLEARLY_ALIKE).nonzero()[:, 0]
+    which, placement = which[alike], placement[alike]
+    return parts(a[a_of[which]], b[b_of[which]], placement), which
+
+
+def parts(a: Tensor, b: Tensor, placement: Placement) -> Tensor:
+    """What the score is made of, larger for copies.
+
+    Args:
+        a: `(m, 3, 32, 32)` from 0 to 1.
+        b: the same.
+        placement: of b over a.
+
+    Returns:
+        `(m, 4)`: logarithm of the worst block's disagreement in luminance; the same in colour, 0 where one is grey;
+        whether colours can be compared, from 0 to 1; and by how much b has to be stretched; the last is negative.
+    """
+    weight = placement.cover()
+    a, b = _smooth(a), _smooth(placement.place(b))
+    grey_a, grey_b = luminance(a), luminance(b)
+    worst = _worst_disagreement(grey_a, grey_b, weight)
+    colour_a, colour_b = _colour(a), _colour(b)
+    least = torch.minimum(_variance(colour_a, weight), _variance(colour_b, weight))
+    coloured = least / (least + _FLOOR)
+    colour_worst = _worst_disagreement(colour_a, colour_b, weight)
+    stretch = (placement.motion[:, 0] / placement.motion[:, 1]).log().abs().clamp(max=0.1) * 10
+    found = [-(worst + 0.01).log(), -(colour_worst + 0.02).log() * coloured, coloured, -stretch]
+    return torch.stack(found, dim=1)
+
+
+def _variance(values: Tensor, weight: Tensor) -> Tensor:
+    """Where the weight is, summed over channels, `(m,)`."""
+    return (weight[:, None] * _free(values, weight).square()).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2)) + 1e-6)
+
+
+def _worst_disagreement(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Largest squared difference of all blocks, both at unit variance, relative to what the block shows, `(m,)`."""
+    a, b = (_free(c, weight) / (_variance(c, weight) + _FLOOR).sqrt()[:, None, None, None] for c in (a, b))
+    blocks = torch.stack(
+        [(a - b).square().sum(dim=1) * weight, (a.square() + b.square()).sum(dim=1) * weight / 2], dim=1
+    )
+    apart, shown = F.avg_pool2d(blocks, 8, 4).flatten(2).unbind(dim=1)
+    # In a picture of few lines a block with one of them varies far more than the whole.
+    return (apart / (0.7 + 0.3 * shown)).amax(dim=1)
+
+
+def _free(values: Tensor, weight: Tensor) -> Tensor:
+    """Values without their mean, by channel."""
+    weight = weight[:, None]
+    return values - (weight * values).sum(dim=(2, 3), keepdim=True) / (weight.sum(dim=(2, 3), keepdim=True) + 1e-6)
+
+
+def _colour(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(dim=1)
+    return torch.stack([red - green, blue - (red + green) / 2], dim=1)
+
+
+def _smooth(images: Tensor) -> Tensor:
+    """Without noise and the blocks of JPEG: binomial, three by three."""
+    line = images.new_tensor([1, 2, 1]) / 4
+    kernel = (line[:, None] * line).expand(3, 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+
+
+def _unique(thumbnails: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Images from 0 to 1, `(u, 3, 32, 32)`, and the place of each index among them."""
+    chosen, places = np.unique(indices, return_inverse=True)
+    images = torch.from_numpy(thumbnails[chosen]).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(places)

@@ -1,0 +1,137 @@
+"""What is in the files of a data set, known again without reading them: for the cache of a scan.
+
+Whether files are the ones that a scan was stopped at is told by their names, sizes and times of change, which costs one
+system call each. Whether they hold what was scanned before, perhaps in another place, is told by their bytes. For that
+a file is read once, and its digest is kept with its size and time of change in `files.parquet`. At the next start a
+file of the same size and time counts as unread but known. What was changed less than two seconds before it was read is
+read again, because a second change may not show in its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from memtrain.families.looking import ScannedSource
+from memtrain.records import write_parquet
+
+UNCERTAIN = 2_000_000_000
+"""Nanoseconds within which two changes of a file may have the same time."""
+_SCHEMA = pa.schema(
+    [("path", pa.string()), ("size", pa.int64()), ("changed", pa.int64()), ("digest", pa.string())],
+)
+
+
+def file_digests(paths: Iterable[Path], known: Path, *, workers: int = 1, progress: bool = False) -> dict[Path, str]:
+    """SHA-256 of files, of those that are known without reading them.
+
+    Args:
+        paths: of the files; each is asked for once, however often it is named.
+        known: the table `files.parquet`; it is read where it is there, and written.
+        workers: threads that read.
+        progress: show a bar where files are read.
+    """
+    before = _read(known)
+    files = list(dict.fromkeys(paths))
+    found: dict[Path, tuple[int, int, str]] = {}
+    unknown = []
+    for file in files:
+        stat = file.stat()
+        size, changed, digest = before.get(_name(file), (-1, -1, ""))
+        if (size, changed) == (stat.st_size, stat.st_mtime_ns):
+            found[file] = size, changed, digest
+        else:
+            unknown.append(file)
+    if unknown:
+        began = time.time_ns()
+        with ThreadPoolExecutor(workers) as pool:
+            read = tqdm(
+                pool.map(_digest, unknown),
+                "reading files",
+                len(unknown),
+                unit="file",
+                leave=False,
+                disable=not progress,
+            )
+            found |= zip(unknown, read, strict=True)
+        certain = {_name(file): entry for file in files if began - (entry := found[file])[1] > UNCERTAIN}
+        _write(before | certain, known)
+    return {file: found[file][2] for file in files}
+
+
+def content_of(source: ScannedSource, known: Path, *, workers: int = 1, progress: bool = False) -> str | None:
+    """A hash of the bytes of the files that hold the images of a source, and of which key lies in which.
+
+    Args:
+        source: says in `stored_in(index)` where an image is, as :class:`memtrain.data.source.SampleSource` does.
+        known: as of :func:`file_digests`.
+        workers: likewise.
+        progress: likewise.
+
+    Returns:
+        None if the source does not know it of every image.
+    """
+    files = _files(source)
+    if files is None:
+        return None
+    return _hashed(source, files, file_digests(files, known, workers=workers, progress=progress))
+
+
+def files_of(source: ScannedSource) -> str | None:
+    """The same of names, sizes and times of change of the files, none of which is read."""
+    files = _files(source)
+    if files is None:
+        return None
+    stats = {file: file.stat() for file in dict.fromkeys(files)}
+    seen = {file: f"{file.name} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats.items()}
+    return _hashed(source, files, seen)
+
+
+def _files(source: ScannedSource) -> list[Path] | None:
+    where = getattr(source, "stored_in", None)
+    if where is None:
+        return None
+    files = [where(index) for index in range(len(source.samples))]
+    return None if any(file is None for file in files) else files
+
+
+def _hashed(source: ScannedSource, files: Sequence[Path], content: Mapping[Path, str]) -> str:
+    found = hashlib.sha256()
+    for sample, file in zip(source.samples, files, strict=True):
+        found.update(json.dumps([sample.key, content[file]]).encode())
+    return found.hexdigest()
+
+
+def _name(file: Path) -> str:
+    return str(file.resolve())
+
+
+def _digest(file: Path) -> tuple[int, int, str]:
+    """Size and time of change before it was read, and the digest."""
+    stat = file.stat()
+    with file.open("rb") as opened:
+        return stat.st_size, stat.st_mtime_ns, hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _read(known: Path) -> dict[str, tuple[int, int, str]]:
+    if not known.is_file():
+        return {}
+    try:
+        table = pq.read_table(known, schema=_SCHEMA)
+    except (OSError, pa.ArrowInvalid):  # it only saves time, so a spoilt one is as good as none
+        return {}
+    columns = [table[name].to_pylist() for name in _SCHEMA.names]
+    return {path: (size, changed, digest) for path, size, changed, digest in zip(*columns, strict=True)}
+
+
+def _write(entries: dict[str, tuple[int, int, str]], known: Path) -> None:
+    rows = [dict(zip(_SCHEMA.names, (name, *entry), strict=True)) for name, entry in entries.items()]
+    write_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA), known)

@@ -1,0 +1,233 @@
+"""What a scan keeps of images on its way to families: written as it comes, so that a killed scan goes on.
+
+Layout below `looks/<key>/`, where the key is a hash of everything that the looks depend on:
+
+- `identity.json`: what that is;
+- `part-<first>-<last>.safetensors`: the looks of the samples in this range, renamed into place when complete;
+- `looks.safetensors`: all of them, once every sample was looked at; the parts are then gone;
+- `about.json`: with it, what kept images from being read, by the sample's number, and how long all of it took.
+
+A scan is cut into the same ranges whatever the number of processes, and images are described in the same groups. So
+neither that number nor where a scan was stopped changes a bit of what is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from memtrain.errors import RecordError
+from memtrain.families.stored_arrays import Arrays, create_arrays, open_arrays
+from memtrain.records import write_json, written_whole
+
+ALL, ABOUT = "looks.safetensors", "about.json"
+_PART = re.compile(r"part-(\d+)-(\d+)\.safetensors")
+GROUP = 32
+"""Images that are described together."""
+FEWEST, MOST, WANTED = GROUP, 4096, 64
+"""Samples in a part, and parts of a scan where that leaves enough samples in each."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What is kept of the n images that could be read.
+
+    Attributes:
+        rows: `(n,)` int64, the number of each sample in its source, ascending.
+        hashes: `(n, 32)` uint8, of the decoded pixels.
+        descriptors: `(n, D)` float32, of unit length.
+        thumbnails: `(n, S, S, 3)` uint8.
+        sizes: `(n, 2)` int32, width and height.
+        broken: what kept the others from being read, by number.
+        seconds: how long it took, all processes together.
+    """
+
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
+    descriptors: NDArray[np.float32]
+    thumbnails: NDArray[np.uint8]
+    sizes: NDArray[np.int32]
+    broken: Mapping[int, str]
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def joined(cls, looks: Sequence[Looks]) -> Looks:
+        """Looks of several stretches, one after the other; of none of them is asked how long its descriptors are."""
+        filled = [one for one in looks if len(one)] or looks[:1]
+        arrays = {name: np.concatenate([getattr(one, name) for one in filled]) for name in COLUMNS}
+        broken = {row: reason for one in looks for row, reason in one.broken.items()}
+        return cls(**arrays, broken=broken, seconds=sum(one.seconds for one in looks))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything but what is broken."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+COLUMNS = ("rows", "hashes", "descriptors", "thumbnails", "sizes")
+
+
+@dataclass(frozen=True)
+class StoredLooks:
+    """The same of all images, in a file: an array is mapped whenever it is asked for.
+
+    What was read of a mapped array counts as memory of the process as long as the mapping is held, so none is.
+
+    Attributes:
+        path: of the file.
+        broken: what kept images from being read, by number.
+        seconds: how long it took, all processes together.
+    """
+
+    path: Path
+    broken: Mapping[int, str]
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["rows"]
+
+    @property
+    def hashes(self) -> NDArray[np.uint8]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["hashes"]
+
+    @property
+    def descriptors(self) -> NDArray[np.float32]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["descriptors"]
+
+    @property
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["thumbnails"]
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """See :class:`Looks`."""
+        return open_arrays(self.path)["sizes"]
+
+
+class LookParts:
+    """The looks of one scan.
+
+    Args:
+        folder: `looks/` of the scan.
+        identity: everything they depend on, as JSON can hold it.
+        samples: how many samples the source has.
+
+    Attributes:
+        key: name of the folder of this scan's looks.
+        ranges: first and last number of the samples of each part.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, samples: int) -> None:
+        text = json.dumps(identity, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder, self.samples = folder / self.key, samples
+        size = min(MOST, max(FEWEST, -(-samples // WANTED // GROUP) * GROUP))
+        self.ranges = [(first, min(first + size, samples) - 1) for first in range(0, samples, size)]
+        write_json(identity, self.folder / "identity.json")
+
+    def missing(self, shard: tuple[int, int] = (0, 1)) -> list[tuple[int, int]]:
+        """The ranges of a shard that are still to be looked at.
+
+        Args:
+            shard: index and count; a part belongs to the shard `number % count`.
+        """
+        if (self.folder / ALL).is_file():
+            return []
+        there = {path.name for path in self.folder.glob("part-*.safetensors")}
+        if (self.folder / ALL).is_file():  # put together meanwhile
+            return []
+        index, count = shard
+        return [found for found in self.ranges[index::count] if self._name(found) not in there]
+
+    def has(self, found: tuple[int, int]) -> bool:
+        """Whether the looks of this range are there, alone or with all others."""
+        return (self.folder / self._name(found)).is_file() or (self.folder / ALL).is_file()
+
+    @staticmethod
+    def _name(found: tuple[int, int]) -> str:
+        return f"part-{found[0]:010d}-{found[1]:010d}.safetensors"
+
+    def append(self, found: tuple[int, int], looks: Looks) -> None:
+        """Write the looks of one range."""
+        about = {"broken": {str(row): reason for row, reason in looks.broken.items()}, "seconds": looks.seconds}
+        arrays = {name: np.ascontiguousarray(array) for name, array in looks.arrays().items()}
+        with written_whole(self.folder / self._name(found)) as unfinished:
+            unfinished.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))
+
+    def merged(self) -> StoredLooks:
+        """All looks in the order of samples, kept as one file from now on.
+
+        Raises:
+            RecordError: if parts are missing.
+        """
+        if missing := self.missing():
+            raise RecordError(
+                f"{len(missing)} of {len(self.ranges)} parts are missing in {self.folder}, first that of the samples "
+                f"{missing[0][0]} to {missing[0][1]}",
+                expected="the parts of every process",
+                remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
+            )
+        whole = self.folder / ALL
+        if not whole.is_file():
+            try:
+                self._put_together(whole)
+            except FileNotFoundError:  # another process has just put the parts together
+                if not whole.is_file():
+                    raise
+        for found in self.ranges:
+            (self.folder / self._name(found)).unlink(missing_ok=True)
+        about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+        broken = {int(row): reason for row, reason in about["broken"].items()}
+        return StoredLooks(whole, broken, about["seconds"])
+
+    def _put_together(self, whole: Path) -> None:
+        files = [self.folder / self._name(found) for found in self.ranges]
+        parts = [open_arrays(file) for file in files]
+        filled = [part for part in parts if len(part["rows"])] or parts
+        count = sum(len(part["rows"]) for part in parts)
+        shapes = {name: (str(filled[0][name].dtype), (count, *filled[0][name].shape[1:])) for name in COLUMNS}
+        about = [_about(file) for file in files]
+        broken = {row: reason for one in about for row, reason in one["broken"].items()}
+        write_json({"broken": broken, "seconds": sum(one["seconds"] for one in about)}, self.folder / ABOUT)
+        with written_whole(whole) as unfinished:
+            _copy(create_arrays(unfinished, shapes), parts)
+
+
+def _copy(to: Arrays, parts: Sequence[Arrays]) -> None:
+    at = 0
+    for part in parts:
+        count = len(part["rows"])
+        if count:
+            for name, array in to.items():
+                array[at : at + count] = part[name]
+        at += count
+    for array in to.values():
+        if isinstance(array, np.memmap):
+            array.flush()
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What a part says besides its arrays."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    found: dict[str, Any] = json.loads(header["__metadata__"]["about"])
+    return found

@@ -1,0 +1,78 @@
+"""Which descriptors are near each other: the nearest neighbours of each, found exactly in blocks.
+
+Cost: n² D multiplications; 100,000 descriptors of 832 numbers need some minutes on one core, 30,000 some seconds.
+Memory: one block of similarities, 64 MB, besides the descriptors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+NEIGHBOURS = 5
+"""Of each descriptor that are returned at most; all copies of one picture need not be each other's neighbours."""
+
+
+class Search(Protocol):
+    """Finds pairs of near descriptors."""
+
+    def __call__(
+        self, descriptors: NDArray[np.float32], threshold: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Pairs of which one is among the nearest neighbours of the other.
+
+        Args:
+            descriptors: `(n, D)` of unit length.
+            threshold: similarity from which a pair is returned.
+
+        Returns:
+            `(m, 2)` pairs, the smaller index first, each once and in order; and their similarity, `(m,)`.
+        """
+
+
+@dataclass(frozen=True)
+class ExactSearch:
+    """Compares all descriptors with all others.
+
+    Args:
+        neighbours: of each descriptor that are returned at most.
+        numbers: similarities in memory at a time.
+    """
+
+    neighbours: int = NEIGHBOURS
+    numbers: int = 2**24
+
+    def __call__(
+        self, descriptors: NDArray[np.float32], threshold: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See :class:`Search`."""
+        count = len(descriptors)
+        wanted = min(self.neighbours, count - 1)
+        if wanted < 1:
+            return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+        vectors = torch.from_numpy(np.ascontiguousarray(descriptors))
+        first, second, found = [], [], []
+        rows = max(1, self.numbers // count)
+        for start in range(0, count, rows):
+            similarity = vectors[start : start + rows] @ vectors.T
+            own = torch.arange(len(similarity))
+            similarity[own, own + start] = -torch.inf
+            best, at = similarity.topk(wanted, dim=1)
+            row, column = (best >= threshold).nonzero().unbind(dim=1)
+            first.append(row + start)
+            second.append(at[row, column])
+            found.append(best[row, column])
+        return ordered(torch.cat(first).numpy(), torch.cat(second).numpy(), torch.cat(found).numpy())
+
+
+def ordered(
+    first: NDArray[np.int64], second: NDArray[np.int64], similarity: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Pairs as a search returns them: the smaller index first, each once, in order."""
+    pairs = np.stack([np.minimum(first, second), np.maximum(first, second)], axis=1)
+    pairs, at = np.unique(pairs, axis=0, return_index=True)
+    return pairs, similarity[at]
