@@ -7,18 +7,17 @@
 
 Plain PyTorch, accelerate, Fabric and transformers' Trainer (made in the first `compute_loss`) alike, on one process or
 several. `loss` names the samples of the denoiser's last forward with gradients and returns
-`(gate * weights * sample_loss).mean()`: every loss is known exactly, whatever the criterion and the weights. Signals,
-mitigations, records and summary are those of :class:`memtrain.callbacks.monitor.MemorizationMonitor`.
+`(gate * weights * sample_loss).mean()`: every loss is known exactly. Signals, mitigations, records and summary are
+those of :class:`memtrain.callbacks.monitor.MemorizationMonitor`.
 
 Compared is with the base model on the same noise (`reference="paired"`); a tenth of the keys is held out by weight and
 calibrates the threshold (`heldout_share`, :mod:`memtrain.monitoring.heldout_keys`), with a `noise_scheduler` also under
-fresh noise (:mod:`memtrain.monitoring.heldout_latents`). With `accelerator` the guard's state is in every checkpoint of
-`accelerator.save_state`; elsewhere `state_dict()`, called on every process, and `load_state_dict()` before the first
-batch.
+fresh noise (:mod:`memtrain.monitoring.heldout_latents`). Pictures and captions that come again under other keys are
+known by it too (:mod:`memtrain.monitoring.online_watch`). With `accelerator` the guard's state is in every checkpoint
+of `accelerator.save_state`; elsewhere `state_dict()` on every process, and `load_state_dict()` before the first batch.
 
-Mitigations that change the batch have to see it before the forward: `with guard.watch(batch):` around forward, loss and
-backward. In it the loss may also stay the loop's own, a mean of squared errors, whose gradient is then weighted; it is
-shown by `guard.before_backward(loss)`.
+Mitigations that change the batch have to see it first: `with guard.watch(batch):` around forward, loss and backward. In
+it the loss may stay the loop's own mean of squared errors, shown by `guard.before_backward(loss)`.
 
 Cost: with the defaults, a forward of every fourth batch, and one of `heldout_batch` samples every `calibrate_every`
 batches. Cannot: undo a text encoder that is trained along in the paired comparison; sharded parameters (FSDP).
@@ -75,8 +74,7 @@ class Guard:
             (:class:`memtrain.families.table.Families`, or the path of a scan's table).
 
     Raises:
-        MemtrainError: if it is made before `prepare()` or after `load_state()`, there is a guard already, an option is
-            unknown, or there is no denoiser of a known family.
+        MemtrainError: if it is made at the wrong time, there is a guard already, or an option or denoiser is unknown.
     """
 
     def __init__(
@@ -180,10 +178,10 @@ class Guard:
         weights: Tensor | None = None,
         criterion: Criterion = "mse",
         caption_dropped: Any = (),
+        images: Tensor | None = None,
+        captions: Sequence[str] | None = None,
     ) -> Tensor:
-        """The batch mean of the samples' gated losses, in place of the loop's own mean.
-
-        Several calls take the rows of one forward in turn (prior preservation).
+        """The batch mean of the gated losses, in place of the loop's own; several calls take a forward's rows in turn.
 
         Args:
             prediction: `(B, ...)` what the loop computed from the denoiser's output.
@@ -192,12 +190,14 @@ class Guard:
             weights: `(B,)` of samples, or of elements (a mask).
             criterion: `mse`, `l1`, `huber`, `smooth_l1`, or a function that gives elementwise or per-sample losses.
             caption_dropped: B, true where the sample's caption was dropped from this visit.
+            images: `(B, ...)` pixels or latents to know copies by; default those that a `noise_scheduler` recovers.
+            captions: B texts, likewise; default their embeddings, unless the encoder is trained along.
 
         Raises:
-            MemtrainError: if there was no forward, the prediction is not its, there is no key for each row, or the
-                criterion gives a mean.
+            MemtrainError: if the prediction is not a forward's, there is no key for each row, or a criterion is a mean.
         """
         loop_mistakes.require_forward(self.engine, started=self._started, over=self._over)
+        self.engine.show(images=images, captions=captions)
         loss = self.engine.loss(
             prediction,
             target,

@@ -14,12 +14,17 @@ __all__ = ["evaluate", "train"]
 
 
 def train(args: list[str] | None = None) -> None:
-    """See :func:`memtrain.cli.training.train`, and :func:`memtrain.cli.scan.scan_command` for the first word `scan`."""
+    """See :func:`memtrain.cli.training.train`; a first word `scan` or `rewind` names the command of that module."""
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["scan"]:
         from memtrain.cli import scan
 
         scan.scan_command(words[1:])
+        return
+    if words[:1] == ["rewind"]:
+        from memtrain.cli import rewind
+
+        rewind.rewind(words[1:])
         return
     from memtrain.cli import training
 

@@ -70,11 +70,16 @@ class TrainCLI(LightningCLI):
         """Put checkpoints into the run folder unless the configuration says otherwise.
 
         Raises:
-            ConfigurationError: if the list of excluded keys lies in the run folder, which is renamed when the new run
-                takes its place.
+            ConfigurationError: if the list of excluded keys lies in the run folder, and is renamed with it when the new
+                run takes its place, or written anew.
         """
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
-        if isinstance(excluded, str) and Path(excluded).resolve().is_relative_to(self._folder().resolve()):
+        # In a fresh folder a list may lie, unless the run writes it anew.
+        if (
+            isinstance(excluded, str)
+            and Path(excluded).resolve().is_relative_to(self._folder().resolve())
+            and (self._holds_earlier_run() or Path(excluded).name == "flagged.csv")
+        ):
             raise ConfigurationError(
                 f"The keys to exclude, {excluded}, lie in the folder of the new run, {self._folder()}",
                 expected="a folder of its own for the run without them",
@@ -98,11 +103,13 @@ class TrainCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Keep an earlier run of the same name out of the way."""
-        folder = self._folder()
-        if self.config[self.subcommand].ckpt_path is None and any(
-            (folder / name).exists() for name in ("records", "checkpoints", "pipeline")
-        ):
-            _keep(folder)
+        if self._holds_earlier_run():
+            _keep(self._folder())
+
+    def _holds_earlier_run(self) -> bool:
+        """Whether the folder holds a run in whose place the new one steps."""
+        left = any((self._folder() / name).exists() for name in ("records", "checkpoints", "pipeline"))
+        return left and self.config[self.subcommand].ckpt_path is None
 
 
 def _listed(callbacks: Any) -> list[Any]:

@@ -29,6 +29,7 @@ class Observation:
         timesteps: `(B,)` from 0 to 1,000.
         noisy_latents: `(B, ...)` that the denoiser was given, detached.
         text_embeddings: `(B, T, width)`, detached.
+        text_trained: whether these have a graph: their encoder is trained along.
         token_attention: per site `(B, T)`; in joint attention conditional on text.
         text_mass: per site `(B,)` share of joint attention given to text, if the probe was asked for it.
         prediction: `(B, ...)` output of the denoiser, detached, where the probe keeps calls.
@@ -56,6 +57,7 @@ class Observation:
     timesteps: Tensor = field(default_factory=lambda: torch.empty(0))
     noisy_latents: Tensor = field(default_factory=lambda: torch.empty(0))
     text_embeddings: Tensor = field(default_factory=lambda: torch.empty(0))
+    text_trained: bool = False
     token_attention: dict[str, Tensor] = field(default_factory=dict)
     text_mass: dict[str, Tensor] = field(default_factory=dict)
     prediction: Tensor | None = None

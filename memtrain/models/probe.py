@@ -243,7 +243,7 @@ class DenoiserProbe:
     def _start(self, observation: Observation, sample: Tensor, timestep: Any, text: Tensor) -> None:
         observation.timesteps = torch.as_tensor(timestep, device=sample.device).detach().expand(len(sample))
         observation.noisy_latents, observation.text_embeddings = sample.detach(), text.detach()
-        observation.clip_layout = self.backbone.clip_layout
+        observation.text_trained, observation.clip_layout = text.requires_grad, self.backbone.clip_layout
         self._tokens = text.shape[1]
         self._open = observation
 

@@ -242,6 +242,36 @@ def described_mask(batch: Any, count: int) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == count else None
 
 
+def pictures_of(batch: Any, count: int) -> Tensor | None:
+    """The images or latents `(B, ...)` of a batch of `count` samples; None if it holds none."""
+    try:
+        _, images = _images(batch)
+    except DataError:
+        return None
+    return images if len(images) == count else None
+
+
+def captions_of(batch: Any, count: int) -> list[str] | None:
+    """The captions of a batch of `count` samples; None if it holds no texts under `caption`."""
+    captions = field_of(batch, "caption")
+    listed = isinstance(captions, list | tuple) and len(captions) == count
+    return list(captions) if listed and all(isinstance(caption, str) for caption in captions) else None
+
+
+def token_rows(batch: Any, count: int) -> tuple[Tensor, Tensor] | None:
+    """Token ids `(B, T)` of a batch of `count` samples, and `(B,)` which captions are empty; None if it holds none.
+
+    A row is empty if `prompt_length` counts no words in it; where that is not known, if it is the same from its second
+    token on. That is how an empty text is padded, but for CLIP's tokenizers that pad with another token than the end's.
+    """
+    ids = field_of(batch, "input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != count or ids.is_floating_point():
+        return None
+    length = described_length(batch, count)
+    empty = (ids[:, 1:] == ids[:, -1:]).all(dim=1) if length is None else length <= 2
+    return ids, empty.to(ids.device)
+
+
 def caption_dropped(keys: Sequence[str], batch: Any, *, without: Collection[str]) -> list[bool]:
     """True where the batch has the empty caption in place of the sample's own, B; empty if it has none such.
 

@@ -59,6 +59,7 @@ class Engine(WatchedRun):
             mitigations=self.mitigations,
             forward_done=self._forward_done,
             replay=self._replay,
+            online=self.online,
         )
 
     def update_when_due(self) -> None:
@@ -81,6 +82,7 @@ class Engine(WatchedRun):
         probe, flagging, _ = self.running
         self.update_when_due()
         keys = self._named(batch)
+        twins = None if self.online is None else self.online.begin(batch, keys)
         flags = flagging.flags(keys)
         tokenizer = getattr(self.host.module, "tokenizer", None)
         for mitigation in self.mitigations:
@@ -88,6 +90,7 @@ class Engine(WatchedRun):
             mitigation.prepare(batch, flags, tokenizer=tokenizer, number=self.batches_done)
             if mitigation.effects().changes_samples:
                 keys = self.host.names(batch)
+                twins = None if self.online is None else self.online.begin(batch, keys)
                 flags = flagging.flags(keys)
         dropped = caption_dropped(keys, batch, without=self._without_caption)
         lengths, mask = described_length(batch, len(keys)), described_mask(batch, len(keys))
@@ -101,6 +104,7 @@ class Engine(WatchedRun):
             loss_weight=partial(loss_weights, self.host.module, batch=batch),
             loss_check=self._loss_check,
             heldout=flagging.heldout_keys.mask(keys),
+            twins=twins,
             scaled=scaled,
         )
         probe.begin(self.turn.observation, self.turn.decide)
@@ -168,6 +172,8 @@ class Engine(WatchedRun):
         values = self.readings.read(observation)
         if self._base is not None:
             values = torch.cat([values, self._base.values(turn, values, handover)], dim=1)
+        if self.online is not None:
+            self.online.end(turn.observation, batch=turn.number)
         self._visits.append(turn.visits(values, rank=self.host.rank, epoch=self.host.epoch))
         self.batches_done += 1
         for mitigation in self.mitigations:
@@ -238,9 +244,16 @@ class Engine(WatchedRun):
         self.turn = self.intake.finished(begun) or begun
         return loss
 
+    def show(self, *, images: Tensor | None, captions: Sequence[str] | None) -> None:
+        """Let an index of families see what belongs to the next rows; call before :meth:`loss`."""
+        if self.online is not None and (images is not None or captions is not None):
+            self.online.show(images=images, captions=captions)
+
     def drop_batch(self) -> None:
         """Forget a batch that was begun, where it did not come to its end; harmless otherwise."""
         self.turn = None
+        if self.online is not None:
+            self.online.drop()
         if self.intake is not None:
             self.intake.handover = None
 

@@ -13,6 +13,7 @@ from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover, rows_of
 from memtrain.monitoring.mitigation import Mitigation
+from memtrain.monitoring.online_watch import OnlineWatch
 from memtrain.monitoring.sample_losses import Criterion
 from memtrain.monitoring.turn import Turn
 
@@ -26,6 +27,7 @@ class Intake:
         flagging: of the run.
         mitigations: of the run.
         forward_done: called with the observation of a forward when the first of its losses is handed over.
+        online: shows an index of families what the rows hold; None where none grows.
         replay: the forward under the base model, None for a batch that is not compared.
     """
 
@@ -38,9 +40,10 @@ class Intake:
         mitigations: Sequence[Mitigation],
         forward_done: Callable[[Observation], None],
         replay: Callable[[Observation], Observation | None],
+        online: OnlineWatch | None = None,
     ) -> None:
         self.host, self.probe, self.flagging, self.mitigations = host, probe, flagging, mitigations
-        self.forward_done, self.replay = forward_done, replay
+        self.forward_done, self.replay, self.online = forward_done, replay, online
         self.handover: Handover | None = None
 
     def take(
@@ -87,6 +90,7 @@ class Intake:
             mitigations=self.mitigations,
             loss_weight=lambda timesteps: None,
             heldout=self.flagging.heldout_keys.mask(names),
+            twins=None if self.online is None else self.online.take(part, prediction, target, rows=rows),
         )
         if begun is None or len(caption_dropped):
             part.caption_dropped = _dropped(caption_dropped, len(prediction))

@@ -26,6 +26,8 @@ class WatchSettings:
         heldout_batch: held-out samples measured then, per process.
         seed: of the noise for profile and held-out samples.
         heldout_share: share of the keys that are held out by weight (:mod:`memtrain.monitoring.heldout_keys`).
+        online_families: whether to find on the way which samples are one picture or share a caption
+            (:mod:`memtrain.monitoring.online_watch`); `auto`: where the data were not looked through before.
 
     Raises:
         ConfigurationError: if with one of them nothing could ever be flagged, or measured.
@@ -39,12 +41,15 @@ class WatchSettings:
     heldout_batch: int = 8
     seed: int = 0
     heldout_share: float = 0.0
+    online_families: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         _require_numbers(self)
         _require(0 <= self.heldout_share <= 0.5, "heldout_share", self.heldout_share, "from 0 to 0.5")
         for name in ("evidence_window", "maximum_timestep", "reference_draws", "calibrate_every", "heldout_batch"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        found = self.online_families
+        _require(isinstance(found, bool) or found == "auto", "online_families", repr(found), "true, false or 'auto'")
         steps = self.reference_timesteps
         distinct = len(steps) > 0 and len(set(steps)) == len(steps) and min(steps) >= 0
         _require(distinct, "reference_timesteps", steps, "one or more different timesteps, none below 0")

@@ -15,6 +15,7 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.copies import Copies
+from memtrain.families.online import OnlineFamilies
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.base_forward import BaseForward
@@ -28,6 +29,7 @@ from memtrain.monitoring.loss_check import LossCheck
 from memtrain.monitoring.loss_weight import require_loss_weight
 from memtrain.monitoring.measurement import fit_signals, require_unconditional
 from memtrain.monitoring.mitigation import Mitigation
+from memtrain.monitoring.online_watch import OnlineWatch, wanted
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.planned_visits import too_short_for_flags
 from memtrain.monitoring.run_records import RunRecords
@@ -68,6 +70,7 @@ class WatchedRun:
         self.probe: DenoiserProbe | None = None
         self.flagging: Flagging | None = None
         self.records: RunRecords | None = None
+        self.online: OnlineWatch | None = None
         self.batches_done = 0
         self._host: Host | None = None
         self._visits: list[Visits] = []
@@ -117,6 +120,8 @@ class WatchedRun:
         self.mitigations = sorted(mitigations, key=lambda mitigation: not mitigation.effects().changes_samples)
         refuse_combinations(self.mitigations, signals=self.signals, profiled=self.options.reference is True)
         host.names = BatchNames(self.options.key_field)
+        if wanted(self.options.settings.online_families, host):
+            host.families = OnlineFamilies()
         for mitigation in self.mitigations:
             mitigation.open(host)
         if self.options.reference == "paired":
@@ -141,6 +146,7 @@ class WatchedRun:
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(host, options=self.options, readings=self.readings, probe=self.probe, paired=paired)
         self.flagging.calibration.copies = Copies(by_key(host.data, "copied_from"))
+        self.online = OnlineWatch.of(host, chosen=self.flagging.heldout_keys, options=self.options)
         self._base = None
         if paired is not None:
             self._base = BaseForward(
@@ -168,6 +174,8 @@ class WatchedRun:
             require_same_watch(state.get("watch"), self._watch())
         self.records = RunRecords(host, names, batches_done=self.batches_done if state else None)
         if state:
+            if self.online is not None:
+                self.online.load_state_dict(state["online"])
             flagging.load_state_dict(state)
             for signal, kept in zip(self.readings.fitted, state["signals"], strict=True):
                 signal.load_state_dict(kept)
@@ -237,6 +245,8 @@ class WatchedRun:
         records.append(self._visits)
         if self.host.saves_alone:
             records.flush()
+        if self.online is not None:
+            self.online.exchange(flagging.calibration)
         flagging.add(self._visits, step=self.host.step)
         self._visits = []
         for mitigation in self.mitigations:
@@ -262,6 +272,7 @@ class WatchedRun:
             "watch": self._watch(),
             "evidence_until": min((visits.batch for visits in self._visits), default=self.batches_done),
             "signals": [signal.state_dict() for signal in self.readings.fitted],
+            **({} if self.online is None else {"online": self.online.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,6 +286,8 @@ class WatchedRun:
         compared = self.options.reference is not False
         keys = self.running[1].heldout_keys
         self.running[2].finish(self.calibration, self.readings.columns, held_out=keys, compared=compared)
+        if self.online is not None:
+            self.online.finish(self.running[2].folder)
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
 

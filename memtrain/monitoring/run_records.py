@@ -18,7 +18,7 @@ from memtrain.evidence.verdict import calibration_figures
 from memtrain.families.table import Families
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.monitoring.data_protocol import by_key, known_samples
-from memtrain.monitoring.family_index import family_index
+from memtrain.monitoring.family_index import family_index, training_keys
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.visits import Visits
@@ -88,11 +88,16 @@ class RunRecords:
         self.writer.flush()
 
     def unread(self, *, first: int, last: int) -> list[Visits]:
-        """This process's visits of the batches from `first` to before `last`, ordered by batch."""
+        """This process's visits of the batches from `first` to before `last`, ordered by batch.
+
+        Those of samples that the data hold no longer, where these say what they hold, are left out: they are excluded
+        since (:mod:`memtrain.cli.rewind`), and have no profile.
+        """
         if first == last:
             return []
-        rows = read_steps(self.folder, first=first).to_pylist()
+        rows, held = read_steps(self.folder, first=first).to_pylist(), training_keys(self.host)
         mine = [row for row in rows if row["rank"] % self.host.world_size == self.host.rank]
+        mine = [row for row in mine if not held or row["key"] in held]
         return Visits.from_rows(mine, self.columns)
 
     def finish(

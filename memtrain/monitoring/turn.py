@@ -36,6 +36,7 @@ class Turn:
         differentiated: whether a backward pass was announced.
         penalized: whether the loss after the denoiser's forward has got what is added to it.
         heldout: B, true for samples that are held out by weight; empty if none is.
+        twins: `(B,)` bool on the device, true for copies of pictures that are held out by weight; None: none is known.
         handed: whether the host hands its losses over, so that weights act in their mean and not on a gradient.
         scaled: whether the loss that penalties are added to has the loss scale already.
     """
@@ -52,6 +53,7 @@ class Turn:
     differentiated: bool = False
     penalized: bool = False
     heldout: Sequence[bool] = ()
+    twins: Tensor | None = None
     handed: bool = False
     scaled: bool = True
 
@@ -70,13 +72,13 @@ class Turn:
         observation.loss_weight = self.loss_weight(observation.timesteps)
         device = observation.timesteps.device
         self.weights = torch.ones(len(observation.keys), device=device)
-        if not self.mitigations and not self.heldout:
+        if not self.mitigations and not self.heldout and self.twins is None:
             return None
         flags = self.flags.on(device)
         for mitigation in self.mitigations:
             self.weights = self.weights * mitigation.weights(observation, flags)
-        if self.heldout:
-            self.weights = self.weights * (1.0 - to_device(torch.tensor(self.heldout), device).float())
+        if (trained := self._trained(device)) is not None:
+            self.weights = self.weights * trained
         if any(mitigation.effects().skips for mitigation in self.mitigations):
             self.weights = self.weights * processes.share_of_mean((self.weights > 0).float())
         return self.weights
@@ -106,10 +108,17 @@ class Turn:
         """The batch mean of each penalty, `()` with a graph."""
         flags = self.flags.on(device)
         found = [mitigation.penalty(self.observation, flags) for mitigation in self.penalizing]
-        if not self.heldout:
-            return [penalty.mean() for penalty in found if penalty is not None]
-        trained = 1.0 - to_device(torch.tensor(self.heldout), device).float()
-        return [(trained * penalty).mean() for penalty in found if penalty is not None]
+        trained = self._trained(device)
+        kept = [penalty if trained is None else trained * penalty for penalty in found if penalty is not None]
+        return [penalty.mean() for penalty in kept]
+
+    def _trained(self, device: torch.device) -> Tensor | None:
+        """0 for samples that are held out by weight and copies of them, 1 for the others, `(B,)`; None if all are."""
+        trained = 1.0 - to_device(torch.tensor(self.heldout), device).float() if self.heldout else None
+        if self.twins is None:
+            return trained
+        others = 1.0 - self.twins.to(device).float()
+        return others if trained is None else trained * others
 
     def visits(self, values: Tensor, *, rank: int, epoch: int) -> Visits:
         """The batch as visits, on their way to the host.
