@@ -283,8 +283,7 @@ class WatchedRun:
         """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
         self._update(over=True)
         self._skipped.require_some_trained(self.batches_done)
-        compared = self.options.reference is not False
-        keys = self.running[1].heldout_keys
+        keys, compared = self.running[1].heldout_keys, self.options.reference is not False
         self.running[2].finish(self.calibration, self.readings.columns, held_out=keys, compared=compared)
         if self.online is not None:
             self.online.finish(self.running[2].folder)
