@@ -85,7 +85,7 @@ def test_twelve_pictures_are_twelve_and_a_thirteenth_is_a_copy() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_image_or_none(count: int) -> None:
     seen = looks(spread(2)[:count])
-    found = find_near(seen.descriptors.reshape(count, -1), seen.thumbnails)
+    found = find_near(seen.descriptors, seen.thumbnails)
     assert found.names.tolist() == list(range(count))
 
 
