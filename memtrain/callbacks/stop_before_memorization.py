@@ -127,7 +127,9 @@ class StopBeforeMemorization(Callback):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.save_last:
                     folder = Path(callback.dirpath or trainer.default_root_dir)
-                    trainer.save_checkpoint(callback.last_model_path or folder / "last.ckpt")
+                    # Named before, because the checkpoint holds the name, and because the callback may save once more.
+                    callback.last_model_path = callback.last_model_path or str(folder / "last.ckpt")
+                    trainer.save_checkpoint(callback.last_model_path)
         if trainer.is_global_zero:
             for path in self._files(trainer):
                 if _step(path) != self.restored:

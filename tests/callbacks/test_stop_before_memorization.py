@@ -94,6 +94,7 @@ def test_a_run_that_is_stopped_ends_with_the_weights_and_their_average_of_an_ear
 
 def test_a_run_that_is_stopped_soon_ends_with_the_weights_that_it_began_with(run: Run, tmp_path: Path) -> None:
     assert run("soon", onset=1, stop=40).restored == 0
+    assert [path.name for path in (tmp_path / "soon" / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_a_resumed_run_stops_as_one_that_was_not_interrupted(run: Run, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_split_duplicates_and_exclusion(write_folder):
     data = TextImageDataModule(
         path,
         heldout_fraction=0.2,
+        heldout="split",
         exclude=["image_03.png"],
         duplicates=Duplicates(count=2, repeats=5),
         resolution=8,
@@ -90,8 +91,8 @@ TEMPLATES = Duplicates(count=1, repeats=(4, 7), varied_captions=1, varied_images
 
 
 def test_groups_templates_and_canaries(write_folder):
-    path = str(write_folder(20))
-    data = TextImageDataModule(path, duplicates=TEMPLATES, canaries=Canaries(count=2, repeats=9), resolution=8)
+    path, canaries = str(write_folder(20)), Canaries(count=2, repeats=9)
+    data = TextImageDataModule(path, heldout="split", duplicates=TEMPLATES, canaries=canaries, resolution=8)
     data.build()
     assert set(data.groups) == set(keys(data.train_dataset)) | set(keys(data.heldout_dataset))
     found = {group: [key for key in data.groups if data.groups[key] == group] for group in data.groups.values()}
@@ -191,9 +192,9 @@ def test_other_captions_of_training_samples(write_folder):
 
 def test_exclusion_does_not_change_what_is_held_out(write_folder):
     path = str(write_folder(20))
-    plain = TextImageDataModule(path, resolution=8)
+    plain = TextImageDataModule(path, heldout="split", resolution=8)
     plain.build()
-    excluding = TextImageDataModule(path, resolution=8, exclude=keys(plain.train_dataset)[:5])
+    excluding = TextImageDataModule(path, heldout="split", resolution=8, exclude=keys(plain.train_dataset)[:5])
     excluding.build()
     assert keys(excluding.heldout_dataset) == keys(plain.heldout_dataset)
 
@@ -257,7 +258,7 @@ def test_validation_after_more_batches_than_an_epoch_has(write_folder, tmp_path,
     path = str(write_folder(20))
 
     def fit(**validation):
-        data = TextImageDataModule(path, resolution=8, batch_size=4, cache_latents=True)
+        data = TextImageDataModule(path, heldout="split", resolution=8, batch_size=4, cache_latents=True)
         module = Recorder(tokenizer)
         trainer(tmp_path, max_steps=4, **validation).fit(module, data)
         return len(module.validated)
