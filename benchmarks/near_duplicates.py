@@ -143,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=300, help="pictures that get copies")
     parser.add_argument("--copy_detector", nargs="*", default=[], help="TorchScript or ONNX files, one row each")
+    parser.add_argument("--only", nargs="*", help="names of the rows to measure; default all that can be")
     parser.add_argument("--json", type=Path, help="file of the results; rows that it holds are not measured again")
     parser.add_argument("--markdown", action="store_true", help="print the table of --json and measure nothing")
     options = parser.parse_args()
@@ -159,7 +160,8 @@ def main() -> None:
         if not options.copy_detector:
             print("No copy detector takes part: none was given with --copy_detector.")
         for name, make in rows.items():
-            if any(result["descriptor"] == name for result in results):
+            wanted = options.only is None or name in options.only
+            if not wanted or any(result["descriptor"] == name for result in results):
                 continue
             try:
                 results.append(measure(name, make, images, chosen))

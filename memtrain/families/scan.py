@@ -4,8 +4,8 @@ Every image is decoded once, and a hash of its pixels, a descriptor and a thumbn
 the families are found (`find.py`). A scan with a folder keeps the looks there and goes on where it was stopped; several
 processes may share the work.
 
-Cost of an image of 64 pixels on one core: 0.2 ms to decode, 0.9 ms to describe, 1.2 ms to find its family; 7 kB on disk,
-and about 12 kB of memory while families are found. Cannot: see that two pictures are one where neither
+Cost of an image of 64 pixels on one core: 0.2 ms to decode, 0.9 ms to describe, 1.2 ms to find its family; 7 kB on
+disk, and about 12 kB of memory while families are found. Cannot: see that two pictures are one where neither
 pixels nor descriptor say so.
 """
 

@@ -31,14 +31,15 @@ def copies(count: int, each: int) -> tuple[list, np.ndarray]:
     return images, np.array(truth)
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_one_copy_of_each_of_sixty_pictures_among_three_hundred(edit: str) -> None:
-    images = [image for image, _ in clip_art()[::4]]
-    chosen = range(0, 300, 5)
-    seen = looks([*images, *(EDITS[edit](images[number]) for number in chosen)])
+def test_copies_by_every_edit_among_others() -> None:
+    """Of 150 pictures 120 have one copy each, by eight edits in turn."""
+    images = spread(150)
+    seen = looks([*images, *(list(EDITS.values())[number % 8](images[number]) for number in range(120))])
     found = find_near(seen.descriptors, seen.thumbnails)
-    joined = [found.names[len(images) + at] == found.names[number] for at, number in enumerate(chosen)]
-    assert np.mean(joined) >= 0.9
+    joined = found.names[150:] == found.names[:120]
+    assert joined.mean() >= 0.93
+    for edit in range(8):
+        assert joined[edit::8].mean() >= 0.8, list(EDITS)[edit]
     assert found.threshold.pictures >= 100
 
 
@@ -52,9 +53,9 @@ def test_the_whole_collection_merges_one_picture_in_a_hundred_or_so() -> None:
 
 
 def test_most_files_are_copies_of_ten_pictures() -> None:
-    """62 % of 430 files."""
-    others = [image for image, _ in clip_art()[3::8]]
-    images, truth = copies(10, 26)
+    """62 % of 323 files."""
+    others = [image for image, _ in clip_art()[3::10]]
+    images, truth = copies(10, 20)
     seen = looks([*others, *images])
     found = find_near(seen.descriptors, seen.thumbnails)
     precision, recall = quality(found.names, np.concatenate([np.arange(len(others)) + 100, truth]))
@@ -84,7 +85,7 @@ def test_twelve_pictures_are_twelve_and_a_thirteenth_is_a_copy() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_image_or_none(count: int) -> None:
     seen = looks(spread(2)[:count])
-    found = find_near(seen.descriptors.reshape(count, -1), seen.thumbnails)
+    found = find_near(seen.descriptors, seen.thumbnails)
     assert found.names.tolist() == list(range(count))
 
 

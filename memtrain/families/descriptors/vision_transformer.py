@@ -78,6 +78,7 @@ class VisionTransformer(Descriptor):
         return found.image_embeds if self._projects else found.last_hidden_state[:, 0]
 
     def _load(self) -> Any:
+        from safetensors import SafetensorError
         from transformers import AutoModel, CLIPVisionModelWithProjection
 
         kind = CLIPVisionModelWithProjection if self._projects else AutoModel
@@ -85,7 +86,7 @@ class VisionTransformer(Descriptor):
             network = kind.from_pretrained(
                 self._folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ConfigurationError(
                 f"{self._folder} cannot be loaded: {str(error).splitlines()[0]}",
                 expected="a vision transformer that transformers knows, such as DINO's, DINOv2's or CLIP's",
