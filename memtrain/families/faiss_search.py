@@ -6,12 +6,12 @@ Cells of k-means (an inverted file) did worse in trials: a copy often lies in an
 fifth of all cells had to be compared to find 94 of 100 copies, where the graph finds 99.
 Source: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
 Small World graphs", TPAMI 2020; Douze et al., "The Faiss library", 2024. Needs the extra `scan`.
-Cost: n log n; about 0.15 ms an image among 10,000 and 0.3 ms among 100,000, on one core; 650 bytes of memory an image.
+Cost: n log n; 0.15 ms an image among 10,000 and 0.25 ms among 100,000, on one core; 650 bytes of memory an image.
 The graph is built by one thread, because with several it would be another one each time.
 
 On paper, a billion images: the same index in 8 bits (`PCA128,HNSW16_SQ8`), 270 bytes an image, 270 GB of memory on one
 machine; about 1 ms an image to build and to search, 280 core-hours each. Looking at the images costs 280 core-hours at
-64 pixels and grows with their size; comparing candidates 2 ms an image, 560 core-hours. Descriptors and thumbnails take
+64 pixels and grows with their size; comparing candidates 1 ms an image, 280 core-hours. Descriptors and thumbnails take
 6.4 TB of disk. Shards share the looking; such an index is not built here.
 """
 
