@@ -266,7 +266,11 @@ def prepare(plan: Plan, output: Path) -> None:
 def _changed(plan: Plan, output: Path) -> dict[str, Any]:
     """The configuration of the new run."""
     config = _config(plan.run)
-    config["data"]["init_args"]["exclude"] = str(output / "excluded.csv")
+    settings = config["data"]["init_args"]
+    settings["exclude"] = str(output / "excluded.csv")
+    scan = settings.get("scan") or {}
+    if settings.get("families") == "auto" and (plan.run / "families").is_dir() and not scan.get("folder"):
+        settings["scan"] = {**scan, "folder": str(plan.run / "families")}
     config["ckpt_path"] = None if plan.checkpoint is None else str(plan.checkpoint.path.resolve())
     config["trainer"]["default_root_dir"] = str(output)
     for callback in _callbacks(config):

@@ -95,6 +95,7 @@ def test_from_the_newest_checkpoint_that_holds_little_of_it(
     assert not later & set(planted(run))
     assert max(row["step"] for row in rows) == 15
     assert read_keys(str(new / "excluded.csv")) == set(planted(run))
+    assert not (new / "families").exists(), "what the run's scan found is read again"
     last = max((new / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     assert torch.load(last, weights_only=True)["global_step"] == 16
 
