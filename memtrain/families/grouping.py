@@ -65,52 +65,66 @@ def around_representatives(
     Returns:
         The representative of each sample, `(n,)`, and the smallest member of its set, `(n,)`.
     """
-    count = len(names)
-    strength = np.bincount(pairs.ravel(), np.repeat(scores, 2), minlength=count).astype(np.float64)
+    strength = np.bincount(pairs.ravel(), np.repeat(scores, 2), minlength=len(names)).astype(np.float64)
     known = {(int(a), int(b)): float(score) for (a, b), score in zip(pairs, scores, strict=True)}
-    representatives, named = np.arange(count), np.arange(count)
-    order = np.argsort(names, kind="stable")
-    sets = np.split(order, np.flatnonzero(np.diff(names[order])) + 1) if count else []
-    waiting = [members for members in sets if len(members) > 1]
-    while waiting:
-        members = waiting.pop()
-        head = _central(members, strength, compare, least)
-        others = members[members != head]
-        asked = np.stack([np.minimum(others, head), np.maximum(others, head)], axis=1)
+
+    def like(asked: NDArray[np.int64]) -> NDArray[np.bool_]:
+        asked = np.sort(asked, axis=1)
         found = np.array([known.get((int(a), int(b)), np.nan) for a, b in asked], dtype=np.float32)
-        found[np.isnan(found)] = compare(asked[np.isnan(found)])
-        inside = np.append(others[found >= least], head)
-        representatives[inside], named[inside] = head, inside.min()
-        left = others[found < least]
-        # What is left hangs together only through pairs of its own.
-        if len(left) > 1:
-            waiting.extend(_connected(left, pairs))
+        new = np.isnan(found)
+        found[new] = compare(asked[new])
+        return found >= least
+
+    representatives, named = np.arange(len(names)), np.arange(len(names))
+    waiting = _several(names)
+    while waiting:
+        # All sets at once: comparing few pairs at a time costs much more for each.
+        heads = _central(waiting, strength, like)
+        others = [members[members != head] for members, head in zip(waiting, heads, strict=True)]
+        asked = np.stack([np.concatenate(others), np.repeat(heads, [len(some) for some in others])], axis=1)
+        alike = np.split(like(asked), np.cumsum([len(some) for some in others])[:-1])
+        left = np.full(len(names), -1)
+        for head, some, same in zip(heads.tolist(), others, alike, strict=True):
+            inside = np.append(some[same], head)
+            representatives[inside], named[inside] = head, inside.min()
+            left[some[~same]] = head
+        # What is left of a set hangs together only through pairs of its own.
+        kept = (left[pairs[:, 0]] == left[pairs[:, 1]]) & (left[pairs[:, 0]] >= 0)
+        sets = DisjointSets(len(names))
+        for one, other in pairs[kept]:
+            sets.join(int(one), int(other))
+        waiting = _several(sets.names())
     return representatives, named
 
 
+def _several(names: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The sets of two members or more."""
+    order = np.argsort(names, kind="stable")
+    sets = np.split(order, np.flatnonzero(np.diff(names[order])) + 1) if len(names) else []
+    return [members for members in sets if len(members) > 1]
+
+
 def _central(
-    members: NDArray[np.int64],
+    sets: list[NDArray[np.int64]],
     strength: NDArray[np.float64],
-    compare: Callable[[NDArray[np.int64]], NDArray[np.float32]],
-    least: float,
-) -> int:
-    """The representative: of a few members that hold most, the one that is like most of a sample of all."""
-    held = members[np.argsort(-strength[members], kind="stable")]
-    if len(members) <= TRIED:
-        return int(held[0])
-    tried = held[:: max(1, len(held) // (2 * TRIED))][:TRIED]
-    sample = members[:: -(-len(members) // SAMPLED)]
-    asked = np.stack([np.repeat(tried, len(sample)), np.tile(sample, len(tried))], axis=1)
-    alike = (asked[:, 0] == asked[:, 1]) | (compare(np.sort(asked, axis=1)) >= least)
-    return int(tried[np.argmax(alike.reshape(len(tried), -1).sum(axis=1))])
-
-
-def _connected(members: NDArray[np.int64], pairs: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The parts of `members` that pairs among them hold together, of two or more."""
-    members = np.sort(members)
-    inside = pairs[np.isin(pairs, members).all(axis=1)]
-    sets = DisjointSets(len(members))
-    for one, other in np.searchsorted(members, inside):
-        sets.join(int(one), int(other))
-    names = sets.names()
-    return [members[names == name] for name in np.unique(names) if (names == name).sum() > 1]
+    like: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+) -> NDArray[np.int64]:
+    """The representative of each set: of a few members that hold most, the one that is like most of a sample of all."""
+    held = [members[np.argsort(-strength[members], kind="stable")] for members in sets]
+    heads = np.array([members[0] for members in held], dtype=np.int64)
+    asked, shapes = [], []
+    large = [at for at, members in enumerate(sets) if len(members) > TRIED]
+    for at in large:
+        tried = held[at][:: max(1, len(held[at]) // (2 * TRIED))][:TRIED]
+        sample = sets[at][:: -(-len(sets[at]) // SAMPLED)]
+        asked.append(np.stack([np.repeat(tried, len(sample)), np.tile(sample, len(tried))], axis=1))
+        shapes.append((tried, len(sample)))
+    if not large:
+        return heads
+    pairs = np.concatenate(asked)
+    alike = pairs[:, 0] == pairs[:, 1]
+    alike[~alike] = like(pairs[~alike])
+    ends = np.cumsum([len(tried) * count for tried, count in shapes])[:-1]
+    for at, (tried, count), found in zip(large, shapes, np.split(alike, ends), strict=True):
+        heads[at] = tried[np.argmax(found.reshape(len(tried), count).sum(axis=1))]
+    return heads

@@ -58,12 +58,6 @@ class Placement:
         """How far each pixel of a is covered by b, from 0 to 1, `(m, side, side)`."""
         return _inside(self.matrices(), side)
 
-    def covered(self, side: int = SIDE) -> Tensor:
-        """How far each pixel of b lies over a, from 0 to 1, `(m, side, side)`."""
-        matrices = self.matrices()
-        back = torch.linalg.inv(matrices[:, :, :2])
-        return _inside(torch.cat([back, -back @ matrices[:, :, 2:]], dim=2), side)
-
     def place(self, images: Tensor) -> Tensor:
         """The images b as they lie over a, `(m, C, H, W)`; border pixels go on where b does not cover a."""
         rows, columns = _axes(images, images.shape[-1])
