@@ -94,10 +94,13 @@ def registered_parts(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -
     best = torch.full((len(pairs),), ALIKE).scatter_reduce_(0, which, explained, "amax")
     alike = (explained >= best[which]).nonzero()[:, 0]
     which, placement = which[alike], placement[alike]
-    placement, explained = refine(grey_a[a_of[which]], grey_b[b_of[which]], placement)
+    # Either picture may be the one that lost detail, so each is laid over the other.
+    below, above = torch.cat([a[a_of[which]], b[b_of[which]]]), torch.cat([b[b_of[which]], a[a_of[which]]])
+    back = placement.inverse()
+    placement = Placement(torch.cat([placement.motion, back.motion]), torch.cat([placement.mirrored, back.mirrored]))
+    placement, explained = refine(luminance(below), luminance(above), placement)
     alike = (explained >= CLEARLY_ALIKE).nonzero()[:, 0]
-    which, placement = which[alike], placement[alike]
-    return parts(a[a_of[which]], b[b_of[which]], placement), which
+    return parts(below[alike], above[alike], placement[alike]), which.repeat(2)[alike]
 
 
 def parts(a: Tensor, b: Tensor, placement: Placement) -> Tensor:

@@ -26,12 +26,12 @@ ENOUGH, MOST = 100, 800
 """Pictures that a calibration on the data at hand needs, and that it uses at most."""
 TURNED = 0.05
 """Share of pictures whose level upside down is read."""
-REFERENCE, REFERENCE_TURNED = 2.8, -3.6
+REFERENCE, REFERENCE_TURNED = 2.75, -3.2
 """On the embedded collections: the log odds that one upright picture in a hundred reaches with another picture, and
 those that one in twenty reaches with a picture upside down."""
 SPREAD = 2.2
 """Log odds for each factor of e between rates, there."""
-BOUNDS = (-0.5, 6.0)
+BOUNDS = (-0.4, 6.0)
 """Of how far the data at hand move the threshold: mostly up, since data that look easy may have look-alikes too."""
 SYMMETRIC = -1.0
 """Log odds from which an image looks the same upside down."""

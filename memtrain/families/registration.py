@@ -54,6 +54,16 @@ class Placement:
         first = torch.stack([side * across * cosine, -side * across * sine, side * x], dim=1)
         return torch.stack([first, torch.stack([down * sine, down * cosine, y], dim=1)], dim=1)
 
+    def inverse(self) -> Placement:
+        """Where a lies over b: exact for one scale in both directions, and near it otherwise."""
+        across, down, turn, x, y = self.motion.unbind(dim=1)
+        side = torch.where(self.mirrored, -1.0, 1.0)
+        back = -side * turn
+        cosine, sine = turn.cos(), turn.sin()
+        moved_x, moved_y = x / across, y / down
+        shifts = [-side * (cosine * moved_x + sine * moved_y), sine * moved_x - cosine * moved_y]
+        return Placement(torch.stack([1 / across, 1 / down, back, *shifts], dim=1), self.mirrored)
+
     def cover(self, side: int = SIDE) -> Tensor:
         """How far each pixel of a is covered by b, from 0 to 1, `(m, side, side)`."""
         return _inside(self.matrices(), side)

@@ -43,3 +43,10 @@ def test_a_mirror_needs_no_motion() -> None:
     a, b = pixels(CAR), pixels(ImageOps.mirror(CAR))
     placement = Placement(torch.tensor([[1.0, 1, 0, 0, 0]]), torch.tensor([True]))
     torch.testing.assert_close(placement.place(b), a, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_inverse_undoes_a_placement(mirrored: bool) -> None:
+    there = Placement(torch.tensor([[0.8, 0.8, 0.1, 0.2, -0.3]]), torch.tensor([mirrored]))
+    matrices = [torch.cat([part.matrices()[0], torch.tensor([[0.0, 0, 1]])]) for part in (there, there.inverse())]
+    torch.testing.assert_close(matrices[0] @ matrices[1], torch.eye(3), atol=1e-6, rtol=0)
