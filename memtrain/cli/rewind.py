@@ -2,10 +2,8 @@
 
 A flag keeps a picture from being learnt further, and cannot take back what was learnt before it. So the run is taken up
 at its newest checkpoint that holds little of it, or at its beginning where there is none, and trained to its planned
-end without the flagged samples, with everything else as it was. That needs checkpoints that were kept during training:
-
-    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
-      init_args: {save_top_k: -1, every_n_train_steps: 100}
+end without the flagged samples, with everything else as it was. That needs checkpoints that were kept during training
+(:data:`KEEP` says how).
 
 The earlier run is left as it is. The new folder holds `rewind.json` (what was rewound, and from where), `rewind.yaml`
 (the configuration), `excluded.csv` (the keys that are left out), and the records from before the checkpoint.

@@ -52,8 +52,7 @@ class TextImageDataModule(VisitedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        tokenizer: folder of the tokenizer; by default the module's own is used.
-        visiting: `batch_size`, `num_workers`, `caption_dropout` and `seed`, as of :class:`VisitedImages`.
+        visiting: `batch_size`, `num_workers`, `caption_dropout`, `seed` and `tokenizer`, as of :class:`VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -77,7 +76,6 @@ class TextImageDataModule(VisitedImages):
         scan: DataScan | None = None,
         resolution: int = 512,
         cache_latents: bool = False,
-        tokenizer: str | None = None,
         **visiting: Any,
     ) -> None:
         super().__init__(**visiting)
@@ -88,7 +86,7 @@ class TextImageDataModule(VisitedImages):
         self.copied_from: dict[str, str] = {}
         self.exclude = read_keys(exclude) if isinstance(exclude, str) else frozenset(exclude or ())
         self.duplicates, self.canaries = duplicates or Duplicates(), canaries
-        self.resolution, self.cache_latents, self.tokenizer_path = resolution, cache_latents, tokenizer
+        self.resolution, self.cache_latents = resolution, cache_latents
         self.families_setting, self.scan = families, scan or DataScan()
         self.families: Families | None = None
         self.visits_per_epoch: dict[str, int] = {}

@@ -26,13 +26,20 @@ class VisitedImages(LightningDataModule):
         num_workers: loader processes; 0 is fastest with cached latents.
         caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
         seed: of the order of visits and of caption dropout; default `seed_everything`'s.
+        tokenizer: folder of the tokenizer; by default the module's own is used.
 
     Raises:
         ConfigurationError: if there is no such batch or share.
     """
 
     def __init__(
-        self, *, batch_size: int = 16, num_workers: int = 0, caption_dropout: float = 0.0, seed: int | None = None
+        self,
+        *,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        caption_dropout: float = 0.0,
+        seed: int | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
@@ -43,6 +50,7 @@ class VisitedImages(LightningDataModule):
             raise ConfigurationError(f"batch_size={batch_size}", expected="at least 1", remedy="change it")
         self.batch_size, self.num_workers, self.caption_dropout = batch_size, num_workers, caption_dropout
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.tokenizer_path = tokenizer
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
         self._empty_caption: tuple[Tensor, Tensor] | None = None

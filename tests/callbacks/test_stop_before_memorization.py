@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,10 +124,10 @@ def test_a_run_that_is_not_stopped_is_left_alone_and_keeps_no_files(run: Run, tm
 
 def test_what_it_cannot_work_with_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="does not know what is memorized"):
-        fit(Foreign(pipeline.unet), tmp_path, [StopBeforeMemorization()])
+        fit(Foreign(copy.deepcopy(pipeline.unet)), tmp_path, [StopBeforeMemorization()])
     averaging = [MemorizationMonitor(reference=False), StopBeforeMemorization(), StochasticWeightAveraging(1e-3)]
     with pytest.raises(ConfigurationError, match="cannot bring weights back beside StochasticWeightAveraging"):
-        fit(Foreign(pipeline.unet), tmp_path, averaging)
+        fit(Foreign(copy.deepcopy(pipeline.unet)), tmp_path, averaging)
     with pytest.raises(ConfigurationError, match=r"share=1\.5"):
         StopBeforeMemorization(1.5)
     with pytest.raises(ConfigurationError, match="every=0"):

@@ -92,12 +92,7 @@ def evaluate_run(
     calibrating = _calibrating(samples, held)
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
-    training = None
-    if samples.evidence is not None:
-        pictures = {key: samples.picture(key) for key in samples.training_keys}
-        training = compare_with_truth(
-            samples.evidence, directions=directions, pictures=pictures, **statistics.bootstrap
-        )
+    training = _training(samples, directions, statistics)
     loss = None
     if samples.heldout is not None:
         images, captions = samples.heldout
@@ -133,6 +128,16 @@ def evaluate_run(
     if weights is not None and weights.any:
         results["networks"] = networks_of_run(given, samples, trace, weights)
     return _write(given, samples, found, results, detectors=detectors)
+
+
+def _training(
+    samples: RunSamples, directions: Mapping[str, str] | None, statistics: Statistics
+) -> dict[str, Any] | None:
+    """What training said of its samples, against what is known of them; None without evidence."""
+    if samples.evidence is None:
+        return None
+    pictures = {key: samples.picture(key) for key in samples.training_keys}
+    return compare_with_truth(samples.evidence, directions=directions, pictures=pictures, **statistics.bootstrap)
 
 
 def _calibrating(samples: RunSamples, held: Tensor) -> Tensor:
