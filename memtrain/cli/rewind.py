@@ -43,8 +43,7 @@ log = logging.getLogger(__name__)
 KEEP = """- class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {save_top_k: -1, every_n_train_steps: 100}"""
 """What keeps checkpoints, as an item of `trainer.callbacks`."""
-WAIT = 600
-"""Seconds that other processes wait for the first to prepare the new folder."""
+WAIT = 600  # seconds that other processes wait for the first to prepare the new folder
 
 
 @dataclass(frozen=True)
@@ -256,8 +255,7 @@ def prepare(plan: Plan, output: Path) -> None:
         },
         output / "rewind.json",
     )
-    # Last, because other processes wait for it.
-    with written_whole(output / "rewind.yaml") as unfinished:
+    with written_whole(output / "rewind.yaml") as unfinished:  # last: other processes wait for it
         unfinished.write_text(yaml.safe_dump(_changed(plan, output), sort_keys=False), encoding="utf-8")
 
 
