@@ -93,10 +93,7 @@ def evaluate_run(
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
-    loss = None
-    if samples.heldout is not None:
-        images, captions = samples.heldout
-        loss = float(heldout_loss(given.pipeline, images, captions=captions).mean())
+    loss = _heldout_loss(given, samples)
     trace = generate(
         given.pipeline,
         [prompt.caption for prompt in samples.prompts],
@@ -138,6 +135,13 @@ def _training(
         return None
     pictures = {key: samples.picture(key) for key in samples.training_keys}
     return compare_with_truth(samples.evidence, directions=directions, pictures=pictures, **statistics.bootstrap)
+
+
+def _heldout_loss(given: StageInput, samples: RunSamples) -> float | None:
+    if samples.heldout is None:
+        return None
+    images, captions = samples.heldout
+    return float(heldout_loss(given.pipeline, images, captions=captions).mean())
 
 
 def _calibrating(samples: RunSamples, held: Tensor) -> Tensor:
