@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from memtrain.errors import ConfigurationError
 from memtrain.families.agreement import compare
 
-ENOUGH, MOST = 100, 800
+ENOUGH, MOST = 100, 600
 """Pictures that a calibration on the data at hand needs, and that it uses at most."""
 TURNED = 0.05
 """Share of pictures whose level upside down is read."""
-REFERENCE, REFERENCE_TURNED = 2.75, -3.2
+REFERENCE, REFERENCE_TURNED = 2.95, -3.2
 """On the embedded collections: the log odds that one upright picture in a hundred reaches with another picture, and
 those that one in twenty reaches with a picture upside down."""
 SPREAD = 2.2
