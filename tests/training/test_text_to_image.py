@@ -114,6 +114,7 @@ def run(
         resolution=16,
         batch_size=4,
         heldout_fraction=0.34,
+        heldout="split",
         duplicates=Duplicates(count=2, repeats=6),
         cache_latents=True,
         caption_dropout=0.2,
