@@ -14,6 +14,7 @@ has, not by its class:
 | `visits_per_epoch` | visits of each training sample, by key | the records |
 | `families` | a :class:`memtrain.families.table.FamilyIndex`, or None | counting pictures in place of files |
 | `groups` | group of each sample, by key; the samples of `canary` weight signals | the records, `combined` |
+| `copied_from` | key of the training sample that a held-out one is an edited copy of, by the copy's key | calibration |
 | `heldout_dataset.unique().prompt_lengths` | tokens of each caption | calibration by length of caption |
 
 The first three lines together make data measurable (:func:`lacking_to_measure`). What has the name but not the form,

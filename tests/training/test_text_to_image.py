@@ -115,6 +115,7 @@ def run(
         batch_size=4,
         heldout="split",
         heldout_fraction=0.34,
+        heldout="split",
         duplicates=Duplicates(count=2, repeats=6),
         cache_latents=True,
         caption_dropout=0.2,
