@@ -98,13 +98,18 @@ def flag_figures(place: Path, data: CopiedData) -> dict[str, Any]:
         for members in data.planted.values()
     ]
     planted = [max(scores.get(key, 0.0) for key in members) for members in data.planted.values()]
-    unique = [scores[key] for key in data.unique if key in scores]
+    # A picture that shares its caption is one of several that the caption brings back.
+    captions = Families.read(data.families)
+    alone = [key for key in data.unique if len(captions.caption_members(captions.caption(key))) == 1]
+    unique = [scores[key] for key in alone if key in scores]
     truth = torch.tensor([1] * len(planted) + [0] * len(unique))
     found: dict[str, Any] = {
         "planted_flagged": sum(step is not None for step in steps),
         "flag_steps": steps,
-        "unique_flagged": sum(key in flagged for key in data.unique),
+        "unique_flagged": sum(key in flagged for key in alone),
         "unique_trained": len(unique),
+        "sharing_a_caption_flagged": sum(key in flagged for key in data.unique) - sum(key in flagged for key in alone),
+        "sharing_a_caption": len(data.unique) - len(alone),
         "auroc": float(auroc(torch.tensor([*planted, *unique]), truth.bool())),
     }
     table = place / "records" / "families.parquet"
