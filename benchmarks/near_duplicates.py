@@ -12,7 +12,7 @@ Each of `--images` pictures of the embedded clip art gets one copy by each edit 
 A copy detector takes part where `--copy_detector FILE` is given, EfficientNet-Lite0 where the extra `quality` is
 installed.
 
-    python benchmarks/near_duplicates.py --json benchmarks/near_duplicates.json
+    python benchmarks/near_duplicates.py --images 100 --json benchmarks/near_duplicates.json
     python benchmarks/near_duplicates.py --markdown --json benchmarks/near_duplicates.json
 """
 
