@@ -36,6 +36,7 @@ def run(
         str(images),
         resolution=16,
         batch_size=4,
+        heldout="split",
         heldout_fraction=0.34,
         canaries=Canaries(count=canaries, repeats=4) if canaries else None,
         cache_latents=True,

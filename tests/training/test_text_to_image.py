@@ -113,6 +113,7 @@ def run(
         str(images),
         resolution=16,
         batch_size=4,
+        heldout="split",
         heldout_fraction=0.34,
         duplicates=Duplicates(count=2, repeats=6),
         cache_latents=True,
