@@ -111,7 +111,7 @@ def figures(
         "parting_step": calibration["parting_step"],
         "loss_change": {name: calibration["curve"][-1][name] for name in ("training", "heldout")},
         "stopped": stop["stopped"],
-        "weights_of_step": state["global_step"] if stop["restored"] is None else stop["restored"],
+        "weights_of_step": stop["restored"],
         "reproduced": sum(ratio < REPRODUCED for ratio in ratios["trained"]),
         "others_below": sum(ratio < REPRODUCED for ratio in ratios["others"]),
         "ratios": ratios,
@@ -121,12 +121,14 @@ def figures(
 def show(results: dict[str, dict[str, Any]]) -> None:
     """One line for each run."""
     for name, found in sorted(results.items(), key=lambda one: (one[0].split(", ")[1], one[0])):
-        stopped = "" if found["stopped"] is None else f", stopped at step {found['stopped']}"
+        stopped = ""
+        if found["stopped"] is not None:
+            stopped = f", stopped at step {found['stopped']} with the weights of step {found['weights_of_step']}"
+        lowest, *_, highest = found["ratios"]["trained"]
         console.print(
             f"{name}: reproduced {found['reproduced']} of {PICTURES} (others {found['others_below']}), flagged "
-            f"{found['flagged']}, first at step {found['first_flagged_step']}{stopped}, weights of step "
-            f"{found['weights_of_step']}, ratios {found['ratios']['trained'][0]:.2f} to "
-            f"{found['ratios']['trained'][-1]:.2f}",
+            f"{found['flagged']}, first at step {found['first_flagged_step']}{stopped}, ratios {lowest:.2f} to "
+            f"{highest:.2f}",
             markup=False,
         )
 
