@@ -127,7 +127,8 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         lowest, *_, highest = found["ratios"]["trained"]
         console.print(
             f"{name}: reproduced {found['reproduced']} of {PICTURES} (others {found['others_below']}), flagged "
-            f"{found['flagged']}, first at step {found['first_flagged_step']}{stopped}, ratios {lowest:.2f} to {highest:.2f}",
+            f"{found['flagged']}, first at step {found['first_flagged_step']}{stopped}, ratios {lowest:.2f} to "
+            f"{highest:.2f}",
             markup=False,
         )
 
