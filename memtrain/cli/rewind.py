@@ -109,7 +109,7 @@ def rewind(args: Sequence[str]) -> None:
         args: what follows `rewind`.
     """
     try:
-        auto_cli(rewind_run, args=list(args), as_positional=False)
+        auto_cli(rewind_run, args=list(args), as_positional=False, prog="train.py rewind")
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

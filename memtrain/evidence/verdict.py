@@ -16,6 +16,7 @@ import pyarrow as pa
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.direction import MINIMUM_CANARIES
 from memtrain.evidence.levels import CAPTION
+from memtrain.functional.statistics import samples_needed
 
 
 def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:
@@ -77,6 +78,12 @@ def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
                 f"rose above its threshold ({figures['threshold']:.2f} for a picture of one file), which happens to at "
                 f"most {rate:g} % of samples like {null} in a run."
             ]
+        needed = samples_needed(figures["false_positive_rate"])
+        if held is not None and held < needed:
+            lines.append(
+                f"{held} held-out ones promise that rate only if scores are normally distributed; it takes {needed} to "
+                "do without. In small data, several per cent of ordinary pictures may be flagged."
+            )
     if late:
         lines.append(
             f"{late:,} of {samples:,} training samples had fewer than {figures['minimum_visits']} counted visits "

@@ -139,6 +139,12 @@ def listed_keys(path: str | Path) -> frozenset[str]:
 
 
 def _opened(path: str | Path) -> pa.Table:
+    if not Path(path).is_file():
+        raise RecordError(
+            f"{path} does not exist",
+            expected="families.parquet of a scan",
+            remedy="run `python train.py scan`, or check the path",
+        )
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:

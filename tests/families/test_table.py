@@ -29,6 +29,9 @@ def test_the_table_is_read_back_and_is_readable_without_memtrain(tmp_path) -> No
 
 def test_what_is_no_table_is_refused(tmp_path) -> None:
     path = tmp_path / "families.parquet"
+    with pytest.raises(RecordError, match="does not exist"):
+        Families.read(path)
+    path.write_bytes(b"no table")
     with pytest.raises(RecordError, match="cannot be read"):
         Families.read(path)
     pq.write_table(pa.table({"key": ["a"]}), path)
