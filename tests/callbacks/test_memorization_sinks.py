@@ -294,7 +294,7 @@ def test_no_sample_one_and_two_have_a_sink_each(count: int) -> None:
 
 
 def test_the_files_of_a_picture_share_a_sink(pipeline: StableDiffusionPipeline) -> None:
-    sinks, none = attach(pipeline.unet), torch.zeros(3, dtype=torch.bool)
+    sinks, none = attach(copy.deepcopy(pipeline.unet)), torch.zeros(3, dtype=torch.bool)
     flags = Flags(none, none, none.float(), keys=["a", "b", "c"], families=["a", "a", "c"])
     sinks.prepare({}, flags, tokenizer=None, number=0)
     on = sinks._on[DOWN]
