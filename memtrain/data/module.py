@@ -119,7 +119,7 @@ class TextImageDataModule(VisitedImages):
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
         planted = self.duplicates
         if planted.only_in not in (None, self.path):
-            log.warning("No duplicates are planted in %s: `duplicates.only_in` is %s", self.path, planted.only_in)
+            log.warning("The example's duplicates are for %s; none is planted in %s", planted.only_in, self.path)
             planted = Duplicates()
         plan = plant(train, keys, planted)
         templates = choose_templates(train, keys, planted)
