@@ -174,10 +174,15 @@ def choose_prompts(
     if excluded is not None:
         rows = _different(pictures, *excluded)
         chosen.append(Asked(EXCLUDED, excluded[0], _choose(excluded[0], rows, most), len(rows)))
-    rows = _different(pictures, held, list(range(len(held.samples))))
+    rows = _different(pictures, held, _held_rows(data, held))
     chosen.append(Asked(HELDOUT, held, _choose(held, rows, most), len(rows)))
     order = [PLANTED, REPEATED, SHARED_CAPTION, UNIQUE, FLAGGED, VARIED_CAPTIONS, VARIED_IMAGES, CANARY]
     return sorted(chosen, key=lambda one: order.index(one.group) if one.group in order else len(order))
+
+
+def _held_rows(data: TextImageDataModule, held: CaptionedImages) -> list[int]:
+    """The held-out samples, without edited copies: these have the captions, and nearly the pictures, of training."""
+    return [row for row, sample in enumerate(held.samples) if sample.key not in data.copied_from]
 
 
 def _different(pictures: Pictures, dataset: CaptionedImages, rows: list[int]) -> list[int]:
@@ -284,7 +289,7 @@ class FinishedRun:
 
 def _heldout(pictures: Pictures, held: CaptionedImages) -> tuple[torch.Tensor, list[str]] | None:
     """Images and captions of the held-out pictures that the run did not train on; None if there are none."""
-    rows = [row for row, sample in enumerate(held.samples) if pictures.name(sample.key) not in pictures.rows]
+    rows = [row for row in _held_rows(pictures.data, held) if pictures.name(held.samples[row].key) not in pictures.rows]
     return (images_of(held, rows), [held.samples[row].caption for row in rows]) if rows else None
 
 

@@ -185,3 +185,12 @@ def test_what_training_scanned_is_read_again(run_of: Callable[..., Path], monkey
     (run / "families").mkdir()
     run_data(run)
     assert seen == [None, str(run / "families")]
+
+
+def test_edited_copies_are_no_held_out_prompts(run_of: Callable[..., Path]) -> None:
+    captions = {f"p{number}": f"caption {number}" for number in range(12)}
+    run = FinishedRun.read(run_of(captions, {"unused": "unused"}, heldout_path=None, heldout="edited"))
+    assert len(run.data.heldout_dataset.samples) == len(run.data.copied_from) > 0
+    samples = run.samples(most=20, unique=20)
+    assert {prompt.group for prompt in samples.prompts} == {UNIQUE}
+    assert samples.heldout is None
