@@ -14,6 +14,7 @@ last checkpoint. Rows:
 
 from __future__ import annotations
 
+import csv
 import json as text
 import time
 from collections.abc import Mapping, Sequence
@@ -84,8 +85,15 @@ def run(form: str, row: str, seed: int, *, folder: Path, sscd: Path | None) -> d
         content = text.loads(results.read_text(encoding="utf-8"))
         figures["verdict"] = content["verdict"]
         figures["heldout_loss"] = content["quality"]["heldout_loss"]
+    figures["validation_loss"] = validation_losses(place)
     figures["seconds"] = text.loads((place / "seconds.json").read_text(encoding="utf-8"))
     return figures
+
+
+def validation_losses(place: Path) -> dict[str, float]:
+    """Held-out loss by step, as the training logged it."""
+    with (place / "logs" / "version_0" / "metrics.csv").open(encoding="utf-8") as file:
+        return {row["step"]: float(row["heldout/loss"]) for row in csv.DictReader(file) if row["heldout/loss"]}
 
 
 def flag_figures(place: Path, data: CopiedData) -> dict[str, Any]:
@@ -164,11 +172,11 @@ def show(content: Mapping[str, Any]) -> None:
             str(len(runs)),
             f"{k} of {n} ({low:.0%} to {high:.0%})",
             f"{total('unique', 'reproduced')} of {total('unique', 'asked')}",
-            ", ".join(f"{one['heldout_loss']:.4f}" for one in runs if one.get("heldout_loss") is not None),
+            ", ".join(f"{list(one['validation_loss'].values())[-1]:.4f}" for one in runs),
             f"{total('planted_flagged')} of {n}",
             str(steps[len(steps) // 2]) if steps else "",
             f"{total('unique_flagged')} of {total('unique_trained')}",
-            ", ".join(f"{one['auroc']:.3f}" for one in runs),
+            ", ".join(f"{one['auroc']:.3f}" for one in runs if one["auroc"] is not None),
             "" if families.get("precision") is None else f"{families['precision']:.3f}, {families['recall']:.3f}",
             ", ".join(str(one.get("verdict", {}).get("cleared", "")) for one in runs),
         )

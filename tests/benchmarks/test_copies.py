@@ -77,3 +77,10 @@ def test_the_judge_counts_by_picture(scripts: Modules, tmp_path: Path, monkeypat
     assert found["planted"] == {"asked": 10, "reproduced": 10, "ratios": [0.0] * 10}
     assert found["unique"]["reproduced"] == 2
     assert found["heldout"]["asked"] == 2
+
+
+def test_the_kept_figures_are_shown(scripts: Modules, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts.copies.copies()
+    shown = capsys.readouterr().out
+    assert "paraphrased" in shown
+    assert "10 of 10 (72% to 100%)" in shown
