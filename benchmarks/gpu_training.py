@@ -25,6 +25,7 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.data.module import TextImageDataModule
 from memtrain.models.pipeline import load_components
+from memtrain.training.execution import Execution
 from memtrain.training.text_to_image import TextToImageModule
 
 
@@ -194,7 +195,11 @@ def _against_loop(part: Part, folder: Path, name: str, *, block: int, turns: int
     options = {"resolution": 64 if part.smoke else 512, "batch_size": 4, "cache_latents": True, "seed": 0}
     data = TextImageDataModule(str(random_images(part)), **options)  # type: ignore[arg-type]
     module = TextToImageModule(
-        str(folder), warmup_steps=100, ema_decay=0.999, gradient_checkpointing=True, learning_rate=1e-5
+        str(folder),
+        warmup_steps=100,
+        ema_decay=0.999,
+        execution=Execution(gradient_checkpointing=True),
+        learning_rate=1e-5,
     )
 
     def batches() -> Iterator[dict[str, Any]]:

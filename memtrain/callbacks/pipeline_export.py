@@ -29,10 +29,10 @@ class PipelineExport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported, before any work is done."""
-        if not hasattr(pl_module, "components"):
+        if not hasattr(pl_module, "export_pipeline"):
             raise ConfigurationError(
                 f"PipelineExport cannot export {type(pl_module).__name__}",
-                expected="a module with components() and averaged_weights(), such as TextToImageModule",
+                expected="a module with export_pipeline() and averaged_weights(), such as TextToImageModule",
                 remedy="remove PipelineExport from the callbacks",
             )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -51,11 +51,10 @@ class PipelineExport(Callback):
         if trainer.is_global_zero:
             folder = Path(self.folder or Path(trainer.default_root_dir) / "pipeline")
             with pl_module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
-                components = pl_module.components()  # type: ignore[operator]
                 for callback in trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, Mitigation):
-                        contexts.enter_context(callback.exporting(components.denoiser))
-                components.pipeline().save_pretrained(folder)
+                        contexts.enter_context(callback.exporting(pl_module.denoiser))  # type: ignore[arg-type]
+                pl_module.export_pipeline().save_pretrained(folder)  # type: ignore[operator]
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:

@@ -8,38 +8,43 @@ callbacks see the same noise, and a resumed run continues as if it had never sto
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from memtrain.errors import ConfigurationError
-from memtrain.functional.diffusion import min_snr_weight, per_sample_mse, signal_to_noise_ratio
 from memtrain.functional.keyed_draws import mixed_seed
-from memtrain.functional.tokens import tokenize
-from memtrain.models.encoding import encode_images, encode_tokens
-from memtrain.models.pipeline import Components, load_components
+from memtrain.training.execution import Execution
+from memtrain.training.lora import LoRA
+from memtrain.training.objective import Objective
+from memtrain.training.pipelines.base import TEXT_FIELDS
+from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, with_warmup
+
+NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Names of text encoders in diffusers' pipelines."""
 
 
 class TextToImageModule(LightningModule):
-    """Fine-tune the UNet of a Stable Diffusion pipeline; autoencoder and text encoder stay frozen.
+    """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
 
     Args:
         pretrained: a diffusers pipeline folder or hub name.
+        lora: train adapters in place of the weights.
+        objective: the loss.
         learning_rate: peak of the schedule.
-        weight_decay: of AdamW.
         schedule: after the warm-up, `constant` or `cosine` to zero.
         warmup_steps: optimizer steps of linear warm-up.
+        optimizer: by class path, with arguments other than the learning rate; default AdamW.
         ema_decay: decay of the exported weight average; None exports the last weights.
-        min_snr_gamma: weight the loss by min-SNR-γ (Hang et al., 2023); None weights all timesteps alike.
-        noise_offset: strength of a per-channel constant added to the noise.
-        train_text_encoder: train the text encoder too (the embedded base model needs it).
-        gradient_checkpointing: trade time for memory (non-reentrant).
+        train_text_encoder: train the text encoders too (the embedded base model needs it).
+        execution: what trades time, memory and precision.
         seed: of timesteps and noise; default `seed_everything`'s.
 
     Logged metrics: `train/loss` (mean over the batch, before any re-weighting), `heldout/loss` (mean over held-out
@@ -50,52 +55,60 @@ class TextToImageModule(LightningModule):
         self,
         pretrained: str,
         *,
+        lora: LoRA | None = None,
+        objective: Objective | None = None,
         learning_rate: float = 1e-5,
-        weight_decay: float = 1e-2,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         ema_decay: float | None = 0.9999,
-        min_snr_gamma: float | None = None,
-        noise_offset: float = 0.0,
         train_text_encoder: bool = False,
-        gradient_checkpointing: bool = False,
+        execution: Execution | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.schedule, self.warmup_steps = schedule, warmup_steps
-        self.min_snr_gamma, self.noise_offset = min_snr_gamma, noise_offset
+        self.lora, self.objective = lora, objective or Objective()
+        self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
+        self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        components = load_components(pretrained)
-        self.prediction_type = str(components.scheduler.config["prediction_type"])
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ConfigurationError(
-                f"{pretrained!r} predicts {self.prediction_type!r}",
-                expected="epsilon or v_prediction",
-                remedy="fine-tune another base model",
-            )
-        self.denoiser = components.denoiser.to(memory_format=torch.channels_last).train()
-        if gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
-        self.tokenizer, self.scheduler = components.tokenizer, components.scheduler
-        components.vae.requires_grad_(False).eval()
-        components.text_encoder.requires_grad_(train_text_encoder)
+        self.parts = parts = load_trainable(pretrained)
+        self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
+        parts.vae.requires_grad_(False).eval()
+        for encoder in parts.text_encoders.values():
+            encoder.requires_grad_(train_text_encoder).eval()
+        self.denoiser = parts.denoiser.train()
+        self.execution.apply(self.denoiser)
+        if lora is not None:
+            lora.inject(parts)
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
-        self._frozen = (components.vae, components.text_encoder.eval())
+        self._frozen = (parts.vae, *parts.text_encoders.values())
         if train_text_encoder:
-            self.trained_text_encoder = components.text_encoder
-        self.ema = None if ema_decay is None else EMAModel(self.parameters(), decay=ema_decay, foreach=True)
+            self.trained_text_encoders = nn.ModuleDict(parts.text_encoders)
+        self.ema = None if ema_decay is None else EMAModel(self.trained(), decay=ema_decay, foreach=True)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the text that attention reads."""
+        return self.parts.tokenizer
+
+    @property
+    def noise_offset(self) -> float:
+        """Of the objective."""
+        return self.objective.noise_offset
 
     @property
     def vae(self) -> Any:
         """The frozen autoencoder."""
-        return self._frozen[0]
+        return self.parts.vae
 
     @property
     def text_encoder(self) -> Any:
-        """The text encoder, frozen unless `train_text_encoder`."""
-        return self._frozen[1]
+        """The first text encoder, frozen unless it is trained."""
+        return next(iter(self.parts.text_encoders.values()))
 
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
@@ -121,26 +134,33 @@ class TextToImageModule(LightningModule):
         """Scaled latents (the posterior's mode) `(B, C, h, w)` of pixel values `(B, 3, H, W)`."""
         # Data modules ask before Lightning has moved this module, with pixels that are where training will be.
         self.vae.to(pixel_values.device)
-        return encode_images(self.vae, pixel_values)
+        return self.parts.encode_images(pixel_values)
+
+    def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Fields of a batch that hold the token ids of captions, on the CPU."""
+        return self.parts.tokens(captions)
+
+    def encode_tokens(self, tokens: dict[str, Any]) -> dict[str, Tensor]:
+        """Embeddings of token ids, as :mod:`memtrain.training.pipelines.base` names them."""
+        device = tokens["input_ids"].device
+        for encoder in self.parts.text_encoders.values():
+            # Callbacks measure before on_fit_start has moved what is frozen.
+            if next(encoder.parameters()).device != device and not any(p.requires_grad for p in encoder.parameters()):
+                encoder.to(device)
+        return self.parts.encode_text(tokens)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """Text embeddings `(B, T, width)` of token ids `(B, T)`."""
-        # Callbacks measure before on_fit_start has moved what is frozen.
-        if self.text_encoder.device != input_ids.device and self.text_encoder in self._frozen:
-            self.text_encoder.to(input_ids.device)
-        return encode_tokens(self.text_encoder, input_ids)
+        """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
+        return self.encode_tokens({"input_ids": input_ids})["text_embeddings"]
 
     def unconditional_text(self) -> Tensor:
         """Text embeddings `(1, T, width)` of the empty caption."""
-        input_ids, _ = tokenize(self.tokenizer, [""])
-        return self.encode_text(input_ids.to(self.device))
+        tokens = {name: value.to(self.device) for name, value in self.tokens([""]).items()}
+        return self.encode_tokens(tokens)["text_embeddings"]
 
     def loss_weight(self, timesteps: Tensor) -> Tensor:
-        """Weight of the loss at each timestep, `(B,)`; ones without min-SNR."""
-        if self.min_snr_gamma is None:
-            return torch.ones_like(timesteps, dtype=torch.float32)
-        snr = signal_to_noise_ratio(self.scheduler.alphas_cumprod, timesteps)
-        return min_snr_weight(snr, self.min_snr_gamma, self.prediction_type)
+        """Weight of the loss at each timestep, `(B,)`."""
+        return self.objective.weight(self.parts.signal_to_noise_ratio(timesteps), self.prediction_type)
 
     def sample_loss(self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Unweighted denoising loss of each sample.
@@ -154,16 +174,12 @@ class TextToImageModule(LightningModule):
             `(B,)`, with a graph when gradients are enabled.
         """
         latents = batch["latents"] if "latents" in batch else self.encode_images(batch["pixel_values"])
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        if self.noise_offset:
-            shape = (*latents.shape[:2], 1, 1)
-            noise = noise + self.noise_offset * torch.randn(shape, generator=generator, device=latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        is_velocity = self.prediction_type == "v_prediction"
-        target = self.scheduler.get_velocity(latents, noise, timesteps) if is_velocity else noise
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        prediction = self.denoiser(noisy, timesteps, self.encode_text(batch["input_ids"])).sample
-        return per_sample_mse(prediction, target)
+        noise = self.objective.noise(latents, generator)
+        noisy, target = self.parts.noisy_and_target(latents, noise, timesteps)
+        known = "text_embeddings" in batch
+        text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
+        prediction = self.parts.predict(noisy, timesteps, text, batch=batch)
+        return self.objective.sample_loss(prediction, target)
 
     def step_generator(self, *counters: int) -> torch.Generator:
         """A generator on the module's device, seeded by (seed, counters)."""
@@ -173,8 +189,7 @@ class TextToImageModule(LightningModule):
         """The batch mean of the weighted per-sample loss."""
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
-        steps = int(self.scheduler.config["num_train_timesteps"])
-        timesteps = torch.randint(steps, (count,), generator=generator, device=self.device)
+        timesteps = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator)
         sample_loss = self.sample_loss(batch, timesteps, generator)
         loss = (self.loss_weight(timesteps) * sample_loss).mean()
         self.log("train/loss", sample_loss.detach().mean(), prog_bar=True, batch_size=count)
@@ -184,7 +199,7 @@ class TextToImageModule(LightningModule):
         """Update the weight average with each optimizer step, so that a checkpoint of this step holds it."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.step(self.parameters())
+            self.ema.step(self.trained())
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -192,17 +207,17 @@ class TextToImageModule(LightningModule):
         if self.ema is None:
             yield
             return
-        self.ema.store(self.parameters())
-        self.ema.copy_to(self.parameters())
+        self.ema.store(self.trained())
+        self.ema.copy_to(self.trained())
         try:
             yield
         finally:
-            self.ema.restore(self.parameters())
+            self.ema.restore(self.trained())
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss of held-out samples under the averaged weights, at four fixed timesteps each."""
         count = len(batch["input_ids"])
-        steps = int(self.scheduler.config["num_train_timesteps"])
+        steps = self.parts.steps
         for index in range(4):
             generator = self.step_generator(batch_idx, index)
             start = torch.randint(steps // 4, (count,), generator=generator, device=self.device)
@@ -219,10 +234,12 @@ class TextToImageModule(LightningModule):
         self._averaged.__exit__(None, None, None)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the schedule; replace both with LightningCLI's --optimizer and --lr_scheduler."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        return with_warmup(optimizer, self.schedule, self.warmup_steps, steps)
+        """The optimizer with the schedule."""
+        if self.optimizer_class is None:
+            optimizer: Optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate, weight_decay=1e-2)
+        else:
+            optimizer = self.optimizer_class(self.trained())
+        return with_warmup(optimizer, self.schedule, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the weight average."""
@@ -234,6 +251,6 @@ class TextToImageModule(LightningModule):
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
 
-    def components(self) -> Components:
-        """The parts as they are now, for a pipeline."""
-        return Components(self.denoiser, self.vae, self.text_encoder, self.tokenizer, self.scheduler)
+    def export_pipeline(self) -> Any:
+        """A pipeline to sample with, which shares this module's parts as they are now."""
+        return self.parts.export()

@@ -72,7 +72,7 @@ def test_the_export_comes_after_the_monitor_and_the_order_of_the_rest_is_free(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     class Exportable(Foreign):
-        def components(self) -> Any: ...
+        def export_pipeline(self) -> Any: ...
 
     class Foreigner(Callback):
         def on_train_end(self, *_: Any) -> None:

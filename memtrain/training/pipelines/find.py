@@ -1,0 +1,41 @@
+"""Load the pipeline that is to be trained, with the family that knows how."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.pipeline import load_pipeline
+from memtrain.training.pipelines.base import TrainablePipeline
+
+
+def families() -> list[type[TrainablePipeline]]:
+    """Every family, found by walking this package."""
+    package = importlib.import_module(__package__ or "memtrain.training.pipelines")
+    for entry in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{entry.name}")
+    return sorted(TrainablePipeline.__subclasses__(), key=lambda kind: kind.__name__)
+
+
+def load_trainable(pretrained: str) -> TrainablePipeline:
+    """Load a pipeline to train.
+
+    Args:
+        pretrained: a diffusers pipeline folder or hub name.
+
+    Raises:
+        ConfigurationError: if it cannot be loaded, or no family trains its kind.
+    """
+    pipeline = load_pipeline(pretrained)
+    name = type(pipeline).__name__
+    for family in families():
+        if name in family.classes:
+            return family(pipeline)
+    known = sorted(name for family in families() for name in family.classes)
+    raise ConfigurationError(
+        f"{pretrained!r} is a {name}, which no family of memtrain.training.pipelines trains",
+        expected=f"one of {', '.join(known)}",
+        remedy="name another base model; in your own loop, memtrain.guard.Guard watches any denoiser that a backbone "
+        "knows",
+    )
