@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from memtrain.callbacks.base import Callback
+from memtrain.callbacks.model_card import write_cards
 from memtrain.errors import ConfigurationError
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Mitigation
@@ -55,6 +56,7 @@ class PipelineExport(Callback):
                     if isinstance(callback, Mitigation):
                         contexts.enter_context(callback.exporting(pl_module.denoiser))  # type: ignore[arg-type]
                 pl_module.export_pipeline().save_pretrained(folder)  # type: ignore[operator]
+            write_cards(trainer, pl_module, folder)
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:

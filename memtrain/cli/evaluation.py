@@ -140,6 +140,11 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     )
     # Of shared prompts, only the process that finished last has results.
     if results:
+        if run is not None and "verdict" in results:
+            from memtrain.callbacks.model_card import add_evaluation
+
+            for card in add_evaluation(run.folder, results):
+                print(f"Model card: {card}")
         print(f"Report: {write_report(stage.folder)}")
     return results
 

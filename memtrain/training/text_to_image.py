@@ -71,6 +71,7 @@ class TextToImageModule(LightningModule):
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.pretrained = pretrained
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
         parts.vae.requires_grad_(False).eval()
