@@ -96,7 +96,6 @@ def facts_of(trainer: Any, module: Any) -> CardFacts:
     accumulated = trainer.world_size * trainer.accumulate_grad_batches
     settings = {
         "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
         "samples in a step": None if batch is None else batch * accumulated,
         "resolution": getattr(data, "resolution", None),
         "learning rate": getattr(module, "learning_rate", None),

@@ -81,12 +81,18 @@ def _as_it_was(pipeline: Any, device: torch.device) -> Iterator[None]:
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     modes = {module: module.training for part in parts for module in part.modules()}
     places = {part: next((one.device for one in part.parameters()), device) for part in parts}
+    # One image after the other: a batch of large ones may not fit beside the states of training.
+    sliced = {part: part.use_slicing for part in parts if hasattr(part, "use_slicing")}
     try:
+        for vae in sliced:
+            vae.use_slicing = True  # type: ignore[assignment]
         for part, place in places.items():
             if place != device:
                 part.to(device)
         yield
     finally:
+        for vae, before in sliced.items():
+            vae.use_slicing = before  # type: ignore[assignment]
         for module, mode in modes.items():
             module.training = mode
         for part, place in places.items():

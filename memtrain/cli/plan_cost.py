@@ -47,7 +47,7 @@ def denoiser_call(run: PlannedRun) -> Mapping[str, Any]:
     batch = {**module.tokens([""]), "latents": torch.zeros(1, *latent_shape(run)), "key": ["a"], "caption": [""]}
     handle = module.denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             generator = torch.Generator(module.device).manual_seed(0)
             module.sample_loss(batch, torch.zeros(1, dtype=torch.int64), generator)
     except _Seen:

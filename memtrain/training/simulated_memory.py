@@ -138,7 +138,11 @@ def without_content(module: nn.Module) -> Any:
         )
     for buffer in module.buffers():
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return copy.deepcopy(module, memo)
+    made = copy.deepcopy(module, memo)
+    for part in made.modules():
+        # What was compiled runs as it is written: a compiler needs values, and fuses what is counted.
+        part._compiled_call_impl = None
+    return made
 
 
 def empty_like(value: Any, *, batch: int | None = None) -> Any:
