@@ -238,12 +238,15 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     """What an evaluation found, of the content of `results.json`."""
     replication, sampling = results["replication"], results["sampling"]
     cleared = results["verdict"].get("cleared")
-    said = {False: "gives training images back", True: "gives back no more training images than chance explains"}
-    heading = said.get(cleared, "could not be judged for certain")
+    said = {
+        False: "the model gives training images back",
+        True: "the model gives back no more of them than chance explains",
+        None: "whether the model gives them back could not be judged",
+    }
     lines = [
         "### Evaluation",
         "",
-        f"Sampled with captions of its training images, the model {heading}.",
+        f"Sampled with captions of its training images: {said[cleared]}.",
         "",
         escaped(str(results["verdict"]["text"])),
         "",

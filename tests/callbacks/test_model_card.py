@@ -126,7 +126,7 @@ def test_an_evaluation_is_put_into_the_card_again_and_again(tmp_path: Path) -> N
         assert text.count(BEGIN) == text.count(END) == text.count("### Evaluation") == 1
         assert NOT_EVALUATED not in text
         assert f"{loss}" in text
-        assert "gives training images back" in text
+        assert "the model gives training images back" in text
         assert "| planted | 10 | 2 |" in text and "| varied captions | 5 | 0 |" in text
         assert r"2 of 10 &lt;b&gt;planted&lt;/b&gt; \| pictures" in text
         assert text.endswith(own) and LIMITS[0] in text and front(text)["base_model"] == "owner/a-model"
