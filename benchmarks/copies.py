@@ -11,7 +11,7 @@ last checkpoint. Rows:
 - `recommended`: `configs/tiny.yaml`, which finds the families itself.
 - `entropy`: plain fine-tuning, flags by attention entropy alone, whose sites are learnt from canaries.
 - `lora`, `lora_recommended`: the first two with adapters of rank 16 in place of all weights.
-- `lora_t_lora`, `lora_logit_normal`, `lora_u_shaped`: `lora` with what is published against overfitting, and nothing else.
+- `lora_t_lora`, `lora_logit_normal`, `lora_u_shaped`: `lora` with what is published against overfitting, nothing else.
 """
 
 from __future__ import annotations
