@@ -200,9 +200,6 @@ def test_a_table_is_read_like_lines(write_folder):
     source = open_source(str(folder))
     found = [(one.key, one.caption) for one in source.samples]
     assert found == [("a.png", 'a thing, on a "table"'), ("sub/b.png", "b")]
-        ("a.png", 'a thing, on a "table"'),
-        ("sub/b.png", "b"),
-    ]
 
 
 @pytest.mark.parametrize(
