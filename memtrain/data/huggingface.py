@@ -74,9 +74,9 @@ class HuggingFaceSource(SampleSource):
             raise ConfigurationError(
                 f"{self.path} asks for streaming",
                 expected="data with random access, of which a part can be held out and every image found again",
-                remedy="leave `streaming` out (images are read from the disk one at a time, not into memory); to stream, give "
-                "trainer.fit or your own loop a loader of memtrain.data.keyed.keyed(dataset), with `reference: paired` "
-                "(docs/your_own_script.md)",
+                remedy="leave `streaming` out: images are read from the disk one at a time, not into memory; to "
+                "stream, give trainer.fit or your own loop a loader of memtrain.data.keyed.keyed(dataset), with "
+                "`reference: paired` (docs/your_own_script.md)",
             )
         unknown = sorted(set(self.options) - set(OPTIONS))
         if unknown:
@@ -98,8 +98,8 @@ class HuggingFaceSource(SampleSource):
             raise DataError(
                 f"The data set {name!r} (split {split!r}) cannot be opened: {type(error).__name__}: {error}",
                 expected="a name on the Hub, a folder of save_to_disk, or one that datasets.load_dataset reads",
-                remedy="check name, split and config (`?split=...&config=...`), and that it was downloaded before a run that "
-                "has no network",
+                remedy="check name, split and config (`?split=...&config=...`), and that it was downloaded before "
+                "a run that has no network",
             ) from error
 
     def _column(self, option: str, found: Sequence[str], columns: dict[str, str]) -> str:
