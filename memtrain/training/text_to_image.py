@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
+from memtrain.models.fingerprint import encoder_fingerprint
 from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
 from memtrain.training.objective import Objective
@@ -148,6 +149,11 @@ class TextToImageModule(LightningModule):
             if next(encoder.parameters()).device != device and not any(p.requires_grad for p in encoder.parameters()):
                 encoder.to(device)
         return self.parts.encode_text(tokens)
+
+    def encoder_fingerprint(self, what: Literal["images", "text"]) -> str:
+        """A name of the autoencoder, or of the text encoders, by which what they computed is known again."""
+        parts: dict[str, nn.Module] = {"vae": self.vae} if what == "images" else self.parts.text_encoders
+        return encoder_fingerprint(f"{type(self.parts).__name__} {what}", parts)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
