@@ -73,7 +73,8 @@ def encode_images(vae: Any, images: Tensor) -> Tensor:
     was, kind = vae.dtype, images.device.type
     # SDXL's autoencoder overflows in fp16, whether its weights are, or autocast makes them so.
     careful = vae.config.get("force_upcast", False)
-    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = known and torch.get_autocast_dtype(kind) == torch.float16
     try:
         vae = vae.float() if careful and was == torch.float16 else vae
         pixel_values = from_uint8(images, dtype=vae.dtype) if images.dtype == torch.uint8 else images.to(vae.dtype)

@@ -31,6 +31,19 @@ PIPELINES = (
 )
 """Names of the classes that are known."""
 
+OTHERS = {
+    "ControlNet": "steered by a second network",
+    "Inpaint": "an inpainting model",
+    "Fill": "an inpainting model",
+    "Img2Img": "made to change images (of SDXL: the refiner)",
+    "Pix2Pix": "a model that edits images",
+    "Kontext": "a model that edits images",
+    "Upscale": "a model that enlarges images",
+    "Depth": "a model that is given depth",
+    "Sprint": "distilled to few steps",
+}
+"""What is said of others, by a part of their names."""
+
 
 def check_pipeline(name: str) -> None:
     """Refuse a pipeline class that is not known.
@@ -42,8 +55,9 @@ def check_pipeline(name: str) -> None:
         ConfigurationError: naming those that are.
     """
     if name not in PIPELINES:
+        what = next((f": it is {said}" for mark, said in OTHERS.items() if mark in name), "")
         raise ConfigurationError(
-            f"It is not known how {name} guides its sampling",
+            f"It is not known how {name} guides its sampling{what}",
             expected=f"one of {', '.join(PIPELINES)}",
             remedy="load the model with one of them",
         )

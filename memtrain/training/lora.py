@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 
 from memtrain.training.pipelines.base import TrainablePipeline
 
@@ -35,13 +35,15 @@ class LoRA:
         """Freeze the denoiser and add adapters to it."""
         denoiser: Any = parts.denoiser
         denoiser.requires_grad_(False)
-        denoiser.add_adapter(
-            LoraConfig(
-                r=self.rank,
-                lora_alpha=self.rank if self.alpha is None else self.alpha,
-                target_modules=list(self.targets or parts.lora_targets),
-                lora_dropout=self.dropout,
-                use_dora=self.dora,
-                init_lora_weights="gaussian",
-            )
+        options = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            target_modules=list(self.targets or parts.lora_targets),
+            lora_dropout=self.dropout,
+            use_dora=self.dora,
+            init_lora_weights="gaussian",
         )
+        if hasattr(denoiser, "add_adapter"):
+            denoiser.add_adapter(options)
+        else:  # PixArt's
+            inject_adapter_in_model(options, denoiser)

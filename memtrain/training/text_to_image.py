@@ -110,6 +110,16 @@ class TextToImageModule(LightningModule):
         """The first text encoder, frozen unless it is trained."""
         return next(iter(self.parts.text_encoders.values()))
 
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """All text encoders, by their names in the pipeline."""
+        return self.parts.text_encoders
+
+    @property
+    def conditioning(self) -> dict[str, float]:
+        """What the denoiser is told beside the caption."""
+        return self.parts.conditioning
+
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
@@ -153,10 +163,9 @@ class TextToImageModule(LightningModule):
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
         return self.encode_tokens({"input_ids": input_ids})["text_embeddings"]
 
-    def unconditional_text(self) -> Tensor:
-        """Text embeddings `(1, T, width)` of the empty caption."""
-        tokens = {name: value.to(self.device) for name, value in self.tokens([""]).items()}
-        return self.encode_tokens(tokens)["text_embeddings"]
+    def unconditional_text(self) -> dict[str, Tensor]:
+        """The empty caption, encoded: `text_embeddings` `(1, T, width)` and what goes with them."""
+        return self.encode_tokens({name: value.to(self.device) for name, value in self.tokens([""]).items()})
 
     def loss_weight(self, timesteps: Tensor) -> Tensor:
         """Weight of the loss at each timestep, `(B,)`."""
@@ -189,7 +198,8 @@ class TextToImageModule(LightningModule):
         """The batch mean of the weighted per-sample loss."""
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
-        timesteps = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator)
+        drawn = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator)
+        timesteps = self.parts.shifted(drawn)
         sample_loss = self.sample_loss(batch, timesteps, generator)
         loss = (self.loss_weight(timesteps) * sample_loss).mean()
         self.log("train/loss", sample_loss.detach().mean(), prog_bar=True, batch_size=count)

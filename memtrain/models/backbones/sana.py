@@ -22,6 +22,7 @@ class SanaBackbone(CrossAttentionBackbone):
     """Cross-attention of SanaTransformer2DModel."""
 
     clip_layout: ClassVar[bool] = False
+    mask_at: ClassVar[tuple[str, ...]] = ("encoder_attention_mask",)
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:

@@ -109,6 +109,11 @@ class TrainablePipeline(ABC):
         return {part: value for part, value in parts.items() if value is not None}
 
     @property
+    def conditioning(self) -> dict[str, float]:
+        """What the denoiser is told beside caption and sizes, for JSON; losses depend on it."""
+        return {}
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of the text that attention reads."""
         return self.pipeline.tokenizer

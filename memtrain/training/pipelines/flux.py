@@ -2,9 +2,8 @@
 
 `input_ids` are T5's, which attention reads; `input_ids_2` are CLIP's, of which only the pooled embedding is used. The
 transformer gets latents in patches of 2 by 2, the place of each, and timesteps divided by 1,000. FLUX.1-dev is told the
-strength of its guidance as well: 1 in training, as diffusers' README suggests for it (their script's default is 3.5,
-which is that of sampling, too), and `guidance` otherwise. FLUX.1-dev shifts its schedule by resolution when it samples,
-not in training.
+strength of its guidance as well: `guidance`, by default 1, as the commands in diffusers' README_flux.md have it (their
+script's own default is 3.5, that of sampling). It shifts its schedule by resolution when it samples, not in training.
 """
 
 from __future__ import annotations
@@ -43,6 +42,11 @@ class Flux(TrainablePipeline):
     def tokenizer(self) -> Any:
         """T5's."""
         return self.pipeline.tokenizer_2
+
+    @property
+    def conditioning(self) -> dict[str, float]:
+        """The strength of the guidance, of FLUX.1-dev."""
+        return {"guidance": self.guidance} if self.denoiser.config["guidance_embeds"] else {}
 
     def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """Flow matching with the pipeline's static shift, if it has one."""
@@ -83,11 +87,10 @@ class Flux(TrainablePipeline):
             torch.arange(rows, device=device)[:, None],
             torch.arange(columns, device=device),
         )
-        guided = self.denoiser.config["guidance_embeds"]
         patches: Tensor = self.denoiser(
             hidden_states=to_patches(noisy),
             timestep=timesteps / 1000,
-            guidance=torch.full((len(noisy),), self.guidance, device=device) if guided else None,
+            guidance=torch.full((len(noisy),), self.guidance, device=device) if self.conditioning else None,
             pooled_projections=text["pooled_embeddings"],
             encoder_hidden_states=embeddings,
             txt_ids=torch.zeros(embeddings.shape[1], 3, device=device),
