@@ -84,7 +84,7 @@ def load_single_file(path: Path, *, config: str | None = None) -> DiffusionPipel
             f"The single-file checkpoint {path} (of a {name}) cannot be loaded: {error}",
             expected="configurations and tokenizers of its kind: "
             + (f"those in {config!r}" if config else "from the hub, which needs a network"),
-            remedy=f"put the folder of a {name} beside it as {beside.name}/ (configurations and tokenizers suffice), or "
+            remedy=f"put the folder of a {name} beside it as {beside.name}/ (its weights are not needed), or "
             f"convert it where there is a network: {name}.from_single_file({path.name!r})"
             f".save_pretrained({beside.name!r})",
         ) from error

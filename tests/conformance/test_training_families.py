@@ -207,14 +207,16 @@ def test_a_run_is_watched_and_its_export_samples_alike(kind: str, folder: Path, 
     trainer.fit(module, data)
     table = read_steps(tmp_path / "records")
     assert table.num_rows == 8
-    for column in ("denoising_loss", "base.denoising_loss"):
-        assert all(value == value for value in table[column].to_pylist())
+    own, base = (torch.tensor(table[name].to_pylist()) for name in ("denoising_loss", "base.denoising_loss"))
+    assert 2 < own.isfinite().sum() < 8, "visits without a caption have no value"
+    torch.testing.assert_close(own[:4], base[:4], equal_nan=True, msg="the first batch is seen by the base model")
     assert any(name.startswith("attention_entropy.") for name in table.column_names)
     assert all((a - b).abs().max() > 0 for a, b in zip(module.trained(), before, strict=True) if a.grad is not None)
 
     exported = module.export_pipeline()
     exported.save_pretrained(tmp_path / "pipeline")
-    assert torch.equal(sampled(exported), sampled(loaded(tmp_path / "pipeline")))
+    # Memory formats differ, and with them the last bits.
+    torch.testing.assert_close(sampled(loaded(tmp_path / "pipeline")), sampled(exported), atol=1e-5, rtol=0)
 
 
 def sampled(pipeline: Any) -> torch.Tensor:
