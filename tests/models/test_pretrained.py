@@ -95,7 +95,7 @@ def test_a_refiner_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_sdxl_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="has no text_encoder_2|cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"has no text_encoder_2|cannot be loaded"):
         load_trainable(with_denoiser(pipeline_folder, tmp_path / "xl", name="StableDiffusionXLPipeline"))
 
 
