@@ -1,16 +1,26 @@
-"""Writes the trained model as a diffusers pipeline folder when training ends."""
+"""Writes the trained model when training ends: as a diffusers pipeline folder and, of LoRA, as a file of adapters.
+
+Of adapters the run folder gets `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(run folder)` of
+stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. For large models, of which
+that folder would be a copy, `adapters: lora` leaves it out; `evaluate.py --run` then loads the base model and the file.
+
+What a mitigation does to the weights that are exported is in the pipeline folder. In the file of adapters it cannot be,
+where it concerns frozen weights; then `adapters` has to be `pipeline`.
+"""
 
 from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from memtrain.callbacks.base import Callback
 from memtrain.errors import ConfigurationError
+from memtrain.models.adapters import adapted_layers, merged
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Mitigation
 
@@ -22,10 +32,11 @@ class PipelineExport(Callback):
 
     Args:
         folder: where to save; by default `pipeline/` in the trainer's `default_root_dir`.
+        adapters: of a module that trains adapters, save the file of adapters (`lora`), the `pipeline`, or `both`.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | None = None, *, adapters: Literal["lora", "pipeline", "both"] = "both") -> None:
+        self.folder, self.adapters = folder, adapters
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported, before any work is done."""
@@ -48,13 +59,23 @@ class PipelineExport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save on rank 0."""
-        if trainer.is_global_zero:
-            folder = Path(self.folder or Path(trainer.default_root_dir) / "pipeline")
-            with pl_module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
+        if not trainer.is_global_zero:
+            return
+        root, module = Path(trainer.default_root_dir), pl_module
+        with module.averaged_weights():  # type: ignore[operator]
+            if getattr(module, "lora", None) is not None and self.adapters != "pipeline":
+                module.save_adapters(root)  # type: ignore[operator]
+                if self.adapters == "lora":
+                    return
+            pipeline = module.export_pipeline()  # type: ignore[operator]
+            with ExitStack() as contexts:
+                for part in pipeline.components.values():
+                    if isinstance(part, nn.Module) and adapted_layers(part):
+                        contexts.enter_context(merged(part))
                 for callback in trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, Mitigation):
-                        contexts.enter_context(callback.exporting(pl_module.denoiser))  # type: ignore[arg-type]
-                pl_module.export_pipeline().save_pretrained(folder)  # type: ignore[operator]
+                        contexts.enter_context(callback.exporting(module.denoiser))  # type: ignore[arg-type]
+                pipeline.save_pretrained(Path(self.folder or root / "pipeline"))
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:
