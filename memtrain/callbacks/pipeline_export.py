@@ -1,8 +1,8 @@
 """Writes the trained model when training ends: as a diffusers pipeline folder and, of LoRA, as a file of adapters.
 
 Of adapters the run folder gets `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(run folder)` of
-stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. For large models, of which
-that folder would be a copy, `adapters: lora` leaves it out; `evaluate.py --run` then loads the base model and the file.
+stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. That folder is as large
+as the model; `adapters: lora` leaves it out, and `evaluate.py --run` then loads the base model and the file.
 
 What a mitigation does to the weights that are exported is in the pipeline folder. In the file of adapters it cannot be,
 where it concerns frozen weights; then `adapters` has to be `pipeline`.
@@ -40,6 +40,12 @@ class PipelineExport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported, before any work is done."""
+        if self.adapters == "lora" and getattr(pl_module, "lora", None) is None:
+            raise ConfigurationError(
+                f"PipelineExport is to save adapters, and {type(pl_module).__name__} trains none",
+                expected="a TextToImageModule with `lora`, or adapters: both",
+                remedy="change one of them",
+            )
         if not hasattr(pl_module, "export_pipeline"):
             raise ConfigurationError(
                 f"PipelineExport cannot export {type(pl_module).__name__}",

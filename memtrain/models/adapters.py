@@ -90,6 +90,22 @@ def merged(module: nn.Module) -> Iterator[None]:
                 layer.get_base_layer().weight.copy_(kept[name])
 
 
+def merge_for_good(module: nn.Module, *, scale: float = 1.0) -> None:
+    """Make adapters part of plain layers' weights.
+
+    Args:
+        module: a diffusers or transformers model, without wrappers.
+        scale: of the adapters, 1 for as they are.
+    """
+    layers: dict[str, Any] = dict(adapted_layers(module))
+    for name, layer in layers.items():
+        layer.scale_layer(scale)
+        layer.merge()
+        _put(module, name, layer.get_base_layer())
+    for name in ("_hf_peft_config_loaded", "peft_config"):
+        vars(module).pop(name, None)
+
+
 def _put(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, layer)

@@ -26,7 +26,7 @@ def keep_trained(module: Any, checkpoint: dict[str, Any], *, pretrained: str) ->
     checkpoint[KEY] = {
         "pretrained": pretrained,
         "lora": None if module.lora is None else asdict(module.lora),
-        "text_encoder": hasattr(module, "trained_text_encoders"),
+        "train_text_encoder": module.lora is None and hasattr(module, "trained_text_encoders"),
     }
     if module.ema is not None:
         checkpoint["ema"] = module.ema.state_dict()

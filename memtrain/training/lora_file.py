@@ -17,13 +17,12 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from memtrain.models.adapter_file import FILE
 from memtrain.models.adapters import adapted_layers
 from memtrain.training.timestep_lora import TimestepRank
 
 log = logging.getLogger(__name__)
 
-FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers looks for in a folder."""
 OPTIONS = "lora_adapter_metadata"
 """Key of diffusers in the metadata."""
 
@@ -55,7 +54,8 @@ def save_adapters(pipeline: Any, folder: Path, *, timestep_rank: TimestepRank | 
     options = {
         f"{part}.{name}": sorted(value) if isinstance(value, set) else value
         for part, module in parts.items()
-        for name, value in module.peft_config["default"].to_dict().items()
+        # Diffusers leaves what it loads in training mode: with a dropout named here, it would drop out while sampling.
+        for name, value in {**module.peft_config["default"].to_dict(), "lora_dropout": 0.0}.items()
     }
     metadata = {"format": "pt", OPTIONS: json.dumps(options, indent=2, sort_keys=True)}
     folder.mkdir(parents=True, exist_ok=True)
