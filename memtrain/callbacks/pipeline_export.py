@@ -4,8 +4,8 @@ Of adapters the run folder gets `pytorch_lora_weights.safetensors`, which `pipel
 stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. That folder is as large
 as the model; `adapters: lora` leaves it out, and `evaluate.py --run` then loads the base model and the file.
 
-What a mitigation does to the weights that are exported is in the pipeline folder. In the file of adapters it cannot be,
-where it concerns frozen weights; then `adapters` has to be `pipeline`.
+What a mitigation does to the weights that are exported is in the pipeline folder alone: adapters cannot hold it. It is
+written then in any case, and the log says so.
 """
 
 from __future__ import annotations
@@ -68,20 +68,24 @@ class PipelineExport(Callback):
         if not trainer.is_global_zero:
             return
         root, module = Path(trainer.default_root_dir), pl_module
-        with module.averaged_weights():  # type: ignore[operator]
-            if getattr(module, "lora", None) is not None and self.adapters != "pipeline":
+        adapted = getattr(module, "lora", None) is not None and self.adapters != "pipeline"
+        with module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
+            if adapted:
                 module.save_adapters(root)  # type: ignore[operator]
-                if self.adapters == "lora":
-                    return
             pipeline = module.export_pipeline()  # type: ignore[operator]
-            with ExitStack() as contexts:
-                for part in pipeline.components.values():
-                    if isinstance(part, nn.Module) and adapted_layers(part):
-                        contexts.enter_context(merged(part))
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, Mitigation):
-                        contexts.enter_context(callback.exporting(module.denoiser))  # type: ignore[arg-type]
-                pipeline.save_pretrained(Path(self.folder or root / "pipeline"))
+            for part in pipeline.components.values():
+                if isinstance(part, nn.Module) and adapted_layers(part):
+                    contexts.enter_context(merged(part))
+            versions = [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Mitigation):
+                    contexts.enter_context(callback.exporting(module.denoiser))  # type: ignore[arg-type]
+            edited = versions != [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+            folder = Path(self.folder or root / "pipeline")
+            if self.adapters != "lora" or edited:
+                pipeline.save_pretrained(folder)
+            if adapted and edited:
+                log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:

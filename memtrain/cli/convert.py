@@ -1,7 +1,8 @@
 """`python train.py convert --checkpoint ... --output ...`: the model of a checkpoint in diffusers' format.
 
-A checkpoint of a LoRA training gives `pytorch_lora_weights.safetensors`, one of full fine-tuning a pipeline folder,
-each with the averaged weights if there is an average. The checkpoint names the pretrained model and the adapters' options.
+A checkpoint of a LoRA training gives `pytorch_lora_weights.safetensors`, one of full fine-tuning a pipeline
+folder, each with the averaged weights if there is an average. The checkpoint names the pretrained model and the options
+of the adapters.
 
 Checkpoints are read as plain tensors and numbers; what else is in a file is refused, and never run. Cannot: apply what
 a mitigation does to exported weights, which is said.

@@ -47,7 +47,8 @@ def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: if it holds more, less or something else.
     """
-    if KEY in checkpoint and (was := lora_of(checkpoint[KEY])) != module.lora:
+    was = lora_of(checkpoint[KEY]) if KEY in checkpoint else module.lora
+    if _function(was) != _function(module.lora):
         raise _foreign(f"is of lora={was}", f"lora={module.lora}, as this run")
     state = checkpoint["state_dict"]
     if module.lora is None:
@@ -72,6 +73,11 @@ def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
                 f"has a weight average of {len(average)} parameters",
                 f"one of the {len(module.trained())} that are trained, or ema_decay: null",
             )
+
+
+def _function(lora: LoRA | None) -> tuple[Any, ...] | None:
+    """What decides what adapters of given weights compute."""
+    return None if lora is None else (lora.rank, lora.scale, lora.dora, lora.timestep_rank)
 
 
 def _foreign(found: str, expected: str) -> ConfigurationError:

@@ -112,13 +112,19 @@ class TimestepMask:
 
     def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         # Gradient checkpointing runs layers again after the forward, and forwards without gradients may come between.
-        if not torch.is_grad_enabled():
+        again: Any = getattr(denoiser, "is_gradient_checkpointing", False)
+        if not (again and torch.is_grad_enabled()):
             self._timesteps = self._outer
 
     def _mask(self, factor: nn.Module, args: tuple[Any, ...], values: Tensor) -> Tensor:
         """`(B, ..., r)` of a linear layer, `(B, r, h, w)` of a convolution."""
         timesteps = self._timesteps
-        assert timesteps is not None, "an adapter ran outside of its denoiser"
+        if timesteps is None:
+            raise ConfigurationError(
+                "An adapter of T-LoRA ran outside of its denoiser, where there is no timestep to choose its ranks by",
+                expected="whole forward passes of the denoiser; localize and calibrate run single layers of it",
+                remedy="take the pipeline folder of the run, in which all ranks act at every timestep, with --model",
+            )
         axis = 1 if isinstance(factor, nn.Conv2d) else values.dim() - 1
         rank = values.shape[axis]
         kept = torch.arange(rank, device=values.device) < self.rule.ranks(timesteps, rank)[:, None]
