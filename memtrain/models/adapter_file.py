@@ -7,11 +7,14 @@ that probes, masks and localisation see the plain layers they know, unless a rul
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from memtrain.errors import ConfigurationError
@@ -21,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FILE = "pytorch_lora_weights.safetensors"
 """Name of the file in a folder, as diffusers has it."""
+OPTIONS = "lora_adapter_metadata"
+"""Key of diffusers in a file's metadata, for the options of the adapters."""
 FIRST_FACTOR = ("lora_A.", "lora_down.", "lora.down.", "lora_linear_layer.down.")
 """What the names of first factors have in them, in the formats that diffusers knows."""
 
@@ -88,9 +93,7 @@ def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool =
         if hasattr(pipeline, "load_lora_weights"):
             pipeline.load_lora_weights(path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True)
         else:
-            pipeline.transformer.load_lora_adapter(
-                path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True
-            )
+            _load_into(pipeline.transformer, path, prefix="transformer.")
     except Exception as error:
         raise _unfit(f"{path} does not fit this {type(pipeline).__name__}: {str(error).splitlines()[0]}") from error
     found = sum(len(adapted_layers(part)) for part in parts)
@@ -109,6 +112,20 @@ def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool =
     for value in trainable:
         value.requires_grad_(True)
     return found
+
+
+def _load_into(module: nn.Module, path: Path, *, prefix: str) -> None:
+    """Load adapters in diffusers' format into a model that diffusers has no loader for: PixArt's."""
+    options = json.loads(adapter_contents(path)[1].get(OPTIONS, "{}"))
+    options = {name.removeprefix(prefix): value for name, value in options.items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
+    layers = sorted({name.partition(".lora_")[0] for name in state})
+    if not options and layers:
+        rank = state[f"{layers[0]}.lora_A.weight"].shape[0]
+        options = {"r": rank, "lora_alpha": rank, "target_modules": layers}
+    if layers:
+        inject_adapter_in_model(LoraConfig(**options), module)
+        set_peft_model_state_dict(module, state)
 
 
 def _unfit(found: str) -> ConfigurationError:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from memtrain.errors import ConfigurationError
@@ -93,6 +95,20 @@ class LoRA:
         if self.timestep_rank is not None:
             self.timestep_rank.attach(parts.denoiser)
 
+    @contextmanager
+    def dropout_draws(self, generator: torch.Generator) -> Iterator[None]:
+        """Within the context dropout is a function of a generator's seed, so that a resumed run draws as it would have.
+
+        Args:
+            generator: of the device that the adapters are on.
+        """
+        if not self.dropout:
+            yield
+            return
+        with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())
+            yield
+
     def _text_encoders(self, parts: TrainablePipeline) -> dict[str, Any]:
         """The text encoders whose adapters diffusers stores."""
         stored = getattr(type(parts.pipeline), "save_lora_weights", None)
@@ -109,16 +125,18 @@ class LoRA:
     def _add(self, module: Any, targets: Iterable[str]) -> None:
         module.requires_grad_(False)
         _check_targets(module, list(targets))
-        module.add_adapter(
-            LoraConfig(
-                r=self.rank,
-                lora_alpha=self.scale,  # type: ignore[arg-type]
-                target_modules=list(targets),
-                lora_dropout=self.dropout,
-                use_dora=self.dora,
-                init_lora_weights="gaussian" if self.init == "gaussian" else True,
-            )
+        options = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.scale,  # type: ignore[arg-type]
+            target_modules=list(targets),
+            lora_dropout=self.dropout,
+            use_dora=self.dora,
+            init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
+        if hasattr(module, "add_adapter"):
+            module.add_adapter(options)
+        else:  # PixArt's
+            inject_adapter_in_model(options, module)
         for layer in adapted_layers(module).values():
             for value in adapter_parameters(layer):
                 value.data = value.data.float()

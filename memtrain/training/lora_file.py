@@ -1,8 +1,8 @@
 """Adapters as diffusers stores them: one safetensors file that `load_lora_weights` of a stock pipeline takes.
 
 Names are `<part of the pipeline>.<layer>.lora_A.weight`, and the options of the adapters (rank, alpha, targets, DoRA)
-stand in the file's metadata, from where diffusers takes the scale. PixArt's pipeline has no `load_lora_weights`; there
-`pipeline.transformer.load_lora_adapter(folder)` reads the file.
+stand in the file's metadata, from where diffusers takes the scale. PixArt's pipeline has no `load_lora_weights`: stock
+diffusers reads its exported pipeline folder, `evaluate.py --lora` the file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from memtrain.models.adapter_file import FILE
+from memtrain.models.adapter_file import FILE, OPTIONS
 from memtrain.models.adapters import adapted_layers
 from memtrain.training.timestep_lora import TimestepRank
 
 log = logging.getLogger(__name__)
-
-OPTIONS = "lora_adapter_metadata"
-"""Key of diffusers in the metadata."""
 
 
 def adapted_parts(pipeline: Any) -> dict[str, nn.Module]:

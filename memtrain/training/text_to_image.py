@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from memtrain.training.objective import Objective
 from memtrain.training.pipelines.base import TEXT_FIELDS
 from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, with_warmup
+from memtrain.training.sharding import refuse_sharded
 
 NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Names of text encoders in diffusers' pipelines."""
@@ -118,6 +119,7 @@ class TextToImageModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
+        refuse_sharded(self.trainer.strategy)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
@@ -183,8 +185,9 @@ class TextToImageModule(LightningModule):
         noise = self.objective.noise(latents, generator)
         noisy, target = self.parts.noisy_and_target(latents, noise, timesteps)
         known = "text_embeddings" in batch
-        text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
-        prediction = self.parts.predict(noisy, timesteps, text, batch=batch)
+        with self.lora.dropout_draws(generator) if self.lora is not None else nullcontext():
+            text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
+            prediction = self.parts.predict(noisy, timesteps, text, batch=batch)
         return self.objective.sample_loss(prediction, target)
 
     def step_generator(self, *counters: int) -> torch.Generator:
