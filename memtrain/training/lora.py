@@ -92,6 +92,7 @@ class LoRA:
         self._add(parts.denoiser, self.targets or parts.lora_targets)
         for encoder in encoders.values():
             self._add(encoder, TEXT_TARGETS)
+            encoder.train()
         if self.timestep_rank is not None:
             self.timestep_rank.attach(parts.denoiser)
 

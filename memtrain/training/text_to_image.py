@@ -89,8 +89,11 @@ class TextToImageModule(LightningModule):
             self.strict_loading = False
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
         self._frozen = (parts.vae, *parts.text_encoders.values())
-        if train_text_encoder or (lora is not None and lora.text_encoder):
-            self.trained_text_encoders = nn.ModuleDict(parts.text_encoders)
+        encoders = {
+            name: one for name, one in parts.text_encoders.items() if any(p.requires_grad for p in one.parameters())
+        }
+        if encoders:
+            self.trained_text_encoders = nn.ModuleDict(encoders)
         self.ema = None if ema_decay is None else EMAModel(self.trained(), decay=ema_decay, foreach=True)
 
     def trained(self) -> list[nn.Parameter]:
