@@ -145,5 +145,15 @@ def train(args: ArgsType = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except (MemtrainError, ValueError) as error:
+        own = _own_error(error)
+        if own is None:
+            raise
+        sys.exit(f"{type(own).__name__}: {own}")
+
+
+def _own_error(error: BaseException | None) -> MemtrainError | None:
+    """The refusal behind an error: what a class refuses while it is made, the parser wraps into one of its own."""
+    while error is not None and not isinstance(error, MemtrainError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,12 +22,15 @@ from torch.optim import Optimizer
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
 from memtrain.models.fingerprint import encoder_fingerprint
+from memtrain.training.checkpoint_contents import check_contents, keep_trained
 from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
+from memtrain.training.lora_file import save_adapters
 from memtrain.training.objective import Objective
 from memtrain.training.pipelines.base import TEXT_FIELDS
 from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, with_warmup
+from memtrain.training.sharding import refuse_sharded
 
 NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Names of text encoders in diffusers' pipelines."""
@@ -72,6 +76,7 @@ class TextToImageModule(LightningModule):
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.pretrained = pretrained
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
         parts.vae.requires_grad_(False).eval()
@@ -81,10 +86,15 @@ class TextToImageModule(LightningModule):
         self.execution.apply(self.denoiser)
         if lora is not None:
             lora.inject(parts)
+            # Checkpoints are without the frozen weights; `check_contents` is as strict about the others.
+            self.strict_loading = False
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
         self._frozen = (parts.vae, *parts.text_encoders.values())
-        if train_text_encoder:
-            self.trained_text_encoders = nn.ModuleDict(parts.text_encoders)
+        encoders = {
+            name: one for name, one in parts.text_encoders.items() if any(p.requires_grad for p in one.parameters())
+        }
+        if encoders:
+            self.trained_text_encoders = nn.ModuleDict(encoders)
         self.ema = None if ema_decay is None else EMAModel(self.trained(), decay=ema_decay, foreach=True)
 
     def trained(self) -> list[nn.Parameter]:
@@ -111,8 +121,19 @@ class TextToImageModule(LightningModule):
         """The first text encoder, frozen unless it is trained."""
         return next(iter(self.parts.text_encoders.values()))
 
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """All text encoders, by their names in the pipeline."""
+        return self.parts.text_encoders
+
+    @property
+    def conditioning(self) -> dict[str, float]:
+        """What the denoiser is told beside the caption."""
+        return self.parts.conditioning
+
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
+        refuse_sharded(self.trainer.strategy)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
@@ -159,10 +180,9 @@ class TextToImageModule(LightningModule):
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
         return self.encode_tokens({"input_ids": input_ids})["text_embeddings"]
 
-    def unconditional_text(self) -> Tensor:
-        """Text embeddings `(1, T, width)` of the empty caption."""
-        tokens = {name: value.to(self.device) for name, value in self.tokens([""]).items()}
-        return self.encode_tokens(tokens)["text_embeddings"]
+    def unconditional_text(self) -> dict[str, Tensor]:
+        """The empty caption, encoded: `text_embeddings` `(1, T, width)` and what goes with them."""
+        return self.encode_tokens({name: value.to(self.device) for name, value in self.tokens([""]).items()})
 
     def loss_weight(self, timesteps: Tensor) -> Tensor:
         """Weight of the loss at each timestep, `(B,)`."""
@@ -183,8 +203,9 @@ class TextToImageModule(LightningModule):
         noise = self.objective.noise(latents, generator)
         noisy, target = self.parts.noisy_and_target(latents, noise, timesteps)
         known = "text_embeddings" in batch
-        text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
-        prediction = self.parts.predict(noisy, timesteps, text, batch=batch)
+        with self.lora.dropout_draws(generator) if self.lora is not None else nullcontext():
+            text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
+            prediction = self.parts.predict(noisy, timesteps, text, batch=batch)
         return self.objective.sample_loss(prediction, target)
 
     def step_generator(self, *counters: int) -> torch.Generator:
@@ -195,7 +216,8 @@ class TextToImageModule(LightningModule):
         """The batch mean of the weighted per-sample loss."""
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
-        timesteps = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator)
+        drawn = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator)
+        timesteps = self.parts.shifted(drawn)
         sample_loss = self.sample_loss(batch, timesteps, generator)
         loss = (self.loss_weight(timesteps) * sample_loss).mean()
         self.log("train/loss", sample_loss.detach().mean(), prog_bar=True, batch_size=count)
@@ -248,14 +270,19 @@ class TextToImageModule(LightningModule):
         return with_warmup(optimizer, self.schedule, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the weight average."""
-        if self.ema is not None:
-            checkpoint["ema"] = self.ema.state_dict()
+        """Keep what is trained, and the weight average."""
+        keep_trained(self, checkpoint, pretrained=self.pretrained)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weight average up again."""
-        if self.ema is not None and "ema" in checkpoint:
+        """Refuse a checkpoint of something else; take the weight average up again."""
+        check_contents(self, checkpoint)
+        if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write the adapters, as they are now, as diffusers reads them."""
+        assert self.lora is not None
+        save_adapters(self.parts.pipeline, folder, timestep_rank=self.lora.timestep_rank)
 
     def export_pipeline(self) -> Any:
         """A pipeline to sample with, which shares this module's parts as they are now."""
