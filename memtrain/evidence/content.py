@@ -1,7 +1,8 @@
 """What a reference profile is known by: the content of the base model, of the settings and of each sample.
 
 To the base model belongs what the module shows of it beside the denoiser: `text_encoder`, `vae`, the configuration of
-`scheduler` and `noise_offset`. A sample is its latents (or pixels) and its tokens, whatever its key.
+`scheduler`, `noise_offset` and `input_perturbation`. A sample is its latents (or pixels), its tokens and the mask of
+its loss, whatever its key.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
     config = getattr(getattr(module, "scheduler", None), "config", None)
     if isinstance(config, Mapping):
         found["scheduler"] = {name: str(value) for name, value in config.items() if not name.startswith("_")}
-    if getattr(module, "noise_offset", 0):
-        found["noise_offset"] = float(module.noise_offset)
+    for name in ("noise_offset", "input_perturbation"):
+        if getattr(module, name, 0):
+            found[name] = float(getattr(module, name))
     return found
 
 
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels) and token ids.
+    """sha256 of each sample's latents (or pixels) and token ids, and of its `loss_mask` where it has one.
 
     Raises:
         DataError: if the batch lacks them.
@@ -70,8 +72,9 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
             remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
         )
     image = batch["latents"] if "latents" in batch else batch["pixel_values"]
-    rows = zip(image.cpu(), batch["input_ids"].cpu(), strict=True)
-    return [hashlib.sha256(_bytes(row) + _bytes(ids)).hexdigest() for row, ids in rows]
+    parts = [image, batch["input_ids"], *([batch["loss_mask"]] if "loss_mask" in batch else [])]
+    rows = zip(*(part.cpu() for part in parts), strict=True)
+    return [hashlib.sha256(b"".join(map(_bytes, row))).hexdigest() for row in rows]
 
 
 def _bytes(values: Tensor) -> bytes:

@@ -149,6 +149,10 @@ class TrainablePipeline(ABC):
             batch: for `original_size`, `crop_top_left` and `target_size`, where it has them.
         """
 
+    def as_output(self, values: Tensor) -> Tensor:
+        """`(B, C, h, w)` values of each latent in the form of the denoiser's output, such as a sequence of patches."""
+        return values
+
     # The trained model
 
     def export(self) -> Any:
