@@ -16,7 +16,7 @@ losses before they can be handed over. The check for empty masks waits for the d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Objective:
     """Options of the loss.
 
     Args:
-        timesteps: which are drawn, and how often (:mod:`memtrain.training.timesteps`).
+        timesteps: which are drawn, and how often (:mod:`memtrain.training.timesteps`); default all alike.
         criterion: what the loss makes of an error (:mod:`memtrain.training.criteria`).
         huber_c: threshold of `huber` and `smooth_l1`.
         huber_schedule: how it depends on the timestep.
@@ -50,7 +50,7 @@ class Objective:
             denoiser is shown this much more noise than it is asked for; 0.1 there.
     """
 
-    timesteps: TimestepSampler = field(default_factory=Uniform)
+    timesteps: TimestepSampler | None = None
     criterion: Criterion = "mse"
     huber_c: float = 0.1
     huber_schedule: HuberSchedule = "snr"
@@ -60,7 +60,17 @@ class Objective:
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
 
-    def __post_init__(self) -> None:
+    def check(self, prediction_type: str, snr: Tensor) -> None:
+        """Refuse what contradicts itself, or does not go with a model.
+
+        Args:
+            prediction_type: of the model.
+            snr: `(steps,)` of each of its timesteps.
+
+        Raises:
+            ConfigurationError: if two options contradict each other, the weighting is not defined for the model, or
+                the timesteps are not its own.
+        """
         for name in ("prior_weight", "noise_offset", "input_perturbation"):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
                 raise _refused(f"{name}={value}", "a number of at least 0", f"leave {name} out, or raise it")
@@ -74,24 +84,17 @@ class Objective:
                 "one of them",
                 "leave one out",
             )
-
-    def check(self, prediction_type: str, snr: Tensor) -> None:
-        """Refuse what does not go with a model.
-
-        Args:
-            prediction_type: of the model.
-            snr: `(steps,)` of each of its timesteps.
-
-        Raises:
-            ConfigurationError: if the weighting is not defined for it, or the timesteps are not its own.
-        """
         if self.weighting in OF_FLOWS and prediction_type != "flow_prediction":
             raise _refused(
                 f"weighting={self.weighting!r}, but the model predicts {prediction_type}",
                 "a model of flow matching, such as Stable Diffusion 3 or FLUX.1",
                 "set min_snr_gamma: 5 or weighting: debiased",
             )
-        self.timesteps.draw(1, steps=len(snr), generator=torch.Generator(), snr=snr)
+        self.draw_timesteps(1, generator=torch.Generator(), snr=snr)
+
+    def draw_timesteps(self, count: int, *, generator: torch.Generator, snr: Tensor) -> Tensor:
+        """Timesteps `(count,)` int64 on the generator's device; arguments as of :class:`TimestepSampler`."""
+        return (self.timesteps or Uniform()).draw(count, steps=len(snr), generator=generator, snr=snr)
 
     # Noise
 

@@ -213,7 +213,7 @@ class TextToImageModule(LightningModule):
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
         self._snr = self._snr.to(self.device)
-        timesteps = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator, snr=self._snr)
+        timesteps = self.objective.draw_timesteps(count, generator=generator, snr=self._snr)
         denoised = self._denoise(batch, timesteps, generator)
         losses, handed = denoised.losses(self.parts, self.objective, batch=batch)
         loss = (self.loss_weight(timesteps, batch) * losses).mean()

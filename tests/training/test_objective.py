@@ -87,7 +87,7 @@ def test_masks_that_show_nothing_are_refused_by_name() -> None:
 )
 def test_contradictions_are_refused(options: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigurationError, match=found):
-        Objective(**options)
+        Objective(**options).check("epsilon", torch.ones(10))
 
 
 def test_weightings_of_flows_are_for_flows() -> None:

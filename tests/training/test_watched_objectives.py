@@ -65,7 +65,7 @@ class Own(TextToImageModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         found = super().training_step(self.marked(batch), batch_idx)
-        self.losses.append((float(found["loss"]), self.compute(batch)))
+        self.losses.append((found["loss"].item(), self.compute(batch)))
         return found
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class Own(TextToImageModule):
         objective, latents = self.objective, batch["latents"]
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, 0)
         snr = self.scheduler.alphas_cumprod / (1 - self.scheduler.alphas_cumprod)
-        timesteps = objective.timesteps.draw(len(latents), steps=1000, generator=generator, snr=snr)
+        timesteps = objective.draw_timesteps(len(latents), generator=generator, snr=snr)
         noise = torch.randn(latents.shape, generator=generator)
         if objective.noise_offset:
             noise = noise + 0.1 * torch.randn(len(latents), 4, 1, 1, generator=generator)
@@ -143,8 +143,25 @@ def watch(module: TextToImageModule, images: str, folder: Path, reference: Any, 
     return read_steps(folder / "records").to_pydict()
 
 
-@pytest.mark.parametrize("reference", [True, "paired", False])
-@pytest.mark.parametrize("name", OBJECTIVES)
+ALWAYS = {
+    ("min-SNR", True),
+    ("debiased, weighted", "paired"),
+    ("perturbed", True),
+    ("smooth_l1", "paired"),
+    ("l1, perturbed", False),
+    *(("huber, masked, weighted", reference) for reference in (True, "paired", False)),
+}
+"""What every run of the tests tries; the others are slow together."""
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        pytest.param(name, reference, marks=[] if (name, reference) in ALWAYS else [pytest.mark.slow])
+        for name in OBJECTIVES
+        for reference in (True, "paired", False)
+    ],
+)
 def test_recorded_losses_are_the_squared_errors(
     name: str, reference: Any, pipeline_folder: Path, images: str, tmp_path: Path
 ) -> None:
@@ -156,6 +173,22 @@ def test_recorded_losses_are_the_squared_errors(
     assert records["denoising_loss"] == pytest.approx(module.expected, rel=1e-3)
     if reference == "paired":
         assert records["base.denoising_loss"] == pytest.approx(module.expected, rel=1e-3), "it does not learn"
+
+
+def test_squared_errors_without_weights_are_the_plain_mean_to_the_last_bit(pipeline_folder: Path) -> None:
+    """What a run without options records and trains is what it was before there were any."""
+    module = TextToImageModule(str(pipeline_folder), ema_decay=None, seed=0)
+    batch = {"latents": torch.randn(4, 4, 8, 8), **module.tokens(["a", "b c", "d", ""])}
+    timesteps = torch.tensor([1, 300, 700, 999])
+    noise = torch.randn(4, 4, 8, 8, generator=module.step_generator(7))
+    noisy, _ = module.parts.noisy_and_target(batch["latents"], noise, timesteps)
+    prediction = module.denoiser(noisy, timesteps, module.encode_text(batch["input_ids"])).sample
+    plain = (prediction - noise).square().flatten(1).mean(1)
+    denoised = module._denoise(batch, timesteps, module.step_generator(7))
+    losses, handed = denoised.losses(module.parts, module.objective, batch=batch)
+    assert not handed, "the watch reads the gradient"
+    assert torch.equal(losses, plain)
+    assert torch.equal((module.loss_weight(timesteps, batch) * losses).mean(), plain.mean())
 
 
 def test_a_mitigation_that_needs_losses_early_is_refused_with_another_criterion(
