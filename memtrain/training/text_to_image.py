@@ -8,13 +8,12 @@ callbacks see the same noise, and a resumed run continues as if it had never sto
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
 from memtrain.models.fingerprint import encoder_fingerprint
+from memtrain.training.averaged_module import AveragedModule
 from memtrain.training.checkpoint_contents import check_contents, keep_trained
 from memtrain.training.denoising import Denoised, denoise
 from memtrain.training.execution import Execution
@@ -37,7 +37,7 @@ NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Names of text encoders in diffusers' pipelines."""
 
 
-class TextToImageModule(LightningModule):
+class TextToImageModule(AveragedModule):
     """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
 
     Args:
@@ -102,10 +102,6 @@ class TextToImageModule(LightningModule):
         if encoders:
             self.trained_text_encoders = nn.ModuleDict(encoders)
         self.ema = self.execution.average(self.trained(), ema_decay)
-
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @property
     def tokenizer(self) -> Any:
@@ -248,25 +244,6 @@ class TextToImageModule(LightningModule):
         self.log("train/loss", denoised.sample_loss.detach().mean(), prog_bar=True, batch_size=count)
         return {"loss": loss, "key": batch["key"], **handed}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weight average with each optimizer step, so that a checkpoint of this step holds it."""
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.step(self.trained())
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Within the context the module holds the averaged weights, if it keeps an average."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.trained())
-        self.ema.copy_to(self.trained())
-        try:
-            yield
-        finally:
-            self.ema.restore(self.trained())
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss of held-out samples under the averaged weights, at four fixed timesteps each."""
         count = len(batch["input_ids"])
@@ -277,15 +254,6 @@ class TextToImageModule(LightningModule):
             # Without input perturbation, as the model is used.
             loss = self._denoise(batch, start + index * (steps // 4), generator, perturbed=False).sample_loss
             self.log("heldout/loss", loss.mean(), prog_bar=True, batch_size=count, sync_dist=True)
-
-    def on_validation_epoch_start(self) -> None:
-        """Validate the averaged weights."""
-        self._averaged = self.averaged_weights()
-        self._averaged.__enter__()
-
-    def on_validation_epoch_end(self) -> None:
-        """Go back to the live weights."""
-        self._averaged.__exit__(None, None, None)
 
     def configure_optimizers(self) -> Any:
         """The optimizer with the schedule."""
