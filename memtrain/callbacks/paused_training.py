@@ -92,7 +92,7 @@ def _as_it_was(pipeline: Any, device: torch.device) -> Iterator[None]:
         yield
     finally:
         for vae, before in sliced.items():
-            vae.use_slicing = before  # type: ignore[assignment]
+            vae.use_slicing = before
         for module, mode in modes.items():
             module.training = mode
         for part, place in places.items():
