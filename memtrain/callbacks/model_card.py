@@ -92,15 +92,17 @@ def facts_of(trainer: Any, module: Any) -> CardFacts:
         "pictures": 0 if families is None else len({families.picture(key) for key in keys}),
         "held-out samples, not trained on": len(known_samples(data, "heldout")),
     }
-    made: Any = getattr(module, "optimizer_class", None)
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
+    schedule = getattr(module, "schedule", None)
+    group = {} if optimizer is None else optimizer.param_groups[0]
     accumulated = trainer.world_size * trainer.accumulate_grad_batches
     settings = {
         "steps": trainer.global_step,
         "samples in a step": None if batch is None else batch * accumulated,
         "resolution": getattr(data, "resolution", None),
-        "learning rate": getattr(module, "learning_rate", None),
-        "schedule": getattr(module, "schedule", None),
-        "optimizer": "AdamW" if made is None else getattr(made, "__qualname__", type(made).__name__),
+        "learning rate": group.get("initial_lr", group.get("lr")),
+        "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__qualname__", None),
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
         "precision": trainer.precision,
         "prediction": getattr(module, "prediction_type", None),
         "averaged weights": getattr(module, "ema", None) is not None,

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from memtrain.errors import ConfigurationError
+from memtrain.models.stock_pipeline import denoiser_of
 from memtrain.monitoring.mitigation import Mitigation
 
 OFFERED = ("export_pipeline", "averaged_weights")
@@ -61,6 +63,7 @@ def paused_training(trainer: Any, module: Any) -> Iterator[Any]:
         contexts.enter_context(_own_scheduler(pipeline))
         contexts.enter_context(_as_it_was(pipeline, module.device))
         contexts.enter_context(trainer.precision_plugin.forward_context())
+        contexts.enter_context(_own_type(pipeline))
         yield pipeline
 
 
@@ -73,6 +76,29 @@ def _own_scheduler(pipeline: Any) -> Iterator[None]:
         yield
     finally:
         pipeline.scheduler = kept
+
+
+@contextmanager
+def _own_type(pipeline: Any) -> Iterator[None]:
+    """Where frozen parts are in another type than the denoiser, its inputs are made its own, as in training."""
+    denoiser = denoiser_of(pipeline)
+    types = {weight.dtype for weight in denoiser.parameters() if weight.is_floating_point()}
+
+    def cast(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        (own,) = types
+        made: tuple[Any, Any] = tree_map_only(
+            Tensor, lambda value: value.to(own) if value.is_floating_point() else value, (args, kwargs)
+        )
+        return made
+
+    if len(types) > 1 or torch.is_autocast_enabled(next(denoiser.parameters()).device.type):
+        yield
+        return
+    handle = denoiser.register_forward_pre_hook(cast, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

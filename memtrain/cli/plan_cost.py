@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from memtrain.cli.plan_run import PlannedRun
 from memtrain.monitoring.run import WatchedRun
 from memtrain.training.memory_estimate import MemoryEstimate, estimate_memory
+from memtrain.training.schedule import optimizer_of
 from memtrain.training.simulated_memory import empty_like
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -30,10 +33,8 @@ class _Seen(Exception):
 def latent_shape(run: PlannedRun) -> tuple[int, int, int]:
     """Channels, rows and columns of a sample's latents."""
     config: Any = run.module.vae.config
-    channels = int(config.latent_channels)
-    factor = 2 ** (len(getattr(config, "block_out_channels", (1, 1, 1, 1))) - 1)
-    side = int(run.data.resolution) // factor
-    return channels, side, side
+    side = int(run.data.resolution) // int(run.module.parts.pipeline.vae_scale_factor)
+    return int(config.latent_channels), side, side
 
 
 def denoiser_call(run: PlannedRun) -> Mapping[str, Any]:
@@ -72,12 +73,20 @@ def memory(run: PlannedRun) -> MemoryEstimate:
         module.denoiser,
         lambda: empty_like(call, batch=batch),
         autocast=AUTOCAST.get(str(run.trainer.precision)),
-        optimizer=module.optimizer_class,
+        optimizer=partial(_optimizer, module),
         average=module.ema is not None and not offloaded,
         foreach=run.trainer.strategy.root_device.type == "cuda",
         others=frozen,
-        encode=None if caching else lambda parts: parts["vae"].encode(torch.empty(batch, 3, size, size)),  # type: ignore[operator]
+        encode=None if caching else lambda parts: _encode(parts["vae"], batch, size),
     )
+
+
+def _encode(vae: Any, batch: int, size: int) -> None:
+    vae.encode(torch.empty(batch, 3, size, size, dtype=next(vae.parameters()).dtype))
+
+
+def _optimizer(module: Any, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return optimizer_of(list(parameters), module.optimizer_class, learning_rate=module.learning_rate)
 
 
 def measure(run: PlannedRun) -> dict[str, float]:
@@ -92,7 +101,7 @@ def measure(run: PlannedRun) -> dict[str, float]:
     batch = tree_map_only(Tensor, lambda value: value.to(device), next(iter(loader)))
     if run.caches and "latents" not in batch:
         batch["latents"] = module.encode_images(batch["pixel_values"])
-    optimizer = (module.optimizer_class or torch.optim.AdamW)(module.trained())
+    optimizer = _optimizer(module, module.trained())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     precision: Any = run.trainer.precision_plugin

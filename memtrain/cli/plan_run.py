@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.known_families import AUTO, OFF
-from memtrain.data.source import open_source
 from memtrain.errors import MemtrainError
 from memtrain.families.scan_cache import fingerprint
 from memtrain.families.scan_result import read_scan
@@ -162,7 +161,10 @@ def _build(run: PlannedRun) -> None:
     elif getattr(data, "families_setting", OFF) != OFF:
         run.scanned = True
     data.setup("fit")
-    run.batches = len(data.train_dataloader())
+    try:
+        run.batches = len(data.train_dataloader())
+    except TypeError:
+        run.warnings.append("The data do not say how many they are, so neither steps nor visits are known here")
 
 
 def _has_scan(data: Any) -> bool:
@@ -170,5 +172,5 @@ def _has_scan(data: Any) -> bool:
     folder: Path | None = data._families_folder()
     if folder is None or not folder.is_dir():
         return False
-    name = fingerprint(open_source(data.path), data.scan, folder)
+    name = fingerprint(data._open(data.path), data.scan, folder)
     return name is not None and read_scan(folder / name) is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.cli.plan_cost import disk, latent_shape, measure, memory
@@ -15,6 +16,7 @@ from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.monitoring.data_protocol import known_samples, lacking_to_measure, require_measurable
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.planned_visits import too_short_for_flags
+from memtrain.training.schedule import optimizer_of
 
 REFERENCES = {True: "a profile of every sample", False: "none", "paired": "paired, on the same noise"}
 """What values are compared with, in words."""
@@ -105,10 +107,8 @@ def training(run: PlannedRun) -> dict[str, Any]:
     trainer, plan, module = run.trainer, run.plan, run.module
     batch = getattr(run.data, "batch_size", None)
     whole = None if batch is None else batch * trainer.world_size * plan.accumulate
-    made: Any = getattr(module, "optimizer_class", None)
-    optimizer = "AdamW" if made is None else str(getattr(made, "class_path", getattr(made, "__qualname__", made)))
-    with run.checking():
-        _try_optimizer(run, made)
+    optimizer = _optimizer(run)
+    schedule = getattr(module, "schedule", None)
     if run.steps is None:
         run.warnings.append("The run has no planned end (max_steps and max_epochs are unlimited): it is yours to stop")
     return {
@@ -116,23 +116,26 @@ def training(run: PlannedRun) -> dict[str, Any]:
         "steps": run.steps,
         "epochs": None if run.visits() is None else round(float(run.visits() or 0), 2),
         "batch": f"{batch} × {trainer.world_size} processes × {plan.accumulate} accumulated = {whole}",
-        "optimizer": optimizer if hasattr(module, "optimizer_class") else "the module's own",
-        "learning_rate": getattr(module, "learning_rate", None),
-        "schedule": f"{getattr(module, 'schedule', None)}, {getattr(module, 'warmup_steps', 0)} steps of warm-up",
+        "optimizer": "the module's own" if optimizer is None else type(optimizer).__name__,
+        "learning_rate": None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
+        "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__qualname__", "the module's own"),
+        "warm-up_steps": getattr(module, "warmup_steps", None),
         "precision": str(trainer.precision),
         "device": str(trainer.strategy.root_device),
         "gradient_checkpointing": bool(getattr(getattr(module, "execution", None), "gradient_checkpointing", False)),
     }
 
 
-def _try_optimizer(run: PlannedRun, made: Any) -> None:
-    """Make the optimizer: wrong arguments are a problem now."""
-    if made is None:
-        return
+def _optimizer(run: PlannedRun) -> Optimizer | None:
+    """The optimizer, made as a trial: wrong arguments are a problem now. None where the module makes its own."""
+    module = run.module
+    if not hasattr(module, "optimizer_class"):
+        return None
     try:
-        made(run.module.trained())
+        return optimizer_of(module.trained(), module.optimizer_class, learning_rate=module.learning_rate)
     except Exception as error:
         run.problems.append(f"The optimizer cannot be made: {type(error).__name__}: {error}")
+        return None
 
 
 def watch(run: PlannedRun) -> dict[str, Any]:
