@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.cli.plan_run import PlannedRun
 from memtrain.monitoring.run import WatchedRun
 from memtrain.training.memory_estimate import MemoryEstimate, estimate_memory
@@ -145,7 +146,7 @@ def disk(run: PlannedRun) -> dict[str, int]:
             several = (steps // every if every else run.trainer.max_epochs or 1) if callback.save_top_k < 0 else 0
             kept += max(callback.save_top_k, several) + bool(callback.save_last)
     found[f"checkpoints ({kept})"] = each * kept
-    if any(type(one).__name__ == "PipelineExport" for one in run.callbacks):
+    if any(isinstance(one, PipelineExport) and one.adapters != "lora" for one in run.callbacks):
         parts = run.module.parts.pipeline.components.values()
         modules = [part for part in parts if isinstance(part, nn.Module)]
         found["exported pipeline"] = sum(one.numel() * one.element_size() for m in modules for one in m.parameters())

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from memtrain.callbacks.model_card import LORA_FILE
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.cli.plan_cost import disk, latent_shape, measure, memory
 from memtrain.cli.plan_run import PlannedRun
@@ -193,7 +194,9 @@ def afterwards(run: PlannedRun) -> dict[str, Any]:
     exports = [one for one in run.callbacks if isinstance(one, PipelineExport)]
     if not exports:
         run.warnings.append("No pipeline is exported: there is no PipelineExport among the callbacks")
-    folders = [one.folder or f"{run.trainer.default_root_dir}/pipeline" for one in exports]
+    folders = [one.folder or f"{run.trainer.default_root_dir}/pipeline" for one in exports if one.adapters != "lora"]
+    if getattr(run.module, "lora", None) is not None and any(one.adapters != "pipeline" for one in exports):
+        folders.append(f"{run.trainer.default_root_dir}/{LORA_FILE}")
     own = [type(one).__name__ for one in run.callbacks if type(one).__module__.startswith("memtrain.")]
     return {"exports": folders, "callbacks": own}
 

@@ -108,6 +108,10 @@ def test_adapters_are_planned_as_adapters(planned: Planned) -> None:
     assert found["Model"]["trained_parameters"] < found["Model"]["frozen_parameters"] / 10
     assert found["Memory"]["optimizer_states_bytes"] == 8 * found["Model"]["trained_parameters"]
     assert found["Memory"]["average_bytes"] == 0
+    assert [Path(name).name for name in found["Afterwards"]["exports"]] == [
+        "pipeline",
+        "pytorch_lora_weights.safetensors",
+    ]
 
 
 def test_a_run_in_which_nothing_can_be_judged_is_named(planned: Planned) -> None:
