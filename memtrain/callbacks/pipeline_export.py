@@ -21,6 +21,7 @@ from torch import nn
 from memtrain.callbacks.base import Callback
 from memtrain.errors import ConfigurationError
 from memtrain.models.adapters import adapted_layers, merged
+from memtrain.models.whole_weights import is_sharded, whole
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Mitigation
 
@@ -64,7 +65,10 @@ class PipelineExport(Callback):
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save on rank 0."""
+        """Save on rank 0; of sharded weights, all ranks help."""
+        denoiser: Any = pl_module.denoiser
+        if is_sharded(denoiser):
+            denoiser = whole(denoiser, keep=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
         root, module = Path(trainer.default_root_dir), pl_module
@@ -73,14 +77,15 @@ class PipelineExport(Callback):
             if adapted:
                 module.save_adapters(root)  # type: ignore[operator]
             pipeline = module.export_pipeline()  # type: ignore[operator]
+            setattr(pipeline, "transformer" if hasattr(pipeline, "transformer") else "unet", denoiser)
             for part in pipeline.components.values():
                 if isinstance(part, nn.Module) and adapted_layers(part):
                     contexts.enter_context(merged(part))
-            versions = [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+            versions = [value._version for value in denoiser.parameters()]
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Mitigation):
-                    contexts.enter_context(callback.exporting(module.denoiser))  # type: ignore[arg-type]
-            edited = versions != [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+                    contexts.enter_context(callback.exporting(denoiser))
+            edited = versions != [value._version for value in denoiser.parameters()]
             folder = Path(self.folder or root / "pipeline")
             if self.adapters != "lora" or edited:
                 pipeline.save_pretrained(folder)

@@ -29,7 +29,7 @@ from memtrain.training.objective import Objective
 from memtrain.training.pipelines.base import TEXT_FIELDS
 from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, with_warmup
-from memtrain.training.sharding import refuse_sharded
+from memtrain.training.sharding import check_strategy, shard
 
 NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Names of text encoders in diffusers' pipelines."""
@@ -122,13 +122,17 @@ class TextToImageModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
-        refuse_sharded(self.trainer.strategy)
+        check_strategy(self, self.trainer)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
                 expected="weights in full precision, to which small updates are not lost",
                 remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision",
             )
+
+    def configure_model(self) -> None:
+        """Spread the denoiser over processes, where the strategy is Lightning's for FSDP2."""
+        shard(self)
 
     def on_fit_start(self) -> None:
         """Move the frozen parts and the weight average to the device."""
