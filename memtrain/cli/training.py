@@ -22,7 +22,7 @@ DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
 DESCRIPTION = (
     "Fine-tune a model and watch what it memorizes. Before that, `python train.py scan` shows which files of the data "
-    "are one picture (`python train.py scan --help`)."
+    "are one picture (`python train.py scan --help`), and `python train.py plan` what the training would do."
 )
 
 
@@ -145,5 +145,15 @@ def train(args: ArgsType = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        found = _of_ours(error)
+        if found is None:
+            raise
+        sys.exit(f"{type(found).__name__}: {found}")
+
+
+def _of_ours(error: BaseException | None) -> MemtrainError | None:
+    """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
+    while error is not None and not isinstance(error, MemtrainError):
+        error = error.__cause__ or error.__context__
+    return error

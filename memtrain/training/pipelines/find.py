@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Iterator
+from typing import Any
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.pipeline import load_pipeline
@@ -15,7 +18,14 @@ def families() -> list[type[TrainablePipeline]]:
     package = importlib.import_module(__package__ or "memtrain.training.pipelines")
     for entry in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{entry.name}")
-    return sorted(TrainablePipeline.__subclasses__(), key=lambda kind: kind.__name__)
+    return sorted(_concrete(TrainablePipeline), key=lambda kind: kind.__name__)
+
+
+def _concrete(kind: type[Any]) -> Iterator[type[TrainablePipeline]]:
+    for child in kind.__subclasses__():
+        if not inspect.isabstract(child):
+            yield child
+        yield from _concrete(child)
 
 
 def load_trainable(pretrained: str) -> TrainablePipeline:
