@@ -53,6 +53,12 @@ class PipelineExport(Callback):
                 expected="a module with export_pipeline() and averaged_weights(), such as TextToImageModule",
                 remedy="remove PipelineExport from the callbacks",
             )
+        if self.adapters == "pipeline" and _quantized(pl_module):
+            raise ConfigurationError(
+                "PipelineExport cannot merge adapters into quantised weights",
+                expected="adapters: lora or both, of which the file of adapters is written then",
+                remedy="change it, or leave execution.quantize out",
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if stage == "fit" and getattr(later, "updates_at_the_end", False):
@@ -76,6 +82,9 @@ class PipelineExport(Callback):
         with module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
             if adapted:
                 module.save_adapters(root)  # type: ignore[operator]
+                if _quantized(module):
+                    log.warning("The adapters are not merged into a pipeline, because their base is quantised")
+                    return
             pipeline = module.export_pipeline()  # type: ignore[operator]
             setattr(pipeline, "transformer" if hasattr(pipeline, "transformer") else "unet", denoiser)
             for part in pipeline.components.values():
@@ -91,6 +100,10 @@ class PipelineExport(Callback):
                 pipeline.save_pretrained(folder)
             if adapted and edited:
                 log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
+
+
+def _quantized(module: Any) -> bool:
+    return getattr(getattr(module, "execution", None), "quantize", "none") != "none"
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:

@@ -57,6 +57,7 @@ def check_strategy(module: Any, trainer: Any) -> None:
         "adapters, which are small enough for every process": ("strategy: ddp", module.lora is not None),
         "text encoders that are trained": ("train_text_encoder: false", hasattr(module, "trained_text_encoders")),
         "a checkpoint to resume from": ("a new run", trainer.ckpt_path is not None),
+        "a compiled denoiser, which nobody has tried": ("execution.compile: false", module.execution.compile),
         "tensor parallelism": ("tensor_parallel_size: 1", strategy._tensor_parallel_size != 1),
         "checkpoints in many files": ("save_distributed_checkpoint: false", strategy._save_distributed_checkpoint),
     }

@@ -80,6 +80,8 @@ class TextToImageModule(AveragedModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.pretrained = pretrained
         self.execution.check(adapters=lora is not None)
+        if lora is not None:
+            lora.check(train_text_encoder=train_text_encoder)
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
         self._snr = parts.signal_to_noise_ratio(torch.arange(parts.steps))

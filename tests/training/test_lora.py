@@ -178,3 +178,9 @@ def test_a_target_without_a_layer_is_refused_beside_one_that_has_some(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         TextToImageModule(str(pipeline_folder), lora=LoRA(targets=["to_q", target]))
+
+
+def test_text_encoders_are_not_trained_beside_adapters(pipeline_folder: Path) -> None:
+    """Their weights would be in no file of adapters."""
+    with pytest.raises(ConfigurationError, match="does not hold"):
+        TextToImageModule(str(pipeline_folder), lora=LoRA(), train_text_encoder=True)
