@@ -22,6 +22,7 @@ from memtrain.callbacks.base import Callback
 from memtrain.callbacks.model_card import write_cards
 from memtrain.errors import ConfigurationError
 from memtrain.models.adapters import adapted_layers, merged
+from memtrain.models.whole_weights import is_sharded, whole
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Mitigation
 
@@ -53,6 +54,12 @@ class PipelineExport(Callback):
                 expected="a module with export_pipeline() and averaged_weights(), such as TextToImageModule",
                 remedy="remove PipelineExport from the callbacks",
             )
+        if self.adapters == "pipeline" and _quantized(pl_module):
+            raise ConfigurationError(
+                "PipelineExport cannot merge adapters into quantised weights",
+                expected="adapters: lora or both, of which the file of adapters is written then",
+                remedy="change it, or leave execution.quantize out",
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if stage == "fit" and getattr(later, "updates_at_the_end", False):
@@ -65,7 +72,10 @@ class PipelineExport(Callback):
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save on rank 0."""
+        """Save on rank 0; of sharded weights, all ranks help."""
+        denoiser: Any = pl_module.denoiser
+        if is_sharded(denoiser):
+            denoiser = whole(denoiser, keep=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
         root, module = Path(trainer.default_root_dir), pl_module
@@ -73,21 +83,29 @@ class PipelineExport(Callback):
         with module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
             if adapted:
                 module.save_adapters(root)  # type: ignore[operator]
+                if _quantized(module):
+                    log.warning("The adapters are not merged into a pipeline, because their base is quantised")
+                    return
             pipeline = module.export_pipeline()  # type: ignore[operator]
+            setattr(pipeline, "transformer" if hasattr(pipeline, "transformer") else "unet", denoiser)
             for part in pipeline.components.values():
                 if isinstance(part, nn.Module) and adapted_layers(part):
                     contexts.enter_context(merged(part))
-            versions = [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+            versions = [value._version for value in denoiser.parameters()]
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Mitigation):
-                    contexts.enter_context(callback.exporting(module.denoiser))  # type: ignore[arg-type]
-            edited = versions != [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+                    contexts.enter_context(callback.exporting(denoiser))
+            edited = versions != [value._version for value in denoiser.parameters()]
             folder = Path(self.folder or root / "pipeline")
             if self.adapters != "lora" or edited:
                 pipeline.save_pretrained(folder)
             if adapted and edited:
                 log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
         write_cards(trainer, module, folder)
+
+
+def _quantized(module: Any) -> bool:
+    return getattr(getattr(module, "execution", None), "quantize", "none") != "none"
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:

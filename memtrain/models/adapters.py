@@ -61,19 +61,21 @@ def switched_off(modules: Iterable[nn.Module]) -> Iterator[None]:
 def merged(module: nn.Module) -> Iterator[None]:
     """Within the context adapters are part of plain layers' weights; then all is what it was, bit for bit.
 
-    Costs a copy of the adapted weights for that long.
+    Costs a copy of the adapted weights for that long. Half precision would swallow small changes, so what is merged
+    is in float32.
 
     Args:
         module: a diffusers or transformers model, without wrappers.
     """
     layers: dict[str, Any] = dict(adapted_layers(module))
-    kept = {name: layer.get_base_layer().weight.detach().clone() for name, layer in layers.items()}
+    kept = {name: layer.get_base_layer().weight.data for name, layer in layers.items()}
     # What says to `save_pretrained` that there are adapters.
     marked: Mapping[str, Any] = {
         name: vars(module)[name] for name in ("_hf_peft_config_loaded", "peft_config") if name in vars(module)
     }
     try:
         for name, layer in layers.items():
+            layer.get_base_layer().weight.data = kept[name].to(torch.float32, copy=True)
             layer.merge()
             _put(module, name, layer.get_base_layer())
         for name in marked:
@@ -86,8 +88,7 @@ def merged(module: nn.Module) -> Iterator[None]:
             _put(module, name, layer)
             # Taking the adapter off again would leave rounding behind.
             layer.merged_adapters.clear()
-            with torch.no_grad():
-                layer.get_base_layer().weight.copy_(kept[name])
+            layer.get_base_layer().weight.data = kept[name]
 
 
 def merge_for_good(module: nn.Module, *, scale: float = 1.0) -> None:

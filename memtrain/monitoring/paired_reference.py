@@ -36,6 +36,7 @@ from memtrain.models.adapters import can_be_switched_off, switched_off
 from memtrain.models.backbones.base import Backbone, unwrap
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
+from memtrain.models.whole_weights import is_sharded
 
 SAME_TEXT = 0.02
 """Relative difference of text embeddings that is put down to rounding."""
@@ -52,7 +53,7 @@ class PairedReference:
         switches_off: whether the base model is had by switching adapters off, without a copy.
 
     Raises:
-        ConfigurationError: if it has no trainable parameter.
+        ConfigurationError: if it has no trainable parameter, or they are sharded.
     """
 
     def __init__(self, denoiser: nn.Module, text_encoder: nn.Module | None = None) -> None:
@@ -63,6 +64,12 @@ class PairedReference:
                 expected="a denoiser that is trained",
                 remedy="inject adapters before training starts: in the module's __init__, setup or configure_model; "
                 "in a loop, before the guard is made",
+            )
+        if is_sharded(unwrap(denoiser)):
+            raise ConfigurationError(
+                "The weights of the denoiser are spread over processes (FSDP2), and are not kept for a comparison",
+                expected="weights that every process holds whole",
+                remedy="set `reference: false`",
             )
         parts = self._parts(denoiser)
         self.switches_off = all(can_be_switched_off(part, _trained(part).values()) for part in parts)

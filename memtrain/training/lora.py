@@ -82,6 +82,19 @@ class LoRA:
         """alpha, given or not."""
         return float(self.rank if self.alpha is None else self.alpha)
 
+    def check(self, *, train_text_encoder: bool) -> None:
+        """Refuse text encoders whose own weights are trained.
+
+        Raises:
+            ConfigurationError: if they are.
+        """
+        if train_text_encoder:
+            raise ConfigurationError(
+                "lora beside train_text_encoder: a file of adapters does not hold the weights of text encoders",
+                expected="`lora: {text_encoder: true}`, which adapts them",
+                remedy="set it, and train_text_encoder to false",
+            )
+
     def inject(self, parts: TrainablePipeline) -> None:
         """Freeze the denoiser, and the text encoders, and add adapters.
 

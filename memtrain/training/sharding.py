@@ -1,29 +1,85 @@
-"""Strategies that spread the weights over processes, with which :mod:`memtrain.training.text_to_image` cannot train."""
+"""FSDP2: the denoiser's weights spread over processes, for full fine-tuning of what fits no single device.
+
+Source: torch's `fully_shard`, under Lightning's ModelParallelStrategy:
+
+    trainer:
+      strategy:
+        class_path: lightning.pytorch.strategies.ModelParallelStrategy
+        init_args: {data_parallel_size: 8, tensor_parallel_size: 1, save_distributed_checkpoint: false}
+
+Each process holds a part of every weight and of its optimizer state; a transformer block's weights are put together
+while it runs. Cost: that communication. The exported pipeline is put together on the first process's CPU at the end.
+
+The monitor watches with `reference: false`, by its held-out samples.
+
+Cannot: keep a weight average (`ema_decay`), train adapters or text encoders, resume, or compare with the base model.
+StopBeforeMemorization and MemorizationSinks, which change the weights themselves, do not work with it. Lightning's
+FSDPStrategy (FSDP1) and DeepSpeedStrategy are refused.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch.distributed.fsdp import fully_shard
+
 from memtrain.errors import ConfigurationError
+from memtrain.models.whole_weights import is_sharded
 
-SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-"""Classes of Lightning whose processes hold parts of the weights; of DeepSpeed it depends on its stage."""
+REFUSED = ("FSDPStrategy", "DeepSpeedStrategy")
+"""Classes of Lightning whose processes hold parts of the weights in ways that are not known here."""
 
 
-def refuse_sharded(strategy: Any) -> None:
-    """Refuse a strategy whose processes do not hold the weights whole.
+def check_strategy(module: Any, trainer: Any) -> None:
+    """Refuse what cannot work with weights that are spread over processes.
 
     Args:
-        strategy: of the trainer.
+        module: a TextToImageModule.
+        trainer: Lightning's.
 
     Raises:
-        ConfigurationError: if it is one, because the weight average and the exported pipeline would be of one process's
-            part.
+        ConfigurationError: naming it.
     """
-    if found := [kind.__name__ for kind in type(strategy).__mro__ if kind.__name__ in SHARDING]:
-        raise ConfigurationError(
-            f"TextToImageModule cannot train with {found[0]}, which spreads the weights over processes",
-            expected="weights that every process holds whole, of which the average and the exported pipeline are made",
-            remedy="use strategy: ddp; for what does not fit, `lora`, `execution.gradient_checkpointing` or a smaller "
-            "batch with trainer.accumulate_grad_batches. In a loop of your own, memtrain.guard.Guard watches FSDP2",
+    strategy = trainer.strategy
+    kinds = {kind.__name__ for kind in type(strategy).__mro__}
+    if found := [name for name in REFUSED if name in kinds]:
+        raise _refused(
+            f"{found[0]}", "strategy: ddp; or ModelParallelStrategy, as memtrain.training.sharding describes"
         )
+    if "ModelParallelStrategy" not in kinds:
+        return
+    # The first process alone would name the profile after weights of which it holds a part.
+    compared = any(getattr(getattr(one, "options", None), "reference", False) for one in trainer.callbacks)
+    wrong = {
+        "a monitor that compares with the base model": ("reference: false, with held-out samples", compared),
+        "a weight average": ("ema_decay: null", module.ema is not None),
+        "adapters, which are small enough for every process": ("strategy: ddp", module.lora is not None),
+        "text encoders that are trained": ("train_text_encoder: false", hasattr(module, "trained_text_encoders")),
+        "a checkpoint to resume from": ("a new run", trainer.ckpt_path is not None),
+        "a compiled denoiser, which nobody has tried": ("execution.compile: false", module.execution.compile),
+        "tensor parallelism": ("tensor_parallel_size: 1", strategy._tensor_parallel_size != 1),
+        "checkpoints in many files": ("save_distributed_checkpoint: false", strategy._save_distributed_checkpoint),
+    }
+    for what, (expected, is_wrong) in wrong.items():
+        if is_wrong:
+            raise _refused(f"ModelParallelStrategy beside {what}", expected)
+
+
+def shard(module: Any) -> None:
+    """Spread the denoiser of a module over its device mesh; nothing without one, or where that is done."""
+    mesh = module.device_mesh
+    if mesh is None or is_sharded(module.denoiser):
+        return
+    # Not channels_last, which FSDP2 cannot split.
+    module.denoiser.to(memory_format=torch.contiguous_format)
+    for part in list(module.denoiser.modules()):
+        if type(part).__name__.endswith("TransformerBlock"):
+            fully_shard(part, mesh=mesh["data_parallel"])
+    fully_shard(module.denoiser, mesh=mesh["data_parallel"])
+
+
+def _refused(found: str, expected: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"TextToImageModule cannot train with {found}", expected=expected, remedy="change one of them"
+    )

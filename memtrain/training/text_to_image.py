@@ -31,7 +31,7 @@ from memtrain.training.objective import Objective
 from memtrain.training.pipelines.base import TEXT_FIELDS
 from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, optimizer_of, with_warmup
-from memtrain.training.sharding import refuse_sharded
+from memtrain.training.sharding import check_strategy, shard
 
 NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Names of text encoders in diffusers' pipelines."""
@@ -80,6 +80,8 @@ class TextToImageModule(AveragedModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.pretrained = pretrained
         self.execution.check(adapters=lora is not None)
+        if lora is not None:
+            lora.check(train_text_encoder=train_text_encoder)
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
         self._snr = parts.signal_to_noise_ratio(torch.arange(parts.steps))
@@ -140,7 +142,7 @@ class TextToImageModule(AveragedModule):
 
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
-        refuse_sharded(self.trainer.strategy)
+        check_strategy(self, self.trainer)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
@@ -148,6 +150,10 @@ class TextToImageModule(AveragedModule):
                 remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision; "
                 "execution.frozen_dtype: bfloat16 stores in half precision what is not trained, with `lora` the base",
             )
+
+    def configure_model(self) -> None:
+        """Spread the denoiser over processes, where the strategy is Lightning's for FSDP2."""
+        shard(self)
 
     def on_fit_start(self) -> None:
         """Move the frozen parts and the weight average to the device."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from memtrain.callbacks.mitigation import MitigationCallback
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.evidence.flags import Flags
-from memtrain.models.probe import Observation
+from memtrain.models.observation import Observation
 from memtrain.records import read_steps
 from tests.guard_loops import batch, denoiser, gates, gradients
 

@@ -60,6 +60,7 @@ def scores(folder: Path) -> torch.Tensor:
     return torch.tensor(table[name].to_pylist())
 
 
+@pytest.mark.slow
 def test_a_detector_scores_the_adapted_model_as_a_merged_one(
     pipeline_folder: Path, prompts: Path, tmp_path: Path
 ) -> None:

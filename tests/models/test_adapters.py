@@ -93,6 +93,21 @@ def test_merged_for_a_while_and_as_before(dora: bool, unet: Callable[..., Any]) 
     assert adapted._hf_peft_config_loaded and "default" in adapted.peft_config
 
 
+def test_small_changes_are_not_swallowed_by_weights_in_half_precision(unet: Callable[..., Any]) -> None:
+    adapted = unet(learnt=False).to(torch.bfloat16)
+    for layer in adapted_layers(adapted).values():
+        layer.lora_B["default"].weight.data.fill_(1e-5)
+    layer = adapted.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
+    before = layer.base_layer.weight.clone()
+    change = layer.get_delta_weight("default").float()
+    with merged(adapted):
+        found = adapted.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q").weight
+        torch.testing.assert_close(found - before.float(), change, atol=1e-6, rtol=0.05)
+        assert change.abs().min() > 0
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.base_layer.weight, before)
+
+
 def test_merged_for_good_at_half_the_scale(unet: Callable[..., Any], pipeline: StableDiffusionPipeline) -> None:
     adapted = unet()
     layer: Any = adapted.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")

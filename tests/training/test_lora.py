@@ -121,7 +121,9 @@ def test_dropout_acts_in_training_alone_and_is_a_function_of_the_seed(pipeline_f
     def loss(*counters: int) -> Tensor:
         return trained.sample_loss(batch, TIMESTEPS, trained.step_generator(*counters)).detach()
 
-    first, state = loss(0), torch.get_rng_state()
+    first = loss(0)
+    torch.rand(1)
+    state = torch.get_rng_state()
     assert torch.equal(loss(0), first)
     assert torch.equal(torch.get_rng_state(), state), "draws of others are left alone"
     trained.eval()
@@ -178,3 +180,9 @@ def test_a_target_without_a_layer_is_refused_beside_one_that_has_some(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         TextToImageModule(str(pipeline_folder), lora=LoRA(targets=["to_q", target]))
+
+
+def test_text_encoders_are_not_trained_beside_adapters(pipeline_folder: Path) -> None:
+    """Their weights would be in no file of adapters."""
+    with pytest.raises(ConfigurationError, match="does not hold"):
+        TextToImageModule(str(pipeline_folder), lora=LoRA(), train_text_encoder=True)
