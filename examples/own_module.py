@@ -17,11 +17,13 @@ loss by (:mod:`memtrain.monitoring.loss_weight`) | needed if it does, and no `sa
 | `unconditional_text() -> (1, T, width)` | embeddings of the empty caption | guidance norms |
 | `tokenizer` | of the captions | `TextImageDataModule` without one of its own, caption augmentation |
 | `encode_images(pixel_values) -> latents` | scaled latents | `TextImageDataModule(cache_latents=True)` |
-| `text_encoder`, `vae`, `scheduler`, `noise_offset` | the rest of the base model | a profile of one's own for each |
+| `text_encoder`, `vae`, `scheduler`, `noise_offset`, `input_perturbation` | the rest of the base model | a profile of \
+one's own for each |
 | `export_pipeline()`, `denoiser` | the trained pipeline, and what of it is trained | `PipelineExport` |
 | `averaged_weights()` | a context in which the module holds averaged weights | `PipelineExport` |
 | `{"loss": ..., "sample_loss": (B,)}` returned by `training_step` | unweighted losses | any other loss than below |
 | `target` beside them, `(B, ...)` | what the denoiser's output is compared with | the same, `reference: paired` |
+| `loss_mask` beside it, of its shape | how much each element of the error counts | the same, of masked losses |
 | `text_encoder`, `encode_text(input_ids) -> (B, T, width)` | how captions are encoded | `reference: paired` where the \
 text encoder is trained too |
 

@@ -203,7 +203,8 @@ print(len(open_source({str(write_folder(3))!r})))
 
 def test_every_imported_package_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["quality"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["quality"], *extras["quantization"]]
     declared = {re.match(r"[\w-]+", line)[0].lower() for line in lines}
     distributions = importlib.metadata.packages_distributions()
     missing = set()

@@ -145,15 +145,15 @@ def train(args: ArgsType = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except (MemtrainError, ValueError) as error:
-        own = _own_error(error)
-        if own is None:
+    except Exception as error:
+        found = _of_ours(error)
+        if found is None:
             raise
-        sys.exit(f"{type(own).__name__}: {own}")
+        sys.exit(f"{type(found).__name__}: {found}")
 
 
-def _own_error(error: BaseException | None) -> MemtrainError | None:
-    """The refusal behind an error: what a class refuses while it is made, the parser wraps into one of its own."""
+def _of_ours(error: BaseException | None) -> MemtrainError | None:
+    """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
     while error is not None and not isinstance(error, MemtrainError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,8 +1,9 @@
 """What a reference profile is known by: the content of the base model, of the settings and of each sample.
 
 To the base model belongs what the module shows of it beside the denoiser: `text_encoder` (`_2`, `_3`; or all of them
-in `text_encoders`), `vae`, the configuration of `scheduler`, `noise_offset` and `conditioning`. A sample is its latents
-(or pixels), its tokens, and the sizes that the denoiser is told, whatever its key.
+in `text_encoders`), `vae`, the configuration of `scheduler`, `noise_offset`, `input_perturbation` and `conditioning`. A
+sample is its latents (or pixels), its tokens, the sizes that the denoiser is told, and the mask of its loss, whatever
+its key.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from memtrain.errors import DataError
 from memtrain.models.fingerprint import weights_fingerprint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-FURTHER = ("input_ids_2", "input_ids_3", "original_size", "crop_top_left", "target_size")
+FURTHER = ("input_ids_2", "input_ids_3", "original_size", "crop_top_left", "target_size", "loss_mask")
 """Fields of a batch that make a sample another one, too."""
 
 
@@ -60,8 +61,9 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
     config = getattr(getattr(module, "scheduler", None), "config", None)
     if isinstance(config, Mapping):
         found["scheduler"] = {name: str(value) for name, value in config.items() if not name.startswith("_")}
-    if getattr(module, "noise_offset", 0):
-        found["noise_offset"] = float(module.noise_offset)
+    for name in ("noise_offset", "input_perturbation"):
+        if getattr(module, name, 0):
+            found[name] = float(getattr(module, name))
     conditioning = getattr(module, "conditioning", None)
     if isinstance(conditioning, Mapping) and conditioning:
         found["conditioning"] = {str(name): str(value) for name, value in conditioning.items()}
@@ -69,7 +71,7 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
 
 
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels), token ids of all tokenizers, and sizes that the denoiser is told.
+    """sha256 of each sample: latents (or pixels), token ids, and sizes and `loss_mask` where it has them.
 
     Raises:
         DataError: if the batch lacks them.

@@ -6,17 +6,30 @@ import torch
 from torch import Tensor
 
 
-def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
+def per_sample_mse(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of each sample, in fp32.
 
     Args:
         prediction: `(B, ...)`.
         target: same shape.
+        mask: how much each element counts, of a shape that can be expanded to that; None for all alike.
 
     Returns:
         `(B,)`.
     """
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    errors = (prediction.float() - target.float()).square()
+    return errors.flatten(1).mean(1) if mask is None else masked_mean(errors, mask)
+
+
+def masked_mean(errors: Tensor, mask: Tensor) -> Tensor:
+    """Mean of each sample over what a mask shows, `(B,)`; NaN where it shows nothing.
+
+    Args:
+        errors: `(B, ...)`.
+        mask: not negative, of a shape that can be expanded to that.
+    """
+    shown = mask.to(errors).expand_as(errors)
+    return (errors * shown).flatten(1).sum(1) / shown.flatten(1).sum(1)
 
 
 def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, prediction_type: str) -> tuple[Tensor, Tensor]:
@@ -81,15 +94,21 @@ def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """Min-SNR loss weight (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023).
 
+    The paper weights the error of the clean image by min(SNR, γ). That error is the one in ε, in v, or in the velocity
+    of a flow, times a factor, so the same objective is for each of them:
+
     Args:
         snr: `(B,)`.
         gamma: cap on the SNR; the paper uses 5.
-        prediction_type: `epsilon` (weight min(SNR, γ) / SNR) or `v_prediction` (min(SNR, γ) / (SNR + 1)).
+        prediction_type: `epsilon` (weight min(SNR, γ) / SNR), `v_prediction` (min(SNR, γ) / (SNR + 1)), or
+            `flow_prediction` (min(SNR, γ) σ², where SNR = ((1 − σ) / σ)²; the paper does not speak of it).
 
     Returns:
         `(B,)`.
     """
     capped = snr.clamp(max=gamma)
+    if prediction_type == "flow_prediction":
+        return capped / (1 + snr.sqrt()).square()
     return capped / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 

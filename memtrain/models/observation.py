@@ -42,6 +42,7 @@ class Observation:
         loss_weight: `(B,)` weight that the host gave each sample's loss, or None for equal weights.
         sample_loss: `(B,)` denoising loss, where it is known without a gradient.
         target: `(B, ...)` what the prediction is compared with, where the host says so.
+        loss_mask: as `target`: how much each element of the error counts, where the host says so.
         reference: per signal its values `(B, columns)` under the base model at the nearest measured timestep, where a
             mitigation asked for them.
         level: per signal `(B, columns)` mean of held-out samples' values compared with their reference under the model
@@ -69,6 +70,7 @@ class Observation:
     loss_weight: Tensor | None = None
     sample_loss: Tensor | None = None
     target: Tensor | None = None
+    loss_mask: Tensor | None = None
     reference: dict[str, Tensor] = field(default_factory=dict)
     level: dict[str, Tensor] = field(default_factory=dict)
     spread: dict[str, Tensor] = field(default_factory=dict)

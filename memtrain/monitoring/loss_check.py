@@ -25,7 +25,8 @@ flag, and no weight that rests on one, comes from a loss that was not checked.
 Some things read the gradient even where losses are handed over, because they act before the step returns, or need what
 the prediction is compared with: mitigations that weight samples by their loss (`LossSkipping`), and `reference:
 paired`. These need a loss that can be read, too. For `paired` the step may return `target`, the `(B, ...)` tensor that
-the denoiser's output should be, as well; the losses compared are then mean squared errors.
+the denoiser's output should be, as well; the losses compared are then mean squared errors. Of masked losses it returns
+`loss_mask` beside it, of the same shape, and the mean is over what that shows.
 
 Cost: a few means per batch; nothing waits for the device after the first eight batches. Cannot: see a loss that is
 differentiated by `loss.backward()` instead of `manual_backward(loss)`, which is refused; notice that losses are handed
@@ -112,7 +113,8 @@ class LossCheck:
         given = _handed_over(observation, outputs)
         readers = [*self.early, *(["`reference: paired`"] if self.paired and observation.target is None else [])]
         if observation.target is not None and self.paired and observation.prediction is not None:
-            given = per_sample_mse(self._predicted(observation.prediction), observation.target)
+            prediction = self._predicted(observation.prediction)
+            given = per_sample_mse(prediction, observation.target, mask=observation.loss_mask)
         observation.sample_loss = given
         if given is not None and not readers:
             self._compared.append(HostCopy(_form(given)))
@@ -149,10 +151,11 @@ class LossCheck:
 
 
 def _handed_over(observation: Observation, outputs: Any) -> Tensor | None:
-    """`sample_loss` of what the step returned, `(B,)`, None if it has none; its `target` goes into the observation."""
+    """`sample_loss` of what the step returned, `(B,)`, None if it has none; the observation takes `target` and mask."""
     if not isinstance(outputs, Mapping):
         return None
     count, given, target = len(observation.keys), outputs.get("sample_loss"), outputs.get("target")
+    mask = outputs.get("loss_mask")
     if given is not None and not (isinstance(given, Tensor) and given.shape == (count,) and given.is_floating_point()):
         raise ConfigurationError(
             f"training_step returned {_shown(given)} as sample_loss for {count} samples",
@@ -162,6 +165,14 @@ def _handed_over(observation: Observation, outputs: Any) -> Tensor | None:
     assert observation.gradient is not None
     if isinstance(target, Tensor) and target.shape == observation.gradient.shape:
         observation.target = target.detach()
+        if isinstance(mask, Tensor) and mask.shape == target.shape:
+            observation.loss_mask = mask.detach()
+        elif mask is not None:
+            raise ConfigurationError(
+                f"training_step returned {_shown(mask)} as loss_mask",
+                expected=f"a tensor of the shape of target, {tuple(target.shape)}",
+                remedy="expand the mask to that shape, or leave target and loss_mask out",
+            )
     elif target is not None and given is None:
         raise ConfigurationError(
             f"training_step returned {_shown(target)} as target",

@@ -143,7 +143,7 @@ class PairedReference:
             assert observation.gradient is not None
             residual = residual_from_gradient(observation.gradient, observation.loss_scale, observation.loss_weight)
             target = predicted(observation.prediction).float() - residual
-        base.sample_loss = per_sample_mse(predicted(base.prediction), target)
+        base.sample_loss = per_sample_mse(predicted(base.prediction), target, mask=observation.loss_mask)
         return read(base)
 
     def replay(

@@ -1,18 +1,35 @@
 """The per-sample training objective: how noise is made, and how each sample's error is weighted.
 
-The denoising loss of Ho et al. (2020), kept per sample. Every option leaves the unweighted loss of each sample known,
-which is what the watch goes by.
+The denoising loss of Ho et al. (2020), kept per sample. Whatever the options, the squared error of each sample, without
+weights, is known beside the loss: it is what the watch goes by, so that values mean the same in every run.
+
+- Squared errors, weighted by timestep or by sample, are read from the gradient; nothing is handed over, and the records
+  of a run are what they are without these options, up to what the options change in training.
+- Of other criteria and of masked losses the module hands the squared errors over
+  (:mod:`memtrain.monitoring.loss_check`), of a masked loss those of what the mask shows.
+
+Traps. Noise offset and input perturbation are part of what is measured, too, so a profile of the base model is one of
+these settings. A weight of 0 makes the visit no evidence. Criteria and masks exclude `LossSkipping`, which has to know
+losses before they can be handed over. The check for empty masks waits for the device once per batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from memtrain.functional.diffusion import min_snr_weight, per_sample_mse
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.functional.diffusion import masked_mean, min_snr_weight, per_sample_mse
+from memtrain.training.criteria import Criterion, HuberSchedule, elementwise, huber_threshold
+from memtrain.training.loss_weights import OF_FLOWS, Weighting, timestep_weight
 from memtrain.training.timesteps import TimestepSampler, Uniform
+
+READABLE = 1e-5
+"""Weights below it are 0: what is left of a sample's gradient would not tell its loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +37,66 @@ class Objective:
     """Options of the loss.
 
     Args:
-        timesteps: which are drawn, and how often.
-        min_snr_gamma: weight the loss by min-SNR-γ (Hang et al., 2023); None weights all timesteps alike.
-        noise_offset: strength of a per-channel constant added to the noise.
+        timesteps: which are drawn, and how often (:mod:`memtrain.training.timesteps`); default all alike.
+        criterion: what the loss makes of an error (:mod:`memtrain.training.criteria`).
+        huber_c: threshold of `huber` and `smooth_l1`.
+        huber_schedule: how it depends on the timestep.
+        min_snr_gamma: weight the loss by min-SNR-γ (Hang et al., 2023; 5 there); None for no such weight.
+        weighting: another weighting of timesteps (:mod:`memtrain.training.loss_weights`).
+        prior_weight: of regularisation images (prior preservation, Ruiz et al., "DreamBooth", 2023), which are those
+            whose `regularization` in the batch is true.
+        noise_offset: strength of a per-channel constant added to the noise, 0.05 to 0.1 for darker and brighter images.
+        input_perturbation: γ of Ning et al., "Input Perturbation Reduces Exposure Bias in Diffusion Models", 2023: the
+            denoiser is shown this much more noise than it is asked for; 0.1 there.
     """
 
-    timesteps: TimestepSampler = field(default_factory=Uniform)
+    timesteps: TimestepSampler | None = None
+    criterion: Criterion = "mse"
+    huber_c: float = 0.1
+    huber_schedule: HuberSchedule = "snr"
     min_snr_gamma: float | None = None
+    weighting: Weighting = "none"
+    prior_weight: float = 1.0
     noise_offset: float = 0.0
+    input_perturbation: float = 0.0
+
+    def check(self, prediction_type: str, snr: Tensor) -> None:
+        """Refuse what contradicts itself, or does not go with a model.
+
+        Args:
+            prediction_type: of the model.
+            snr: `(steps,)` of each of its timesteps.
+
+        Raises:
+            ConfigurationError: if two options contradict each other, the weighting is not defined for the model, or
+                the timesteps are not its own.
+        """
+        for name in ("prior_weight", "noise_offset", "input_perturbation"):
+            if not 0 <= (value := getattr(self, name)) < float("inf"):
+                raise _refused(f"{name}={value}", "a number of at least 0", f"leave {name} out, or raise it")
+        for name in ("huber_c", "min_snr_gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise _refused(f"{name}={value}", "a number above 0", "0.1 is usual for huber_c, 5 for min_snr_gamma")
+        if self.min_snr_gamma is not None and self.weighting != "none":
+            raise _refused(
+                f"min_snr_gamma={self.min_snr_gamma} and weighting={self.weighting!r} both weight timesteps",
+                "one of them",
+                "leave one out",
+            )
+        if self.weighting in OF_FLOWS and prediction_type != "flow_prediction":
+            raise _refused(
+                f"weighting={self.weighting!r}, but the model predicts {prediction_type}",
+                "a model of flow matching, such as Stable Diffusion 3 or FLUX.1",
+                "set min_snr_gamma: 5 or weighting: debiased",
+            )
+        self.draw_timesteps(1, generator=torch.Generator(), snr=snr)
+
+    def draw_timesteps(self, count: int, *, generator: torch.Generator, snr: Tensor) -> Tensor:
+        """Timesteps `(count,)` int64 on the generator's device; arguments as of :class:`TimestepSampler`."""
+        return (self.timesteps or Uniform()).draw(count, steps=len(snr), generator=generator, snr=snr)
+
+    # Noise
 
     def noise(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of the shape of `latents`, on their device."""
@@ -37,12 +106,114 @@ class Objective:
             noise = noise + self.noise_offset * torch.randn(shape, generator=generator, device=latents.device)
         return noise
 
-    def sample_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Unweighted loss of each sample, `(B,)`, of predictions `(B, C, h, w)`."""
-        return per_sample_mse(prediction, target)
+    def shown_noise(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """The noise in what the denoiser is shown, of noise that it is asked for; itself without perturbation."""
+        if not self.input_perturbation:
+            return noise
+        more = torch.randn(noise.shape, generator=generator, device=noise.device)
+        return noise + self.input_perturbation * more
+
+    # Losses
+
+    def reads(self, batch: Mapping[str, Any]) -> bool:
+        """Whether each sample's loss can be read from the gradient."""
+        return self.criterion == "mse" and "loss_mask" not in batch
+
+    def sample_loss(self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Squared error of each sample, unweighted, `(B,)`: what is watched.
+
+        Args:
+            prediction: `(B, C, h, w)`.
+            target: same shape.
+            mask: `(B, 1, h, w)`, from :func:`loss_mask`.
+        """
+        return per_sample_mse(prediction, target, mask=mask)
+
+    def trained_loss(
+        self, prediction: Tensor, target: Tensor, *, mask: Tensor | None, snr: Tensor, share: Tensor
+    ) -> Tensor:
+        """Loss of each sample by the criterion, before weights, `(B,)`: what is trained on.
+
+        Args:
+            prediction: `(B, C, h, w)`.
+            target: same shape.
+            mask: `(B, 1, h, w)` or None.
+            snr: `(B,)` signal-to-noise ratio of the timesteps.
+            share: `(B,)` timesteps over their number.
+        """
+        if self.criterion == "mse":
+            return self.sample_loss(prediction, target, mask=mask)
+        threshold = huber_threshold(self.huber_schedule, self.huber_c, snr=snr, share=share)
+        errors = elementwise(self.criterion, prediction, target, threshold=threshold)
+        return errors.flatten(1).mean(1) if mask is None else masked_mean(errors, mask)
+
+    # Weights
 
     def weight(self, snr: Tensor, prediction_type: str) -> Tensor:
         """Weight of the loss at each signal-to-noise ratio, `(B,)`."""
-        if self.min_snr_gamma is None:
-            return torch.ones_like(snr, dtype=torch.float32)
-        return min_snr_weight(snr, self.min_snr_gamma, prediction_type)
+        if self.min_snr_gamma is not None:
+            weight = min_snr_weight(snr, self.min_snr_gamma, prediction_type)
+        else:
+            weight = timestep_weight(self.weighting, snr, prediction_type=prediction_type)
+        return torch.where(weight < READABLE, 0.0, weight)
+
+    def batch_weight(self, batch: Any, like: Tensor) -> Tensor:
+        """Weight of each sample of a batch, by `weight` and `regularization`, of the shape and device of `like`.
+
+        Raises:
+            DataError: if these are not `(B,)`.
+        """
+        found = torch.ones_like(like)
+        if not isinstance(batch, Mapping):
+            return found
+        for name, prior in (("weight", None), ("regularization", self.prior_weight)):
+            given = batch.get(name)
+            if given is None:
+                continue
+            given = torch.as_tensor(given, device=like.device)
+            if given.shape != like.shape:
+                raise DataError(
+                    f"`{name}` of the batch has the shape {tuple(given.shape)} for {len(like)} samples",
+                    expected="one number for each sample, (B,)",
+                    remedy="correct it in the data",
+                )
+            found = found * (given.to(like) if prior is None else torch.where(given.bool(), prior, 1.0))
+        return found
+
+
+def loss_mask(batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
+    """`loss_mask` of a batch, `(B, 1, h, w)` float on the device of the latents; None if it has none.
+
+    Args:
+        batch: perhaps with `loss_mask`: how much each place of the latents counts.
+        latents: `(B, C, h, w)`.
+
+    Raises:
+        DataError: if it has another shape, or shows nothing of a sample, or counts a place negatively.
+    """
+    mask = batch.get("loss_mask")
+    if mask is None:
+        return None
+    shape = (len(latents), 1, *latents.shape[2:])
+    if tuple(mask.shape) != shape:
+        raise DataError(
+            f"`loss_mask` of the batch has the shape {tuple(mask.shape)}",
+            expected=f"{shape}: one channel, in the size of the latents",
+            remedy="scale masks to the size of the latents where the data are made",
+        )
+    mask = mask.to(latents.device, torch.float32)
+    area = mask.flatten(1)
+    broken = ((area < 0).any(1) | ~(area.sum(1) > 0)).tolist()
+    if any(broken):
+        keys = batch.get("key") or range(len(broken))
+        named = [str(key) for key, wrong in zip(keys, broken, strict=True) if wrong]
+        raise DataError(
+            f"The loss masks of {len(named)} samples are empty or negative, first of {named[0]}",
+            expected="a mask that shows some of each image",
+            remedy="correct these masks, leave the samples out, or crop so that what is shown stays in the image",
+        )
+    return mask
+
+
+def _refused(found: str, expected: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"The objective has {found}", expected=expected, remedy=remedy)

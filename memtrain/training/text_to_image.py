@@ -14,55 +14,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
+from memtrain.training.base_model import BaseModel, base_model
 from memtrain.training.checkpoint_contents import check_contents, keep_trained
+from memtrain.training.denoising import Denoised, denoise
 from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
 from memtrain.training.lora_file import save_adapters
 from memtrain.training.objective import Objective
 from memtrain.training.pipelines.base import TEXT_FIELDS
 from memtrain.training.pipelines.find import load_trainable
-from memtrain.training.schedule import Schedule, with_warmup
+from memtrain.training.schedule import Schedule, optimizer_of, with_warmup
 from memtrain.training.sharding import refuse_sharded
-
-NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""Names of text encoders in diffusers' pipelines."""
 
 
 class TextToImageModule(LightningModule):
     """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
 
     Args:
-        pretrained: a diffusers pipeline folder or hub name.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
         lora: train adapters in place of the weights.
         objective: the loss.
-        learning_rate: peak of the schedule.
-        schedule: after the warm-up, `constant` or `cosine` to zero.
+        learning_rate: peak of the schedule; default 1e-5, or what `optimizer` has.
+        schedule: after the warm-up, `constant`, or to zero by `cosine`, `linear` and others
+            (:mod:`memtrain.training.schedule`); or any of torch's by class path.
         warmup_steps: optimizer steps of linear warm-up.
-        optimizer: by class path, with arguments other than the learning rate; default AdamW.
+        optimizer: by class path; default AdamW.
         ema_decay: decay of the exported weight average; None exports the last weights.
         train_text_encoder: train the text encoders too (the embedded base model needs it).
         execution: what trades time, memory and precision.
         seed: of timesteps and noise; default `seed_everything`'s.
 
-    Logged metrics: `train/loss` (mean over the batch, before any re-weighting), `heldout/loss` (mean over held-out
-    samples under the averaged weights, at timesteps and noise that are the same in every validation).
+    Logged metrics: `train/loss` (mean squared error over the batch, before any re-weighting), `heldout/loss` (that of
+    held-out samples under the averaged weights, at timesteps and noise that are the same in every validation).
     """
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | BaseModel,
         *,
         lora: LoRA | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-5,
-        schedule: Schedule = "constant",
+        learning_rate: float | None = None,
+        schedule: Schedule | Callable[[Optimizer], LRScheduler] = "constant",
         warmup_steps: int = 0,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         ema_decay: float | None = 0.9999,
@@ -75,18 +75,24 @@ class TextToImageModule(LightningModule):
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.pretrained = pretrained
+        self.pretrained = base_model(pretrained).path
+        self.execution.check(adapters=lora is not None)
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
+        # For what a reference profile is known by.
+        self.text_encoders, self.conditioning = parts.text_encoders, parts.conditioning
+        self._snr = parts.signal_to_noise_ratio(torch.arange(parts.steps))
+        self.objective.check(self.prediction_type, self._snr)
         parts.vae.requires_grad_(False).eval()
         for encoder in parts.text_encoders.values():
             encoder.requires_grad_(train_text_encoder).eval()
         self.denoiser = parts.denoiser.train()
-        self.execution.apply(self.denoiser)
+        self.execution.prepare(parts, adapters=lora is not None)
         if lora is not None:
             lora.inject(parts)
             # Checkpoints are without the frozen weights; `check_contents` is as strict about the others.
             self.strict_loading = False
+        self.execution.finish(self.trained())
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
         self._frozen = (parts.vae, *parts.text_encoders.values())
         encoders = {
@@ -94,7 +100,7 @@ class TextToImageModule(LightningModule):
         }
         if encoders:
             self.trained_text_encoders = nn.ModuleDict(encoders)
-        self.ema = None if ema_decay is None else EMAModel(self.trained(), decay=ema_decay, foreach=True)
+        self.ema = self.execution.average(self.trained(), ema_decay)
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
@@ -111,6 +117,11 @@ class TextToImageModule(LightningModule):
         return self.objective.noise_offset
 
     @property
+    def input_perturbation(self) -> float:
+        """Of the objective."""
+        return self.objective.input_perturbation
+
+    @property
     def vae(self) -> Any:
         """The frozen autoencoder."""
         return self.parts.vae
@@ -120,24 +131,15 @@ class TextToImageModule(LightningModule):
         """The first text encoder, frozen unless it is trained."""
         return next(iter(self.parts.text_encoders.values()))
 
-    @property
-    def text_encoders(self) -> dict[str, nn.Module]:
-        """All text encoders, by their names in the pipeline."""
-        return self.parts.text_encoders
-
-    @property
-    def conditioning(self) -> dict[str, float]:
-        """What the denoiser is told beside the caption."""
-        return self.parts.conditioning
-
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
         refuse_sharded(self.trainer.strategy)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
-                expected="weights in full precision, to which small updates are not lost",
-                remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision",
+                expected="trained weights, of adapters too, in full precision, to which small updates are not lost",
+                remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision; "
+                "execution.frozen_dtype: bfloat16 stores in half precision what is not trained, with `lora` the base",
             )
 
     def on_fit_start(self) -> None:
@@ -178,12 +180,13 @@ class TextToImageModule(LightningModule):
         """The empty caption, encoded: `text_embeddings` `(1, T, width)` and what goes with them."""
         return self.encode_tokens({name: value.to(self.device) for name, value in self.tokens([""]).items()})
 
-    def loss_weight(self, timesteps: Tensor) -> Tensor:
-        """Weight of the loss at each timestep, `(B,)`."""
-        return self.objective.weight(self.parts.signal_to_noise_ratio(timesteps), self.prediction_type)
+    def loss_weight(self, timesteps: Tensor, batch: Any = None) -> Tensor:
+        """What each sample's loss is multiplied by, `(B,)`: by its timestep, and by `weight` in the batch."""
+        weight = self.objective.weight(self.parts.signal_to_noise_ratio(timesteps), self.prediction_type)
+        return weight * self.objective.batch_weight(batch, weight)
 
     def sample_loss(self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Unweighted denoising loss of each sample.
+        """Squared error of each sample, unweighted; of a masked one, of what its mask shows.
 
         Args:
             batch: as :mod:`memtrain.data.source` describes.
@@ -193,14 +196,25 @@ class TextToImageModule(LightningModule):
         Returns:
             `(B,)`, with a graph when gradients are enabled.
         """
-        latents = batch["latents"] if "latents" in batch else self.encode_images(batch["pixel_values"])
-        noise = self.objective.noise(latents, generator)
-        noisy, target = self.parts.noisy_and_target(latents, noise, timesteps)
+        return self._denoise(batch, timesteps, generator).sample_loss
+
+    def _denoise(
+        self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator, *, perturbed: bool = True
+    ) -> Denoised:
         known = "text_embeddings" in batch
         with self.lora.dropout_draws(generator) if self.lora is not None else nullcontext():
             text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
-            prediction = self.parts.predict(noisy, timesteps, text, batch=batch)
-        return self.objective.sample_loss(prediction, target)
+            return denoise(
+                self.parts,
+                self.objective,
+                latents=batch["latents"] if "latents" in batch else self.encode_images(batch["pixel_values"]),
+                text=text,
+                timesteps=timesteps,
+                generator=generator,
+                batch=batch,
+                dtype=self.execution.input_dtype(adapters=self.lora is not None),
+                perturbed=perturbed,
+            )
 
     def step_generator(self, *counters: int) -> torch.Generator:
         """A generator on the module's device, seeded by (seed, counters)."""
@@ -210,12 +224,13 @@ class TextToImageModule(LightningModule):
         """The batch mean of the weighted per-sample loss."""
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
-        drawn = self.objective.timesteps.draw(count, steps=self.parts.steps, generator=generator)
-        timesteps = self.parts.shifted(drawn)
-        sample_loss = self.sample_loss(batch, timesteps, generator)
-        loss = (self.loss_weight(timesteps) * sample_loss).mean()
-        self.log("train/loss", sample_loss.detach().mean(), prog_bar=True, batch_size=count)
-        return {"loss": loss, "key": batch["key"]}
+        self._snr = self._snr.to(self.device)
+        timesteps = self.parts.shifted(self.objective.draw_timesteps(count, generator=generator, snr=self._snr))
+        denoised = self._denoise(batch, timesteps, generator)
+        losses, handed = denoised.losses(self.parts, self.objective, batch=batch)
+        loss = (self.loss_weight(timesteps, batch) * losses).mean()
+        self.log("train/loss", denoised.sample_loss.detach().mean(), prog_bar=True, batch_size=count)
+        return {"loss": loss, "key": batch["key"], **handed}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weight average with each optimizer step, so that a checkpoint of this step holds it."""
@@ -243,7 +258,8 @@ class TextToImageModule(LightningModule):
         for index in range(4):
             generator = self.step_generator(batch_idx, index)
             start = torch.randint(steps // 4, (count,), generator=generator, device=self.device)
-            loss = self.sample_loss(batch, start + index * (steps // 4), generator)
+            # Without input perturbation, as the model is used.
+            loss = self._denoise(batch, start + index * (steps // 4), generator, perturbed=False).sample_loss
             self.log("heldout/loss", loss.mean(), prog_bar=True, batch_size=count, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
@@ -257,10 +273,7 @@ class TextToImageModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer with the schedule."""
-        if self.optimizer_class is None:
-            optimizer: Optimizer = torch.optim.AdamW(self.trained(), lr=self.learning_rate, weight_decay=1e-2)
-        else:
-            optimizer = self.optimizer_class(self.trained())
+        optimizer = optimizer_of(self.trained(), self.optimizer_class, learning_rate=self.learning_rate)
         return with_warmup(optimizer, self.schedule, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -205,6 +205,10 @@ class TrainablePipeline(ABC):
         sides = [torch.full((len(noisy),), side * factor, device=noisy.device) for side in noisy.shape[-2:]]
         return torch.stack(sides, dim=1)
 
+    def as_output(self, values: Tensor) -> Tensor:
+        """`(B, C, h, w)` values of each latent in the form of the denoiser's output, such as a sequence of patches."""
+        return values
+
     # The trained model
 
     def export(self) -> Any:

@@ -97,3 +97,7 @@ class Flux(TrainablePipeline):
             img_ids=places.reshape(-1, 3),
         ).sample
         return from_patches(patches, rows, columns)
+
+    def as_output(self, values: Tensor) -> Tensor:
+        """In patches."""
+        return to_patches(values)
