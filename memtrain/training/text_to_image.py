@@ -133,7 +133,6 @@ class TextToImageModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
-        refuse_sharded(self.trainer.strategy)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
@@ -141,6 +140,7 @@ class TextToImageModule(LightningModule):
                 remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision; "
                 "execution.frozen_dtype: bfloat16 stores in half precision what is not trained, with `lora` the base",
             )
+        refuse_sharded(self.trainer.strategy)
 
     def on_fit_start(self) -> None:
         """Move the frozen parts and the weight average to the device."""
