@@ -261,8 +261,8 @@ def captions_of(batch: Any, count: int) -> list[str] | None:
 def token_rows(batch: Any, count: int) -> tuple[Tensor, Tensor] | None:
     """Token ids `(B, T)` of a batch of `count` samples, and `(B,)` which captions are empty; None if it holds none.
 
-    A row is empty if `prompt_mask` shows no words in it, or `prompt_length` counts none beside CLIP's begin and end. Where
-    neither is known, it is if it is the same from its second token on: so is an empty text padded, but for CLIP's
+    A row is empty if `prompt_mask` shows no words in it, or `prompt_length` counts none beside CLIP's begin and end.
+    With neither, it is if it is the same from its second token on: so is an empty text padded, but for CLIP's
     tokenizers that pad with another token than the end's.
     """
     ids = field_of(batch, "input_ids")
