@@ -10,6 +10,8 @@ last checkpoint. Rows:
 - `baseline`: plain fine-tuning, `configs/tiny_baseline.yaml`. Its held-out split is by the true families.
 - `recommended`: `configs/tiny.yaml`, which finds the families itself.
 - `entropy`: plain fine-tuning, flags by attention entropy alone, whose sites are learnt from canaries.
+- `lora`, `lora_recommended`: the first two with adapters of rank 16 in place of all weights.
+- `lora_t_lora`, `lora_logit_normal`, `lora_u_shaped`: `lora` with what is published against overfitting, nothing else.
 """
 
 from __future__ import annotations
@@ -36,9 +38,16 @@ from memtrain.families.table import Families
 from memtrain.functional.ranking import auroc, proportion_interval
 
 console = Console(width=200, soft_wrap=True)
+BASELINE = ("--config", "configs/tiny_baseline.yaml", "--config", "benchmarks/copies_baseline.yaml")
+LORA = ("--config", "benchmarks/copies_lora.yaml")
 ROWS: dict[str, Sequence[str]] = {
-    "baseline": ["--config", "configs/tiny_baseline.yaml", "--config", "benchmarks/copies_baseline.yaml"],
+    "baseline": BASELINE,
     "recommended": ["--config", "configs/tiny.yaml"],
+    "lora": [*BASELINE, *LORA],
+    "lora_recommended": ["--config", "configs/tiny.yaml", *LORA],
+    "lora_t_lora": [*BASELINE, *LORA, "--config", "configs/lora/t_lora.yaml"],
+    "lora_logit_normal": [*BASELINE, *LORA, "--config", "configs/objective/logit_normal.yaml"],
+    "lora_u_shaped": [*BASELINE, *LORA, "--config", "configs/objective/u_shaped.yaml"],
     "entropy": [
         *("--config", "configs/tiny_baseline.yaml", "--config", "configs/signals/attention_entropy.yaml"),
         *("--config", "configs/data/canaries.yaml"),
@@ -58,7 +67,7 @@ def run(form: str, row: str, seed: int, *, folder: Path, sscd: Path | None) -> d
     data = make(form, folder / "data", seed=seed)
     place, log = folder / f"{form}-{row}-{seed}", folder / f"{form}-{row}-{seed}.log"
     steps = FORMS[form].steps if form in FORMS else DOSE_STEPS
-    families = str(data.families) if row != "recommended" else "auto"
+    families = "auto" if row.endswith("recommended") else str(data.families)
     options = {
         "--seed_everything": seed,
         "--trainer.max_steps": steps,

@@ -24,11 +24,12 @@ def main(name: str, file: str, folder: str, *smoke: str) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import gpu_guard
     import gpu_model
+    import gpu_scripts
     import gpu_training
     from gpu_shapes import Part
 
     part = Part(Path(file), Path(folder), smoke=bool(smoke))
-    module = next(module for module in (gpu_guard, gpu_training, gpu_model) if hasattr(module, name))
+    module = next(module for module in (gpu_guard, gpu_scripts, gpu_training, gpu_model) if hasattr(module, name))
     getattr(module, name)(part)
     figures = [one for one in part.figures.values() if isinstance(one, dict)]
     failed = part.failures() + [f"{len([f for f in figures if f.get('passed') is False])} check(s) did not pass"] * any(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from experiment import ROOT
 from gpu_clock import peak_gib, synchronise
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from memtrain.models.pipeline import Components
 
@@ -152,6 +152,74 @@ def random_pipeline(part: Part) -> Path:
     half = place.with_name(place.name + ".writing")
     shutil.rmtree(half, ignore_errors=True)
     parts.pipeline().save_pretrained(half)
+    half.rename(place)
+    return place
+
+
+XL_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SMALL_XL: dict[str, Any] = {
+    **SMALL_UNET,
+    "cross_attention_dim": 32,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 6 * 4 + 16,
+}
+
+
+def random_xl_pipeline(part: Part) -> Path:
+    """A pipeline folder of Stable Diffusion XL's shape with random weights (tiny in a smoke run), made once."""
+    place = part.folder / ("small_xl" if part.smoke else "sdxl")
+    if place.is_dir():
+        return place
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "tiny-sd", subfolder="tokenizer")
+    tokens = {
+        "vocab_size": len(tokenizer) if part.smoke else 49408,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    first, second = ((16, 1, 2), (16, 1, 2)) if part.smoke else ((768, 12, 12), (1280, 32, 20))
+    texts = [
+        CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            projection_dim=width,
+            **tokens,
+        )
+        for width, layers, heads in (first, second)
+    ]
+    torch.manual_seed(0)
+    with part.device:
+        unet = UNet2DConditionModel(**(SMALL_XL if part.smoke else XL_UNET))
+        text_encoder, text_encoder_2 = CLIPTextModel(texts[0]), CLIPTextModelWithProjection(texts[1])
+    source = random_pipeline(part)
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL.from_pretrained(source, subfolder="vae"),
+        text_encoder=text_encoder.cpu(),
+        text_encoder_2=text_encoder_2.cpu(),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet.cpu(),
+        scheduler=DDPMScheduler.from_pretrained(source, subfolder="scheduler"),
+        add_watermarker=False,
+    )
+    half = place.with_name(place.name + ".writing")
+    shutil.rmtree(half, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(half)
     half.rename(place)
     return place
 

@@ -5,9 +5,9 @@ Layout below a run's `records/`:
 - `steps/rank-00000/part-00000000-00000049.parquet`: rows of one rank for a range of batches. A part is written under
   another name and renamed into place when complete.
 - `samples.parquet`: one row per sample of the data: `key`, `caption`, `split` (`train` or `heldout`),
-  `visits_per_epoch`, `group` (what is known of it: `planted`, `unique`, `varied_captions`, `varied_images`, `canary` or
-  `heldout`; null where the data module names no groups), `picture_family`, `caption_family` (the key of the family's
-  first member, the sample's own where it stands alone; see :mod:`memtrain.families.table`).
+  `visits_per_epoch`, `group` (what is known of it: `planted`, `unique`, `varied_captions`, `varied_images`, `canary`,
+  `regularisation` or `heldout`; null where the data module names no groups), `picture_family`, `caption_family` (the
+  key of the family's first member, the sample's own where it stands alone; see :mod:`memtrain.families.table`).
 - `evidence.parquet`: one row per training sample that was visited or flagged, at the end of the run (see
   :mod:`memtrain.evidence.evidence_table`).
 - `calibration.json`: how the run came to its flags: threshold, false-positive rate, how many samples calibrated it,
@@ -50,6 +50,8 @@ SHARED_CAPTION = "shared_caption"
 """Group of captions that several training pictures share, and that nobody planted."""
 FLAGGED, EXCLUDED = "flagged", "excluded"
 """Groups of samples that a run chose: unique images that it flagged, images that it was told to leave out."""
+REGULARISATION = "regularisation"
+"""Group of images that are mixed in to keep the model as it is: trained on, but not what a run is meant to learn."""
 NEVER_TRAINED = (HELDOUT, EXCLUDED)
 """Groups of images that the run did not train on."""
 PART = re.compile(r"part-(\d+)-(\d+)\.parquet")

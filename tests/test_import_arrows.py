@@ -27,7 +27,10 @@ ARROWS = {
     "monitoring": {"evidence", "signals", "families", "models", "functional", "records"},
     "data": {"functional", "families", "records"},
     "training": {"models", "functional"},
-    "callbacks": {"monitoring", "evidence", "signals", "families", "models", "functional", "records", "data"},
+    "callbacks": {
+        *("monitoring", "evidence", "signals", "families", "models", "functional", "records", "data"),
+        "evaluation.sampling",
+    },
     "guard": {"monitoring", "evidence", "signals", "families", "models", "functional", "records"},
     "detectors": {"functional", "models"},
     "localization": {"functional", "models", "records"},

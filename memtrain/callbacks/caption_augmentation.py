@@ -43,6 +43,8 @@ from memtrain.monitoring.data_protocol import known_samples
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Effects
 
+EMBEDDED = ("text_embeddings", "pooled_embeddings", "text_mask")
+"""Fields of a batch that hold a caption's embeddings, from a cache."""
 TOKENS = {"add": 2, "replace": 4, "repeat": 2, "multiple": 0, "noise": 0}
 """Tokens of the published settings."""
 
@@ -182,6 +184,9 @@ class CaptionAugmentation(MitigationCallback):
         changed = to_device(changed & self._chosen, ids.device) & (length > 2)
         batch["input_ids"] = torch.where(changed[:, None], new, ids)
         batch["prompt_length"] = torch.where(changed, new_length, length)
+        for field in EMBEDDED:
+            # Of the caption as it was; without them the module encodes the tokens.
+            batch.pop(field, None)
 
     def _another(self, keys: Sequence[str], numbers: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether each sample gets another caption than its first, and the tokens and length of that."""

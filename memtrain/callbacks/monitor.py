@@ -28,7 +28,9 @@ evidence.
 Logged metrics: `memorization/flagged` (samples flagged so far, all files of a flagged picture),
 `memorization/pictures_flagged` (their pictures), `memorization/share` (share of the training pictures, or of those seen
 so far where their number is not known; :mod:`memtrain.callbacks.stop_before_memorization` stops by it),
-`memorization/threshold` (score above which a sample is flagged), `memorization/weight` (mean weight in the batch).
+`memorization/visits_flagged` (share of the batch's visits that are of flagged samples), `memorization/threshold` (score
+above which a sample is flagged), `memorization/highest_score` (the highest in the batch, of samples with visits enough
+for a flag; without any it is not logged), `memorization/weight` (mean weight in the batch).
 """
 
 from __future__ import annotations

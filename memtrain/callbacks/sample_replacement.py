@@ -5,7 +5,8 @@ thirds of the draws are memorized images, two thirds of the work of every step a
 those that were not flagged, takes the place before the forward pass, so that every step trains on a full batch. It is
 what removing the sample from the data from that moment on would do. Of a few samples drawn for a place the one whose
 picture has the fewest visits takes it: a picture that is drawn too often would be the next to be memorized. No file of
-a flagged picture or caption is drawn, whether it was ever visited or not.
+a flagged picture or caption is drawn, whether it was ever visited or not. Where batches are of one shape each
+(aspect-ratio buckets), so are the samples that are drawn. Regularisation images are not.
 
 A flagged sample is removed for good and no longer watched; its visits end in the records.
 
@@ -27,11 +28,13 @@ from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import seed_of, uniform
 from memtrain.models.observation import Observation
 from memtrain.models.transfer import to_device
-from memtrain.monitoring.data_protocol import known_samples
+from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Effects
+from memtrain.records import REGULARISATION
 
-CAPTION = ("caption", "input_ids", "prompt_length")
+CAPTION = ("caption", "input_ids", "prompt_", "text_", "pooled_")
+"""How the fields begin that depend on the caption: tokens, their number and mask, embeddings."""
 CANDIDATES = 8
 """Samples that are drawn for a place; the one whose picture has the fewest visits so far takes it."""
 
@@ -47,8 +50,11 @@ class SampleReplacement(MitigationCallback):
         self.seed = seed
         self._samples: Any = None
         self._keys: list[str] = []
+        self._others: set[str] = set()
+        self._shapes: list[Any] = []
+        self._row_of: dict[str, int] = {}
         self._flagged = -1
-        self._open: list[int] = []
+        self._open: dict[Any, list[int]] = {}
         self._rank = 0
 
     def effects(self) -> Effects:
@@ -67,6 +73,11 @@ class SampleReplacement(MitigationCallback):
         self._rank = host.rank
         self._samples = dataset.unique()
         self._keys = [sample.key for sample in self._samples.samples]
+        self._row_of = {key: row for row, key in enumerate(self._keys)}
+        self._shapes = getattr(self._samples, "shapes", None) or [None] * len(self._keys)
+        groups = by_key(host.data, "groups")
+        # What is mixed in to keep the model as it is has a share of the batches of its own.
+        self._others = {key for key in self._keys if groups.get(key) == REGULARISATION}
         self._flagged = -1
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
@@ -77,21 +88,26 @@ class SampleReplacement(MitigationCallback):
                 # The row's place in the batches of all processes, one after the other: copies of one sample, which may
                 # be on several of them, need substitutes of their own.
                 place = self._rank * len(flags.ever) + row
-                chosen = self._substitute(seed_of(self.seed, number, place), flags)
+                known = self._row_of.get(flags.keys[row])
+                shape = None if known is None else self._shapes[known]
+                chosen = self._substitute(seed_of(self.seed, number, place), flags, shape)
                 if chosen is not None:
                     rows.append(row)
                     items.append(self._samples[chosen])
         if rows:
             self._put(batch, rows, items)
 
-    def _substitute(self, seed: int, flags: Flags) -> int | None:
-        """Index of a sample that is not flagged: of some drawn at random, that of the fewest visits."""
+    def _substitute(self, seed: int, flags: Flags, shape: Any) -> int | None:
+        """Index of a sample of this shape that is not flagged: of some drawn at random, that of the fewest visits."""
         if len(flags.everyone) != self._flagged:
-            self._flagged = len(flags.everyone)
-            self._open = [index for index, key in enumerate(self._keys) if key not in flags.everyone]
-        if not self._open:
+            self._flagged, self._open = len(flags.everyone), {}
+            for index, key in enumerate(self._keys):
+                if key not in flags.everyone and key not in self._others:
+                    self._open.setdefault(self._shapes[index], []).append(index)
+        found = self._open.get(shape, [])
+        if not found:
             return None
-        drawn = [self._open[int(len(self._open) * share)] for share in uniform([seed], CANDIDATES)[0].tolist()]
+        drawn = [found[int(len(found) * share)] for share in uniform([seed], CANDIDATES)[0].tolist()]
         visits = flags.visits([self._keys[index] for index in drawn])
         return min(zip(visits, range(CANDIDATES), drawn, strict=True))[2]
 
@@ -108,7 +124,7 @@ class SampleReplacement(MitigationCallback):
             put = [
                 (row, item[name])
                 for row, item in zip(rows, items, strict=True)
-                if not (row in dropped and name in CAPTION)
+                if not (row in dropped and name.startswith(CAPTION))
             ]
             if isinstance(values, Tensor) and put:
                 where = to_device(torch.tensor([row for row, _ in put]), values.device)

@@ -21,6 +21,11 @@ def train(args: list[str] | None = None) -> None:
 
         scan.scan_command(words[1:])
         return
+    if words[:1] == ["plan"]:
+        from memtrain.cli import plan
+
+        plan.plan(words[1:])
+        return
     if words[:1] == ["rewind"]:
         from memtrain.cli import rewind
 

@@ -76,6 +76,7 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
             expected="TextImageDataModule, whose training images evaluation compares with",
             remedy="call memtrain.evaluation.stages.measure.evaluate_run with your own images",
         )
+    data.buckets, data.augment = None, None  # pictures are compared with generated ones in one view, of one size
     scanned = path.parent / "families"
     if data.scan.folder is None and scanned.is_dir():
         # What training found is read again instead of scanned for again.

@@ -11,9 +11,9 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.evaluation.stages.base import picture_of
 from memtrain.families.table import Families, listed_keys
 from memtrain.functional.keyed_draws import hash_order
-from memtrain.records import CANARY, PLANTED, REPEATED, UNIQUE, VARIED_CAPTIONS, VARIED_IMAGES
+from memtrain.records import CANARY, PLANTED, REGULARISATION, REPEATED, UNIQUE, VARIED_CAPTIONS, VARIED_IMAGES
 
-GROUPS = (PLANTED, VARIED_CAPTIONS, VARIED_IMAGES, CANARY)
+GROUPS = (PLANTED, VARIED_CAPTIONS, VARIED_IMAGES, CANARY, REGULARISATION)
 """Groups that a picture is in as soon as one of its files is, in this order."""
 
 
@@ -37,8 +37,8 @@ def read_families(folder: Path, data: TextImageDataModule) -> tuple[Families | N
 
 
 def _is_file(data: TextImageDataModule, key: str) -> bool:
-    """Whether a training sample comes from the data; synthetic ones do not."""
-    return data.groups.get(key) != CANARY
+    """Whether a training sample comes from the data; synthetic ones and regularisation images do not."""
+    return data.groups.get(key) not in (CANARY, REGULARISATION)
 
 
 @dataclass
@@ -80,7 +80,9 @@ class Pictures:
         """Rows by caption family, of the captions that several training pictures share."""
         rows: dict[str, list[int]] = {}
         for row, sample in enumerate(self.samples):
-            rows.setdefault(self.caption(sample.key), []).append(row)
+            # Regularisation images share a caption because that is their purpose.
+            if self.data.groups[sample.key] != REGULARISATION:
+                rows.setdefault(self.caption(sample.key), []).append(row)
         several = {name: {self.name(self.samples[row].key) for row in found} for name, found in rows.items()}
         return {name: found for name, found in rows.items() if len(several[name]) > 1}
 

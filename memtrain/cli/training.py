@@ -22,7 +22,7 @@ DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
 DESCRIPTION = (
     "Fine-tune a model and watch what it memorizes. Before that, `python train.py scan` shows which files of the data "
-    "are one picture (`python train.py scan --help`)."
+    "are one picture (`python train.py scan --help`), and `python train.py plan` what the training would do."
 )
 
 

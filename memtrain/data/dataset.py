@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm.auto import tqdm
 
+from memtrain.data.caption_choice import Captions
+from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
+from memtrain.data.kept_latents import KeptLatents, encode_in_memory
 from memtrain.data.source import SampleSource
-from memtrain.functional.memory import images_at_once
+from memtrain.functional.keyed_draws import hash_numbers
 from memtrain.functional.tokens import Tokenizer, tokenize
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
-Tokens = Callable[[Sequence[str]], dict[str, torch.Tensor]]
+Tokens = Callable[[Sequence[str]], dict[str, Tensor]]
 """Makes the fields of a batch that hold the token ids of B captions, each `(B, ...)`."""
+
+
+class Visit(NamedTuple):
+    """A visit of a dataset's position in some epoch, on which what is random in it depends."""
+
+    position: int
+    epoch: int
+
+
+class Turns:
+    """Rows that take turns at some positions: all of them equally often in the long run, in a new order each time.
+
+    Args:
+        rows: that take turns.
+        positions: of the dataset at which they do.
+        seed: of the orders.
+    """
+
+    def __init__(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> None:
+        self.rows, self.seed = list(rows), seed
+        self.slots = {position: slot for slot, position in enumerate(positions)}
+        self._order = lru_cache(maxsize=4)(self._new_order)
+
+    def row(self, position: int, epoch: int) -> int:
+        """Whose turn it is."""
+        time, place = divmod(epoch * len(self.slots) + self.slots[position], len(self.rows))
+        return self._order(time)[place]
+
+    def _new_order(self, time: int) -> list[int]:
+        draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
+        return [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
 
 
 def tokens_by(tokenizer: Tokenizer) -> Tokens:
@@ -26,7 +60,7 @@ def tokens_by(tokenizer: Tokenizer) -> Tokens:
     return partial(_tokens, tokenizer)
 
 
-def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, Tensor]:
     input_ids, mask = tokenize(tokenizer, captions)
     return {"input_ids": input_ids, "prompt_length": mask.sum(dim=1)}
 
@@ -34,12 +68,22 @@ def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, torch.Te
 class CaptionedImages(Dataset[dict[str, Any]]):
     """Visits of samples of a source.
 
+    An index is a :class:`Visit`, or a number for the fixed view of the sample under its first caption.
+
     Args:
         source: the samples.
         indices: the samples of `source` in this dataset, each once.
         resolution: image size, pixels.
         tokens: makes `input_ids`, `prompt_length` and the like of captions; None leaves them out.
         visits: how often each sample occurs; default once.
+        framing: how images are cut; default centre squares of `resolution`.
+        captions: how captions are chosen; default the first.
+        weights: field `weight` of each sample; default none.
+        rotating: rows (of `indices`) that take turns at their positions from epoch to epoch, those of one shape.
+
+    Attributes:
+        samples: in the order of `indices`.
+        shapes: rows and columns of each sample's pixel values.
     """
 
     def __init__(
@@ -50,63 +94,191 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         resolution: int,
         tokens: Tokens | None = None,
         visits: Sequence[int] | None = None,
+        framing: Framing | None = None,
+        captions: Captions | None = None,
+        weights: Sequence[float] | None = None,
+        rotating: Sequence[int] = (),
     ) -> None:
-        self.source = source
-        self.resolution = resolution
+        self.source, self.resolution = source, resolution
+        self.framing, self.captions = framing or Framing(((resolution, resolution),)), captions or Captions()
         self.indices = list(indices)
         self.samples = [source.samples[index] for index in self.indices]
-        repeats = [1] * len(self.indices) if visits is None else list(visits)
-        self._rows = [row for row, count in enumerate(repeats) for _ in range(count)]
-        self._latents: torch.Tensor | None = None
-        self._tokens: dict[str, torch.Tensor] = {}
+        self.shapes = self._shapes(self.framing.shapes)
+        self._turns: dict[int, Turns] = {}
+        self.weights = None if weights is None else list(weights)
+        self._visits = [1] * len(self.indices) if visits is None else list(visits)
+        self._rotating = frozenset(rotating)
+        self._rows = [(row, number) for row, count in enumerate(self._visits) for number in range(count)]
+        self._latents: Callable[[int, int], Tensor] | None = None
+        self._text: Callable[[int], dict[str, Tensor]] | None = None
+        all_of_them = self.captions.choose != "first"
+        self.texts = [[one.caption, *(one.alternatives if all_of_them else ())] for one in self.samples]
+        self._first = [0]
+        for texts in self.texts:
+            self._first.append(self._first[-1] + len(texts))
+        self._make_tokens = tokens if self.captions.shuffle_tags else None
+        self.tokens: dict[str, Tensor] = {}
         if tokens is not None and self.samples:
-            self._tokens = tokens([sample.caption for sample in self.samples])
+            self.tokens = tokens([text for texts in self.texts for text in texts])
+
+    def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        if len(shapes) == 1:
+            return [shapes[0]] * len(self.samples)
+        return [self.framing.shape_of(self.source.look(index).size) for index in self.indices]
+
+    @property
+    def varies(self) -> bool:
+        """Whether visits of one sample may differ, so that an index has to be a :class:`Visit`."""
+        return self.framing.augment.random or self.captions.vary or bool(self._rotating)
+
+    def settle(self, framing: Framing) -> None:
+        """Cut images by another rule of the same kind, with fewer shapes."""
+        self.framing = framing
+        self.shapes = self._shapes(framing.shapes)
+        self._turns = {}
+
+    def shapes_of_visits(self) -> list[Shape]:
+        """The shape of each position."""
+        return [self.shapes[row] for row, _ in self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        row = self._rows[position]
+    def __getitem__(self, index: int | Visit) -> dict[str, Any]:
+        position, epoch = index if isinstance(index, Visit) else (index, None)
+        row, number = self._rows[position]
+        if epoch is not None and row in self._rotating:
+            row = self._turn_of(position, epoch)
         sample = self.samples[row]
-        item: dict[str, Any] = {"key": sample.key, "caption": sample.caption}
+        visit = None if epoch is None else (epoch, number)
+        item: dict[str, Any] = {"key": sample.key, **self._captioned(row, visit)}
         if self._latents is None:
-            item["pixel_values"] = self.pixel_values(row)
+            frame = self.framing.frame(self.shapes[row], sample.key, visit)
+            item["pixel_values"] = self.pixel_values(row, frame)
         else:
-            item["latents"] = self._latents[row]
-        return item | {name: values[row] for name, values in self._tokens.items()}
+            variant = self.framing.variant_of(sample.key, visit)
+            frame = self.framing.variant(self.shapes[row], sample.key, variant)
+            item["latents"] = self._latents(row, variant)
+        if self.framing.sized:
+            width, height = self.source.look(self.indices[row]).size
+            item["original_size"] = torch.tensor([height, width])
+            item["crop_top_left"] = torch.tensor(frame.top_left((width, height)))
+            item["target_size"] = torch.tensor(frame.shape)
+        if self.weights is not None:
+            item["weight"] = torch.tensor(self.weights[row])
+        return item
+
+    def _captioned(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
+        """The caption of a visit with its tokens, and its embeddings where these are cached."""
+        texts, number, name = self.texts[row], 0, ""
+        if visit is not None:
+            name = f"{self.framing.seed} {self.samples[row].key}"
+            epoch, turn = visit
+            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=self._visits[row])
+        text = texts[number]
+        if visit is not None and self.captions.shuffle_tags:
+            text = self.captions.shuffled(text, f"{name} {visit}")
+            tokens = {} if self._make_tokens is None else self._make_tokens([text])
+            return {"caption": text} | {field: values[0] for field, values in tokens.items()}
+        place = self._first[row] + number
+        embedded = {} if self._text is None else self._text(place)
+        return {"caption": text} | {field: values[place] for field, values in self.tokens.items()} | embedded
+
+    def _turn_of(self, position: int, epoch: int) -> int:
+        """The row whose turn it is at a position."""
+        if not self._turns:
+            for rows in rows_by_shape(self.shapes).values():
+                group = [row for row in rows if row in self._rotating]
+                members = frozenset(group)
+                places = [place for place, (row, _) in enumerate(self._rows) if row in members]
+                turns = Turns(group, places, self.framing.seed)
+                self._turns |= dict.fromkeys(places, turns)
+        return self._turns[position].row(position, epoch)
 
     @property
     def prompt_lengths(self) -> list[int] | None:
         """Tokens of each sample's caption, in the order of `samples`; None where they are not known."""
-        lengths = self._tokens.get("prompt_length")
-        return None if lengths is None else lengths.tolist()
+        lengths = self.tokens.get("prompt_length")
+        return None if lengths is None else lengths[self._first[:-1]].tolist()
 
-    def pixel_values(self, row: int) -> torch.Tensor:
-        """`(3, H, W)` pixel values of the sample in `row` (of `samples`)."""
-        return to_pixel_values(self.source.load_image(self.indices[row]), self.resolution)
+    def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
+        """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""
+        return to_pixel_values(self.source.load_image(self.indices[row]), frame or Frame(self.shapes[row]))
 
-    def cache_latents(self, encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int | None = None) -> None:
-        """Encode every sample once and keep its latents in memory; items then carry `latents`.
+    def views(self) -> list[tuple[int, int]]:
+        """Row and variant of whatever a cache of latents holds."""
+        return [(row, variant) for row in range(len(self.samples)) for variant in range(self.framing.variants)]
+
+    def view(self, row: int, variant: int) -> Frame:
+        """How a variant of a sample is cut."""
+        return self.framing.variant(self.shapes[row], self.samples[row].key, variant)
+
+    def cache_latents(self, encode: Callable[[Tensor], Tensor], batch_size: int | None = None) -> None:
+        """Encode every view once and keep its latents in memory; items then carry `latents`.
 
         Args:
             encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
             batch_size: samples encoded at once; default by their size.
         """
-        batch_size = batch_size or images_at_once(self.resolution, self.resolution)
-        starts = range(0, len(self.samples), batch_size)
-        chunks = []
-        for start in tqdm(starts, desc="encoding latents", unit="batch", leave=False):
-            rows = range(start, min(start + batch_size, len(self.samples)))
-            chunks.append(encode(torch.stack([self.pixel_values(row) for row in rows])).float().cpu())
-        self._latents = torch.cat(chunks) if chunks else None
+        kept = encode_in_memory(self, encode, batch_size)
+        self.use(latents=KeptLatents(kept) if kept else None)
+
+    def use(
+        self,
+        *,
+        latents: Callable[[int, int], Tensor] | None = None,
+        text: Callable[[int], dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Take latents and text embeddings from caches; what is None stays as it is.
+
+        Args:
+            latents: `(C, h, w)` of a row and variant.
+            text: fields of the caption in one row of `tokens`.
+        """
+        self._latents, self._text = latents or self._latents, text or self._text
 
     def unique(self) -> CaptionedImages:
-        """The same samples once each, sharing tokens and cached latents."""
-        dataset = CaptionedImages(self.source, self.indices, resolution=self.resolution)
-        dataset._latents, dataset._tokens = self._latents, self._tokens
+        """The same samples once each, sharing tokens and caches."""
+        dataset = CaptionedImages(
+            self.source,
+            self.indices,
+            resolution=self.resolution,
+            framing=self.framing,
+            captions=self.captions,
+            weights=self.weights,
+        )
+        dataset.tokens, dataset._latents, dataset._text = self.tokens, self._latents, self._text
         return dataset
 
+    def by_shape(self) -> list[list[int]]:
+        """Rows of samples, those of one shape together, in fixed order."""
+        return list(rows_by_shape(self.shapes).values())
 
-def loader(dataset: CaptionedImages, **options: Any) -> DataLoader[Batch]:
-    """A DataLoader with torch's own collation, which turns items into a batch as the contract has it."""
-    return DataLoader(dataset, collate_fn=default_collate, **options)
+
+class OneShape(Dataset[Batch]):
+    """Batches of a dataset's samples, each once, in fixed order; each batch of one shape.
+
+    Args:
+        dataset: with each sample once.
+        batch_size: samples of a batch, at most.
+    """
+
+    def __init__(self, dataset: CaptionedImages, batch_size: int) -> None:
+        self.dataset = dataset
+        self.batches = [
+            rows[start : start + batch_size] for rows in dataset.by_shape() for start in range(0, len(rows), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch: Batch = default_collate([self.dataset[row] for row in self.batches[index]])
+        return batch
+
+
+def loader(dataset: CaptionedImages, *, batch_size: int, **options: Any) -> DataLoader[Batch]:
+    """A DataLoader of samples that are there once each, collated as torch does it; each batch of one shape."""
+    if len(set(dataset.shapes)) > 1:
+        return DataLoader(OneShape(dataset, batch_size), batch_size=None, **options)
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=default_collate, **options)

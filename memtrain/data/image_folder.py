@@ -1,16 +1,20 @@
-"""A folder of images with `metadata.jsonl`, as the diffusers examples and Hugging Face `imagefolder` use it.
+"""A folder of images with `metadata.jsonl` or `metadata.csv`, as Hugging Face `imagefolder` reads it.
 
 One line of metadata.jsonl per image: `{"file_name": "cats/a.png", "text": "a cat"}`; the caption may also stand under
 `caption`. An image with several captions has a list under `texts`, beside the caption or instead of it:
 `{"file_name": "a.png", "texts": ["a cat", "a sleeping cat"]}`; the first of all is the caption, the others are its
-alternatives. The key of a sample is its `file_name`, without a leading `./`. Images in the folder without a line are an
-error, because leaving out a photo silently is worse than asking.
+alternatives. metadata.csv has a header with `file_name` and `text` (or `caption`) and one row per image. The key of a
+sample is its `file_name`, without a leading `./`. `mask_file` names the picture of a mask, where there is one. Images
+in the folder without a line are an error, because leaving out a photo silently is worse than asking; hidden files, and
+files named `*.mask.png`, are none.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -21,12 +25,45 @@ CAPTION_FIELDS = ("text", "caption")
 """Fields that may hold the caption, in this order of preference."""
 ALTERNATIVES_FIELD = "texts"
 """Field that may hold a list of captions."""
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-"""File names that count as images when looking for ones that metadata.jsonl forgot."""
+MASK_FIELD = "mask_file"
+"""Field that may name the picture of a mask."""
+MASK_SUFFIX = ".mask.png"
+"""How a file name ends that is the mask of the image of the same name."""
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif", ".jp2", ".jxl"),
+    }
+)
+"""File names that count as images when looking for ones that have no caption, whether Pillow decodes them or not."""
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Names of the file with the captions, in the order of preference."""
+
+
+def folder_images(folder: Path) -> list[Path]:
+    """The images in a folder and those below it, sorted, without hidden files and masks."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not file.name.endswith(MASK_SUFFIX)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+EXPECTED = '{"file_name": "a.png", "text": "a caption"}'
+"""A line of metadata.jsonl."""
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error}", expected=EXPECTED, remedy="mend the line") from error
 
 
 class ImageFolderSource(SampleSource):
-    """Samples of a folder with `metadata.jsonl`.
+    """Samples of a folder with `metadata.jsonl` or `metadata.csv`.
 
     Args:
         path: the folder.
@@ -34,33 +71,52 @@ class ImageFolderSource(SampleSource):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.samples = [self._parse(number, line) for number, line in self._lines()]
+        self._metadata = next(self.path / name for name in METADATA if (self.path / name).is_file())
+        self._masks: dict[str, str] = {}
+        self.samples = [self._parse(where, row) for where, row in self._rows()]
         self._check_files()
         self.check_samples()
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """A folder with a `metadata.jsonl`."""
-        return (Path(path) / "metadata.jsonl").is_file()
+        """A folder with a `metadata.jsonl` or a `metadata.csv`."""
+        return any((Path(path) / name).is_file() for name in METADATA)
 
-    def _lines(self) -> list[tuple[int, str]]:
+    def _rows(self) -> list[tuple[str, Any]]:
+        """Where each row stands, and what it holds."""
         try:
-            text = (self.path / "metadata.jsonl").read_text(encoding="utf-8-sig")
+            text = self._metadata.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self.path / 'metadata.jsonl'} is not UTF-8: {error}",
+                f"{self._metadata} is not UTF-8: {error}",
                 expected="UTF-8 text",
                 remedy="save the file as UTF-8",
             ) from error
-        return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if self._metadata.suffix == ".csv":
+            return self._table(text)
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return [(where := f"{self._metadata}, line {number}", _json(line, where)) for number, line in lines]
 
-    def _parse(self, number: int, line: str) -> Sample:
-        where = f"{self.path / 'metadata.jsonl'}, line {number}"
-        expected = '{"file_name": "a.png", "text": "a caption"}'
+    def _table(self, text: str) -> list[tuple[str, Any]]:
+        reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+        rows: list[tuple[str, Any]] = []
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON: {error}", expected=expected, remedy="mend the line") from error
+            # What a short row lacks is None, and what a long one has too much is under None.
+            for row in reader:
+                where = f"{self._metadata}, line {reader.line_num}"
+                if None in row:
+                    raise csv.Error(f"line {reader.line_num} has {len(row[None])} value(s) too much")
+                rows.append((where, {name: value for name, value in row.items() if value}))
+        except csv.Error as error:
+            raise DataError(
+                f"{self._metadata} cannot be read as CSV: {error}",
+                expected='a header `file_name,text` and one row per image, with captions that hold a comma in "quotes"',
+                remedy="mend the file",
+            ) from error
+        return rows
+
+    def _parse(self, where: str, row: Any) -> Sample:
+        expected = EXPECTED
         name = row.get("file_name") if isinstance(row, dict) else None
         captions = [row[field] for field in CAPTION_FIELDS if field in row][:1] if name else []
         texts = row.get(ALTERNATIVES_FIELD, []) if name else []
@@ -88,26 +144,27 @@ class ImageFolderSource(SampleSource):
                 expected="a file below the folder",
                 remedy="move the image into the folder",
             )
-        return Sample.of(PurePosixPath(name).as_posix(), captions)
+        key = PurePosixPath(name).as_posix()
+        if row.get(MASK_FIELD):
+            self._masks[key] = str(row[MASK_FIELD])
+        return Sample.of(key, captions)
 
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}
         missing = sorted(name for name in listed if not (self.path / name).is_file())
         if missing:
             raise DataError(
-                f"{len(missing)} image(s) listed in {self.path / 'metadata.jsonl'} do not exist, first {missing[:3]}",
+                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {missing[:3]}",
                 expected="every listed file in the folder",
                 remedy="add the files or remove their lines",
             )
-        resolved = {(self.path / name).resolve() for name in listed}
-        unlisted = sorted(
-            str(file.relative_to(self.path))
-            for file in self.path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.resolve() not in resolved
-        )
+        resolved = {(self.path / name).resolve() for name in [*listed, *self._masks.values()]}
+        unlisted = [
+            str(file.relative_to(self.path)) for file in folder_images(self.path) if file.resolve() not in resolved
+        ]
         if unlisted:
             raise DataError(
-                f"{len(unlisted)} image(s) in {self.path} have no line in metadata.jsonl, first {unlisted[:3]}",
+                f"{len(unlisted)} image(s) in {self.path} have no line in {self._metadata.name}, first {unlisted[:3]}",
                 expected="one line with a caption per image",
                 remedy="add their captions or move them elsewhere",
             )

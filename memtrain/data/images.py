@@ -1,4 +1,4 @@
-"""From a decoded image to pixel values: resize, centre crop, scale to [-1, 1]."""
+"""From a decoded image to pixel values: resize, crop, scale to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from memtrain.data.framing import Frame
 from memtrain.functional.pixels import from_uint8
 
 
-def to_pixel_values(image: Image.Image, resolution: int) -> torch.Tensor:
-    """Resize the shorter side to `resolution` (Lanczos), crop the centre, scale to [-1, 1].
+def to_pixel_values(image: Image.Image, frame: Frame | int) -> torch.Tensor:
+    """Resize an image to just cover its target (Lanczos), crop it, scale to [-1, 1].
 
     Args:
         image: an RGB image.
-        resolution: height and width of the result, pixels.
+        frame: how it is cut; a number for the centre square of that many pixels a side.
 
     Returns:
-        `(3, resolution, resolution)` float32.
+        `(3, H, W)` float32.
     """
-    if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    pixels = torch.from_numpy(np.array(framed(image, frame), dtype=np.uint8))
     return from_uint8(pixels.permute(2, 0, 1))
+
+
+def framed(image: Image.Image, frame: Frame | int) -> Image.Image:
+    """The part of an image that a frame shows, in the frame's size."""
+    if isinstance(frame, int):
+        frame = Frame((frame, frame))
+    if frame.flipped:
+        image = ImageOps.mirror(image)
+    size = frame.shape[1], frame.shape[0]
+    if image.size == size:
+        return image
+    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS, centering=(frame.across, frame.along))

@@ -1,31 +1,39 @@
-"""The LightningDataModule: any source, a fixed held-out split, planted truth, cached latents, exact resume."""
+"""The LightningDataModule: any source, a fixed held-out split, planted truth, caches, exact resume."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoTokenizer
 
+from memtrain.data.caching import keep_in_memory, keep_on_disk
 from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
+from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
-from memtrain.data.heldout_split import split_heldout
+from memtrain.data.framing import Framing
+from memtrain.data.heldout_split import Split, split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
+from memtrain.data.regularisation import JoinedSource
+from memtrain.data.repeats import repeats_of
 from memtrain.data.selection import (
     Duplicates,
     choose_templates,
     plant,
     read_keys,
 )
-from memtrain.data.source import open_source
+from memtrain.data.source import SampleSource, open_source
 from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
-from memtrain.records import HELDOUT, PLANTED, UNIQUE
+from memtrain.functional.statistics import MINIMUM_CALIBRATING
+from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +42,14 @@ class TextImageDataModule(VisitedImages):
     """Captioned images for fine-tuning.
 
     Args:
-        path: a folder with `metadata.jsonl`, or WebDataset shards (see :mod:`memtrain.data.webdataset`).
+        path: a folder of images with their captions, WebDataset shards, or a Hugging Face data set (docs/data.md).
         heldout_path: take held-out samples from this source instead of splitting `path`.
         heldout_fraction: share of the pictures of `path` that is held out, chosen by a hash of the key. Unless it is 0,
             at least 16 pictures are, but no more than a third.
         heldout: where held-out samples come from without a `heldout_path`. `split`: from `path`; `edited`: all of
-            `path` is trained on, and edited copies stand in (:mod:`memtrain.data.edited_copies`); `auto`: a split,
-            unless fewer than 8 pictures could be held out.
+            `path` is trained on, and edited copies stand in (:mod:`memtrain.data.edited_copies`); `regularisation`: all
+            of it is, and a part of the regularisation images is held out; `auto`: a split, unless fewer than 8 pictures
+            could be held out, and then regularisation images, if 8 of them can be, or edited copies.
         exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
             flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
             excluded.
@@ -51,11 +60,13 @@ class TextImageDataModule(VisitedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `batch_size`, `num_workers`, `caption_dropout`, `seed` and `tokenizer`, as of :class:`VisitedImages`.
+        visiting: `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
+            `cache`, `repeats` and `regularisation`, as of :class:`VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
-        groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary` or `heldout`, by key.
+        groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary`, `regularisation`
+            or `heldout`, by key.
         families: of all samples; None with `families: off`.
         copied_from: the key of the training sample that a held-out one is an edited copy of, by the copy's key.
         template: the key of the sample that a variant is made from, by the variant's key.
@@ -67,7 +78,7 @@ class TextImageDataModule(VisitedImages):
         *,
         heldout_path: str | None = None,
         heldout_fraction: float = 0.1,
-        heldout: Literal["auto", "split", "edited"] = "auto",
+        heldout: Literal["auto", "split", "edited", "regularisation"] = "auto",
         exclude: list[str] | str | None = None,
         duplicates: Duplicates | None = None,
         canaries: Canaries | None = None,
@@ -104,15 +115,11 @@ class TextImageDataModule(VisitedImages):
             DataError: if the data cannot be used.
             ConfigurationError: if settings contradict each other.
         """
-        source = open_source(self.path)
+        source = self._open(self.path)
         keys = [sample.key for sample in source.samples]
         families = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
-        split = split_heldout(keys, 0.0 if self.heldout_path else self.heldout_fraction, families=families)
-        edited = not self.heldout_path and wants_copies(
-            self.heldout_setting, keys, families=families, fraction=self.heldout_fraction, held=len(split.heldout)
-        )
-        if edited:
-            split = split_heldout(keys, 0.0)
+        regular = None if self.regularisation is None else self.regularisation.open()
+        split, regular_split, edited = self._split(keys, regular, families)
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -125,11 +132,10 @@ class TextImageDataModule(VisitedImages):
         made = make_templates(source.samples, templates, planted)
         made += make_canaries(self.canaries) if self.canaries else []
         made_keys = {one.sample.key for one in made}
-        names = set(keys)
-        require_known(self.exclude, names, made_keys, path=self.path)
+        require_known(self.exclude, set(keys), made_keys, path=self.path)
         held_source = source
         if self.heldout_path:
-            held_source = open_source(self.heldout_path)
+            held_source = self._open(self.heldout_path)
             held = list(range(len(held_source)))
             shared = {sample.key for sample in held_source.samples} & (set(keys) | made_keys)
             if shared:
@@ -139,34 +145,104 @@ class TextImageDataModule(VisitedImages):
                     remedy="remove or rename them",
                 )
         made = [one for one in made if not self._excluded(one, keys)]
-        visits = {index: count for index, count in plan.items() if keys[index] not in self.exclude}
+        repeats = repeats_of(keys, self.repeats)
+        visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}
+        repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        source.check_images()
-        if held_source is not source:
-            held_source.check_images()
+        for one in {id(one): one for one in (source, held_source, regular) if one is not None}.values():
+            one.check_images(look=self.bucketed or self.cache is not None)
         if edited:
             trained = [index for index in visits if index < len(keys)]
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
+        elif regular is not None and regular_split.heldout and not self.heldout_path:
+            held_source, held = regular, regular_split.heldout
         everything = PlantedSource(source, made) if made else source
-        self.train_dataset = CaptionedImages(
-            everything, list(visits), resolution=self.resolution, tokens=tokens, visits=list(visits.values())
+        self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
+        self.heldout_dataset = CaptionedImages(
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=self._framing()
         )
-        self.heldout_dataset = CaptionedImages(held_source, held, resolution=self.resolution, tokens=tokens)
-        self.visits_per_epoch = {everything.samples[index].key: count for index, count in visits.items()}
-        self.groups = {key: PLANTED if count > 1 else UNIQUE for key, count in self.visits_per_epoch.items()}
+        known = everything.samples
+        self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
         self.groups |= {one.sample.key: one.group for one in made}
         self.families = None if families is None else with_made(families, made, keys)
         if self.families is not None:
             self.groups |= repeated_pictures(self.groups, self.families)
+        self.groups |= {key: REGULARISATION for key in self.visits_per_epoch if key not in self.groups}
         self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = {} if tokens is None else tokens([""])
+
+    def _open(self, path: str) -> SampleSource:
+        """The source of training or held-out images, with the trigger in its captions."""
+        source = open_source(path, caption=self.captions.default or self.captions.trigger)
+        source.samples = [self.captions.triggered(sample) for sample in source.samples]
+        return source
+
+    def _split(
+        self, keys: list[str], regular: SampleSource | None, families: Families | None
+    ) -> tuple[Split, Split, bool]:
+        """The split of the training images, that of the regularisation images, and whether edited copies stand in."""
+        setting, fraction = self.heldout_setting, 0.0 if self.heldout_path else self.heldout_fraction
+        split = split_heldout(keys, fraction, families=families)
+        regular_keys = [] if regular is None else [sample.key for sample in regular.samples]
+        if setting == "regularisation" and regular is None:
+            raise ConfigurationError(
+                "heldout: regularisation holds out regularisation images, and there are none",
+                expected="data.init_args.regularisation with the path of such images",
+                remedy="name them, or set data.init_args.heldout to auto",
+            )
+        if regular is not None and not self.heldout_path:
+            regular_split = split_heldout(regular_keys, fraction)
+            enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
+            few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
+            if setting == "regularisation" or (enough and few):
+                log.info("%d regularisation images are held out", len(regular_split.heldout))
+                return split_heldout(keys, 0.0), regular_split, False
+        edited = not self.heldout_path and wants_copies(
+            setting, keys, families=families, fraction=fraction, held=len(split.heldout)
+        )
+        return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular_keys))), [], []), edited
+
+    def _trained(
+        self,
+        source: SampleSource,
+        visits: dict[int, int],
+        regular: SampleSource | None,
+        rows: list[int],
+        *,
+        tokens: Tokens | None,
+    ) -> None:
+        """Make the training dataset: the visits of a source, and regularisation images among them."""
+        indices, counts, weights = list(visits), list(visits.values()), None
+        self.visits_per_epoch = {source.samples[index].key: count for index, count in visits.items()}
+        regular_keys = [] if regular is None else [regular.samples[row].key for row in rows]
+        if regular is not None and self.regularisation is not None and regular_keys:
+            added = self.regularisation.visits(regular_keys, sum(counts))
+            weights = [1.0] * len(indices) + [self.regularisation.weight] * len(rows)
+            indices += [len(source) + row for row in rows]
+            counts += added
+            self.visits_per_epoch |= {key: max(1, round(sum(added) / len(added))) for key in regular_keys}
+            source = JoinedSource(source, regular)
+        self.train_dataset = CaptionedImages(
+            source,
+            indices,
+            resolution=self.resolution,
+            tokens=tokens,
+            visits=counts,
+            framing=self._framing(),
+            captions=self.captions,
+            weights=weights,
+            rotating=range(len(visits), len(indices)),
+        )
+
+    def _framing(self) -> Framing:
+        return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
 
     def prepare_data(self) -> None:
         """Scan for families on one process, before the others read what it found; says what that cost."""
         folder = self._families_folder()
         if self.families_setting == AUTO and self.families is None and folder is not None:
-            cached_scan(open_source(self.path), self.scan, folder)
+            cached_scan(self._open(self.path), self.scan, folder)
 
     def _families_folder(self) -> Path | None:
         root = getattr(self.trainer, "default_root_dir", None)
@@ -189,19 +265,20 @@ class TextImageDataModule(VisitedImages):
         return None if tokenizer is None else tokens_by(tokenizer)
 
     def setup(self, stage: str) -> None:
-        """Build once, then cache latents with the module's autoencoder where asked."""
+        """Build once, then cache what the module's encoders make of images and captions where asked."""
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.build(self._tokens(module))
-        if self.cache_latents:
-            encode = getattr(module, "encode_images", None)
-            if encode is None:
-                raise ConfigurationError(
-                    f"cache_latents is on, but {type(module).__name__} has no encode_images(pixel_values)",
-                    expected="a module that encodes images, such as TextToImageModule",
-                    remedy="set data.init_args.cache_latents to false",
-                )
-            strategy: Any = self.trainer.strategy  # type: ignore[union-attr]
-            for dataset in self._built():
-                dataset.cache_latents(lambda pixels: encode(pixels.to(strategy.root_device)))
+        processes, device = Processes(), torch.device("cpu")
+        if self.trainer is not None:
+            strategy: Any = self.trainer.strategy
+            broadcast, device = partial(strategy.broadcast, src=0), strategy.root_device
+            processes = Processes(self.trainer.global_rank, self.trainer.world_size, strategy.barrier, broadcast)
+        self._settle_shapes(processes.count)
+        if self.cache is not None:
+            self._empty_caption |= keep_on_disk(
+                self.cache, self._built(), module, empty=self._empty_caption, processes=processes, device=device
+            )
+        if self.cache_latents and not (self.cache is not None and self.cache.latents):
+            keep_in_memory(self._built(), module, device)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from memtrain.data.canaries import Canaries, canary_caption, draw_canary
 from memtrain.data.selection import Duplicates
-from memtrain.data.source import Sample, SampleSource
+from memtrain.data.source import Look, Sample, SampleSource
 from memtrain.data.variations import vary_caption, vary_image
 from memtrain.errors import DataError
 from memtrain.records import CANARY, VARIED_CAPTIONS
@@ -84,6 +84,10 @@ class PlantedSource(SampleSource):
     def load_image(self, index: int) -> Image.Image:
         """The decoded RGB image of `samples[index]`, as the wrapped source decodes it."""
         return self.source.load_image(index) if index < len(self.source) else super().load_image(index)
+
+    def look(self, index: int) -> Look:
+        """Size and content of the image of `samples[index]`, as the wrapped source knows them."""
+        return self.source.look(index) if index < len(self.source) else super().look(index)
 
 
 def make_templates(samples: Sequence[Sample], chosen: Mapping[int, str], duplicates: Duplicates) -> list[MadeSample]:

@@ -14,13 +14,16 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from memtrain.data.dataset import Visit
 from memtrain.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
 
-class ResumableDistributedSampler(DistributedSampler[int]):
+class ResumableDistributedSampler(DistributedSampler[Any]):
     """:class:`torch.utils.data.DistributedSampler` that leaves out the samples that an epoch has already seen.
+
+    Where visits of one sample differ (`dataset.varies`), it yields visits of the epoch in place of numbers.
 
     Args:
         dataset: what is sampled.
@@ -44,11 +47,15 @@ class ResumableDistributedSampler(DistributedSampler[int]):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=False)
         self.place = place
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | Visit]:
         done = 0
         if self.place is not None:
             self.epoch, done = self.place()
-        yield from islice(super().__iter__(), done, None)
+        rest = islice(super().__iter__(), done, None)
+        if getattr(self.dataset, "varies", False):
+            yield from (Visit(position, self.epoch) for position in rest)
+        else:
+            yield from rest
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):

@@ -20,6 +20,7 @@ An image may have several captions. The first is `caption`, the one that is trai
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -56,6 +58,19 @@ class Sample:
         return cls(key, first, tuple(others))
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is known of an image.
+
+    Attributes:
+        size: width and height, pixels.
+        digest: SHA-256 of its pixels.
+    """
+
+    size: tuple[int, int]
+    digest: str
+
+
 class SampleSource(ABC):
     """A list of captioned images with random access.
 
@@ -63,9 +78,12 @@ class SampleSource(ABC):
     """
 
     samples: Sequence[Sample]
+    takes_caption: ClassVar[bool] = False
+    """Whether a caption for images that have none is its second argument."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._looks: dict[int, Look] = {}
 
     @staticmethod
     @abstractmethod
@@ -121,14 +139,30 @@ class SampleSource(ABC):
             image = Image.alpha_composite(white, image)
         return image.convert("RGB")
 
-    def check_images(self) -> None:
+    def look(self, index: int) -> Look:
+        """Size and content of the image of `samples[index]`; it is decoded once for that.
+
+        Raises:
+            DataError: if the image cannot be read.
+        """
+        if index not in self._looks:
+            image = self.load_image(index)
+            digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+            self._looks[index] = Look(image.size, digest)
+        return self._looks[index]
+
+    def check_images(self, *, look: bool = False) -> None:
         """Decode every image once, so that a broken file stops the run before any work is done.
+
+        Args:
+            look: remember size and content of each, which are going to be asked for.
 
         Raises:
             DataError: if one cannot be read.
         """
+        check = self.look if look else self.load_image
         for index in tqdm(range(len(self)), desc="checking images", unit="image", leave=False, mininterval=0.5):
-            self.load_image(index)
+            check(index)
 
     def check_samples(self) -> None:
         """Refuse an empty source, an empty caption or a key that names two samples.
@@ -159,8 +193,12 @@ class SampleSource(ABC):
             )
 
 
-def open_source(path: str) -> SampleSource:
+def open_source(path: str, *, caption: str | None = None) -> SampleSource:
     """Open `path` with the source class that accepts it; classes are found by walking this package.
+
+    Args:
+        path: of the data.
+        caption: of images that have none; then a folder may hold nothing but images.
 
     Raises:
         DataError: if nothing is there, or no source reads it.
@@ -169,15 +207,19 @@ def open_source(path: str) -> SampleSource:
     for module in pkgutil.iter_modules(package.__path__):
         if module.name not in ("module", "visited_images"):  # hold no source, and would import Lightning
             importlib.import_module(f"{package.__name__}.{module.name}")
-    kinds = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
+    kinds: list[Any] = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
     for kind in kinds:
         if kind.accepts(path):
-            return kind(path)
+            return kind(path, caption) if kind.takes_caption else kind(path)
+    if caption is not None and Path(path).is_dir():
+        return next(kind for kind in kinds if kind.takes_caption)(path, caption)
     exists = Path(path).exists()
     raise DataError(
         f"{path!r} exists but is no data source" if exists else f"The data path {path!r} does not exist",
-        expected="a folder with images and metadata.jsonl, or WebDataset shards (a .tar file, a pattern such as "
-        "'shards/{0000..0009}.tar', or a folder of .tar files)",
-        remedy="check the path; a folder of images needs a metadata.jsonl with one line per image: "
+        expected="a folder of images with metadata.jsonl or metadata.csv, or with a text file beside each image (a.txt "
+        "for a.png), WebDataset shards (a .tar file, a pattern such as 'shards/{0000..0009}.tar', or a folder of .tar "
+        "files), or `datasets:` and the name or folder of a Hugging Face data set",
+        remedy="check the path; a folder of images without captions takes one for all of them "
+        "(data.init_args.captions.default), or needs a metadata.jsonl with one line per image: "
         '{"file_name": "a.png", "text": "a caption"}',
     )

@@ -1,8 +1,12 @@
-"""How the samples of a data module are visited: batches, order, resuming, dropped captions."""
+"""How the samples of a data module are visited: how often, as what, and in which batches and order."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +14,17 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from memtrain.data.bucket_sampler import BucketSampler
+from memtrain.data.caption_choice import Captions
 from memtrain.data.dataset import Batch, CaptionedImages, loader
+from memtrain.data.disk_cache import Cache
+from memtrain.data.framing import Augment, Buckets, without_small
+from memtrain.data.regularisation import Regularisation
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader, fitting_batch
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of_text, uniform
+
+log = logging.getLogger(__name__)
 
 
 class VisitedImages(LightningDataModule):
@@ -25,8 +36,16 @@ class VisitedImages(LightningDataModule):
         batch_size: samples per step and rank.
         num_workers: loader processes; 0 is fastest with cached latents.
         caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
-        seed: of the order of visits and of caption dropout; default `seed_everything`'s.
+        seed: of the order of visits, of caption dropout and of whatever is drawn for a visit; default
+            `seed_everything`'s.
         tokenizer: folder of the tokenizer; by default the module's own is used.
+        captions: which of its captions a visit has, trigger words, and what images without a caption get.
+        buckets: train on images in the aspect ratio nearest to their own; default squares.
+        augment: random crops and flips.
+        cache: keep latents and text embeddings on disk.
+        repeats: visits of each image per epoch: a number, patterns of keys with numbers, or `from_folders` for folders
+            named `10_name`.
+        regularisation: images to mix in that keep the model as it is (prior preservation).
 
     Raises:
         ConfigurationError: if there is no such batch or share.
@@ -40,6 +59,12 @@ class VisitedImages(LightningDataModule):
         caption_dropout: float = 0.0,
         seed: int | None = None,
         tokenizer: str | None = None,
+        captions: Captions | None = None,
+        buckets: Buckets | None = None,
+        augment: Augment | None = None,
+        cache: Cache | None = None,
+        repeats: int | str | dict[str, int] = 1,
+        regularisation: Regularisation | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:
@@ -51,9 +76,16 @@ class VisitedImages(LightningDataModule):
         self.batch_size, self.num_workers, self.caption_dropout = batch_size, num_workers, caption_dropout
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.tokenizer_path = tokenizer
+        self.captions, self.buckets, self.augment = captions or Captions(), buckets, augment
+        self.cache, self.repeats, self.regularisation = cache, repeats, regularisation
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
         self._empty_caption: dict[str, Tensor] = {}
+
+    @property
+    def bucketed(self) -> bool:
+        """Whether images have several shapes."""
+        return self.buckets is not None and self.buckets.enabled
 
     def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
         if self.train_dataset is None or self.heldout_dataset is None:
@@ -64,14 +96,19 @@ class VisitedImages(LightningDataModule):
         """Shuffled visits of this rank, continued where a checkpoint left off."""
         train, _ = self._built()
         trainer = self.trainer
-        sampler = ResumableDistributedSampler(
-            train,
-            num_replicas=trainer.world_size if trainer is not None else 1,
-            rank=trainer.global_rank if trainer is not None else 0,
-            seed=self.seed,
-            place=self._place if trainer is not None else None,
-        )
-        self.batch_size = fitting_batch(self.batch_size, len(sampler))
+        processes = trainer.world_size if trainer is not None else 1
+        self._fit_batch(processes)
+        common: dict[str, Any] = {
+            "num_replicas": processes,
+            "rank": trainer.global_rank if trainer is not None else 0,
+            "seed": self.seed,
+            "place": self._place if trainer is not None else None,
+        }
+        sampler: ResumableDistributedSampler | BucketSampler
+        if self.bucketed:
+            sampler = BucketSampler(train, batch_size=self.batch_size, **common)
+        else:
+            sampler = ResumableDistributedSampler(train, **common)
         if trainer is not None:
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
         return ResumableLoader(
@@ -83,6 +120,32 @@ class VisitedImages(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _fit_batch(self, processes: int) -> None:
+        """Lower the batch size to what an epoch fills; where images have shapes, a batch has to be full."""
+        train, _ = self._built()
+        visits = len(train) // processes if self.bucketed else math.ceil(len(train) / processes)
+        self.batch_size = fitting_batch(self.batch_size, visits)
+
+    def _settle_shapes(self, processes: int) -> None:
+        """Give up buckets that no batch of all processes can be filled from; their images go to the nearest ones."""
+        train, held = self._built()
+        if not self.bucketed:
+            return
+        self._fit_batch(processes)
+        found = Counter(train.shapes_of_visits())
+        shapes = without_small(found.elements(), self.batch_size * processes)
+        log.info("Aspect-ratio buckets, rows x columns: %s", ", ".join(f"{rows}x{columns}" for rows, columns in shapes))
+        if few := sum(count for shape, count in found.items() if shape not in shapes):
+            log.warning(
+                "%d of %d visits are in buckets that do not fill a batch of %d (of all processes); their images are "
+                "cut to the nearest other bucket",
+                few,
+                len(train),
+                self.batch_size * processes,
+            )
+        for dataset in (train, held):
+            dataset.settle(replace(dataset.framing, shapes=shapes))
 
     def _place(self) -> tuple[int, int]:
         """The epoch, and the samples of this rank that are done in it."""

@@ -3,8 +3,10 @@
 A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp), `key.txt` with
 the caption, and whatever else, which is ignored. `key.json` may hold the caption under `caption` where there is no
 `key.txt`, and a list of captions under `captions`, beside a caption or instead of it; the first of all is the caption,
-the others are its alternatives. Shards are given as one file, a brace pattern or a folder. The tar index is read once;
-images are then read by seeking, so shuffling, resuming and the held-out split are exact. Shards have to be on a file
+the others are its alternatives. What img2dataset lists (`status` in the .json) without an image or with an empty
+caption is left out, with a warning that counts it; in other shards that is an error. Shards are given as one file, a
+brace pattern or a folder. The tar index is read once; images are then read by seeking, so shuffling, resuming and the
+held-out split are exact. Shards have to be on a file
 system: streaming from object stores is not supported.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tarfile
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from webdataset.tariterators import base_plus_ext
 
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
+
+log = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 """Extensions looked for, in this order of preference."""
@@ -36,18 +41,30 @@ class WebDatasetSource(SampleSource):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self._members: list[tuple[Path, int, int]] = []
-        samples = []
+        samples, gaps = [], []
         for shard in self._shards(str(path)):
             for key, files in self._index(shard).items():
+                if self._is_gap(shard, files):
+                    gaps.append(key)
+                    continue
                 image = next((files[ext] for ext in IMAGE_EXTENSIONS if ext in files), None)
                 if image is None:
                     raise DataError(
                         f"Sample {key!r} in {shard} has no image, only {sorted(files)}",
                         expected=f"a file with one of the extensions {IMAGE_EXTENSIONS}",
-                        remedy="repair the shard",
+                        remedy="repair the shard; what follows the first dot of a name is its extension, so a key holds no dot",
                     )
                 samples.append(Sample.of(key, self._captions(shard, key, files)))
                 self._members.append((shard, *image))
+        if gaps:
+            log.warning(
+                "%d of %d samples of %s have no image or an empty caption, as img2dataset leaves them where a download "
+                "failed, and are left out, first %s",
+                len(gaps),
+                len(gaps) + len(samples),
+                path,
+                gaps[:3],
+            )
         self.samples = samples
         self.check_samples()
 
@@ -108,6 +125,21 @@ class WebDatasetSource(SampleSource):
         with shard.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    @classmethod
+    def _is_gap(cls, shard: Path, files: dict[str, tuple[int, int]]) -> bool:
+        """Whether img2dataset lists a sample of which it got no image or no caption."""
+        empty = "txt" in files and not cls._read(shard, *files["txt"]).strip()
+        imageless = not any(extension in files for extension in IMAGE_EXTENSIONS)
+        if "json" not in files or not (empty or imageless or "txt" not in files):
+            return False
+        try:
+            row = json.loads(cls._read(shard, *files["json"]))
+        except ValueError:
+            return False
+        if not isinstance(row, dict) or not isinstance(row.get("status"), str):
+            return False
+        return empty or imageless or row.get("caption", "") in (None, "")
 
     @classmethod
     def _captions(cls, shard: Path, key: str, files: dict[str, tuple[int, int]]) -> list[str]:

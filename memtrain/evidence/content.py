@@ -2,7 +2,7 @@
 
 To the base model belongs what the module shows of it beside the denoiser: `text_encoder` (`_2`, `_3`; or all of them
 in `text_encoders`), `vae`, the configuration of `scheduler`, `noise_offset`, `input_perturbation` and `conditioning`. A
-sample is its latents (or pixels), its tokens, the sizes that the denoiser is told, and the mask of its loss, whatever
+sample is its latents (or pixels), its tokens, the sizes that the denoiser is told and the mask of its loss, whatever
 its key.
 """
 
@@ -71,7 +71,7 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
 
 
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample: latents (or pixels), token ids, and sizes and `loss_mask` where it has them.
+    """sha256 of each sample's latents (or pixels), its token ids, the sizes that the denoiser is told, and its mask.
 
     Raises:
         DataError: if the batch lacks them.

@@ -169,6 +169,16 @@ class Judgement:
         own = [self._threshold_of(level, name, count) for name, count in zip(names, visits, strict=True)]
         return torch.tensor(own, dtype=torch.float64) - self.threshold
 
+    def highest_pictures(self, count: int) -> list[str]:
+        """Names of the training pictures with the highest scores, those with visits enough for a flag first."""
+        names = list(self.samples.row)
+        if not names:
+            return []
+        scores, visits = self._scores_of(PICTURE, names), self.samples.fewest_visits(self.scored)
+        order = scores.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
+        order = order[(visits[order] >= self.minimum_visits).int().argsort(descending=True, stable=True)]
+        return [names[row] for row in order.tolist() if visits[row] > 0][:count]
+
     def means(self, keys: Sequence[str]) -> Tensor:
         """Mean compared values of each sample's own counted visits, `(B, columns)`; NaN without any."""
         found = torch.full((len(keys), self.samples.columns), math.nan, dtype=torch.float64)

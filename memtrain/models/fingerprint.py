@@ -1,7 +1,8 @@
 """Hashes of weights, by which what was computed with a model is known again.
 
 Results are kept under the fingerprint of their model, so that those of one never continue those of another:
-:func:`fingerprint` of a pipeline (detection), :func:`weights_fingerprint` of a module (reference profiles), and
+:func:`fingerprint` of a pipeline (detection), :func:`weights_fingerprint` of a module (reference profiles),
+:func:`encoder_fingerprint` of an autoencoder or text encoders (caches of latents and embeddings), and
 :meth:`memtrain.localization.predictor.Predictor.fingerprint` of value layers (statistics, located neurons). Two
 pipelines with the same fingerprint give the same images for the same noise, wherever their files lie.
 
@@ -12,13 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memtrain.models.backbones.base import unwrap
+
+UNRELATED = ("transformers_version", "name_or_path", "dtype", "torch_dtype", "architectures")
+"""Entries of a configuration that do not change what a model computes; the type of its weights counts by itself."""
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> hashlib._Hash:
@@ -38,6 +42,26 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> 
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 over the names and values of a module's parameters and buffers, in hexadecimal."""
     return hash_tensors(module.state_dict().items()).hexdigest()
+
+
+def encoder_fingerprint(name: str, parts: Mapping[str, nn.Module]) -> str:
+    """SHA-256 of encoders: what they are used by, their classes, configurations and weights, in hexadecimal.
+
+    Args:
+        name: of what calls them, such as the class of a pipeline.
+        parts: the encoders by name.
+    """
+    digest = hashlib.sha256(name.encode())
+    for part, module in sorted(parts.items()):
+        module = unwrap(module)
+        config = getattr(module, "config", {})
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        # Where a model was loaded from, and by which release, makes no difference to what it says.
+        known = {key: value for key, value in config.items() if not key.startswith("_") and key not in UNRELATED}
+        digest.update(json.dumps([part, type(module).__name__, known], sort_keys=True, default=str).encode())
+        named = ((f"{key} {tuple(value.shape)} {value.dtype}", value) for key, value in module.state_dict().items())
+        digest.update(hash_tensors(named).digest())
+    return digest.hexdigest()
 
 
 def fingerprint(pipeline: Any) -> str:

@@ -178,18 +178,23 @@ class Engine(WatchedRun):
         self.batches_done += 1
         for mitigation in self.mitigations:
             mitigation.batch_done()
+        self.host.log(self._figures(turn), batch_size=len(observation.keys))
+
+    def _figures(self, turn: Turn) -> dict[str, Tensor]:
+        """What is logged of a batch; tensors on the host: numbers would be copied to the device, and waited for."""
         assert turn.weights is not None
-        self.host.log(
-            {
-                # Tensors on the host: numbers would be copied to the device, and waited for.
-                "memorization/flagged": torch.tensor(float(len(self.calibration.first_flagged))),
-                "memorization/pictures_flagged": torch.tensor(float(len(self.calibration.levels.flagged_pictures))),
-                "memorization/share": torch.tensor(self.calibration.share_flagged()),
-                "memorization/threshold": torch.tensor(self.calibration.threshold),
-                "memorization/weight": turn.weights.mean(),
-            },
-            batch_size=len(observation.keys),
-        )
+        figures = {
+            "flagged": torch.tensor(float(len(self.calibration.first_flagged))),
+            "pictures_flagged": torch.tensor(float(len(self.calibration.levels.flagged_pictures))),
+            "share": torch.tensor(self.calibration.share_flagged()),
+            "threshold": torch.tensor(self.calibration.threshold),
+            "weight": turn.weights.mean(),
+        }
+        if len(turn.flags.keys):
+            figures["visits_flagged"] = turn.flags.ever.float().mean()
+        if turn.flags.ready is not None and bool(turn.flags.ready.any()):
+            figures["highest_score"] = turn.flags.score[turn.flags.ready].max().float()
+        return {f"memorization/{name}": value for name, value in figures.items()}
 
     def _pass_over(self, turn: Turn) -> None:
         """The step trained nothing on this batch."""

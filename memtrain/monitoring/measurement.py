@@ -211,19 +211,39 @@ class HeldoutSamples:
 
     def measure(self, count: int) -> HeldoutVisits:
         """Measure the next `count` samples of this process."""
-        total, first = len(self.rows), self.done + self.host.rank * count
-        collate = getattr(self.dataset, "collate", default_collate)
-        batch = collate([self.dataset[self.rows[(first + offset) % total]] for offset in range(min(count, total))])
-        batch = self.host.moved(batch)
-        keys = self.host.names(batch)
+        first = self.done + self.host.rank * count
+        groups = self._of_one_shape(self._next(first, count))
+        # Where a forward is something that all processes do together, each does as many.
+        forwards = max(
+            len(self._of_one_shape(self._next(self.done + rank * count, count))) for rank in range(self.host.world_size)
+        )
         seed = self.seed * 1_000_003 + first
+        found = [self._visits(groups[min(turn, len(groups) - 1)], seed + turn) for turn in range(forwards)]
+        self.done += count * self.host.world_size
+        return _joined(found[: len(groups)])
+
+    def _next(self, first: int, count: int) -> list[int]:
+        """Rows of the dataset that are measured together."""
+        return [self.rows[(first + offset) % len(self.rows)] for offset in range(min(count, len(self.rows)))]
+
+    def _of_one_shape(self, rows: list[int]) -> list[list[int]]:
+        """Rows that fit into one batch, in the order of the first of each."""
+        shapes = getattr(self.dataset, "shapes", None)
+        groups: dict[Any, list[int]] = {}
+        for row in rows:
+            groups.setdefault(None if shapes is None else shapes[row], []).append(row)
+        return list(groups.values())
+
+    def _visits(self, rows: list[int], seed: int) -> HeldoutVisits:
+        collate = getattr(self.dataset, "collate", default_collate)
+        batch = self.host.moved(collate([self.dataset[row] for row in rows]))
+        keys = self.host.names(batch)
         with as_in_training(self.host):
             timesteps, values = self._measure(batch, keys, seed)
             base = None
             if self.paired is not None:
                 with self.paired.base_weights(self.probe.denoiser):
                     _, base = self._measure(batch, keys, seed)
-        self.done += count * self.host.world_size
         lengths = described_length(batch, len(keys))
         known = [float("nan")] * len(values) if lengths is None else [float(length) for length in lengths.tolist()]
         return HeldoutVisits(keys, timesteps, known, values, base)
@@ -237,6 +257,18 @@ class HeldoutSamples:
         if self.complete is not None:
             self.complete(observation)
         return timesteps.tolist(), self.read(observation).cpu()
+
+
+def _joined(visits: list[HeldoutVisits]) -> HeldoutVisits:
+    """Visits of several batches as one."""
+    bases = [one.base for one in visits if one.base is not None]
+    return HeldoutVisits(
+        [key for one in visits for key in one.keys],
+        [timestep for one in visits for timestep in one.timesteps],
+        [length for one in visits for length in one.lengths],
+        torch.cat([one.values for one in visits]),
+        torch.cat(bases) if bases else None,
+    )
 
 
 def _first_of_each_picture(dataset: Any, families: FamilyIndex | None) -> Sequence[int]:

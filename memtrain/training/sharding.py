@@ -1,4 +1,4 @@
-"""Strategies that spread the weights over processes, with which :class:`TextToImageModule` cannot train."""
+"""Strategies that spread the weights over processes, with which :mod:`memtrain.training.text_to_image` cannot train."""
 
 from __future__ import annotations
 

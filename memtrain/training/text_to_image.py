@@ -8,19 +8,20 @@ callbacks see the same noise, and a resumed run continues as if it had never sto
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
+from memtrain.models.fingerprint import encoder_fingerprint
+from memtrain.training.averaged_module import AveragedModule
 from memtrain.training.base_model import BaseModel, base_model
 from memtrain.training.checkpoint_contents import check_contents, keep_trained
 from memtrain.training.denoising import Denoised, denoise
@@ -34,7 +35,7 @@ from memtrain.training.schedule import Schedule, optimizer_of, with_warmup
 from memtrain.training.sharding import refuse_sharded
 
 
-class TextToImageModule(LightningModule):
+class TextToImageModule(AveragedModule):
     """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
 
     Args:
@@ -102,10 +103,6 @@ class TextToImageModule(LightningModule):
             self.trained_text_encoders = nn.ModuleDict(encoders)
         self.ema = self.execution.average(self.trained(), ema_decay)
 
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the text that attention reads."""
@@ -172,6 +169,11 @@ class TextToImageModule(LightningModule):
                 encoder.to(device)
         return self.parts.encode_text(tokens)
 
+    def encoder_fingerprint(self, what: Literal["images", "text"]) -> str:
+        """A name of the autoencoder, or of the text encoders, by which what they computed is known again."""
+        parts: dict[str, nn.Module] = {"vae": self.vae} if what == "images" else self.parts.text_encoders
+        return encoder_fingerprint(f"{type(self.parts).__name__} {what}", parts)
+
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
         return self.encode_tokens({"input_ids": input_ids})["text_embeddings"]
@@ -203,12 +205,12 @@ class TextToImageModule(LightningModule):
     ) -> Denoised:
         known = "text_embeddings" in batch
         with self.lora.dropout_draws(generator) if self.lora is not None else nullcontext():
-            text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
+            fields = {name: batch[name] for name in TEXT_FIELDS if name in batch}
             return denoise(
                 self.parts,
                 self.objective,
                 latents=batch["latents"] if "latents" in batch else self.encode_images(batch["pixel_values"]),
-                text=text,
+                text=fields if known else self.encode_tokens(batch),
                 timesteps=timesteps,
                 generator=generator,
                 batch=batch,
@@ -232,25 +234,6 @@ class TextToImageModule(LightningModule):
         self.log("train/loss", denoised.sample_loss.detach().mean(), prog_bar=True, batch_size=count)
         return {"loss": loss, "key": batch["key"], **handed}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weight average with each optimizer step, so that a checkpoint of this step holds it."""
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.step(self.trained())
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Within the context the module holds the averaged weights, if it keeps an average."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.trained())
-        self.ema.copy_to(self.trained())
-        try:
-            yield
-        finally:
-            self.ema.restore(self.trained())
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss of held-out samples under the averaged weights, at four fixed timesteps each."""
         count = len(batch["input_ids"])
@@ -261,15 +244,6 @@ class TextToImageModule(LightningModule):
             # Without input perturbation, as the model is used.
             loss = self._denoise(batch, start + index * (steps // 4), generator, perturbed=False).sample_loss
             self.log("heldout/loss", loss.mean(), prog_bar=True, batch_size=count, sync_dist=True)
-
-    def on_validation_epoch_start(self) -> None:
-        """Validate the averaged weights."""
-        self._averaged = self.averaged_weights()
-        self._averaged.__enter__()
-
-    def on_validation_epoch_end(self) -> None:
-        """Go back to the live weights."""
-        self._averaged.__exit__(None, None, None)
 
     def configure_optimizers(self) -> Any:
         """The optimizer with the schedule."""

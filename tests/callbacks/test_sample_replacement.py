@@ -211,3 +211,38 @@ def test_no_file_of_a_flagged_picture_takes_a_place_and_that_of_fewest_visits_do
     assert not set(drawn) & set(keys[1:4]), "the last of them was never visited"
     # Of the last two files one was never visited, but their picture was.
     assert drawn[keys[0]] > 90
+
+
+def test_substitutes_have_the_shape_of_the_batch_and_are_no_regularisation_images(dataset: CaptionedImages) -> None:
+    keys = [sample.key for sample in dataset.samples]
+    dataset.shapes = [(8, 8), (8, 16), (8, 8), (8, 16), (8, 16), (8, 8)]
+    one = dataset.unique()
+    one.shapes = dataset.shapes
+    data = SimpleNamespace(
+        train_dataset=SimpleNamespace(unique=lambda: one, samples=dataset.samples),
+        groups={keys[4]: "regularisation"},
+    )
+    mitigation = SampleReplacement(seed=3)
+    mitigation.open(Host(None, data=data))
+    for number in range(20):
+        batch: dict[str, Any] = torch.utils.data.default_collate([one[0], one[2]])
+        mitigation.prepare(batch, flags(batch["key"], {keys[0], keys[1]}), tokenizer=None, number=number)
+        assert batch["key"][0] in (keys[2], keys[5])
+        wide: dict[str, Any] = torch.utils.data.default_collate([one[1], one[4]])
+        mitigation.prepare(wide, flags(wide["key"], {keys[0], keys[1]}), tokenizer=None, number=number)
+        assert wide["key"] == [keys[3], keys[4]]
+
+
+def test_a_dropped_caption_stays_dropped_in_all_its_fields(
+    mitigation: SampleReplacement, dataset: CaptionedImages
+) -> None:
+    embeddings = {row: {"text_embeddings": torch.full((2, 3), float(row))} for row in range(6)}
+    dataset.use(text=lambda row: embeddings[row])
+    mitigation._samples = dataset.unique()
+    keys = [sample.key for sample in dataset.samples]
+    batch = collate(dataset, [1, 4])
+    batch["caption"][0] = ""
+    batch["text_embeddings"][0] = -1.0
+    mitigation.prepare(batch, flags(batch["key"], {keys[1], keys[4]}), tokenizer=None, number=0)
+    assert (batch["text_embeddings"][0] == -1).all()
+    assert (batch["text_embeddings"][1] == keys.index(batch["key"][1])).all()

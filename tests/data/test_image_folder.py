@@ -6,6 +6,7 @@ import re
 import pytest
 
 from memtrain.data.image_folder import ImageFolderSource
+from memtrain.data.source import open_source
 from memtrain.errors import DataError
 
 from ..conftest import encoded_image
@@ -190,3 +191,45 @@ def test_a_sample_says_which_file_it_is(write_folder):
     folder = write_folder({"a.png": "x", "b/c d.png": "y"})
     source = ImageFolderSource(folder)
     assert [source.stored_in(index) for index in range(2)] == [folder / "a.png", folder / "b" / "c d.png"]
+
+
+def test_a_table_is_read_like_lines(write_folder):
+    folder = write_folder({"a.png": "x", "sub/b.png": "x"})
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text('file_name,text,more\na.png,"a thing, on a ""table""",1\nsub/b.png,b,\n')
+    source = open_source(str(folder))
+    found = [(one.key, one.caption) for one in source.samples]
+    assert found == [("a.png", 'a thing, on a "table"'), ("sub/b.png", "b")]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('file_name,text\na.png,"open', "cannot be read as CSV"),
+        ("file_name,text\na.png,one,two", r"1 value\(s\) too much"),
+        ("file_name,text\na.png,", "line 2 lacks a file name or a caption"),
+        ("name,text\na.png,b", "lacks a file name"),
+    ],
+)
+def test_a_table_that_cannot_be_read(write_folder, text, found):
+    folder = write_folder({"a.png": "x"})
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"metadata\.csv[\s\S]*{found}"):
+        ImageFolderSource(folder)
+
+
+def test_hidden_files_are_left_alone(write_folder):
+    folder = write_folder(2)
+    (folder / "._image_00.png").write_bytes(b"of another system")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "image_00-checkpoint.png").write_bytes(encoded_image())
+    assert len(ImageFolderSource(folder)) == 2
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "b.TIFF", "c.gif", "d.JPE", "e.heic", "f.avif"])
+def test_images_of_every_suffix_are_asked_about(write_folder, name):
+    folder = write_folder(2)
+    (folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"have no line in metadata.jsonl, first .'{name}'"):
+        ImageFolderSource(folder)

@@ -153,3 +153,16 @@ def test_a_sample_says_which_shard_holds_it(write_shard):
     shards = [write_shard(pairs(index), name=f"shards/{index}.tar") for index in (0, 1)]
     source = WebDatasetSource(shards[0].parent)
     assert [source.stored_in(index) for index in range(2)] == shards
+
+
+def test_what_img2dataset_could_not_get_is_left_out_and_counted(write_shard, caplog):
+    def listed(key, caption, **files):
+        row = json.dumps({"key": key, "status": "success", "caption": caption}).encode()
+        return {f"{key}.json": row} | {f"{key}.{name}": content for name, content in files.items()}
+
+    files = listed("a", "a cat", png=encoded_image(), txt=b"a cat")
+    files |= listed("b", None, png=encoded_image(), txt=b"") | listed("c", "x", txt=b"x")
+    files |= listed("d", None, png=encoded_image()) | listed("e", "e", png=encoded_image())
+    assert captions(WebDatasetSource(write_shard(files))) == {"a": "a cat", "e": "e"}
+    assert "3 of 5 samples" in caplog.text
+    assert "['b', 'c', 'd']" in caplog.text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import per_sample_mse
+from memtrain.models.observation import Observation
+from memtrain.monitoring.measurement import HeldoutSamples
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from memtrain.signals.attention_entropy import AttentionEntropy
@@ -190,3 +193,55 @@ def test_our_own_module_refuses_weights_in_half_precision(
     data = TextImageDataModule(str(write_folder(4)), resolution=16, batch_size=2, heldout_fraction=0.0)
     with pytest.raises(ConfigurationError, match=r"set trainer\.precision to bf16-mixed"):
         fit(TextToImageModule(str(pipeline_folder), ema_decay=None), tmp_path, [], data=data, precision=precision)
+
+
+class Shaped(Dataset[dict[str, Any]]):
+    """Ten samples of two shapes, in turn."""
+
+    shapes = [(8, 8) if row % 3 else (8, 16) for row in range(10)]
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"key": f"{row}", "latents": torch.full((1, *self.shapes[row]), float(row))}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_heldout_samples_of_several_shapes_are_measured_shape_by_shape(rank: int) -> None:
+    forwards: list[tuple[int, ...]] = []
+
+    def sample_loss(batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
+        forwards.append(tuple(batch["latents"].shape))
+        return batch["latents"].mean(dim=(1, 2, 3))
+
+    class Probe:
+        @contextmanager
+        def measure(self, observation: Observation) -> Iterator[Observation]:
+            yield observation
+
+    host: Any = SimpleNamespace(
+        rank=rank,
+        world_size=2,
+        device=torch.device("cpu"),
+        families=None,
+        module=SimpleNamespace(sample_loss=sample_loss),
+        moved=lambda batch: batch,
+        names=lambda batch: batch["key"],
+        forward_context=nullcontext,
+    )
+    probe: Any = Probe()
+
+    def read(observation: Observation) -> Tensor:
+        assert observation.sample_loss is not None
+        return observation.sample_loss[:, None]
+
+    held = HeldoutSamples(host, Shaped(), probe, read=read, maximum_timestep=10, seed=0)
+    for turn in range(4):
+        forwards.clear()
+        visits = held.measure(3)
+        expected = {f"{(6 * turn + 3 * rank + offset) % 10}" for offset in range(3)}
+        assert set(visits.keys) == expected
+        assert visits.values[:, 0].tolist() == [float(key) for key in visits.keys]
+        assert len(visits.timesteps) == len(visits.lengths) == 3
+        assert len(forwards) == 2, "each process does as many forwards"

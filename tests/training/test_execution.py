@@ -92,7 +92,7 @@ def test_trained_weights_in_half_precision_are_refused(
     precision: str, lora: LoRA | None, pipeline_folder: Path
 ) -> None:
     module = module_with(pipeline_folder, lora=lora)
-    module._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(precision=precision, strategy=None)  # type: ignore[assignment]
     with pytest.raises(ConfigurationError, match=r"half precision[\s\S]*execution.frozen_dtype"):
         module.setup("fit")
 

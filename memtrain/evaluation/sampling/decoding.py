@@ -12,5 +12,6 @@ from memtrain.models.encoding import decode_latents
 
 def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Clean latents `(B, C, h, w)` to images `(B, 3, H, W)` uint8, on the CPU; no safety checker sees them."""
-    with torch.no_grad():
+    # Half precision, where a training computes in it, is too narrow for some autoencoders.
+    with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
         return to_uint8(decode_latents(pipeline.vae, latents)).cpu()

@@ -99,5 +99,5 @@ class Flux(TrainablePipeline):
         return from_patches(patches, rows, columns)
 
     def as_output(self, values: Tensor) -> Tensor:
-        """In patches."""
+        """In patches `(B, N, 4 C)`, as the transformer answers."""
         return to_patches(values)

@@ -1,0 +1,91 @@
+"""The training samples that the monitor finds most suspicious at the moment, as they can be shown.
+
+Canaries are left out: they are repeated on purpose, and what they score says nothing of the user's own pictures. Of a
+picture with several files the one with the highest score is taken. Pictures with visits enough for a flag go before the
+others, whose scores are noise yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from memtrain.evidence.calibration import Calibration
+from memtrain.functional.pixels import to_uint8
+
+
+@dataclass(frozen=True)
+class SuspiciousSample:
+    """A training sample.
+
+    Attributes:
+        key: of the sample.
+        caption: that it is trained under.
+        score: accumulated evidence.
+        threshold: score above which a sample is flagged; infinite until there is one.
+        flagged: step at which it was flagged; None if it was not.
+        judged: whether it has visits enough to be flagged.
+        image: `(3, H, W)` uint8.
+    """
+
+    key: str
+    caption: str
+    score: float
+    threshold: float
+    flagged: int | None
+    judged: bool
+    image: Tensor
+
+    def lines(self) -> list[str]:
+        """What is written beside it: the key, the verdict, and the caption."""
+        threshold = f"threshold {self.threshold:.2f}" if self.threshold < float("inf") else "no threshold yet"
+        verdict = f"flagged at step {self.flagged}" if self.flagged is not None else "not flagged"
+        if self.flagged is None and not self.judged:
+            verdict = "too few visits to be flagged"
+        return [self.key, f"score {self.score:.2f}, {threshold}: {verdict}", self.caption or "(no caption)"]
+
+
+def can_show(data: Any) -> bool:
+    """Whether a data module has training images that can be looked up by key."""
+    dataset = getattr(data, "train_dataset", None)
+    return hasattr(dataset, "samples") and hasattr(dataset, "pixel_values")
+
+
+def most_suspicious(calibration: Calibration, data: Any, count: int) -> list[SuspiciousSample]:
+    """The samples of the highest scores, each of another picture, highest first.
+
+    Args:
+        calibration: of the run.
+        data: a data module with `train_dataset.samples` and `train_dataset.pixel_values(row)`.
+        count: samples at most.
+    """
+    dataset = data.train_dataset
+    rows = {sample.key: row for row, sample in enumerate(dataset.samples)}
+    canaries = {calibration.levels.picture(key) for key in calibration.canaries}
+    # More than are wanted: the evidence of files and captions, which stands beside pictures', moves them some places.
+    highest = calibration.highest_pictures(4 * count + len(canaries))
+    # Asking for the score of what was never visited would make it known, and so change the run.
+    flagged = sorted(name for name in calibration.levels.flagged_pictures if name in calibration.samples.row)
+    pictures = [name for name in dict.fromkeys([*highest, *flagged]) if name not in canaries]
+    keys = [key for name in pictures for key in calibration.levels.members("picture", name) if key in rows]
+    if not keys:
+        return []
+    scores, judged = calibration.scores(keys).tolist(), calibration.ready(keys).tolist()
+    order = sorted(range(len(keys)), key=lambda place: (not judged[place], -scores[place], keys[place]))
+    best: dict[str, int] = {}
+    for place in order:
+        best.setdefault(calibration.levels.picture(keys[place]), place)
+    return [
+        SuspiciousSample(
+            keys[place],
+            dataset.samples[rows[keys[place]]].caption,
+            scores[place],
+            calibration.threshold,
+            calibration.first_flagged.get(keys[place]),
+            judged[place],
+            to_uint8(dataset.pixel_values(rows[keys[place]])),
+        )
+        for place in list(best.values())[:count]
+    ]

@@ -1,0 +1,111 @@
+"""The caches of a data module, filled with the encoders of the module that is trained.
+
+In memory: `cache_latents`. On disk: `cache`, for which the module has `encode_images(pixel_values)`,
+`encode_tokens(fields)` and `encoder_fingerprint("images" or "text")`, a name of the encoder's weights and
+configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.disk_cache import Cache, Processes, cache_latents, cache_text, refuse_frozen
+from memtrain.errors import ConfigurationError
+
+
+def keep_in_memory(datasets: Sequence[CaptionedImages], module: Any, device: torch.device) -> None:
+    """Encode the images of datasets and keep their latents in memory.
+
+    Args:
+        datasets: of the data module.
+        module: with `encode_images`.
+        device: of training.
+
+    Raises:
+        ConfigurationError: if the module cannot, or random crops would be frozen.
+    """
+    encode = _method(module, "encode_images", "encode_images(pixel_values)", setting="cache_latents")
+    for dataset in datasets:
+        refuse_frozen(dataset, latents=True)
+        dataset.cache_latents(lambda pixels: encode(pixels.to(device)))
+
+
+def keep_on_disk(
+    cache: Cache,
+    datasets: Sequence[CaptionedImages],
+    module: Any,
+    *,
+    empty: dict[str, Tensor],
+    processes: Processes,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Let datasets read latents and text embeddings from disk.
+
+    Args:
+        cache: what is kept, and where.
+        datasets: of the data module.
+        module: with the encoders.
+        empty: tokens of the empty caption, `(1, ...)`.
+        processes: that share the work.
+        device: of training.
+
+    Returns:
+        The embeddings of the empty caption, `(1, ...)`; empty where text is not cached.
+
+    Raises:
+        ConfigurationError: if the module lacks a method, or the cache would freeze what is random or trained.
+    """
+    folder = Path(cache.folder)
+    fingerprint = _method(module, "encoder_fingerprint", 'encoder_fingerprint("images" or "text")', setting="cache")
+    for dataset in datasets:
+        refuse_frozen(dataset, latents=cache.latents, text=cache.text)
+    if cache.latents:
+        encode = _method(module, "encode_images", "encode_images(pixel_values)", setting="cache.latents")
+        name = processes.broadcast(fingerprint("images") if processes.rank == 0 else None)
+        cache_latents(
+            datasets,
+            folder / f"latents-{name[:16]}",
+            lambda pixels: encode(pixels.to(device)),
+            processes=processes,
+        )
+    if not cache.text:
+        return {}
+    if not empty:
+        raise ConfigurationError(
+            f"cache.text is on, but {type(module).__name__} makes no tokens of captions",
+            expected="a module with tokens(captions) and encode_tokens(fields)",
+            remedy="set data.init_args.cache.text to false",
+        )
+    method = _method(module, "encode_tokens", "encode_tokens(fields)", setting="cache.text")
+
+    def encode_text(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = method({name: values.to(device) for name, values in fields.items()})
+        return found
+
+    with torch.enable_grad():
+        trained = any(values.requires_grad for values in encode_text(empty).values())
+    if trained:
+        raise ConfigurationError(
+            "Cached text embeddings would be those of the text encoder before it is trained",
+            expected="text encoders that stay as they are",
+            remedy="set data.init_args.cache.text to false, or do not train the text encoder",
+        )
+    name = processes.broadcast(fingerprint("text") if processes.rank == 0 else None)
+    return cache_text(datasets, folder / f"text-{name[:16]}", encode_text, empty=empty, processes=processes)
+
+
+def _method(module: Any, name: str, signature: str, *, setting: str) -> Any:
+    method = getattr(module, name, None)
+    if method is None:
+        raise ConfigurationError(
+            f"{setting} is on, but {type(module).__name__} has no {signature}",
+            expected="a module that encodes images and captions, such as TextToImageModule",
+            remedy=f"set data.init_args.{setting} to {'null' if setting == 'cache' else 'false'}",
+        )
+    return method

@@ -1,0 +1,239 @@
+"""Latents and text embeddings on disk: computed once, by all processes together, and used by every later run.
+
+What: `<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
+name of an entry is a hash of the pixels of the image and of how it is cut, or of the caption's tokens; that of a folder
+is a hash of the encoder's weights and configuration. So an image, caption, size or encoder that changed has another
+name and is computed; what is found is right, whichever data or run it was made for. The first process finds out what is
+missing, each computes its share of it, and all read when the last one is done. A run that is stopped goes on where it
+was. Nothing is ever deleted: a folder of an encoder that is no longer used may be, at any time.
+Cost: with Stable Diffusion at 512 pixels, 64 kB for the latents of an image and 230 kB for the embeddings of a caption;
+a second per gigabyte of encoders at the start. Images are still decoded once at each start, as in every run, which is
+how a changed one is noticed.
+Cannot: cache what training changes. An augmentation that would be frozen, and text encoders that are trained, are
+refused. Embeddings are those of full precision, also where training runs its encoders in half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.kept_latents import View, encoded
+from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
+from memtrain.errors import ConfigurationError
+
+CAPTIONS_AT_ONCE = 16
+"""Encoded in one forward."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What is kept on disk.
+
+    Args:
+        folder: may be shared by all runs and data.
+        latents: of every image.
+        text: embeddings of every caption.
+    """
+
+    folder: str
+    latents: bool = True
+    text: bool = True
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that compute together; alone by default.
+
+    Attributes:
+        rank: of this one.
+        count: of all.
+        barrier: returns when all have called it.
+        broadcast: the first process's value.
+    """
+
+    rank: int = 0
+    count: int = 1
+    barrier: Callable[[], object] = lambda: None
+    broadcast: Callable[[Any], Any] = lambda value: value
+
+
+class StoredLatents:
+    """Latents of a dataset in shards.
+
+    Args:
+        shards: looked through.
+        keys: of the entries, by row and variant.
+    """
+
+    def __init__(self, shards: TensorShards, keys: dict[View, str]) -> None:
+        self.shards, self.keys = shards, keys
+
+    def __call__(self, row: int, variant: int) -> Tensor:
+        """`(C, h, w)`."""
+        return self.shards.read(self.keys[row, variant])["latents"]
+
+
+class StoredText:
+    """Text embeddings in shards.
+
+    Args:
+        shards: looked through.
+        keys: of the entries, in the order of a dataset's tokens.
+    """
+
+    def __init__(self, shards: TensorShards, keys: list[str]) -> None:
+        self.shards, self.keys = shards, keys
+
+    def __call__(self, place: int) -> dict[str, Tensor]:
+        """The fields of a caption."""
+        return self.shards.read(self.keys[place])
+
+
+def cache_latents(
+    datasets: Sequence[CaptionedImages],
+    folder: Path,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    processes: Processes | None = None,
+) -> None:
+    """Let datasets read their latents from a folder, after computing what it lacks.
+
+    Args:
+        datasets: with their shapes and variants settled.
+        folder: of the encoder's latents.
+        encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
+        processes: that share the work.
+    """
+    shards = TensorShards(folder)
+    keys = [{view: _view_key(dataset, view) for view in dataset.views()} for dataset in datasets]
+    places = {key: (dataset, view) for dataset, own in zip(datasets, keys, strict=True) for view, key in own.items()}
+
+    def compute(missing: list[str], writer: ShardWriter) -> None:
+        for dataset in datasets:
+            names = {places[key][1]: key for key in missing if places[key][0] is dataset}
+            for views, latents in encoded(dataset, list(names), encode):
+                for view, one in zip(views, latents, strict=True):
+                    writer.add(names[view], {"latents": one})
+
+    _fill(shards, list(places), compute, processes or Processes())
+    for dataset, own in zip(datasets, keys, strict=True):
+        dataset.use(latents=StoredLatents(shards, own))
+
+
+def _view_key(dataset: CaptionedImages, view: View) -> str:
+    row, variant = view
+    frame = dataset.view(row, variant)
+    digest = dataset.source.look(dataset.indices[row]).digest
+    return content_key(digest, frame.shape, frame.across, frame.along, frame.flipped)
+
+
+def cache_text(
+    datasets: Sequence[CaptionedImages],
+    folder: Path,
+    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    *,
+    empty: dict[str, Tensor],
+    processes: Processes | None = None,
+) -> dict[str, Tensor]:
+    """Let datasets read their text embeddings from a folder, after computing what it lacks.
+
+    Args:
+        datasets: with tokens.
+        folder: of the encoders' embeddings.
+        encode: fields of tokens to fields of embeddings, each `(B, ...)`.
+        empty: the tokens of the empty caption, `(1, ...)`.
+        processes: that share the work.
+
+    Returns:
+        The embeddings of the empty caption, `(1, ...)`.
+    """
+    shards = TensorShards(folder)
+    tokens = [*(dataset.tokens for dataset in datasets if dataset.tokens), empty]
+    keys = [[_caption_key(fields, row) for row in range(_count(fields))] for fields in tokens]
+    places = {key: (fields, row) for fields, own in zip(tokens, keys, strict=True) for row, key in enumerate(own)}
+
+    def compute(missing: list[str], writer: ShardWriter) -> None:
+        starts = range(0, len(missing), CAPTIONS_AT_ONCE)
+        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False):
+            chunk = missing[start : start + CAPTIONS_AT_ONCE]
+            rows = [_row(*places[key]) for key in chunk]
+            with torch.no_grad():
+                found = encode({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+            for number, key in enumerate(chunk):
+                writer.add(key, {name: values[number] for name, values in found.items()})
+
+    _fill(shards, list(places), compute, processes or Processes())
+    for dataset, own in zip((one for one in datasets if one.tokens), keys, strict=False):
+        dataset.use(text=StoredText(shards, own))
+    return {name: values[None] for name, values in shards.read(keys[-1][0]).items()}
+
+
+def _count(fields: dict[str, Tensor]) -> int:
+    return len(next(iter(fields.values())))
+
+
+def _row(fields: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    return {name: values[row] for name, values in fields.items()}
+
+
+def _caption_key(fields: dict[str, Tensor], row: int) -> str:
+    return content_key(*(part for name in sorted(fields) for part in (name, fields[name][row])))
+
+
+def _fill(
+    shards: TensorShards,
+    keys: list[str],
+    compute: Callable[[list[str], ShardWriter], None],
+    processes: Processes,
+) -> None:
+    """Compute what is missing of `keys`, each process a part, and look again when all are done."""
+    if processes.rank == 0:
+        shards.look(clean=True)
+    missing = processes.broadcast(shards.missing(keys) if processes.rank == 0 else None)
+    if missing:
+        writer = ShardWriter(shards.folder)
+        compute(missing[processes.rank :: processes.count], writer)
+        writer.flush()
+    processes.barrier()
+    shards.look()
+    if lost := shards.missing(keys):
+        raise ConfigurationError(
+            f"{len(lost)} of {len(keys)} entries are not in {shards.folder} after they were written",
+            expected="a folder that all processes see, and that nobody empties meanwhile",
+            remedy="name a folder on a file system that all nodes share",
+        )
+    shards.forget_others(keys)
+
+
+def refuse_frozen(dataset: CaptionedImages, *, latents: bool = False, text: bool = False) -> None:
+    """Refuse to cache what is random.
+
+    Args:
+        dataset: to be cached.
+        latents: whether its latents are.
+        text: whether its text embeddings are.
+
+    Raises:
+        ConfigurationError: if a cache would freeze it.
+    """
+    augment = dataset.framing.augment
+    if latents and augment.random and not augment.variants:
+        raise ConfigurationError(
+            "Cached latents would freeze the random crops and flips of the first visit",
+            expected="augment.variants: views of each image that are cached (2 for flips alone, about 4 with crops)",
+            remedy="set data.init_args.augment.variants, or do not cache latents",
+        )
+    if text and dataset.captions.shuffle_tags:
+        raise ConfigurationError(
+            "Cached text embeddings would freeze the order of shuffled tags",
+            expected="captions that stay as they are",
+            remedy="set data.init_args.cache.text to false, or captions.shuffle_tags to false",
+        )

@@ -1,0 +1,216 @@
+"""How an image is cut to the size that is trained on: square or by aspect-ratio bucket, centred or at random, mirrored.
+
+What: an image is resized so that it just covers its target, and what juts out is cut off, in the centre or, with
+`random_crop`, at a place drawn for each visit. `random_flip` mirrors half of the visits. Draws are a function of seed,
+epoch, key and the number of the visit in its epoch. What measures samples (profiles, held-out losses) sees one fixed
+view of each: centred and not mirrored.
+Buckets (Novel AI's "aspect ratio bucketing", 2022, as kohya's scripts and SDXL, arXiv 2307.01952, use it): sizes of
+about the area `resolution`², whose sides are multiples of `step`; an image is trained on in that of the nearest aspect
+ratio, and a batch is of one size.
+Cached latents freeze what is random, so they are made of `variants` views of each image, the first of which is the
+fixed one.
+Cost: none beside the cache, which has `variants` entries for each image.
+Cannot: turn or recolour; such images are other pictures to the watch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memtrain.errors import ConfigurationError
+from memtrain.functional.keyed_draws import hash_numbers
+
+Shape = tuple[int, int]
+"""Rows and columns, pixels."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is drawn anew for each visit.
+
+    Args:
+        random_crop: where an image is cut that has another aspect ratio than its target.
+        random_flip: mirror half of the visits.
+        variants: views of each image where latents are cached, the fixed one among them; 2 are enough for flips alone.
+    """
+
+    random_crop: bool = False
+    random_flip: bool = False
+    variants: int = 0
+
+    def __post_init__(self) -> None:
+        if self.variants < 0 or self.variants == 1:
+            raise ConfigurationError(f"variants={self.variants}", expected="0, or 2 and more", remedy="change it")
+
+    @property
+    def random(self) -> bool:
+        """Whether visits of one image differ."""
+        return self.random_crop or self.random_flip
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Aspect-ratio buckets.
+
+    Args:
+        enabled: false for squares of `resolution`.
+        step: sides are multiples of it, pixels.
+        min_side: shortest side; default half of `resolution`.
+        max_side: longest side; default twice `resolution`.
+    """
+
+    enabled: bool = True
+    step: int = 64
+    min_side: int | None = None
+    max_side: int | None = None
+
+    def shapes(self, resolution: int) -> list[Shape]:
+        """All sizes of at most `resolution`² pixels, the square among them, in the order of their aspect ratios.
+
+        Raises:
+            ConfigurationError: if there is none.
+        """
+        step, area = self.step, resolution * resolution
+        shortest = math.ceil((resolution // 2 if self.min_side is None else self.min_side) / max(step, 1)) * step
+        longest = 2 * resolution if self.max_side is None else self.max_side
+        if step < 1 or not 0 < shortest <= resolution // step * step <= longest:
+            raise ConfigurationError(
+                f"buckets with step={step}, sides from {self.min_side} to {self.max_side} and resolution={resolution}",
+                expected="a multiple of step from min_side to resolution, and max_side of at least resolution",
+                remedy="lower step or min_side, or raise max_side or resolution",
+            )
+        found = {(resolution // step * step,) * 2}
+        for side in range(shortest, longest + 1, step):
+            other = min(area // side, longest) // step * step
+            if other >= shortest:
+                found |= {(side, other), (other, side)}
+        return sorted(found, key=_ratio)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How one image is cut.
+
+    Attributes:
+        shape: of the result.
+        across: where what juts out is cut off, from 0 (all on the right) to 1 (all on the left).
+        along: likewise, from 0 (all below) to 1 (all above).
+        flipped: mirrored, before it is cut.
+    """
+
+    shape: Shape
+    across: float = 0.5
+    along: float = 0.5
+    flipped: bool = False
+
+    def top_left(self, size: tuple[int, int]) -> Shape:
+        """Rows and columns of the resized image that are cut off above and on the left.
+
+        Args:
+            size: width and height of the image.
+        """
+        (width, height), (rows, columns) = size, self.shape
+        scale = max(rows / height, columns / width)
+        return round((height * scale - rows) * self.along), round((width * scale - columns) * self.across)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """The rule by which the images of a data set are cut.
+
+    Attributes:
+        shapes: that there are.
+        augment: what is random.
+        seed: of all draws.
+        sized: whether batches say how images were cut (`original_size`, `crop_top_left`, `target_size`).
+    """
+
+    shapes: tuple[Shape, ...]
+    augment: Augment = Augment()
+    seed: int = 0
+    sized: bool = False
+
+    @classmethod
+    def of(cls, resolution: int, *, buckets: Buckets | None, augment: Augment | None, seed: int) -> Framing:
+        """The rule of a data module's settings."""
+        bucketed = buckets is not None and buckets.enabled
+        shapes = buckets.shapes(resolution) if buckets is not None and bucketed else [(resolution, resolution)]
+        augment = augment or Augment()
+        return cls(tuple(shapes), augment, seed, sized=bucketed or augment.random)
+
+    def shape_of(self, size: tuple[int, int]) -> Shape:
+        """The shape of the nearest aspect ratio.
+
+        Args:
+            size: width and height of the image.
+        """
+        ratio = math.log(size[0] / size[1])
+        return min(self.shapes, key=lambda shape: (abs(_ratio(shape) - ratio), shape))
+
+    def frame(self, shape: Shape, key: str, visit: tuple[int, int] | None) -> Frame:
+        """How a sample is cut in a visit.
+
+        Args:
+            shape: of the sample.
+            key: of the sample.
+            visit: epoch, and number of the sample's visit in it; None for the fixed view.
+        """
+        if visit is None or not self.augment.random:
+            return Frame(shape)
+        across, along, turn = hash_numbers(f"view {self.seed} {visit[0]} {visit[1]} {key}", 3)
+        return self._frame(shape, across, along, flipped=turn < 0.5)
+
+    def variant_of(self, key: str, visit: tuple[int, int] | None) -> int:
+        """Which variant a visit shows; arguments as for :meth:`frame`."""
+        if visit is None or self.variants == 1:
+            return 0
+        (draw,) = hash_numbers(f"variant {self.seed} {visit[0]} {visit[1]} {key}", 1)
+        return int(draw * self.variants)
+
+    def variant(self, shape: Shape, key: str, number: int) -> Frame:
+        """A variant; number 0 is the fixed view, and odd ones are mirrored where mirroring is asked for."""
+        if number == 0:
+            return Frame(shape)
+        across, along = hash_numbers(f"variant {self.seed} {number} of {key}", 2)
+        return self._frame(shape, across, along, flipped=number % 2 == 1)
+
+    def _frame(self, shape: Shape, across: float, along: float, *, flipped: bool) -> Frame:
+        crop = self.augment.random_crop
+        flipped = flipped and self.augment.random_flip
+        return Frame(shape, across if crop else 0.5, along if crop else 0.5, flipped)
+
+    @property
+    def variants(self) -> int:
+        """Views of each image that a cache holds."""
+        return max(1, self.augment.variants) if self.augment.random else 1
+
+
+def without_small(shapes: Iterable[Shape], least: int) -> tuple[Shape, ...]:
+    """The shapes that remain when each of fewer than `least` visits gave its images to the nearest of the others.
+
+    Args:
+        shapes: of all visits.
+        least: visits that fill a batch of all processes.
+    """
+    count = Counter(shapes)
+    while len(count) > 1 and min(count.values()) < least:
+        smallest = min(count, key=lambda shape: (count[shape], shape))
+        visits = count.pop(smallest)
+        count[min(count, key=lambda shape: (abs(_ratio(shape) - _ratio(smallest)), shape))] += visits
+    return tuple(sorted(count, key=_ratio))
+
+
+def rows_by_shape(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
+    """The places of each shape."""
+    found: dict[Shape, list[int]] = {}
+    for row, shape in enumerate(shapes):
+        found.setdefault(shape, []).append(row)
+    return found
+
+
+def _ratio(shape: Shape) -> float:
+    """Logarithm of width by height."""
+    return math.log(shape[1] / shape[0])

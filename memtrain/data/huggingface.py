@@ -1,0 +1,142 @@
+"""Data sets of Hugging Face's `datasets`: by name, or a folder on disk.
+
+`datasets:NAME` or `datasets:FOLDER`, where the folder was written by `save_to_disk` or is one that `load_dataset` reads
+(Parquet files, an image folder). Options stand behind a question mark:
+`datasets:lambdalabs/naruto-blip-captions?split=train&image=image&caption=text`.
+
+| option | default |
+|---|---|
+| `split` | `train` |
+| `image` | the column of images |
+| `caption` | `text`, `caption`, `captions` or `prompt`; a list holds several captions, the first of which counts |
+| `key` | none: the number of the row is the key, so the data has to stay as it is; else a column of unique names |
+| `config`, `revision` | as of `load_dataset` |
+
+Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files. Cost: a
+scan for families is made anew in each run, because no file holds an image as it is. Cannot: stream. What has no random
+access cannot be split, resumed exactly, or looked up by an evaluation; a loop of one's own streams with
+:func:`memtrain.data.keyed.keyed` and `reference: paired` (docs/your_own_script.md). Needs `pip install datasets`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from PIL import Image
+
+from memtrain.data.source import Sample, SampleSource
+from memtrain.errors import ConfigurationError, DataError
+
+PREFIX = "datasets:"
+OPTIONS = ("split", "image", "caption", "key", "config", "revision")
+CAPTIONS = ("text", "caption", "captions", "prompt")
+"""Columns that may hold the caption, in this order of preference."""
+
+
+class HuggingFaceSource(SampleSource):
+    """Samples of a data set with random access.
+
+    Args:
+        path: `datasets:` with a name or folder, and options.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        name, _, text = str(path).removeprefix(PREFIX).partition("?")
+        self.options = dict(parse_qsl(text, keep_blank_values=True))
+        self._refuse_unknown()
+        datasets = _imported()
+        rows = self._loaded(datasets, name)
+        kinds = {column: type(kind).__name__ for column, kind in rows.features.items()}
+        images = [column for column, kind in kinds.items() if kind == "Image"]
+        self._image = self._column("image", images, kinds)
+        caption = self._column("caption", [column for column in CAPTIONS if column in kinds], kinds)
+        named = [self.options["key"]] if "key" in self.options else []
+        key = self._column("key", named, kinds) if named else None
+        self._rows = rows.cast_column(self._image, datasets.Image(decode=False))
+        keys = [f"{row:08d}" for row in range(len(rows))] if key is None else [str(one) for one in rows[key]]
+        pairs = zip(keys, rows[caption], strict=True)
+        self.samples = [Sample.of(key, self._captions(key, found)) for key, found in pairs]
+        self.check_samples()
+
+    @staticmethod
+    def accepts(path: str) -> bool:
+        """What begins with `datasets:`."""
+        return path.startswith(PREFIX)
+
+    def _refuse_unknown(self) -> None:
+        if "streaming" in self.options:
+            raise ConfigurationError(
+                f"{self.path} asks for streaming",
+                expected="data with random access, of which a part can be held out and every image found again",
+                remedy="leave `streaming` out: images are read from the disk one at a time, not into memory; to "
+                "stream, give trainer.fit or your own loop a loader of memtrain.data.keyed.keyed(dataset), with "
+                "`reference: paired` (docs/your_own_script.md)",
+            )
+        unknown = sorted(set(self.options) - set(OPTIONS))
+        if unknown:
+            raise ConfigurationError(
+                f"{self.path} has the options {unknown}", expected=f"of {', '.join(OPTIONS)}", remedy="correct the path"
+            )
+
+    def _loaded(self, datasets: Any, name: str) -> Any:
+        split = self.options.get("split", "train")
+        folder = Path(name)
+        try:
+            if (folder / "state.json").is_file():
+                return datasets.load_from_disk(name)
+            if (folder / "dataset_dict.json").is_file():
+                return datasets.load_from_disk(name)[split]
+            config, revision = self.options.get("config"), self.options.get("revision")
+            return datasets.load_dataset(name, config, split=split, revision=revision)
+        except Exception as error:  # of the library, its file readers and the network
+            raise DataError(
+                f"The data set {name!r} (split {split!r}) cannot be opened: {type(error).__name__}: {error}",
+                expected="a name on the Hub, a folder of save_to_disk, or one that datasets.load_dataset reads",
+                remedy="check name, split and config (`?split=...&config=...`), and that it was downloaded before "
+                "a run that has no network",
+            ) from error
+
+    def _column(self, option: str, found: Sequence[str], columns: dict[str, str]) -> str:
+        """The column of an option: the one that was named, else the first that was found."""
+        name = self.options.get(option) or next(iter(found), None)
+        if name is None or name not in columns:
+            raise DataError(
+                f"{self.path} has no column for {option}: " + (f"no {name!r} in" if name else "found") + f" {columns}",
+                expected="a column of images, and one of captions",
+                remedy=f"name it in the path: datasets:...?{option}=COLUMN",
+            )
+        return name
+
+    def _captions(self, key: str, found: Any) -> list[str]:
+        texts = found if isinstance(found, list) else [found]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(
+                f"The caption of row {key} of {self.path} is no text: {found!r:.80}",
+                expected="a text, or a list of texts",
+                remedy="name the column with ?caption=COLUMN, or mend the data",
+            )
+        return texts
+
+    def open_image(self, index: int) -> Image.Image:
+        """The image of `samples[index]`, not yet decoded."""
+        image = self._rows[index][self._image]
+        if image is None:
+            raise OSError("there is no image in this row")
+        return Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"]))
+
+
+def _imported() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Hugging Face's `datasets` cannot be imported: {error}",
+            expected="the package that reads such data sets",
+            remedy='pip install datasets (or "memtrain[data]")',
+        ) from error

@@ -1,0 +1,155 @@
+"""Tensors by name in a folder of safetensors files, which grows and of which nothing is ever rewritten.
+
+A file (*shard*) is written under another name and renamed when complete, so a process that is killed leaves whole
+shards behind and loses the one in the making. Several processes may write at once: the name of a shard is a hash of
+what it holds. A shard that cannot be opened, such as one that was cut short while being copied, is removed when the
+folder is looked through for missing entries, and what it held is missing.
+Entries are read through the memory map of safetensors: only what is asked for is read, and the page cache of the
+machine is shared by its processes. Cost: an open file for each of at most :data:`OPEN` shards.
+Cannot: notice a bit that changed on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from memtrain.errors import DataError
+from memtrain.records import written_whole
+
+log = logging.getLogger(__name__)
+
+OPEN = 128
+"""Shards that are kept open."""
+SHARD = 64 * 2**20
+"""Bytes after which a shard is full."""
+Entry = Mapping[str, Tensor]
+"""Fields of one entry."""
+
+
+class TensorShards:
+    """Entries of one folder, each of which has some fields.
+
+    Args:
+        folder: of the shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._where: dict[str, tuple[Path, tuple[str, ...]]] = {}
+        self._open: OrderedDict[Path, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to a loader process.
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def look(self, *, clean: bool = False) -> None:
+        """Find out which entries there are.
+
+        Args:
+            clean: remove shards that cannot be opened.
+        """
+        self._where, self._open = {}, OrderedDict()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names = list(file.keys())
+            except (SafetensorError, OSError) as error:
+                if clean:
+                    log.warning("%s cannot be read (%s) and is made again", path, error)
+                    path.unlink(missing_ok=True)
+                continue
+            fields: dict[str, list[str]] = {}
+            for name in names:
+                key, _, field = name.partition("/")
+                fields.setdefault(key, []).append(field)
+            self._where |= {key: (path, tuple(sorted(found))) for key, found in fields.items()}
+
+    def missing(self, keys: Collection[str]) -> list[str]:
+        """Those of `keys` that there are not, each once, in the same order."""
+        return [key for key in dict.fromkeys(keys) if key not in self._where]
+
+    def forget_others(self, keys: Collection[str]) -> None:
+        """Keep the places of `keys` alone in memory."""
+        self._where = {key: self._where[key] for key in dict.fromkeys(keys)}
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The fields of an entry.
+
+        Raises:
+            DataError: if its shard is gone, or was damaged since it was looked at.
+        """
+        path, fields = self._where[key]
+        try:
+            file = self._opened(path)
+            return {field: file.get_tensor(f"{key}/{field}") for field in fields}
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{path} cannot be read any more: {error}",
+                expected="a cache that stays as it is while a run reads it",
+                remedy="continue the run (--ckpt_path last): what is missing is made again",
+            ) from error
+
+    def _opened(self, path: Path) -> Any:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        if len(self._open) >= OPEN:
+            self._open.popitem(last=False)
+        self._open[path] = safe_open(path, framework="pt").__enter__()
+        return self._open[path]
+
+
+class ShardWriter:
+    """Collects entries and writes them shard by shard.
+
+    Args:
+        folder: of the shards.
+        size: bytes after which a shard is full.
+    """
+
+    def __init__(self, folder: Path, size: int = SHARD) -> None:
+        self.folder, self.size = folder, size
+        self._tensors: dict[str, Tensor] = {}
+        self._bytes = 0
+
+    def add(self, key: str, entry: Entry) -> None:
+        """Add an entry, which is written at the latest by :meth:`flush`."""
+        for field, value in entry.items():
+            # A row of a batch would keep the whole batch in memory.
+            kept = value.detach().to("cpu", copy=True).contiguous()
+            self._tensors[f"{key}/{field}"] = kept
+            self._bytes += kept.numel() * kept.element_size()
+        if self._bytes >= self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if self._tensors:
+            name = hashlib.sha256("\n".join(self._tensors).encode()).hexdigest()[:32]
+            with written_whole(self.folder / f"{name}.safetensors") as unfinished:
+                save_file(self._tensors, unfinished)
+            self._tensors, self._bytes = {}, 0
+
+
+def content_key(*parts: object) -> str:
+    """A name for what is computed of tensors and plain values: SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            raw = part.detach().cpu().contiguous()
+            digest.update(f"{raw.dtype} {tuple(raw.shape)} ".encode())
+            digest.update(raw.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
