@@ -172,7 +172,8 @@ class TextToImageModule(AveragedModule):
     def encoder_fingerprint(self, what: Literal["images", "text"]) -> str:
         """A name of the autoencoder, or of the text encoders, by which what they computed is known again."""
         parts: dict[str, nn.Module] = {"vae": self.vae} if what == "images" else self.parts.text_encoders
-        return encoder_fingerprint(f"{type(self.parts).__name__} {what}", parts)
+        length = f" of {self.parts.max_sequence_length}" if what == "text" else ""
+        return encoder_fingerprint(f"{type(self.parts).__name__} {what}{length}", parts)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
