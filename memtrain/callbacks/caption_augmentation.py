@@ -234,6 +234,13 @@ class CaptionAugmentation(MitigationCallback):
 
 
 def _require_tokens(values: Mapping[str, Any], what: str) -> None:
+    further = [name for name in ("input_ids_2", "input_ids_3", "prompt_mask") if name in values]
+    if further:
+        raise ConfigurationError(
+            f"CaptionAugmentation changes the tokens of one tokenizer, and the {what} has {', '.join(further)} as well",
+            expected="a model with one CLIP text encoder, such as Stable Diffusion 1 or 2; or kind: noise",
+            remedy="choose kind: noise, or leave CaptionAugmentation out",
+        )
     missing = [name for name in ("input_ids", "prompt_length") if name not in values]
     if missing:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.models.adapter_file import FILE, adapter_contents, adapter_path, load_adapter
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.stock_pipeline import denoiser_of
+from memtrain.training.base_model import BaseModel, base_model
 from memtrain.training.timestep_lora import TimestepRank
 
 
@@ -25,14 +26,16 @@ class TrainedPipeline:
     """Where a model comes from.
 
     Attributes:
-        model: a pipeline folder or hub name.
+        model: a pipeline folder, single-file checkpoint or hub name.
         lora: file of adapters that are added to it.
         scale: of the adapters.
+        config: of a single-file checkpoint, where its configurations and tokenizers are.
     """
 
     model: str
     lora: Path | None = None
     scale: float = 1.0
+    config: str | None = None
 
     @property
     def name(self) -> str:
@@ -47,7 +50,7 @@ class TrainedPipeline:
         Raises:
             ConfigurationError: if it cannot be loaded, or the adapters do not fit.
         """
-        pipeline = load_pipeline(self.model)
+        pipeline = load_pipeline(self.model, config=self.config)
         if self.lora is not None:
             rule = TimestepRank.of(adapter_contents(self.lora)[1])
             load_adapter(pipeline, self.lora, scale=self.scale, merge=rule is None)
@@ -74,4 +77,6 @@ def of_run(run: Path) -> TrainedPipeline:
             remedy="let the training run end",
         )
     config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return TrainedPipeline(str(config["model"]["init_args"]["pretrained"]), adapter_path(file))
+    pretrained = config["model"]["init_args"]["pretrained"]
+    given = base_model(BaseModel(**pretrained) if isinstance(pretrained, dict) else str(pretrained))
+    return TrainedPipeline(given.path, adapter_path(file), config=given.config)

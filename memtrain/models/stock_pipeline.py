@@ -143,7 +143,7 @@ def as_maps(values: Tensor, channels: int, *, positions: Tensor | None = None) -
 def to_patches(maps: Tensor) -> Tensor:
     """FLUX's patches `(B, N, 4 C)` of 2 by 2 of latents `(B, C, h, w)`, row by row."""
     count, channels, height, width = maps.shape
-    patches = maps.view(count, channels, height // 2, 2, width // 2, 2)
+    patches = maps.reshape(count, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, (height // 2) * (width // 2), channels * 4)
 
 

@@ -261,14 +261,18 @@ def captions_of(batch: Any, count: int) -> list[str] | None:
 def token_rows(batch: Any, count: int) -> tuple[Tensor, Tensor] | None:
     """Token ids `(B, T)` of a batch of `count` samples, and `(B,)` which captions are empty; None if it holds none.
 
-    A row is empty if `prompt_length` counts no words in it; where that is not known, if it is the same from its second
-    token on. That is how an empty text is padded, but for CLIP's tokenizers that pad with another token than the end's.
+    A row is empty if `prompt_mask` shows no words in it, or `prompt_length` counts none beside CLIP's begin and end.
+    With neither, it is if it is the same from its second token on: so is an empty text padded, but for CLIP's
+    tokenizers that pad with another token than the end's.
     """
     ids = field_of(batch, "input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != count or ids.is_floating_point():
         return None
-    length = described_length(batch, count)
-    empty = (ids[:, 1:] == ids[:, -1:]).all(dim=1) if length is None else length <= 2
+    length, mask = described_length(batch, count), described_mask(batch, count)
+    if mask is not None:
+        empty = ~mask.bool().any(dim=1)
+    else:
+        empty = (ids[:, 1:] == ids[:, -1:]).all(dim=1) if length is None else length <= 2
     return ids, empty.to(ids.device)
 
 

@@ -22,6 +22,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
 from memtrain.models.fingerprint import encoder_fingerprint
 from memtrain.training.averaged_module import AveragedModule
+from memtrain.training.base_model import BaseModel, base_model
 from memtrain.training.checkpoint_contents import check_contents, keep_trained
 from memtrain.training.denoising import Denoised, denoise
 from memtrain.training.execution import Execution
@@ -33,15 +34,12 @@ from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, optimizer_of, with_warmup
 from memtrain.training.sharding import check_strategy, shard
 
-NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""Names of text encoders in diffusers' pipelines."""
-
 
 class TextToImageModule(AveragedModule):
     """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
 
     Args:
-        pretrained: a diffusers pipeline folder or hub name.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
         lora: train adapters in place of the weights.
         objective: the loss.
         learning_rate: peak of the schedule; default 1e-5, or what `optimizer` has.
@@ -60,7 +58,7 @@ class TextToImageModule(AveragedModule):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | BaseModel,
         *,
         lora: LoRA | None = None,
         objective: Objective | None = None,
@@ -78,12 +76,14 @@ class TextToImageModule(AveragedModule):
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.pretrained = pretrained
+        self.pretrained = base_model(pretrained).path
         self.execution.check(adapters=lora is not None)
         if lora is not None:
             lora.check(train_text_encoder=train_text_encoder)
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
+        # For what a reference profile is known by.
+        self.text_encoders, self.conditioning = parts.text_encoders, parts.conditioning
         self._snr = parts.signal_to_noise_ratio(torch.arange(parts.steps))
         self.objective.check(self.prediction_type, self._snr)
         parts.vae.requires_grad_(False).eval()
@@ -130,19 +130,8 @@ class TextToImageModule(AveragedModule):
         """The first text encoder, frozen unless it is trained."""
         return next(iter(self.parts.text_encoders.values()))
 
-    @property
-    def text_encoders(self) -> dict[str, nn.Module]:
-        """All text encoders, by their names in the pipeline."""
-        return self.parts.text_encoders
-
-    @property
-    def conditioning(self) -> dict[str, float]:
-        """What the denoiser is told beside the caption."""
-        return self.parts.conditioning
-
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
-        check_strategy(self, self.trainer)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
@@ -150,6 +139,7 @@ class TextToImageModule(AveragedModule):
                 remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision; "
                 "execution.frozen_dtype: bfloat16 stores in half precision what is not trained, with `lora` the base",
             )
+        check_strategy(self, self.trainer)
 
     def configure_model(self) -> None:
         """Spread the denoiser over processes, where the strategy is Lightning's for FSDP2."""
@@ -188,7 +178,8 @@ class TextToImageModule(AveragedModule):
     def encoder_fingerprint(self, what: Literal["images", "text"]) -> str:
         """A name of the autoencoder, or of the text encoders, by which what they computed is known again."""
         parts: dict[str, nn.Module] = {"vae": self.vae} if what == "images" else self.parts.text_encoders
-        return encoder_fingerprint(f"{type(self.parts).__name__} {what}", parts)
+        length = f" of {self.parts.max_sequence_length}" if what == "text" else ""
+        return encoder_fingerprint(f"{type(self.parts).__name__} {what}{length}", parts)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""

@@ -295,3 +295,13 @@ def test_batches_of_no_sample_one_and_two(kind: Any, count: int) -> None:
     mitigation.prepare(data, Flags(none, none, none.float(), keys=KEYS[:count]), tokenizer=None, number=0)
     assert (data["input_ids"].shape, data["prompt_length"].shape) == ((count, 8), (count,))
     assert data["input_ids"].dtype == torch.long
+
+
+def test_captions_that_are_read_by_two_tokenizers_are_refused() -> None:
+    """Tokens of one would be changed, and those of the other would go on telling the caption."""
+    none = torch.zeros(3, dtype=torch.bool)
+    data = {**batch(), "input_ids_2": batch()["input_ids"]}
+    with pytest.raises(ConfigurationError, match="has input_ids_2 as well"):
+        CaptionAugmentation("add", vocabulary=50).prepare(
+            data, Flags(none, none, none.float(), keys=KEYS), tokenizer=None, number=0
+        )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
+from memtrain.errors import ProbeError
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.models.quiet_loading import quiet_loading
@@ -136,7 +137,7 @@ def test_the_probe_reads_what_the_attention_gets(kind: str, module: TextToImageM
     torch.testing.assert_close(observation.timesteps.float(), TIMESTEPS.float(), atol=1e-3, rtol=0)
 
 
-def test_the_unconditional_prediction_has_every_form_of_the_empty_caption(module: TextToImageModule) -> None:
+def test_the_unconditional_prediction_has_every_form_of_the_empty_caption(kind: str, module: TextToImageModule) -> None:
     batch, empty = batch_of(module), module.tokens(["", "", ""])
     with torch.no_grad():
         other = {**batch, **empty, **module.encode_tokens(empty)}
@@ -150,6 +151,9 @@ def test_the_unconditional_prediction_has_every_form_of_the_empty_caption(module
             if content is batch:
                 with torch.no_grad():
                     seen.append(probe.predict(observation, module.unconditional_text()))
+                if kind != "unet":
+                    with pytest.raises(ProbeError, match="let unconditional_text\\(\\) return a dict with both"):
+                        probe.predict(observation, batch["text_embeddings"][:1])
     torch.testing.assert_close(seen[1], seen[2])
     assert (seen[0] - seen[1]).abs().max() > 1e-4
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from memtrain.errors import ProbeError
 from memtrain.models.backbones.base import evenly_spaced, find_backbone, find_denoiser, unwrap
+from memtrain.models.backbones.sd3 import SD3Backbone
 from memtrain.models.probe import DenoiserProbe
+from tests.conformance.families import TEXT, build, call
 
 
 @pytest.fixture
@@ -78,3 +80,18 @@ def test_default_sites_of_the_real_shapes(shape: str, every: int, read: int) -> 
         "SDXL": "mid_block.attentions.0.transformer_blocks.9.attn2",
     }
     assert expected[shape] in sites
+
+
+def test_another_caption_finds_its_place_however_the_call_was_written() -> None:
+    """SD3's pooled embeddings, given by position."""
+    denoiser = build("sd3")
+    arguments, _ = call("sd3")
+    names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    args = tuple(arguments[name] for name in names)
+    caption = {"text_embeddings": torch.zeros(1, TEXT, 12), "pooled_embeddings": torch.ones(1, 12)}
+    found = SD3Backbone().with_caption(args, {}, forward=denoiser.forward, caption=caption)
+    assert list(found) == list(names)
+    assert not found["encoder_hidden_states"].any()
+    assert bool((found["pooled_projections"] == 1).all())
+    assert found["pooled_projections"].shape == (3, 12)
+    assert found["hidden_states"] is args[0]

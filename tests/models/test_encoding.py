@@ -81,3 +81,23 @@ def test_an_autoencoder_that_overflows_in_fp16_decodes_in_fp32_and_is_left_in_fp
     with torch.no_grad():
         assert decode_latents(vae, latents).dtype == torch.float32
     assert vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("half", ["weights", "autocast"])
+@pytest.mark.parametrize("upcast", [True, False])
+def test_an_autoencoder_that_overflows_in_fp16_encodes_in_fp32(half: str, upcast: bool) -> None:
+    """Activations of a hundred thousand are past what fp16 holds, in the weights' type as under autocast."""
+    vae = autoencoder(force_upcast=upcast)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.mul_(1e5)
+    values = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = encode_images(vae, values)
+    if half == "weights":
+        found = encode_images(vae.half(), values)
+        assert vae.dtype == torch.float16
+    else:
+        with torch.autocast("cpu", torch.float16):
+            found = encode_images(vae, values)
+    assert bool(found.isfinite().all()) is upcast
+    if upcast:
+        torch.testing.assert_close(found.float(), expected, atol=5e-3, rtol=5e-2)

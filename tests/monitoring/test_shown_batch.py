@@ -61,6 +61,16 @@ def test_token_ids_show_captions_where_there_are_no_texts() -> None:
     assert not str(captions[1]).startswith("~")
 
 
+def test_a_mask_of_words_tells_empty_captions_where_lengths_count_other_marks() -> None:
+    """T5 ends a text and does not begin it: a word makes two tokens, as an empty caption of CLIP does."""
+    ids, lengths = torch.tensor([[5, 1, 0], [1, 0, 0], [5, 6, 1]]), torch.tensor([2, 1, 3])
+    mask = torch.tensor([[True, False, False], [False, False, False], [True, True, False]])
+    shown = ShownBatch()
+    shown.read({"input_ids": ids, "prompt_length": lengths, "prompt_mask": mask}, 3, pictures=False)
+    _, captions = read(shown, observation())
+    assert [caption is None for caption in captions] == [False, True, False]
+
+
 def test_what_the_host_knows_by_key_comes_before_embeddings() -> None:
     host = Host(None)
     host.captions = {"a": "a fox", "b": "", "c": "A FOX"}

@@ -172,6 +172,9 @@ def test_of_large_models_the_file_alone_is_enough(
     (tmp_path / "run" / "config.yaml").write_text(f"model: {{init_args: {{pretrained: '{pipeline_folder}'}}}}")
     trained = of_run(tmp_path / "run")
     assert (trained.model, trained.lora) == (str(pipeline_folder), tmp_path / "run" / FILE)
+    given = f"{{path: '{pipeline_folder}', config: elsewhere, max_sequence_length: 77}}"
+    (tmp_path / "run" / "config.yaml").write_text(f"model: {{init_args: {{pretrained: {given}}}}}")
+    assert (of_run(tmp_path / "run").model, of_run(tmp_path / "run").config) == (str(pipeline_folder), "elsewhere")
     with pytest.raises(ConfigurationError, match="holds no trained pipeline"):
         of_run(tmp_path)
 

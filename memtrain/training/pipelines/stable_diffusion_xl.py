@@ -49,7 +49,7 @@ class StableDiffusionXL(TrainablePipeline):
         """`(B, 6)`: rows and columns of the original, of the crop's corner, and of the crop."""
         original, target = (self.size_of(name, noisy, batch) for name in ("original_size", "target_size"))
         corner = batch["crop_top_left"].to(noisy.device) if "crop_top_left" in batch else torch.zeros_like(target)
-        return torch.cat([original, corner, target], dim=1).to(noisy.dtype)
+        return torch.cat([original, corner, target], dim=1).float()
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]

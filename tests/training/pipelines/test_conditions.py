@@ -10,6 +10,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.content import content_fingerprints, module_fingerprint
+from memtrain.functional.tokens import tokenize
 from memtrain.training.pipelines.base import TrainablePipeline
 from memtrain.training.pipelines.flux import Flux
 from memtrain.training.pipelines.pixart import PixArt
@@ -91,6 +92,23 @@ def test_sd3_without_t5_reads_zeros_in_its_place() -> None:
     expected = pipeline.encode_prompt(["a dog"], None, None, do_classifier_free_guidance=False)[0]
     assert torch.equal(found, expected)
     assert tokens["prompt_mask"].shape == found.shape[:2]
+
+
+@pytest.mark.parametrize("family", [PixArt, Sana])
+def test_captions_are_written_as_the_stock_pipelines_write_them(
+    family: type[TrainablePipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tokenizers, unlike CLIP's, tell capitals from small letters."""
+    seen: list[str] = []
+
+    def spying(tokenizer: Any, captions: list[str], **options: Any) -> Any:
+        seen.extend(captions)
+        return tokenize(tokenizer, captions, **options)
+
+    monkeypatch.setattr("memtrain.training.pipelines.masked_text.tokenize", spying)
+    pipeline = pipeline_of("pixart" if family is PixArt else "sana")
+    family(pipeline).tokens([" Some CAT "])
+    assert seen == pipeline._text_preprocessing([" Some CAT "]) == ["some cat"]
 
 
 def test_a_shorter_text_is_what_was_asked_for() -> None:
