@@ -83,8 +83,7 @@ class Execution:
         if adapters:
             frozen.append(parts.denoiser)
         for part in frozen:
-            if {parameter.dtype for parameter in part.parameters()} != {self.dtype}:
-                part.to(self.dtype)
+            store_as(part, self.dtype)
         self.apply(parts.denoiser)
         if adapters:
             quantize(parts.denoiser, self.quantize, dtype=self.dtype)
@@ -114,6 +113,27 @@ class Execution:
         if self.ema_offload:
             return OffloadedAverage(trained, decay=decay)
         return EMAModel(trained, decay=decay, foreach=True)
+
+
+def store_as(module: Any, dtype: torch.dtype) -> None:
+    """Change the type of a frozen module's weights, in place, but for those that its class keeps in float32.
+
+    Some layers overflow in half precision, such as the output of T5's feed-forward blocks in float16. What is computed
+    anew for each model, such as tables of positions, stays as it is.
+    """
+    exact = list(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
+    # transformers keeps these for float16 alone, diffusers always.
+    if dtype == torch.float16 or type(module).__module__.startswith("diffusers"):
+        exact += getattr(module, "_keep_in_fp32_modules", None) or []
+    for name, layer in module.named_modules():
+        if set(name.split(".")) & set(exact):
+            continue
+        kept = {
+            name: buffer for name, buffer in layer._buffers.items() if name not in layer._non_persistent_buffers_set
+        }
+        for value in (*layer._parameters.values(), *kept.values()):
+            if value is not None and value.is_floating_point():
+                value.data = value.data.to(dtype)
 
 
 def _trained(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from memtrain.functional.attention import entropy
+from memtrain.models.fingerprint import weights_fingerprint
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.training.execution import Execution
@@ -63,6 +64,10 @@ def test_few_bits_answer_as_many_nearly_do_and_are_read(kind: Quantization, pipe
     for many, few in zip(answer(exact), answer(small), strict=True):
         assert (few - many).norm() <= KINDS[kind] * many.norm()
         assert not torch.equal(few, many)
+    assert weights_fingerprint(exact.denoiser) != weights_fingerprint(small.denoiser)
+    # peft has layers of its own for such weights, which compute and merge as they need it.
+    adapted = small.denoiser.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
+    assert type(adapted).__module__.rpartition(".")[2] in ("bnb", "torchao")
     # Of the layers, those of the blocks: the embedding of the timestep and the convolutions stay.
     kept = small.denoiser.time_embedding.linear_1.weight
     assert (kept.dtype, type(kept)) == (torch.float32, torch.nn.Parameter)
