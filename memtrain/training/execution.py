@@ -128,10 +128,9 @@ def store_as(module: Any, dtype: torch.dtype) -> None:
     for name, layer in module.named_modules():
         if set(name.split(".")) & set(exact):
             continue
-        kept = {
-            name: buffer for name, buffer in layer._buffers.items() if name not in layer._non_persistent_buffers_set
-        }
-        for value in (*layer._parameters.values(), *kept.values()):
+        computed = layer._non_persistent_buffers_set
+        stored = [buffer for own, buffer in layer._buffers.items() if own not in computed]
+        for value in (*layer._parameters.values(), *stored):
             if value is not None and value.is_floating_point():
                 value.data = value.data.to(dtype)
 

@@ -85,9 +85,8 @@ def test_an_autoencoder_that_overflows_in_half_precision_stays_in_full(pipeline_
 
 
 def test_layers_that_overflow_stay_in_full_precision() -> None:
-    encoder = T5EncoderModel(
-        T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, is_gated_act=True)
-    )
+    config = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, is_gated_act=True)
+    encoder = T5EncoderModel(config).eval()
     expected = encoder(torch.tensor([[1, 2, 3]]))[0]
     for dtype in (torch.bfloat16, torch.float16):
         store_as(encoder, dtype)
