@@ -1,16 +1,26 @@
-"""Writes the trained model as a diffusers pipeline folder when training ends."""
+"""Writes the trained model when training ends: as a diffusers pipeline folder and, of LoRA, as a file of adapters.
+
+Of adapters the run folder gets `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(run folder)` of
+stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. That folder is as large
+as the model; `adapters: lora` leaves it out, and `evaluate.py --run` then loads the base model and the file.
+
+What a mitigation does to the weights that are exported is in the pipeline folder alone: adapters cannot hold it. It is
+written then in any case, and the log says so.
+"""
 
 from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from memtrain.callbacks.base import Callback
 from memtrain.errors import ConfigurationError
+from memtrain.models.adapters import adapted_layers, merged
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Mitigation
 
@@ -22,13 +32,20 @@ class PipelineExport(Callback):
 
     Args:
         folder: where to save; by default `pipeline/` in the trainer's `default_root_dir`.
+        adapters: of a module that trains adapters, save the file of adapters (`lora`), the `pipeline`, or `both`.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | None = None, *, adapters: Literal["lora", "pipeline", "both"] = "both") -> None:
+        self.folder, self.adapters = folder, adapters
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported, before any work is done."""
+        if self.adapters == "lora" and getattr(pl_module, "lora", None) is None:
+            raise ConfigurationError(
+                f"PipelineExport is to save adapters, and {type(pl_module).__name__} trains none",
+                expected="a TextToImageModule with `lora`, or adapters: both",
+                remedy="change one of them",
+            )
         if not hasattr(pl_module, "export_pipeline"):
             raise ConfigurationError(
                 f"PipelineExport cannot export {type(pl_module).__name__}",
@@ -48,13 +65,27 @@ class PipelineExport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save on rank 0."""
-        if trainer.is_global_zero:
-            folder = Path(self.folder or Path(trainer.default_root_dir) / "pipeline")
-            with pl_module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, Mitigation):
-                        contexts.enter_context(callback.exporting(pl_module.denoiser))  # type: ignore[arg-type]
-                pl_module.export_pipeline().save_pretrained(folder)  # type: ignore[operator]
+        if not trainer.is_global_zero:
+            return
+        root, module = Path(trainer.default_root_dir), pl_module
+        adapted = getattr(module, "lora", None) is not None and self.adapters != "pipeline"
+        with module.averaged_weights(), ExitStack() as contexts:  # type: ignore[operator]
+            if adapted:
+                module.save_adapters(root)  # type: ignore[operator]
+            pipeline = module.export_pipeline()  # type: ignore[operator]
+            for part in pipeline.components.values():
+                if isinstance(part, nn.Module) and adapted_layers(part):
+                    contexts.enter_context(merged(part))
+            versions = [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Mitigation):
+                    contexts.enter_context(callback.exporting(module.denoiser))  # type: ignore[arg-type]
+            edited = versions != [value._version for value in module.denoiser.parameters()]  # type: ignore[union-attr]
+            folder = Path(self.folder or root / "pipeline")
+            if self.adapters != "lora" or edited:
+                pipeline.save_pretrained(folder)
+            if adapted and edited:
+                log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:

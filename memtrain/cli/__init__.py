@@ -14,7 +14,7 @@ __all__ = ["evaluate", "train"]
 
 
 def train(args: list[str] | None = None) -> None:
-    """See :func:`memtrain.cli.training.train`; a first word `scan` or `rewind` names the command of that module."""
+    """See :func:`memtrain.cli.training.train`; a first word `scan`, `rewind` or `convert` names a command."""
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["scan"]:
         from memtrain.cli import scan
@@ -25,6 +25,11 @@ def train(args: list[str] | None = None) -> None:
         from memtrain.cli import rewind
 
         rewind.rewind(words[1:])
+        return
+    if words[:1] == ["convert"]:
+        from memtrain.cli import convert
+
+        convert.convert(words[1:])
         return
     from memtrain.cli import training
 

@@ -7,10 +7,9 @@ import sys
 from dataclasses import fields
 from inspect import getdoc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from jsonargparse import ArgumentParser
 
 from memtrain.cli.chatter import quiet
@@ -18,6 +17,9 @@ from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.base import PromptStage, Stage, StageInput, stage_class, stage_names, write_report
 from memtrain.evaluation.stages.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from memtrain.cli.trained_pipeline import TrainedPipeline
 
 DEFAULT = "measure"
 """The stage that runs when none is named."""
@@ -114,10 +116,10 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     run = None
     if model is None:
         # Imported here, because a data module needs Lightning, and neither help nor the prompts of a model do.
-        from memtrain.cli.run_folder import FinishedRun, pipeline_folder
+        from memtrain.cli.run_folder import FinishedRun
 
         run = FinishedRun.read(Path(stage.run))
-        model = str(pipeline_folder(Path(stage.run)))
+    trained = _trained(stage)
     require_writable(stage.folder)
     prompts, own_images = [], None
     if isinstance(stage, PromptStage):
@@ -129,12 +131,12 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         stage.check_prompts(prompts)
     results = stage(
         StageInput(
-            pipeline=_pipeline(model, trained_here=run is not None).to(own_device()),
+            pipeline=trained.load().to(own_device()),
             output=stage.folder,
             prompts=prompts,
             own_images=own_images,
             sampling=stage.sampling,
-            model=model,
+            model=trained.name,
             run=run,
         )
     )
@@ -144,12 +146,15 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     return results
 
 
-def _pipeline(model: str, *, trained_here: bool) -> DiffusionPipeline:
-    if trained_here:
-        return StableDiffusionPipeline.from_pretrained(model, safety_checker=None, use_safetensors=True)
-    from memtrain.models.pipeline import load_pipeline
+def _trained(stage: Stage) -> TrainedPipeline:
+    """The model that a stage is asked about."""
+    # Imported here, because help has no need of what adapters are made of.
+    from memtrain.cli.trained_pipeline import TrainedPipeline, of_run
+    from memtrain.models.adapter_file import adapter_path
 
-    return load_pipeline(model)
+    if not isinstance(stage, PromptStage) or stage.model is None:
+        return of_run(Path(stage.run))
+    return TrainedPipeline(stage.model, adapter_path(stage.lora) if stage.lora else None, stage.lora_scale)
 
 
 def own_device() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from memtrain.functional.tokens import Tokenizer, tokenize
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
+Tokens = Callable[[Sequence[str]], dict[str, torch.Tensor]]
+"""Makes the fields of a batch that hold the token ids of B captions, each `(B, ...)`."""
+
+
+def tokens_by(tokenizer: Tokenizer) -> Tokens:
+    """`input_ids` `(B, T)` and `prompt_length` `(B,)` of captions, by one tokenizer."""
+    return partial(_tokens, tokenizer)
+
+
+def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    input_ids, mask = tokenize(tokenizer, captions)
+    return {"input_ids": input_ids, "prompt_length": mask.sum(dim=1)}
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -25,7 +38,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         source: the samples.
         indices: the samples of `source` in this dataset, each once.
         resolution: image size, pixels.
-        tokenizer: for `input_ids` and `prompt_length`; None leaves them out.
+        tokens: makes `input_ids`, `prompt_length` and the like of captions; None leaves them out.
         visits: how often each sample occurs; default once.
     """
 
@@ -35,7 +48,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         indices: Sequence[int],
         *,
         resolution: int,
-        tokenizer: Tokenizer | None = None,
+        tokens: Tokens | None = None,
         visits: Sequence[int] | None = None,
     ) -> None:
         self.source = source
@@ -45,10 +58,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         repeats = [1] * len(self.indices) if visits is None else list(visits)
         self._rows = [row for row, count in enumerate(repeats) for _ in range(count)]
         self._latents: torch.Tensor | None = None
-        self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None
-        if tokenizer is not None and self.samples:
-            input_ids, mask = tokenize(tokenizer, [sample.caption for sample in self.samples])
-            self._tokens = input_ids, mask.sum(dim=1)
+        self._tokens: dict[str, torch.Tensor] = {}
+        if tokens is not None and self.samples:
+            self._tokens = tokens([sample.caption for sample in self.samples])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,14 +73,13 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             item["pixel_values"] = self.pixel_values(row)
         else:
             item["latents"] = self._latents[row]
-        if self._tokens is not None:
-            item["input_ids"], item["prompt_length"] = self._tokens[0][row], self._tokens[1][row]
-        return item
+        return item | {name: values[row] for name, values in self._tokens.items()}
 
     @property
     def prompt_lengths(self) -> list[int] | None:
-        """Tokens of each sample's caption, in the order of `samples`; None without a tokenizer."""
-        return None if self._tokens is None else [int(length) for length in self._tokens[1]]
+        """Tokens of each sample's caption, in the order of `samples`; None where they are not known."""
+        lengths = self._tokens.get("prompt_length")
+        return None if lengths is None else lengths.tolist()
 
     def pixel_values(self, row: int) -> torch.Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`)."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import AutoTokenizer
 
 from memtrain.data.canaries import Canaries
-from memtrain.data.dataset import CaptionedImages
+from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.heldout_split import split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
@@ -25,7 +25,6 @@ from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
-from memtrain.functional.tokens import Tokenizer, tokenize
 from memtrain.records import HELDOUT, PLANTED, UNIQUE
 
 log = logging.getLogger(__name__)
@@ -93,13 +92,13 @@ class TextImageDataModule(VisitedImages):
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
 
-    def build(self, tokenizer: Tokenizer | None = None) -> None:
+    def build(self, tokens: Tokens | None = None) -> None:
         """Read the sources, split, plant, and check every image.
 
         Needs no trainer, so that evaluation finds the same samples again.
 
         Args:
-            tokenizer: for `input_ids`; None leaves tokens out.
+            tokens: makes `input_ids` and the like of captions; None leaves them out.
 
         Raises:
             DataError: if the data cannot be used.
@@ -150,9 +149,9 @@ class TextImageDataModule(VisitedImages):
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
         everything = PlantedSource(source, made) if made else source
         self.train_dataset = CaptionedImages(
-            everything, list(visits), resolution=self.resolution, tokenizer=tokenizer, visits=list(visits.values())
+            everything, list(visits), resolution=self.resolution, tokens=tokens, visits=list(visits.values())
         )
-        self.heldout_dataset = CaptionedImages(held_source, held, resolution=self.resolution, tokenizer=tokenizer)
+        self.heldout_dataset = CaptionedImages(held_source, held, resolution=self.resolution, tokens=tokens)
         self.visits_per_epoch = {everything.samples[index].key: count for index, count in visits.items()}
         self.groups = {key: PLANTED if count > 1 else UNIQUE for key, count in self.visits_per_epoch.items()}
         self.groups |= {one.sample.key: one.group for one in made}
@@ -161,10 +160,7 @@ class TextImageDataModule(VisitedImages):
             self.groups |= repeated_pictures(self.groups, self.families)
         self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
-        self._empty_caption = None
-        if tokenizer is not None:
-            input_ids, mask = tokenize(tokenizer, [""])
-            self._empty_caption = input_ids, mask.sum(dim=1)
+        self._empty_caption = {} if tokens is None else tokens([""])
 
     def prepare_data(self) -> None:
         """Scan for families on one process, before the others read what it found; says what that cost."""
@@ -183,13 +179,21 @@ class TextImageDataModule(VisitedImages):
         """The other captions of each training sample, by key; empty for a sample with one caption."""
         return {sample.key: sample.alternatives for sample in self._built()[0].samples}
 
+    def _tokens(self, module: Any) -> Tokens | None:
+        """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
+        if self.tokenizer_path:
+            return tokens_by(AutoTokenizer.from_pretrained(self.tokenizer_path))
+        if hasattr(module, "tokens"):
+            return module.tokens
+        tokenizer = getattr(module, "tokenizer", None)
+        return None if tokenizer is None else tokens_by(tokenizer)
+
     def setup(self, stage: str) -> None:
         """Build once, then cache latents with the module's autoencoder where asked."""
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path) if self.tokenizer_path else None
-        self.build(tokenizer or getattr(module, "tokenizer", None))
+        self.build(self._tokens(module))
         if self.cache_latents:
             encode = getattr(module, "encode_images", None)
             if encode is None:

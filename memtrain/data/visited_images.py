@@ -53,7 +53,7 @@ class VisitedImages(LightningDataModule):
         self.tokenizer_path = tokenizer
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
-        self._empty_caption: tuple[Tensor, Tensor] | None = None
+        self._empty_caption: dict[str, Tensor] = {}
 
     def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
         if self.train_dataset is None or self.heldout_dataset is None:
@@ -106,10 +106,8 @@ class VisitedImages(LightningDataModule):
             return batch
         name = f"{self.seed} {trainer.current_epoch} {batch['key']}"
         drop = uniform([seed_of_text(name)], len(batch["key"]))[0] < self.caption_dropout
-        if self._empty_caption is not None:
-            ids, length = self._empty_caption
-            batch["input_ids"] = torch.where(drop[:, None], ids, batch["input_ids"])
-            batch["prompt_length"] = torch.where(drop, length, batch["prompt_length"])
+        for field, empty in self._empty_caption.items():
+            batch[field] = torch.where(drop.view(-1, *[1] * (empty.ndim - 1)), empty, batch[field])
         batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
         return batch
 

@@ -1,8 +1,9 @@
 """What a reference profile is known by: the content of the base model, of the settings and of each sample.
 
-To the base model belongs what the module shows of it beside the denoiser: `text_encoder`, `vae`, the configuration of
-`scheduler`, `noise_offset` and `input_perturbation`. A sample is its latents (or pixels), its tokens and the mask of
-its loss, whatever its key.
+To the base model belongs what the module shows of it beside the denoiser: `text_encoder` (`_2`, `_3`; or all of them
+in `text_encoders`), `vae`, the configuration of `scheduler`, `noise_offset`, `input_perturbation` and `conditioning`. A
+sample is its latents (or pixels), its tokens, the sizes that the denoiser is told, and the mask of its loss, whatever
+its key.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 
 from memtrain.errors import DataError
 from memtrain.models.fingerprint import weights_fingerprint
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+FURTHER = ("input_ids_2", "input_ids_3", "original_size", "crop_top_left", "target_size", "loss_mask")
+"""Fields of a batch that make a sample another one, too."""
 
 
 def profile_fingerprint(
@@ -46,7 +51,10 @@ def profile_fingerprint(
 
 def module_fingerprint(module: Any) -> dict[str, Any]:
     """What values under the base model depend on beside the denoiser, as far as the module has it, for JSON."""
-    parts = {name: getattr(module, name, None) for name in ("text_encoder", "vae")}
+    parts = {name: getattr(module, name, None) for name in (*TEXT_ENCODERS, "vae")}
+    encoders = getattr(module, "text_encoders", None)
+    # Of the host, this may be anything.
+    parts |= {str(name): encoders[name] for name in encoders} if isinstance(encoders, Mapping | nn.ModuleDict) else {}
     found: dict[str, Any] = {
         name: weights_fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)
     }
@@ -56,11 +64,14 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
     for name in ("noise_offset", "input_perturbation"):
         if getattr(module, name, 0):
             found[name] = float(getattr(module, name))
+    conditioning = getattr(module, "conditioning", None)
+    if isinstance(conditioning, Mapping) and conditioning:
+        found["conditioning"] = {str(name): str(value) for name, value in conditioning.items()}
     return found
 
 
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels) and token ids, and of its `loss_mask` where it has one.
+    """sha256 of each sample: latents (or pixels), token ids, and sizes and `loss_mask` where it has them.
 
     Raises:
         DataError: if the batch lacks them.
@@ -72,8 +83,8 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
             remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
         )
     image = batch["latents"] if "latents" in batch else batch["pixel_values"]
-    parts = [image, batch["input_ids"], *([batch["loss_mask"]] if "loss_mask" in batch else [])]
-    rows = zip(*(part.cpu() for part in parts), strict=True)
+    fields = [image, batch["input_ids"], *(batch[name] for name in FURTHER if isinstance(batch.get(name), Tensor))]
+    rows = zip(*(field.cpu() for field in fields), strict=True)
     return [hashlib.sha256(b"".join(map(_bytes, row))).hexdigest() for row in rows]
 
 

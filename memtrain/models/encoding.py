@@ -7,6 +7,7 @@ the posterior's mode, so that the same image has the same latents every time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -46,17 +47,43 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
     return encode_tokens(encoder, input_ids, attention_mask=mask if masked else None)
 
 
+def clip_states(text_encoder: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What Stable Diffusion XL and 3 read of a CLIP text model: its states before the last layer, and its output.
+
+    Args:
+        text_encoder: a CLIP text model.
+        input_ids: `(B, T)` int64.
+
+    Returns:
+        `(B, T, width)`, and `(B, projection)`, of models without a projection all of the last states.
+    """
+    output = text_encoder(input_ids, output_hidden_states=True)
+    return output.hidden_states[-2], output[0]
+
+
 @torch.no_grad()
 def encode_images(vae: Any, images: Tensor) -> Tensor:
     """Latents `(B, C, h, w)` of images, in the autoencoder's type and on its device.
 
     Args:
-        vae: an AutoencoderKL.
+        vae: an AutoencoderKL, or Sana's AutoencoderDC.
         images: `(B, 3, H, W)`, uint8 or pixel values in [-1, 1].
     """
     images = images.to(vae.device)
-    pixel_values = from_uint8(images, dtype=vae.dtype) if images.dtype == torch.uint8 else images.to(vae.dtype)
-    latents: Tensor = vae.encode(pixel_values).latent_dist.mode()
+    was, kind = vae.dtype, images.device.type
+    # SDXL's autoencoder overflows in fp16, whether its weights are, or autocast makes them so.
+    careful = vae.config.get("force_upcast", False)
+    known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = known and torch.get_autocast_dtype(kind) == torch.float16
+    try:
+        vae = vae.float() if careful and was == torch.float16 else vae
+        pixel_values = from_uint8(images, dtype=vae.dtype) if images.dtype == torch.uint8 else images.to(vae.dtype)
+        with torch.autocast(kind, enabled=False) if careful and autocast else nullcontext():
+            encoded = vae.encode(pixel_values)
+    finally:
+        if vae.dtype != was:
+            vae.to(was)
+    latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     moments = _moments(vae, latents)
     if moments is not None:
         mean, std = moments

@@ -1,7 +1,7 @@
 """Load the parts of a Stable Diffusion pipeline for training, or a whole pipeline of any known kind to sample with.
 
 Weights are read from safetensors alone: a folder whose weights are pickled is refused, because unpickling runs what is
-in a file.
+in a file. Of a folder with weights in half precision alone (`*.fp16.safetensors`) these are read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memtrain.errors import ConfigurationError
+from memtrain.models.pretrained import check_folder, check_parts, is_single_file, pipeline_index, variant_of
+from memtrain.models.quiet_loading import quiet_loading
+from memtrain.models.single_file import load_single_file
 from memtrain.models.stock_pipeline import check_pipeline
 
 REMEDY = "check the path; a hub name needs a network; pickled weights (.bin) are to be saved again as safetensors"
@@ -66,14 +69,17 @@ def load_components(pretrained: str) -> Components:
     Raises:
         ConfigurationError: if a part is missing, is of another family, or has no safetensors weights.
     """
-    options: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
-    _check_folder(pretrained)
+    variant = None
+    if Path(pretrained).is_dir():
+        pipeline_index(Path(pretrained))
+        variant = variant_of(Path(pretrained))
+    options: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True, "variant": variant}
     try:
         return Components(
             denoiser=UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", **options),
             vae=AutoencoderKL.from_pretrained(pretrained, subfolder="vae", **options),
             text_encoder=CLIPTextModel.from_pretrained(
-                pretrained, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+                pretrained, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, variant=variant
             ),
             tokenizer=CLIPTokenizer.from_pretrained(pretrained, subfolder="tokenizer"),
             scheduler=DDPMScheduler.from_pretrained(pretrained, subfolder="scheduler"),
@@ -87,31 +93,31 @@ def load_components(pretrained: str) -> Components:
         ) from error
 
 
-def load_pipeline(pretrained: str, *, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+def load_pipeline(
+    pretrained: str, *, dtype: torch.dtype = torch.float32, config: str | None = None
+) -> DiffusionPipeline:
     """Load a pipeline to sample with.
 
     Stable Diffusion 1.x and 2.x sample with DDIM, as published work on memorization does; others with their own
     scheduler.
 
     Args:
-        pretrained: a diffusers pipeline folder, or a name on the Hugging Face hub.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint (.safetensors), or a name on the Hugging Face
+            hub.
         dtype: of the weights.
+        config: a pipeline folder or hub name with configurations and tokenizers, for a single-file checkpoint.
 
     Raises:
-        ConfigurationError: if it cannot be loaded, or is of a kind that is not known.
+        ConfigurationError: if it cannot be loaded, or is of a kind that is not known; by what it is.
     """
-    _check_folder(pretrained)
-    try:
-        kind = str(DiffusionPipeline.load_config(pretrained)["_class_name"])
-        check_pipeline(kind)
-        extra = {"safety_checker": None} if kind == "StableDiffusionPipeline" else {}
-        pipeline = DiffusionPipeline.from_pretrained(pretrained, use_safetensors=True, **extra)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{pretrained!r} cannot be loaded: {error}",
-            expected="a diffusers pipeline with safetensors weights",
-            remedy=REMEDY,
-        ) from error
+    with quiet_loading():
+        if is_single_file(pretrained):
+            pipeline = load_single_file(Path(pretrained), config=config)
+        else:
+            pipeline = _load_folder(pretrained)
+    kind = type(pipeline).__name__
+    parts = {name: getattr(getattr(pipeline, name, None), "config", {}) for name in ("unet", "transformer", "vae")}
+    check_parts(kind, parts, where=repr(pretrained))
     for part in pipeline.components.values():
         if isinstance(part, nn.Module) and {parameter.dtype for parameter in part.parameters()} != {dtype}:
             part.to(dtype)
@@ -120,15 +126,32 @@ def load_pipeline(pretrained: str, *, dtype: torch.dtype = torch.float32) -> Dif
     return pipeline
 
 
+def _load_folder(pretrained: str) -> DiffusionPipeline:
+    folder = Path(pretrained)
+    if folder.is_dir():
+        check_folder(folder)
+    try:
+        kind = str(DiffusionPipeline.load_config(pretrained)["_class_name"])
+        check_pipeline(kind)
+        options: dict[str, Any] = {"safety_checker": None} if kind == "StableDiffusionPipeline" else {}
+        options |= {"use_safetensors": True}
+        if folder.is_dir():
+            return DiffusionPipeline.from_pretrained(pretrained, variant=variant_of(folder), **options)
+        try:
+            return DiffusionPipeline.from_pretrained(pretrained, **options)
+        except OSError as error:
+            # A repository may hold weights in half precision alone, which have to be asked for.
+            if "safetensors" not in str(error):
+                raise
+            return DiffusionPipeline.from_pretrained(pretrained, variant="fp16", **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{pretrained!r} cannot be loaded: {error}",
+            expected="a diffusers pipeline with safetensors weights",
+            remedy=REMEDY,
+        ) from error
+
+
 def ddim(config: Mapping[str, Any]) -> DDIMScheduler:
     """DDIM with the noise schedule of another scheduler, as Stable Diffusion samples with it."""
     return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
-
-
-def _check_folder(pretrained: str) -> None:
-    if Path(pretrained).is_dir() and not (Path(pretrained) / "model_index.json").is_file():
-        raise ConfigurationError(
-            f"{pretrained!r} is no diffusers pipeline: it has no model_index.json",
-            expected="a folder written by a pipeline's save_pretrained, or a hub name",
-            remedy="check the path",
-        )

@@ -13,13 +13,12 @@ Compiled denoisers: attach before the first call, because torch.compile never lo
 the first batch raises. Hooks on attention modules are compiled with the model and break no graph, except under gradient
 checkpointing (one break per site; `fullgraph=True` then refuses). Everything else stays outside the compiled region.
 
-Cost: one query and key projection per site and step, and the attention to text tokens; benchmarks/probe_overhead.py
-measures it. Nothing waits for the device.
+Cost: a query and key projection per site and step, and the attention to text (benchmarks/probe_overhead.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -202,12 +201,12 @@ class DenoiserProbe:
             if not was_attached:
                 self.detach()
 
-    def predict(self, observation: Observation, text: Tensor | None = None) -> Tensor:
+    def predict(self, observation: Observation, text: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
         """The denoiser's prediction for what was observed, run once more without gradients and unobserved.
 
         Args:
             observation: of a probe that keeps calls.
-            text: `(1 or B, T, width)` text embeddings instead of the observed ones.
+            text: `(1 or B, T, width)` embeddings instead of the observed ones, or a caption as `with_caption` takes it.
 
         Returns:
             `(B, ...)`, detached.
@@ -215,8 +214,9 @@ class DenoiserProbe:
         assert observation.call is not None
         args, kwargs = observation.call
         if text is not None:
-            known = observation.text_embeddings
-            args, kwargs = self.backbone.with_text(args, kwargs, text.to(known).expand(len(known), -1, -1))
+            caption = text if isinstance(text, Mapping) else {"text_embeddings": text}
+            kwargs = self.backbone.with_caption(args, kwargs, forward=self.denoiser.forward, caption=caption)
+            args = ()
         kept, self._pending = self._pending, None
         try:
             with torch.no_grad():

@@ -5,6 +5,7 @@
 | Stable Diffusion 1.x, 2.x, XL | `[n unconditional; n conditional]` | `tokenizer` |
 | PixArt-α, -Σ | the same; behind the noise it may predict a variance | `tokenizer` (T5) |
 | Stable Diffusion 3, 3.5 | the same; predicts a velocity | CLIP's tokens, then T5's |
+| Sana | the same; predicts a velocity | `tokenizer` (Gemma) |
 | FLUX.1 | n conditional, guided by an input; latents in patches of 2 by 2; predicts a velocity | `tokenizer_2` (T5) |
 
 Others are refused: where their two halves lie, or whether there are two, is not known.
@@ -26,8 +27,22 @@ PIPELINES = (
     "PixArtSigmaPipeline",
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "SanaPipeline",
 )
 """Names of the classes that are known."""
+
+OTHERS = {
+    "ControlNet": "steered by a second network",
+    "Inpaint": "an inpainting model",
+    "Fill": "an inpainting model",
+    "Img2Img": "made to change images (of SDXL: the refiner)",
+    "Pix2Pix": "a model that edits images",
+    "Kontext": "a model that edits images",
+    "Upscale": "a model that enlarges images",
+    "Depth": "a model that is given depth",
+    "Sprint": "distilled to few steps",
+}
+"""What is said of others, by a part of their names."""
 
 
 def check_pipeline(name: str) -> None:
@@ -40,8 +55,9 @@ def check_pipeline(name: str) -> None:
         ConfigurationError: naming those that are.
     """
     if name not in PIPELINES:
+        what = next((f": it is {said}" for mark, said in OTHERS.items() if mark in name), "")
         raise ConfigurationError(
-            f"It is not known how {name} guides its sampling",
+            f"It is not known how {name} guides its sampling{what}",
             expected=f"one of {', '.join(PIPELINES)}",
             remedy="load the model with one of them",
         )
@@ -75,9 +91,23 @@ def has_two_halves(pipeline: Any, guidance_scale: float) -> bool:
 
 
 def sampling_arguments(pipeline: Any) -> dict[str, Any]:
-    """Arguments without which PixArt would change sizes (to one of its bins) and, depending on packages, prompts."""
+    """Arguments without which prompts and sizes would be changed on the way.
+
+    PixArt and Sana would take the nearest of their sizes and, depending on packages, clean the prompt; Sana would put
+    an instruction of its own before it, without which captions are trained on.
+    """
     known = inspect.signature(type(pipeline).__call__).parameters
-    return {name: False for name in ("use_resolution_binning", "clean_caption") if name in known}
+    names = ("use_resolution_binning", "clean_caption", "complex_human_instruction")
+    return {name: False for name in names if name in known}
+
+
+def own_size(pipeline: Any) -> tuple[int | None, int | None]:
+    """Height and width that make a pipeline sample at its own size: none, but of Sana, which would take 1024 pixels."""
+    if type(pipeline).__name__ != "SanaPipeline":
+        return None, None
+    config: Any = denoiser_of(pipeline).config
+    side = int(config["sample_size"] * pipeline.vae_scale_factor)
+    return side, side
 
 
 def text_tokenizer(pipeline: Any) -> tuple[Any, int]:
@@ -87,8 +117,13 @@ def text_tokenizer(pipeline: Any) -> tuple[Any, int]:
     """
     if type(pipeline).__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"):
         return pipeline.tokenizer, int(pipeline.tokenizer.model_max_length)
-    most = inspect.signature(type(pipeline).__call__).parameters["max_sequence_length"].default
-    return getattr(pipeline, "tokenizer_2", pipeline.tokenizer), int(most)
+    return getattr(pipeline, "tokenizer_2", pipeline.tokenizer), most_tokens(pipeline)
+
+
+def most_tokens(pipeline: Any) -> int:
+    """How many tokens the pipeline lets its T5 or Gemma encoder read; where there is none, what the tokenizer says."""
+    limit = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
+    return int(pipeline.tokenizer.model_max_length if limit is None else limit.default)
 
 
 def as_maps(values: Tensor, channels: int, *, positions: Tensor | None = None) -> Tensor:
@@ -102,5 +137,18 @@ def as_maps(values: Tensor, channels: int, *, positions: Tensor | None = None) -
     if positions is None:
         return values[:, :channels]
     rows, columns = (int(positions[:, axis].max()) + 1 for axis in (1, 2))
-    patches = values.view(len(values), rows, columns, channels, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(values), channels, 2 * rows, 2 * columns)
+    return from_patches(values, rows, columns)
+
+
+def to_patches(maps: Tensor) -> Tensor:
+    """FLUX's patches `(B, N, 4 C)` of 2 by 2 of latents `(B, C, h, w)`, row by row."""
+    count, channels, height, width = maps.shape
+    patches = maps.reshape(count, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, (height // 2) * (width // 2), channels * 4)
+
+
+def from_patches(patches: Tensor, rows: int, columns: int) -> Tensor:
+    """Maps `(B, C, 2 rows, 2 columns)` of patches `(B, N, 4 C)`."""
+    count, _, width = patches.shape
+    apart = patches.view(count, rows, columns, width // 4, 2, 2)
+    return apart.permute(0, 3, 1, 4, 2, 5).reshape(count, width // 4, 2 * rows, 2 * columns)

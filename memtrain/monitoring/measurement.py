@@ -64,7 +64,8 @@ def require_unconditional(module: Any, needed_by: str) -> None:
     if not hasattr(module, "unconditional_text"):
         raise ConfigurationError(
             f"{needed_by} needs the prediction under the empty caption, which {type(module).__name__} cannot encode",
-            expected="a method unconditional_text() -> (1, T, width) text embeddings of the empty caption",
+            expected="a method unconditional_text() -> (1, T, width) text embeddings of the empty caption, or a "
+            "dict with `text_embeddings` and what goes with them",
             remedy=f"add it to the module, or leave {needed_by} out",
         )
 

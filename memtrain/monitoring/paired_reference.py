@@ -4,9 +4,10 @@ Every so often a batch runs once more, without gradients, under the weights that
 same timestep, same noise. That is a closer comparison than a profile, whose noise and timesteps are its own, for fewer
 visits. Nothing is measured before training and nothing is cached, so data may be streamed or too large for a profile.
 
-The weights of the beginning are a copy of the denoiser's trainable parameters, exchanged for the running ones during
-that forward. In LoRA training these are the adapters, which begin as no change at all: the adapter is switched off, and
-the copy is as small as it is. In full fine-tuning it is one more copy of the weights on the device.
+In LoRA training the base model is the denoiser with its adapters switched off: nothing is copied. That holds where
+adapters are all that is trained, in the text encoder too, and began as no change. Otherwise (full fine-tuning, adapters
+that were trained before) a copy of the trainable parameters is exchanged for the running ones during that forward,
+which in full fine-tuning is one more copy of the weights on the device.
 
 Cost: a forward pass each time, and a second one for held-out samples; with every fourth batch a training step of the
 embedded example takes about 1.2 times as long (benchmarks/RESULTS.md). Suggested: every fourth to eighth batch.
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import per_sample_mse, residual_from_gradient
+from memtrain.models.adapters import can_be_switched_off, switched_off
 from memtrain.models.backbones.base import Backbone, unwrap
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -46,6 +48,9 @@ class PairedReference:
         denoiser: wrapped (torch.compile, PEFT, DDP) or not, before any training step and before a checkpoint is loaded.
         text_encoder: whose trained parameters are remembered, too; None if captions cannot be encoded again.
 
+    Attributes:
+        switches_off: whether the base model is had by switching adapters off, without a copy.
+
     Raises:
         ConfigurationError: if it has no trainable parameter.
     """
@@ -59,7 +64,16 @@ class PairedReference:
                 remedy="inject adapters before training starts: in the module's __init__, setup or configure_model; "
                 "in a loop, before the guard is made",
             )
-        self._start = {name: value.detach().clone() for name, value in self._exchanged(denoiser).items()}
+        parts = self._parts(denoiser)
+        self.switches_off = all(can_be_switched_off(part, _trained(part).values()) for part in parts)
+        trained = self._exchanged(denoiser)
+        self._names = frozenset(trained)
+        kept = {} if self.switches_off else trained
+        self._start = {name: value.detach().clone() for name, value in kept.items()}
+
+    def _parts(self, denoiser: nn.Module) -> list[nn.Module]:
+        """The trained modules, without wrappers."""
+        return [unwrap(denoiser), *([] if self._text_encoder is None else [self._text_encoder])]
 
     def _exchanged(self, denoiser: nn.Module) -> dict[str, nn.Parameter]:
         text = {} if self._text_encoder is None else _trained(self._text_encoder)
@@ -69,13 +83,17 @@ class PairedReference:
     def base_weights(self, denoiser: nn.Module) -> Iterator[None]:
         """Within the context, `denoiser`, wrapped or not, and the text encoder have the parameters of the beginning."""
         trained = self._exchanged(denoiser)
-        if trained.keys() != self._start.keys():
-            changed = sorted(trained.keys() ^ self._start.keys())
+        if trained.keys() != self._names:
+            changed = sorted(trained.keys() ^ self._names)
             raise ConfigurationError(
                 f"{len(changed)} trainable parameters appeared or went since training was set up, first {changed[0]!r}",
                 expected="adapters that are there from the beginning",
                 remedy="inject adapters, and freeze parameters, in the module's __init__, setup or configure_model",
             )
+        if self.switches_off:
+            with switched_off(self._parts(denoiser)):
+                yield
+            return
         running = {name: value.data for name, value in trained.items()}
         for name, value in trained.items():
             # `precision: bf16-true` converts the module after it was set up.

@@ -6,8 +6,9 @@ noise of the training step. Here it is compared with the same sample's norm unde
 ratio.
 
 Cost: a forward pass without gradients, on every `every`-th batch; other visits have no value and are no evidence. It
-doubles the cost of the reference profile. Suggested: `every: 4`. Cannot: be read for denoisers whose text also arrives
-in a pooled form (SDXL, SD3, FLUX) as published, because only the token embeddings are replaced.
+doubles the cost of the reference profile. Suggested: `every: 4`. Where the caption also arrives in a pooled form (SDXL,
+SD3, FLUX) or with a mask (PixArt, Sana), all forms are replaced. Cannot: tell what sampling of SDXL would guide by,
+which takes zeros for an empty caption; here it is encoded, as training drops captions.
 """
 
 from __future__ import annotations

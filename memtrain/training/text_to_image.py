@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,23 +21,24 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import mixed_seed
+from memtrain.training.base_model import BaseModel, base_model
+from memtrain.training.checkpoint_contents import check_contents, keep_trained
 from memtrain.training.denoising import Denoised, denoise
 from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
+from memtrain.training.lora_file import save_adapters
 from memtrain.training.objective import Objective
 from memtrain.training.pipelines.base import TEXT_FIELDS
 from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.schedule import Schedule, optimizer_of, with_warmup
-
-NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""Names of text encoders in diffusers' pipelines."""
+from memtrain.training.sharding import refuse_sharded
 
 
 class TextToImageModule(LightningModule):
     """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
 
     Args:
-        pretrained: a diffusers pipeline folder or hub name.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
         lora: train adapters in place of the weights.
         objective: the loss.
         learning_rate: peak of the schedule; default 1e-5, or what `optimizer` has.
@@ -55,7 +57,7 @@ class TextToImageModule(LightningModule):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | BaseModel,
         *,
         lora: LoRA | None = None,
         objective: Objective | None = None,
@@ -73,9 +75,12 @@ class TextToImageModule(LightningModule):
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.pretrained = base_model(pretrained).path
         self.execution.check(adapters=lora is not None)
         self.parts = parts = load_trainable(pretrained)
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
+        # For what a reference profile is known by.
+        self.text_encoders, self.conditioning = parts.text_encoders, parts.conditioning
         self._snr = parts.signal_to_noise_ratio(torch.arange(parts.steps))
         self.objective.check(self.prediction_type, self._snr)
         parts.vae.requires_grad_(False).eval()
@@ -85,11 +90,16 @@ class TextToImageModule(LightningModule):
         self.execution.prepare(parts, adapters=lora is not None)
         if lora is not None:
             lora.inject(parts)
+            # Checkpoints are without the frozen weights; `check_contents` is as strict about the others.
+            self.strict_loading = False
         self.execution.finish(self.trained())
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
         self._frozen = (parts.vae, *parts.text_encoders.values())
-        if train_text_encoder:
-            self.trained_text_encoders = nn.ModuleDict(parts.text_encoders)
+        encoders = {
+            name: one for name, one in parts.text_encoders.items() if any(p.requires_grad for p in one.parameters())
+        }
+        if encoders:
+            self.trained_text_encoders = nn.ModuleDict(encoders)
         self.ema = self.execution.average(self.trained(), ema_decay)
 
     def trained(self) -> list[nn.Parameter]:
@@ -123,6 +133,7 @@ class TextToImageModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
+        refuse_sharded(self.trainer.strategy)
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
@@ -165,10 +176,9 @@ class TextToImageModule(LightningModule):
         """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
         return self.encode_tokens({"input_ids": input_ids})["text_embeddings"]
 
-    def unconditional_text(self) -> Tensor:
-        """Text embeddings `(1, T, width)` of the empty caption."""
-        tokens = {name: value.to(self.device) for name, value in self.tokens([""]).items()}
-        return self.encode_tokens(tokens)["text_embeddings"]
+    def unconditional_text(self) -> dict[str, Tensor]:
+        """The empty caption, encoded: `text_embeddings` `(1, T, width)` and what goes with them."""
+        return self.encode_tokens({name: value.to(self.device) for name, value in self.tokens([""]).items()})
 
     def loss_weight(self, timesteps: Tensor, batch: Any = None) -> Tensor:
         """What each sample's loss is multiplied by, `(B,)`: by its timestep, and by `weight` in the batch."""
@@ -192,17 +202,19 @@ class TextToImageModule(LightningModule):
         self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator, *, perturbed: bool = True
     ) -> Denoised:
         known = "text_embeddings" in batch
-        return denoise(
-            self.parts,
-            self.objective,
-            latents=batch["latents"] if "latents" in batch else self.encode_images(batch["pixel_values"]),
-            text={name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch),
-            timesteps=timesteps,
-            generator=generator,
-            batch=batch,
-            dtype=self.execution.input_dtype(adapters=self.lora is not None),
-            perturbed=perturbed,
-        )
+        with self.lora.dropout_draws(generator) if self.lora is not None else nullcontext():
+            text = {name: batch[name] for name in TEXT_FIELDS if name in batch} if known else self.encode_tokens(batch)
+            return denoise(
+                self.parts,
+                self.objective,
+                latents=batch["latents"] if "latents" in batch else self.encode_images(batch["pixel_values"]),
+                text=text,
+                timesteps=timesteps,
+                generator=generator,
+                batch=batch,
+                dtype=self.execution.input_dtype(adapters=self.lora is not None),
+                perturbed=perturbed,
+            )
 
     def step_generator(self, *counters: int) -> torch.Generator:
         """A generator on the module's device, seeded by (seed, counters)."""
@@ -213,7 +225,7 @@ class TextToImageModule(LightningModule):
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
         self._snr = self._snr.to(self.device)
-        timesteps = self.objective.draw_timesteps(count, generator=generator, snr=self._snr)
+        timesteps = self.parts.shifted(self.objective.draw_timesteps(count, generator=generator, snr=self._snr))
         denoised = self._denoise(batch, timesteps, generator)
         losses, handed = denoised.losses(self.parts, self.objective, batch=batch)
         loss = (self.loss_weight(timesteps, batch) * losses).mean()
@@ -265,14 +277,19 @@ class TextToImageModule(LightningModule):
         return with_warmup(optimizer, self.schedule, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the weight average."""
-        if self.ema is not None:
-            checkpoint["ema"] = self.ema.state_dict()
+        """Keep what is trained, and the weight average."""
+        keep_trained(self, checkpoint, pretrained=self.pretrained)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weight average up again."""
-        if self.ema is not None and "ema" in checkpoint:
+        """Refuse a checkpoint of something else; take the weight average up again."""
+        check_contents(self, checkpoint)
+        if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write the adapters, as they are now, as diffusers reads them."""
+        assert self.lora is not None
+        save_adapters(self.parts.pipeline, folder, timestep_rank=self.lora.timestep_rank)
 
     def export_pipeline(self) -> Any:
         """A pipeline to sample with, which shares this module's parts as they are now."""

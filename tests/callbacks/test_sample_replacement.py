@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
-from memtrain.data.dataset import CaptionedImages
+from memtrain.data.dataset import CaptionedImages, tokens_by
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.calibration import Calibration
@@ -29,7 +29,7 @@ from tests.conftest import WordTokenizer
 @pytest.fixture
 def dataset(write_folder: Callable[..., Path], tokenizer: WordTokenizer) -> CaptionedImages:
     source = open_source(str(write_folder(6)))
-    return CaptionedImages(source, range(6), resolution=8, tokenizer=tokenizer, visits=[1, 9, 1, 1, 1, 1])
+    return CaptionedImages(source, range(6), resolution=8, tokens=tokens_by(tokenizer), visits=[1, 9, 1, 1, 1, 1])
 
 
 @pytest.fixture

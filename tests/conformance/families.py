@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
 TEXT = 7
@@ -59,6 +65,22 @@ def pixart() -> PixArtTransformer2DModel:
         sample_size=8,
         caption_channels=12,
         use_additional_conditions=False,
+    )
+
+
+def sana() -> SanaTransformer2DModel:
+    return SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=3,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=12,
+        sample_size=8,
+        qk_norm="rms_norm_across_heads",
     )
 
 
@@ -122,6 +144,12 @@ def pixart_call(batch: int) -> Call:
     }, steps
 
 
+def sana_call(batch: int) -> Call:
+    call, steps = pixart_call(batch)
+    del call["added_cond_kwargs"]
+    return call, steps
+
+
 def sd3_call(batch: int) -> Call:
     steps = _timesteps(batch)
     return {
@@ -149,6 +177,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Call]]] = {
     "unet": (unet, unet_call),
     "sdxl": (sdxl, sdxl_call),
     "pixart": (pixart, pixart_call),
+    "sana": (sana, sana_call),
     "sd3": (sd3, sd3_call),
     "flux": (flux, flux_call),
 }

@@ -1,4 +1,4 @@
-"""One small random pipeline of every known kind, around the denoisers of `families.py`. Images of 16x16."""
+"""One small random pipeline of every known kind, around the denoisers of `families.py`. Images of 16x16, Sana 32x32."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     PixArtAlphaPipeline,
+    SanaPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -20,6 +22,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     T5Config,
     T5EncoderModel,
 )
@@ -28,7 +32,7 @@ from tests.conftest import LETTERS
 
 from .families import build
 
-KINDS = ("unet", "sdxl", "pixart", "sd3", "flux")
+KINDS = ("unet", "sdxl", "pixart", "sana", "sd3", "flux")
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -55,6 +59,37 @@ def clip(width: int, *, projection: int | None = None) -> CLIPTextModel:
 def t5() -> T5EncoderModel:
     config = T5Config(vocab_size=54, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2, pad_token_id=53)
     return T5EncoderModel(config)
+
+
+def gemma() -> Gemma2Model:
+    config = Gemma2Config(
+        vocab_size=54,
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        query_pre_attn_scalar=4,
+        pad_token_id=53,
+        bos_token_id=52,
+        eos_token_id=53,
+    )
+    return Gemma2Model(config)
+
+
+def deep_autoencoder() -> AutoencoderDC:
+    return AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        encoder_block_types=("ResBlock",) * 3,
+        decoder_block_types=("ResBlock",) * 3,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        scaling_factor=0.41,
+    )
 
 
 def autoencoder(channels: int, **options: Any) -> AutoencoderKL:
@@ -100,6 +135,14 @@ def pipeline_of(kind: str) -> Any:
         elif kind == "pixart":
             found = PixArtAlphaPipeline(
                 tokenizer=tokenizer(), text_encoder=t5(), vae=autoencoder(4), transformer=denoiser, scheduler=ddim
+            )
+        elif kind == "sana":
+            found = SanaPipeline(
+                tokenizer=tokenizer(),
+                text_encoder=gemma(),
+                vae=deep_autoencoder(),
+                transformer=denoiser,
+                scheduler=flow,
             )
         elif kind == "sd3":
             found = StableDiffusion3Pipeline(

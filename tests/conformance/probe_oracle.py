@@ -20,10 +20,11 @@ JOINT = ("sd3", "flux")
 
 
 class Tap(TorchFunctionMode):
-    """Keeps queries, keys and mask of every attention that sees the text."""
+    """Keeps queries, keys and mask of every attention that sees the text, of so many tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int = TEXT) -> None:
         super().__init__()
+        self.tokens = tokens
         self.seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,21 +33,23 @@ class Tap(TorchFunctionMode):
             query, key = (
                 kwargs.get(name, args[i] if len(args) > i else None) for i, name in enumerate(("query", "key"))
             )
-            if key.shape[2] == TEXT or key.shape[2] == TEXT + 16:
+            if key.shape[2] in (self.tokens, self.tokens + 16):
                 self.seen.append((query.detach().clone(), key.detach().clone(), kwargs.get("attn_mask")))
         return func(*args, **kwargs)
 
 
-def oracle(family: str, model: nn.Module, forward: Callable[[], Any] | None = None) -> list[dict[str, Tensor]]:
+def oracle(
+    family: str, model: nn.Module, forward: Callable[[], Any] | None = None, *, tokens: int = TEXT
+) -> list[dict[str, Tensor]]:
     """Per attention call `query`, `key` (text), `attention` and, where joint, `mass`, from an eager forward."""
-    with torch.no_grad(), Tap() as tap:
+    with torch.no_grad(), Tap(tokens) as tap:
         forward() if forward else model(**call(family)[0])
     found = []
     for query, key, mask in tap.seen:
         text = slice(None)
         if family in JOINT:
-            image = slice(0, 16) if family == "sd3" else slice(TEXT, None)
-            text = slice(16, None) if family == "sd3" else slice(0, TEXT)
+            image = slice(0, 16) if family == "sd3" else slice(tokens, None)
+            text = slice(16, None) if family == "sd3" else slice(0, tokens)
             query = query[:, :, image]
         logits = query.double() @ key.double().transpose(-1, -2) / query.shape[-1] ** 0.5
         bias = 0.0 if mask is None else mask.double()

@@ -177,13 +177,15 @@ def test_lora(family: str, model: Any, order: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(family: str, model: nn.Module, dtype: torch.dtype) -> None:
     """Half-precision queries and keys, arithmetic in fp32."""
+    if family == "sana" and dtype == torch.float16:
+        pytest.skip("its linear attention divides 0 by 0 in fp16, where no feature is positive")
 
     def forward() -> Any:
         with torch.autocast("cpu", dtype):
             return model(**call(family)[0])
 
     expected = oracle(family, model, forward)
-    assert expected[0]["query"].dtype == dtype or family in ("sd3", "flux")
+    assert expected[0]["query"].dtype == dtype or family in ("sana", "sd3", "flux")
     with DenoiserProbe(model, sites="*") as probe:
         observation, _ = observe(family, model, probe, forward)
     assert_reads(observation, expected)

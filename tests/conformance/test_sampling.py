@@ -18,7 +18,7 @@ from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.detect.detect import detect
 from memtrain.evaluation.stages.prompts import PromptToScore
-from memtrain.models.stock_pipeline import denoiser_of, sampling_arguments
+from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
 
 from .pipelines import KINDS, pipeline_of
 
@@ -59,9 +59,10 @@ def sample(pipeline: Any, prompts: list[str], **options: Any) -> Any:
     return generate(pipeline, prompts, sampling=Sampling(**{**settings, **options}), detectors=detectors)
 
 
-def test_images_are_those_of_the_stock_pipeline(stock: Any) -> None:
+def test_images_are_those_of_the_stock_pipeline(kind: str, stock: Any) -> None:
     trace = sample(stock, PROMPTS)
-    assert trace.images.shape == (3, 2, 3, 16, 16)
+    side = 32 if kind == "sana" else 16
+    assert trace.images.shape == (3, 2, 3, side, side)
     stock.set_progress_bar_config(disable=True)
     image = stock(
         PROMPTS[1],
@@ -69,6 +70,8 @@ def test_images_are_those_of_the_stock_pipeline(stock: Any) -> None:
         num_inference_steps=3,
         guidance_scale=4.0,
         output_type="pt",
+        height=own_size(stock)[0],
+        width=own_size(stock)[1],
         **sampling_arguments(stock),
     ).images[0]
     assert (trace.images[1, 1].float() - (image.float() * 255).round()).abs().max() <= 1

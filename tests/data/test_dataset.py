@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memtrain.data.dataset import CaptionedImages, loader
+from memtrain.data.dataset import CaptionedImages, loader, tokens_by
 from memtrain.data.source import open_source
 
 
@@ -13,7 +13,7 @@ def source(write_folder):
 
 
 def test_batch_is_what_the_contract_says(source, tokenizer):
-    dataset = CaptionedImages(source, [4, 0, 2], resolution=10, tokenizer=tokenizer)
+    dataset = CaptionedImages(source, [4, 0, 2], resolution=10, tokens=tokens_by(tokenizer))
     (batch,) = loader(dataset, batch_size=3)
     assert batch.keys() == {"key", "caption", "pixel_values", "input_ids", "prompt_length"}
     assert batch["key"] == ["4.png", "0.png", "2.png"]
@@ -37,7 +37,7 @@ def test_visits_repeat_samples_under_their_key(source):
 
 
 def test_cached_latents_are_those_of_the_right_sample(source, tokenizer):
-    dataset = CaptionedImages(source, [5, 1, 3], resolution=8, tokenizer=tokenizer, visits=[1, 2, 1])
+    dataset = CaptionedImages(source, [5, 1, 3], resolution=8, tokens=tokens_by(tokenizer), visits=[1, 2, 1])
     images = [dataset[position]["pixel_values"] for position in range(4)]
     sizes = []
 
@@ -54,7 +54,7 @@ def test_cached_latents_are_those_of_the_right_sample(source, tokenizer):
 
 
 def test_unique_shares_tokens_and_latents(source, tokenizer):
-    dataset = CaptionedImages(source, [2, 0], resolution=8, tokenizer=tokenizer, visits=[5, 1])
+    dataset = CaptionedImages(source, [2, 0], resolution=8, tokens=tokens_by(tokenizer), visits=[5, 1])
     dataset.cache_latents(lambda pixel_values: pixel_values)
     item = dataset.unique()[1]
     assert item["key"] == "0.png"
@@ -63,6 +63,20 @@ def test_unique_shares_tokens_and_latents(source, tokenizer):
 
 
 def test_empty_selection(source, tokenizer):
-    dataset = CaptionedImages(source, [], resolution=8, tokenizer=tokenizer)
+    dataset = CaptionedImages(source, [], resolution=8, tokens=tokens_by(tokenizer))
     dataset.cache_latents(lambda pixel_values: pixel_values)
     assert len(dataset) == len(dataset.unique()) == 0
+
+
+def test_every_field_of_the_tokens_is_a_field_of_the_items(source):
+    def tokens(captions):
+        return {
+            "input_ids": torch.tensor([[len(text)] for text in captions]),
+            "input_ids_2": torch.tensor([[len(text), 7] for text in captions]),
+            "prompt_mask": torch.tensor([[True, len(text) > 5] for text in captions]),
+        }
+
+    dataset = CaptionedImages(source, [1, 0], resolution=8, tokens=tokens)
+    assert dataset[1]["input_ids_2"].tolist() == [4, 7]
+    assert [item["prompt_mask"].tolist() for item in dataset.unique()] == [[True, True], [True, False]]
+    assert dataset.prompt_lengths is None

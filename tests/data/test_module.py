@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from memtrain.data.canaries import Canaries
+from memtrain.data.dataset import tokens_by
 from memtrain.data.heldout_split import split_heldout
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates
@@ -356,7 +357,7 @@ def test_run_resumed_from_any_checkpoint_sees_what_it_would_have_seen(write_fold
 def dropping(write_folder, tokenizer):
     """A module with caption dropout in a pretended training, and a way to make batches for it."""
     data = TextImageDataModule(str(write_folder(20)), resolution=8, caption_dropout=0.3)
-    data.build(tokenizer)
+    data.build(tokens_by(tokenizer))
     data.trainer = SimpleNamespace(training=True, current_epoch=0)
 
     def batch(number, *, tokens=True):
@@ -428,3 +429,29 @@ def test_a_null_given_by_a_dotted_option_plants_in_any_data(monkeypatch):
     parser.add_subclass_arguments(TextImageDataModule, "data")
     words = ["--data", "TextImageDataModule", "--data.path", "x", "--data.duplicates.only_in", "null"]
     assert parser.instantiate_classes(parser.parse_args(words)).data.duplicates.only_in is None
+
+
+def test_dropout_replaces_every_field_of_the_tokens(write_folder):
+    def tokens(captions):
+        return {"input_ids": torch.tensor([[len(text)] * 3 for text in captions]), "length": torch.ones(len(captions))}
+
+    data = TextImageDataModule(str(write_folder(6)), resolution=8, caption_dropout=0.5)
+    data.build(tokens)
+    data.trainer = SimpleNamespace(training=True, current_epoch=0)
+    captions = [f"caption {number}" for number in range(40)]
+    batch = {"key": captions, "caption": captions, **tokens(captions)}
+    batch = data.on_before_batch_transfer({**batch, "length": torch.full((40,), 2.0)}, 0)
+    gone = torch.tensor([caption == "" for caption in batch["caption"]])
+    assert 0 < gone.sum() < 40
+    assert torch.equal(gone, (batch["input_ids"] == 0).all(1))
+    assert torch.equal(gone, batch["length"] == 1)
+
+
+def test_tokens_are_made_by_the_module_where_it_can(write_folder, tmp_path, tokenizer):
+    class Making(Recorder):
+        def tokens(self, captions):
+            return {"input_ids_2": torch.tensor([[len(text)] for text in captions])}
+
+    data, module = TextImageDataModule(str(write_folder(6)), resolution=8, batch_size=2), Making(tokenizer)
+    trainer(tmp_path, max_steps=1).fit(module, data)
+    assert data.train_dataset[0].keys() == {"key", "caption", "pixel_values", "input_ids_2"}

@@ -175,3 +175,63 @@ def test_without_heldout_samples_the_bulk_calibrates(
 ) -> None:
     fit(Foreign(pipeline.unet), tmp_path, [MemorizationMonitor(reference="paired", paired_every=1)])
     assert "flags rest on the bulk of the training samples" in caplog.text
+
+
+def adapted(pipeline: StableDiffusionPipeline) -> Any:
+    unet = UNet2DConditionModel.from_config(pipeline.unet.config)
+    unet.load_state_dict(pipeline.unet.state_dict())
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights="gaussian"))
+    return unet.train()
+
+
+def learn(unet: Any) -> None:
+    for name, value in unet.named_parameters():
+        if "lora_" in name:
+            value.data.add_(0.3 * torch.randn(value.shape))
+
+
+@pytest.mark.parametrize("kind", ["plain", "checkpointing", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_switching_adapters_off_is_exchanging_them_bit_for_bit(
+    kind: str, pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy is kept; between forward and backward it changes no gradient."""
+    unet = adapted(pipeline)
+    if kind == "checkpointing":
+        unet.enable_gradient_checkpointing()
+    host: Any = torch.compile(unet, backend="eager") if kind == "compiled" else unet
+    off = PairedReference(host)
+    with monkeypatch.context() as patched:
+        patched.setattr("memtrain.monitoring.paired_reference.can_be_switched_off", lambda *_: False)
+        exchanged = PairedReference(host)
+    assert off.switches_off and not off._start
+    assert not exchanged.switches_off and exchanged._start
+    learn(unet)
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([5, 900]), torch.randn(2, 7, 16))
+    host(*inputs).sample.square().mean().backward()
+    expected = [value.grad.clone() for value in unet.parameters() if value.requires_grad]
+    unet.zero_grad()
+    result, found = host(*inputs).sample, []
+    for paired in (off, exchanged):
+        with paired.base_weights(host), torch.no_grad():
+            found.append(host(*inputs).sample)
+    assert torch.equal(*found)
+    assert not torch.allclose(found[0], result, atol=1e-3)
+    result.square().mean().backward()
+    gradients = [value.grad for value in unet.parameters() if value.requires_grad]
+    assert len(gradients) == len(expected)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_adapters_that_were_trained_before_are_exchanged(pipeline: StableDiffusionPipeline) -> None:
+    unet = adapted(pipeline)
+    learn(unet)
+    paired = PairedReference(unet)
+    assert not paired.switches_off
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([5, 900]), torch.randn(2, 7, 16))
+    with torch.no_grad():
+        before = unet(*inputs).sample
+        learn(unet)
+        with paired.base_weights(unet):
+            assert torch.equal(unet(*inputs).sample, before)

@@ -26,7 +26,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, observed, read_images
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.models.stock_pipeline import sampling_arguments
+from memtrain.models.stock_pipeline import own_size, sampling_arguments
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _sample(
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     decode = decode or any("images" in detector.needs for detector in detectors)
-    height, width = sampling.size or (None, None)
+    height, width = sampling.size or own_size(pipeline)
     pairs = [(prompt, seed) for prompt in prompts for seed in sampling.seeds]
     bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
     with prepared(pipeline), bar:

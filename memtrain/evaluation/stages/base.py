@@ -167,18 +167,29 @@ class PromptStage(Stage):
 
     Args:
         model: a pipeline folder or hub name instead of a run.
+        lora: a safetensors file of adapters for that model, of diffusers' or kohya's format, or a folder that holds
+            `pytorch_lora_weights.safetensors`.
+        lora_scale: what the adapters' part is multiplied by.
         prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, a run's planted captions
             count as memorized and its held-out ones as not.
         max_prompts: a run's prompts at most, planted and held-out each.
     """
 
     model: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
     prompts: str | None = None
     max_prompts: int = 150
 
     def check(self) -> None:
-        """Refuse a model without prompts."""
+        """Refuse a model without prompts, and adapters without a model."""
         super().check()
+        if self.model is None and (self.lora is not None or self.lora_scale != 1.0):
+            raise ConfigurationError(
+                f"lora={self.lora!r} without a model",
+                expected="the base model of the adapters; a run brings its own",
+                remedy="name it with --model",
+            )
         if self.model is not None and self.prompts is None:
             raise ConfigurationError(
                 f"model={self.model!r} without prompts",

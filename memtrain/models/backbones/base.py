@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -45,11 +45,15 @@ class Backbone(ABC):
         joint: whether image and text tokens attend to each other in one attention.
         clip_layout: whether text tokens are `BOS words EOS padding` throughout, so that a prompt length places them.
         text_position: where `encoder_hidden_states` stands among the arguments of the denoiser's forward.
+        pooled_at: under which keyword, and which key in it, the denoiser is given one vector of the whole caption.
+        mask_at: the same of the mask of the text.
     """
 
     joint: ClassVar[bool]
     clip_layout: ClassVar[bool]
     text_position: ClassVar[int] = 1
+    pooled_at: ClassVar[tuple[str, ...]] = ()
+    mask_at: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     @abstractmethod
@@ -132,6 +136,47 @@ class Backbone(ABC):
         if len(args) > self.text_position:
             return (*args[: self.text_position], text, *args[self.text_position + 1 :]), kwargs
         return args, {**kwargs, "encoder_hidden_states": text}
+
+    def with_caption(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        forward: Callable[..., Any],
+        caption: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        """Keyword arguments of the same call with another caption in all forms that the denoiser gets.
+
+        Args:
+            args: of the call.
+            kwargs: of the call.
+            forward: of the denoiser, whose signature names `args`.
+            caption: `text_embeddings` `(1 or B, T, width)` and, where the call has them, `pooled_embeddings` and
+                `text_mask`.
+
+        Raises:
+            ProbeError: if the call has a form that `caption` lacks.
+        """
+        kwargs = {**inspect.signature(forward).bind_partial(*args).arguments, **kwargs}
+        known = self.inputs((), kwargs)[2]
+        text = caption["text_embeddings"].to(known).expand(len(known), -1, -1)
+        _, kwargs = self.with_text((), kwargs, text)
+        for name, path in (("pooled_embeddings", self.pooled_at), ("text_mask", self.mask_at)):
+            held: Any = kwargs
+            for key in path:
+                held = None if held is None else held.get(key)
+            if not path or not isinstance(held, Tensor):
+                continue
+            if name not in caption:
+                raise ProbeError(
+                    f"The denoiser gets {'.'.join(path)} with its text, and the other caption is given without",
+                    expected=f"`text_embeddings` and `{name}` of the caption",
+                    remedy="let unconditional_text() return a dict with both",
+                )
+            other = caption[name].to(held).expand(len(known), *caption[name].shape[1:])
+            inner = other if len(path) == 1 else {**kwargs[path[0]], path[1]: other}
+            kwargs = {**kwargs, path[0]: inner}
+        return kwargs
 
     def output(self, result: Any) -> Tensor:
         """The prediction `(B, ...)` in what the forward call returned: `.sample`, or the first of a tuple."""

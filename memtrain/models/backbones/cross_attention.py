@@ -40,12 +40,17 @@ class CrossAttentionBackbone(Backbone):
             )
         if attention.norm_cross:
             text = attention.norm_encoder_hidden_states(text)
+        query, key = self.heads(attention, hidden, text)
+        return Projection(query, key, text, valid=None if mask is None else _valid(mask))
+
+    def heads(self, attention: Any, hidden: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries `(B, H, N, D)` and keys `(B, H, T, D)` of an attention's input and the text."""
         query, key = attention.to_q(hidden), attention.to_k(text)
         shape = (hidden.shape[0], -1, attention.heads, key.shape[-1] // attention.heads)
         query, key = query.view(shape).transpose(1, 2), key.view(shape).transpose(1, 2)
         query = query if attention.norm_q is None else attention.norm_q(query)
         key = key if attention.norm_k is None else attention.norm_k(key)
-        return Projection(query, key, text, valid=None if mask is None else _valid(mask))
+        return query, key
 
 
 def _valid(bias: Tensor) -> Tensor:

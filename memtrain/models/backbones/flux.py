@@ -24,6 +24,7 @@ class FluxBackbone(Backbone):
 
     joint: ClassVar[bool] = True
     clip_layout: ClassVar[bool] = False
+    pooled_at: ClassVar[tuple[str, ...]] = ("pooled_projections",)
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ class PixArtBackbone(CrossAttentionBackbone):
     """Cross-attention of PixArtTransformer2DModel."""
 
     clip_layout: ClassVar[bool] = False
+    mask_at: ClassVar[tuple[str, ...]] = ("encoder_attention_mask",)
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:

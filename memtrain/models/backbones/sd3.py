@@ -22,6 +22,7 @@ class SD3Backbone(Backbone):
 
     joint: ClassVar[bool] = True
     clip_layout: ClassVar[bool] = False
+    pooled_at: ClassVar[tuple[str, ...]] = ("pooled_projections",)
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ class UNetBackbone(CrossAttentionBackbone):
     """Cross-attention of UNet2DConditionModel."""
 
     clip_layout: ClassVar[bool] = True
+    pooled_at: ClassVar[tuple[str, ...]] = ("added_cond_kwargs", "text_embeds")
     text_position: ClassVar[int] = 2
 
     @staticmethod

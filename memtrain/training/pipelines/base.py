@@ -9,7 +9,7 @@ What travels between these methods, and in a batch, are fields of `(B, ...)` ten
 | fields | made by | meaning |
 |---|---|---|
 | `input_ids`, `input_ids_2`, ... | `tokens` | `(B, T)` int64, of each tokenizer; the first is of what attention reads |
-| `prompt_length` | `tokens` | `(B,)` int64, tokens of the caption |
+| `prompt_length` | `tokens` | `(B,)` int64, tokens of the caption in `input_ids`, marks of begin and end included |
 | `prompt_mask` | `tokens` | `(B, T)` bool, words of the caption, where `clip_layout` is false |
 | `text_embeddings` | `encode_text` | `(B, T, width)`, what the denoiser's attention reads |
 | `pooled_embeddings` | `encode_text` | `(B, width)`, where the denoiser is given one vector of the whole caption, too |
@@ -28,9 +28,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from memtrain.errors import ConfigurationError
 from memtrain.functional.diffusion import noisy_and_target, signal_to_noise_ratio
 from memtrain.models.encoding import encode_images
-from memtrain.models.stock_pipeline import denoiser_of
+from memtrain.models.stock_pipeline import denoiser_of, most_tokens
 
 TEXT_FIELDS = ("text_embeddings", "pooled_embeddings", "text_mask")
 """Fields of a batch that hold an encoded caption."""
@@ -41,6 +42,8 @@ class TrainablePipeline(ABC):
 
     Args:
         pipeline: loaded, on any device.
+        max_sequence_length: tokens of a T5 or Gemma encoder; default as many as the pipeline's own call encodes.
+        guidance: what a denoiser that is told the strength of its guidance is told in training.
 
     Attributes:
         classes: names of the diffusers pipeline classes of this family.
@@ -52,8 +55,10 @@ class TrainablePipeline(ABC):
     classes: ClassVar[tuple[str, ...]]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Any, *, max_sequence_length: int | None = None, guidance: float = 1.0) -> None:
+        self.pipeline, self.guidance = pipeline, guidance
+        self.max_sequence_length = max_sequence_length or most_tokens(pipeline)
+        self.require_parts()
         self.scheduler = self.training_scheduler()
         flow = "FlowMatch" in type(self.scheduler).__name__
         self.prediction_type = "flow_prediction" if flow else str(self.scheduler.config["prediction_type"])
@@ -80,9 +85,33 @@ class TrainablePipeline(ABC):
         """The tokenizers, by their names in the pipeline."""
         return self._parts("tokenizer")
 
+    @property
+    def needed_parts(self) -> tuple[str, ...]:
+        """Parts that this family cannot do without, beside denoiser and scheduler."""
+        return ("vae", "text_encoder", "tokenizer")
+
+    def require_parts(self) -> None:
+        """Refuse a pipeline that lacks one.
+
+        Raises:
+            ConfigurationError: naming it.
+        """
+        missing = [part for part in self.needed_parts if getattr(self.pipeline, part, None) is None]
+        if missing:
+            raise ConfigurationError(
+                f"This {type(self.pipeline).__name__} has no {', '.join(missing)}",
+                expected=f"a pipeline with {', '.join(self.needed_parts)}",
+                remedy="load the whole pipeline",
+            )
+
     def _parts(self, name: str) -> dict[str, Any]:
         parts = {part: getattr(self.pipeline, part, None) for part in (name, f"{name}_2", f"{name}_3")}
         return {part: value for part, value in parts.items() if value is not None}
+
+    @property
+    def conditioning(self) -> dict[str, float]:
+        """What the denoiser is told beside caption and sizes, for JSON; losses depend on it."""
+        return {}
 
     @property
     def tokenizer(self) -> Any:
@@ -136,6 +165,23 @@ class TrainablePipeline(ABC):
         level = self.noise_level(timesteps)
         return noisy_and_target(latents, noise, level, prediction_type=self.prediction_type)
 
+    def shifted(self, timesteps: Tensor) -> Tensor:
+        """Where drawn timesteps lie on the schedule of training, `(B,)` int64.
+
+        A draw t counts places on the evenly spaced schedule from its clean end, so it is number `steps` − 1 − t of the
+        flow scheduler's descending timesteps, which a static `shift` s has moved: σ becomes s σ / (1 + (s − 1) σ)
+        (Esser et al., "Scaling Rectified Flow Transformers", 2024; diffusers' train_dreambooth_lora_sd3.py draws so).
+        A shift that depends on the resolution (`use_dynamic_shifting`) moves nothing there, and nothing here. Results
+        are rounded to whole timesteps from 1 to `steps` − 1. Other schedules know no shift.
+
+        Args:
+            timesteps: `(B,)` int64, as a sampler drew them.
+        """
+        if self.prediction_type != "flow_prediction":
+            return timesteps
+        schedule = self.scheduler.timesteps.to(timesteps.device)
+        return schedule[self.steps - 1 - timesteps].round().to(timesteps.dtype).clamp(1, self.steps - 1)
+
     @abstractmethod
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]
@@ -148,6 +194,16 @@ class TrainablePipeline(ABC):
             text: `TEXT_FIELDS`.
             batch: for `original_size`, `crop_top_left` and `target_size`, where it has them.
         """
+
+    def size_of(self, name: str, noisy: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """`(B, 2)` rows and columns in pixels: a size that the batch names, else that of the images behind `noisy`."""
+        if name in batch:
+            size: Tensor = batch[name].to(noisy.device)
+            return size
+        factor = int(self.pipeline.vae_scale_factor)
+        # Filled on the device: nothing waits for a copy.
+        sides = [torch.full((len(noisy),), side * factor, device=noisy.device) for side in noisy.shape[-2:]]
+        return torch.stack(sides, dim=1)
 
     def as_output(self, values: Tensor) -> Tensor:
         """`(B, C, h, w)` values of each latent in the form of the denoiser's output, such as a sequence of patches."""
@@ -163,3 +219,16 @@ class TrainablePipeline(ABC):
 def count_words(mask: Tensor) -> Tensor:
     """`(B,)` int64 tokens of each caption, of an attention mask `(B, T)`."""
     return mask.sum(dim=1).to(torch.int64)
+
+
+def words(tokenizer: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """`(B, T)` bool: tokens of the caption itself, without the marks of its beginning and end.
+
+    Args:
+        tokenizer: that made them.
+        input_ids: `(B, T)`.
+        mask: `(B, T)`, true for the caption with its marks.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    marks = {getattr(tokenizer, name, None) for name in names} - {None}
+    return mask.bool() & ~torch.isin(input_ids, torch.tensor(sorted(marks), dtype=input_ids.dtype))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Iterator
+from typing import Any
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.pipeline import load_pipeline
+from memtrain.models.quiet_loading import quiet_loading
+from memtrain.training.base_model import BaseModel, base_model
 from memtrain.training.pipelines.base import TrainablePipeline
 
 
@@ -15,26 +20,35 @@ def families() -> list[type[TrainablePipeline]]:
     package = importlib.import_module(__package__ or "memtrain.training.pipelines")
     for entry in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{entry.name}")
-    return sorted(TrainablePipeline.__subclasses__(), key=lambda kind: kind.__name__)
+    return sorted(_concrete(TrainablePipeline), key=lambda kind: kind.__name__)
 
 
-def load_trainable(pretrained: str) -> TrainablePipeline:
+def _concrete(kind: type[Any]) -> Iterator[type[TrainablePipeline]]:
+    for child in kind.__subclasses__():
+        if not inspect.isabstract(child):
+            yield child
+        yield from _concrete(child)
+
+
+def load_trainable(pretrained: str | BaseModel) -> TrainablePipeline:
     """Load a pipeline to train.
 
     Args:
-        pretrained: a diffusers pipeline folder or hub name.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
 
     Raises:
         ConfigurationError: if it cannot be loaded, or no family trains its kind.
     """
-    pipeline = load_pipeline(pretrained)
+    given = base_model(pretrained)
+    pipeline = load_pipeline(given.path, config=given.config)
     name = type(pipeline).__name__
     for family in families():
         if name in family.classes:
-            return family(pipeline)
+            with quiet_loading():
+                return family(pipeline, max_sequence_length=given.max_sequence_length, guidance=given.guidance)
     known = sorted(name for family in families() for name in family.classes)
     raise ConfigurationError(
-        f"{pretrained!r} is a {name}, which no family of memtrain.training.pipelines trains",
+        f"{given.path!r} is a {name}, which no family of memtrain.training.pipelines trains",
         expected=f"one of {', '.join(known)}",
         remedy="name another base model; in your own loop, memtrain.guard.Guard watches any denoiser that a backbone "
         "knows",

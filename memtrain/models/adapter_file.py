@@ -1,0 +1,136 @@
+"""Load a LoRA file into a pipeline: diffusers' format, or kohya's and others that diffusers converts.
+
+A file is refused if it is no safetensors file (a pickled one could run code) or fits no layer of the pipeline, of which
+diffusers says no more than a warning; where some of it fits, how much is said. Adapters become part of the weights, so
+that probes, masks and localisation see the plain layers they know, unless a rule has to act on them while sampling.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.adapters import adapted_layers, merge_for_good
+
+log = logging.getLogger(__name__)
+
+FILE = "pytorch_lora_weights.safetensors"
+"""Name of the file in a folder, as diffusers has it."""
+OPTIONS = "lora_adapter_metadata"
+"""Key of diffusers in a file's metadata, for the options of the adapters."""
+FIRST_FACTOR = ("lora_A.", "lora_down.", "lora.down.", "lora_linear_layer.down.")
+"""What the names of first factors have in them, in the formats that diffusers knows."""
+
+
+def adapter_path(given: str | Path) -> Path:
+    """The file that is meant: itself, or the one in a folder.
+
+    Raises:
+        ConfigurationError: if there is none, or it is no readable safetensors file.
+    """
+    path = Path(given)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigurationError(
+            f"There is no LoRA file {path}",
+            expected="a .safetensors file, or a folder that holds " + FILE,
+            remedy="check the path",
+        )
+    names = adapter_contents(path)[0]
+    if any("dora_scale" in name for name in names):
+        raise ConfigurationError(
+            f"{path} holds DoRA magnitudes in kohya's format, which diffusers would leave out in silence",
+            expected="LoRA, or DoRA in diffusers' format",
+            remedy="convert it, or merge it into the model with the program that made it",
+        )
+    return path
+
+
+def adapter_contents(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Names of the tensors in a file, and its metadata.
+
+    Raises:
+        ConfigurationError: if it is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys()), dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"{path} is no safetensors file: {error}",
+            expected="adapters as safetensors; a pickled file (.bin, .pt, .ckpt) could run code",
+            remedy="save them again as safetensors; a checkpoint of train.py converts with `python train.py convert`",
+        ) from error
+
+
+def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool = True) -> int:
+    """Put the adapters of a file into a pipeline.
+
+    Args:
+        pipeline: in float32, with no adapters in it.
+        path: of a file, as :func:`adapter_path` returns it.
+        scale: what the adapters' part is multiplied by.
+        merge: make them part of the weights; else they stay layers of their own.
+
+    Returns:
+        How many layers were adapted.
+
+    Raises:
+        ConfigurationError: if the file fits no layer of the pipeline.
+    """
+    names, _ = adapter_contents(path)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    trainable = [value for part in parts for value in part.parameters() if value.requires_grad]
+    try:
+        if hasattr(pipeline, "load_lora_weights"):
+            pipeline.load_lora_weights(path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True)
+        else:
+            _load_into(pipeline.transformer, path, prefix="transformer.")
+    except Exception as error:
+        raise _unfit(f"{path} does not fit this {type(pipeline).__name__}: {str(error).splitlines()[0]}") from error
+    found = sum(len(adapted_layers(part)) for part in parts)
+    stored = sum(any(word in name for word in FIRST_FACTOR) for name in names)
+    if not found:
+        raise _unfit(f"{path} fits no layer of this {type(pipeline).__name__}: none of its {stored} adapters is in it")
+    if found < stored:
+        log.warning("%s: only %d of %d adapters fit this %s", path, found, stored, type(pipeline).__name__)
+    for part in parts:
+        for layer in adapted_layers(part).values() if not merge else ():
+            layer.scale_layer(scale)
+            # Diffusers leaves dropout on.
+            part.eval()
+        if merge:
+            merge_for_good(part, scale=scale)
+    for value in trainable:
+        value.requires_grad_(True)
+    return found
+
+
+def _load_into(module: nn.Module, path: Path, *, prefix: str) -> None:
+    """Load adapters in diffusers' format into a model that diffusers has no loader for: PixArt's."""
+    options = json.loads(adapter_contents(path)[1].get(OPTIONS, "{}"))
+    options = {name.removeprefix(prefix): value for name, value in options.items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
+    layers = sorted({name.partition(".lora_")[0] for name in state})
+    if not options and layers:
+        rank = state[f"{layers[0]}.lora_A.weight"].shape[0]
+        options = {"r": rank, "lora_alpha": rank, "target_modules": layers}
+    if layers:
+        inject_adapter_in_model(LoraConfig(**options), module)
+        set_peft_model_state_dict(module, state)
+
+
+def _unfit(found: str) -> ConfigurationError:
+    return ConfigurationError(
+        found,
+        expected="adapters of this kind of model",
+        remedy="name the base model that they were trained on with --model",
+    )

@@ -1,0 +1,136 @@
+"""Low-rank adapters in a module: switched off, or for a while part of the weights that they adapt.
+
+The base model of a LoRA training is the trained module with its adapters switched off, as long as these are all that is
+trained and began as no change (one of the two factors is zero). Nothing has to be copied for it, and nothing added up.
+
+Source: peft's layers (`peft.tuners.lora.LoraLayer`), into which the methods of diffusers and transformers put adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+
+def adapted_layers(module: nn.Module) -> dict[str, LoraLayer]:
+    """Layers that carry adapters, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def adapter_parameters(layer: LoraLayer) -> list[nn.Parameter]:
+    """Parameters of a layer's adapters, without those of the layer below them."""
+    module: Any = layer
+    return [value for name, value in module.named_parameters() if not name.startswith("base_layer.")]
+
+
+def can_be_switched_off(module: nn.Module, trained: Iterable[nn.Parameter]) -> bool:
+    """Whether `module` without its adapters is what it is with them now, and adapters are all that is trained.
+
+    Args:
+        module: without wrappers, before training.
+        trained: its trainable parameters.
+    """
+    layers = adapted_layers(module)
+    owned = {id(value) for layer in layers.values() for value in adapter_parameters(layer)}
+    return all(id(value) in owned for value in trained) and all(map(_is_no_change, layers.values()))
+
+
+@contextmanager
+def switched_off(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the context no adapter of `modules` acts.
+
+    `enable_adapters(False)` of peft would also freeze the parameters, and unfreeze them all in the end.
+    """
+    layers: list[Any] = [layer for module in modules for layer in adapted_layers(module).values()]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, off in zip(layers, before, strict=True):
+            layer._disable_adapters = off
+
+
+@contextmanager
+def merged(module: nn.Module) -> Iterator[None]:
+    """Within the context adapters are part of plain layers' weights; then all is what it was, bit for bit.
+
+    Costs a copy of the adapted weights for that long.
+
+    Args:
+        module: a diffusers or transformers model, without wrappers.
+    """
+    layers: dict[str, Any] = dict(adapted_layers(module))
+    kept = {name: layer.get_base_layer().weight.detach().clone() for name, layer in layers.items()}
+    # What says to `save_pretrained` that there are adapters.
+    marked: Mapping[str, Any] = {
+        name: vars(module)[name] for name in ("_hf_peft_config_loaded", "peft_config") if name in vars(module)
+    }
+    try:
+        for name, layer in layers.items():
+            layer.merge()
+            _put(module, name, layer.get_base_layer())
+        for name in marked:
+            delattr(module, name)
+        yield
+    finally:
+        for name, value in marked.items():
+            setattr(module, name, value)
+        for name, layer in layers.items():
+            _put(module, name, layer)
+            # Taking the adapter off again would leave rounding behind.
+            layer.merged_adapters.clear()
+            with torch.no_grad():
+                layer.get_base_layer().weight.copy_(kept[name])
+
+
+def merge_for_good(module: nn.Module, *, scale: float = 1.0) -> None:
+    """Make adapters part of plain layers' weights.
+
+    Args:
+        module: a diffusers or transformers model, without wrappers.
+        scale: of the adapters, 1 for as they are.
+    """
+    layers: dict[str, Any] = dict(adapted_layers(module))
+    for name, layer in layers.items():
+        layer.scale_layer(scale)
+        layer.merge()
+        _put(module, name, layer.get_base_layer())
+    for name in ("_hf_peft_config_loaded", "peft_config"):
+        vars(module).pop(name, None)
+
+
+def _put(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, layer)
+
+
+def _is_no_change(layer: Any) -> bool:
+    return not layer.merged and all(_adds_nothing(layer, name) for name in layer.active_adapters)
+
+
+def _adds_nothing(layer: Any, adapter: str) -> bool:
+    """Whether one adapter of a layer changes nothing."""
+    if adapter not in layer.lora_A:
+        # One of an embedding, or none of this name.
+        return adapter not in layer.lora_embedding_A
+    factors: tuple[Any, Any] = layer.lora_A[adapter], layer.lora_B[adapter]
+    if getattr(factors[1], "bias", None) is not None or all(bool(factor.weight.any()) for factor in factors):
+        return False
+    if adapter not in layer.lora_variant:
+        return True
+    magnitude = getattr(layer, "lora_magnitude_vector", {})
+    return adapter in magnitude and _is_own_norm(magnitude[adapter].weight, layer.get_base_layer().weight)
+
+
+def _is_own_norm(magnitude: Tensor, weight: Tensor) -> bool:
+    """Whether DoRA's magnitudes are the norms of the weight's rows, as they begin."""
+    norm = weight.detach().float().flatten(1).norm(dim=1)
+    magnitude = magnitude.detach().float().flatten()
+    return len(magnitude) == len(norm) and bool(torch.allclose(magnitude, norm, rtol=1e-3))

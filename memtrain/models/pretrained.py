@@ -1,0 +1,136 @@
+"""What a path that is said to hold a base model does hold, told from names, headers and JSON before weights are read.
+
+What cannot be sampled from a caption alone is refused by what it is: pickled files, LoRA files, ControlNets, single
+parts, the refiner of SDXL, and denoisers that are given more than noisy latents (inpainting, instructions, depth).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.stock_pipeline import check_pipeline
+
+PICKLED = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+WHOLE = "a folder written by a pipeline's save_pretrained, a single-file checkpoint (.safetensors), or a hub name"
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+def is_single_file(pretrained: str) -> bool:
+    """Whether a path names a file: it is one, or has the suffix of one."""
+    return Path(pretrained).is_file() or Path(pretrained).suffix in {*PICKLED, ".safetensors", ".gguf"}
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no safetensors file.
+
+    Raises:
+        ConfigurationError: if it is not there, or of another kind.
+    """
+    if path.suffix in PICKLED:
+        raise ConfigurationError(
+            f"{path} is pickled, and loading it runs what is in it",
+            expected=WHOLE,
+            remedy="take the .safetensors file of the same model",
+        )
+    if path.suffix != ".safetensors":
+        raise ConfigurationError(f"{path} is no safetensors file", expected=WHOLE, remedy="check the path")
+    if not path.is_file():
+        raise ConfigurationError(f"There is no file {path}", expected=WHOLE, remedy="check the path")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no pipeline, or one of a kind that is not known.
+
+    Raises:
+        ConfigurationError: saying what it is.
+    """
+    index = pipeline_index(folder)
+    parts = {name: _json(folder / name / "config.json") or {} for name in ("unet", "transformer", "vae")}
+    check_parts(str(index.get("_class_name")), parts, listed=index, where=f"'{folder}'")
+
+
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """The content of a pipeline's model_index.json.
+
+    Raises:
+        ConfigurationError: if there is none, saying what the folder holds.
+    """
+    index = _json(folder / "model_index.json")
+    if index is None:
+        raise ConfigurationError(
+            f"'{folder}' is no diffusers pipeline: it has no model_index.json{_looks_like(folder)}",
+            expected=WHOLE,
+            remedy="check the path",
+        )
+    return index
+
+
+def check_parts(
+    kind: str, parts: Mapping[str, Mapping[str, Any]], *, listed: Mapping[str, Any] | None = None, where: str
+) -> None:
+    """Refuse a pipeline by its class and the configurations of its parts.
+
+    Args:
+        kind: name of its class.
+        parts: configurations of `unet` or `transformer`, and `vae`; empty where they are not known.
+        listed: the parts in its model_index.json, each a pair of library and class.
+        where: what to call it.
+
+    Raises:
+        ConfigurationError: if its class is not known, or its denoiser is given more than noisy latents.
+    """
+    check_pipeline(kind)
+    if kind == "StableDiffusionXLPipeline" and listed is not None and (listed.get("text_encoder") or [None])[0] is None:
+        raise ConfigurationError(
+            f"{where} has one text encoder only, as the refiner of SDXL does, which no caption alone samples from",
+            expected="the base model of SDXL, with two text encoders",
+            remedy="name the base model",
+        )
+    denoiser = parts.get("unet") or parts.get("transformer") or {}
+    given, latent = denoiser.get("in_channels"), parts.get("vae", {}).get("latent_channels")
+    if given is None or latent is None:
+        return
+    expected = latent * (4 if kind == "FluxPipeline" else 1)
+    if given != expected:
+        kinds = {2 * expected + 1: "an inpainting model", 2 * expected: "a model that edits images (instruct-pix2pix)"}
+        kinds |= {expected + 1: "a model that is given depth"}
+        raise ConfigurationError(
+            f"{where} is {kinds.get(given, 'a model of another kind')}: its denoiser is given {given} channels, and "
+            f"latents have {expected}",
+            expected="a text-to-image model, whose denoiser is given noisy latents alone",
+            remedy="name the model that it was made from",
+        )
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant of a pipeline's weights (`fp16`), where some part has no others; None if all have plain ones."""
+    found: set[str] = set()
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        names = [match[1] for match in map(_WEIGHTS.fullmatch, (file.name for file in part.iterdir())) if match]
+        if names and None not in names:
+            found |= {name for name in names if name}
+    return min(found, key=lambda name: (name != "fp16", name)) if found else None
+
+
+def _looks_like(folder: Path) -> str:
+    config = _json(folder / "config.json")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "pytorch_lora_weights.safetensors" in names or "adapter_config.json" in names:
+        return ", but a LoRA, which is added to a base model"
+    if config is not None and "_class_name" in config:
+        return f", but a {config['_class_name']}, one part of a pipeline"
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    return f", but {files[0]}, which has to be named itself" if len(files) == 1 else ""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,141 @@
+"""A pipeline of one .safetensors file, as model sites share them: names of tensors say what it is.
+
+Such a file holds weights, and neither configurations nor tokenizers. They come from a pipeline folder of the same kind:
+the one that is named, else a folder of the file's name beside it (`dream/` beside `dream.safetensors`; its weights are
+not read), else those that diffusers knows on the hub, which needs a network or its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.pretrained import WHOLE, check_file
+
+PIPELINES: dict[str, Any] = {
+    "v1": StableDiffusionPipeline,
+    "v2": StableDiffusionPipeline,
+    "xl_base": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
+    "sd35_medium": StableDiffusion3Pipeline,
+    "sd35_large": StableDiffusion3Pipeline,
+    "flux-dev": FluxPipeline,
+    "flux-schnell": FluxPipeline,
+}
+"""diffusers' names for kinds of checkpoints, and the pipelines that they make."""
+
+OTHERS = (
+    ("a LoRA, which is added to a base model", (".lora_", "lora_down", "lora_A.", "hada_w1", "lokr_w1")),
+    ("a ControlNet, which is added to a base model", ("control_model.", "controlnet_cond_embedding.")),
+    ("an embedding of textual inversion", ("emb_params",)),
+)
+"""What else comes in such files, by what the names of its tensors hold."""
+
+WORDS = {
+    "inpainting": "an inpainting model",
+    "inpainting_v2": "an inpainting model",
+    "xl_inpaint": "an inpainting model",
+    "flux-fill": "an inpainting model",
+    "instruct-pix2pix": "a model that edits images (instruct-pix2pix)",
+    "xl_refiner": "the refiner of SDXL",
+    "upscale": "a model that enlarges images",
+    "flux-depth": "a model that is given depth",
+}
+"""What is made of images as well as of captions, in diffusers' names for kinds of checkpoints."""
+
+
+def load_single_file(path: Path, *, config: str | None = None) -> DiffusionPipeline:
+    """Load a pipeline from one file.
+
+    Args:
+        path: of the file.
+        config: a pipeline folder or hub name with the configurations and tokenizers.
+
+    Raises:
+        ConfigurationError: if it holds something else, or its configurations cannot be had.
+    """
+    check_file(path)
+    kind = checkpoint_kind(path)
+    beside = path.with_suffix("")
+    config = config or (str(beside) if (beside / "model_index.json").is_file() else None)
+    pipeline = PIPELINES[kind]
+    extra = {"safety_checker": None} if pipeline is StableDiffusionPipeline else {}
+    try:
+        loaded: DiffusionPipeline = pipeline.from_single_file(
+            str(path), config=config, local_files_only=config is not None, **extra
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        name = pipeline.__name__
+        raise ConfigurationError(
+            f"The single-file checkpoint {path} (of a {name}) cannot be loaded: {error}",
+            expected="configurations and tokenizers of its kind: "
+            + (f"those in {config!r}" if config else "from the hub, which needs a network"),
+            remedy=f"put the folder of a {name} beside it as {beside.name}/ (its weights are not needed), or "
+            f"convert it where there is a network: {name}.from_single_file({path.name!r})"
+            f".save_pretrained({beside.name!r})",
+        ) from error
+    return loaded
+
+
+def checkpoint_kind(path: Path) -> str:
+    """Diffusers' name for the kind of a single-file checkpoint, told from the names and shapes of its tensors.
+
+    Raises:
+        ConfigurationError: if it is none of a text-to-image pipeline.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {error}", expected="a whole safetensors file", remedy="get it again"
+        ) from error
+    kind = infer_diffusers_model_type(shapes)
+    what = _other(shapes) or WORDS.get(kind) or (None if kind in PIPELINES else f"of a kind not known here ({kind})")
+    if what is None:
+        what = _incomplete(kind, shapes)
+    if what is not None:
+        raise ConfigurationError(
+            f"The single-file checkpoint {path} is {what}", expected=WHOLE, remedy="check the path"
+        )
+    return str(kind)
+
+
+def _other(shapes: Mapping[str, Tensor]) -> str | None:
+    for what, marks in OTHERS:
+        if any(mark in name for name in shapes for mark in marks):
+            return what
+    starts = {name.split(".")[0] for name in shapes}
+    if starts & {"down_blocks", "transformer_blocks", "single_transformer_blocks"}:
+        return "the denoiser alone, as diffusers saves this part of a pipeline"
+    if starts <= {"encoder", "decoder", "quant_conv", "post_quant_conv"}:
+        return "an autoencoder alone"
+    return None
+
+
+def _incomplete(kind: str, shapes: Mapping[str, Tensor]) -> str | None:
+    """What is said of a file of Stable Diffusion 1, 2 or XL that lacks a part; others may take parts from elsewhere."""
+    if kind not in ("v1", "v2", "xl_base"):
+        return None
+    prefixes = {
+        "denoiser": ("model.diffusion_model.input_blocks.0.0.weight",),
+        "autoencoder": ("first_stage_model.",),
+        "text encoder": ("cond_stage_model.", "conditioner."),
+    }
+    missing = [part for part, marks in prefixes.items() if not any(name.startswith(marks) for name in shapes)]
+    return f"no whole model: it has no {', no '.join(missing)}" if missing else None

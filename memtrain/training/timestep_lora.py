@@ -1,0 +1,133 @@
+"""T-LoRA: the noisier the sample, the fewer ranks of its adapter act.
+
+Source: Soboleva et al., "T-LoRA: Single Image Diffusion Model Customization Without Overfitting", AAAI 2026 (arXiv
+2507.05964), with the authors' code. At timestep t of T, the first ⌊((T − t) / T)^exponent · (rank − minimum)⌋ + minimum
+ranks act; noisy timesteps, at which a picture is overfitted soonest, thus change least.
+
+The authors take one rank for a batch, that of its first sample; here each sample has that of its own timestep. Their
+orthogonal initialisation (of "Ortho-LoRA") is not here: with ordinary adapters it is their "Vanilla T-LoRA".
+
+Cost: a comparison and a product per adapted layer. Suggested (authors, SDXL): rank 64, minimum 32, exponent 1.
+Sampling has to apply the same rule, as the authors' pipeline does, and `evaluate.py` with `--run` or `--lora` does.
+Cannot: be merged into weights; stock diffusers, and the exported pipeline folder, apply all ranks at every timestep.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.adapters import adapted_layers
+from memtrain.models.backbones.base import Backbone, find_backbone
+
+STEPS = 1000
+"""T: backbones give timesteps from 0 to 1,000 whatever the denoiser's own scale."""
+METADATA = "memtrain_timestep_rank"
+"""Key of a weight file's metadata; diffusers reads over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepRank:
+    """How many ranks act at a timestep.
+
+    Args:
+        minimum: at the noisiest timestep.
+        exponent: 1 falls linearly; above 1 the rank falls sooner.
+    """
+
+    minimum: int = 1
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.minimum < 1 or self.exponent <= 0:
+            raise ConfigurationError(
+                f"timestep_rank: minimum={self.minimum}, exponent={self.exponent}",
+                expected="a minimum of at least 1 and an exponent above 0",
+                remedy="change them",
+            )
+
+    def ranks(self, timesteps: Tensor, rank: int) -> Tensor:
+        """How many ranks act, int64 of the shape of `timesteps` (from 0 to 1,000)."""
+        left = ((STEPS - timesteps.float()) / STEPS).clamp(0, 1) ** self.exponent
+        # A whole number must not fall below itself by rounding.
+        return (left * (rank - self.minimum) + 1e-4).floor().long() + self.minimum
+
+    def attach(self, denoiser: nn.Module) -> TimestepMask:
+        """Let adapters of a denoiser, without wrappers, act by this rule from now on."""
+        return TimestepMask(denoiser, self)
+
+    def metadata(self) -> dict[str, str]:
+        """What a weight file says about it."""
+        return {METADATA: json.dumps(asdict(self))}
+
+    @staticmethod
+    def of(metadata: dict[str, str]) -> TimestepRank | None:
+        """The rule of a weight file; None if it has none."""
+        return TimestepRank(**json.loads(metadata[METADATA])) if METADATA in metadata else None
+
+
+class TimestepMask:
+    """Hooks that read the timesteps of a denoiser's call, and mask what the first factor of its adapters makes.
+
+    Args:
+        denoiser: with adapters.
+        rule: how many ranks act.
+
+    Raises:
+        ConfigurationError: if no backbone knows where the denoiser's timesteps are, or there are no adapters.
+    """
+
+    def __init__(self, denoiser: nn.Module, rule: TimestepRank) -> None:
+        backbone, layers = find_backbone(denoiser), adapted_layers(denoiser)
+        if backbone is None or not layers:
+            raise ConfigurationError(
+                f"The timesteps of {type(denoiser).__name__} with {len(layers)} adapted layers cannot choose ranks",
+                expected="a denoiser of a family in memtrain.models.backbones, with adapters",
+                remedy="leave timestep_rank out",
+            )
+        self.rule = rule
+        self._backbone: Backbone = backbone
+        self._timesteps: Tensor | None = None
+        self._outer: Tensor | None = None
+        # Bound methods, so that a copy of the module has hooks of its own.
+        denoiser.register_forward_pre_hook(self._enter, with_kwargs=True)
+        denoiser.register_forward_hook(self._leave)
+        for layer in layers.values():
+            self._hook(layer)
+
+    def _hook(self, layer: LoraLayer) -> None:
+        for factor in layer.lora_A.values():
+            factor.register_forward_hook(self._mask)
+
+    def _enter(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents, timesteps, _ = self._backbone.inputs(args, kwargs)
+        self._outer = self._timesteps
+        self._timesteps = torch.as_tensor(timesteps, device=latents.device).reshape(-1)
+
+    def _leave(self, denoiser: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        # Gradient checkpointing runs layers again after the forward, and forwards without gradients may come between.
+        again: Any = getattr(denoiser, "is_gradient_checkpointing", False)
+        if not (again and torch.is_grad_enabled()):
+            self._timesteps = self._outer
+
+    def _mask(self, factor: nn.Module, args: tuple[Any, ...], values: Tensor) -> Tensor:
+        """`(B, ..., r)` of a linear layer, `(B, r, h, w)` of a convolution."""
+        timesteps = self._timesteps
+        if timesteps is None:
+            raise ConfigurationError(
+                "An adapter of T-LoRA ran outside of its denoiser, where there is no timestep to choose its ranks by",
+                expected="whole forward passes of the denoiser; localize and calibrate run single layers of it",
+                remedy="take the pipeline folder of the run, in which all ranks act at every timestep, with --model",
+            )
+        axis = 1 if isinstance(factor, nn.Conv2d) else values.dim() - 1
+        rank = values.shape[axis]
+        kept = torch.arange(rank, device=values.device) < self.rule.ranks(timesteps, rank)[:, None]
+        shape = [1] * values.dim()
+        shape[0], shape[axis] = len(timesteps), rank
+        return values * kept.view(shape).to(values)
