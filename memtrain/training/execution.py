@@ -65,6 +65,20 @@ class Execution:
             return None
         return self.dtype if adapters else torch.float32
 
+    def loaded_types(self, *, adapters: bool, trained_text: bool) -> dict[str, torch.dtype] | None:
+        """In which type each part is read, so that none is held in a larger one; None where all are float32.
+
+        Args:
+            adapters: whether the denoiser is frozen and gets adapters.
+            trained_text: whether the text encoders are trained.
+        """
+        if self.dtype == torch.float32:
+            return None
+        denoiser = self.dtype if adapters else torch.float32
+        # The autoencoder is small, and may have to stay in float32.
+        whole = {"vae": torch.float32, "unet": denoiser, "transformer": denoiser}
+        return {"default": torch.float32 if trained_text else self.dtype, **whole}
+
     def check(self, *, adapters: bool) -> None:
         """Refuse what cannot be done, before anything is loaded; `adapters`: whether these are what is trained."""
         require_quantizable(self.quantize, adapters=adapters)

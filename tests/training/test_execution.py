@@ -77,6 +77,21 @@ def test_what_is_frozen_has_the_type_asked_for(lora: LoRA | None, pipeline_folde
     assert module.encode_text(ids).dtype == torch.bfloat16, "caches hold the small type"
 
 
+def test_nothing_is_ever_held_in_a_larger_type(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are read in their type: a large model in float32 may not fit."""
+    seen: dict[str, set[torch.dtype]] = {}
+    prepare = Execution.prepare
+
+    def noted(self: Execution, parts: Any, *, adapters: bool) -> None:
+        seen.update({"denoiser": types(parts.denoiser), "text_encoder": types(parts.pipeline.text_encoder)})
+        prepare(self, parts, adapters=adapters)
+
+    monkeypatch.setattr(Execution, "prepare", noted)
+    for lora, expected in ((LoRA(rank=2), torch.bfloat16), (None, torch.float32)):
+        module_with(pipeline_folder, lora=lora, frozen_dtype="bfloat16")
+        assert seen == {"denoiser": {expected}, "text_encoder": {torch.bfloat16}}
+
+
 def test_an_autoencoder_that_overflows_in_half_precision_stays_in_full(pipeline_folder: Path) -> None:
     module = module_with(pipeline_folder, frozen_dtype="float16")
     assert module.vae.config.force_upcast
@@ -119,7 +134,7 @@ def test_trained_weights_in_half_precision_are_refused(
     precision: str, lora: LoRA | None, pipeline_folder: Path
 ) -> None:
     module = module_with(pipeline_folder, lora=lora)
-    module._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(precision=precision, strategy=None)  # type: ignore[assignment]
     with pytest.raises(ConfigurationError, match=r"half precision[\s\S]*execution.frozen_dtype"):
         module.setup("fit")
 
