@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
+from memtrain.data.module import TextImageDataModule
 from memtrain.functional.attention import entropy
 from memtrain.models.fingerprint import weights_fingerprint
 from memtrain.models.observation import Observation
@@ -17,6 +19,7 @@ from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
 from memtrain.training.quantization import Quantization
 from memtrain.training.text_to_image import TextToImageModule
+from tests.conftest import train
 from tests.training.test_execution import watched
 
 pytestmark = pytest.mark.filterwarnings(
@@ -87,3 +90,28 @@ def test_adapters_train_and_what_is_under_them_stays(
     assert not torch.equal(answer(module)[0], before)
     module.denoiser.disable_adapters()
     torch.testing.assert_close(answer(module)[0], before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    kind: Quantization, pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    images, trained = write_folder(24), []
+
+    def run(name: str, stop: int, *, resume: bool = False) -> None:
+        seed_everything(0)
+        module = module_with(pipeline_folder, kind)
+        data = TextImageDataModule(
+            str(images), resolution=16, batch_size=4, heldout="split", heldout_fraction=0.3, cache_latents=True
+        )
+        train(tmp_path / name, module, data, callbacks=[], stop=stop, resume=resume)
+        trained.append(module.trained())
+
+    run("whole", 5)
+    run("cut", 3)
+    run("cut", 5, resume=True)
+    for whole, resumed in zip(trained[0], trained[2], strict=True):
+        torch.testing.assert_close(whole, resumed, atol=1e-6, rtol=1e-5)
+    kept = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert kept and all("lora" in name for name in kept), "weights in few bits are in no checkpoint"
