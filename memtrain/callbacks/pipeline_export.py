@@ -52,6 +52,13 @@ class PipelineExport(Callback):
                 expected="a module with export_pipeline() and averaged_weights(), such as TextToImageModule",
                 remedy="remove PipelineExport from the callbacks",
             )
+        stored = getattr(getattr(pl_module, "execution", None), "quantize", "none")
+        if stored != "none" and self.adapters != "lora":
+            raise ConfigurationError(
+                f"PipelineExport is to save a pipeline of weights stored as {stored}, which could not be loaded",
+                expected="the file of adapters alone, which goes with the base model in any type",
+                remedy="set adapters: lora in the init_args of PipelineExport, or leave execution.quantize out",
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if stage == "fit" and getattr(later, "updates_at_the_end", False):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.data.module import TextImageDataModule
+from memtrain.errors import ConfigurationError
 from memtrain.functional.attention import entropy
 from memtrain.models.fingerprint import weights_fingerprint
 from memtrain.models.observation import Observation
@@ -90,6 +93,16 @@ def test_adapters_train_and_what_is_under_them_stays(
     assert not torch.equal(answer(module)[0], before)
     module.denoiser.disable_adapters()
     torch.testing.assert_close(answer(module)[0], before)
+
+
+@pytest.mark.parametrize("adapters", ["both", "pipeline"])
+def test_a_pipeline_that_could_not_be_loaded_is_not_written(adapters: Any) -> None:
+    module: Any = SimpleNamespace(export_pipeline=None, lora=LoRA(), execution=Execution(quantize="torchao_int8"))
+    export = PipelineExport(adapters=adapters)
+    with pytest.raises(ConfigurationError, match=r"stored as torchao_int8[\s\S]*set adapters: lora"):
+        export.setup(SimpleNamespace(callbacks=[export]), module, "fit")  # type: ignore[arg-type]
+    export = PipelineExport(adapters="lora")
+    export.setup(SimpleNamespace(callbacks=[export]), module, "fit")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
