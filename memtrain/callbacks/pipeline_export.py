@@ -85,6 +85,7 @@ class PipelineExport(Callback):
                 module.save_adapters(root)  # type: ignore[operator]
                 if _quantized(module):
                     log.warning("The adapters are not merged into a pipeline, because their base is quantised")
+                    write_cards(trainer, module, Path(self.folder or root / "pipeline"))
                     return
             pipeline = module.export_pipeline()  # type: ignore[operator]
             setattr(pipeline, "transformer" if hasattr(pipeline, "transformer") else "unet", denoiser)

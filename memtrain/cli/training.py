@@ -155,5 +155,5 @@ def train(args: ArgsType = None) -> None:
 def _of_ours(error: BaseException | None) -> MemtrainError | None:
     """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
     while error is not None and not isinstance(error, MemtrainError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return error

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, starmap
 from typing import Any
 
 import torch
@@ -33,10 +34,19 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> 
         start: what is hashed first.
     """
     digest = hashlib.sha256(start)
-    for name, tensor in named:
+    for name, tensor in chain.from_iterable(starmap(_stored, named)):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest
+
+
+def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a tensor consists of: itself, or integers and scales where a package stores it in fewer bits."""
+    if type(tensor).__module__.partition(".")[0] == "torch" or not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield f"{name}.{part}", getattr(tensor, part)
 
 
 def weights_fingerprint(module: nn.Module) -> str:

@@ -94,7 +94,11 @@ def load_components(pretrained: str) -> Components:
 
 
 def load_pipeline(
-    pretrained: str, *, dtype: torch.dtype = torch.float32, config: str | None = None
+    pretrained: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    config: str | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> DiffusionPipeline:
     """Load a pipeline to sample with.
 
@@ -106,6 +110,9 @@ def load_pipeline(
             hub.
         dtype: of the weights.
         config: a pipeline folder or hub name with configurations and tokenizers, for a single-file checkpoint.
+        dtypes: in place of `dtype`, that of each part by its name, and of the others by `default`, so that a large
+            model is never held in a larger type; but for layers that their class keeps in float32, and but for
+            single-file checkpoints, which stay as they are read.
 
     Raises:
         ConfigurationError: if it cannot be loaded, or is of a kind that is not known; by what it is.
@@ -114,19 +121,23 @@ def load_pipeline(
         if is_single_file(pretrained):
             pipeline = load_single_file(Path(pretrained), config=config)
         else:
-            pipeline = _load_folder(pretrained)
+            pipeline = _load_folder(pretrained, dtypes)
     kind = type(pipeline).__name__
     parts = {name: getattr(getattr(pipeline, name, None), "config", {}) for name in ("unet", "transformer", "vae")}
     check_parts(kind, parts, where=repr(pretrained))
     for part in pipeline.components.values():
-        if isinstance(part, nn.Module) and {parameter.dtype for parameter in part.parameters()} != {dtype}:
+        if (
+            dtypes is None
+            and isinstance(part, nn.Module)
+            and {parameter.dtype for parameter in part.parameters()} != {dtype}
+        ):
             part.to(dtype)
     if kind == "StableDiffusionPipeline":
         pipeline.scheduler = ddim(pipeline.scheduler.config)
     return pipeline
 
 
-def _load_folder(pretrained: str) -> DiffusionPipeline:
+def _load_folder(pretrained: str, dtypes: Mapping[str, torch.dtype] | None) -> DiffusionPipeline:
     folder = Path(pretrained)
     if folder.is_dir():
         check_folder(folder)
@@ -134,7 +145,7 @@ def _load_folder(pretrained: str) -> DiffusionPipeline:
         kind = str(DiffusionPipeline.load_config(pretrained)["_class_name"])
         check_pipeline(kind)
         options: dict[str, Any] = {"safety_checker": None} if kind == "StableDiffusionPipeline" else {}
-        options |= {"use_safetensors": True}
+        options |= {"use_safetensors": True} | ({} if dtypes is None else {"dtype": dict(dtypes)})
         if folder.is_dir():
             return DiffusionPipeline.from_pretrained(pretrained, variant=variant_of(folder), **options)
         try:

@@ -65,6 +65,20 @@ class Execution:
             return None
         return self.dtype if adapters else torch.float32
 
+    def loaded_types(self, *, adapters: bool, trained_text: bool) -> dict[str, torch.dtype] | None:
+        """In which type each part is read, so that none is held in a larger one; None where all are float32.
+
+        Args:
+            adapters: whether the denoiser is frozen and gets adapters.
+            trained_text: whether the text encoders are trained.
+        """
+        if self.dtype == torch.float32:
+            return None
+        denoiser = self.dtype if adapters else torch.float32
+        # The autoencoder is small, and may have to stay in float32.
+        whole = {"vae": torch.float32, "unet": denoiser, "transformer": denoiser}
+        return {"default": torch.float32 if trained_text else self.dtype, **whole}
+
     def check(self, *, adapters: bool) -> None:
         """Refuse what cannot be done, before anything is loaded; `adapters`: whether these are what is trained."""
         require_quantizable(self.quantize, adapters=adapters)
@@ -83,8 +97,7 @@ class Execution:
         if adapters:
             frozen.append(parts.denoiser)
         for part in frozen:
-            if {parameter.dtype for parameter in part.parameters()} != {self.dtype}:
-                part.to(self.dtype)
+            store_as(part, self.dtype)
         self.apply(parts.denoiser)
         if adapters:
             quantize(parts.denoiser, self.quantize, dtype=self.dtype)
@@ -114,6 +127,26 @@ class Execution:
         if self.ema_offload:
             return OffloadedAverage(trained, decay=decay)
         return EMAModel(trained, decay=decay, foreach=True)
+
+
+def store_as(module: Any, dtype: torch.dtype) -> None:
+    """Change the type of a frozen module's weights, in place, but for those that its class keeps in float32.
+
+    Some layers overflow in half precision, such as the output of T5's feed-forward blocks in float16. What is computed
+    anew for each model, such as tables of positions, stays as it is.
+    """
+    exact = list(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
+    # transformers keeps these for float16 alone, diffusers always.
+    if dtype == torch.float16 or type(module).__module__.startswith("diffusers"):
+        exact += getattr(module, "_keep_in_fp32_modules", None) or []
+    for name, layer in module.named_modules():
+        if set(name.split(".")) & set(exact):
+            continue
+        computed = layer._non_persistent_buffers_set
+        stored = [buffer for own, buffer in layer._buffers.items() if own not in computed]
+        for value in (*layer._parameters.values(), *stored):
+            if value is not None and value.is_floating_point():
+                value.data = value.data.to(dtype)
 
 
 def _trained(module: nn.Module) -> bool:

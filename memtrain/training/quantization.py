@@ -10,8 +10,8 @@ Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
 
 The linear layers of the blocks are exchanged where the model lies; what embeds inputs and makes the output stays as it
 is. On a GPU only the small weights are ever held. Cost: a step takes longer, because weights are widened at each use.
-Suggested: `bitsandbytes_4bit` where a model does not fit otherwise. Cannot: be merged with the adapters, or saved as a
-pipeline; what is exported are the adapters.
+Suggested: `bitsandbytes_4bit` where a model does not fit otherwise. Cannot: be saved as a pipeline; what is exported
+are the adapters (`adapters: lora` of PipelineExport).
 """
 
 from __future__ import annotations

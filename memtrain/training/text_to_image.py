@@ -80,10 +80,14 @@ class TextToImageModule(AveragedModule):
         self.execution.check(adapters=lora is not None)
         if lora is not None:
             lora.check(train_text_encoder=train_text_encoder)
-        self.parts = parts = load_trainable(pretrained)
+        self.parts = parts = load_trainable(
+            pretrained, dtypes=self.execution.loaded_types(adapters=lora is not None, trained_text=train_text_encoder)
+        )
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
         # For what a reference profile is known by.
         self.text_encoders, self.conditioning = parts.text_encoders, parts.conditioning
+        self.noise_offset = self.objective.noise_offset
+        self.input_perturbation = self.objective.input_perturbation
         self._snr = parts.signal_to_noise_ratio(torch.arange(parts.steps))
         self.objective.check(self.prediction_type, self._snr)
         parts.vae.requires_grad_(False).eval()
@@ -95,7 +99,6 @@ class TextToImageModule(AveragedModule):
             lora.inject(parts)
             # Checkpoints are without the frozen weights; `check_contents` is as strict about the others.
             self.strict_loading = False
-        self.execution.finish(self.trained())
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
         self._frozen = (parts.vae, *parts.text_encoders.values())
         encoders = {
@@ -103,22 +106,13 @@ class TextToImageModule(AveragedModule):
         }
         if encoders:
             self.trained_text_encoders = nn.ModuleDict(encoders)
+        self.execution.finish(self.trained())
         self.ema = self.execution.average(self.trained(), ema_decay)
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the text that attention reads."""
         return self.parts.tokenizer
-
-    @property
-    def noise_offset(self) -> float:
-        """Of the objective."""
-        return self.objective.noise_offset
-
-    @property
-    def input_perturbation(self) -> float:
-        """Of the objective."""
-        return self.objective.input_perturbation
 
     @property
     def vae(self) -> Any:

@@ -11,19 +11,22 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor
+from transformers import T5Config, T5EncoderModel
 
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
-from memtrain.training.execution import Execution
+from memtrain.training.execution import Execution, store_as
 from memtrain.training.lora import LoRA
 from memtrain.training.text_to_image import TextToImageModule
 from tests.callbacks.test_monitor import fit
 
 ROUNDING = 2**-8
 """Of one number in bfloat16."""
+
+TIMESTEPS = torch.tensor([10, 400, 900])
 
 
 def module_with(pretrained: Path, *, lora: LoRA | None = None, **options: Any) -> TextToImageModule:
@@ -33,11 +36,13 @@ def module_with(pretrained: Path, *, lora: LoRA | None = None, **options: Any) -
     )
 
 
+def tokens(module: TextToImageModule) -> dict[str, Tensor]:
+    return module.tokens(["a b", "c", "d e f"])
+
+
 def losses(module: TextToImageModule) -> Tensor:
-    ids = module.tokens(["a b", "c", "d e f"])["input_ids"]
     pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    timesteps = torch.tensor([10, 400, 900])
-    return module.sample_loss({"pixel_values": pixels, "input_ids": ids}, timesteps, module.step_generator(0))
+    return module.sample_loss({"pixel_values": pixels, **tokens(module)}, TIMESTEPS, module.step_generator(0))
 
 
 def gradients(module: TextToImageModule) -> Tensor:
@@ -72,11 +77,48 @@ def test_what_is_frozen_has_the_type_asked_for(lora: LoRA | None, pipeline_folde
     assert module.encode_text(ids).dtype == torch.bfloat16, "caches hold the small type"
 
 
+def test_nothing_is_ever_held_in_a_larger_type(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are read in their type: a large model in float32 may not fit."""
+    seen: dict[str, set[torch.dtype]] = {}
+    prepare = Execution.prepare
+
+    def noted(self: Execution, parts: Any, *, adapters: bool) -> None:
+        seen.update({"denoiser": types(parts.denoiser), "text_encoder": types(parts.pipeline.text_encoder)})
+        prepare(self, parts, adapters=adapters)
+
+    monkeypatch.setattr(Execution, "prepare", noted)
+    for lora, expected in ((LoRA(rank=2), torch.bfloat16), (None, torch.float32)):
+        module_with(pipeline_folder, lora=lora, frozen_dtype="bfloat16")
+        assert seen == {"denoiser": {expected}, "text_encoder": {torch.bfloat16}}
+
+
 def test_an_autoencoder_that_overflows_in_half_precision_stays_in_full(pipeline_folder: Path) -> None:
     module = module_with(pipeline_folder, frozen_dtype="float16")
     assert module.vae.config.force_upcast
     assert (types(module.vae), types(module.text_encoder)) == ({torch.float32}, {torch.float16})
     assert losses(module).isfinite().all()
+
+
+def test_layers_that_overflow_stay_in_full_precision() -> None:
+    config = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, is_gated_act=True)
+    encoder = T5EncoderModel(config).eval()
+    expected = encoder(torch.tensor([[1, 2, 3]]))[0]
+    for dtype in (torch.bfloat16, torch.float16):
+        store_as(encoder, dtype)
+        exact = {name for name, parameter in encoder.named_parameters() if parameter.dtype == torch.float32}
+        assert exact == (set() if dtype == torch.bfloat16 else {"encoder.block.0.layer.1.DenseReluDense.wo.weight"})
+        torch.testing.assert_close(encoder(torch.tensor([[1, 2, 3]]))[0].float(), expected, atol=0.1, rtol=0.1)
+        encoder.float()
+
+
+def test_latents_in_half_precision_are_noised_in_full(pipeline_folder: Path) -> None:
+    module = module_with(pipeline_folder)
+    small = torch.randn(3, 4, 8, 8).bfloat16()
+    found = [
+        module.sample_loss({"latents": latents, **tokens(module)}, TIMESTEPS, module.step_generator(0))
+        for latents in (small, small.float())
+    ]
+    assert torch.equal(*found)
 
 
 def test_a_trained_text_encoder_stays_in_full_precision(pipeline_folder: Path) -> None:

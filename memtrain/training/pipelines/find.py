@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.pipeline import load_pipeline
@@ -30,17 +32,20 @@ def _concrete(kind: type[Any]) -> Iterator[type[TrainablePipeline]]:
         yield from _concrete(child)
 
 
-def load_trainable(pretrained: str | BaseModel) -> TrainablePipeline:
+def load_trainable(
+    pretrained: str | BaseModel, *, dtypes: Mapping[str, torch.dtype] | None = None
+) -> TrainablePipeline:
     """Load a pipeline to train.
 
     Args:
         pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
+        dtypes: of its parts, as :func:`memtrain.models.pipeline.load_pipeline` takes them; None for float32.
 
     Raises:
         ConfigurationError: if it cannot be loaded, or no family trains its kind.
     """
     given = base_model(pretrained)
-    pipeline = load_pipeline(given.path, config=given.config)
+    pipeline = load_pipeline(given.path, config=given.config, dtypes=dtypes)
     name = type(pipeline).__name__
     for family in families():
         if name in family.classes:
