@@ -18,6 +18,7 @@ from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.framing import Framing
 from memtrain.data.heldout_split import Split, split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
+from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
@@ -28,7 +29,6 @@ from memtrain.data.selection import (
     read_keys,
 )
 from memtrain.data.source import SampleSource, open_source
-from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
@@ -38,7 +38,7 @@ from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 log = logging.getLogger(__name__)
 
 
-class TextImageDataModule(VisitedImages):
+class TextImageDataModule(MaskedImages):
     """Captioned images for fine-tuning.
 
     Args:
@@ -61,7 +61,7 @@ class TextImageDataModule(VisitedImages):
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
         visiting: `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
-            `cache`, `repeats` and `regularisation`, as of :class:`VisitedImages`.
+            `cache`, `repeats`, `regularisation` and `masks`, as of :class:`VisitedImages` and :class:`MaskedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -276,6 +276,7 @@ class TextImageDataModule(VisitedImages):
             broadcast, device = partial(strategy.broadcast, src=0), strategy.root_device
             processes = Processes(self.trainer.global_rank, self.trainer.world_size, strategy.barrier, broadcast)
         self._settle_shapes(processes.count)
+        self._use_masks(module, device)
         if self.cache is not None:
             self._empty_caption |= keep_on_disk(
                 self.cache, self._built(), module, empty=self._empty_caption, processes=processes, device=device

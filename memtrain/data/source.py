@@ -36,6 +36,9 @@ from tqdm.auto import tqdm
 
 from memtrain.errors import DataError
 
+WITH_LIGHTNING = ("module", "visited_images", "masked_images")
+"""Modules of this package that hold no source, and import Lightning."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -103,6 +106,14 @@ class SampleSource(ABC):
 
         Returns:
             None where no file holds it as it is; every scan of such a source begins anew.
+        """
+        return None
+
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The mask of the image of `samples[index]`, not yet decoded: white where the loss counts; None for everywhere.
+
+        Raises:
+            OSError: if it cannot be opened.
         """
         return None
 
@@ -205,7 +216,7 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
     """
     package = importlib.import_module(__package__ or "memtrain.data")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("module", "visited_images"):  # hold no source, and would import Lightning
+        if module.name not in WITH_LIGHTNING:
             importlib.import_module(f"{package.__name__}.{module.name}")
     kinds: list[Any] = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
     for kind in kinds:
