@@ -60,8 +60,9 @@ class TextImageDataModule(MaskedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
-            `cache`, `repeats`, `regularisation` and `masks`, as of :class:`VisitedImages` and :class:`MaskedImages`.
+        visiting: `masks`, and `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`,
+            `augment`, `cache`, `repeats` and `regularisation`, as of :class:`memtrain.data.masked_images.MaskedImages`
+            and :class:`memtrain.data.visited_images.VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.

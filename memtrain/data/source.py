@@ -8,14 +8,22 @@ A **batch** is a dict with
 | field | type | meaning |
 |---|---|---|
 | `key` | `list[str]`, length B | stable name of the sample; repeated visits carry the same key |
-| `caption` | `list[str]`, length B | the caption |
+| `caption` | `list[str]`, length B | the caption of this visit; empty where it was dropped |
 | `pixel_values` | `(B, 3, H, W)` float in [-1, 1] | the image; absent when latents are cached |
-| `latents` | `(B, C, h, w)` float | scaled latents (`vae.config.scaling_factor` applied); absent without a cache |
-| `input_ids` | `(B, T)` int64 | token ids, padded to the tokenizer's maximum length |
-| `prompt_length` | `(B,)` int64 | tokens of the caption, BOS and EOS included |
+| `latents` | `(B, C, h, w)` float | latents as the module encodes them; absent without a cache |
+| `input_ids`, `prompt_length`, ... | `(B, ...)` | whatever the module makes of captions, by its `tokens(captions)` |
+| `text_embeddings`, ... | `(B, ...)` | whatever its `encode_tokens` makes of those; absent without a cache of text |
+| `original_size` | `(B, 2)` int64 | rows and columns of the image as it was |
+| `crop_top_left` | `(B, 2)` int64 | rows and columns of the resized image that were cut off above and on the left |
+| `target_size` | `(B, 2)` int64 | rows and columns of the pixel values |
+| `weight` | `(B,)` float | of the sample's loss; absent without regularisation images |
+| `loss_mask` | `(B, 1, h, w)` float | where the loss counts; absent without masks |
+
+The three sizes are there with aspect-ratio buckets, random crops or flips. All samples of a batch are of one size.
 
 An image may have several captions. The first is `caption`, the one that is trained on and sampled; the others are its
-`alternatives`, which no batch carries: methods that swap captions ask the data module for them.
+`alternatives`, which a visit may have where `captions` says so (:mod:`memtrain.data.caption_choice`); methods that swap
+captions ask the data module for them. docs/data.md has the forms that data may have.
 """
 
 from __future__ import annotations
