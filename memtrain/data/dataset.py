@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,16 +43,16 @@ class Turns:
     def __init__(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> None:
         self.rows, self.seed = list(rows), seed
         self.slots = {position: slot for slot, position in enumerate(positions)}
-        self._order = lru_cache(maxsize=4)(self._new_order)
+        self._orders: dict[int, list[int]] = {}
 
     def row(self, position: int, epoch: int) -> int:
         """Whose turn it is."""
         time, place = divmod(epoch * len(self.slots) + self.slots[position], len(self.rows))
-        return self._order(time)[place]
-
-    def _new_order(self, time: int) -> list[int]:
-        draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
-        return [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
+        if time not in self._orders:
+            draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
+            order = [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
+            self._orders = {**dict(list(self._orders.items())[-3:]), time: order}
+        return self._orders[time][place]
 
 
 def tokens_by(tokenizer: Tokenizer) -> Tokens:

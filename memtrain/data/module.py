@@ -60,9 +60,9 @@ class TextImageDataModule(MaskedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `masks`, and `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`,
-            `augment`, `cache`, `repeats` and `regularisation`, as of :class:`memtrain.data.masked_images.MaskedImages`
-            and :class:`memtrain.data.visited_images.VisitedImages`.
+        visiting: `masks`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`, `num_workers`,
+            `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats` and
+            `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -151,7 +151,7 @@ class TextImageDataModule(MaskedImages):
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
         for one in {id(one): one for one in (source, held_source, regular) if one is not None}.values():
-            one.check_images(look=self.bucketed or self.cache is not None)
+            one.check_images(look=self._framing().sized or self.cache is not None)
         if edited:
             trained = [index for index in visits if index < len(keys)]
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)

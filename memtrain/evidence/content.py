@@ -1,7 +1,8 @@
 """What a reference profile is known by: the content of the base model, of the settings and of each sample.
 
 To the base model belongs what the module shows of it beside the denoiser: `text_encoder`, `vae`, the configuration of
-`scheduler` and `noise_offset`. A sample is its latents (or pixels) and its tokens, whatever its key.
+`scheduler` and `noise_offset`. A sample is its latents (or pixels), its tokens, and its mask and sizes where it
+has them, whatever its key.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from memtrain.errors import DataError
 from memtrain.models.fingerprint import weights_fingerprint
+
+SHOWN = ("loss_mask", "original_size", "crop_top_left", "target_size")
+"""Further fields of a batch on which a loss under the base model depends."""
 
 
 def profile_fingerprint(
@@ -58,7 +62,7 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
 
 
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels) and token ids.
+    """sha256 of each sample's latents (or pixels), of its token ids, and of its mask and sizes where it has them.
 
     Raises:
         DataError: if the batch lacks them.
@@ -70,8 +74,8 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
             remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
         )
     image = batch["latents"] if "latents" in batch else batch["pixel_values"]
-    rows = zip(image.cpu(), batch["input_ids"].cpu(), strict=True)
-    return [hashlib.sha256(_bytes(row) + _bytes(ids)).hexdigest() for row, ids in rows]
+    fields = [image.cpu(), batch["input_ids"].cpu(), *(batch[name].cpu() for name in SHOWN if name in batch)]
+    return [hashlib.sha256(b"".join(map(_bytes, row))).hexdigest() for row in zip(*fields, strict=True)]
 
 
 def _bytes(values: Tensor) -> bytes:
