@@ -177,7 +177,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         if visit is not None:
             name = f"{self.framing.seed} {self.samples[row].key}"
             epoch, turn = visit
-            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=self._visits[row])
+            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=max(1, self._visits[row]))
         text = texts[number]
         if visit is not None and self.captions.shuffle_tags:
             text = self.captions.shuffled(text, f"{name} {visit}")
