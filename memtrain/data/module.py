@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
 from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
-from memtrain.data.framing import Framing
+from memtrain.data.framing import Augment, Framing
 from memtrain.data.heldout_split import Split, split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.masked_images import MaskedImages
@@ -159,8 +160,10 @@ class TextImageDataModule(MaskedImages):
             held_source, held = regular, regular_split.heldout
         everything = PlantedSource(source, made) if made else source
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
+        # Held-out images are seen in their fixed view alone.
+        framing = replace(self._framing(), augment=Augment())
         self.heldout_dataset = CaptionedImages(
-            held_source, held, resolution=self.resolution, tokens=tokens, framing=self._framing()
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
         )
         known = everything.samples
         self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
