@@ -44,7 +44,7 @@ from tqdm.auto import tqdm
 
 from memtrain.errors import DataError
 
-WITH_LIGHTNING = ("module", "visited_images", "masked_images")
+WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
 
 
