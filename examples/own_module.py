@@ -16,7 +16,10 @@ What a module may offer; all of it is optional:
 loss by (:mod:`memtrain.monitoring.loss_weight`) | needed if it does, and no `sample_loss` is returned |
 | `unconditional_text() -> (1, T, width)` | embeddings of the empty caption | guidance norms |
 | `tokenizer` | of the captions | `TextImageDataModule` without one of its own, caption augmentation |
-| `encode_images(pixel_values) -> latents` | scaled latents | `TextImageDataModule(cache_latents=True)` |
+| `tokens(captions) -> fields` | whatever `encode_tokens` takes, `(B, ...)` each | `TextImageDataModule` |
+| `encode_images(pixel_values) -> latents` | scaled latents | `TextImageDataModule(cache_latents=True)`, masks |
+| `encode_tokens(fields) -> fields`, `encoder_fingerprint("images" or "text")` | embeddings; a name of the encoder's \
+weights and configuration | `TextImageDataModule(cache=...)` |
 | `text_encoder`, `vae`, `scheduler`, `noise_offset`, `input_perturbation` | the rest of the base model | a profile of \
 one's own for each |
 | `export_pipeline()`, `denoiser` | the trained pipeline, and what of it is trained | `PipelineExport` |

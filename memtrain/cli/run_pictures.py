@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memtrain.data.module import TextImageDataModule
+from memtrain.data.regularisation import PREFIX
 from memtrain.evaluation.stages.base import picture_of
 from memtrain.families.table import Families, listed_keys
 from memtrain.functional.keyed_draws import hash_order
@@ -60,6 +61,8 @@ class Pictures:
     def __post_init__(self) -> None:
         assert self.data.train_dataset is not None
         self.samples = self.data.train_dataset.samples
+        held = [] if self.data.heldout_dataset is None else self.data.heldout_dataset.samples
+        self._regular = {one.key: PREFIX + one.caption for one in (*self.samples, *held) if one.key.startswith(PREFIX)}
         for row, sample in enumerate(self.samples):
             self.rows.setdefault(self.name(sample.key), []).append(row)
         for name, rows in self.rows.items():
@@ -73,7 +76,9 @@ class Pictures:
         return picture_of(key, self.families, self.data.template)
 
     def caption(self, key: str) -> str:
-        """Name of a file's caption family."""
+        """Name of a file's caption family; nobody looks for those of regularisation images, which share theirs."""
+        if key.startswith(PREFIX):
+            return self._regular.get(key, key)
         return self.families.caption(key) if self.families is not None else key
 
     def _shared(self) -> dict[str, list[int]]:

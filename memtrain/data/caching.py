@@ -89,7 +89,8 @@ def keep_on_disk(
         return found
 
     with torch.enable_grad():
-        trained = any(values.requires_grad for values in encode_text(empty).values())
+        # Before anything is moved: what is trained is where the module is, and has not gone to the device yet.
+        trained = any(values.requires_grad for values in method(empty).values())
     if trained:
         raise ConfigurationError(
             "Cached text embeddings would be those of the text encoder before it is trained",

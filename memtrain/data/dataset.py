@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,16 +43,16 @@ class Turns:
     def __init__(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> None:
         self.rows, self.seed = list(rows), seed
         self.slots = {position: slot for slot, position in enumerate(positions)}
-        self._order = lru_cache(maxsize=4)(self._new_order)
+        self._orders: dict[int, list[int]] = {}
 
     def row(self, position: int, epoch: int) -> int:
         """Whose turn it is."""
         time, place = divmod(epoch * len(self.slots) + self.slots[position], len(self.rows))
-        return self._order(time)[place]
-
-    def _new_order(self, time: int) -> list[int]:
-        draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
-        return [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
+        if time not in self._orders:
+            draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
+            order = [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
+            self._orders = {**dict(list(self._orders.items())[-3:]), time: order}
+        return self._orders[time][place]
 
 
 def tokens_by(tokenizer: Tokenizer) -> Tokens:
@@ -111,6 +111,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self._rows = [(row, number) for row, count in enumerate(self._visits) for number in range(count)]
         self._latents: Callable[[int, int], Tensor] | None = None
         self._text: Callable[[int], dict[str, Tensor]] | None = None
+        self._masks: Callable[[int, Frame], Tensor] | None = None
         all_of_them = self.captions.choose != "first"
         self.texts = [[one.caption, *(one.alternatives if all_of_them else ())] for one in self.samples]
         self._first = [0]
@@ -159,6 +160,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             variant = self.framing.variant_of(sample.key, visit)
             frame = self.framing.variant(self.shapes[row], sample.key, variant)
             item["latents"] = self._latents(row, variant)
+        if self._masks is not None:
+            item["loss_mask"] = self._masks(self.indices[row], frame)
         if self.framing.sized:
             width, height = self.source.look(self.indices[row]).size
             item["original_size"] = torch.tensor([height, width])
@@ -174,7 +177,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         if visit is not None:
             name = f"{self.framing.seed} {self.samples[row].key}"
             epoch, turn = visit
-            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=self._visits[row])
+            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=max(1, self._visits[row]))
         text = texts[number]
         if visit is not None and self.captions.shuffle_tags:
             text = self.captions.shuffled(text, f"{name} {visit}")
@@ -228,14 +231,16 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         *,
         latents: Callable[[int, int], Tensor] | None = None,
         text: Callable[[int], dict[str, Tensor]] | None = None,
+        masks: Callable[[int, Frame], Tensor] | None = None,
     ) -> None:
-        """Take latents and text embeddings from caches; what is None stays as it is.
+        """Take latents and text embeddings from caches, and masks; what is None stays as it is.
 
         Args:
             latents: `(C, h, w)` of a row and variant.
             text: fields of the caption in one row of `tokens`.
+            masks: `(1, h, w)` of an index of the source, and of how it is cut.
         """
-        self._latents, self._text = latents or self._latents, text or self._text
+        self._latents, self._text, self._masks = latents or self._latents, text or self._text, masks or self._masks
 
     def unique(self) -> CaptionedImages:
         """The same samples once each, sharing tokens and caches."""
@@ -247,7 +252,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             captions=self.captions,
             weights=self.weights,
         )
-        dataset.tokens, dataset._latents, dataset._text = self.tokens, self._latents, self._text
+        dataset.tokens = self.tokens
+        dataset.use(latents=self._latents, text=self._text, masks=self._masks)
         return dataset
 
     def by_shape(self) -> list[list[int]]:

@@ -13,9 +13,8 @@
 | `config`, `revision` | as of `load_dataset` |
 
 Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files. Cost: a
-scan for families is made anew in each run, because no file holds an image as it is. Cannot: stream. What has no random
-access cannot be split, resumed exactly, or looked up by an evaluation; a loop of one's own streams with
-:func:`memtrain.data.keyed.keyed` and `reference: paired` (docs/your_own_script.md). Needs `pip install datasets`.
+scan for families is made anew in each run, because no file holds an image as it is. Cannot: stream, which is what
+:mod:`memtrain.data.streamed` does. Needs `pip install datasets`.
 """
 
 from __future__ import annotations
@@ -38,6 +37,28 @@ CAPTIONS = ("text", "caption", "captions", "prompt")
 """Columns that may hold the caption, in this order of preference."""
 
 
+def parsed(path: str) -> tuple[str, dict[str, str]]:
+    """The name or folder of a path, and its options.
+
+    Raises:
+        ConfigurationError: if there is no such option.
+    """
+    name, _, text = path.removeprefix(PREFIX).partition("?")
+    options = dict(parse_qsl(text, keep_blank_values=True))
+    if "streaming" in options:
+        raise ConfigurationError(
+            f"{path} asks for streaming",
+            expected="data with random access, of which a part can be held out and every image found again",
+            remedy="leave `streaming` out (images are read from the disk one at a time, not into memory), or take "
+            "memtrain.data.streamed.StreamedImages as the class of `data`, which streams",
+        )
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise ConfigurationError(
+            f"{path} has the options {unknown}", expected=f"of {', '.join(OPTIONS)}", remedy="correct the path"
+        )
+    return name, options
+
+
 class HuggingFaceSource(SampleSource):
     """Samples of a data set with random access.
 
@@ -47,10 +68,8 @@ class HuggingFaceSource(SampleSource):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        name, _, text = str(path).removeprefix(PREFIX).partition("?")
-        self.options = dict(parse_qsl(text, keep_blank_values=True))
-        self._refuse_unknown()
-        datasets = _imported()
+        name, self.options = parsed(str(path))
+        datasets = imported()
         rows = self._loaded(datasets, name)
         kinds = {column: type(kind).__name__ for column, kind in rows.features.items()}
         images = [column for column, kind in kinds.items() if kind == "Image"]
@@ -68,21 +87,6 @@ class HuggingFaceSource(SampleSource):
     def accepts(path: str) -> bool:
         """What begins with `datasets:`."""
         return path.startswith(PREFIX)
-
-    def _refuse_unknown(self) -> None:
-        if "streaming" in self.options:
-            raise ConfigurationError(
-                f"{self.path} asks for streaming",
-                expected="data with random access, of which a part can be held out and every image found again",
-                remedy="leave `streaming` out: images are read from the disk one at a time, not into memory; to "
-                "stream, give trainer.fit or your own loop a loader of memtrain.data.keyed.keyed(dataset), with "
-                "`reference: paired` (docs/your_own_script.md)",
-            )
-        unknown = sorted(set(self.options) - set(OPTIONS))
-        if unknown:
-            raise ConfigurationError(
-                f"{self.path} has the options {unknown}", expected=f"of {', '.join(OPTIONS)}", remedy="correct the path"
-            )
 
     def _loaded(self, datasets: Any, name: str) -> Any:
         split = self.options.get("split", "train")
@@ -131,7 +135,12 @@ class HuggingFaceSource(SampleSource):
         return Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"]))
 
 
-def _imported() -> Any:
+def imported() -> Any:
+    """The package `datasets`.
+
+    Raises:
+        ConfigurationError: if it is not installed.
+    """
     try:
         return importlib.import_module("datasets")
     except ImportError as error:

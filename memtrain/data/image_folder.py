@@ -51,6 +51,12 @@ def folder_images(folder: Path) -> list[Path]:
     )
 
 
+def mask_beside(image: Path) -> Image.Image | None:
+    """The mask `a.mask.png` of `a.png`, where there is one."""
+    path = image.with_suffix(MASK_SUFFIX)
+    return Image.open(path) if path.is_file() else None
+
+
 EXPECTED = '{"file_name": "a.png", "text": "a caption"}'
 """A line of metadata.jsonl."""
 
@@ -172,6 +178,11 @@ class ImageFolderSource(SampleSource):
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
         return Image.open(self.path / self.samples[index].key)
+
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The picture of `mask_file`, or else the one beside the image that is named like it."""
+        key = self.samples[index].key
+        return mask_beside(self.path / key) if key not in self._masks else Image.open(self.path / self._masks[key])
 
     def stored_in(self, index: int) -> Path:
         """The file that is the image of `samples[index]`."""

@@ -24,8 +24,10 @@ def to_pixel_values(image: Image.Image, frame: Frame | int) -> torch.Tensor:
     return from_uint8(pixels.permute(2, 0, 1))
 
 
-def framed(image: Image.Image, frame: Frame | int) -> Image.Image:
-    """The part of an image that a frame shows, in the frame's size."""
+def framed(
+    image: Image.Image, frame: Frame | int, *, method: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The part of an image that a frame shows, in the frame's size, resized by `method`."""
     if isinstance(frame, int):
         frame = Frame((frame, frame))
     if frame.flipped:
@@ -33,4 +35,4 @@ def framed(image: Image.Image, frame: Frame | int) -> Image.Image:
     size = frame.shape[1], frame.shape[0]
     if image.size == size:
         return image
-    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS, centering=(frame.across, frame.along))
+    return ImageOps.fit(image, size, method=method, centering=(frame.across, frame.along))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from memtrain.data.canaries import Canaries
 from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
 from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
-from memtrain.data.framing import Framing
+from memtrain.data.framing import Augment, Framing
 from memtrain.data.heldout_split import Split, split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
+from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
@@ -28,7 +30,6 @@ from memtrain.data.selection import (
     read_keys,
 )
 from memtrain.data.source import SampleSource, open_source
-from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
@@ -38,7 +39,7 @@ from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 log = logging.getLogger(__name__)
 
 
-class TextImageDataModule(VisitedImages):
+class TextImageDataModule(MaskedImages):
     """Captioned images for fine-tuning.
 
     Args:
@@ -60,8 +61,9 @@ class TextImageDataModule(VisitedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
-            `cache`, `repeats` and `regularisation`, as of :class:`VisitedImages`.
+        visiting: `masks`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`, `num_workers`,
+            `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats` and
+            `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -150,7 +152,7 @@ class TextImageDataModule(VisitedImages):
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
         for one in {id(one): one for one in (source, held_source, regular) if one is not None}.values():
-            one.check_images(look=self.bucketed or self.cache is not None)
+            one.check_images(look=self._framing().sized or self.cache is not None)
         if edited:
             trained = [index for index in visits if index < len(keys)]
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
@@ -158,8 +160,10 @@ class TextImageDataModule(VisitedImages):
             held_source, held = regular, regular_split.heldout
         everything = PlantedSource(source, made) if made else source
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
+        # Held-out images are seen in their fixed view alone.
+        framing = replace(self._framing(), augment=Augment())
         self.heldout_dataset = CaptionedImages(
-            held_source, held, resolution=self.resolution, tokens=tokens, framing=self._framing()
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
         )
         known = everything.samples
         self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
@@ -276,6 +280,7 @@ class TextImageDataModule(VisitedImages):
             broadcast, device = partial(strategy.broadcast, src=0), strategy.root_device
             processes = Processes(self.trainer.global_rank, self.trainer.world_size, strategy.barrier, broadcast)
         self._settle_shapes(processes.count)
+        self._use_masks(module, device)
         if self.cache is not None:
             self._empty_caption |= keep_on_disk(
                 self.cache, self._built(), module, empty=self._empty_caption, processes=processes, device=device

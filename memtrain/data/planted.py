@@ -89,6 +89,15 @@ class PlantedSource(SampleSource):
         """Size and content of the image of `samples[index]`, as the wrapped source knows them."""
         return self.source.look(index) if index < len(self.source) else super().look(index)
 
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The mask of an image that is shown unchanged; none of varied and synthetic ones."""
+        if index < len(self.source):
+            return self.source.open_mask(index)
+        one = self.made[index - len(self.source)]
+        if one.original is None or one.group != VARIED_CAPTIONS:
+            return None
+        return self.source.open_mask(one.original)
+
 
 def make_templates(samples: Sequence[Sample], chosen: Mapping[int, str], duplicates: Duplicates) -> list[MadeSample]:
     """The variants of templates.

@@ -94,6 +94,10 @@ class RegularisationSource(SampleSource):
         """The decoded image of `samples[index]`."""
         return self.source.load_image(index)
 
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The mask of `samples[index]`, as its source has it."""
+        return self.source.open_mask(index)
+
 
 class JoinedSource(SampleSource):
     """The samples of one source, then those of another.
@@ -135,3 +139,8 @@ class JoinedSource(SampleSource):
         """Size and content of the image of `samples[index]`, as its source knows them."""
         source, place = self._of(index)
         return source.look(place)
+
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The mask of `samples[index]`, as its source has it."""
+        source, place = self._of(index)
+        return source.open_mask(place)

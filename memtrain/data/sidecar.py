@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from PIL import Image
 
-from memtrain.data.image_folder import folder_images
+from memtrain.data.image_folder import folder_images, mask_beside
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
 
@@ -75,6 +75,10 @@ class SidecarSource(SampleSource):
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
         return Image.open(self.path / self.samples[index].key)
+
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The picture `a.mask.png` beside `a.png`."""
+        return mask_beside(self.path / self.samples[index].key)
 
     def stored_in(self, index: int) -> Path:
         """The file that is the image of `samples[index]`."""

@@ -8,14 +8,22 @@ A **batch** is a dict with
 | field | type | meaning |
 |---|---|---|
 | `key` | `list[str]`, length B | stable name of the sample; repeated visits carry the same key |
-| `caption` | `list[str]`, length B | the caption |
+| `caption` | `list[str]`, length B | the caption of this visit; empty where it was dropped |
 | `pixel_values` | `(B, 3, H, W)` float in [-1, 1] | the image; absent when latents are cached |
-| `latents` | `(B, C, h, w)` float | scaled latents (`vae.config.scaling_factor` applied); absent without a cache |
-| `input_ids` | `(B, T)` int64 | token ids, padded to the tokenizer's maximum length |
-| `prompt_length` | `(B,)` int64 | tokens of the caption, BOS and EOS included |
+| `latents` | `(B, C, h, w)` float | latents as the module encodes them; absent without a cache |
+| `input_ids`, `prompt_length`, ... | `(B, ...)` | whatever the module makes of captions, by its `tokens(captions)` |
+| `text_embeddings`, ... | `(B, ...)` | whatever its `encode_tokens` makes of those; absent without a cache of text |
+| `original_size` | `(B, 2)` int64 | rows and columns of the image as it was |
+| `crop_top_left` | `(B, 2)` int64 | rows and columns of the resized image that were cut off above and on the left |
+| `target_size` | `(B, 2)` int64 | rows and columns of the pixel values |
+| `weight` | `(B,)` float | of the sample's loss; absent without regularisation images |
+| `loss_mask` | `(B, 1, h, w)` float | where the loss counts; absent without masks |
+
+The three sizes are there with aspect-ratio buckets, random crops or flips. All samples of a batch are of one size.
 
 An image may have several captions. The first is `caption`, the one that is trained on and sampled; the others are its
-`alternatives`, which no batch carries: methods that swap captions ask the data module for them.
+`alternatives`, which a visit may have where `captions` says so (:mod:`memtrain.data.caption_choice`); methods that swap
+captions ask the data module for them. docs/data.md has the forms that data may have.
 """
 
 from __future__ import annotations
@@ -35,6 +43,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from memtrain.errors import DataError
+
+WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
+"""Modules of this package that hold no source, and import Lightning."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,14 @@ class SampleSource(ABC):
 
         Returns:
             None where no file holds it as it is; every scan of such a source begins anew.
+        """
+        return None
+
+    def open_mask(self, index: int) -> Image.Image | None:
+        """The mask of the image of `samples[index]`, not yet decoded: white where the loss counts; None for everywhere.
+
+        Raises:
+            OSError: if it cannot be opened.
         """
         return None
 
@@ -205,7 +224,7 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
     """
     package = importlib.import_module(__package__ or "memtrain.data")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("module", "visited_images"):  # hold no source, and would import Lightning
+        if module.name not in WITH_LIGHTNING:
             importlib.import_module(f"{package.__name__}.{module.name}")
     kinds: list[Any] = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
     for kind in kinds:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ OPEN = 128
 """Shards that are kept open."""
 SHARD = 64 * 2**20
 """Bytes after which a shard is full."""
+ABANDONED = 24 * 3600
+"""Seconds after which nobody is still writing an unfinished shard."""
 Entry = Mapping[str, Tensor]
 """Fields of one entry."""
 
@@ -56,9 +59,13 @@ class TensorShards:
         """Find out which entries there are.
 
         Args:
-            clean: remove shards that cannot be opened.
+            clean: remove shards that cannot be opened, and unfinished ones that a process left long ago.
         """
         self._where, self._open = {}, OrderedDict()
+        if clean:
+            for path in self.folder.glob(".*.safetensors.*"):
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink(missing_ok=True)
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 with safe_open(path, framework="pt") as file:

@@ -52,7 +52,7 @@ class WebDatasetSource(SampleSource):
                     raise DataError(
                         f"Sample {key!r} in {shard} has no image, only {sorted(files)}",
                         expected=f"a file with one of the extensions {IMAGE_EXTENSIONS}",
-                        remedy="repair the shard; what follows the first dot of a name is its extension, so a key holds no dot",
+                        remedy="repair the shard; what follows the first dot of a name counts as its extension",
                     )
                 samples.append(Sample.of(key, self._captions(shard, key, files)))
                 self._members.append((shard, *image))

@@ -13,9 +13,12 @@ has, not by its class:
 | `….samples` | a list of objects with `key` and `caption`, both strings | captions in the records |
 | `visits_per_epoch` | visits of each training sample, by key | the records |
 | `families` | a :class:`memtrain.families.table.FamilyIndex`, or None | counting pictures in place of files |
-| `groups` | group of each sample, by key; the samples of `canary` weight signals | the records, `combined` |
+| `groups` | group of each sample, by key; the samples of `canary` weight signals, those of \
+`regularisation` are no substitutes | the records, `combined`, sample replacement |
 | `copied_from` | key of the training sample that a held-out one is an edited copy of, by the copy's key | calibration |
 | `heldout_dataset.unique().prompt_lengths` | tokens of each caption | calibration by length of caption |
+| `heldout_dataset.unique().shapes`, `train_dataset.unique().shapes` | a shape of each sample; equal ones fit into one \
+batch | calibration and substitutes, where samples differ in size |
 
 The first three lines together make data measurable (:func:`lacking_to_measure`). What has the name but not the form,
 such as torchvision's `samples`, counts as unknown: records then hold keys alone.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from memtrain.cli import run_folder
 from memtrain.cli.run_folder import Asked, FinishedRun, choose_prompts, excluded_images, known_prompts, run_data
@@ -194,3 +195,40 @@ def test_edited_copies_are_no_held_out_prompts(run_of: Callable[..., Path]) -> N
     samples = run.samples(most=20, unique=20)
     assert {prompt.group for prompt in samples.prompts} == {UNIQUE}
     assert samples.heldout is None
+
+
+def test_a_run_with_every_form_of_data_is_built_again_in_one_size(tmp_path: Path) -> None:
+    for folder, count in (("photos", 30), ("dogs", 30)):
+        for number in range(count):
+            path = tmp_path / folder / ("5_near" if number < 3 else "far") / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((20 + 5 * (number % 3), 24), 40).convert("RGB").save(path)
+            if folder == "photos":
+                path.with_suffix(".txt").write_text(f"thing {number}, red\nanother text {number}")
+    options = {
+        "path": str(tmp_path / "photos"),
+        "resolution": 16,
+        "families": "off",
+        "buckets": {"step": 8},
+        "augment": {"random_crop": True, "random_flip": True, "variants": 3},
+        "cache": {"folder": str(tmp_path / "cache")},
+        "captions": {"choose": "random", "trigger": "sks"},
+        "repeats": "from_folders",
+        "regularisation": {"path": str(tmp_path / "dogs"), "caption": "a dog"},
+        "heldout": "regularisation",
+    }
+    config = {"data": {"class_path": "memtrain.data.module.TextImageDataModule", "init_args": options}}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _, data = run_data(run)
+    assert not (tmp_path / "cache").exists()
+    pictures = Pictures(data)
+    assert len(pictures.in_group("regularisation")) == 20
+    assert not pictures.shared_beside([])
+    found = FinishedRun(run, config, data).samples(most=5, unique=40)
+    assert {prompt.group for prompt in found.prompts} == {UNIQUE, HELDOUT}
+    assert len(found.prompts) == 30 + 1, "all regularisation images have one caption"
+    assert all(prompt.caption.startswith("sks, thing") for prompt in found.prompts if prompt.group == UNIQUE)
+    assert found.training_images.shape[1:] == (3, 16, 16)
+    assert found.visits["5_near/00.png"] == 5

@@ -114,11 +114,12 @@ def test_only_what_changed_is_computed(tmp_path):
     assert computed() == (0, 0), "a name is no content"
 
 
-def test_variants_are_cached_and_visited(tmp_path):
+@pytest.mark.parametrize("crop", [True, False])
+def test_variants_are_cached_and_visited(tmp_path, crop):
     folder, encoder = folder_of(tmp_path), Encoder()
-    augment = Augment(random_flip=True, random_crop=True, variants=3)
+    augment = Augment(random_flip=True, random_crop=crop, variants=3)
     data, _ = cached(folder, tmp_path / "cache", encoder, augment=augment)
-    assert encoder.images == 18
+    assert encoder.images == (18 if crop else 12), "without crops the third view is the first again"
     for row in range(6):
         seen = set()
         for epoch in range(40):
@@ -214,6 +215,7 @@ def test_every_caption_that_is_drawn_is_cached(tmp_path):
         item = data[Visit(0, epoch)]
         expected = encoder.encode_text({"input_ids": tokens([item["caption"]])["input_ids"]})
         assert torch.equal(item["text_embeddings"], expected["text_embeddings"][0])
+        assert torch.equal(item["input_ids"], tokens([item["caption"]])["input_ids"][0])
         seen.add(item["caption"])
     assert seen == {"one", "two", "three"}
     assert data[0]["caption"] == data.unique()[0]["caption"] == "one"

@@ -52,7 +52,7 @@ def test_columns_and_split_are_named_in_the_path(folder):
         ("caption=none", "no column for caption: no 'none'"),
         ("split=other", r"cannot be opened: KeyError[\s\S]*\?split="),
         ("columns=text", r"has the options \['columns'\]"),
-        ("streaming=true", r"asks for streaming[\s\S]*reference: paired"),
+        ("streaming=true", r"asks for streaming[\s\S]*StreamedImages"),
     ],
 )
 def test_what_cannot_be_read_is_refused(folder, options, found):

@@ -1,5 +1,6 @@
 """Regularisation images: mixed in, weighted, visited in turn, held out."""
 
+import pickle
 from collections import Counter
 
 import pytest
@@ -92,3 +93,12 @@ def test_they_are_held_out_where_asked(write_folder, tmp_path):
 def test_what_mixes_nothing_in_is_refused(settings):
     with pytest.raises(ConfigurationError, match="Remedy"):
         Regularisation("somewhere", **settings)
+
+
+def test_turns_are_the_same_in_another_process(write_folder, tmp_path):
+    train = module(write_folder, tmp_path, heldout="edited").train_dataset
+    again = pickle.loads(pickle.dumps(train))
+    for epoch in (9, 0, 30):
+        assert [train[Visit(place, epoch)]["key"] for place in range(12)] == [
+            again[Visit(place, epoch)]["key"] for place in range(12)
+        ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
+from memtrain.data.dataset import Visit
 from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader
 
 COUNT = 23
@@ -86,3 +87,12 @@ def test_loader_has_no_state():
     assert loader.state_dict() == {}
     loader.load_state_dict({})
     assert len(list(loader)) == 4
+
+
+def test_where_visits_differ_they_are_named_with_their_epoch():
+    class Varying(list):
+        varies = True
+
+    sampler = ResumableDistributedSampler(Varying(range(COUNT)), num_replicas=1, rank=0, seed=0, place=lambda: (3, 4))
+    assert list(sampler) == [(position, 3) for position in order((3, 4))]
+    assert all(isinstance(visit, Visit) for visit in sampler)

@@ -1,6 +1,8 @@
 """Shards: what is written is read, a damaged one is missing, and names tell contents apart."""
 
+import os
 import pickle
+import time
 
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_a_shard_that_was_cut_short_is_missing_and_removed(tmp_path):
     shards.look(clean=True)
     assert not path.exists()
     assert shards.missing([f"k{number}" for number in range(5)]) == lost
+
+
+def test_what_a_killed_process_left_unfinished_goes_after_a_day(tmp_path):
+    shards = filled(tmp_path)
+    old, new = tmp_path / ".a.safetensors.1", tmp_path / ".b.safetensors.2"
+    for path, age in ((old, 2 * 24 * 3600), (new, 60)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    shards.look()
+    assert old.exists()
+    shards.look(clean=True)
+    assert not old.exists()
+    assert new.exists()
+    assert not shards.missing(["k0", "k4"])
 
 
 def test_a_shard_that_goes_while_it_is_read_is_an_error(tmp_path):

@@ -1,7 +1,11 @@
 """Buckets, crops, captions and repeats in a training: batches of one shape, resumed exactly, on every process alike."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from memtrain.data.disk_cache import Cache
 from memtrain.data.framing import Augment, Buckets
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
+from tests.conftest import ROOT
 
 SIZES = [(48, 24), (24, 48), (32, 32), (40, 30)]
 
@@ -74,7 +79,7 @@ VARIED = {
 }
 
 
-def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, **options):
+def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, processes=1, **options):
     module = module or Seeing()
     data = TextImageDataModule(folder, resolution=32, batch_size=4, seed=5, **options)
     trainer = Trainer(
@@ -86,6 +91,8 @@ def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, *
         enable_model_summary=False,
         num_sanity_val_steps=0,
         max_epochs=epochs,
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
         callbacks=list(callbacks),
     )
     trainer.fit(module, data, ckpt_path=resume)
@@ -179,3 +186,44 @@ def test_buckets_that_fill_no_batch_join_the_nearest(tmp_path, folder, caplog):
     assert before == 3
     assert min(Counter(data.train_dataset.shapes_of_visits()).values()) >= 12
     assert "are in buckets that do not fill a batch of 12" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_have_batches_of_one_shape_at_the_same_step_and_share_the_cache(tmp_path, folder):
+    command = [sys.executable, "-m", "tests.data.test_visited_images", str(tmp_path), folder]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    first, second = (rank["seen"] for rank in ranks)
+    assert len(first) == len(second) == 3 * (ranks[0]["visits"] // 8)
+    for (keys, _, shape, _), (others, _, same, _) in zip(first, second, strict=True):
+        assert shape == same
+        assert len(keys) == len(others) == 4
+    held = [{key for key, _ in rank["validated"]} for rank in ranks]
+    assert held[0] | held[1] == set(ranks[0]["held"])
+    encoded = [rank["encoded"] for rank in ranks]
+    assert max(encoded) - min(encoded) <= 1
+    assert sum(encoded) == 3 * (34 - len(ranks[0]["held"])) + len(ranks[0]["held"])
+
+
+def main() -> None:
+    """One of two processes."""
+    folder = Path(sys.argv[1])
+    options = {**VARIED, "cache": Cache(str(folder / "cache"))}
+    module, data = fit(folder, sys.argv[2], processes=2, **options)
+    (folder / f"rank-{module.global_rank}.json").write_text(
+        json.dumps(
+            {
+                "seen": module.seen,
+                "validated": module.validated,
+                "encoded": module.encoded,
+                "visits": len(data.train_dataset),
+                "held": [sample.key for sample in data.heldout_dataset.samples],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -33,3 +33,11 @@ def test_a_profile_is_named_after_weights_settings_and_fitted_signals() -> None:
     }
     assert len(name) == 16
     assert len({name, *others}) == 4
+
+
+@pytest.mark.parametrize("name", ["loss_mask", "original_size", "crop_top_left", "target_size"])
+def test_what_the_loss_depends_on_besides_tells_samples_apart(name: str) -> None:
+    batch = {"latents": torch.ones(2, 1, 2, 2), "input_ids": torch.ones(2, 3, dtype=torch.int64)}
+    plain = content_fingerprints(batch)
+    found = content_fingerprints({**batch, name: torch.tensor([[1, 2], [3, 4]])})
+    assert len({*plain, *found}) == 3

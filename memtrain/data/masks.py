@@ -1,0 +1,94 @@
+"""Masks for the loss: which part of an image is trained on.
+
+What: a grey picture that is white where the loss counts and black where it does not, from a file (`mask_file` in the
+metadata, or `a.mask.png` beside `a.png`) or from the image's own alpha channel. It is cut and mirrored like the image,
+and brought to the size of the latents by the mean of the pixels of each: batch field `loss_mask`, `(B, 1, h, w)`. An
+image without a mask counts everywhere.
+Source: kohya's scripts and OneTrainer know both forms as masked loss.
+Cost: a small picture is opened at each visit. Cannot: keep the model from learning of what is masked by its
+surroundings: the autoencoder and the denoiser see the whole image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from memtrain.data.framing import Frame
+from memtrain.data.images import framed
+from memtrain.data.source import SampleSource
+from memtrain.errors import DataError
+
+Kind = Literal["files", "alpha", "off"]
+
+
+class Masks:
+    """The masks of a source's images.
+
+    Args:
+        source: of the images.
+        kind: where masks come from: `files` or `alpha`.
+        factor: pixels of an image for one latent, in rows and columns.
+    """
+
+    def __init__(self, source: SampleSource, kind: Kind, factor: int) -> None:
+        self.source, self.kind, self.factor = source, kind, factor
+
+    def __call__(self, index: int, frame: Frame) -> Tensor:
+        """`(1, h, w)` from 0 to 1, of `source.samples[index]` as a frame shows it."""
+        shape = frame.shape[0] // self.factor, frame.shape[1] // self.factor
+        mask = load_mask(self.source, index, self.kind)
+        if mask is None:
+            return torch.ones(1, *shape)
+        cut = framed(mask, replace(frame, shape=shape), method=Image.Resampling.BOX)
+        return torch.from_numpy(np.array(cut, dtype=np.float32) / 255)[None]
+
+
+def load_mask(source: SampleSource, index: int, kind: Kind) -> Image.Image | None:
+    """The decoded mask of `source.samples[index]`, upright; None where it has none.
+
+    Raises:
+        DataError: if it cannot be read, has another aspect ratio than the image, or is black everywhere.
+    """
+    key = source.samples[index].key
+    expected = "a picture of the image's aspect ratio, white where the loss counts"
+    try:
+        mask = source.open_image(index) if kind == "alpha" else source.open_mask(index)
+        if mask is None:
+            return None
+        mask.load()
+        mask = ImageOps.exif_transpose(mask)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"The mask of sample {key!r} in {source.path} cannot be read: {error}",
+            expected=expected,
+            remedy="repair or remove it, then start again",
+        ) from error
+    if kind == "alpha":
+        if mask.mode not in ("RGBA", "LA", "PA") and "transparency" not in mask.info:
+            return None
+        mask = mask.convert("RGBA").getchannel("A")
+    mask = mask.convert("L")
+    (width, height), (columns, rows) = source.look(index).size, mask.size
+    if abs(width * rows - height * columns) > 0.01 * width * rows or not mask.getbbox():
+        raise DataError(
+            f"The mask of sample {key!r} in {source.path} "
+            + ("is black everywhere" if not mask.getbbox() else f"is {columns} x {rows}, the image {width} x {height}"),
+            expected=expected,
+            remedy="mend the mask, or remove it to train on the whole image",
+        )
+    return mask
+
+
+def masked(source: SampleSource, kind: Kind) -> int:
+    """How many images of a source have a mask; each is read once.
+
+    Raises:
+        DataError: if one cannot be used.
+    """
+    return sum(load_mask(source, index, kind) is not None for index in range(len(source)))
