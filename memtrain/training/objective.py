@@ -43,8 +43,6 @@ class Objective:
         huber_schedule: how it depends on the timestep.
         min_snr_gamma: weight the loss by min-SNR-γ (Hang et al., 2023; 5 there); None for no such weight.
         weighting: another weighting of timesteps (:mod:`memtrain.training.loss_weights`).
-        prior_weight: of regularisation images (prior preservation, Ruiz et al., "DreamBooth", 2023), which are those
-            whose `regularization` in the batch is true.
         noise_offset: strength of a per-channel constant added to the noise, 0.05 to 0.1 for darker and brighter images.
         input_perturbation: γ of Ning et al., "Input Perturbation Reduces Exposure Bias in Diffusion Models", 2023: the
             denoiser is shown this much more noise than it is asked for; 0.1 there.
@@ -56,7 +54,6 @@ class Objective:
     huber_schedule: HuberSchedule = "snr"
     min_snr_gamma: float | None = None
     weighting: Weighting = "none"
-    prior_weight: float = 1.0
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
 
@@ -71,7 +68,7 @@ class Objective:
             ConfigurationError: if two options contradict each other, the weighting is not defined for the model, or
                 the timesteps are not its own.
         """
-        for name in ("prior_weight", "noise_offset", "input_perturbation"):
+        for name in ("noise_offset", "input_perturbation"):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
                 raise _refused(f"{name}={value}", "a number of at least 0", f"leave {name} out, or raise it")
         for name in ("huber_c", "min_snr_gamma"):
@@ -158,27 +155,22 @@ class Objective:
         return torch.where(weight < READABLE, 0.0, weight)
 
     def batch_weight(self, batch: Any, like: Tensor) -> Tensor:
-        """Weight of each sample of a batch, by `weight` and `regularization`, of the shape and device of `like`.
+        """Weight of each sample of a batch, by its `weight`, of the shape and device of `like`.
 
         Raises:
             DataError: if these are not `(B,)`.
         """
-        found = torch.ones_like(like)
-        if not isinstance(batch, Mapping):
-            return found
-        for name, prior in (("weight", None), ("regularization", self.prior_weight)):
-            given = batch.get(name)
-            if given is None:
-                continue
-            given = torch.as_tensor(given, device=like.device)
-            if given.shape != like.shape:
-                raise DataError(
-                    f"`{name}` of the batch has the shape {tuple(given.shape)} for {len(like)} samples",
-                    expected="one number for each sample, (B,)",
-                    remedy="correct it in the data",
-                )
-            found = found * (given.to(like) if prior is None else torch.where(given.bool(), prior, 1.0))
-        return found
+        given = batch.get("weight") if isinstance(batch, Mapping) else None
+        if given is None:
+            return torch.ones_like(like)
+        given = torch.as_tensor(given, device=like.device)
+        if given.shape != like.shape:
+            raise DataError(
+                f"`weight` of the batch has the shape {tuple(given.shape)} for {len(like)} samples",
+                expected="one number for each sample, (B,)",
+                remedy="correct it in the data",
+            )
+        return given.to(like)
 
 
 def loss_mask(batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:

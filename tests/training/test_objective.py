@@ -47,10 +47,9 @@ def test_a_masked_loss_is_the_mean_over_what_is_shown() -> None:
     torch.testing.assert_close(trained, torch.stack([sizes[0, :, :2].mean(), sizes[1, :, :, 3:].mean()]))
 
 
-def test_weights_of_samples_multiply() -> None:
-    objective, like = Objective(prior_weight=0.25), torch.ones(3)
-    batch = {"weight": torch.tensor([1.0, 2.0, 4.0]), "regularization": torch.tensor([False, True, True])}
-    assert objective.batch_weight(batch, like).tolist() == [1.0, 0.5, 1.0]
+def test_weights_of_samples_are_those_of_the_batch() -> None:
+    objective, like = Objective(), torch.ones(3)
+    assert objective.batch_weight({"weight": torch.tensor([1.0, 2.0, 4.0])}, like).tolist() == [1.0, 2.0, 4.0]
     assert objective.batch_weight({}, like).tolist() == objective.batch_weight(None, like).tolist() == [1.0] * 3
     with pytest.raises(DataError, match=r"`weight` of the batch has the shape \(2,\) for 3 samples"):
         objective.batch_weight({"weight": torch.ones(2)}, like)

@@ -107,7 +107,7 @@ def test_every_option_can_be_given_on_the_command_line(
         *[f"{MODEL}objective.min_snr_gamma", "5", f"{MODEL}objective.criterion", "smooth_l1"],
         *[f"{MODEL}objective.huber_schedule=constant", f"{MODEL}objective.huber_c=0.2"],
         *[f"{MODEL}objective.noise_offset=0.1", f"{MODEL}objective.input_perturbation=0.2"],
-        *[f"{MODEL}objective.prior_weight=0.3", f"{MODEL}objective.timesteps", "memtrain.training.timesteps.BySNR"],
+        *[f"{MODEL}objective.timesteps", "memtrain.training.timesteps.BySNR"],
         *[f"{MODEL}objective.timesteps.init_args.rule", "p2"],
         *[f"{MODEL}execution.compile", "true", f"{MODEL}execution.tf32=true", f"{MODEL}execution.ema_offload=true"],
         *[f"{MODEL}execution.gradient_checkpointing=true", f"{MODEL}execution.channels_last=false"],
@@ -132,7 +132,6 @@ def test_every_option_can_be_given_on_the_command_line(
             huber_c=0.2,
             noise_offset=0.1,
             input_perturbation=0.2,
-            prior_weight=0.3,
         )
     )
     assert module.schedule == "polynomial"

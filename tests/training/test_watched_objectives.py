@@ -27,13 +27,13 @@ from tests.conftest import encoded_image
 
 OBJECTIVES: dict[str, Objective] = {
     "min-SNR": Objective(min_snr_gamma=5.0, timesteps=UShaped()),
-    "debiased, weighted": Objective(weighting="debiased", prior_weight=0.5, timesteps=Range(50, 800)),
+    "debiased, weighted": Objective(weighting="debiased", timesteps=Range(50, 800)),
     "perturbed": Objective(noise_offset=0.1, input_perturbation=0.3),
     "huber": Objective(criterion="huber", min_snr_gamma=5.0),
     "smooth_l1": Objective(criterion="smooth_l1", huber_schedule="exponential"),
     "l1, perturbed": Objective(criterion="l1", input_perturbation=0.3),
     "masked": Objective(),
-    "huber, masked, weighted": Objective(criterion="huber", weighting="as_velocity", prior_weight=2.0),
+    "huber, masked, weighted": Objective(criterion="huber", weighting="as_velocity"),
 }
 
 
@@ -57,7 +57,6 @@ class Own(TextToImageModule):
             batch["loss_mask"] = mask
         if "weighted" in self.name:
             batch["weight"] = torch.tensor([1.0 + row for row in rows])
-            batch["regularization"] = torch.tensor([row == 1 for row in rows])
         return batch
 
     def sample_loss(self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
@@ -94,7 +93,6 @@ class Own(TextToImageModule):
             weight = weight * ratio.clamp(max=5.0) / ratio
         if "weight" in batch:
             weight = weight * batch["weight"]
-            weight = weight * torch.where(batch["regularization"], objective.prior_weight, 1.0)
         c = 0.9 / (1 + ratio.rsqrt()) ** 2 + 0.1
         if objective.huber_schedule == "exponential":
             c = 0.1 ** (timesteps / 1000)
