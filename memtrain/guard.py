@@ -67,8 +67,7 @@ class Guard:
         folder: of the run; default the accelerator's `project_dir`, or `runs/guard`.
         captions: captions by key, for the summary and flagged.csv.
         sample_loss: `(batch, timesteps, generator) -> (B,)`, for `reference=True` and measured held-out samples.
-        unconditional_text: `() -> (1, T, width)`, for guidance norms; where the denoiser gets a pooled embedding or a
-            mask of the text, too, a dict with `text_embeddings`, `pooled_embeddings`, `text_mask`.
+        unconditional_text: `() -> (1, T, width)` for guidance norms, or a dict with `text_embeddings` and the like.
         tokenizer: of the captions, for caption augmentation.
         data: as :mod:`memtrain.monitoring.data_protocol` says.
         options: those of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`, by name; and `families`
