@@ -51,7 +51,7 @@ from memtrain.signals.base import Signal
 
 _GUARDED: WeakSet[nn.Module] = WeakSet()
 
-# Where the guard differs from the defaults of the options.
+# Other defaults than the options'.
 DEFAULTS = {"reference": "paired", "heldout_share": 0.1}
 
 

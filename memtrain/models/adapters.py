@@ -8,18 +8,25 @@ Source: peft's layers (`peft.tuners.lora.LoraLayer`), into which the methods of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 def adapted_layers(module: nn.Module) -> dict[str, LoraLayer]:
     """Layers that carry adapters, by name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+    # Without peft there are none, and importing it would import accelerate.
+    peft = sys.modules.get("peft.tuners.lora")
+    if peft is None:
+        return {}
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, peft.LoraLayer)}
 
 
 def adapter_parameters(layer: LoraLayer) -> list[nn.Parameter]:
