@@ -299,6 +299,7 @@ def test_a_resumed_loop_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_same_state(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

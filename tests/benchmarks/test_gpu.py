@@ -32,7 +32,15 @@ def part(load: Any, tmp_path: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["overhead", "step", "guard", "conformance", "sampling"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step",
+        "guard",
+        "sampling",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("overhead", "conformance")),
+    ],
+)
 def test_parts_that_run_in_one_process(load: Any, part: Any, name: str) -> None:
     module = load({"step": "gpu_training", "guard": "gpu_guard"}.get(name, "gpu_model"))
     with torch.random.fork_rng():
@@ -65,6 +73,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_a_part_by_command(tmp_path: Path) -> None:
     json_file, markdown = tmp_path / "a.json", tmp_path / "a.md"
     done = command(

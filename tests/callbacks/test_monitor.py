@@ -152,6 +152,7 @@ for kind in ("ours", "hand"):
 """
 
 
+@pytest.mark.slow
 def test_the_same_holds_on_two_ddp_processes(pipeline_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "distributed.py"
     script.write_text(DISTRIBUTED)

@@ -128,6 +128,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_same_on_two_processes(pipeline_folder: Path, tmp_path: Path) -> None:
     script, root = tmp_path / "distributed.py", Path(__file__).parents[2]
     script.write_text(DISTRIBUTED)

@@ -215,7 +215,7 @@ def test_what_a_process_did_in_part_has_no_report(monkeypatch: pytest.MonkeyPatc
         def to(self, device: str) -> Nothing:
             return self
 
-    monkeypatch.setattr("memtrain.cli.trained_pipeline.load_pipeline", lambda model: Nothing())
+    monkeypatch.setattr("memtrain.cli.trained_pipeline.load_pipeline", lambda model, config: Nothing())
     stage: Stage = Part(model="m", prompts="a cat", output=str(tmp_path))
     assert evaluation.run_stage(stage) == {}
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from memtrain.signals.denoising_loss import DenoisingLoss
+from memtrain.training.denoising import Denoised
 from memtrain.training.text_to_image import TextToImageModule
 from tests.callbacks.test_monitor import fit
 from tests.conftest import LETTERS
@@ -30,11 +31,11 @@ class Frozen(TextToImageModule):
         super().__init__(pretrained, **options)
         self.own: list[float] = []
 
-    def sample_loss(self, batch: dict[str, Any], timesteps: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        losses = super().sample_loss(batch, timesteps, generator)
+    def _denoise(self, *args: Any, **options: Any) -> Denoised:
+        denoised = super()._denoise(*args, **options)
         if torch.is_grad_enabled():
-            self.own += losses.detach().tolist()
-        return losses
+            self.own += denoised.sample_loss.detach().tolist()
+        return denoised
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.0)

@@ -35,6 +35,7 @@ def keys(data, epoch=0):
     return [key for batch in loader for key in batch["key"]]
 
 
+@pytest.mark.slow
 def test_every_row_comes_once_an_epoch_in_an_order_that_depends_on_seed_and_epoch(folder):
     data = StreamedImages(f"datasets:{folder}?{OPTIONS}", resolution=16, batch_size=4, seed=3)
     first = keys(data)

@@ -128,6 +128,7 @@ def test_the_threshold_is_as_strict_as_it_can_be_before_enough_is_known() -> Non
     assert not memory.calibrate()
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_keys_stay_within_the_bound() -> None:
     index, generator = OnlineFamilies(pictures=1000), torch.Generator().manual_seed(0)
     began = time.perf_counter()

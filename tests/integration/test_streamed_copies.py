@@ -126,6 +126,7 @@ def test_a_run_goes_on_from_a_saved_state_as_if_it_had_not_stopped(tmp_path: Pat
     assert resumed.calibration.first_flagged.keys() == whole.calibration.first_flagged.keys()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same_families_as_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -63,6 +63,7 @@ def test_what_checkpointing_computes_again_is_edited_again(reentrant: bool) -> N
     assert sorted(seen) == sorted(2 * [(site, True) for site in hooks.sites])
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_is_edited_too() -> None:
     plain: Any = build("unet")
     watched(plain)
