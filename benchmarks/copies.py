@@ -45,7 +45,7 @@ ROWS: dict[str, Sequence[str]] = {
     "recommended": ["--config", "configs/tiny.yaml"],
     "lora": [*BASELINE, *LORA],
     "lora_recommended": ["--config", "configs/tiny.yaml", *LORA],
-    "lora_t_lora": [*BASELINE, *LORA, "--config", "configs/lora/t_lora.yaml"],
+    "lora_t_lora": [*BASELINE, *LORA, "--model.init_args.lora", "{rank: 16, timestep_rank: {minimum: 8}}"],
     "lora_logit_normal": [*BASELINE, *LORA, "--config", "configs/objective/logit_normal.yaml"],
     "lora_u_shaped": [*BASELINE, *LORA, "--config", "configs/objective/u_shaped.yaml"],
     "entropy": [

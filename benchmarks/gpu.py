@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = {
     "default_run": (60, 200),
     "training_sd15": (120, 420),
-    "training_sdxl": (120, 300),
+    "training_sdxl": (120, 420),
     "sd15": (60, 240),
     "overhead": (60, 240),
     "step": (60, 200),

@@ -11,11 +11,12 @@ step's time goes, by Lightning's profiler.
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
@@ -29,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from training_shapes import Shape, shape_of
 
-WARMUP = 5
-"""Steps of each run that are not counted."""
+WARMUP = 16
+"""Steps of each run that are not counted: in the first ones held-out samples are measured more often."""
 SCRIPT = "diffusers' script"
 WAYS = ("watched", "cached", "unwatched, cached")
 """Of train.py: with the monitor; the same with latents and text on disk; without the monitor, with the caches."""
@@ -51,9 +52,9 @@ class Run:
     memory: float
 
     @property
-    def median(self) -> float:
-        """Median seconds of a step."""
-        return statistics.median(self.seconds)
+    def mean(self) -> float:
+        """Mean seconds of a step, with what happens every few steps."""
+        return statistics.fmean(self.seconds)
 
 
 def timed(command: Sequence[str], folder: Path, *, paths: Sequence[str] = ()) -> Run:
@@ -140,13 +141,15 @@ def own_command(shape: Shape, form: str, way: str, *, steps: int, folder: Path, 
     model: dict[str, Any] = {
         "pretrained": str(shape.pipeline),
         "learning_rate": 1e-4,
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"fused": True}},
         "ema_decay": 0.999 if form == "full" and not shape.xl else None,
         "execution": {"gradient_checkpointing": shape.checkpointing},
     }
     if form == "lora":
         model["lora"] = {"rank": 16}
-        if shape.half:
-            model["execution"]["frozen_dtype"] = "bfloat16"
+    if shape.half:
+        # As the scripts do with what they do not train.
+        model["execution"]["frozen_dtype"] = "bfloat16"
     data: dict[str, Any] = {
         "path": str(shape.images),
         "heldout_fraction": 0.1 if watched else 0.0,
@@ -196,10 +199,21 @@ def compare(
     rounds: int,
     folder: Path,
     paths: Sequence[str],
-    console: Console,
     ways: Sequence[str] = WAYS,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """All ways of one form, in turn; arguments as of :func:`benchmark`.
+
+    Args:
+        shape: model, images, batch and precision.
+        form: `full` or `lora`.
+        scripts: folder of diffusers' text-to-image examples.
+        steps: of each run.
+        rounds: how often each way is run.
+        folder: to work in.
+        paths: folders with further packages.
+        ways: of `train.py`.
+        keep: is given the figures after each run, in case that a later one fails.
 
     Returns:
         For each way seconds a step, memory, and for ours the ratios to the script, with intervals over the rounds.
@@ -207,26 +221,34 @@ def compare(
     runs: dict[str, list[Run]] = {name: [] for name in (SCRIPT, *ways)}
     for number in range(rounds):
         for name in runs:
-            place = folder / f"{form}-{name.replace(' ', '-').replace(',', '').replace(chr(39), '')}"
+            place = folder / f"{form}-{re.sub('[^a-z]+', '-', name)}"
             if name == SCRIPT:
                 command = script_command(shape, form, scripts=scripts, steps=steps, output=place / "out")
             else:
                 command = own_command(shape, form, name, steps=steps, folder=place)
             runs[name].append(timed(command, place, paths=paths))
-            console.print(f"{form}, round {number + 1} of {rounds}, {name}: {runs[name][-1].median:.4f} s a step")
-    theirs = runs[SCRIPT]
-    found: dict[str, Any] = {}
+            print(f"{form}, round {number + 1} of {rounds}, {name}: {runs[name][-1].mean:.4f} s a step", flush=True)
+            keep(compared(shape, runs))
+    return compared(shape, runs)
+
+
+def compared(shape: Shape, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """Figures of each way that was run, and ratios within the rounds; the script is the first."""
+    theirs, found = runs[SCRIPT], {}
     for name, own in runs.items():
-        speed = [a.median / b.median for a, b in zip(theirs, own, strict=True)]
+        if not own:
+            continue
+        speed = [a.mean / b.mean for a, b in zip(theirs, own, strict=False)]
+        seconds = statistics.median([run.mean for run in own])
         found[name] = {
-            "seconds_per_step": statistics.median([run.median for run in own]),
-            "samples_per_second": shape.batch / statistics.median([run.median for run in own]),
+            "seconds_per_step": seconds,
+            "samples_per_second": shape.batch / seconds,
             "speed_ratio": statistics.median(speed),
             "speed_ratio_interval_95": median_interval(speed),
             "memory_mib": statistics.median([run.memory for run in own]),
-            "memory_ratio": statistics.median([b.memory / a.memory for a, b in zip(theirs, own, strict=True)]),
+            "memory_ratio": statistics.median([b.memory / a.memory for a, b in zip(theirs, own, strict=False)]),
             "seconds_before_first_step": statistics.median([run.before for run in own]),
-            "rounds": rounds,
+            "rounds": len(own),
         }
     return found
 
@@ -277,8 +299,8 @@ def benchmark(
     *,
     shape: str = "tiny",
     forms: Sequence[str] = ("full", "lora"),
-    steps: int = 45,
-    rounds: int = 5,
+    steps: int = 80,
+    rounds: int = 4,
     profile: bool = False,
     packages: str | None = None,
     folder: str | None = None,
@@ -290,7 +312,7 @@ def benchmark(
         scripts: folder of diffusers' text-to-image examples; without it only `--profile` works.
         shape: `tiny` (assets/tiny-sd on 64-pixel clip art), or `sd15`, `sdxl` with random weights, on a GPU.
         forms: `full`, `lora`.
-        steps: of each run, five of which are not counted.
+        steps: of each run, the first 16 of which are not counted.
         rounds: how often each way is run.
         profile: show where a step's time goes.
         packages: a folder with further packages that the scripts need.
@@ -312,7 +334,6 @@ def benchmark(
                     rounds=rounds,
                     folder=work,
                     paths=[packages] if packages else [],
-                    console=console,
                 )
                 show(console, f"{shape}, {form}, batches of {chosen.batch}", found[form])
             if profile:

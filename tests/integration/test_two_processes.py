@@ -18,6 +18,9 @@ from tests.integration.loops import STEPS
 from tests.integration.two_processes import TRAINERS, run
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of a pair of processes, and what each had in the end."""
