@@ -141,13 +141,15 @@ def own_command(shape: Shape, form: str, way: str, *, steps: int, folder: Path, 
     model: dict[str, Any] = {
         "pretrained": str(shape.pipeline),
         "learning_rate": 1e-4,
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"fused": True}},
         "ema_decay": 0.999 if form == "full" and not shape.xl else None,
         "execution": {"gradient_checkpointing": shape.checkpointing},
     }
     if form == "lora":
         model["lora"] = {"rank": 16}
-    if shape.half:
+    if not shape.half:
+        # Which Lightning refuses beside mixed precision and clipped gradients.
+        model["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"fused": True}}
+    else:
         # As the scripts do with what they do not train.
         model["execution"]["frozen_dtype"] = "bfloat16"
     data: dict[str, Any] = {
