@@ -36,7 +36,7 @@ class Execution:
 
     Args:
         gradient_checkpointing: trade time for memory (non-reentrant).
-        channels_last: memory format of the denoiser's convolutions.
+        channels_last: memory format of the convolutions of denoiser and autoencoder.
         compile: compile the denoiser with torch.compile, in place.
         tf32: allow TensorFloat-32 in products of float32 matrices, on GPUs.
         frozen_dtype: type of what is not trained: autoencoder, text encoders, and with `lora` the denoiser under the
@@ -98,6 +98,9 @@ class Execution:
             frozen.append(parts.denoiser)
         for part in frozen:
             store_as(part, self.dtype)
+        if self.channels_last:
+            # Images are encoded twice as fast on a CPU.
+            parts.vae.to(memory_format=torch.channels_last)
         self.apply(parts.denoiser)
         if adapters:
             quantize(parts.denoiser, self.quantize, dtype=self.dtype)
