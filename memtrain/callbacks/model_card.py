@@ -26,6 +26,8 @@ from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.records import written_whole
 
+EDITED = "edited copies of training samples, in the place of held-out ones"
+"""What is counted where no picture was held out."""
 CARD = "README.md"
 BEGIN, END = "<!-- memtrain: evaluation -->", "<!-- memtrain: end of evaluation -->"
 """Around what an evaluation says, so that it can be exchanged."""
@@ -86,11 +88,12 @@ def facts_of(trainer: Any, module: Any) -> CardFacts:
     parts: Any = getattr(module, "parts", None)
     batch = getattr(data, "batch_size", None)
     families = getattr(data, "families", None)
-    keys = list(by_key(data, "visits_per_epoch"))
+    keys, copied = list(by_key(data, "visits_per_epoch")), by_key(data, "copied_from")
     counts = {
         "training samples": len(known_samples(data, "train")),
         "pictures": 0 if families is None else len({families.picture(key) for key in keys}),
-        "held-out samples, not trained on": len(known_samples(data, "heldout")),
+        "held-out samples, not trained on": len(known_samples(data, "heldout")) if not copied else 0,
+        EDITED: len(copied),
     }
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
     schedule = getattr(module, "schedule", None)
@@ -209,6 +212,8 @@ def _memorization(facts: CardFacts) -> list[str]:
     pictures, flagged = figures["pictures"], figures["pictures_flagged"]
     held, threshold = figures["heldout"], figures["threshold"]
     basis = f"{held} held-out pictures" if held is not None else "the bulk of the training pictures"
+    if EDITED in facts.data:
+        basis = f"{held} edited copies of the training pictures"
     rows = {
         "pictures flagged as memorized": flagged,
         "training pictures": pictures,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.functional.pixels import to_uint8
+from memtrain.monitoring.data_protocol import by_key
+from memtrain.records import REGULARISATION
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def most_suspicious(calibration: Calibration, data: Any, count: int) -> list[Sus
         count: samples at most.
     """
     dataset = data.train_dataset
-    rows = {sample.key: row for row, sample in enumerate(dataset.samples)}
+    groups = by_key(data, "groups")
+    rows = {sample.key: row for row, sample in enumerate(dataset.samples) if groups.get(sample.key) != REGULARISATION}
     canaries = {calibration.levels.picture(key) for key in calibration.canaries}
     # More than are wanted: the evidence of files and captions, which stands beside pictures', moves them some places.
     highest = calibration.highest_pictures(4 * count + len(canaries))

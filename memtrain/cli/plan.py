@@ -21,8 +21,8 @@ from rich.table import Table
 from memtrain.cli.chatter import quiet
 from memtrain.cli.plan_run import PlannedRun, set_up
 from memtrain.cli.plan_sections import resolved
-from memtrain.cli.training import DEFAULT_CONFIG, TrainCLI
-from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.cli.training import DEFAULT_CONFIG, TrainCLI, own_error
+from memtrain.errors import ConfigurationError
 from memtrain.records import write_json
 
 HELP = f"""usage: train.py plan [options of fit] [--measure] [--json FILE]
@@ -74,8 +74,11 @@ def plan(args: Sequence[str]) -> None:
         show(figures, run)
         if file is not None:
             write_json({**figures, "problems": run.problems, "warnings": run.warnings}, Path(file))
-    except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        found = own_error(error)
+        if found is None:
+            raise
+        sys.exit(f"{type(found).__name__}: {found}")
     if run.problems:
         sys.exit(1)
 

@@ -90,7 +90,7 @@ def data(run: PlannedRun) -> dict[str, Any]:
     if run.scanned is False:
         run.warnings.append(
             "The data were not scanned yet, so files are counted here as if each were a picture of its own; training "
-            "scans them first (python train.py scan shows what it finds)"
+            "scans them first (python train.py scan shows what it finds), and holds out accordingly"
         )
     caches = []
     if "latents in memory" in run.caches and hasattr(run.module, "vae"):

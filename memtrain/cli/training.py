@@ -146,13 +146,13 @@ def train(args: ArgsType = None) -> None:
             args=args,
         )
     except Exception as error:
-        found = _of_ours(error)
+        found = own_error(error)
         if found is None:
             raise
         sys.exit(f"{type(found).__name__}: {found}")
 
 
-def _of_ours(error: BaseException | None) -> MemtrainError | None:
+def own_error(error: BaseException | None) -> MemtrainError | None:
     """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
     while error is not None and not isinstance(error, MemtrainError):
         error = error.__cause__

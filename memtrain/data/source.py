@@ -232,9 +232,14 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
             return kind(path, caption) if kind.takes_caption else kind(path)
     if caption is not None and Path(path).is_dir():
         return next(kind for kind in kinds if kind.takes_caption)(path, caption)
-    exists = Path(path).exists()
+    found = f"{path!r} exists but is no data source"
+    if not Path(path).exists():
+        found = f"The data path {path!r} does not exist"
+    folder: Any = importlib.import_module("memtrain.data.image_folder")
+    if Path(path).is_dir() and (images := len(folder.folder_images(Path(path)))):
+        found = f"The folder {path!r} has {images} images and no captions"
     raise DataError(
-        f"{path!r} exists but is no data source" if exists else f"The data path {path!r} does not exist",
+        found,
         expected="a folder of images with metadata.jsonl or metadata.csv, or with a text file beside each image (a.txt "
         "for a.png), WebDataset shards (a .tar file, a pattern such as 'shards/{0000..0009}.tar', or a folder of .tar "
         "files), or `datasets:` and the name or folder of a Hugging Face data set",

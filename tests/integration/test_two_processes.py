@@ -17,7 +17,6 @@ from tests.conftest import ROOT
 from tests.integration.loops import STEPS
 from tests.integration.two_processes import TRAINERS, run
 
-
 pytestmark = pytest.mark.slow
 
 
