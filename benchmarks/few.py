@@ -8,6 +8,9 @@ Three runs for each seed, which chooses the pictures among the embedded clip art
 - `stopped`: as it is;
 - `too brief`: at a tenth of the learning rate, with as many looks at the pictures, so that nothing should be flagged.
 
+Named with `--runs`, the same with adapters of rank 16 at four times the learning rate: `LoRA to the end`, `LoRA stopped`,
+and `T-LoRA to the end`, of whose ranks 8 act at the noisiest timestep.
+
 A picture counts as reproduced if the best of four generations for its caption is below 0.7 times the mean distance to
 the fifty nearest images of the whole collection. As many captions of other images are asked for, to show what that
 ratio is for a picture that was never seen. Figures are added to the JSON file run by run; what is in there is not run
@@ -40,6 +43,7 @@ from memtrain.records import written_whole
 PICTURES, SIZE = 12, 64
 REPRODUCED = 0.7
 RUNS = ("to the end", "stopped", "too brief")
+ADAPTERS: dict[str, dict[str, Any]] = {"LoRA ": {"rank": 16}, "T-LoRA ": {"rank": 16, "timestep_rank": {"minimum": 8}}}
 STOP = "memtrain.callbacks.stop_before_memorization.StopBeforeMemorization"
 console = Console(width=160, soft_wrap=True)
 
@@ -71,6 +75,11 @@ def configuration(run: str, *, data: Path, seed: int, steps: int | None = None) 
     content["trainer"]["enable_model_summary"] = False
     if steps is not None:
         content["trainer"]["max_steps"] = steps
+    for prefix, options in ADAPTERS.items():
+        if run.startswith(prefix):
+            run = run.removeprefix(prefix)
+            content["model"]["init_args"]["lora"] = options
+            content["model"]["init_args"]["learning_rate"] *= 4
     if run == "to the end":
         (stop,) = (one for one in content["trainer"]["callbacks"] if one["class_path"] == STOP)
         stop["init_args"]["share"] = 1.0
@@ -146,7 +155,7 @@ def main(
         seeds: of the choice of pictures and of training; default none, which shows what the file has.
         json: file of the figures.
         folder: of the runs.
-        runs: which of the three; default all.
+        runs: which; default the three without adapters.
         steps: of a run, instead of those of the configuration, to try the script.
     """
     path = None if json is None else Path(json)
