@@ -8,8 +8,8 @@ Three runs for each seed, which chooses the pictures among the embedded clip art
 - `stopped`: as it is;
 - `too brief`: at a tenth of the learning rate, with as many looks at the pictures, so that nothing should be flagged.
 
-Named with `--runs`, the same with adapters of rank 16 at four times the learning rate: `LoRA to the end`, `LoRA stopped`,
-and `T-LoRA to the end`, of whose ranks 8 act at the noisiest timestep.
+Named with `--runs`, the same with adapters of rank 16 at four times the learning rate: `LoRA to the end`, `LoRA
+stopped`, and `T-LoRA to the end`, of whose ranks 8 act at the noisiest timestep.
 
 A picture counts as reproduced if the best of four generations for its caption is below 0.7 times the mean distance to
 the fifty nearest images of the whole collection. As many captions of other images are asked for, to show what that
