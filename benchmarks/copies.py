@@ -37,7 +37,7 @@ from rich.table import Table
 from memtrain.families.table import Families
 from memtrain.functional.ranking import auroc, proportion_interval
 
-console = Console(width=200, soft_wrap=True)
+console = Console(width=240, soft_wrap=True)
 BASELINE = ("--config", "configs/tiny_baseline.yaml", "--config", "benchmarks/copies_baseline.yaml")
 LORA = ("--config", "benchmarks/copies_lora.yaml")
 ROWS: dict[str, Sequence[str]] = {

@@ -237,7 +237,7 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
         found = f"The data path {path!r} does not exist"
     folder: Any = importlib.import_module("memtrain.data.image_folder")
     if Path(path).is_dir() and (images := len(folder.folder_images(Path(path)))):
-        found = f"The folder {path!r} has {images} images and no captions"
+        found = f"The folder {path!r} holds images ({images}) and no captions"
     raise DataError(
         found,
         expected="a folder of images with metadata.jsonl or metadata.csv, or with a text file beside each image (a.txt "

@@ -64,6 +64,7 @@ def test_a_stream_without_names_is_refused(options):
         StreamedImages(f"datasets:somewhere?{options}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "found"),
     [("image=picture&caption=no&key=name", r"no \['no'\]"), ("image=no&caption=words&key=name", "cannot be opened|no")],
