@@ -21,6 +21,7 @@ from jsonargparse import auto_cli
 
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.training.base_model import BaseModel
 from memtrain.training.checkpoint_contents import KEY, lora_of
 from memtrain.training.text_to_image import TextToImageModule
 
@@ -42,13 +43,16 @@ def convert(args: Sequence[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def convert_checkpoint(checkpoint: str, output: str, pretrained: str | None = None) -> None:
+def convert_checkpoint(
+    checkpoint: str, output: str, pretrained: str | None = None, pretrained_config: str | None = None
+) -> None:
     """Write the model of a checkpoint in diffusers' format: the adapters of a LoRA training, else the pipeline.
 
     Args:
         checkpoint: A .ckpt file of train.py.
         output: Folder to write to.
         pretrained: The model that training began with; default the one that the checkpoint names.
+        pretrained_config: Of a single-file model, a pipeline folder or hub name with its configurations.
     """
     path, folder = Path(checkpoint), Path(output)
     if (folder / "model_index.json").exists() or any(folder.glob("*.safetensors")):
@@ -57,7 +61,7 @@ def convert_checkpoint(checkpoint: str, output: str, pretrained: str | None = No
     description: Mapping[str, Any] = state[KEY]
     require_writable(folder)
     module = TextToImageModule(
-        pretrained or description["pretrained"],
+        BaseModel(path=pretrained or description["pretrained"], config=pretrained_config),
         lora=lora_of(description),
         ema_decay=0.5 if "ema" in state else None,
         train_text_encoder=description["train_text_encoder"],

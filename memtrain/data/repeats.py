@@ -49,9 +49,11 @@ def repeats_of(keys: Sequence[str], repeats: Repeats) -> list[int]:
                 remedy="change the patterns",
             )
         found = [next((n for pattern, n in repeats.items() if fnmatchcase(key, pattern)), 1) for key in keys]
-    if min(found, default=1) < 1:
+    if odd := [count for count in found if not isinstance(count, int) or count < 1]:
         raise ConfigurationError(
-            f"repeats of {min(found)}", expected="at least 1", remedy="leave images out with data.init_args.exclude"
+            f"repeats of {odd[0]}",
+            expected="a whole number of at least 1",
+            remedy="leave images out with data.init_args.exclude",
         )
     return found
 

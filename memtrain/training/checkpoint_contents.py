@@ -6,6 +6,7 @@ the adapters. So that nothing is missed in silence, what a checkpoint holds has 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from memtrain.errors import ConfigurationError
 from memtrain.training.lora import LoRA
 from memtrain.training.timestep_lora import TimestepRank
+
+log = logging.getLogger(__name__)
 
 KEY = "text_to_image"
 """Where a checkpoint says what it is of."""
@@ -50,6 +53,12 @@ def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
     was = lora_of(checkpoint[KEY]) if KEY in checkpoint else module.lora
     if _function(was) != _function(module.lora):
         raise _foreign(f"is of lora={was}", f"lora={module.lora}, as this run")
+    if module.lora is not None and KEY in checkpoint and checkpoint[KEY]["pretrained"] != module.pretrained:
+        log.warning(
+            "The checkpoint holds adapters of %s, and this run adds them to %s: go on only if the weights are the same",
+            checkpoint[KEY]["pretrained"],
+            module.pretrained,
+        )
     state = checkpoint["state_dict"]
     if module.lora is None:
         expected = {name: value.shape for name, value in module.state_dict().items()}
