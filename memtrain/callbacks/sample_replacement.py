@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from memtrain.callbacks.mitigation import MitigationCallback
+from memtrain.data.dataset import Visit
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.flags import Flags
 from memtrain.functional.keyed_draws import seed_of, uniform
@@ -93,7 +94,9 @@ class SampleReplacement(MitigationCallback):
                 chosen = self._substitute(seed_of(self.seed, number, place), flags, shape)
                 if chosen is not None:
                     rows.append(row)
-                    items.append(self._samples[chosen])
+                    # Of data whose visits differ, a visit of its own.
+                    varies = getattr(self._samples, "varies", False)
+                    items.append(self._samples[Visit(chosen, number) if varies else chosen])
         if rows:
             self._put(batch, rows, items)
 

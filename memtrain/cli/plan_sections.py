@@ -95,7 +95,7 @@ def data(run: PlannedRun) -> dict[str, Any]:
     caches = []
     if "latents in memory" in run.caches and hasattr(run.module, "vae"):
         channels, rows, columns = latent_shape(run)
-        views = train.framing.variants if hasattr(train, "framing") else 1
+        views = getattr(getattr(train, "framing", None), "variants", 1)
         count = views * len(known_samples(run.data, "train")) + len(held)
         figures["latents_in_memory_bytes"] = 4 * channels * rows * columns * count
         caches.append("latents in memory")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from memtrain.data.source import Sample
+from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import hash_numbers
 
 
@@ -36,6 +37,10 @@ class Captions:
     shuffle_tags: bool = False
     keep_tags: int = 1
     default: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_tags < 0:
+            raise ConfigurationError(f"captions.keep_tags={self.keep_tags}", expected="at least 0", remedy="change it")
 
     @property
     def vary(self) -> bool:

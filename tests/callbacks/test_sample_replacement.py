@@ -14,7 +14,8 @@ from diffusers import StableDiffusionPipeline
 from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
-from memtrain.data.dataset import CaptionedImages, tokens_by
+from memtrain.data.caption_choice import Captions
+from memtrain.data.dataset import CaptionedImages, Visit, tokens_by
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.calibration import Calibration
@@ -231,6 +232,18 @@ def test_substitutes_have_the_shape_of_the_batch_and_are_no_regularisation_image
         wide: dict[str, Any] = torch.utils.data.default_collate([one[1], one[4]])
         mitigation.prepare(wide, flags(wide["key"], {keys[0], keys[1]}), tokenizer=None, number=number)
         assert wide["key"] == [keys[3], keys[4]]
+
+
+def test_substitutes_are_seen_as_a_visit_sees_them(dataset: CaptionedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their own crop, flip and choice of captions, not in the fixed view that is measured."""
+    asked, own = [], CaptionedImages.__getitem__
+    dataset.captions = Captions(choose="random")
+    mitigation = SampleReplacement(seed=3)
+    mitigation.open(Host(None, data=SimpleNamespace(train_dataset=dataset)))
+    batch = collate(dataset, [0, 1])
+    monkeypatch.setattr(CaptionedImages, "__getitem__", lambda self, index: asked.append(index) or own(self, index))
+    mitigation.prepare(batch, flags(batch["key"], {batch["key"][1]}), tokenizer=None, number=7)
+    assert [(type(index), index.epoch) for index in asked] == [(Visit, 7)]
 
 
 def test_a_dropped_caption_stays_dropped_in_all_its_fields(
