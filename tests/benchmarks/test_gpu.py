@@ -110,7 +110,9 @@ def test_the_whole_smoke_run(tmp_path: Path) -> None:
     done = command("--smoke", "--folder", str(tmp_path), "--json", str(tmp_path / "a.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads((tmp_path / "a.json").read_text())["parts"]
-    assert len(parts) == 8
+    skipped = {name for name, part in parts.items() if part["status"] == "skipped"}
+    assert skipped == {"training_sd15", "training_sdxl"}, "what is compared with others' scripts needs these"
+    assert len(parts) - len(skipped) == 8
     assert {part["status"] for part in parts.values()} == {"ok"}
 
 
