@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from experiment import ROOT
 from gpu_clock import peak_gib, synchronise
+from model_shapes import SD15_UNET, SDXL_UNET
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -136,7 +137,7 @@ def random_pipeline(part: Part) -> Path:
     widths = (16, 16, 16, 16) if part.smoke else (128, 256, 512, 512)
     torch.manual_seed(0)
     with part.device:
-        unet = UNet2DConditionModel(**(SMALL_UNET if part.smoke else {"sample_size": 64, "cross_attention_dim": 768}))
+        unet = UNet2DConditionModel(**(SMALL_UNET if part.smoke else SD15_UNET))
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -156,19 +157,6 @@ def random_pipeline(part: Part) -> Path:
     return place
 
 
-XL_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SMALL_XL: dict[str, Any] = {
     **SMALL_UNET,
     "cross_attention_dim": 32,
@@ -204,7 +192,7 @@ def random_xl_pipeline(part: Part) -> Path:
     ]
     torch.manual_seed(0)
     with part.device:
-        unet = UNet2DConditionModel(**(SMALL_XL if part.smoke else XL_UNET))
+        unet = UNet2DConditionModel(**(SMALL_XL if part.smoke else SDXL_UNET))
         text_encoder, text_encoder_2 = CLIPTextModel(texts[0]), CLIPTextModelWithProjection(texts[1])
     source = random_pipeline(part)
     pipeline = StableDiffusionXLPipeline(

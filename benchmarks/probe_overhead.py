@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from experiment import ROOT, median_interval
 from jsonargparse import auto_cli
+from model_shapes import SD15_UNET, SDXL_UNET
 from published_attention import PublishedProcessor
 from rich.console import Console
 from rich.table import Table
@@ -40,19 +41,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 WAYS = ("plain", "watched", "published")
-SDXL = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 
 
 class Bench:
@@ -81,7 +69,7 @@ class Bench:
         if shape == "tiny_sd":
             unet = UNet2DConditionModel.from_pretrained(ROOT / "assets" / "tiny-sd", subfolder="unet")
         else:
-            options = {"cross_attention_dim": 768} if shape == "sd15" else SDXL
+            options = SD15_UNET if shape == "sd15" else SDXL_UNET
             unet = UNet2DConditionModel(**options)
         self.unet = unet.to(device).to(memory_format=torch.channels_last).train()
         if checkpointing:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import yaml
-from experiment import ROOT, TAIL, CommandError, median_interval
+from experiment import ROOT, TAIL, CommandError
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -218,7 +218,7 @@ def compare(
         keep: is given the figures after each run, in case that a later one fails.
 
     Returns:
-        For each way seconds a step, memory, and for ours the ratios to the script, with intervals over the rounds.
+        For each way seconds a step, memory, and for ours the ratios to the script, with their range over the rounds.
     """
     runs: dict[str, list[Run]] = {name: [] for name in (SCRIPT, *ways)}
     for number in range(rounds):
@@ -246,7 +246,7 @@ def compared(shape: Shape, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             "seconds_per_step": seconds,
             "samples_per_second": shape.batch / seconds,
             "speed_ratio": statistics.median(speed),
-            "speed_ratio_interval_95": median_interval(speed),
+            "speed_ratio_range": [min(speed), max(speed)],
             "memory_mib": statistics.median([run.memory for run in own]),
             "memory_ratio": statistics.median([b.memory / a.memory for a, b in zip(theirs, own, strict=False)]),
             "seconds_before_first_step": statistics.median([run.before for run in own]),
@@ -284,7 +284,7 @@ def show(console: Console, title: str, found: dict[str, Any]) -> None:
         "way", "s a step", "samples/s", "speed against the script", "MiB at most", "memory ratio", title=title
     )
     for name, row in found.items():
-        low, high = row["speed_ratio_interval_95"]
+        low, high = row["speed_ratio_range"]
         table.add_row(
             name,
             f"{row['seconds_per_step']:.4f}",
