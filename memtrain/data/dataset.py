@@ -153,15 +153,20 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         sample = self.samples[row]
         visit = None if epoch is None else (epoch, number)
         item: dict[str, Any] = {"key": sample.key, **self._captioned(row, visit)}
-        if self._latents is None:
-            frame = self.framing.frame(self.shapes[row], sample.key, visit)
-            item["pixel_values"] = self.pixel_values(row, frame)
-        else:
-            variant = self.framing.variant_of(sample.key, visit)
+        variant = 0 if self._latents is None else self.framing.variant_of(sample.key, visit)
+        frame = self.framing.frame(self.shapes[row], sample.key, visit)
+        if self._latents is not None:
             frame = self.framing.variant(self.shapes[row], sample.key, variant)
-            item["latents"] = self._latents(row, variant)
         if self._masks is not None:
             item["loss_mask"] = self._masks(self.indices[row], frame)
+            if not item["loss_mask"].any():
+                # What counts was cut off; in the fixed view some of it is seen.
+                variant, frame = 0, Frame(self.shapes[row])
+                item["loss_mask"] = self._masks(self.indices[row], frame)
+        if self._latents is None:
+            item["pixel_values"] = self.pixel_values(row, frame)
+        else:
+            item["latents"] = self._latents(row, variant)
         if self.framing.sized:
             width, height = self.source.look(self.indices[row]).size
             item["original_size"] = torch.tensor([height, width])

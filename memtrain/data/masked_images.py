@@ -50,4 +50,6 @@ class MaskedImages(VisitedImages):
         rows, columns = train.shapes[0]
         latents = encode(torch.zeros(1, 3, rows, columns, device=device))
         for dataset in self._built():
-            dataset.use(masks=Masks(dataset.source, self.masks, rows // latents.shape[-2]))
+            masks = Masks(dataset.source, self.masks, rows // latents.shape[-2])
+            masks.require_seen(dataset.indices, dataset.shapes)
+            dataset.use(masks=masks)

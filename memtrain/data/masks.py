@@ -11,6 +11,7 @@ surroundings: the autoencoder and the denoiser see the whole image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from memtrain.data.framing import Frame
+from memtrain.data.framing import Frame, Shape
 from memtrain.data.images import framed
 from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
@@ -47,6 +48,25 @@ class Masks:
             return torch.ones(1, *shape)
         cut = framed(mask, replace(frame, shape=shape), method=Image.Resampling.BOX)
         return torch.from_numpy(np.array(cut, dtype=np.float32) / 255)[None]
+
+    def require_seen(self, indices: Sequence[int], shapes: Sequence[Shape]) -> None:
+        """Refuse a mask of which the fixed view of its image shows nothing.
+
+        Args:
+            indices: of samples.
+            shapes: to which these are cut.
+
+        Raises:
+            DataError: naming the samples.
+        """
+        views = zip(indices, shapes, strict=True)
+        unseen = [self.source.samples[index].key for index, shape in views if not self(index, Frame(shape)).any()]
+        if unseen:
+            raise DataError(
+                f"Of {len(unseen)} image(s) in {self.source.path} the centre is masked out, first {unseen[:3]}",
+                expected="some white in what is left when an image is cut to its shape around the centre",
+                remedy="mend the masks, exclude these images, or use data.init_args.buckets, which cut off less",
+            )
 
 
 def load_mask(source: SampleSource, index: int, kind: Kind) -> Image.Image | None:

@@ -24,6 +24,8 @@ from memtrain.models.backbones.base import unwrap
 
 UNRELATED = ("transformers_version", "name_or_path", "dtype", "torch_dtype", "architectures")
 """Entries of a configuration that do not change what a model computes; the type of its weights counts by itself."""
+FIRST = 64
+"""Values of each weight that a sketch looks at."""
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> hashlib._Hash:
@@ -52,6 +54,21 @@ def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 over the names and values of a module's parameters and buffers, in hexadecimal."""
     return hash_tensors(module.state_dict().items()).hexdigest()
+
+
+def weights_sketch(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, shapes and the first values of weights: tells models apart, and costs next to nothing.
+
+    Values are rounded to bfloat16, so that a model is the same one when it is stored in that type. Of weights in few
+    bits only the names count.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(name.encode())
+        if tensor.is_floating_point() and type(tensor).__module__.partition(".")[0] == "torch":
+            first = tensor.detach().flatten()[:FIRST].to("cpu", torch.bfloat16).contiguous()
+            digest.update(str(tuple(tensor.shape)).encode() + first.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def encoder_fingerprint(name: str, parts: Mapping[str, nn.Module]) -> str:

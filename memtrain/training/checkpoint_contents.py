@@ -6,16 +6,14 @@ the adapters. So that nothing is missed in silence, what a checkpoint holds has 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from memtrain.errors import ConfigurationError
+from memtrain.models.fingerprint import weights_sketch
 from memtrain.training.lora import LoRA
 from memtrain.training.timestep_lora import TimestepRank
-
-log = logging.getLogger(__name__)
 
 KEY = "text_to_image"
 """Where a checkpoint says what it is of."""
@@ -28,11 +26,19 @@ def keep_trained(module: Any, checkpoint: dict[str, Any], *, pretrained: str) ->
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
     checkpoint[KEY] = {
         "pretrained": pretrained,
+        "base": base_sketch(module),
         "lora": None if module.lora is None else asdict(module.lora),
         "train_text_encoder": module.lora is None and hasattr(module, "trained_text_encoders"),
     }
     if module.ema is not None:
         checkpoint["ema"] = module.ema.state_dict()
+
+
+def base_sketch(module: Any) -> str | None:
+    """By what the frozen weights under adapters are known again; None without adapters."""
+    if module.lora is None:
+        return None
+    return weights_sketch((name, one) for name, one in module.denoiser.named_parameters() if not one.requires_grad)
 
 
 def lora_of(description: Mapping[str, Any]) -> LoRA | None:
@@ -53,11 +59,11 @@ def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
     was = lora_of(checkpoint[KEY]) if KEY in checkpoint else module.lora
     if _function(was) != _function(module.lora):
         raise _foreign(f"is of lora={was}", f"lora={module.lora}, as this run")
-    if module.lora is not None and KEY in checkpoint and checkpoint[KEY]["pretrained"] != module.pretrained:
-        log.warning(
-            "The checkpoint holds adapters of %s, and this run adds them to %s: go on only if the weights are the same",
-            checkpoint[KEY]["pretrained"],
-            module.pretrained,
+    base = checkpoint.get(KEY, {}).get("base")
+    if base is not None and base != base_sketch(module):
+        raise _foreign(
+            f"holds adapters of another base model, {checkpoint[KEY]['pretrained']!r}",
+            f"adapters of the weights of {module.pretrained!r}, wherever these lie",
         )
     state = checkpoint["state_dict"]
     if module.lora is None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from memtrain.data.dataset import Visit
 from memtrain.data.framing import Augment, Frame
 from memtrain.data.masks import Masks, load_mask, masked
 from memtrain.data.module import TextImageDataModule
@@ -106,3 +107,43 @@ def test_settings_that_need_what_is_not_there_are_refused(folder, write_folder):
     data = TextImageDataModule(str(write_folder(4)), resolution=8, families="off", masks="alpha")
     with pytest.raises(ConfigurationError, match="no image has an alpha channel"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_cut_that_shows_nothing_of_a_mask_gives_way_to_the_fixed_view(folder, cached):
+    """A band in the middle counts, of which the crops near both ends show nothing."""
+    band = np.zeros((16, 48), dtype=np.uint8)
+    band[:, 22:26] = 255
+    for name in ("named.png", "beside.png", "clear.png", "whole.png"):
+        Image.new("RGB", (48, 16), "red").save(folder / name)
+    for name in ("m.png", "beside.mask.png"):
+        Image.fromarray(band).save(folder / name)
+    augment = Augment(random_crop=True, variants=8 if cached else 0)
+    data = TextImageDataModule(str(folder), resolution=16, heldout="edited", families="off", augment=augment)
+    data.build()
+    data._use_masks(SimpleNamespace(encode_images=lambda pixels: pixels[:, :, ::2, ::2]), torch.device("cpu"))
+    dataset = data.train_dataset
+    if cached:
+        dataset.use(latents=lambda row, variant: torch.tensor(variant))
+    (row,) = (row for row, sample in enumerate(dataset.samples) if sample.key == "named.png")
+    items = [dataset[Visit(row, epoch)] for epoch in range(60)]
+    left = [int(item["crop_top_left"][1]) for item in items]
+    assert all(item["loss_mask"].any() for item in items)
+    assert set(left) > {16}
+    assert all(6 < place < 26 for place in left)
+    if cached:
+        assert {int(item["latents"]) for item, place in zip(items, left, strict=True) if place == 16} >= {0}
+        assert len({(int(item["latents"]), place) for item, place in zip(items, left, strict=True)}) == len(
+            {int(item["latents"]) for item in items}
+        ), "latents and mask are of one variant"
+
+
+def test_a_mask_that_the_fixed_view_cuts_off_is_refused_before_training(folder):
+    edge = np.zeros((16, 32), dtype=np.uint8)
+    edge[:, :4] = 255
+    Image.fromarray(edge).save(folder / "m.png")
+    data = TextImageDataModule(str(folder), resolution=16, heldout="edited", families="off")
+    data.build()
+    encoding = SimpleNamespace(encode_images=lambda pixels: pixels[:, :, ::2, ::2])
+    with pytest.raises(DataError, match=r"centre is masked out, first \['named.png'\]"):
+        data._use_masks(encoding, torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
+from memtrain.training.checkpoint_contents import check_contents
+from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
 from memtrain.training.text_to_image import TextToImageModule
 from tests.conftest import encoded_image, train
@@ -160,6 +163,23 @@ def test_a_checkpoint_of_something_else_is_refused(kind: str, runs: Path, pipeli
     module = TextToImageModule(str(pipeline_folder), lora=None if kind == "full" else LoRA(**options))
     with pytest.raises(ConfigurationError, match=r"The checkpoint (is of|lacks|has)"):
         module.on_load_checkpoint(state)
+
+
+def test_adapters_of_another_base_model_are_refused_wherever_it_lies(
+    runs: Path, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    state = torch.load(runs / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    shutil.copytree(pipeline_folder, tmp_path / "moved")
+    moved = TextToImageModule(str(tmp_path / "moved"), lora=LoRA(**OPTIONS), ema_decay=0.9)
+    check_contents(moved, state)
+    half = TextToImageModule(
+        str(tmp_path / "moved"), lora=LoRA(**OPTIONS), ema_decay=0.9, execution=Execution(frozen_dtype="bfloat16")
+    )
+    check_contents(half, state)
+    with torch.no_grad():
+        next(value for value in moved.denoiser.parameters() if not value.requires_grad).mul_(1.1)
+    with pytest.raises(ConfigurationError, match="adapters of another base model"):
+        check_contents(moved, state)
 
 
 def test_of_large_models_the_file_alone_is_enough(
