@@ -33,7 +33,7 @@ from memtrain.evaluation.measures.replication import replication, reproduction_t
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.pixels import from_uint8, to_uint8
-from memtrain.models.pipeline import Components, load_components
+from memtrain.models.pipeline import ddim, load_pipeline
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -162,7 +162,16 @@ def start(
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
-    Components(unet, vae, text_encoder, tokenizer, scheduler).pipeline().save_pretrained(folder)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=ddim(scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     sizes = {
         "unet": sum(p.numel() for p in unet.parameters()),
         "text encoder": sum(p.numel() for p in text_encoder.parameters()),
@@ -181,7 +190,7 @@ def finish(trained: str = "runs/tiny_sd/pipeline", output: str = "assets/tiny-sd
         trained: pipeline folder of the training run.
         output: folder to write.
     """
-    pipeline: StableDiffusionPipeline = load_components(trained).pipeline()
+    pipeline = load_pipeline(trained)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(output)
     config = Path(output) / "text_encoder" / "config.json"
@@ -211,7 +220,7 @@ def measure(
         guidance_scale: of classifier-free guidance.
         samples: picture to write; each image stands above two generations for its caption, held-out ones first.
     """
-    pipeline = load_components(model).pipeline()
+    pipeline = load_pipeline(model)
     pixels, captions = {}, {}
     for name, path in (("training", training), ("heldout", heldout)):
         source = open_source(path)

@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from experiment import ROOT
 from gpu_clock import peak_gib, synchronise
 from model_shapes import SD15_UNET, SDXL_UNET
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from memtrain.models.pipeline import Components
+from memtrain.models.pipeline import ddim
 
 SMALL_UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -149,10 +155,19 @@ def random_pipeline(part: Part) -> Path:
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
-    parts = Components(unet.cpu(), vae.cpu(), CLIPTextModel(text), tokenizer, scheduler)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet.cpu(),
+        scheduler=ddim(scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     half = place.with_name(place.name + ".writing")
     shutil.rmtree(half, ignore_errors=True)
-    parts.pipeline().save_pretrained(half)
+    pipeline.save_pretrained(half)
     half.rename(place)
     return place
 

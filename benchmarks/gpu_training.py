@@ -24,8 +24,8 @@ from torch import Tensor
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.data.module import TextImageDataModule
-from memtrain.models.pipeline import load_components
 from memtrain.training.execution import Execution
+from memtrain.training.pipelines.find import load_trainable
 from memtrain.training.text_to_image import TextToImageModule
 
 
@@ -110,11 +110,11 @@ class PlainLoop:
 
     def __init__(self, part: Part, folder: Path, batches: Iterator[dict[str, Any]]) -> None:
         self.part, self.batches = part, batches
-        parts = load_components(str(folder))
+        parts = load_trainable(str(folder))
         self.scheduler = parts.scheduler
         self.unet = parts.denoiser.to(part.device, memory_format=torch.channels_last).train()
         self.unet.enable_gradient_checkpointing()
-        self.text_encoder = parts.text_encoder.requires_grad_(False).eval().to(part.device)
+        self.text_encoder = parts.pipeline.text_encoder.requires_grad_(False).eval().to(part.device)
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=1e-5, weight_decay=1e-2)
         self.schedule = get_scheduler("constant_with_warmup", self.optimizer, num_warmup_steps=100)
         self.ema = EMAModel(self.unet.parameters(), decay=0.999, foreach=True)

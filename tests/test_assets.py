@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from memtrain.data.source import open_source
-from memtrain.models.pipeline import load_components
+from memtrain.models.pipeline import load_pipeline
 
 from .conftest import ROOT
 
@@ -63,9 +63,9 @@ def stock_pipeline(folder: Path) -> StableDiffusionPipeline:
 
 
 def test_the_base_model_samples_in_stock_diffusers_with_no_argument_and_the_weights_that_are_trained():
-    pipeline, components = stock_pipeline(ASSETS / "tiny-sd"), load_components(str(ASSETS / "tiny-sd"))
+    pipeline, components = stock_pipeline(ASSETS / "tiny-sd"), load_pipeline(str(ASSETS / "tiny-sd"))
     for name, part in (
-        ("unet", components.denoiser),
+        ("unet", components.unet),
         ("vae", components.vae),
         ("text_encoder", components.text_encoder),
     ):

@@ -1,4 +1,4 @@
-"""Load the parts of a Stable Diffusion pipeline for training, or a whole pipeline of any known kind to sample with.
+"""Load a pipeline of any known kind.
 
 Weights are read from safetensors alone: a folder whose weights are pickled is refused, because unpickling runs what is
 in a file. Of a folder with weights in half precision alone (`*.fp16.safetensors`) these are read.
@@ -7,90 +7,21 @@ in a file. Of a folder with weights in half precision alone (`*.fp16.safetensors
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from memtrain.errors import ConfigurationError
-from memtrain.models.pretrained import check_folder, check_parts, is_single_file, pipeline_index, variant_of
+from memtrain.models.pretrained import check_folder, check_parts, is_single_file, variant_of
 from memtrain.models.quiet_loading import quiet_loading
 from memtrain.models.single_file import load_single_file
 from memtrain.models.stock_pipeline import check_pipeline
 
 REMEDY = "check the path; a hub name needs a network; pickled weights (.bin) are to be saved again as safetensors"
 """What to do about a pipeline that cannot be loaded."""
-
-
-@dataclass
-class Components:
-    """The parts of a Stable Diffusion pipeline, in fp32.
-
-    `scheduler` is the training noise schedule; `inference_scheduler` the configuration of the one that samples.
-    """
-
-    denoiser: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDPMScheduler
-
-    def pipeline(self) -> StableDiffusionPipeline:
-        """A diffusers pipeline that shares these modules, sampling with DDIM."""
-        return StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.denoiser,
-            scheduler=ddim(self.scheduler.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-
-
-def load_components(pretrained: str) -> Components:
-    """Load a Stable Diffusion 1.x or 2.x pipeline for training.
-
-    Args:
-        pretrained: a diffusers pipeline folder, or a name on the Hugging Face hub.
-
-    Raises:
-        ConfigurationError: if a part is missing, is of another family, or has no safetensors weights.
-    """
-    variant = None
-    if Path(pretrained).is_dir():
-        pipeline_index(Path(pretrained))
-        variant = variant_of(Path(pretrained))
-    options: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True, "variant": variant}
-    try:
-        return Components(
-            denoiser=UNet2DConditionModel.from_pretrained(pretrained, subfolder="unet", **options),
-            vae=AutoencoderKL.from_pretrained(pretrained, subfolder="vae", **options),
-            text_encoder=CLIPTextModel.from_pretrained(
-                pretrained, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, variant=variant
-            ),
-            tokenizer=CLIPTokenizer.from_pretrained(pretrained, subfolder="tokenizer"),
-            scheduler=DDPMScheduler.from_pretrained(pretrained, subfolder="scheduler"),
-        )
-    except OSError as error:
-        raise ConfigurationError(
-            f"The parts of {pretrained!r} cannot be loaded: {error}",
-            expected="a Stable Diffusion 1.x or 2.x pipeline (unet, vae, text_encoder, tokenizer, scheduler) with "
-            "safetensors weights",
-            remedy=REMEDY,
-        ) from error
 
 
 def load_pipeline(

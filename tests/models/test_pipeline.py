@@ -11,35 +11,30 @@ from diffusers import StableDiffusionPipeline
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.fingerprint import fingerprint
-from memtrain.models.pipeline import load_components, load_pipeline
+from memtrain.models.pipeline import load_pipeline
+from memtrain.training.pipelines.find import load_trainable
 
 
 def test_what_was_loaded_is_saved_again(pipeline_folder: Path, tmp_path: Path) -> None:
-    components = load_components(str(pipeline_folder))
-    components.pipeline().save_pretrained(tmp_path)
+    loaded = load_pipeline(str(pipeline_folder))
+    loaded.save_pretrained(tmp_path)
     again = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
-    for a, b in zip(components.denoiser.parameters(), again.unet.parameters(), strict=True):
+    for a, b in zip(loaded.unet.parameters(), again.unet.parameters(), strict=True):
         assert torch.equal(a, b)
     assert again.scheduler.config["clip_sample"] is False
-    torch.testing.assert_close(again.scheduler.alphas_cumprod, components.scheduler.alphas_cumprod)
+    torch.testing.assert_close(again.scheduler.alphas_cumprod, loaded.scheduler.alphas_cumprod)
 
 
 def test_half_precision_on_disk_is_trained_in_fp32_and_exported_for_stock_diffusers(
     pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    load_components(str(pipeline_folder)).pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
-    components = load_components(str(tmp_path / "half"))
-    parts = (components.denoiser, components.vae, components.text_encoder)
+    load_pipeline(str(pipeline_folder)).to(torch.float16).save_pretrained(tmp_path / "half")
+    trained = load_trainable(str(tmp_path / "half"))
+    parts = (trained.denoiser, trained.vae, *trained.text_encoders.values())
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
-    components.pipeline().save_pretrained(tmp_path / "exported")
+    trained.export().save_pretrained(tmp_path / "exported")
     exported = StableDiffusionPipeline.from_pretrained(tmp_path / "exported")
     assert exported("a b", num_inference_steps=2).images[0].size == (16, 16)
-
-
-def test_a_missing_part_says_which_kind_of_pipeline_is_expected(pipeline_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ConfigurationError, match=r"Stable Diffusion 1\.x or 2\.x"):
-        load_components(str(tmp_path))
 
 
 def test_a_whole_pipeline_samples_with_ddim(pipeline: StableDiffusionPipeline, pipeline_folder: Path) -> None:
@@ -49,7 +44,7 @@ def test_a_whole_pipeline_samples_with_ddim(pipeline: StableDiffusionPipeline, p
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-@pytest.mark.parametrize("load", [load_components, load_pipeline])
+@pytest.mark.parametrize("load", [load_trainable, load_pipeline])
 def test_pickled_weights_of_one_part_are_refused_by_training_and_sampling_alike(
     load: Callable[[str], object], part: str, pipeline: StableDiffusionPipeline, pipeline_folder: Path, tmp_path: Path
 ) -> None:

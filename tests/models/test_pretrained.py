@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.fingerprint import fingerprint
-from memtrain.models.pipeline import load_components, load_pipeline
+from memtrain.models.pipeline import load_pipeline
 from memtrain.models.pretrained import variant_of
 from memtrain.training.pipelines.find import load_trainable
 from tests.conformance.pipelines import pipeline_of
@@ -36,7 +36,7 @@ def test_a_folder_with_a_variant_alone_is_loaded(
     renamed(tmp_path / "half", "fp16")
     assert variant_of(tmp_path / "half") == "fp16"
     assert fingerprint(load_pipeline(str(tmp_path / "half"))) == fingerprint(pipeline)
-    assert load_components(str(tmp_path / "half")).denoiser.dtype == torch.float32
+    assert load_pipeline(str(tmp_path / "half")).unet.dtype == torch.float32
 
 
 def test_a_folder_where_some_parts_have_a_variant_alone_is_loaded(pipeline_folder: Path, tmp_path: Path) -> None:
