@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from memtrain.callbacks.monitor import MemorizationMonitor
@@ -22,7 +19,7 @@ from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
 from memtrain.training.text_to_image import TextToImageModule
 from memtrain.training.timestep_lora import TimestepRank
-from tests.conformance.mitigation_runs import GLOBAL_BATCH, SAVE_EVERY, STEPS, FixedData, Host, force_flags
+from tests.conformance.mitigation_runs import STEPS, Host, fit, force_flags
 
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"alpha": 3, "text_encoder": True},
@@ -61,30 +58,9 @@ def run(
         paired_every=2,
         settings=WatchSettings(calibrate_every=2, heldout_batch=4),
     )
-    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=SAVE_EVERY)
     module = AdaptedHost(str(pretrained), CASES[case])
-    data = FixedData(
-        str(folder.parent / "images"),
-        resolution=16,
-        batch_size=GLOBAL_BATCH // processes,
-        heldout_fraction=0.34,
-        cache_latents=True,
-    )
-    distributed = DDPStrategy(cluster_environment=LightningEnvironment(), process_group_backend="gloo")
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=stop,
-        accelerator="cpu",
-        devices=processes,
-        strategy=distributed if processes > 1 else "auto",
-        use_distributed_sampler=False,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[monitor, skipping, PipelineExport(adapters="lora"), checkpoints],
-    )
-    trainer.fit(module, data, ckpt_path="last" if resume else None)
+    callbacks = [monitor, skipping, PipelineExport(adapters="lora")]
+    fit(module, folder, callbacks, stop=stop, resume=resume, processes=processes)
     names = [name for name, value in module.named_parameters() if value.requires_grad]
     assert module.ema is not None
     average = {f"average.{name}": value for name, value in zip(names, module.ema.shadow_params, strict=True)}

@@ -197,6 +197,35 @@ def force_flags(mitigation: Mitigation) -> None:
     mitigation.penalty = forced_penalty  # type: ignore[method-assign]
 
 
+def fit(
+    module: TextToImageModule, folder: Path, callbacks: Sequence[Any], *, stop: int, resume: bool, processes: int
+) -> None:
+    """Train a module on the images beside `folder`, with checkpoints; arguments as of :func:`run`."""
+    data = FixedData(
+        str(folder.parent / "images"),
+        resolution=16,
+        batch_size=GLOBAL_BATCH // processes,
+        heldout_fraction=0.34,
+        cache_latents=True,
+    )
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=SAVE_EVERY)
+    distributed = DDPStrategy(cluster_environment=LightningEnvironment(), process_group_backend="gloo")
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=stop,
+        accelerator="cpu",
+        devices=processes,
+        strategy=distributed if processes > 1 else "auto",
+        use_distributed_sampler=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[*callbacks, checkpoints],
+    )
+    trainer.fit(module, data, ckpt_path="last" if resume else None)
+
+
 def run(
     case: Case, folder: Path, *, pretrained: Path, stop: int = STEPS, resume: bool = False, processes: int = 1
 ) -> dict[str, Tensor]:
@@ -219,30 +248,9 @@ def run(
         reference_folder=str(folder.parent / "profiles"),
         settings=WatchSettings(reference_timesteps=(200, 600), reference_draws=1, calibrate_every=2, heldout_batch=4),
     )
-    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=SAVE_EVERY)
     module = copy.deepcopy(_host(str(pretrained)))
-    data = FixedData(
-        str(folder.parent / "images"),
-        resolution=16,
-        batch_size=GLOBAL_BATCH // processes,
-        heldout_fraction=0.34,
-        cache_latents=True,
-    )
-    distributed = DDPStrategy(cluster_environment=LightningEnvironment(), process_group_backend="gloo")
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=stop,
-        accelerator="cpu",
-        devices=processes,
-        strategy=distributed if processes > 1 else "auto",
-        use_distributed_sampler=False,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[monitor, *([mitigation] if mitigation is not None else []), checkpoints],
-    )
-    trainer.fit(module, data, ckpt_path="last" if resume else None)
+    callbacks = [monitor, *([mitigation] if mitigation is not None else [])]
+    fit(module, folder, callbacks, stop=stop, resume=resume, processes=processes)
     return {name: value.detach().clone() for name, value in module.denoiser.state_dict().items()}
 
 
