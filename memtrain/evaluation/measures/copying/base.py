@@ -1,0 +1,119 @@
+"""What a measure of copying is: images become features, and two features a number that is higher for copies.
+
+Every measure answers the same questions in the same way (:func:`compare`): how alike is a generation to the picture of
+its prompt, to the nearest of all training pictures, and to the other generations of its prompt. What number counts as a
+copy is calibrated on the data at hand (:mod:`memtrain.evaluation.measures.copying.calibration`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AT_ONCE = 256
+"""Training pictures described and compared at once."""
+
+
+class CopyMeasure(ABC):
+    """Says how alike images are; a higher number means a copy, whatever the measure.
+
+    Attributes:
+        name: in options, results and columns.
+    """
+
+    name: str
+
+    @abstractmethod
+    def describe(self, images: Tensor) -> Tensor:
+        """Features of images `(n, 3, H, W)` uint8, `(n, ...)` on the CPU."""
+
+    @abstractmethod
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        """`(n, m)` of features `(n, ...)` and `(m, ...)`; higher for copies."""
+
+    def reason_against(self, size: tuple[int, int]) -> str | None:
+        """Why images of this height and width cannot be measured; None if they can."""
+        return None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Similarities of P prompts with K generations each.
+
+    Attributes:
+        own: `(P, K)` to the picture of the prompt; to the most alike one where it has several files.
+        nearest: `(P, K)` to the most alike training picture, the own one included.
+        nearest_index: `(P, K)` int64, which training image that is.
+        other: `(P, K)` to the most alike training picture that is not the own one.
+        between: `(P,)` highest similarity of two generations of the prompt; NaN with one generation.
+    """
+
+    own: Tensor
+    nearest: Tensor
+    nearest_index: Tensor
+    other: Tensor
+    between: Tensor
+
+    @property
+    def best(self) -> Tensor:
+        """`(P,)` highest similarity to the own picture over generations."""
+        return self.own.amax(dim=1)
+
+
+def compare(
+    measure: CopyMeasure,
+    generated: Tensor,
+    own: Tensor,
+    *,
+    training: Tensor,
+    mine: Sequence[Sequence[int]],
+    features: Tensor | None = None,
+) -> Compared:
+    """Compare generations with their own picture, with all training pictures and with each other.
+
+    Args:
+        measure: the measure.
+        generated: `(P, K, 3, H, W)` uint8.
+        own: `(P, 3, H, W)` uint8, the picture of each prompt, trained on or not.
+        training: `(M, 3, H, W)` uint8, each training image once; may lie in a file that is mapped into memory.
+        mine: per prompt the indices in `training` of its own picture (all of its files); none for a held-out one.
+        features: of the training images, where they are at hand.
+
+    Returns:
+        On the CPU, fp32.
+    """
+    prompts, seeds = generated.shape[:2]
+    queries = measure.describe(generated.flatten(0, 1))
+    alike = torch.stack(
+        [
+            measure.similarity(queries[p * seeds : (p + 1) * seeds], measure.describe(own[p : p + 1]))[:, 0]
+            for p in range(prompts)
+        ]
+    )
+    nearest = torch.full((prompts, seeds), -torch.inf)
+    other, index = nearest.clone(), torch.full((prompts, seeds), -1)
+    belongs = [set(indices) for indices in mine]
+    for start in range(0, len(training), AT_ONCE):
+        stop = min(start + AT_ONCE, len(training))
+        block = measure.describe(training[start:stop]) if features is None else features[start:stop]
+        found = measure.similarity(queries, block).view(prompts, seeds, -1)
+        best, where = found.max(dim=2)
+        index = torch.where(best > nearest, where + start, index)
+        nearest = torch.maximum(nearest, best)
+        for prompt, indices in enumerate(belongs):
+            inside = [one - start for one in indices if start <= one < stop]
+            if inside:
+                alike[prompt] = torch.maximum(alike[prompt], found[prompt][:, inside].amax(dim=1))
+                found[prompt][:, inside] = -torch.inf
+        other = torch.maximum(other, found.amax(dim=2))
+    between = torch.full((prompts,), torch.nan)
+    if seeds > 1:
+        for prompt in range(prompts):
+            rows = queries[prompt * seeds : (prompt + 1) * seeds]
+            pairs = measure.similarity(rows, rows)
+            between[prompt] = pairs[torch.triu(torch.ones_like(pairs), diagonal=1).bool()].max()
+    return Compared(alike.float(), nearest.float(), index, other.float(), between.float())
