@@ -1,7 +1,7 @@
 """Charts as SVG inside the page: their text and colours follow the reader's theme.
 
-A chart is drawn by matplotlib with the colours of this module, which become the variables of the page's style, so that a
-dark page has light lines. Text stays text, for screen readers and for searching, and is described in whole by `alt`.
+A chart is drawn by matplotlib with the colours of this module, which become the variables of the page's style, so that
+a dark page has light lines. Text stays text, for searching, and screen readers are told what the chart shows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The report as Markdown, for a pull request or a paper: the same words and tables, without pictures.
 
-It is made of the page itself, so that the two cannot differ. GitHub's Markdown has tables; whatever in a caption could be
-read as markup is escaped.
+It is made of the page itself, so that the two cannot differ. GitHub's Markdown has tables; whatever in a caption could
+be read as markup is escaped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from html.parser import HTMLParser
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!@&])")
-"""Characters that Markdown, its tables, its formulas or HTML inside it may read as something else, and @, which calls people."""
+"""Characters that Markdown, its tables, its formulas or HTML inside it may read as something else; @ calls people."""
 BEGINNING = re.compile(r"^([-+=]|\d+[.)])(?=\s|$)")
 """What begins a list or an underlined heading at the start of a line."""
 SILENT = ("head", "nav", "figure", "img")

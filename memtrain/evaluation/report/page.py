@@ -15,8 +15,8 @@ from memtrain.evaluation.report.section import Section, from_template
 from memtrain.records import written_whole
 
 NOTICE = (
-    "Images, captions and names are left out of this page: each image is shown as one block of its average colour, and each "
-    "caption and name as a code that says no more than which ones are equal."
+    "Images, captions and names are left out of this page: each image is shown as one block of its average colour, and "
+    "each caption and name as a code that says no more than which ones are equal."
 )
 """What a redacted page says of itself."""
 FIGURES = 8

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from PIL import Image
 
 THUMBNAIL = 192
 """Largest side of an embedded image, pixels: twice the size it is shown at. Smaller images are embedded as they are."""
+BLOCK = 16
+"""Largest side of an image of which only the colour is shown."""
+_ONE_COLOUR: ContextVar[bool] = ContextVar("one_colour", default=False)
 
 
 @dataclass(frozen=True)
@@ -163,8 +168,32 @@ def picture(path: Path, *, alt: str) -> Markup:
 
 
 def png_uri(png: bytes) -> str:
-    """The bytes of a PNG file as a data URI."""
+    """The bytes of a PNG file as a data URI; within :func:`one_colour`, of a block instead."""
+    if _ONE_COLOUR.get():
+        png = _block(png)
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+@contextmanager
+def one_colour() -> Iterator[None]:
+    """While this lasts, every image that goes into a page becomes one block of its average colour."""
+    before = _ONE_COLOUR.set(True)
+    try:
+        yield
+    finally:
+        _ONE_COLOUR.reset(before)
+
+
+def _block(png: bytes) -> bytes:
+    """A small PNG of the average colour of another, in its proportions."""
+    with Image.open(io.BytesIO(png)) as image:
+        width, height = image.size
+        colour = image.convert("RGB").resize((1, 1), Image.Resampling.BOX)
+    scale = BLOCK / max(width, height)
+    block = colour.resize((max(1, round(width * scale)), max(1, round(height * scale))))
+    buffer = io.BytesIO()
+    block.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def thumbnail_uri(path: Path) -> str:

@@ -100,6 +100,8 @@ def _around(figure: Mapping[str, Any]) -> str:
     parts = []
     if isinstance(ends, (list, tuple)) and len(ends) == 2 and None not in ends:
         parts.append(f"{value_text(ends[0])} to {value_text(ends[1])}")
+    elif figure["value"] is not None:
+        parts.append("too few prompts for an interval")
     for name in ("backend", "features", "reason"):
         if figure.get(name):
             parts.append(f"{name} {figure[name]}" if name != "reason" else str(figure[name]))

@@ -1,4 +1,4 @@
-"""The charts of `measure`: where prompts lie against a threshold, ROC, the curve over checkpoints, evidence in training."""
+"""The charts of `measure`: prompts against a threshold, ROC, the curve over checkpoints, evidence in training."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def strip(values: Mapping[str, Sequence[float]], threshold: float, *, name: str,
     axes.set_xlabel(label)
     axes.spines["left"].set_visible(False)
     side = "above" if higher else "below"
-    beyond = [
-        f"{words(group)}: {sum((dot >= threshold) if higher else (dot < threshold) for dot in dots)} of {len(dots)} {side}"
-        for group, dots in values.items()
-    ]
+    beyond = []
+    for group, dots in values.items():
+        found = sum((dot >= threshold) if higher else (dot < threshold) for dot in dots)
+        beyond.append(f"{words(group)}: {found} of {len(dots)} {side}")
     return chart(figure, name=name, alt=f"{label}, threshold {threshold:.3f}. " + "; ".join(beyond))
 
 
@@ -113,8 +113,8 @@ def checkpoints(curve: Sequence[Mapping[str, Any]]) -> Markup:
     axes.set_xlabel("step")
     axes.set_ylabel("reproduced, %")
     axes.yaxis.label.set_color(SERIES[1])
-    losses = [one.get("heldout_loss") for one in points]
-    if all(loss is not None for loss in losses):
+    losses = [float(one["heldout_loss"]) for one in points if one.get("heldout_loss") is not None]
+    if len(losses) == len(points):
         beside = axes.twinx()
         beside.plot(steps, losses, color=SERIES[2], marker="s", markersize=3, linestyle="--")
         beside.set_ylabel("held-out loss", color=SERIES[2], fontsize=SIZE)

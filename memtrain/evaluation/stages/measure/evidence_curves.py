@@ -1,7 +1,7 @@
 """The accumulated evidence of the sampled pictures against the step of training, for the report.
 
-`evidence_curves.parquet` has `key`, `step`, `score` (of all that was seen before this visit) and, in the metadata of its
-schema, the run's threshold. Long records are thinned: the report draws small curves, and the records stay with the run.
+`evidence_curves.parquet` has `key`, `step`, `score` (of all that was seen before this visit) and, in the metadata of
+its schema, the run's threshold. Long records are thinned: the report draws small curves.
 """
 
 from __future__ import annotations

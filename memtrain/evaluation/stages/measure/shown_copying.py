@@ -88,7 +88,7 @@ def _strips(
     measures: Mapping[str, Mapping[str, Any]], prompts: Sequence[Mapping[str, Any]], recommended: str | None
 ) -> list[Markup]:
     """Where prompts lie against each measure's threshold, the recommended measure first."""
-    shown = []
+    shown: list[Markup] = []
     for number_, name in enumerate(sorted(measures, key=lambda one: one != recommended)):
         found, threshold = _scores(prompts, name), measures[name].get("threshold")
         if not found or threshold is None:

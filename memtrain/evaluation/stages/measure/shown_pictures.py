@@ -1,4 +1,4 @@
-"""Pictures of the report: each training image beside what the model makes of its caption, and its evidence in training."""
+"""Pictures of the report: each training image beside what the model makes of its caption, and its evidence."""
 
 from __future__ import annotations
 
