@@ -1,9 +1,9 @@
 """Results without what could be recognised: for pages about images that must not leave the house.
 
-Sections are made from a copy of the folder in which captions, keys and all other text of tables are codes, and while it
-is there every image that goes into a page becomes one block of its average colour. A blur could be undone, and its shape
-would still be seen; one colour holds three numbers. Codes are keyed hashes (HMAC-SHA-256): without the secret nobody can
-find a caption by trying likely ones, and equal ones stay equal, so that a row of the page can still be followed.
+Sections are made from a copy of the folder in which captions, keys and all other text of tables are codes, and while
+it is there every image that goes into a page becomes one block of its average colour. A blur could be undone, and its
+shape would still be seen; one colour holds three numbers. Codes are keyed hashes (HMAC-SHA-256): without the secret
+nobody can find a caption by trying likely ones, and equal ones stay equal, so that a row can still be followed.
 
 Cannot: keep from the page what figures say, such as how many pictures there are of a group; hide what a picture drawn
 by a stage shows in its words, which is why those become blocks, too.
@@ -41,7 +41,7 @@ GROUPED = ("by_group",)
 LEFT_OUT = ("config",)
 """Keys of JSON files that hold paths and settings, which may name people."""
 SHORTEST = 4
-"""Characters from which a name is looked for inside sentences, too: shorter ones would be found in words and numbers."""
+"""Characters of a name that is looked for inside sentences, too: shorter ones would be found in other words."""
 
 
 class Codes:
