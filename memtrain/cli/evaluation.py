@@ -97,7 +97,17 @@ def read_command(words: list[str]) -> Stage:
 
 
 def _named(words: list[str], kind: type[Stage]) -> list[str]:
-    """Words in front of all options, given to the option that they belong to."""
+    """Words in front of all options given to the option that they belong to, and `--redact` read as `--redact true`."""
+    switches = {f"--{field.name}" for field in fields(kind) if field.type == "bool"}
+    following = [*words[1:], "--"]
+    words = (
+        [
+            f"{word}=true" if word in switches and after.startswith("--") else word
+            for word, after in zip(words, following, strict=True)
+        ]
+        if words
+        else []
+    )
     name = kind.positional if issubclass(kind, ResultsStage) else None
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     if name is None or not first:

@@ -68,7 +68,7 @@ def value_text(value: Any) -> str:
 
 def words(name: str) -> str:
     """A key of a results file as a reader writes it."""
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("heldout", "held-out")
 
 
 def rows_of(name: str, value: Any) -> Iterator[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
 """Results files with a published schema: what is written fits it, or is not called by its name.
 
-Each file has a JSON Schema (draft 2020-12, https://json-schema.org/draft/2020-12) in `memtrain/evaluation/schemas`, which
-is strict about the types of the keys it knows and lets others be. It holds for every version of the file so far:
+Each file has a JSON Schema (draft 2020-12, https://json-schema.org/draft/2020-12) in `memtrain/evaluation/schemas`,
+which is strict about the types of the keys it knows and lets others be. It holds for every version of the file so far:
 `schema_version` says which, and what came later is not required.
 """
 

@@ -136,7 +136,7 @@ def _group(
         "started": started,
         "p_value": mcnemar(stopped, started),
         "change": mean_with_interval(back[1] - back[0], **bootstrap),
-        "best_ratio": _paired(*ratios, bootstrap),
+        "best_ratio": _paired(ratios, bootstrap),
         "similarity": {},
     }
     columns = set(before.rows[places[0]]) & set(after.rows[places[0]])
@@ -144,12 +144,13 @@ def _group(
         there = all(one.rows[place][column] is not None for one in (before, after) for place in places)
         if there:
             most = [by_picture(one, lambda row, name=column: row[name], False) for one in (before, after)]  # type: ignore[misc]
-            found["similarity"][column.split(".")[1]] = _paired(*most, bootstrap)
+            found["similarity"][column.split(".")[1]] = _paired(most, bootstrap)
     return found
 
 
-def _paired(before: torch.Tensor, after: torch.Tensor, bootstrap: Mapping[str, Any]) -> dict[str, Any]:
+def _paired(values: Sequence[torch.Tensor], bootstrap: Mapping[str, Any]) -> dict[str, Any]:
     """Mean of each, and of the differences with their interval."""
+    before, after = values
     return {
         "before": float(before.mean()),
         "after": float(after.mean()),

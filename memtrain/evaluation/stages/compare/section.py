@@ -129,10 +129,11 @@ def _case(one: Mapping[str, Any], names: list[str], folder: Path) -> dict[str, A
     generations = []
     for name, when in zip(names, ("before", "after"), strict=True):
         ratio, copy = one[f"ratio_{when}"], one[f"reproduced_{when}"]
+        alt = f"generation of {name} with seed {one['seed']}, ratio {ratio:.2f}{', reproduced' if copy else ''}"
         generations.append(
             {
                 "uri": thumbnail_uri(folder / one[when]),
-                "alt": f"generation of {name} with seed {one['seed']}, ratio {ratio:.2f}{', reproduced' if copy else ''}",
+                "alt": alt,
                 "said": f"{name}: {ratio:.2f}{' copy' if copy else ''}",
                 "reproduced": copy,
                 "elsewhere": "",
