@@ -121,7 +121,7 @@ def stage_parser(name: str, kind: type[Stage]) -> ArgumentParser:
     """The options of a stage, and `--config` for an overlay with some of them."""
     parser = ArgumentParser(prog=f"evaluate.py {name}")
     parser.add_argument("--config", action="config", help="A YAML file with some of these options.")
-    parser.add_class_arguments(kind, skip={"run"} if issubclass(kind, ResultsStage) else None)
+    parser.add_class_arguments(kind, skip=set(kind.without) if issubclass(kind, ResultsStage) else None)
     return parser
 
 

@@ -17,7 +17,6 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from memtrain.errors import RecordError
-from memtrain.evaluation import schemas
 from memtrain.records import write_json
 
 MOST = 5
@@ -66,7 +65,7 @@ def schema_of(name: str) -> dict[str, Any]:
     Args:
         name: of the file, such as `results.json`.
     """
-    place = resources.files(schemas) / f"{Path(name).stem}.schema.json"
+    place = resources.files("memtrain") / "evaluation" / "schemas" / f"{Path(name).stem}.schema.json"
     found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
     return found
 

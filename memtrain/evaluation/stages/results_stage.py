@@ -16,9 +16,11 @@ class ResultsStage(Stage):
 
     Attributes:
         positional: the option that words without a name in front belong to; None if they are refused.
+        without: options of all stages that this one does not have.
     """
 
     positional: ClassVar[str | None] = None
+    without: ClassVar[tuple[str, ...]] = ("run",)
 
     @abstractmethod
     def work(self) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from memtrain.evaluation.report.shares import interval_of, is_share, rows_of, sh
 from memtrain.evaluation.stages.measure.charts import checkpoints, roc, strip
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
+DISTANCES = ("kid", "fid")
+"""Figures of quality that are known by their capitals."""
 LONG = 20
 """Rows from which a table is folded."""
 
@@ -169,11 +171,16 @@ def controls_section(results: Mapping[str, Any]) -> list[Section]:
 def quality_section(results: Mapping[str, Any]) -> list[Section]:
     """Held-out loss, distances between distributions and fidelity, each with its interval and what measured it."""
     quality = results.get("quality") or {}
-    rows = [row for name, value in quality.items() for row in rows_of(words(name), value)]
-    if not rows:
+    named = {name.upper() if name in DISTANCES else words(name): value for name, value in quality.items()}
+    missing = {name: one["reason"] for name, one in named.items() if isinstance(one, Mapping) and one.get("reason")}
+    rows = [row for name, value in named.items() if name not in missing for row in rows_of(name, value)]
+    said = [f"{name} was not measured: {reason}." for name, reason in missing.items()]
+    if any(name in named and name not in missing for name in ("KID", "FID")):
+        said.append("Distances depend on the network that measures them: compare those of the same one only.")
+    if not rows and not said:
         return []
-    body = table(("figure", "value", "interval; measured by"), rows, caption="Quality of the generations")
-    return [Section(title="Quality", body=body, place=7)]
+    shown = table(("figure", "value", "interval; measured by"), rows, caption="Quality of the generations")
+    return [Section(title="Quality", body=joined([*([shown] if rows else []), notes(said)]), place=7)]
 
 
 def detector_curves(results: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -> Markup:

@@ -26,6 +26,7 @@ class Report(ResultsStage):
     """
 
     positional: ClassVar[str | None] = "of"
+    without: ClassVar[tuple[str, ...]] = ("run", "output")
 
     of: str = "runs/tiny"
     redact: bool = False
