@@ -20,6 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from memtrain.evaluation.report.shares import words
+
 THUMBNAIL = 192
 """Largest side of an embedded image, pixels: twice the size it is shown at. Smaller images are embedded as they are."""
 BLOCK = 16
@@ -210,7 +212,7 @@ def thumbnail_uri(path: Path) -> str:
 def from_template(path: Path, **context: Any) -> Markup:
     """HTML from a Jinja template of a stage, which may import `macros.html.j2` of this folder.
 
-    The filters are `percent`, `number` and `capitalised`.
+    The filters are `percent`, `number`, `capitalised` and `words`.
 
     Args:
         path: of the template.
@@ -223,7 +225,7 @@ def from_template(path: Path, **context: Any) -> Markup:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, number=number, capitalised=capitalised)
+    environment.filters.update(percent=percent, number=number, capitalised=capitalised, words=words)
     return Markup(environment.get_template(path.name).render(**context))  # noqa: S704 (autoescape is on)
 
 

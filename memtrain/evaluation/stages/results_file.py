@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from memtrain.errors import RecordError
 from memtrain.records import write_json
@@ -55,8 +56,9 @@ def problems_of(content: Mapping[str, Any], name: str) -> list[str]:
         content: of the file.
         name: of the file, such as `results.json`.
     """
-    found = sorted(_validator(name).iter_errors(content), key=lambda error: list(map(str, error.absolute_path)))
-    return [f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message[:200]}" for error in found]
+    # Of a choice between forms, the problem is that of the form that was nearly met.
+    found = [best_match([error]) for error in _validator(name).iter_errors(content)]
+    return sorted(f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message[:200]}" for error in found)
 
 
 def schema_of(name: str) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def counts_section(results: Mapping[str, Any]) -> list[Section]:
     if not counts:
         return []
     rows = [row for name, value in counts.items() if name != "by_group" for row in rows_of(words(name), value)]
-    body = [table(("", "figure", "of; interval"), rows, caption="Counts")]
+    body = [table(("", "figure", "of; interval"), rows, caption="What was counted, with intervals")]
     if by_group := counts.get("by_group"):
         heading = ("group", "reproduced", "of", "share", "interval")
         cells = [
@@ -164,7 +164,9 @@ def controls_section(results: Mapping[str, Any]) -> list[Section]:
         return []
     rows = list(rows_of("", controls))
     said = "A copy that was put among the generations has to be found, and a picture that was not there must not be."
-    body = joined([paragraph(said), table(("control", "found", ""), rows, caption="Controls")])
+    body = joined(
+        [paragraph(said), table(("control", "found", ""), rows, caption="What was put there, and what was found")]
+    )
     return [Section(title="Controls", body=body, place=7)]
 
 
