@@ -6,8 +6,12 @@ A pure function of the sections that the stages make of their result files, so i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from markupsafe import Markup
 
 from memtrain.errors import RecordError
 from memtrain.evaluation.report.markdown import markdown
@@ -60,7 +64,7 @@ def page(sections: Sequence[Section], *, notice: str = "") -> str:
         notice: stands above everything.
     """
     ordered = sorted(sections, key=lambda section: section.place)
-    answering = [section for section in ordered if section.verdict]
+    lead = next((section for section in ordered if section.verdict), None) or _first_words(ordered[0])
     config = next((section.config for section in ordered if section.config), None)
     anchored = [(section, f"part-{number}") for number, section in enumerate(ordered, 1)]
     limits = [limit for section in ordered for limit in section.limits]
@@ -68,7 +72,7 @@ def page(sections: Sequence[Section], *, notice: str = "") -> str:
     return from_template(
         Path(__file__).with_name("page.html.j2"),
         sections=anchored,
-        lead=answering[0] if answering else None,
+        lead=lead,
         figures=[figure for section in ordered for figure in section.figures][:FIGURES],
         subject=next((section.subject for section in ordered if section.subject), ""),
         contents=[*contents, *([("limits", "What this cannot tell")] if limits else []), ("run", "Run")],
@@ -77,3 +81,10 @@ def page(sections: Sequence[Section], *, notice: str = "") -> str:
         facts=[fact for section in ordered for fact in section.facts],
         config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
     )
+
+
+def _first_words(section: Section) -> Section:
+    """The first paragraph of a page whose stages judge nothing, as its answer."""
+    found = re.search(r"<p[^>]*>(.*?)</p>", section.body, flags=re.DOTALL)
+    text = Markup(found[1]).striptags() if found else section.title  # noqa: S704 (read from HTML, and escaped again)
+    return replace(section, verdict={"level": "plain", "word": section.title if found else "", "text": text})

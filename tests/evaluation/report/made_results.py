@@ -100,7 +100,7 @@ def full_results() -> dict[str, Any]:
             {"checkpoint": f"step-{step}", "step": step, **share(k, 4), "heldout_loss": 0.2 - step / 1000}
             for step, k in ((10, 0), (20, 1), (30, 2))
         ],
-        "controls": {"planted": {"found": True}, "not_planted": {"found": False}},
+        "controls": {"sscd": {"planted": share(15, 16, "found"), "unplanted": share(0, 16, "found"), "hold": True}},
     }
 
 

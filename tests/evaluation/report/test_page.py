@@ -236,7 +236,9 @@ def test_a_model_without_a_run_has_a_report_too(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(json.dumps(results), encoding="utf-8")
     text, _ = parsed(tmp_path)
     assert "Calibration of the neuron search" in text and "0.500" in text and "a model" in text
-    assert 'class="verdict' not in text and "What this cannot tell" not in text and "<pre>" not in text
+    assert "What this cannot tell" not in text and "<pre>" not in text
+    answer = re.search(r'<div class="verdict plain">(.*?)</div>', text, flags=re.DOTALL)
+    assert answer is not None and "Threshold of the similarity between seeds: 0.500" in answer[1], "its first words"
 
 
 def test_what_other_stages_left_is_shown(folder: Path) -> None:
