@@ -162,11 +162,18 @@ def controls_section(results: Mapping[str, Any]) -> list[Section]:
     controls = results.get("controls")
     if not controls:
         return []
-    rows = list(rows_of("", controls))
     said = "A copy that was put among the generations has to be found, and a picture that was not there must not be."
-    body = joined(
-        [paragraph(said), table(("control", "found", ""), rows, caption="What was put there, and what was found")]
-    )
+    caption = "What was put there, and what was found"
+    if all(isinstance(one, Mapping) and is_share(one.get("planted")) for one in controls.values()):
+        headings = ("measure", "planted copies found", "others taken for copies", "controls hold")
+        rows = [
+            (name, share_text(one["planted"]), share_text(one.get("unplanted")), value_text(one.get("hold")))
+            for name, one in controls.items()
+        ]
+        shown = table(headings, rows, caption=caption)
+    else:
+        shown = table(("control", "found", ""), list(rows_of("", controls)), caption=caption)
+    body = joined([paragraph(said), shown])
     return [Section(title="Controls", body=body, place=7)]
 
 
