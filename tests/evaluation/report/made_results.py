@@ -13,6 +13,7 @@ from PIL import Image
 
 ATTACK = "<script>alert('x')</script>\" onerror=\"alert(1) & $\\frac$ | `a` @someone"
 KEY = "patient-Müller-17"
+OTHER = "Weiß, Anna"
 SEEDS = (0, 1, 2)
 
 
@@ -94,7 +95,7 @@ def full_results() -> dict[str, Any]:
             "generations": share(5, 12, "copies"),
             "extraction": {"by_prompt": share(2, 4, "extracted"), "unconditional": share(0, 9, "extracted")},
             "exposure": {"canaries": 4, "by_repetition": {"8": 3.5}},
-            "by_group": {KEY: share(1, 1), "other": share(1, 3)},
+            "by_group": {KEY: share(1, 1), OTHER: share(1, 3)},
         },
         "curve": [
             {"checkpoint": f"step-{step}", "step": step, **share(k, 4), "heldout_loss": 0.2 - step / 1000}

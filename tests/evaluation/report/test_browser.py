@@ -151,7 +151,8 @@ def test_a_reader_of_the_screen_finds_landmarks_and_names(page: Page, report: Pa
 def test_it_prints(page: Page, report: Path) -> None:
     """What is folded on the screen is on paper."""
     page.open(report, width=1000)
+    hidden = "[...document.querySelectorAll('details .case')].filter(one => !one.checkVisibility()).length"
+    assert page.ask(hidden) > 0
     page("Emulation.setEmulatedMedia", media="print")
-    hidden = "[...document.querySelectorAll('details .case')].filter(one => !one.getBoundingClientRect().height).length"
     assert page.ask(hidden) == 0
     assert len(page("Page.printToPDF", printBackground=False)["data"]) > 20_000

@@ -16,7 +16,7 @@ from memtrain.errors import RecordError
 from memtrain.evaluation.report.redaction import Codes, check_redacted
 from memtrain.evaluation.report.section import one_colour, png_uri
 from memtrain.evaluation.stages.base import write_report
-from tests.evaluation.report.made_results import KEY, write_full_results
+from tests.evaluation.report.made_results import KEY, OTHER, write_full_results
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_nothing_can_be_recognised(folder: Path, capsys: pytest.CaptureFixture[s
     for path in (page, said):
         text = path.read_text(encoding="utf-8")
         assert "Images, captions and names are left out" in text
-        for secret in (KEY, "Müller", "a portrait of", "key-3"):
+        for secret in (KEY, OTHER, "Weiß", "Müller", "a portrait of", "key-3"):
             assert secret not in text, secret
         assert "2 of 4" in text and "41.7%" in text, "figures stay"
     text = page.read_text(encoding="utf-8")

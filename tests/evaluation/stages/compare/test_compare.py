@@ -77,6 +77,7 @@ def test_a_run_against_another(tmp_path: Path, capsys: pytest.CaptureFixture[str
     trained = found["groups"]["trained on"]
     assert (trained["n"], trained["prompts"], trained["stopped"], trained["started"]) == (10, 12, 3, 1)
     assert trained["change"]["mean"] == pytest.approx(-0.2)
+    assert trained["best_ratio"]["before"] == pytest.approx((4 * 0.5 + 0.92 + 0.97 + 0.98 + 0.99 + 1 + 1.01) / 10)
     low, high = trained["change"]["interval"]
     assert -0.6 <= low < -0.2 < high <= 0.2
     assert trained["similarity"]["sscd"]["change"]["mean"] == pytest.approx(0.8 * -0.2)

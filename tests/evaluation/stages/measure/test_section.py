@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memtrain.evaluation.stages.measure.section import sections
-from tests.evaluation.report.made_results import KEY, full_results, write_full_results
+from tests.evaluation.report.made_results import KEY, OTHER, full_results, write_full_results
 
 LATER = ("copying", "counts", "curve", "controls")
 
@@ -35,7 +35,7 @@ def test_every_part_is_shown(found: dict[str, str]) -> None:
     assert "ROC curves" in copying and "sscd 0.500" in copying
     counts = found["Counts"]
     assert "extraction, by prompt" in counts and "exposure, by repetition, 8" in counts
-    assert counts.index(KEY) < counts.index("other"), "the group with the highest share first"
+    assert counts.index(KEY) < counts.index(OTHER), "the group with the highest share first"
     assert "step 10: 0%; step 20: 25%; step 30: 50%" in found["Over the checkpoints"]
     assert "93.8% (15 of 16; 83.8% to 100%)" in found["Controls"] and "0% (0 of 16" in found["Controls"]
     assert (
