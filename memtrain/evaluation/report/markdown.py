@@ -14,7 +14,9 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!@&])")
 BEGINNING = re.compile(r"^([-+=]|\d+[.)])(?=\s|$)")
 """What begins a list or an underlined heading at the start of a line."""
 SILENT = ("head", "nav", "figure", "img")
-"""Elements of which nothing is kept, and links with the class `skip`."""
+"""Elements of which nothing is kept."""
+SILENT_CLASSES = ("skip", "part pictures")
+"""Classes of elements of which nothing is kept: folded rows of pictures are nothing without the pictures."""
 VOID = ("meta", "link", "img", "br")
 """Elements without an end."""
 BLOCKS = ("p", "h1", "h2", "h3", "li", "caption", "dt", "summary", "pre", "div", "dl")
@@ -46,7 +48,7 @@ class _Reader(HTMLParser):
         self.first = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self.silent or tag in SILENT or ("class", "skip") in attrs:
+        if self.silent or tag in SILENT or dict(attrs).get("class") in SILENT_CLASSES:
             if tag not in VOID:
                 self.silent.append(tag)
         elif tag == "br":

@@ -58,7 +58,7 @@ class Section:
         cannot_say: sentences, what it cannot say.
         figures: the figures that a reader looks for first.
         subject: the model that the page is about.
-        folded: shown when the reader opens it; for what is long.
+        folded: shown when the reader opens it; for rows of pictures.
         limits: what cannot be concluded; listed at the end of the page.
         facts: name and value of what is listed under "Run".
         config: where the model comes from, as JSON holds it.
