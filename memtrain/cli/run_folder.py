@@ -17,8 +17,8 @@ from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.functional.pixels import to_uint8
 from memtrain.records import (

@@ -95,7 +95,8 @@ def test_without_a_stage_a_run_is_measured() -> None:
 
 def test_where_results_go() -> None:
     assert read_command(["detect", "--run", "runs/x"]).folder == Path("runs/x/evaluation")
-    assert read_command(["detect", "--model", "m", "--prompts", "p"]).folder == Path("runs/detection")
+    for name in ("detect", "mitigate"):
+        assert read_command([name, "--model", "a/m", "--prompts", "p"]).folder == Path("runs", name, "m")
     assert read_command(["detect", "--model", "m", "--prompts", "p", "--output", "o"]).folder == Path("o")
 
 

@@ -29,7 +29,7 @@ from memtrain.evaluation.measures.replication import (
 )
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import Trace, generate
-from memtrain.evaluation.stages.base import RunSamples, StageInput
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.counts import BeyondLooks, members
 from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, heldout_copies, typical_distance
 from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run
@@ -42,6 +42,7 @@ from memtrain.evaluation.stages.measure.samples import (
     write_images,
 )
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT, write_json, write_parquet
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from memtrain.evaluation.measures.replication import Replication
-from memtrain.evaluation.stages.base import RunSamples
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 MOST = 50

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from memtrain.evaluation.measures.replication import Replication, replication
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
 from memtrain.evaluation.stages.measure.verdict import Reason
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.memory import images_at_once
 from memtrain.functional.pixel_distance import centred_pixels, squared_distances, unit_distance
 from memtrain.functional.pixels import to_uint8

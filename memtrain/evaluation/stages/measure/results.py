@@ -11,7 +11,7 @@ from torch import Tensor
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
-from memtrain.evaluation.stages.base import RunSamples, StageInput
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.counts import (
     BeyondLooks,
     summarize_detectors,
@@ -32,6 +32,7 @@ from memtrain.evaluation.stages.measure.grounds import (
 from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
 from memtrain.evaluation.stages.measure.verdict import Reason, verdict
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT
 
 SCHEMA_VERSION = 2

@@ -15,8 +15,8 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
-from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 

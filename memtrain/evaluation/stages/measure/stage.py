@@ -9,9 +9,7 @@ from typing import Any, Literal
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.stages.base import SamplingOptions, Stage, StageInput, WeightOptions
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
-
-REPRODUCED, UNJUDGED = 3, 4
-"""Exit statuses of the command, where `fail_on` asks for them."""
+from memtrain.evaluation.stages.measure.fail_on import read_fail_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +26,12 @@ class Measure(SamplingOptions, WeightOptions, Stage):
         kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
         detectors: read the sampling, as class paths with their arguments; `suggested` for a choice of cheap ones, `all`
             for every one that can, `none` to save a third of the time.
-        fail_on: which verdict ends the command with another status than 0. `reproduced`: 3 if training images are
-            reproduced. `unjudged`: 3 likewise, and 4 if that cannot be judged, so that 0 is an all-clear. `never`: 0
-            for every verdict. Status 1 is an error, 2 a command that cannot be read.
+        fail_on: what ends the command with another status than 0. `reproduced`: 3 if training images are reproduced.
+            `unjudged`: 3 likewise, and 4 if that cannot be judged, so that 0 is an all-clear. `never`: 0 for every
+            verdict. A condition such as `reproduced > 0.01`: 3 if it holds, 4 if its figure was not measured; figures
+            are `reproduced` and `share_below` (a share of pictures, the upper end of its interval), `pictures` (their
+            number), `copies` and `generations` (share and number of generations that are copies), compared by > or >=.
+            Status 1 is an error, 2 a command that cannot be read.
     """
 
     max_prompts: int = 150
@@ -38,14 +39,16 @@ class Measure(SamplingOptions, WeightOptions, Stage):
     false_positive_rate: float | None = None
     kid: bool | None = None
     detectors: Literal["suggested", "all", "none"] | list[Detector] = "suggested"
-    fail_on: Literal["never", "reproduced", "unjudged"] = "never"
+    fail_on: str = "never"
+
+    def check(self) -> None:
+        """Refuse a condition that cannot be decided."""
+        super().check()
+        read_fail_on(self.fail_on)
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
-        """By `fail_on` and the verdict."""
-        cleared = results["verdict"]["cleared"]
-        if cleared is False and self.fail_on != "never":
-            return REPRODUCED
-        return UNJUDGED if cleared is None and self.fail_on == "unjudged" else 0
+        """By `fail_on`."""
+        return read_fail_on(self.fail_on).status(results)
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, measure, compare, and print the tables."""
