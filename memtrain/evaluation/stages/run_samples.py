@@ -64,7 +64,13 @@ def picture_of(key: str, families: Families | None, templates: Mapping[str, str]
 
 
 class Run(Protocol):
-    """A finished training run, read again; :class:`memtrain.cli.run_folder.FinishedRun` is one."""
+    """What a model is asked about: a finished training run, read again, or a folder of pictures.
+
+    :class:`memtrain.cli.run_folder.FinishedRun` and :class:`memtrain.cli.picture_folder.PictureFolder` are such.
+    """
+
+    def at(self, pipeline: Any) -> Run:
+        """The same at the size at which the pipeline samples, where nothing else says it."""
 
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
         """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""

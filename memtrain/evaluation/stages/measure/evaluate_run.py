@@ -31,7 +31,8 @@ from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import Trace, generate
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.counts import BeyondLooks, members
-from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, heldout_copies, typical_distance
+from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD
+from memtrain.evaluation.stages.measure.null import by_made_captions, nearest_ratios, null_prompts
 from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run
 from memtrain.evaluation.stages.measure.results import Measured, Statistics, results_of_run
 from memtrain.evaluation.stages.measure.samples import (
@@ -88,19 +89,15 @@ def evaluate_run(
         neighbours=statistics.neighbours,
         family=family,
     )
+    calibrating = null_prompts(samples)
     if statistics.false_positive_rate is not None:
-        reproduction_threshold(torch.zeros(int(held.sum())), statistics.false_positive_rate)
-    calibrating = _calibrating(samples, held)
+        wanted = held if held.any() else calibrating
+        reproduction_threshold(torch.zeros(int(wanted.sum())), statistics.false_positive_rate)
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
     loss = _heldout_loss(given, samples)
-    trace = generate(
-        given.pipeline,
-        [prompt.caption for prompt in samples.prompts],
-        sampling=given.sampling.sized_as(samples.own_images),
-        detectors=detectors,
-    )
+    trace = _sampled(given, samples, detectors)
     shared = under_one_caption(samples)
     distances = replication(
         trace.images,
@@ -145,12 +142,18 @@ def _heldout_loss(given: StageInput, samples: RunSamples) -> float | None:
     return float(heldout_loss(given.pipeline, images, captions=captions).mean())
 
 
-def _calibrating(samples: RunSamples, held: Tensor) -> Tensor:
-    """`(P,)` bool, the held-out prompts whose image the run has not trained on under another name."""
-    found = held.clone()
-    typical = typical_distance(samples.own_images)
-    found[held] &= ~heldout_copies(samples.own_images[held], samples.training_images, typical=typical)
-    return found
+def _sampled(given: StageInput, samples: RunSamples, detectors: Sequence[Detector]) -> Trace:
+    """The generations of every prompt; a caption that several prompts share is sampled once."""
+    captions = [prompt.caption for prompt in samples.prompts]
+    texts = list(dict.fromkeys(captions))
+    sampling = given.sampling.sized_as(samples.own_images)
+    trace = generate(given.pipeline, texts, sampling=sampling, detectors=detectors)
+    if len(texts) == len(captions):
+        return trace
+    place = {text: row for row, text in enumerate(texts)}
+    rows = torch.tensor([place[text] for text in captions])
+    readings = {name: values[rows] for name, values in trace.readings.items()}
+    return Trace(tuple(captions), trace.seeds, trace.images[rows], readings)
 
 
 def _thresholds(
@@ -160,7 +163,8 @@ def _thresholds(
     if rate is None:
         unknown = torch.full((len(samples.prompts),), 1.0)
         return FALLBACK_THRESHOLD, BeyondLooks(torch.zeros(len(samples.prompts)), unknown)
-    threshold = reproduction_threshold(distances.best[calibrating], rate)
+    made = by_made_captions(samples, calibrating)
+    threshold = reproduction_threshold((nearest_ratios(distances) if made else distances.best)[calibrating], rate)
     return threshold, BeyondLooks(
         *thresholds_beyond_looks(
             distances,

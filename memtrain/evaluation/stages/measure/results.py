@@ -29,11 +29,12 @@ from memtrain.evaluation.stages.measure.grounds import (
     typical_distance,
     unseen,
 )
+from memtrain.evaluation.stages.measure.null import by_made_captions
 from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
 from memtrain.evaluation.stages.measure.verdict import Reason, verdict
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.run_samples import RunSamples
-from memtrain.records import HELDOUT
+from memtrain.records import HELDOUT, MADE_CAPTION
 
 SCHEMA_VERSION = 2
 """Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
@@ -122,6 +123,8 @@ def results_of_run(
         beyond=found.beyond,
         population=samples.population,
     )
+    by_group.pop(MADE_CAPTION, None)  # these prompts have no picture that could come back
+    made = by_made_captions(samples, found.calibrating)
     visits = [picture_visits(samples, prompt.key) for prompt in samples.prompts]
     doses = summarize_doses(groups, visits, distances, threshold=threshold, level=statistics.level, pictures=names)
     return {
@@ -148,7 +151,9 @@ def results_of_run(
             "threshold": threshold,
             "false_positive_rate": rate,
             "n_heldout": int(found.calibrating.sum()),
-            "heldout_left_out": samples.heldout_left_out + groups.count(HELDOUT) - int(found.calibrating.sum()),
+            "calibrated_by": None if rate is None else MADE_CAPTION if made else HELDOUT,
+            "heldout_left_out": samples.heldout_left_out
+            + (0 if made else groups.count(HELDOUT) - int(found.calibrating.sum())),
             "neighbours": distances.neighbours,
             "n_training_images": len(picture_numbers(samples).unique()),
             "groups": by_group,

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memtrain.records import REPEATED
+from memtrain.records import MADE_CAPTION, REPEATED
 
 MOST_SIGNALS = 5
 """Signals listed; the rest is in results.json."""
@@ -96,10 +96,16 @@ def threshold_words(replication: Mapping[str, Any]) -> str:
     without = f" ({left_out} more are training images as well, and were left out)" if left_out else ""
     if replication["false_positive_rate"] is None:
         return f"no held-out prompts set that threshold{without}, so how often chance falls below it is not known"
+    prompts = "captions that were made of the data's words" if made_by(replication) else "held-out prompts"
     return (
-        f"{replication['n_heldout']} held-out prompts{without} set that threshold at a false-positive rate of "
+        f"{replication['n_heldout']} {prompts}{without} set that threshold at a false-positive rate of "
         f"{replication['false_positive_rate']:.2g}"
     )
+
+
+def made_by(replication: Mapping[str, Any]) -> bool:
+    """Whether made captions set the threshold, because no picture was held out."""
+    return replication.get("calibrated_by") == MADE_CAPTION
 
 
 def _print_families(families: Mapping[str, Any], console: Console) -> None:

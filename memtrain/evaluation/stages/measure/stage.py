@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from memtrain.detectors.base import Detector
-from memtrain.evaluation.stages.base import SamplingOptions, Stage, StageInput, WeightOptions
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.base import ModelStage, SamplingOptions, StageInput, WeightOptions, model_name
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
 from memtrain.evaluation.stages.measure.fail_on import read_fail_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(SamplingOptions, WeightOptions, Stage):
-    """Sample a run's own captions, measure what is reproduced, and compare with what training recorded.
+class Measure(SamplingOptions, WeightOptions, ModelStage):
+    """Sample the captions of a run or folder, measure which pictures come back, and say whether that is chance.
 
     Args:
+        data: the pictures that `model` may give back, where there is no run: a folder of images with or without
+            captions, WebDataset shards, or `datasets:` and a name.
+        heldout: a folder of pictures that `model` cannot have seen, of the same kind. Without it, captions that are
+            made of the data's words say what comes by chance.
+        caption: of pictures of `data` that have none; by default an empty one.
+        size: side of the images that are sampled and compared, pixels; default the model's own.
         max_prompts: pictures at most in each group (planted, repeated, flagged, excluded, canary, held-out), templates,
             or captions that several pictures share. Of repeated pictures the data hold several files.
         unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
@@ -34,6 +42,10 @@ class Measure(SamplingOptions, WeightOptions, Stage):
             Status 1 is an error, 2 a command that cannot be read.
     """
 
+    data: str | None = None
+    heldout: str | None = None
+    caption: str | None = None
+    size: int | None = None
     max_prompts: int = 150
     unique_prompts: int = 60
     false_positive_rate: float | None = None
@@ -42,9 +54,32 @@ class Measure(SamplingOptions, WeightOptions, Stage):
     fail_on: str = "never"
 
     def check(self) -> None:
-        """Refuse a condition that cannot be decided."""
+        """Refuse a condition that cannot be decided, a model without pictures, and pictures without a model."""
         super().check()
         read_fail_on(self.fail_on)
+        if (self.model is None) != (self.data is None):
+            raise ConfigurationError(
+                f"model={self.model!r} with data={self.data!r}",
+                expected="both, or a run, which brings its own",
+                remedy="python evaluate.py measure --model MODEL --data FOLDER",
+            )
+        alone = {"heldout": self.heldout, "caption": self.caption, "size": self.size}
+        given = [name for name, value in alone.items() if value is not None]
+        if self.model is None and given:
+            raise ConfigurationError(
+                f"{' and '.join(given)} without a model",
+                expected="--model and --data; a run brings its own settings",
+                remedy="leave it out, or name a model and its pictures",
+            )
+        if self.size is not None and (self.size < 8 or self.size % 8):
+            raise ConfigurationError(f"size={self.size}", expected="a multiple of 8", remedy="change it")
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        if self.output is None and self.model is not None:
+            return Path("runs/evaluation") / model_name(self.model, self.lora)
+        return super().folder
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
         """By `fail_on`."""
@@ -56,7 +91,7 @@ class Measure(SamplingOptions, WeightOptions, Stage):
         from memtrain.evaluation.stages.measure.results import Statistics
         from memtrain.evaluation.stages.measure.screen import print_results
 
-        assert given.run is not None  # there is no option for a model without a run
+        assert given.run is not None  # a run or a folder of pictures, by check()
         detectors, left_out = chosen_detectors(
             self.detectors, given.pipeline, given.sampling, suggested=suggested_beside
         )

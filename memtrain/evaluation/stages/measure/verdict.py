@@ -152,7 +152,9 @@ def _too_few(asked: int, population: Mapping[str, int]) -> list[Reason]:
 def _threshold(held: int, rate: float | None) -> list[Reason]:
     if rate is None:
         found = f"{held} held-out prompts set no threshold, so what comes by chance is not known"
-        return [Reason("no_threshold", found, f"hold out more images (heldout_fraction): {FEWEST_HELDOUT} or more")]
+        return [
+            Reason("no_threshold", found, f"hold out {FEWEST_HELDOUT} images or more (heldout_fraction; --heldout)")
+        ]
     if held < FEWEST_HELDOUT:
         found = f"{held} held-out prompts set the threshold, at a false-positive rate of {rate:.0%}"
         return [Reason("few_heldout", found, f"hold out more images, and ask for {FEWEST_HELDOUT} or more")]
