@@ -11,6 +11,7 @@ from memtrain.cli.made_captions import made_captions
 from memtrain.cli.run_pictures import Pictures
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
+from memtrain.data.source import open_source
 from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.keyed_draws import hash_order
@@ -161,6 +162,16 @@ def samples_of(pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, 
         heldout=_heldout(pictures, held),
         config=config,
     )
+
+
+def column_of(data: TextImageDataModule, name: str) -> dict[str, str]:
+    """A column of the data by key, of what was made of a sample that of the sample.
+
+    Raises:
+        DataError: if the data have no such column.
+    """
+    values = open_source(data.path, caption=data.captions.default or data.captions.trigger).column(name)
+    return values | {made: values[origin] for made, origin in data.template.items() if origin in values}
 
 
 def _heldout(pictures: Pictures, held: CaptionedImages) -> tuple[torch.Tensor, list[str]] | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from memtrain.cli.asked_pictures import choose_prompts, samples_of
+from memtrain.cli.asked_pictures import choose_prompts, column_of, samples_of
 from memtrain.cli.run_pictures import Pictures
 from memtrain.data.caption_choice import Captions
 from memtrain.data.module import TextImageDataModule
@@ -89,7 +89,7 @@ class PictureFolder:
             remedy="name them with --run or --prompts",
         )
 
-    def samples(self, *, most: int, unique: int) -> RunSamples:
+    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
         """Repeated pictures first, others by chance, and what they are compared with."""
         data = self.data()
         pictures = Pictures(data, _asked_alone(data))
@@ -99,7 +99,8 @@ class PictureFolder:
         if not any(one.caption for one in prompts if one.group != HELDOUT):
             # A null has to be asked for as the pictures are: captions would bring their held-out pictures nearer.
             prompts = [replace(one, caption="") for one in prompts]
-        return replace(found, prompts=prompts, visits=None)
+        grouped = column_of(data, group_by) if group_by is not None else None
+        return replace(found, prompts=prompts, visits=None, grouped_by=grouped)
 
 
 class _Data(TextImageDataModule):

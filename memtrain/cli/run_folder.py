@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
-from memtrain.cli.asked_pictures import choose_prompts, images_of, samples_of
+from memtrain.cli.asked_pictures import choose_prompts, column_of, images_of, samples_of
 from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
@@ -148,7 +148,7 @@ class FinishedRun:
         """See :func:`known_prompts`."""
         return known_prompts(Pictures(self.data, read_families(self.folder, self.data)[0]), most=most)
 
-    def samples(self, *, most: int, unique: int) -> RunSamples:
+    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
         """Prompts of every group, as :func:`choose_prompts` takes them, and what they are compared with."""
         records = self.folder / "records"
         evidence = read_table(records, "evidence") if (records / "evidence.parquet").is_file() else None
@@ -162,7 +162,8 @@ class FinishedRun:
             excluded=excluded_images(self.folder, self.config, self.data),
         )
         found = samples_of(pictures, chosen, config=self.config)
-        return replace(found, not_looked_at=not_looked_at, evidence=evidence)
+        grouped = column_of(self.data, group_by) if group_by is not None else None
+        return replace(found, not_looked_at=not_looked_at, evidence=evidence, grouped_by=grouped)
 
 
 def _flagged(evidence: pa.Table | None) -> set[str]:

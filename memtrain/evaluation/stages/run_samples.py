@@ -31,6 +31,7 @@ class RunSamples:
         visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
         evidence: the run's `records/evidence.parquet`, if it was monitored.
         heldout: all held-out images `(n, 3, H, W)` uint8 and their captions, for the denoising loss; None for no loss.
+        grouped_by: what a column of the data says of images, such as the patient or artist, by key; None if not asked.
         config: anything that says where the pipeline comes from; stored as it is.
     """
 
@@ -46,6 +47,7 @@ class RunSamples:
     visits: Mapping[str, int] | None = None
     evidence: pa.Table | None = None
     heldout: tuple[Tensor, list[str]] | None = None
+    grouped_by: Mapping[str, str] | None = None
     config: Mapping[str, Any] | None = None
 
     def picture(self, key: str) -> str:
@@ -75,5 +77,5 @@ class Run(Protocol):
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
         """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""
 
-    def samples(self, *, most: int, unique: int) -> RunSamples:
-        """Prompts of every group, and what they are compared with."""
+    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
+        """Prompts of every group, what they are compared with, and a column of the data."""

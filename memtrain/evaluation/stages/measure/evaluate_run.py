@@ -162,7 +162,7 @@ def _thresholds(
     """The threshold of a prompt with one own image, and those that allow for several."""
     if rate is None:
         unknown = torch.full((len(samples.prompts),), 1.0)
-        return FALLBACK_THRESHOLD, BeyondLooks(torch.zeros(len(samples.prompts)), unknown)
+        return FALLBACK_THRESHOLD, BeyondLooks(FALLBACK_THRESHOLD * unknown, unknown)
     made = by_made_captions(samples, calibrating)
     threshold = reproduction_threshold((nearest_ratios(distances) if made else distances.best)[calibrating], rate)
     return threshold, BeyondLooks(
@@ -191,7 +191,7 @@ def _write(
         samples,
         found.trace,
         found.distances,
-        threshold=found.threshold,
+        thresholds=found.beyond.thresholds,
         detectors=detectors,
         images=write_images(given.output, found.trace, samples.own_images),
     )

@@ -98,8 +98,8 @@ class Measured:
 
     @property
     def reproduced(self) -> Tensor:
-        """`(P,)` bool."""
-        return self.distances.best < self.threshold
+        """`(P,)` bool, each by its own threshold."""
+        return self.distances.best < self.beyond.thresholds.float()
 
 
 def results_of_run(
@@ -146,7 +146,9 @@ def results_of_run(
             population=samples.population,
             level=statistics.level,
         ),
-        "families": summarize_families(samples, distances, reproduced=found.reproduced),
+        "families": summarize_families(
+            samples, distances, reproduced=found.reproduced, thresholds=found.beyond.thresholds
+        ),
         "replication": {
             "threshold": threshold,
             "false_positive_rate": rate,

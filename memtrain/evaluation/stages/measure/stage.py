@@ -25,6 +25,8 @@ class Measure(SamplingOptions, WeightOptions, ModelStage):
             made of the data's words say what comes by chance.
         caption: of pictures of `data` that have none; by default an empty one.
         size: side of the images that are sampled and compared, pixels; default the model's own.
+        group_by: a column of the data's metadata, such as the patient or the artist, by which reproduced pictures are
+            counted besides; `folder` for the folder that a file lies in.
         max_prompts: pictures at most in each group (planted, repeated, flagged, excluded, canary, held-out), templates,
             or captions that several pictures share. Of repeated pictures the data hold several files.
         unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
@@ -46,6 +48,7 @@ class Measure(SamplingOptions, WeightOptions, ModelStage):
     heldout: str | None = None
     caption: str | None = None
     size: int | None = None
+    group_by: str | None = None
     max_prompts: int = 150
     unique_prompts: int = 60
     false_positive_rate: float | None = None
@@ -99,7 +102,7 @@ class Measure(SamplingOptions, WeightOptions, ModelStage):
             print(f"Left out: {name}. {reason}")
         results = evaluate_run(
             given,
-            given.run.samples(most=self.max_prompts, unique=self.unique_prompts),
+            given.run.samples(most=self.max_prompts, unique=self.unique_prompts, group_by=self.group_by),
             detectors=detectors,
             statistics=Statistics(false_positive_rate=self.false_positive_rate),
             kid=self.kid,
