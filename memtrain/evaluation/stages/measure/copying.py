@@ -48,3 +48,59 @@ class Compare(NamedTuple):
 def described(measure: CopyMeasure, images: Tensor) -> Tensor:
     """Features of images `(M, 3, H, W)`, which may lie in a file, block by block."""
     return torch.cat([measure.describe(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)])
+
+
+class Found(NamedTuple):
+    """What a measure found.
+
+    Attributes:
+        copied: similarities of the generations, and what they mean.
+        planted: `(n,)` bool, of edited copies of training pictures, which are taken for copies.
+        unplanted: `(m,)` bool, of pictures that the model has not seen, which are.
+    """
+
+    copied: Copied
+    planted: Tensor
+    unplanted: Tensor
+
+
+def measured(measure: CopyMeasure, given: Compare) -> Found:
+    """Describe, compare, calibrate and try one measure."""
+    samples, calibrating = given.samples, given.calibrating
+    features = described(measure, samples.training_images)
+    compared = compare(
+        measure,
+        given.generated,
+        samples.own_images,
+        training=samples.training_images,
+        mine=given.mine,
+        features=features,
+    )
+    made = by_made_captions(samples, calibrating)
+    calibration = _calibrated(measure, given, null_values(compared, calibrating, made=made), features)
+    thresholds, factors = thresholds_of_prompts(
+        measure,
+        given.generated[calibrating],
+        features,
+        mine=given.mine,
+        threshold=calibration.threshold,
+        rate=None if made else calibration.false_positive_rate,
+    )
+    copied = Copied(measure.name, compared, calibration, thresholds, factors)
+    return Found(copied, *_controls(measure, given, features, copied))
+
+
+def _controls(measure: CopyMeasure, given: Compare, features: Tensor, copied: Copied) -> tuple[Tensor, Tensor]:
+    """Planted copies against their pictures, pictures that the model has not seen against all; taken for copies."""
+    planted = torch.zeros(0, dtype=torch.bool)
+    rows = chosen_rows(given.trained)
+    if rows:
+        copies = measure.describe(planted_copies(given.perfect[rows]))
+        own = [measure.similarity(copies[at : at + 1], features[given.mine[row]]).amax() for at, row in enumerate(rows)]
+        planted = torch.stack(own).double() >= copied.thresholds[rows]
+    unplanted = torch.zeros(0, dtype=torch.bool)
+    rows = chosen_rows(given.unseen)
+    if rows:
+        alike = measure.similarity(measure.describe(given.perfect[rows]), features).amax(dim=1)
+        unplanted = alike.double() >= copied.copy_of_any
+    return planted, unplanted
