@@ -36,7 +36,7 @@ OPTIONS = {
     | WEIGHTS
     | (PROMPTS - {"prompts"})
     | {"unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"}
-    | {"data", "heldout", "caption", "size", "group_by"},
+    | {"data", "heldout", "caption", "size", "group_by", "copy_measures", "copy_detector", "vision"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
 }
 

@@ -1,9 +1,10 @@
 """Controls of an evaluation: a planted copy is found, and an unplanted picture is not.
 
-Planted: training pictures through the model's autoencoder, cut by a twentieth at each side and brightened a little, as
-if they had been generated. Every measure of copying that is trusted has to find them. Unplanted: pictures that the
-model has not seen, through the autoencoder likewise, held against all training pictures. None of them may be taken for
-a copy. Both go through the same code as generations do, so that what is wrong with it is seen here.
+Planted: training pictures through the model's autoencoder, a little brighter and as JPEG, as if they had been
+generated. Every measure of copying that is trusted has to find them; how many it finds of copies that are edited more
+is its power, which is stated beside. Unplanted: pictures that the model has not seen, through the autoencoder
+likewise, held against all training pictures. None of them may be taken for a copy. Both go through the same code as
+generations do, so that what is wrong with it is seen here.
 """
 
 from __future__ import annotations
@@ -11,35 +12,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from memtrain.evaluation.measures.edits import jpeg
 from memtrain.functional.ranking import proportion_interval
 
 MOST = 16
 """Pictures of each kind."""
-CUT = 20
-"""Part of a side that is cut off on each side of a planted copy."""
-BRIGHTER = 1.05
+BRIGHTER, QUALITY = 1.05, 60
+"""Of a planted copy."""
 GOOD = 0.8
 """Share of planted copies that are found, and of unplanted pictures that are not, from which on controls hold."""
 
 
 def planted_copies(copies: Tensor) -> Tensor:
-    """Edited copies of images `(n, 3, H, W)` uint8: cut, enlarged to the old size, brightened."""
-    height, width = copies.shape[-2:]
-    top, left = max(1, height // CUT), max(1, width // CUT)
-    inner = copies[..., top : height - top, left : width - left].float()
-    whole = F.interpolate(inner, size=(height, width), mode="bilinear", align_corners=False)
-    return (whole * BRIGHTER).round().clamp(0, 255).to(torch.uint8)
+    """Edited copies of images `(n, 3, H, W)` uint8: brighter, and through JPEG."""
+    brighter = (copies.float() * BRIGHTER).round().clamp(0, 255).to(torch.uint8)
+    edited = [jpeg(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), QUALITY) for image in brighter]
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in edited])
 
 
-def chosen_rows(candidates: Tensor) -> list[int]:
-    """At most :data:`MOST` of the rows that are true in `(P,)`, evenly spread."""
+def chosen_rows(candidates: Tensor, *, most: int = MOST) -> list[int]:
+    """At most `most` of the rows that are true in `(P,)`, evenly spread."""
     rows = candidates.nonzero().squeeze(1)
-    if len(rows) > MOST:
-        rows = rows[torch.linspace(0, len(rows) - 1, MOST).round().long()]
+    if len(rows) > most:
+        rows = rows[torch.linspace(0, len(rows) - 1, most).round().long()]
     return [int(row) for row in rows]
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure
+from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure, compare
+from memtrain.evaluation.measures.copying.calibration import COPIED, calibrate
+from memtrain.evaluation.measures.copying.find import recommended
+from memtrain.evaluation.stages.measure.controls import chosen_rows, planted_copies
+from memtrain.evaluation.stages.measure.copied import Copied, null_values, said_of_measure, thresholds_of_prompts
+from memtrain.evaluation.stages.measure.decision import RATIO
+from memtrain.evaluation.stages.measure.null import by_made_captions
+from memtrain.evaluation.stages.measure.samples import counted_as
 from memtrain.evaluation.stages.run_samples import RunSamples
-from memtrain.records import HELDOUT, NEVER_TRAINED
+from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 
 class Compare(NamedTuple):
@@ -23,6 +31,7 @@ class Compare(NamedTuple):
         mine: per prompt the training images that are its own.
         calibrating: `(P,)` bool, the prompts that say what comes by chance.
         rate: false-positive rate that they can promise; None where there are none.
+        level: coverage of intervals.
     """
 
     samples: RunSamples
@@ -32,6 +41,7 @@ class Compare(NamedTuple):
     mine: list[list[int]]
     calibrating: Tensor
     rate: float | None
+    level: float = 0.95
 
     @property
     def trained(self) -> Tensor:
@@ -50,6 +60,18 @@ def described(measure: CopyMeasure, images: Tensor) -> Tensor:
     return torch.cat([measure.describe(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)])
 
 
+class Chosen(NamedTuple):
+    """Which measures of copying are asked.
+
+    Attributes:
+        measures: beside the ratio.
+        left_out: why others are not, by name.
+    """
+
+    measures: Sequence[CopyMeasure] = ()
+    left_out: Mapping[str, str] = {}
+
+
 class Found(NamedTuple):
     """What a measure found.
 
@@ -62,6 +84,43 @@ class Found(NamedTuple):
     copied: Copied
     planted: Tensor
     unplanted: Tensor
+
+
+def all_measured(chosen: Chosen, given: Compare) -> tuple[list[Found], dict[str, str]]:
+    """Every measure that can measure these images, and why others cannot, by name."""
+    height, width = given.samples.own_images.shape[-2:]
+    found, left_out = [], dict(chosen.left_out)
+    for measure in chosen.measures:
+        reason = measure.reason_against((int(height), int(width)))
+        if reason is None:
+            found.append(measured(measure, given))
+        else:
+            left_out[measure.name] = reason
+    return found, left_out
+
+
+def said_of_copying(
+    found: Sequence[Found], left_out: Mapping[str, str], given: Compare, *, ratio: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """`results.json`'s part `copying`.
+
+    Args:
+        found: by each measure.
+        left_out: why others were not asked, by name.
+        given: what they compared.
+        ratio: the same of the ratio (:func:`memtrain.evaluation.stages.measure.ratio_measure.ratio_measure`).
+    """
+    groups = [prompt.group for prompt in given.samples.prompts]
+    names = counted_as(given.samples)
+    measures: dict[str, Any] = {} if ratio is None else {RATIO: ratio}
+    for one in found:
+        said = said_of_measure(one.copied, groups, names, asked=given.trained, level=given.level)
+        said["groups"].pop(MADE_CAPTION, None)  # these prompts have no picture that could come back
+        measures[one.copied.name] = said
+    best = recommended({one.copied.name: one.copied.calibration for one in found})
+    if best is None and ratio is not None and ratio["sees"]:
+        best = RATIO
+    return {"recommended": best, "measures": measures, "left_out": dict(left_out)}
 
 
 def measured(measure: CopyMeasure, given: Compare) -> Found:
@@ -77,7 +136,16 @@ def measured(measure: CopyMeasure, given: Compare) -> Found:
         features=features,
     )
     made = by_made_captions(samples, calibrating)
-    calibration = _calibrated(measure, given, null_values(compared, calibrating, made=made), features)
+    calibration = calibrate(
+        measure,
+        null_values(compared, calibrating, made=made),
+        rate=given.rate,
+        copied=samples.own_images[chosen_rows(given.trained, most=COPIED)],
+        training=samples.training_images,
+        family=given.family,
+        features=features,
+        level=given.level,
+    )
     thresholds, factors = thresholds_of_prompts(
         measure,
         given.generated[calibrating],

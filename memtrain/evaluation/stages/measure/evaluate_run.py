@@ -30,8 +30,11 @@ from memtrain.evaluation.measures.replication import (
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import Trace, generate
 from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.measure.copied import Copied
+from memtrain.evaluation.stages.measure.copying import Chosen
+from memtrain.evaluation.stages.measure.copying_results import add_copying
 from memtrain.evaluation.stages.measure.counts import BeyondLooks, members
-from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD
+from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, perfect_copies
 from memtrain.evaluation.stages.measure.null import by_made_captions, nearest_ratios, null_prompts
 from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run
 from memtrain.evaluation.stages.measure.results import Measured, Statistics, results_of_run
@@ -42,6 +45,7 @@ from memtrain.evaluation.stages.measure.samples import (
     under_one_caption,
     write_images,
 )
+from memtrain.evaluation.stages.measure.sentences import cannot_say, rests_on
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT, write_json, write_parquet
@@ -56,6 +60,7 @@ def evaluate_run(
     directions: Mapping[str, str] | None = None,
     kid: bool | None = None,
     weights: Weights | None = None,
+    copying: Chosen | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained pipeline and write the results.
 
@@ -68,6 +73,7 @@ def evaluate_run(
         directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
         kid: measure KID on the held-out prompts; by default if its features are installed.
         weights: of networks that measure beside.
+        copying: measures of copying; None for the ratio of pixel distances alone, and no controls.
 
     Returns:
         The content of `results.json`.
@@ -82,17 +88,7 @@ def evaluate_run(
     held = members([prompt.group for prompt in samples.prompts], HELDOUT)
     own = own_index(samples.prompts, samples.training_keys, samples.own_images, samples.training_images)
     family = picture_numbers(samples)
-    check_images(
-        samples.own_images[:, None],
-        samples.own_images,
-        samples.training_images,
-        neighbours=statistics.neighbours,
-        family=family,
-    )
-    calibrating = null_prompts(samples)
-    if statistics.false_positive_rate is not None:
-        wanted = held if held.any() else calibrating
-        reproduction_threshold(torch.zeros(int(wanted.sum())), statistics.false_positive_rate)
+    calibrating = _checked(samples, statistics, held, family)
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
@@ -110,19 +106,40 @@ def evaluate_run(
         device=given.pipeline.device,
     )
     threshold, beyond = _thresholds(samples, trace, distances, calibrating=calibrating, rate=rate)
-    found = Measured(trace, distances, threshold, beyond, calibrating, rate, own, shared)
+    perfect = perfect_copies(given.pipeline, samples.own_images)
+    found = Measured(trace, distances, threshold, beyond, calibrating, rate, own, shared, perfect)
     distance = kid_of_run(
         given, samples, trace, distances, held=held, reason=without_kid, bootstrap=statistics.bootstrap
     )
     results = results_of_run(given, samples, found, detectors=detectors, statistics=statistics)
     results["training"] = training
     if samples.evidence is not None and training is not None:
-        copied = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
-        training["sampled"] = flags_and_copies(samples.evidence, copied)
+        back = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
+        training["sampled"] = flags_and_copies(samples.evidence, back)
     results["quality"] = {"heldout_loss": loss, "kid": distance}
     if weights is not None and weights.any:
         results["networks"] = networks_of_run(given, samples, trace, weights)
-    return _write(given, samples, found, results, detectors=detectors)
+    copied: list[Copied] = []
+    if copying is not None:
+        copied = add_copying(results, samples, found, family=family, chosen=copying, level=statistics.level)
+    results["verdict"] |= {"rests_on": rests_on(results), "cannot_say": cannot_say(results)}
+    return _write(given, samples, found, results, detectors=detectors, copied=copied)
+
+
+def _checked(samples: RunSamples, statistics: Statistics, held: Tensor, family: Tensor) -> Tensor:
+    """`(P,)` bool, the prompts that set the threshold; refuses what cannot be compared, or a rate too low for them."""
+    check_images(
+        samples.own_images[:, None],
+        samples.own_images,
+        samples.training_images,
+        neighbours=statistics.neighbours,
+        family=family,
+    )
+    calibrating = null_prompts(samples)
+    if statistics.false_positive_rate is not None:
+        wanted = held if held.any() else calibrating
+        reproduction_threshold(torch.zeros(int(wanted.sum())), statistics.false_positive_rate)
+    return calibrating
 
 
 def _training(
@@ -185,6 +202,7 @@ def _write(
     results: Mapping[str, Any],
     *,
     detectors: Sequence[Detector],
+    copied: Sequence[Copied],
 ) -> dict[str, Any]:
     """Write images, table and figures; what `results.json` holds."""
     table = samples_table(
@@ -194,6 +212,7 @@ def _write(
         thresholds=found.beyond.thresholds,
         detectors=detectors,
         images=write_images(given.output, found.trace, samples.own_images),
+        copied=copied,
     )
     write_parquet(table, given.output / "samples.parquet")
     return write_json(results, given.output / "results.json")

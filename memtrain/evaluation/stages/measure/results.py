@@ -24,7 +24,6 @@ from memtrain.evaluation.stages.measure.grounds import (
     data_reasons,
     elsewhere_reasons,
     not_seen,
-    perfect_copies,
     sampling_reasons,
     typical_distance,
     unseen,
@@ -36,7 +35,7 @@ from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT, MADE_CAPTION
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
 USUAL_RATE = 0.01
 """False-positive rate of the threshold, if there are enough held-out prompts."""
@@ -85,6 +84,7 @@ class Measured:
         rate: of the threshold; None where there are none.
         own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
         shared: the same.
+        perfect: `(P, 3, H, W)` uint8, own images through the model's autoencoder and back.
     """
 
     trace: Trace
@@ -95,6 +95,7 @@ class Measured:
     rate: float | None
     own_index: Tensor
     shared: list[list[int]]
+    perfect: Tensor
 
     @property
     def reproduced(self) -> Tensor:
@@ -176,7 +177,7 @@ def _reasons(given: StageInput, samples: RunSamples, found: Measured) -> list[Re
     """Why the model would not be cleared, whatever was counted."""
     blind = unseen(
         samples,
-        perfect_copies(given.pipeline, samples.own_images),
+        found.perfect,
         own_index=found.own_index,
         shared=found.shared,
         threshold=found.threshold,

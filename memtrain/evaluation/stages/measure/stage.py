@@ -11,11 +11,12 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import ModelStage, SamplingOptions, StageInput, WeightOptions, model_name
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
+from memtrain.evaluation.stages.copy_options import CopyOptions
 from memtrain.evaluation.stages.measure.fail_on import read_fail_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(SamplingOptions, WeightOptions, ModelStage):
+class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
     """Sample the captions of a run or folder, measure which pictures come back, and say whether that is chance.
 
     Args:
@@ -90,6 +91,9 @@ class Measure(SamplingOptions, WeightOptions, ModelStage):
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, measure, compare, and print the tables."""
+        from memtrain.evaluation.measures.copying.base import CopyWeights
+        from memtrain.evaluation.measures.copying.find import copy_measures
+        from memtrain.evaluation.stages.measure.copying import Chosen
         from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
         from memtrain.evaluation.stages.measure.results import Statistics
         from memtrain.evaluation.stages.measure.screen import print_results
@@ -98,7 +102,9 @@ class Measure(SamplingOptions, WeightOptions, ModelStage):
         detectors, left_out = chosen_detectors(
             self.detectors, given.pipeline, given.sampling, suggested=suggested_beside
         )
-        for name, reason in left_out.items():
+        networks = CopyWeights(self.copy_detector, self.sscd_convention, self.vision)
+        copying = Chosen(*copy_measures(self.measure_names, weights=networks))
+        for name, reason in {**left_out, **copying.left_out}.items():
             print(f"Left out: {name}. {reason}")
         results = evaluate_run(
             given,
@@ -107,6 +113,7 @@ class Measure(SamplingOptions, WeightOptions, ModelStage):
             statistics=Statistics(false_positive_rate=self.false_positive_rate),
             kid=self.kid,
             weights=self.weights,
+            copying=copying,
         )
         print_results(results, given.output)
         return results

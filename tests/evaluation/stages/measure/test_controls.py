@@ -7,15 +7,12 @@ import torch
 from memtrain.evaluation.stages.measure.controls import chosen_rows, planted_copies, summarize_controls
 
 
-def test_a_planted_copy_is_cut_and_brighter() -> None:
+def test_a_planted_copy_is_brighter_and_nearly_the_same() -> None:
     image = torch.full((1, 3, 40, 40), 100, dtype=torch.uint8)
-    image[..., :2, :] = 0  # a frame that is cut off
-    image[..., -2:, :] = 0
-    image[..., :2] = 0
-    image[..., -2:] = 0
+    image[..., :20] = 200
     copy = planted_copies(image)
     assert copy.shape == image.shape and copy.dtype == torch.uint8
-    assert copy.unique().tolist() == [105]
+    assert (copy[..., 25:].float() - 105).abs().max() <= 3 and (copy[..., :15].float() - 210).abs().max() <= 3
 
 
 def test_rows_are_spread_and_bounded() -> None:

@@ -121,7 +121,7 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
         "training",
         "quality",
     }
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     assert set(results["versions"]) == {"memtrain", "torch", "diffusers", "transformers", "python"}
     assert results["config"] == {"model": str(Path("runs/x")), "<key>": [1, None]}
     assert results["sampling"]["seeds"] == [0, 1]
