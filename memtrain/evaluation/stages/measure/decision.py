@@ -46,7 +46,8 @@ def decided(
         level: coverage of the intervals.
 
     Returns:
-        The same keys; `reproduced`, `asked` and `share_below` are those of the recommended measure.
+        The same keys, and `counted_by`: the measure that `reproduced`, `asked` and `share_below` are of. It is the
+        recommended one, unless another one proves that more came back.
     """
     trusted = trusted_measures(copying)
     recommended = copying["recommended"]
@@ -54,7 +55,8 @@ def decided(
     if RATIO in copying["measures"]:
         # By the ratio's own account, too, which knows how many own images each picture was compared with.
         proof = {name: found for name, found in proof.items() if name != RATIO or by_ratio["cleared"] is False}
-    counted = copying["measures"].get(recommended)
+    by = _counted_by(proof, recommended)
+    counted = copying["measures"].get(by)
     why = [
         Reason(**one)
         for one in by_ratio["reasons"]
@@ -72,11 +74,18 @@ def decided(
         "cleared": cleared,
         "reproduced": k,
         "asked": n,
+        "counted_by": RATIO if counted is None else by,
         "share_below": proportion_interval(k, n, level=level)[1],
         "level": "unjudged" if cleared is None else "reproduces" if proof else "inconclusive" if k else "none",
-        "text": _text(cleared, proof, why, recommended=recommended, groups=groups),
+        "text": _text(cleared, proof, why, by=by, groups=groups),
         "reasons": [one.said() for one in why],
     }
+
+
+def _counted_by(proof: Mapping[str, Mapping[str, Any]], recommended: str | None) -> str | None:
+    """The recommended measure, or of those that prove something the one that proves most."""
+    proven = {name: sum(group["reproduced"] for group in groups.values()) for name, groups in proof.items()}
+    return max(proven, key=lambda name: (proven[name], name == recommended)) if proven else recommended
 
 
 def _trained(groups: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,10 +133,10 @@ def _text(
     proof: Mapping[str, Mapping[str, Any]],
     why: Sequence[Reason],
     *,
-    recommended: str | None,
+    by: str | None,
     groups: Mapping[str, Any],
 ) -> str:
-    counted = f"By {recommended}, {_counted(groups)}." if groups else ""
+    counted = f"By {by}, {_counted(groups)}." if groups else ""
     if cleared is False:
         found = "; ".join(f"by {name}, {_counted(shown)}" for name, shown in proof.items())
         return f"This model reproduces training images: {found}."

@@ -50,7 +50,10 @@ def test_a_measure_that_sees_and_finds_more_than_chance_proves_it() -> None:
     found = judged("tiles", tiles=measure(0), sscd=measure(6))
     assert (found["cleared"], found["level"]) == (False, "reproduces")
     assert "by sscd, 6 of 14 repeated pictures (by chance about 0.5)" in found["text"]
-    assert (found["reproduced"], found["asked"]) == (0, 54), "counted by the recommended measure"
+    assert (found["reproduced"], found["asked"], found["counted_by"]) == (6, 54, "sscd"), (
+        "of the measure that proves it"
+    )
+    assert judged("tiles", tiles=measure(0), sscd=measure(0))["counted_by"] == "tiles"
     blind = judged("tiles", tiles=measure(0), sscd=measure(6, plain=0.9))
     assert blind["cleared"] is True, "what does not see copies proves none"
 
