@@ -79,11 +79,13 @@ class Found(NamedTuple):
         copied: similarities of the generations, and what they mean.
         planted: `(n,)` bool, of edited copies of training pictures, which are taken for copies.
         unplanted: `(m,)` bool, of pictures that the model has not seen, which are.
+        heldout_nearest: `(h,)` similarity of the pictures that the model has not seen to the nearest training picture.
     """
 
     copied: Copied
     planted: Tensor
     unplanted: Tensor
+    heldout_nearest: Tensor
 
 
 def all_measured(chosen: Chosen, given: Compare) -> tuple[list[Found], dict[str, str]]:
@@ -155,7 +157,11 @@ def measured(measure: CopyMeasure, given: Compare) -> Found:
         rate=None if made else calibration.false_positive_rate,
     )
     copied = Copied(measure.name, compared, calibration, thresholds, factors)
-    return Found(copied, *_controls(measure, given, features, copied))
+    heldout_nearest = torch.zeros(0)
+    if given.unseen.any():
+        heldout = measure.describe(samples.own_images[given.unseen])
+        heldout_nearest = measure.similarity(heldout, features).amax(dim=1)
+    return Found(copied, *_controls(measure, given, features, copied), heldout_nearest)
 
 
 def _controls(measure: CopyMeasure, given: Compare, features: Tensor, copied: Copied) -> tuple[Tensor, Tensor]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from memtrain.evaluation.stages.measure.by_group import counted_by
 from memtrain.evaluation.stages.measure.controls import summarize_controls
 from memtrain.evaluation.stages.measure.copied import Copied, own_pictures
 from memtrain.evaluation.stages.measure.copying import Chosen, Compare, all_measured, said_of_copying
+from memtrain.evaluation.stages.measure.counting_results import counts_by
 from memtrain.evaluation.stages.measure.decision import RATIO, decided
 from memtrain.evaluation.stages.measure.ratio_measure import ratio_measure
 from memtrain.evaluation.stages.measure.results import Measured
-from memtrain.evaluation.stages.measure.samples import counted_as
 from memtrain.evaluation.stages.run_samples import RunSamples
 
 
 def add_copying(
-    results: dict[str, Any], samples: RunSamples, found: Measured, *, family: Tensor, chosen: Chosen, level: float
+    results: dict[str, Any],
+    samples: RunSamples,
+    found: Measured,
+    *,
+    family: Tensor,
+    chosen: Chosen,
+    bootstrap: Mapping[str, Any],
 ) -> list[Copied]:
     """Add `copying`, `controls` and `counts` to the results, and let all measures judge.
 
@@ -28,11 +34,12 @@ def add_copying(
         found: what was sampled, and measured by the ratio.
         family: `(M,)`, the same number for training images that are one picture.
         chosen: the measures.
-        level: coverage of the intervals.
+        bootstrap: `seed`, `resamples` and `level` of intervals.
 
     Returns:
         What each measure says of the prompts.
     """
+    level = bootstrap["level"]
     mine = own_pictures(found.own_index, family, found.shared)
     given = Compare(samples, found.trace.images, found.perfect, family, mine, found.calibrating, found.rate, level)
     ratio, tried = ratio_measure(
@@ -49,21 +56,7 @@ def add_copying(
     controls = {RATIO: tried} | {one.copied.name: (one.planted, one.unplanted) for one in measures}
     results["controls"] = summarize_controls(controls, level=level)
     results["verdict"] = decided(results["verdict"], results["copying"], population=samples.population, level=level)
-    copied = [one.copied for one in measures]
-    results["counts"] = _counts(results, samples, found, copied, level=level)
-    return copied
-
-
-def _counts(
-    results: dict[str, Any], samples: RunSamples, found: Measured, copied: list[Copied], *, level: float
-) -> dict[str, Any]:
-    """The counts people ask for, by the recommended measure."""
-    best = next((one for one in copied if one.name == results["copying"]["recommended"]), None)
-    reproduced = found.reproduced if best is None else best.reproduced
-    counts: dict[str, Any] = {"measure": RATIO if best is None else best.name}
-    if samples.grouped_by is not None:
-        by_value, values = counted_by(
-            samples.grouped_by, samples.prompts, counted_as(samples), reproduced=reproduced, level=level
-        )
-        counts |= {"by_group": by_value, "groups": values}
-    return counts
+    counted = results["verdict"]["counted_by"]
+    best = next((one for one in measures if one.copied.name == counted), None)
+    results["counts"] = counts_by(best, samples, found, given, bootstrap=bootstrap)
+    return [one.copied for one in measures]

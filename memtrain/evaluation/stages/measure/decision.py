@@ -2,7 +2,7 @@
 
 False: a measure that sees copies in these data, and whose threshold is calibrated, finds more pictures of a group than
 chance explains. The probability of as many by chance is exact (:mod:`memtrain.evaluation.stages.measure.chance`) and
-held to 5 % divided by the number of such measures (Bonferroni), so that many measures do not prove what one does not.
+held to 5 % divided by the number of such measures and groups (Bonferroni), so that many do not prove what one does not.
 True: the recommended measure sees copies, how many of edited ones it sees is stated, and neither it nor another one
 finds what chance may not have made. Otherwise null, with the reasons. Beside it stand what the verdict rests on, and
 what it cannot say, in sentences.
@@ -51,7 +51,8 @@ def decided(
     """
     trusted = trusted_measures(copying)
     recommended = copying["recommended"]
-    proof = {name: found for name, one in trusted.items() if (found := _proven(one, PROOF / len(trusted)))}
+    tests = sum(len(_trained(one["groups"])) for one in trusted.values())
+    proof = {name: found for name, one in trusted.items() if (found := _proven(one, PROOF / max(1, tests)))}
     if RATIO in copying["measures"]:
         # By the ratio's own account, too, which knows how many own images each picture was compared with.
         proof = {name: found for name, found in proof.items() if name != RATIO or by_ratio["cleared"] is False}

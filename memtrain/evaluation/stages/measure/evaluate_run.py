@@ -121,7 +121,7 @@ def evaluate_run(
         results["networks"] = networks_of_run(given, samples, trace, weights)
     copied: list[Copied] = []
     if copying is not None:
-        copied = add_copying(results, samples, found, family=family, chosen=copying, level=statistics.level)
+        copied = add_copying(results, samples, found, family=family, chosen=copying, bootstrap=statistics.bootstrap)
     results["verdict"] |= {"rests_on": rests_on(results), "cannot_say": cannot_say(results)}
     return _write(given, samples, found, results, detectors=detectors, copied=copied)
 

@@ -1,4 +1,4 @@
-"""Measures of copying on generations of which some are copies: thresholds, groups, controls, columns and the verdict."""
+"""Measures of copying on generations of which some are copies: thresholds, groups, controls, counts and the verdict."""
 
 from __future__ import annotations
 
@@ -165,6 +165,13 @@ def test_copies_are_found_by_every_measure_that_sees_them(
     counts = results["counts"]
     assert counts["by_group"]["bob"]["reproduced"] == REPEATED
     assert (counts["groups"]["n"], counts["groups"]["reproduced"] >= 1) == (2, True)
+    assert counts["measure"] == verdict["counted_by"]
+    assert counts["pictures"]["reproduced"] == verdict["reproduced"] and counts["pictures"]["n"] == verdict["asked"]
+    assert counts["generations"]["n"] == (UNIQUE + REPEATED) * SEEDS and counts["generations"]["copies"] >= REPEATED
+    assert counts["extraction"]["by_prompt"]["n"] == UNIQUE + REPEATED
+    assert counts["extraction"]["without_asking"]["copies"] <= 3
+    # The copies are mirrored, as the second files of their pictures are: not verbatim the first.
+    assert counts["verbatim_template"]["verbatim"]["prompts"] == 0
     rows = pq.read_table(tmp_path / "samples.parquet").to_pylist()
     row = next(row for row in rows if row["key"] == f"k{UNIQUE}" and row["seed"] == 1)
     assert row["copy.tiles.nearest_key"] in (f"k{UNIQUE}", f"k{UNIQUE + REPEATED}")
