@@ -24,12 +24,13 @@ from memtrain.errors import CalibrationError, DataError
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.evaluation.stages.base import RunSamples, StageInput, write_report
+from memtrain.evaluation.stages.base import StageInput, write_report
 from memtrain.evaluation.stages.measure.answer import first_sentence
 from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
 from memtrain.evaluation.stages.measure.results import Statistics
 from memtrain.evaluation.stages.measure.screen import print_results
 from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.families.table import Families
 from tests.evaluation.conftest import save_script
 
@@ -121,7 +122,7 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
         "training",
         "quality",
     }
-    assert results["schema_version"] == 2
+    assert results["schema_version"] == 3
     assert set(results["versions"]) == {"memtrain", "torch", "diffusers", "transformers", "python"}
     assert results["config"] == {"model": str(Path("runs/x")), "<key>": [1, None]}
     assert results["sampling"]["seeds"] == [0, 1]
