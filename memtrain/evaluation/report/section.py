@@ -139,7 +139,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, caption:
 
 def scrolled(inside: Markup, *, name: str) -> Markup:
     """What may be wider than the screen, in a region of its own that the keyboard reaches."""
-    region = Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>\n')
+    region = Markup('<div class="scroll" tabindex="0" role="group" aria-label="{}">{}</div>\n')
     return region.format(name, inside)
 
 
