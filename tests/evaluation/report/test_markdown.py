@@ -15,7 +15,7 @@ def test_pieces_of_a_page_become_markdown() -> None:
 <details class="part pictures"><summary>rows</summary><p>of<br>pictures</p></details></main></body></html>"""
     assert markdown(page) == (
         "# Report\n\n### Part\n\nOne line.\n\n- a\n- b\n\nAll\n\n"
-        "| name | n |\n| --- | --- |\n| a | 1 |\n| b\\|c | 2 |\n\n- share: 5% 1 of 20\n"
+        "| name | n |\n| --- | --- |\n| a | 1 |\n| b\\|c | 2 |\n\n- share: 5% · 1 of 20\n"
     )
 
 
