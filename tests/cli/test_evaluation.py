@@ -27,6 +27,7 @@ PROMPTS = {"run", "output", "model", "lora", "lora_scale", "prompts", "max_promp
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most"},
     "calibrate": PROMPTS | {"sites"},
+    "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
     "detect": PROMPTS | SAMPLED | {"detectors", "shard"},
     "localize": PROMPTS
     | SAMPLED
@@ -38,6 +39,7 @@ OPTIONS = {
     | {"unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"}
     | {"data", "heldout", "caption", "size", "group_by", "copy_measures", "copy_detector", "vision"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
+    "report": {"of", "redact", "redact_key"},
 }
 
 
@@ -117,7 +119,7 @@ def test_options_of_sampling_become_one_value() -> None:
     [
         ("--stages [detect]", "a stage is the first word of the command"),
         ("detect --stages=detect", "python evaluate.py detect --run runs/tiny"),
-        ("detekt", "There is no stage 'detekt'\\n  Expected: one of attention, calibrate, detect"),
+        ("detekt", "There is no stage 'detekt'\\n  Expected: one of attention, calibrate, compare, detect"),
         ("--model nowhere --prompts cat", "--prompts without a stage"),
         ("--prompts cat", "python evaluate.py detect --model MODEL --prompts PROMPTS"),
         ("detect --model nowhere", "model='nowhere' without prompts"),

@@ -47,8 +47,9 @@ from memtrain.evaluation.stages.measure.samples import (
 )
 from memtrain.evaluation.stages.measure.sentences import cannot_say, rests_on
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
+from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
-from memtrain.records import HELDOUT, write_json, write_parquet
+from memtrain.records import HELDOUT, write_parquet
 
 
 def evaluate_run(
@@ -215,4 +216,4 @@ def _write(
         copied=copied,
     )
     write_parquet(table, given.output / "samples.parquet")
-    return write_json(results, given.output / "results.json")
+    return write_results(results, given.output / "results.json")

@@ -95,6 +95,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         from memtrain.evaluation.measures.copying.find import copy_measures
         from memtrain.evaluation.stages.measure.copying import Chosen
         from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+        from memtrain.evaluation.stages.measure.evidence_curves import write_evidence_curves
         from memtrain.evaluation.stages.measure.results import Statistics
         from memtrain.evaluation.stages.measure.screen import print_results
 
@@ -106,9 +107,13 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         copying = Chosen(*copy_measures(self.measure_names, weights=networks))
         for name, reason in {**left_out, **copying.left_out}.items():
             print(f"Left out: {name}. {reason}")
+        samples = given.run.samples(most=self.max_prompts, unique=self.unique_prompts, group_by=self.group_by)
+        keys = [prompt.key for prompt in samples.prompts]
+        if self.model is None:
+            write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)
         results = evaluate_run(
             given,
-            given.run.samples(most=self.max_prompts, unique=self.unique_prompts, group_by=self.group_by),
+            samples,
             detectors=detectors,
             statistics=Statistics(false_positive_rate=self.false_positive_rate),
             kid=self.kid,
