@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 
 SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
 WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
-PROMPTS = {"run", "output", "model", "lora", "lora_scale", "prompts", "max_prompts"}
+PROMPTS = {"run", "output", "precision", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most"},
     "calibrate": PROMPTS | {"sites"},
@@ -34,7 +34,17 @@ OPTIONS = {
     | {"sites", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"},
     "measure": SAMPLED
     | WEIGHTS
-    | {"run", "output", "max_prompts", "unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"},
+    | {
+        "run",
+        "output",
+        "precision",
+        "max_prompts",
+        "unique_prompts",
+        "false_positive_rate",
+        "kid",
+        "detectors",
+        "fail_on",
+    },
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
 }
 
