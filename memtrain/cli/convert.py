@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from jsonargparse import auto_cli
 
+from memtrain.cli.checkpoint_model import checkpoint_module, read_checkpoint
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
-from memtrain.training.base_model import BaseModel
-from memtrain.training.checkpoint_contents import KEY, lora_of
-from memtrain.training.text_to_image import TextToImageModule
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +54,8 @@ def convert_checkpoint(
     if (folder / "model_index.json").exists() or any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"{folder} holds a model already", expected="a new folder", remedy="name another one")
     state = read_checkpoint(path)
-    description: Mapping[str, Any] = state[KEY]
     require_writable(folder)
-    module = TextToImageModule(
-        BaseModel(path=pretrained or description["pretrained"], config=pretrained_config),
-        lora=lora_of(description),
-        ema_decay=0.5 if "ema" in state else None,
-        train_text_encoder=description["train_text_encoder"],
-    )
-    module.on_load_checkpoint(state)
-    module.load_state_dict(state["state_dict"], strict=module.strict_loading)
+    module = checkpoint_module(state, pretrained=pretrained, config=pretrained_config)
     with module.averaged_weights():
         if module.lora is not None:
             module.save_adapters(folder)
@@ -82,26 +70,3 @@ def convert_checkpoint(
                 folder,
             )
     print(f"{path} (step {state.get('global_step')}) is converted: {folder}")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a :class:`TextToImageModule`.
-
-    Raises:
-        ConfigurationError: if it is something else, or more than tensors and numbers.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {str(error).splitlines()[0]}",
-            expected="a checkpoint of train.py",
-            remedy="check the path; files that would have to be unpickled are not read, because that can run code",
-        ) from error
-    if not isinstance(state, dict) or KEY not in state or "state_dict" not in state:
-        raise ConfigurationError(
-            f"{path} does not say which model it is of",
-            expected="a checkpoint of TextToImageModule",
-            remedy="resume the run with --ckpt_path, which exports a pipeline when it ends",
-        )
-    return state

@@ -203,12 +203,11 @@ def _asked_data(stage: Stage) -> Run | None:
 def _trained(stage: Stage) -> TrainedPipeline:
     """The model that a stage is asked about."""
     # Imported here, because help has no need of what adapters are made of.
-    from memtrain.cli.trained_pipeline import TrainedPipeline, of_run
-    from memtrain.models.adapter_file import adapter_path
+    from memtrain.cli.trained_pipeline import of_run, trained
 
     if not isinstance(stage, ModelStage) or stage.model is None:
-        return of_run(Path(stage.run))
-    return TrainedPipeline(stage.model, adapter_path(stage.lora) if stage.lora else None, stage.lora_scale)
+        return of_run(Path(stage.run), precision=stage.precision)
+    return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
 
 
 def own_device() -> str:

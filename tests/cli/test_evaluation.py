@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 
 SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
 WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
-PROMPTS = {"run", "output", "model", "lora", "lora_scale", "prompts", "max_prompts"}
+PROMPTS = {"run", "output", "precision", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most"},
     "calibrate": PROMPTS | {"sites"},

@@ -39,6 +39,9 @@ from memtrain.evaluation.stages.run_samples import Run
 
 DEFAULT = Sampling()
 
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+"""In which numbers a model computes; `auto` is half precision on a GPU and float32 on a CPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageInput:
@@ -71,10 +74,12 @@ class Stage(ABC):
         run: folder of a finished training run.
         output: folder of the results; default `evaluation/` in the run folder, with a model `runs/STAGE/MODEL` (of
             `measure` `runs/evaluation/MODEL`).
+        precision: in which numbers the model computes: half precision on a GPU and float32 on a CPU, or what is named.
     """
 
     run: str = "runs/tiny"
     output: str | None = None
+    precision: Precision = "auto"
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is loaded."""

@@ -20,7 +20,7 @@ class ResultsStage(Stage):
     """
 
     positional: ClassVar[str | None] = None
-    without: ClassVar[tuple[str, ...]] = ("run",)
+    without: ClassVar[tuple[str, ...]] = ("run", "precision")
 
     @abstractmethod
     def work(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ threshold of such a prompt is raised by how much more alike the held-out generat
 than to the first alone, at the same rate: the sum of two values, each beyond its bound with probability `rate` at most,
 is beyond the sum of the bounds with probability 2 · `rate` at most, however they depend on each other
 (:mod:`memtrain.evaluation.measures.looks` does so for ratios).
+Plain pictures: some are alike to whatever is generated. So a prompt's threshold is also no lower than what the
+generations for held-out prompts reach with its picture, at the same rate, which can only lower the false-positive rate.
 Made captions: where no picture was held out, the null is made of the most alike training picture of each made caption.
 That is the maximum over all of them, so every threshold that it gives is at least that of one picture.
 Nearest: a generation is a copy of some training picture if it is more alike to the nearest than prompts' thresholds
@@ -15,6 +17,7 @@ Cost: one description of every generation and every training picture for each me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +82,7 @@ def thresholds_of_prompts(
     threshold: float,
     rate: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Thresholds that allow for several own pictures, and times which rate they keep.
+    """Thresholds that allow for several own pictures and for plain ones, and times which rate they keep.
 
     Args:
         measure: the measure.
@@ -94,20 +97,30 @@ def thresholds_of_prompts(
     """
     thresholds = torch.full((len(mine),), threshold, dtype=torch.float64)
     factors = torch.ones(len(mine), dtype=torch.int64)
-    several = [prompt for prompt, indices in enumerate(mine) if len(indices) > 1]
-    if rate is None or not several or not len(generated):
+    if rate is None or not len(generated):
         return thresholds, factors
     queries = measure.describe(generated.flatten(0, 1))
-    gains: dict[tuple[int, ...], float] = {}
-    for prompt in several:
+    single = [prompt for prompt, indices in enumerate(mine) if len(indices) == 1]
+    if single:
+        alike = measure.similarity(queries, features[[mine[prompt][0] for prompt in single]]).double()
+        for prompt, values in zip(single, alike.view(*generated.shape[:2], -1).amax(dim=1).T, strict=True):
+            thresholds[prompt] = max(threshold, _above(values, rate))
+    known: dict[tuple[int, ...], float] = {}
+    for prompt in [prompt for prompt, indices in enumerate(mine) if len(indices) > 1]:
         indices = tuple(mine[prompt])
-        if indices not in gains:
+        if indices not in known:
             alike = measure.similarity(queries, features[list(indices)]).double()
             gain = (alike.amax(dim=1) - alike[:, 0]).view(generated.shape[:2]).amax(dim=1)
-            gains[indices] = conformal_threshold(gain, rate)
-        thresholds[prompt] += gains[indices]
+            highest = alike.amax(dim=1).view(generated.shape[:2]).amax(dim=1)
+            known[indices] = max(threshold + conformal_threshold(gain, rate), _above(highest, rate))
+        thresholds[prompt] = known[indices]
         factors[prompt] = 2
     return thresholds, factors
+
+
+def _above(values: Tensor, rate: float) -> float:
+    """The lowest number that a further one of `(n,)` values reaches with a probability of `rate` at most."""
+    return math.nextafter(conformal_threshold(values, rate), math.inf)
 
 
 def own_pictures(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -62,6 +62,11 @@ def cannot_say(results: Mapping[str, Any]) -> list[str]:
             "What comes by chance with pictures of the same kind that the model has not seen: none were held out, and "
             "the threshold rests on captions that were made of the data's words."
         )
+    elif (results.get("config") or {}).get("heldout"):
+        said.append(
+            "Whether the held-out pictures are of the same kind as the others: if they are not, what is alike by kind "
+            "may count as a copy, or a copy as chance."
+        )
     if copying:
         said += _unseen_edits(copying)
         named = [name for name in copying["measures"] if name not in trusted_measures(copying)]

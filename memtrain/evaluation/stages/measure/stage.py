@@ -108,8 +108,8 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         for name, reason in {**left_out, **copying.left_out}.items():
             print(f"Left out: {name}. {reason}")
         samples = given.run.samples(most=self.max_prompts, unique=self.unique_prompts, group_by=self.group_by)
+        keys = [prompt.key for prompt in samples.prompts]
         if self.model is None:
-            keys = [prompt.key for prompt in samples.prompts]
             write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)
         results = evaluate_run(
             given,

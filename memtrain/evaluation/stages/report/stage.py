@@ -26,7 +26,7 @@ class Report(ResultsStage):
     """
 
     positional: ClassVar[str | None] = "of"
-    without: ClassVar[tuple[str, ...]] = ("run", "output")
+    without: ClassVar[tuple[str, ...]] = ("run", "output", "precision")
 
     of: str = "runs/tiny"
     redact: bool = False

@@ -1,0 +1,120 @@
+"""The model of a Lightning checkpoint of ours: all weights, averaged weights, or adapters on the base that it names.
+
+Checkpoints are read as plain tensors and numbers; what else is in a file is refused, and never run. A checkpoint says
+which model training began with and the options of the adapters; for a base of one file, whose configurations lie
+elsewhere, `config.yaml` of the run folder that the checkpoint lies in says where.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+
+from memtrain.errors import ConfigurationError
+from memtrain.models.adapter_file import FILE, load_adapter
+from memtrain.models.pipeline import load_pipeline
+from memtrain.models.stock_pipeline import denoiser_of
+from memtrain.training.base_model import BaseModel
+from memtrain.training.checkpoint_contents import KEY, lora_of
+from memtrain.training.text_to_image import TextToImageModule
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a :class:`TextToImageModule`.
+
+    Raises:
+        ConfigurationError: if it is something else, or more than tensors and numbers.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {str(error).splitlines()[0]}",
+            expected="a checkpoint of train.py",
+            remedy="check the path; files that would have to be unpickled are not read, because that can run code",
+        ) from error
+    if not isinstance(state, dict) or KEY not in state or "state_dict" not in state:
+        raise ConfigurationError(
+            f"{path} does not say which model it is of{_what_it_holds(state)}",
+            expected="a checkpoint of TextToImageModule",
+            remedy="of a run, resume it with --ckpt_path, which exports a pipeline when it ends; of another program, "
+            "take the .safetensors file of the same model",
+        )
+    return state
+
+
+def _what_it_holds(state: Any) -> str:
+    if not isinstance(state, Mapping):
+        return f": it holds a {type(state).__name__}"
+    names = [str(name) for name in state]
+    return f": it holds {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
+
+
+def checkpoint_module(
+    state: Mapping[str, Any], *, pretrained: str | None = None, config: str | None = None
+) -> TextToImageModule:
+    """The module that wrote a checkpoint, as it was then.
+
+    Args:
+        state: from :func:`read_checkpoint`.
+        pretrained: the model that training began with; default the one that the checkpoint names.
+        config: of a single-file model, a pipeline folder or hub name with its configurations.
+    """
+    description: Mapping[str, Any] = state[KEY]
+    module = TextToImageModule(
+        BaseModel(path=pretrained or description["pretrained"], config=config),
+        lora=lora_of(description),
+        ema_decay=0.5 if "ema" in state else None,
+        train_text_encoder=description["train_text_encoder"],
+    )
+    module.on_load_checkpoint(dict(state))
+    module.load_state_dict(state["state_dict"], strict=module.strict_loading)
+    return module
+
+
+def checkpoint_pipeline(path: Path) -> DiffusionPipeline:
+    """The pipeline of a checkpoint in float32 on the CPU, with averaged weights if it holds an average.
+
+    Adapters become part of the weights, but those of T-LoRA, whose ranks are masked by timestep while sampling.
+
+    Raises:
+        ConfigurationError: if the file is something else, or the base model under adapters is another one.
+    """
+    state = read_checkpoint(path)
+    pretrained, config = state[KEY]["pretrained"], base_config(path)
+    module = checkpoint_module(state, config=config)
+    if module.ema is not None:
+        module.ema.copy_to(module.trained())
+    if module.lora is None:
+        exported: DiffusionPipeline = module.export_pipeline()
+        return exported
+    with tempfile.TemporaryDirectory() as folder:
+        module.save_adapters(Path(folder))
+        rule = module.lora.timestep_rank
+        del module
+        pipeline = load_pipeline(pretrained, config=config)
+        load_adapter(pipeline, Path(folder) / FILE, merge=rule is None)
+    if rule is not None:
+        rule.attach(denoiser_of(pipeline))
+    return pipeline
+
+
+def base_config(path: Path) -> str | None:
+    """Where the run of a checkpoint found the configurations of a single-file base model; None where nothing says."""
+    for folder in path.absolute().parents[:2]:
+        file = folder / "config.yaml"
+        if file.is_file():
+            given: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+            try:
+                base = given["model"]["init_args"]["pretrained"]
+            except (KeyError, TypeError):
+                return None
+            found = base.get("config") if isinstance(base, dict) else None
+            return None if found is None else str(found)
+    return None
