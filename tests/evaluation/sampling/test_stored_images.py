@@ -85,7 +85,7 @@ def test_a_folder_without_its_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_refused_before_an_image_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="needs .* GB on a disk with"):
+    with pytest.raises(ConfigurationError, match=r"needs .* GB on a disk with"):
         stored_images(tmp_path / "a", 10**9, (512, 512), picture, {}, progress=False)
     assert not (tmp_path / "a").exists()
 
