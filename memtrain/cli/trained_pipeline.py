@@ -21,7 +21,7 @@ from torch import nn
 
 from memtrain.cli.checkpoint_model import checkpoint_pipeline, read_checkpoint
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.stages.base import Precision
+from memtrain.evaluation.sampling.settings import Precision
 from memtrain.models.adapter_file import FILE, adapter_contents, adapter_path, load_adapter
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.pretrained import WHOLE, check_file, check_folder, is_single_file

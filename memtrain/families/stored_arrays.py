@@ -49,8 +49,12 @@ def create_arrays(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]])
     return _mapped(path, header, 8 + len(text), mode="r+")
 
 
-def open_arrays(path: Path) -> Arrays:
-    """Map the arrays of a file; what is changed in them stays in memory and is never written.
+def open_arrays(path: Path, *, mode: Literal["r+", "c"] = "c") -> Arrays:
+    """Map the arrays of a file.
+
+    Args:
+        path: of the file.
+        mode: with `c` what is changed in them stays in memory and is never written, with `r+` it is.
 
     Raises:
         RecordError: if the file is cut short, or holds something else.
@@ -62,12 +66,12 @@ def open_arrays(path: Path) -> Arrays:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            return _mapped(path, header, 8 + length, mode="c")
+            return _mapped(path, header, 8 + length, mode=mode)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}",
-                expected="a safetensors file of a scan",
-                remedy="delete it; the scan makes it again",
+                expected="a safetensors file of arrays",
+                remedy="delete it; it is made again",
             ) from error
 
 

@@ -92,12 +92,13 @@ def encode_images(vae: Any, images: Tensor) -> Tensor:
     return (latents - shift if shift else latents) * vae.config.scaling_factor
 
 
-def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
     """Images `(B, 3, H, W)` in [-1, 1] of clean latents `(B, C, h, w)`, as the stock pipelines decode them.
 
     Args:
         vae: an AutoencoderKL.
         latents: scaled and shifted, as :func:`encode_images` makes them.
+        upcast: decode in float32 whatever the type of the weights, as is done anyway where the configuration asks so.
     """
     config = vae.config
     moments = _moments(vae, latents)
@@ -107,7 +108,8 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     else:
         latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
     # SDXL's autoencoder overflows in fp16.
-    overflows = vae.dtype == torch.float16 and config.get("force_upcast", False)
+    overflows = vae.dtype != torch.float32 and upcast
+    overflows |= vae.dtype == torch.float16 and config.get("force_upcast", False)
     was = vae.dtype
     try:
         vae = vae.float() if overflows else vae

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -23,10 +25,13 @@ from tqdm.auto import tqdm
 
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.at_once import in_parts
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, observed, read_images
+from memtrain.evaluation.sampling.estimate import Estimate
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.models.stock_pipeline import own_size, sampling_arguments
+from memtrain.evaluation.sampling.stored_samples import StoredSamples, identity_of
+from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def generate(
     *,
     sampling: Sampling | None = None,
     detectors: Sequence[Detector] = (),
+    store: Path | None = None,
 ) -> Trace:
     """Sample one image for every prompt and seed.
 
@@ -60,15 +66,20 @@ def generate(
         prompts: P prompts.
         sampling: the settings.
         detectors: read the denoiser's predictions; their names must differ.
+        store: a folder to which every batch is written as soon as it is there, and from which a sampling of the same
+            pipeline and settings goes on where it was killed. The trace is then mapped from its files, and costs no
+            memory.
 
     Raises:
-        ConfigurationError: if settings contradict each other.
+        ConfigurationError: if settings contradict each other, or `store` holds another sampling.
         ProbeError: if the denoiser was not seen working as expected.
     """
     sampling = sampling or Sampling()
+    if store is not None:
+        return _stored(pipeline, prompts, sampling, detectors, store)
     images: list[Tensor] = []
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-    for decoded, kept in _sample(pipeline, prompts, sampling, detectors=detectors, decode=True):
+    for _, decoded, kept in _sample(pipeline, prompts, sampling, detectors=detectors, decode=True):
         for name, values in kept.items():
             readings[name].append(values)
         assert decoded is not None
@@ -78,6 +89,34 @@ def generate(
         seeds=tuple(sampling.seeds),
         images=_by_prompt(images, len(sampling.seeds)),
         readings={name: _by_prompt(values, len(sampling.seeds)) for name, values in readings.items()},
+    )
+
+
+def _stored(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    detectors: Sequence[Detector],
+    folder: Path,
+) -> Trace:
+    """As :func:`generate`, through files."""
+    _check(prompts, detectors)
+    check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
+    seeds = len(sampling.seeds)
+    identity = identity_of(pipeline, prompts, sampling, detectors, size=_size(pipeline, sampling))
+    kept = StoredSamples(folder, identity, count=len(prompts) * seeds, batch=sampling.batch_size)
+    if missing := kept.missing():
+        for rows, images, readings in _sample(
+            pipeline, prompts, sampling, detectors=detectors, decode=True, parts=missing
+        ):
+            assert images is not None
+            kept.write(rows, images, readings)
+    found, readings = kept.read()
+    return Trace(
+        prompts=tuple(prompts),
+        seeds=tuple(sampling.seeds),
+        images=_by_prompt([found], seeds),
+        readings={detector.name: _by_prompt([readings[detector.name]], seeds) for detector in detectors},
     )
 
 
@@ -97,7 +136,7 @@ def read_prompts_with(
         raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
     sampling = sampling or Sampling()
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
-    for _, kept in _sample(pipeline, prompts, sampling, detectors=detectors, until_read=True):
+    for _, _, kept in _sample(pipeline, prompts, sampling, detectors=detectors, until_read=True):
         for name, values in kept.items():
             readings[name].append(values)
     return {name: _by_prompt(values, len(sampling.seeds)) for name, values in readings.items()}
@@ -111,46 +150,88 @@ def _sample(
     detectors: Sequence[Detector],
     until_read: bool = False,
     decode: bool = False,
-) -> Iterator[tuple[Tensor | None, dict[str, Tensor]]]:
-    """Batches of images `(B, 3, H, W)`, if asked for, and readings `(B, R, ...)`: prompt by prompt, its seeds."""
+    parts: Sequence[range] | None = None,
+) -> Iterator[tuple[range, Tensor | None, dict[str, Tensor]]]:
+    """Batches: their rows, images `(B, 3, H, W)` if asked for, and readings `(B, R, ...)`.
+
+    Rows count the prompts, and of each its seeds. `parts` are those of the batches to sample; default all.
+    """
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     decode = decode or any("images" in detector.needs for detector in detectors)
-    height, width = sampling.size or own_size(pipeline)
+    size = _size(pipeline, sampling)
     pairs = [(prompt, seed) for prompt in prompts for seed in sampling.seeds]
-    bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
+    if parts is None:
+        every = range(0, len(pairs), sampling.batch_size)
+        parts = [range(start, min(start + sampling.batch_size, len(pairs))) for start in every]
+
+    def batch(rows: range) -> tuple[Tensor | None, dict[str, Tensor]]:
+        asked = pairs[rows.start : rows.stop]
+        stop = until_read and not decode
+        return _batch(pipeline, asked, sampling, detectors, until_read=stop, decode=decode)
+
+    count = sum(map(len, parts))
+    bar = tqdm(total=count, desc="sampling", unit="image", disable=not sampling.progress)
+    device = str(pipeline.device)
+    left = Estimate(count, steps=sampling.steps, size=size, device=device, silent=not sampling.progress)
     with prepared(pipeline), bar:
-        for start in range(0, len(pairs), sampling.batch_size):
-            batch = pairs[start : start + sampling.batch_size]
-            texts = [prompt for prompt, _ in batch]
-            watching = observed(
-                pipeline,
-                detectors,
-                prompts=texts,
-                steps=sampling.steps,
+        for rows in parts:
+            done = in_parts(pipeline, rows, batch, pixels=size[0] * size[1])
+            images = torch.cat([one for _, (one, _) in done if one is not None]) if decode else None
+            names = done[0][1][1]
+            yield rows, images, {name: torch.cat([kept[name] for _, (_, kept) in done]) for name in names}
+            bar.update(len(rows))
+            left.batch(len(rows))
+
+
+def _batch(
+    pipeline: DiffusionPipeline,
+    pairs: Sequence[tuple[str, int]],
+    sampling: Sampling,
+    detectors: Sequence[Detector],
+    *,
+    until_read: bool,
+    decode: bool,
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Images and readings of some prompts with their seeds, sampled at once."""
+    texts, images = [prompt for prompt, _ in pairs], None
+    height, width = sampling.size or own_size(pipeline)
+    watching = observed(
+        pipeline,
+        detectors,
+        prompts=texts,
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        until_read=until_read,
+    )
+    with watching as kept:
+        try:
+            latents = pipeline(
+                prompt=texts,
+                generator=[torch.Generator().manual_seed(seed) for _, seed in pairs],
+                num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
-                until_read=until_read and not decode,
-            )
-            images = None
-            with watching as kept:
-                try:
-                    latents = pipeline(
-                        prompt=texts,
-                        generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                        num_inference_steps=sampling.steps,
-                        guidance_scale=sampling.guidance_scale,
-                        height=height,
-                        width=width,
-                        output_type="latent",
-                        **sampling_arguments(pipeline),
-                    ).images
-                except AllRead:
-                    pipeline.maybe_free_model_hooks()
-                if decode:
-                    images = decode_images(pipeline, _unpacked(pipeline, latents, sampling.size))
-                    read_images(detectors, images, kept)
-            yield images, {name: _on_host(condensed) for name, (condensed,) in kept.items()}
-            bar.update(len(batch))
+                height=height,
+                width=width,
+                output_type="latent",
+                **sampling_arguments(pipeline),
+            ).images
+        except AllRead:
+            pipeline.maybe_free_model_hooks()
+        if decode:
+            images = decode_images(pipeline, _unpacked(pipeline, latents, sampling.size))
+            read_images(detectors, images, kept)
+    return images, {name: _on_host(condensed) for name, (condensed,) in kept.items()}
+
+
+def _size(pipeline: DiffusionPipeline, sampling: Sampling) -> tuple[int, int]:
+    """Height and width of the images, also where the pipeline is left to its own."""
+    if sampling.size is not None:
+        return sampling.size
+    config: Any = denoiser_of(pipeline).config
+    side = getattr(pipeline, "default_sample_size", None) or config["sample_size"]
+    height, width = (side, side) if isinstance(side, int) else side
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
 
 
 def _unpacked(pipeline: DiffusionPipeline, latents: Tensor, size: tuple[int, int] | None) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+"""In which numbers a model computes; `auto` is half precision on a GPU and float32 on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,14 +33,11 @@ from memtrain.evaluation import stages
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.report.page import write_page
 from memtrain.evaluation.report.section import Section
-from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.sampling.settings import Precision, Sampling
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.run_samples import Run
 
 DEFAULT = Sampling()
-
-Precision = Literal["auto", "float32", "float16", "bfloat16"]
-"""In which numbers a model computes; `auto` is half precision on a GPU and float32 on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

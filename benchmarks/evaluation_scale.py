@@ -1,0 +1,204 @@
+"""Ten thousand training pictures of 512 px in an evaluation: disk, memory and time, with a kill in between.
+
+    OMP_NUM_THREADS=2 python benchmarks/evaluation_scale.py --json benchmarks/evaluation_scale.json
+
+The pictures are the embedded clip art, enlarged, with noise of their own: made for cost figures alone, they say nothing
+of quality, and making one takes about as long as reading a JPEG file. They are kept in a file that is mapped into
+memory (memtrain.evaluation.sampling.stored_images); the process that writes it is killed with SIGKILL at 40 % and
+started again. Then 100 generations, five of them copies with noise, are compared with all of them by the ratio of pixel
+distances, and by the built-in descriptor where the package has that measure.
+
+Memory is what `/proc` says of the process that works, asked for every 20 ms: `anonymous` is its own, `with files`
+counts mapped pages as well, which the system takes back when others need room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json as jsonlib
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from experiment import ROOT
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from memtrain.data.source import open_source
+from memtrain.evaluation.measures.replication import replication
+from memtrain.evaluation.sampling.stored_images import mapped_images, stored_images
+
+COPIES = 5
+"""Generations that are copies of the first training pictures."""
+CHUNK = 1 << 28
+"""Bytes of a block of images in fp32."""
+
+
+def picture(row: int, side: int) -> Tensor:
+    """A training picture, `(3, side, side)` uint8: clip art, enlarged, with noise that the row seeds."""
+    small = torch.nn.functional.interpolate(_clip_art(row % 1000)[None], size=(side, side), mode="bilinear")[0]
+    noise = torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(row), dtype=torch.int16)
+    return (small + noise).clamp(0, 255).to(torch.uint8)
+
+
+@cache
+def _clip_art(row: int) -> Tensor:
+    """`(3, 64, 64)` fp32 from 0 to 255."""
+    source = open_source(str(ROOT / "assets" / "clipart-pd.tar"))
+    image = source.load_image(row).convert("RGB").resize((64, 64))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def write(folder: str, count: int, side: int) -> None:
+    """Keep the training pictures; the work of one process."""
+    stored_images(Path(folder), count, (side, side), lambda row: picture(row, side), {"made": "noise on clip art"})
+
+
+def compare(folder: str, queries: int, side: int, measure: str, found: str) -> None:
+    """Compare generations with all of them; the work of one process, which writes what it found as JSON."""
+    training = mapped_images(Path(folder))
+    own = torch.arange(queries)
+    noise = torch.randint(-20, 21, (COPIES, 3, side, side), generator=torch.Generator().manual_seed(0))
+    copies = (training[:COPIES].int() + noise).clamp(0, 255).to(torch.uint8)
+    others = torch.stack([picture(10**6 + row, side) for row in range(COPIES, queries)])
+    generated = torch.cat([copies, others])[:, None]
+    begun = time.perf_counter()
+    if measure == "ratio":
+        distances = replication(generated, training[:queries], training=training, own_index=own, chunk_bytes=CHUNK)
+        content: dict[str, Any] = {
+            "nearest_is_own": int((distances.nearest[:, 0] == own).sum()),
+            "copies": [round(value, 4) for value in distances.best[:COPIES].tolist()],
+            "others_lowest": round(float(distances.best[COPIES:].min()), 4),
+        }
+    else:
+        from memtrain.evaluation.measures.copying import base, builtin
+
+        (kind,) = (
+            one
+            for one in vars(builtin).values()
+            if isinstance(one, type) and issubclass(one, base.CopyMeasure) and one is not base.CopyMeasure
+        )
+        compared = base.compare(
+            kind(), generated, training[:queries], training=training, mine=[[row] for row in range(queries)]
+        )
+        content = {
+            "nearest_is_own": int((compared.nearest_index[:, 0] == own).sum()),
+            "copies": [round(value, 4) for value in compared.best[:COPIES].tolist()],
+            "others_highest": round(float(compared.best[COPIES:].max()), 4),
+        }
+    content["seconds"] = round(time.perf_counter() - begun, 1)
+    Path(found).write_text(jsonlib.dumps(content), encoding="utf-8")
+
+
+def watched(work: Callable[..., None], *args: Any, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Do work in a process of its own, and look at its memory.
+
+    Args:
+        work: that is done.
+        args: of it.
+        stop: kill it when this is true.
+
+    Returns:
+        Seconds and peaks in GB.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=work, args=args)
+    begun, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
+    process.start()
+    killed = False
+    while process.is_alive():
+        _look(process.pid, peaks)
+        if stop is not None and not killed and stop():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            killed = True
+        time.sleep(0.02)
+    process.join()
+    if process.exitcode and not killed:
+        raise SystemExit(f"{work.__name__} ended with status {process.exitcode}")
+    return {
+        "seconds": round(time.perf_counter() - begun, 1),
+        "peak_anonymous_gb": round(peaks["RssAnon"] / 1e6, 2),
+        "peak_with_files_gb": round(peaks["VmRSS"] / 1e6, 2),
+        "killed": killed,
+    }
+
+
+def _look(pid: int | None, peaks: dict[str, int]) -> None:
+    """Raise the peaks, in kB, to what a process has now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in peaks:
+            peaks[name] = max(peaks[name], int(value.split()[0]))
+
+
+def _share_done(folder: Path, blocks: int) -> float:
+    try:
+        return len(jsonlib.loads((folder / "blocks.json").read_text(encoding="utf-8"))["complete"]) / blocks
+    except FileNotFoundError:
+        return 0.0
+
+
+def _digest(images: Tensor) -> str:
+    rows = images[:: max(1, len(images) // 50)]
+    return hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def main(pictures: int = 10_000, side: int = 512, queries: int = 100, json: str | None = None) -> None:
+    """Write, kill, go on, compare, and print the figures.
+
+    Args:
+        pictures: training pictures.
+        side: of a picture, pixels.
+        queries: generations compared with them.
+        json: where to write the figures.
+    """
+    place = Path(tempfile.mkdtemp(prefix="evaluation-scale-"))
+    folder = place / "training"
+    try:
+        blocks = -(-pictures // max(1, (1 << 26) // (3 * side * side)))
+        figures: dict[str, Any] = {"pictures": pictures, "side": side, "queries": queries}
+        figures["killed_at_40_percent"] = watched(
+            write, str(folder), pictures, side, stop=lambda: _share_done(folder, blocks) >= 0.4
+        )
+        before = _share_done(folder, blocks)
+        figures["gone_on_from_percent"] = round(100 * before, 1)
+        figures["gone_on"] = watched(write, str(folder), pictures, side)
+        figures["disk_gb"] = round((folder / "images.safetensors").stat().st_size / 1e9, 2)
+        images = mapped_images(folder)
+        rows = range(0, pictures, max(1, pictures // 50))
+        figures["pictures_as_made"] = _digest(images) == _digest_of(rows, side)
+        measures = ["ratio"]
+        if importlib.util.find_spec("memtrain.evaluation.measures.copying.builtin") is not None:
+            measures.append("builtin")
+        for measure in measures:
+            found = place / f"{measure}.json"
+            memory = watched(compare, str(folder), queries, side, measure, str(found))
+            figures[measure] = {**memory, **jsonlib.loads(found.read_text(encoding="utf-8"))}
+        figures |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    finally:
+        shutil.rmtree(place)
+    print(jsonlib.dumps(figures, indent=2))
+    if json is not None:
+        Path(json).write_text(jsonlib.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest_of(rows: range, side: int) -> str:
+    return hashlib.sha256(b"".join(picture(row, side).numpy().tobytes() for row in rows)).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,66 @@
+"""How many images a device is given at once: as many as asked for, halved each time its memory runs out.
+
+What was found for a pipeline holds as long as it lives, in pixels, so that the next sampling does not run out again.
+Results are the same up to rounding: kernels may sum in another order for another batch size.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FOUND: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""By pipeline, pixels of all images for which memory sufficed after it had run out."""
+
+
+def in_parts(
+    pipeline: Any, rows: range, work: Callable[[range], T], *, pixels: int, what: str = "Sampling"
+) -> list[tuple[range, T]]:
+    """Do a batch's work at once, or in as many parts as memory asks for.
+
+    Args:
+        pipeline: by which what was found is known again.
+        rows: of the batch.
+        work: takes rows; it may be called again for rows for which it ran out of memory.
+        pixels: of one image.
+        what: is done, for the message.
+
+    Returns:
+        Parts of `rows` in order, and what was made of each.
+
+    Raises:
+        torch.OutOfMemoryError: if one image does not fit.
+    """
+    done: list[tuple[range, T]] = []
+    start = rows.start
+    most = len(rows) if pipeline not in _FOUND else max(1, _FOUND[pipeline] // pixels)
+    while start < rows.stop:
+        part = range(start, min(start + most, rows.stop))
+        try:
+            done.append((part, work(part)))
+            start = part.stop
+            continue
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        # Outside of the handler, whose traceback holds on to the tensors that filled the memory.
+        most = (len(part) + 1) // 2
+        _FOUND[pipeline] = most * pixels
+        log.warning(
+            "%s %d images at once needs more memory than the device has: %d at once from now on (--batch_size %d asks "
+            "for no more)",
+            *(what, len(part), most, most),
+        )
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return done

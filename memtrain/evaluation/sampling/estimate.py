@@ -1,0 +1,48 @@
+"""What a sampling will take, said once: measured on its first batch, for those who wait or pay by the hour."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm.auto import tqdm
+
+LONG = 60.0
+"""Seconds that have to be left for anything to be said."""
+
+
+class Estimate:
+    """Says after the first batch how long the others will take.
+
+    Args:
+        images: that are to be sampled.
+        steps: of each.
+        size: height and width.
+        device: where.
+        silent: say nothing.
+    """
+
+    def __init__(self, images: int, *, steps: int, size: tuple[int, int], device: str, silent: bool = False) -> None:
+        self.images, self.steps, self.size, self.device = images, steps, size, device
+        self._begun: float | None = None if silent else time.perf_counter()
+
+    def batch(self, done: int) -> None:
+        """After the first batch of `done` images: print, if much is left. Later calls do nothing."""
+        if self._begun is None:
+            return
+        each = (time.perf_counter() - self._begun) / done
+        self._begun = None
+        if (left := each * (self.images - done)) > LONG:
+            height, width = self.size
+            tqdm.write(
+                f"Sampling {self.images} images of {height}x{width} px in {self.steps} steps on {self.device}: "
+                f"{each:.2g} s per image in the first batch, about {said(left)} left",
+                file=sys.stderr,
+            )
+
+
+def said(seconds: float) -> str:
+    """`3 min`, `2 h 5 min`."""
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"

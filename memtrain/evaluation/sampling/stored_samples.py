@@ -1,0 +1,115 @@
+"""Generations on their way to disk: every batch is written as soon as it is there, so that a killed sampling goes on.
+
+A folder holds the images and the detectors' readings of one sampling (:mod:`memtrain.evaluation.sampling.stored_images`
+says in which files). It is known by the fingerprint of the pipeline, the prompts, the settings, the size of a batch
+(which rounding depends on) and the detectors with their options; a folder of other ones is refused. So what is read
+again is what would have been sampled.
+
+Cannot: see what a hook does to a pipeline whose weights it leaves alone, such as an inference-time mitigation.
+Samplings with and without one need folders of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import memtrain
+from memtrain.detectors.base import Detector
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.sampling.stored_images import StoredBlocks, read_object
+from memtrain.families.stored_arrays import open_arrays
+from memtrain.models.fingerprint import fingerprint
+
+IMAGES, READINGS = "images", "readings."
+"""Names of arrays, and what the name of a detector follows."""
+
+
+class StoredSamples:
+    """The images and readings of one sampling in a folder.
+
+    Args:
+        folder: made with the first batch.
+        identity: from :func:`identity_of`.
+        count: images.
+        batch: images of a batch.
+
+    Raises:
+        ConfigurationError: if the folder holds another sampling.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, count: int, batch: int) -> None:
+        self.folder, self._identity, self._count, self._batch = folder, identity, count, batch
+        known = read_object(folder / "identity.json")
+        self._blocks: StoredBlocks | None = None
+        if known is not None:
+            shapes = {name: (kind, tuple(shape)) for name, (kind, shape) in dict(known.get("arrays", {})).items()}
+            self._blocks = StoredBlocks(folder, shapes, identity, block=batch)
+
+    def missing(self) -> list[range]:
+        """Rows of the batches that are still to be sampled."""
+        if self._blocks is not None:
+            return self._blocks.missing()
+        return [range(start, min(start + self._batch, self._count)) for start in range(0, self._count, self._batch)]
+
+    def write(self, rows: range, images: Tensor, readings: Mapping[str, Tensor]) -> None:
+        """Keep a batch from :meth:`missing`.
+
+        Args:
+            rows: of the batch.
+            images: `(B, 3, H, W)` uint8.
+            readings: `(B, R, ...)` by detector.
+        """
+        found = {IMAGES: images, **{READINGS + name: values for name, values in readings.items()}}
+        if self._blocks is None:
+            shapes = {name: (_type(name, one), (self._count, *one.shape[1:])) for name, one in found.items()}
+            self._blocks = StoredBlocks(self.folder, shapes, self._identity, block=self._batch)
+        for name, values in found.items():
+            self._blocks.arrays[name][rows.start : rows.stop] = values.numpy()
+        self._blocks.complete(rows)
+
+    def read(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """All images `(N, 3, H, W)` and readings `(N, R, ...)`, mapped from the file."""
+        arrays = open_arrays(self.folder / "images.safetensors")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        images = tensors.pop(IMAGES)
+        return images, {name.removeprefix(READINGS): values for name, values in tensors.items()}
+
+
+def identity_of(
+    pipeline: Any,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    detectors: Sequence[Detector],
+    *,
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """Everything that images and readings depend on."""
+    return {
+        "memtrain": memtrain.__version__,
+        "pipeline": fingerprint(pipeline),
+        "prompts": list(prompts),
+        "sampling": {**sampling.said(), "batch_size": sampling.batch_size, "size": list(size)},
+        "detectors": [[type(one).__module__, type(one).__qualname__, _options(one)] for one in detectors],
+    }
+
+
+def _options(detector: Detector) -> dict[str, str]:
+    """What a detector was built with, as far as it keeps it."""
+    return {name: str(value) for name, value in sorted(vars(detector).items()) if not name.startswith("_")}
+
+
+def _type(name: str, values: Tensor) -> str:
+    kind = str(values.dtype).removeprefix("torch.")
+    if kind not in ("uint8", "int32", "int64", "float32"):
+        raise ConfigurationError(
+            f"{name} are of {kind}, which is not kept",
+            expected="uint8, int32, int64 or float32",
+            remedy="let the detector return one of these",
+        )
+    return kind
