@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from edits import EDITS
 from numpy.typing import NDArray
 from PIL import Image
 
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.measures.edits import EDITS
 from memtrain.families.descriptors.base import Descriptor
 from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.descriptors.copy_detector import CopyDetector

@@ -51,8 +51,10 @@ FLAGGED, EXCLUDED = "flagged", "excluded"
 """Groups of samples that a run chose: unique images that it flagged, images that it was told to leave out."""
 REGULARISATION = "regularisation"
 """Group of images that are mixed in to keep the model as it is: trained on, but not what a run is meant to learn."""
-NEVER_TRAINED = (HELDOUT, EXCLUDED)
-"""Groups of images that the run did not train on."""
+MADE_CAPTION = "made_caption"
+"""Group of captions that were made of the data's words, where no picture was held out; they have no picture."""
+NEVER_TRAINED = (HELDOUT, EXCLUDED, MADE_CAPTION)
+"""Groups of prompts that the run did not train on."""
 PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 Columns = Mapping[str, Sequence[Any]]
 """Column name to values, all of the same length."""

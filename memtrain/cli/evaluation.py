@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import fields
@@ -15,11 +16,22 @@ from jsonargparse import ArgumentParser
 from memtrain.cli.chatter import quiet
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
-from memtrain.evaluation.stages.base import PromptStage, Stage, StageInput, stage_class, stage_names, write_report
+from memtrain.evaluation.stages.base import (
+    ModelStage,
+    PromptStage,
+    Stage,
+    StageInput,
+    stage_class,
+    stage_names,
+    write_report,
+)
+from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.prompts import read_prompts
+from memtrain.evaluation.stages.results_stage import ResultsStage
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
+    from memtrain.evaluation.stages.run_samples import Run
 
 DEFAULT = "measure"
 """The stage that runs when none is named."""
@@ -76,29 +88,51 @@ def read_command(words: list[str]) -> Stage:
         )
     named = bool(words) and not words[0].startswith("-")
     name = words[0] if named else DEFAULT
-    if not named and (used := {"--model", "--prompts"} & {word.split("=")[0] for word in words}):
+    used = {word.split("=")[0] for word in words}
+    if not named and "--prompts" in used:
         raise ConfigurationError(
-            f"{' and '.join(sorted(used))} without a stage; {DEFAULT} has no such options: it samples a run's captions",
+            f"--prompts without a stage; {DEFAULT} has no such option: it samples the captions of a run or folder",
             expected="a stage that takes prompts as the first word",
             remedy="for instance `python evaluate.py detect --model MODEL --prompts PROMPTS`",
         )
     kind = stage_class(name)
-    if {"--model", "--prompts"} & {word.split("=")[0] for word in words} and not issubclass(kind, PromptStage):
+    if "--prompts" in used and not issubclass(kind, PromptStage):
         raise ConfigurationError(
-            f"--model or --prompts for {name}, which samples the captions of a run",
-            expected="the folder of a finished training run, with --run",
-            remedy="for a model without a run take a stage that takes prompts, such as `python evaluate.py detect`",
+            f"--prompts for {name}, which samples the captions of a run or folder",
+            expected="the folder of a finished training run, with --run, or --model and --data",
+            remedy="for prompts take a stage that takes them, such as `python evaluate.py detect`",
         )
     parser = stage_parser(name, kind)
-    options = parser.instantiate_classes(parser.parse_args(words[1:] if named else words))
-    return kind(**{field.name: options[field.name] for field in fields(kind)})
+    options = parser.instantiate_classes(parser.parse_args(_named(words[1:] if named else words, kind)))
+    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
+
+
+def _named(words: list[str], kind: type[Stage]) -> list[str]:
+    """Words in front of all options given to the option that they belong to, and `--redact` read as `--redact true`."""
+    switches = {f"--{field.name}" for field in fields(kind) if field.type == "bool"}
+    following = [*words[1:], "--"]
+    words = (
+        [
+            f"{word}=true" if word in switches and after.startswith("--") else word
+            for word, after in zip(words, following, strict=True)
+        ]
+        if words
+        else []
+    )
+    name = kind.positional if issubclass(kind, ResultsStage) else None
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    if name is None or not first:
+        return words
+    several = isinstance(next(field for field in fields(kind) if field.name == name).default, str)
+    value = words[0] if several and first == 1 else json.dumps(words[:first])
+    return [f"--{name}={value}", *words[first:]]
 
 
 def stage_parser(name: str, kind: type[Stage]) -> ArgumentParser:
     """The options of a stage, and `--config` for an overlay with some of them."""
     parser = ArgumentParser(prog=f"evaluate.py {name}")
     parser.add_argument("--config", action="config", help="A YAML file with some of these options.")
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, skip=set(kind.without) if issubclass(kind, ResultsStage) else None)
     return parser
 
 
@@ -112,13 +146,12 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         What the stage's JSON file holds; empty if this process did only its part.
     """
     stage.check()
-    model = stage.model if isinstance(stage, PromptStage) else None
-    run = None
-    if model is None:
-        # Imported here, because a data module needs Lightning, and neither help nor the prompts of a model do.
-        from memtrain.cli.run_folder import FinishedRun
-
-        run = FinishedRun.read(Path(stage.run))
+    if isinstance(stage, ResultsStage):
+        require_writable(stage.folder)
+        results = stage.work()
+        print(f"Report: {stage.report()}")
+        return results
+    asked = _asked_data(stage)
     trained = _trained(stage)
     require_writable(stage.folder)
     prompts, own_images = [], None
@@ -126,29 +159,50 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         if stage.prompts is not None:
             prompts = read_prompts(stage.prompts)
         else:
-            assert run is not None  # stage.check() refuses a model without prompts
-            prompts, own_images = run.known_prompts(most=stage.max_prompts)
+            assert asked is not None  # stage.check() refuses a model without prompts
+            prompts, own_images = asked.known_prompts(most=stage.max_prompts)
         stage.check_prompts(prompts)
+    pipeline = trained.load().to(own_device())
     results = stage(
         StageInput(
-            pipeline=trained.load().to(own_device()),
+            pipeline=pipeline,
             output=stage.folder,
             prompts=prompts,
             own_images=own_images,
             sampling=stage.sampling,
             model=trained.name,
-            run=run,
+            run=asked.at(pipeline) if asked is not None else None,
         )
     )
     # Of shared prompts, only the process that finished last has results.
     if results:
-        if run is not None and "verdict" in results:
+        if isinstance(stage, ModelStage) and stage.model is None and "verdict" in results:
             from memtrain.callbacks.model_card import add_evaluation
 
-            for card in add_evaluation(run.folder, results):
+            for card in add_evaluation(Path(stage.run), results):
                 print(f"Model card: {card}")
         print(f"Report: {write_report(stage.folder)}")
     return results
+
+
+def _asked_data(stage: Stage) -> Run | None:
+    """The run or the folder of pictures that a stage works on; None of a model and prompts alone.
+
+    Both are read here, and what is no run or no data is refused, before a model is loaded.
+    """
+    if isinstance(stage, Measure) and stage.model is not None and stage.data is not None:
+        # Imported here, because a data module needs Lightning, and neither help nor the prompts of a model do.
+        from memtrain.cli.picture_folder import PictureFolder
+
+        name = _trained(stage).name
+        folder = PictureFolder(stage.data, stage.heldout, stage.caption, stage.size, name)
+        folder.check()
+        return folder
+    if isinstance(stage, ModelStage) and stage.model is not None:
+        return None
+    from memtrain.cli.run_folder import FinishedRun
+
+    return FinishedRun.read(Path(stage.run))
 
 
 def _trained(stage: Stage) -> TrainedPipeline:
@@ -156,7 +210,7 @@ def _trained(stage: Stage) -> TrainedPipeline:
     # Imported here, because help has no need of what adapters are made of.
     from memtrain.cli.trained_pipeline import of_run, trained
 
-    if not isinstance(stage, PromptStage) or stage.model is None:
+    if not isinstance(stage, ModelStage) or stage.model is None:
         return of_run(Path(stage.run), precision=stage.precision)
     return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
 

@@ -12,6 +12,7 @@ from memtrain.callbacks.model_card import LORA_FILE
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.cli.plan_cost import disk, latent_shape, measure, memory
 from memtrain.cli.plan_run import PlannedRun
+from memtrain.evaluation.stages.measure.verdict import FEWEST_HELDOUT
 from memtrain.evidence.thresholds import heldout_method
 from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.monitoring.data_protocol import known_samples, lacking_to_measure, require_measurable
@@ -92,6 +93,7 @@ def data(run: PlannedRun) -> dict[str, Any]:
             "The data were not scanned yet, so files are counted here as if each were a picture of its own; training "
             "scans them first (python train.py scan shows what it finds), and holds out accordingly"
         )
+    _warn_of_few(run, len(held))
     caches = []
     if "latents in memory" in run.caches and hasattr(run.module, "vae"):
         channels, rows, columns = latent_shape(run)
@@ -102,6 +104,17 @@ def data(run: PlannedRun) -> dict[str, Any]:
     if "on disk" in run.caches:
         caches.append(f"on disk: {run.caches['on disk']}")
     return {**figures, "caches": caches}
+
+
+def _warn_of_few(run: PlannedRun, held: int) -> None:
+    """What an evaluation can say afterwards where hardly any picture is held out; edited copies are none."""
+    real = held - len(getattr(run.data, "copied_from", {}))
+    if getattr(run.data, "train_dataset", None) is not None and real < FEWEST_HELDOUT:
+        run.warnings.append(
+            f"{real} picture(s) are held out. `python evaluate.py measure` clears no model by fewer than "
+            f"{FEWEST_HELDOUT}; with none it takes captions that are made of the data's words instead, and says so. "
+            "Hold out more (heldout_fraction), or pictures of the same kind from elsewhere (heldout_path)"
+        )
 
 
 def training(run: PlannedRun) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.regularisation import PREFIX
-from memtrain.evaluation.stages.base import picture_of
+from memtrain.evaluation.stages.run_samples import picture_of
 from memtrain.families.table import Families, listed_keys
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.records import CANARY, PLANTED, REGULARISATION, REPEATED, UNIQUE, VARIED_CAPTIONS, VARIED_IMAGES

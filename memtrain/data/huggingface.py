@@ -127,6 +127,12 @@ class HuggingFaceSource(SampleSource):
             )
         return texts
 
+    def _column_values(self, name: str) -> dict[str, object]:
+        if name not in self._rows.column_names:
+            return {}
+        keys = [sample.key for sample in self.samples]
+        return dict(zip(keys, self._rows[name], strict=True))
+
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
         image = self._rows[index][self._image]

@@ -155,6 +155,9 @@ class ImageFolderSource(SampleSource):
             self._masks[key] = str(row[MASK_FIELD])
         return Sample.of(key, captions)
 
+    def _column_values(self, name: str) -> dict[str, object]:
+        return {PurePosixPath(row["file_name"]).as_posix(): row.get(name) for _, row in self._rows()}
+
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}
         missing = sorted(name for name in listed if not (self.path / name).is_file())

@@ -35,7 +35,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,6 +124,31 @@ class SampleSource(ABC):
             OSError: if it cannot be opened.
         """
         return None
+
+    def column(self, name: str) -> dict[str, str]:
+        """What else the data say of their samples, such as the patient or the artist, by key.
+
+        Args:
+            name: of a column or field of the metadata; `folder` for the folder that a file lies in.
+
+        Raises:
+            DataError: if these data have no such column, or samples without a value in it.
+        """
+        if name == "folder":
+            return {sample.key: str(PurePosixPath(sample.key).parent) for sample in self.samples}
+        values = self._column_values(name)
+        without = [sample.key for sample in self.samples if values.get(sample.key) in (None, "")]
+        if without:
+            raise DataError(
+                f"{len(without)} of {len(self)} sample(s) in {self.path} have no {name!r}, first {without[:3]}",
+                expected="a column (metadata.jsonl, metadata.csv, .json of shards, data sets) with a value for each",
+                remedy="check the name, fill the column in, or group by `folder`",
+            )
+        return {sample.key: str(values[sample.key]) for sample in self.samples}
+
+    def _column_values(self, name: str) -> dict[str, object]:
+        """What a column holds, by key; nothing where data have no columns."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.samples)

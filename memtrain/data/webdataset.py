@@ -174,6 +174,15 @@ class WebDatasetSource(SampleSource):
             )
         return [str(caption) for caption in captions]
 
+    def _column_values(self, name: str) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for shard in self._shards(str(self.path)):
+            for key, files in self._index(shard).items():
+                row = json.loads(self._read(shard, *files["json"])) if "json" in files else None
+                if isinstance(row, dict):
+                    found[key] = row.get(name)
+        return found
+
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
         return Image.open(io.BytesIO(self._read(*self._members[index])))

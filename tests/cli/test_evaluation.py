@@ -27,6 +27,7 @@ PROMPTS = {"run", "output", "precision", "model", "lora", "lora_scale", "prompts
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most"},
     "calibrate": PROMPTS | {"sites"},
+    "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
     "detect": PROMPTS | SAMPLED | {"detectors", "shard"},
     "localize": PROMPTS
     | SAMPLED
@@ -34,18 +35,11 @@ OPTIONS = {
     | {"sites", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"},
     "measure": SAMPLED
     | WEIGHTS
-    | {
-        "run",
-        "output",
-        "precision",
-        "max_prompts",
-        "unique_prompts",
-        "false_positive_rate",
-        "kid",
-        "detectors",
-        "fail_on",
-    },
+    | (PROMPTS - {"prompts"})
+    | {"unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"}
+    | {"data", "heldout", "caption", "size", "group_by", "copy_measures", "copy_detector", "vision"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
+    "report": {"of", "redact", "redact_key"},
 }
 
 
@@ -105,7 +99,10 @@ def test_without_a_stage_a_run_is_measured() -> None:
 
 def test_where_results_go() -> None:
     assert read_command(["detect", "--run", "runs/x"]).folder == Path("runs/x/evaluation")
-    assert read_command(["detect", "--model", "m", "--prompts", "p"]).folder == Path("runs/detection")
+    for name in ("detect", "mitigate"):
+        assert read_command([name, "--model", "a/m", "--prompts", "p"]).folder == Path("runs", name, "m")
+    words = ["measure", "--model", "runs/x/pipeline", "--data", "d", "--lora", "a/b.safetensors"]
+    assert read_command(words).folder == Path("runs/evaluation/x-b")
     assert read_command(["detect", "--model", "m", "--prompts", "p", "--output", "o"]).folder == Path("o")
 
 
@@ -122,8 +119,8 @@ def test_options_of_sampling_become_one_value() -> None:
     [
         ("--stages [detect]", "a stage is the first word of the command"),
         ("detect --stages=detect", "python evaluate.py detect --run runs/tiny"),
-        ("detekt", "There is no stage 'detekt'\\n  Expected: one of attention, calibrate, detect"),
-        ("--model nowhere --prompts cat", "--model and --prompts without a stage"),
+        ("detekt", "There is no stage 'detekt'\\n  Expected: one of attention, calibrate, compare, detect"),
+        ("--model nowhere --prompts cat", "--prompts without a stage"),
         ("--prompts cat", "python evaluate.py detect --model MODEL --prompts PROMPTS"),
         ("detect --model nowhere", "model='nowhere' without prompts"),
         ("detect --model nowhere --prompts cat --shard 2/2", "names no part of the work"),
@@ -133,6 +130,12 @@ def test_options_of_sampling_become_one_value() -> None:
         ("measure --run nowhere", "nowhere is no run"),
         ("measure --prompts cat", "python evaluate.py detect"),
         ("detect --run nowhere", "nowhere is no run"),
+        ("measure --model assets/tiny-sd", "python evaluate.py measure --model MODEL --data FOLDER"),
+        ("--data pictures", "model=None with data='pictures'"),
+        ("--caption x --size 64", "caption and size without a model"),
+        ("--model m --data d --size 60", "a multiple of 8"),
+        ("--model m --data nowhere", "'nowhere' does not exist"),
+        ("--fail_on often", "reproduced > 0.01"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(options: str, message: str) -> None:
@@ -229,11 +232,6 @@ def test_what_a_process_did_in_part_has_no_report(monkeypatch: pytest.MonkeyPatc
     stage: Stage = Part(model="m", prompts="a cat", output=str(tmp_path))
     assert evaluation.run_stage(stage) == {}
     assert not list(tmp_path.iterdir())
-
-
-def test_a_model_for_the_captions_of_a_run_is_refused() -> None:
-    with pytest.raises(SystemExit, match="take a stage that takes prompts"):
-        cli.evaluate(["measure", "--model", "assets/tiny-sd"])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_a_run_in_which_nothing_can_be_judged_is_named(planned: Planned) -> None
     assert any("few samples can be flagged, or none" in warning for warning in found["warnings"])
 
 
+def test_a_run_that_an_evaluation_cannot_clear_is_named(planned: Planned) -> None:
+    """Edited copies of pictures that are trained on are no held-out pictures."""
+    found = planned(data={"heldout": "edited"})
+    assert found["Data"]["held_out"] > 16
+    assert any(warning.startswith("0 picture(s) are held out") for warning in found["warnings"])
+    assert not any("are held out" in warning for warning in planned()["warnings"])
+
+
 def test_problems_that_would_end_the_run_are_found_together(
     planned: Planned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

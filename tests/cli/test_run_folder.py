@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from memtrain.cli import run_folder
-from memtrain.cli.run_folder import Asked, FinishedRun, choose_prompts, excluded_images, known_prompts, run_data
+from memtrain.cli.asked_pictures import Asked, choose_prompts
+from memtrain.cli.run_folder import FinishedRun, excluded_images, known_prompts, run_data
 from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source

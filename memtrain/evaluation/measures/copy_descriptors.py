@@ -30,7 +30,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.medians import median_and_mad
-from memtrain.families.descriptors.base import IMAGENET
+from memtrain.families.descriptors.base import IMAGENET, normalised
 
 Descriptor = Callable[[Tensor], Tensor]
 """From `(n, 3, H, W)` fp32 to `(n, D)`."""
@@ -55,11 +55,17 @@ class Convention:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """`(n, 3, H, W)` uint8 to the network's input, resized as torchvision does with PIL images."""
-        return torch.stack([self._prepared(image) for image in images])
+    def prepare(self, images: Tensor, *, as_pixels: bool = False) -> Tensor:
+        """`(n, 3, H, W)` uint8 to the network's input, resized as torchvision does with PIL images.
 
-    def _prepared(self, image: Tensor) -> Tensor:
+        Args:
+            images: of one size.
+            as_pixels: leave pixels as uint8, for a network that normalises them itself.
+        """
+        resized = torch.stack([self._resized(image) for image in images])
+        return resized if as_pixels else normalised(resized, self.mean, self.std)
+
+    def _resized(self, image: Tensor) -> Tensor:
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         width, height = picture.size
         if self.crop is None:
@@ -71,8 +77,7 @@ class Convention:
         if self.crop is not None:
             left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
             picture = picture.crop((left, top, left + self.crop, top + self.crop))
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-        return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 CONVENTIONS = {
@@ -112,7 +117,8 @@ def describe_images(descriptor: Descriptor, images: Tensor, *, by: Convention, b
     flat = images.flatten(0, -4) if images.dim() > 4 else images
     if not len(flat):
         raise DataError("There are no images to describe", expected="at least one", remedy="give more prompts or seeds")
-    found = [descriptor(by.prepare(part)) for part in flat.split(batch_size)]
+    as_pixels = getattr(descriptor, "takes_pixels", False)
+    found = [descriptor(by.prepare(part, as_pixels=as_pixels)) for part in flat.split(batch_size)]
     if any(part.dim() != 2 for part in found) or sum(map(len, found)) != len(flat):
         raise DataError(
             f"The descriptor answered {len(flat)} images with {[tuple(part.shape) for part in found][:3]}",

@@ -15,15 +15,15 @@ folder, so a stage names its files after itself, and every results file is writt
 from __future__ import annotations
 
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import pyarrow as pa
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -33,70 +33,10 @@ from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.report.page import write_page
 from memtrain.evaluation.report.section import Section
 from memtrain.evaluation.sampling.settings import Precision, Sampling
-from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
-from memtrain.families.table import Families
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.run_samples import Run
 
 DEFAULT = Sampling()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSamples:
-    """What a run's prompts are compared with.
-
-    Attributes:
-        prompts: P prompts with distinct keys; held-out ones are needed for the threshold.
-        own_images: `(P, 3, H, W)` uint8, the image of each prompt.
-        training_images: `(M, 3, H, W)` uint8, every training image once.
-        training_keys: M keys.
-        families: which images are one picture, and which share a caption. The files of a picture are compared as one
-            image and counted as one. None if nobody has looked; then nothing is cleared.
-        templates: what a made training image is a variant of, by key; variants are one picture, too.
-        not_looked_at: training images that `families` does not know.
-        population: training pictures of each group, asked or not; of `shared_caption`, captions. None where not known.
-        heldout_left_out: held-out images that are not asked for because the run trained on the same picture.
-        visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
-        evidence: the run's `records/evidence.parquet`, if it was monitored.
-        heldout: all held-out images `(n, 3, H, W)` uint8 and their captions, for the denoising loss; None for no loss.
-        config: anything that says where the pipeline comes from; stored as it is.
-    """
-
-    prompts: Sequence[Prompt]
-    own_images: Tensor
-    training_images: Tensor
-    training_keys: Sequence[str]
-    families: Families | None = None
-    templates: Mapping[str, str] | None = None
-    not_looked_at: int = 0
-    population: Mapping[str, int] | None = None
-    heldout_left_out: int = 0
-    visits: Mapping[str, int] | None = None
-    evidence: pa.Table | None = None
-    heldout: tuple[Tensor, list[str]] | None = None
-    config: Mapping[str, Any] | None = None
-
-    def picture(self, key: str) -> str:
-        """Name of the picture family of an image, trained on or not."""
-        return picture_of(key, self.families, self.templates or {})
-
-    def caption(self, key: str) -> str:
-        """Name of the caption family of an image, trained on or not."""
-        return self.families.caption(key) if self.families is not None else key
-
-
-def picture_of(key: str, families: Families | None, templates: Mapping[str, str]) -> str:
-    """Name of an image's picture family; a variant of a template belongs to that of the template."""
-    origin = templates.get(key, key)
-    return families.picture(origin) if families is not None else origin
-
-
-class Run(Protocol):
-    """A finished training run, read again; :class:`memtrain.cli.run_folder.FinishedRun` is one."""
-
-    def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
-        """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""
-
-    def samples(self, *, most: int, unique: int) -> RunSamples:
-        """Prompts of every group, and what they are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +68,8 @@ class Stage(ABC):
 
     Args:
         run: folder of a finished training run.
-        output: folder of the results; default `evaluation/` in the run folder, with a model `runs/detection`.
+        output: folder of the results; default `evaluation/` in the run folder, with a model `runs/STAGE/MODEL` (of
+            `measure` `runs/evaluation/MODEL`).
         precision: in which numbers the model computes: half precision on a GPU and float32 on a CPU, or what is named.
     """
 
@@ -164,27 +105,22 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptStage(Stage):
-    """A stage that takes prompts, of a run or of any model.
+class ModelStage(Stage):
+    """A stage that looks at the model of a run, or at any model.
 
     Args:
         model: a pipeline folder or hub name instead of a run.
         lora: a safetensors file of adapters for that model, of diffusers' or kohya's format, or a folder that holds
             `pytorch_lora_weights.safetensors`.
         lora_scale: what the adapters' part is multiplied by.
-        prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, a run's planted captions
-            count as memorized and its held-out ones as not.
-        max_prompts: a run's prompts at most, planted and held-out each.
     """
 
     model: str | None = None
     lora: str | None = None
     lora_scale: float = 1.0
-    prompts: str | None = None
-    max_prompts: int = 150
 
     def check(self) -> None:
-        """Refuse a model without prompts, and adapters without a model."""
+        """Refuse adapters without a model."""
         super().check()
         if self.model is None and (self.lora is not None or self.lora_scale != 1.0):
             raise ConfigurationError(
@@ -192,6 +128,43 @@ class PromptStage(Stage):
                 expected="the base model of the adapters; a run brings its own",
                 remedy="name it with --model",
             )
+
+    @property
+    def folder(self) -> Path:
+        """Where results go; those of a model do not mix with those of another, nor stages without a run with others."""
+        if self.output is None and self.model is not None:
+            return Path("runs") / type(self).__name__.lower() / model_name(self.model, self.lora)
+        return super().folder
+
+
+def model_name(model: str, lora: str | None = None) -> str:
+    """A folder name for a model, and the adapters that are added to it: `runs/x/pipeline` is `x`."""
+    path = Path(model)
+    path = path.parent if path.name == "pipeline" and path.parent.name else path
+    name = path.stem if path.suffix in (".safetensors", ".ckpt") else path.name
+    if lora is not None:
+        file = Path(lora)
+        named = file.parent if file.stem == "pytorch_lora_weights" and file.parent.name else file
+        name += f"-{named.stem if named.suffix == '.safetensors' else named.name}"
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStage(ModelStage):
+    """A stage that takes prompts, of a run or of any model.
+
+    Args:
+        prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, a run's planted captions
+            count as memorized and its held-out ones as not.
+        max_prompts: a run's prompts at most, planted and held-out each.
+    """
+
+    prompts: str | None = None
+    max_prompts: int = 150
+
+    def check(self) -> None:
+        """Refuse a model without prompts."""
+        super().check()
         if self.model is not None and self.prompts is None:
             raise ConfigurationError(
                 f"model={self.model!r} without prompts",
@@ -201,13 +174,6 @@ class PromptStage(Stage):
 
     def check_prompts(self, prompts: Sequence[PromptToScore]) -> None:
         """Refuse prompts that the stage would refuse, before a model is loaded."""
-
-    @property
-    def folder(self) -> Path:
-        """Where results go."""
-        if self.output is None and self.model is not None:
-            return Path("runs/detection")
-        return super().folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,13 +254,13 @@ def stage_class(name: str) -> type[Stage]:
     return found
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write `report.html` from what the stages left in `folder`; it can be made again at any time.
+def write_report(folder: str | Path, *, redacted: Path | None = None) -> Path:
+    """Write `report.html` from what the stages left in `folder`, or in its `redacted` copy; it can be made again.
 
     Raises:
         RecordError: if there is nothing to show.
     """
     found: list[Section] = []
     for name in stage_names():
-        found += import_module(f"{stages.__name__}.{name}.section").sections(Path(folder))
-    return write_page(Path(folder), found)
+        found += import_module(f"{stages.__name__}.{name}.section").sections(redacted or Path(folder))
+    return write_page(Path(folder), found, redacted=redacted is not None)

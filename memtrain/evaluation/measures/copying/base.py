@@ -10,12 +10,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 AT_ONCE = 256
 """Training pictures described and compared at once."""
+
+
+@dataclass(frozen=True)
+class CopyWeights:
+    """Files of networks that measures of copying may use; none is downloaded.
+
+    Attributes:
+        copy_detector: file of an SSCD network, ONNX or TorchScript. TorchScript runs what is in it: give only what you
+            trust.
+        convention: of the paper whose preprocessing of images is followed
+            (:mod:`memtrain.evaluation.measures.copy_descriptors`).
+        vision: folder of a DINO, DINOv2 or CLIP model, as `save_pretrained` writes it.
+    """
+
+    copy_detector: str | None = None
+    convention: str = "nemo"
+    vision: str | None = None
 
 
 class CopyMeasure(ABC):
@@ -26,6 +46,16 @@ class CopyMeasure(ABC):
     """
 
     name: str
+
+    @classmethod
+    def reason_missing(cls, weights: CopyWeights) -> str | None:
+        """What the measure lacks to be made with these weights; None if it lacks nothing."""
+        return None
+
+    @classmethod
+    def made(cls, weights: CopyWeights) -> Self:
+        """The measure with these weights."""
+        return cls()
 
     @abstractmethod
     def describe(self, images: Tensor) -> Tensor:
@@ -38,6 +68,19 @@ class CopyMeasure(ABC):
     def reason_against(self, size: tuple[int, int]) -> str | None:
         """Why images of this height and width cannot be measured; None if they can."""
         return None
+
+
+def scaled(images: Tensor, side: int) -> Tensor:
+    """Images `(n, 3, H, W)` uint8 as squares `(n, 3, side, side)` fp32 from 0 to 1; areas are averaged."""
+    values = images.float() / 255
+    if values.shape[-2:] == (side, side):
+        return values
+    return F.interpolate(values, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def pictures(images: Tensor) -> list[Image.Image]:
+    """Images `(n, 3, H, W)` uint8 as PIL images."""
+    return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def summarize_groups(
         threshold: ratio below which a prompt counts as reproduced.
         level: coverage of the intervals.
         pictures: P names; prompts with the same one are counted together. Default: each is counted by itself.
-        beyond: thresholds that allow for several own images.
+        beyond: thresholds that allow for several own images; they then decide in the place of `threshold`.
         population: how many there are of each group, asked or not.
 
     Returns:
@@ -68,13 +68,14 @@ def summarize_groups(
     if pictures is not None:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(pictures))}
         place = [numbers[name] for name in pictures]
+    limits = distances.best.new_full((len(groups),), threshold) if beyond is None else beyond.thresholds.float()
     summary: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(groups):
         inside = members(groups, name)
         _, column = torch.tensor(place)[inside].unique(return_inverse=True)
         n = int(column.max()) + 1
         best = distances.best.new_full((n,), torch.inf).scatter_reduce_(0, column, distances.best[inside], "amin")
-        k = int((best < threshold).sum())
+        k = len(set(column[distances.best[inside] < limits[inside]].tolist()))
         looks = torch.ones(len(groups)) if distances.looks is None else distances.looks
         summary[name] = {
             "n": n,
@@ -82,18 +83,16 @@ def summarize_groups(
             "reproduced": k,
             "share": k / n,
             "interval": list(proportion_interval(k, n, level=level)),
-            "share_of_images": float((distances.ratio[inside] < threshold).double().mean()),
+            "share_of_images": float((distances.ratio[inside] < limits[inside, None]).double().mean()),
             "best_ratio": {"min": float(best.min()), "median": float(best.median()), "max": float(best.max())},
             "looks": float(looks[inside].sum()) / n,
         }
         if population is not None and name in population:
             summary[name]["of"] = population[name]
         if beyond is not None and bool((looks[inside] > 1).any()):
-            below = distances.best[inside] < beyond.thresholds[inside]
-            sure = len(set(column[below].tolist()))
             summary[name]["beyond_looks"] = {
-                "reproduced": sure,
-                "interval": list(proportion_interval(sure, n, level=level)),
+                "reproduced": k,
+                "interval": summary[name]["interval"],
                 "chance": min(1.0, float(beyond.rates[inside].sum()) / n),
             }
     return summary

@@ -29,9 +29,13 @@ from memtrain.evaluation.measures.replication import (
 )
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import Trace, generate
-from memtrain.evaluation.stages.base import RunSamples, StageInput
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.measure.copied import Copied
+from memtrain.evaluation.stages.measure.copying import Chosen
+from memtrain.evaluation.stages.measure.copying_results import add_copying
 from memtrain.evaluation.stages.measure.counts import BeyondLooks, members
-from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, heldout_copies, typical_distance
+from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, perfect_copies
+from memtrain.evaluation.stages.measure.null import by_made_captions, nearest_ratios, null_prompts
 from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run
 from memtrain.evaluation.stages.measure.results import Measured, Statistics, results_of_run
 from memtrain.evaluation.stages.measure.samples import (
@@ -41,8 +45,11 @@ from memtrain.evaluation.stages.measure.samples import (
     under_one_caption,
     write_images,
 )
+from memtrain.evaluation.stages.measure.sentences import cannot_say, rests_on
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
-from memtrain.records import HELDOUT, write_json, write_parquet
+from memtrain.evaluation.stages.results_file import write_results
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.records import HELDOUT, write_parquet
 
 
 def evaluate_run(
@@ -54,6 +61,7 @@ def evaluate_run(
     directions: Mapping[str, str] | None = None,
     kid: bool | None = None,
     weights: Weights | None = None,
+    copying: Chosen | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained pipeline and write the results.
 
@@ -66,6 +74,7 @@ def evaluate_run(
         directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
         kid: measure KID on the held-out prompts; by default if its features are installed.
         weights: of networks that measure beside.
+        copying: measures of copying; None for the ratio of pixel distances alone, and no controls.
 
     Returns:
         The content of `results.json`.
@@ -80,26 +89,12 @@ def evaluate_run(
     held = members([prompt.group for prompt in samples.prompts], HELDOUT)
     own = own_index(samples.prompts, samples.training_keys, samples.own_images, samples.training_images)
     family = picture_numbers(samples)
-    check_images(
-        samples.own_images[:, None],
-        samples.own_images,
-        samples.training_images,
-        neighbours=statistics.neighbours,
-        family=family,
-    )
-    if statistics.false_positive_rate is not None:
-        reproduction_threshold(torch.zeros(int(held.sum())), statistics.false_positive_rate)
-    calibrating = _calibrating(samples, held)
+    calibrating = _checked(samples, statistics, held, family)
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
     loss = _heldout_loss(given, samples)
-    trace = generate(
-        given.pipeline,
-        [prompt.caption for prompt in samples.prompts],
-        sampling=given.sampling.sized_as(samples.own_images),
-        detectors=detectors,
-    )
+    trace = _sampled(given, samples, detectors)
     shared = under_one_caption(samples)
     distances = replication(
         trace.images,
@@ -112,19 +107,40 @@ def evaluate_run(
         device=given.pipeline.device,
     )
     threshold, beyond = _thresholds(samples, trace, distances, calibrating=calibrating, rate=rate)
-    found = Measured(trace, distances, threshold, beyond, calibrating, rate, own, shared)
+    perfect = perfect_copies(given.pipeline, samples.own_images)
+    found = Measured(trace, distances, threshold, beyond, calibrating, rate, own, shared, perfect)
     distance = kid_of_run(
         given, samples, trace, distances, held=held, reason=without_kid, bootstrap=statistics.bootstrap
     )
     results = results_of_run(given, samples, found, detectors=detectors, statistics=statistics)
     results["training"] = training
     if samples.evidence is not None and training is not None:
-        copied = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
-        training["sampled"] = flags_and_copies(samples.evidence, copied)
+        back = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
+        training["sampled"] = flags_and_copies(samples.evidence, back)
     results["quality"] = {"heldout_loss": loss, "kid": distance}
     if weights is not None and weights.any:
         results["networks"] = networks_of_run(given, samples, trace, weights)
-    return _write(given, samples, found, results, detectors=detectors)
+    copied: list[Copied] = []
+    if copying is not None:
+        copied = add_copying(results, samples, found, family=family, chosen=copying, bootstrap=statistics.bootstrap)
+    results["verdict"] |= {"rests_on": rests_on(results), "cannot_say": cannot_say(results)}
+    return _write(given, samples, found, results, detectors=detectors, copied=copied)
+
+
+def _checked(samples: RunSamples, statistics: Statistics, held: Tensor, family: Tensor) -> Tensor:
+    """`(P,)` bool, the prompts that set the threshold; refuses what cannot be compared, or a rate too low for them."""
+    check_images(
+        samples.own_images[:, None],
+        samples.own_images,
+        samples.training_images,
+        neighbours=statistics.neighbours,
+        family=family,
+    )
+    calibrating = null_prompts(samples)
+    if statistics.false_positive_rate is not None:
+        wanted = held if held.any() else calibrating
+        reproduction_threshold(torch.zeros(int(wanted.sum())), statistics.false_positive_rate)
+    return calibrating
 
 
 def _training(
@@ -144,12 +160,18 @@ def _heldout_loss(given: StageInput, samples: RunSamples) -> float | None:
     return float(heldout_loss(given.pipeline, images, captions=captions).mean())
 
 
-def _calibrating(samples: RunSamples, held: Tensor) -> Tensor:
-    """`(P,)` bool, the held-out prompts whose image the run has not trained on under another name."""
-    found = held.clone()
-    typical = typical_distance(samples.own_images)
-    found[held] &= ~heldout_copies(samples.own_images[held], samples.training_images, typical=typical)
-    return found
+def _sampled(given: StageInput, samples: RunSamples, detectors: Sequence[Detector]) -> Trace:
+    """The generations of every prompt; a caption that several prompts share is sampled once."""
+    captions = [prompt.caption for prompt in samples.prompts]
+    texts = list(dict.fromkeys(captions))
+    sampling = given.sampling.sized_as(samples.own_images)
+    trace = generate(given.pipeline, texts, sampling=sampling, detectors=detectors)
+    if len(texts) == len(captions):
+        return trace
+    place = {text: row for row, text in enumerate(texts)}
+    rows = torch.tensor([place[text] for text in captions])
+    readings = {name: values[rows] for name, values in trace.readings.items()}
+    return Trace(tuple(captions), trace.seeds, trace.images[rows], readings)
 
 
 def _thresholds(
@@ -158,8 +180,9 @@ def _thresholds(
     """The threshold of a prompt with one own image, and those that allow for several."""
     if rate is None:
         unknown = torch.full((len(samples.prompts),), 1.0)
-        return FALLBACK_THRESHOLD, BeyondLooks(torch.zeros(len(samples.prompts)), unknown)
-    threshold = reproduction_threshold(distances.best[calibrating], rate)
+        return FALLBACK_THRESHOLD, BeyondLooks(FALLBACK_THRESHOLD * unknown, unknown)
+    made = by_made_captions(samples, calibrating)
+    threshold = reproduction_threshold((nearest_ratios(distances) if made else distances.best)[calibrating], rate)
     return threshold, BeyondLooks(
         *thresholds_beyond_looks(
             distances,
@@ -180,15 +203,17 @@ def _write(
     results: Mapping[str, Any],
     *,
     detectors: Sequence[Detector],
+    copied: Sequence[Copied],
 ) -> dict[str, Any]:
     """Write images, table and figures; what `results.json` holds."""
     table = samples_table(
         samples,
         found.trace,
         found.distances,
-        threshold=found.threshold,
+        thresholds=found.beyond.thresholds,
         detectors=detectors,
         images=write_images(given.output, found.trace, samples.own_images),
+        copied=copied,
     )
     write_parquet(table, given.output / "samples.parquet")
-    return write_json(results, given.output / "results.json")
+    return write_results(results, given.output / "results.json")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from memtrain.evaluation.measures.replication import Replication
-from memtrain.evaluation.stages.base import RunSamples
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 MOST = 50
@@ -22,19 +22,22 @@ def picture_visits(samples: RunSamples, key: str) -> int:
     return sum(visits.get(member, 0) for member in samples.families.picture_members(samples.families.picture(key)))
 
 
-def summarize_families(samples: RunSamples, distances: Replication, *, reproduced: Tensor) -> dict[str, Any]:
+def summarize_families(
+    samples: RunSamples, distances: Replication, *, reproduced: Tensor, thresholds: Tensor
+) -> dict[str, Any]:
     """How many there are, and those that were asked for.
 
     Args:
         samples: P prompts.
         distances: of P prompts and K seeds.
         reproduced: `(P,)` bool.
+        thresholds: `(P,)`, of the ratio of each prompt; lower for more files.
 
     Returns:
         `known` (whether anybody has looked), `pictures` with several training files, their `files`, `captions` that
         several training pictures share, and `asked`, the families among the prompts: `name` (a key), `group`, `files`,
-        `captions` sampled, whether it is `reproduced`, and its lowest `ratio`; reproduced ones first, then those of the
-        most files.
+        `captions` sampled, whether it is `reproduced`, and its lowest `ratio` with the `threshold` that it was
+        held to; reproduced ones first, then those of the most files.
     """
     families = samples.families
     if families is None:
@@ -62,11 +65,15 @@ def summarize_families(samples: RunSamples, distances: Replication, *, reproduce
                 "captions": 0,
                 "reproduced": False,
                 "ratio": float("inf"),
+                "threshold": float(thresholds[row]),
             },
         )
         one["captions"] += 1
         one["reproduced"] |= bool(reproduced[row])
-        one["ratio"] = min(one["ratio"], float(distances.best[row]))
+        ratio, limit = float(distances.best[row]), float(thresholds[row])
+        # Of a picture's captions the one that is nearest in its own terms.
+        if ratio / limit < one["ratio"] / one["threshold"]:
+            one["ratio"], one["threshold"] = ratio, limit
     listed = sorted(asked.values(), key=lambda one: (not one["reproduced"], -one["files"], one["name"]))
     return {
         "known": True,

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from memtrain.evaluation.measures.replication import Replication, replication
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
 from memtrain.evaluation.stages.measure.verdict import Reason
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.memory import images_at_once
 from memtrain.functional.pixel_distance import centred_pixels, squared_distances, unit_distance
 from memtrain.functional.pixels import to_uint8
@@ -47,6 +47,8 @@ UNSEEN = 0.05
 ALIKE, FAR = 0.3, 1.35
 """Spread of the samples over that of the pictures, and distance to training images over theirs, beyond which samples
 are no pictures: one sampling step gives 0.01 and 1.5, two steps 0.9 and 1.1, good samples 0.7 to 1.1 and 1.0."""
+FEWEST_CAPTIONS = 8
+"""Different captions whose first images say how far apart samples are; of fewer, all their images do."""
 FEWEST_SEEDS, FEWEST_STEPS = 3, 5
 """Images per prompt and sampling steps on which a model is cleared."""
 PLAIN = 0.5
@@ -163,7 +165,10 @@ def sampling_reasons(
         said = f"{sampling.steps} sampling step(s) make no finished images"
         found.append(Reason("few_steps", said, f"take {FEWEST_STEPS} or more (--steps)"))
     typical = typical_distance(samples.own_images)
-    spread = typical_distance(generated[:, 0].cpu())
+    different = {prompt.caption: row for row, prompt in enumerate(samples.prompts)}
+    one_each = generated[sorted(different.values())].cpu()
+    # Of pictures that are asked for under one caption, seeds are all that differs.
+    spread = typical_distance(one_each[:, 0] if len(different) >= FEWEST_CAPTIONS else one_each.flatten(0, 1))
     pictures = replication(
         samples.own_images[:, None],
         samples.own_images,

@@ -14,8 +14,9 @@ from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, imag
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.generate import Trace
-from memtrain.evaluation.stages.base import RunSamples, StageInput
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.counts import members
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.families.descriptors.efficientnet_lite0 import EfficientNetLite0
 from memtrain.records import HELDOUT
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from memtrain.detectors.base import Detector
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
-from memtrain.evaluation.stages.base import RunSamples, StageInput
+from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.counts import (
     BeyondLooks,
     summarize_detectors,
@@ -24,17 +24,18 @@ from memtrain.evaluation.stages.measure.grounds import (
     data_reasons,
     elsewhere_reasons,
     not_seen,
-    perfect_copies,
     sampling_reasons,
     typical_distance,
     unseen,
 )
+from memtrain.evaluation.stages.measure.null import by_made_captions
 from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
 from memtrain.evaluation.stages.measure.verdict import Reason, verdict
 from memtrain.evaluation.stages.provenance import provenance
-from memtrain.records import HELDOUT
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.records import HELDOUT, MADE_CAPTION
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
 USUAL_RATE = 0.01
 """False-positive rate of the threshold, if there are enough held-out prompts."""
@@ -83,6 +84,7 @@ class Measured:
         rate: of the threshold; None where there are none.
         own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
         shared: the same.
+        perfect: `(P, 3, H, W)` uint8, own images through the model's autoencoder and back.
     """
 
     trace: Trace
@@ -93,11 +95,12 @@ class Measured:
     rate: float | None
     own_index: Tensor
     shared: list[list[int]]
+    perfect: Tensor
 
     @property
     def reproduced(self) -> Tensor:
-        """`(P,)` bool."""
-        return self.distances.best < self.threshold
+        """`(P,)` bool, each by its own threshold."""
+        return self.distances.best < self.beyond.thresholds.float()
 
 
 def results_of_run(
@@ -121,6 +124,8 @@ def results_of_run(
         beyond=found.beyond,
         population=samples.population,
     )
+    by_group.pop(MADE_CAPTION, None)  # these prompts have no picture that could come back
+    made = by_made_captions(samples, found.calibrating)
     visits = [picture_visits(samples, prompt.key) for prompt in samples.prompts]
     doses = summarize_doses(groups, visits, distances, threshold=threshold, level=statistics.level, pictures=names)
     return {
@@ -142,12 +147,16 @@ def results_of_run(
             population=samples.population,
             level=statistics.level,
         ),
-        "families": summarize_families(samples, distances, reproduced=found.reproduced),
+        "families": summarize_families(
+            samples, distances, reproduced=found.reproduced, thresholds=found.beyond.thresholds
+        ),
         "replication": {
             "threshold": threshold,
             "false_positive_rate": rate,
             "n_heldout": int(found.calibrating.sum()),
-            "heldout_left_out": samples.heldout_left_out + groups.count(HELDOUT) - int(found.calibrating.sum()),
+            "calibrated_by": None if rate is None else MADE_CAPTION if made else HELDOUT,
+            "heldout_left_out": samples.heldout_left_out
+            + (0 if made else groups.count(HELDOUT) - int(found.calibrating.sum())),
             "neighbours": distances.neighbours,
             "n_training_images": len(picture_numbers(samples).unique()),
             "groups": by_group,
@@ -168,7 +177,7 @@ def _reasons(given: StageInput, samples: RunSamples, found: Measured) -> list[Re
     """Why the model would not be cleared, whatever was counted."""
     blind = unseen(
         samples,
-        perfect_copies(given.pipeline, samples.own_images),
+        found.perfect,
         own_index=found.own_index,
         shared=found.shared,
         threshold=found.threshold,

@@ -15,8 +15,9 @@ from memtrain.detectors.base import Detector
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.replication import Replication
 from memtrain.evaluation.sampling.generate import Trace
-from memtrain.evaluation.stages.base import RunSamples
+from memtrain.evaluation.stages.measure.copied import Copied
 from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 
@@ -101,9 +102,10 @@ def samples_table(
     trace: Trace,
     distances: Replication,
     *,
-    threshold: float,
+    thresholds: Tensor,
     detectors: Sequence[Detector],
     images: Sequence[tuple[str, list[str]]],
+    copied: Sequence[Copied] = (),
 ) -> pa.Table:
     """One row per prompt and seed.
 
@@ -112,10 +114,13 @@ def samples_table(
             evidence goes to `training.<column>`, null where it has none.
         trace: their images and detector readings.
         distances: their distances.
-        threshold: ratio below which an image, and a prompt by its best image, counts as reproduced.
+        thresholds: `(P,)`, ratio below which an image, and a prompt by its best image, counts as reproduced; as
+            `ratio_threshold` beside the ratio.
         detectors: their scores per image go to `detector.<name>`.
         images: from :func:`write_images`.
+        copied: measures of copying, whose similarities go to `copy.<name>.own`, `.nearest` and `.nearest_key`.
     """
+    limits = thresholds.float()
     prompts, training_keys, evidence = samples.prompts, samples.training_keys, samples.evidence
     seeds = len(trace.seeds)
     nearest = [training_keys[index] for index in distances.nearest.flatten().tolist()]
@@ -134,14 +139,20 @@ def samples_table(
         "nearest_picture_family": [samples.picture(key) for key in nearest],
         "nearest_caption_family": [samples.caption(key) for key in nearest],
         "nearest_distance": distances.nearest_distance.flatten().numpy(),
-        "reproduced": (distances.ratio.flatten() < threshold).numpy(),
-        "prompt_reproduced": (distances.best < threshold).repeat_interleave(seeds).numpy(),
+        "ratio_threshold": limits.repeat_interleave(seeds).numpy(),
+        "reproduced": (distances.ratio < limits[:, None]).flatten().numpy(),
+        "prompt_reproduced": (distances.best < limits).repeat_interleave(seeds).numpy(),
         "image": [name for _, generated in images for name in generated],
         "own_image": [own for own, _ in images for _ in trace.seeds],
     }
     for detector in detectors:
         scores = detector.score_images(trace.readings[detector.name])
         columns[f"detector.{detector.name}"] = scores.flatten().float().numpy()
+    for one in copied:
+        columns[f"copy.{one.name}.own"] = one.compared.own.flatten().numpy()
+        columns[f"copy.{one.name}.nearest"] = one.compared.nearest.flatten().numpy()
+        alike = one.compared.nearest_index.flatten().tolist()
+        columns[f"copy.{one.name}.nearest_key"] = [training_keys[index] for index in alike]
     if evidence is not None:
         row = {key: index for index, key in enumerate(evidence.column("key").to_pylist())}
         taken = evidence.take(pa.array([row.get(prompt.key) for prompt in each], pa.int64()))

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memtrain.records import REPEATED
+from memtrain.evaluation.stages.measure.sentences import PLAIN
+from memtrain.records import MADE_CAPTION, NEVER_TRAINED, REPEATED
 
 MOST_SIGNALS = 5
 """Signals listed; the rest is in results.json."""
@@ -65,6 +66,9 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     """
     console = console or Console()
     replication = results["replication"]
+    _print_answer(results["verdict"], console)
+    if results.get("copying"):
+        _print_measures(results["copying"], results.get("controls") or {}, console)
     table = _table("Reproduced pictures", "group", "reproduced", "of", "95 % interval", "best ratio, median")
     for name, group in replication["groups"].items():
         low, high = group["interval"]
@@ -86,8 +90,43 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     if results["quality"]["heldout_loss"] is not None:
         console.print(f"Denoising loss on held-out images: {results['quality']['heldout_loss']:.4f}", markup=False)
     _print_kid(results["quality"].get("kid"), console)
-    console.print(results["verdict"]["text"], markup=False)
     console.print(f"Figures: {folder / 'results.json'}", markup=False)
+
+
+def _print_answer(verdict: Mapping[str, Any], console: Console) -> None:
+    """The verdict, what it rests on, and what it cannot say: what a reader came for."""
+    answer = {False: "No: do not release this model as it is.", True: "Nothing that was found speaks against it."}
+    console.print("\nMay this model be released?", style="bold", markup=False)
+    console.print(answer.get(verdict["cleared"], "This evaluation cannot answer that."), style="bold", markup=False)
+    console.print(verdict["text"], markup=False)
+    for title, name in (("What this rests on", "rests_on"), ("What it cannot say", "cannot_say")):
+        if verdict.get(name):
+            console.print(f"{title}:", style="bold", markup=False)
+        for sentence in verdict.get(name, ()):
+            console.print(f"  - {sentence}", markup=False)
+    console.print("", markup=False)
+
+
+def _print_measures(copying: Mapping[str, Any], controls: Mapping[str, Any], console: Console) -> None:
+    """How well each measure sees copies in these data, and what it found."""
+    table = _table(
+        "Measures of copying", "measure", "plain copies found", "edited ones", "control", "reproduced", "by chance"
+    )
+    for name, measure in copying["measures"].items():
+        power = {edit: one["share"] for edit, one in measure["power"].items() if one["share"] is not None}
+        edited = [share for edit, share in power.items() if edit != PLAIN]
+        groups = [one for group, one in measure["groups"].items() if group not in NEVER_TRAINED]
+        expected = [one["expected"] for one in groups]
+        hold = controls.get(name, {}).get("hold")
+        table.add_row(
+            name + (" (recommended)" if name == copying["recommended"] else ""),
+            f"{power[PLAIN]:.0%}" if PLAIN in power else "unknown",
+            f"{sum(edited) / len(edited):.0%}" if edited else "unknown",
+            {True: "holds", False: "fails"}.get(hold, "none"),
+            f"{sum(one['reproduced'] for one in groups)} of {sum(one['n'] for one in groups)}",
+            "unknown" if None in expected else f"about {sum(expected):.1f}",
+        )
+    console.print(table, markup=False)
 
 
 def threshold_words(replication: Mapping[str, Any]) -> str:
@@ -96,10 +135,16 @@ def threshold_words(replication: Mapping[str, Any]) -> str:
     without = f" ({left_out} more are training images as well, and were left out)" if left_out else ""
     if replication["false_positive_rate"] is None:
         return f"no held-out prompts set that threshold{without}, so how often chance falls below it is not known"
+    prompts = "captions that were made of the data's words" if made_by(replication) else "held-out prompts"
     return (
-        f"{replication['n_heldout']} held-out prompts{without} set that threshold at a false-positive rate of "
+        f"{replication['n_heldout']} {prompts}{without} set that threshold at a false-positive rate of "
         f"{replication['false_positive_rate']:.2g}"
     )
+
+
+def made_by(replication: Mapping[str, Any]) -> bool:
+    """Whether made captions set the threshold, because no picture was held out."""
+    return replication.get("calibrated_by") == MADE_CAPTION
 
 
 def _print_families(families: Mapping[str, Any], console: Console) -> None:

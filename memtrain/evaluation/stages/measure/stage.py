@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from memtrain.detectors.base import Detector
-from memtrain.evaluation.stages.base import SamplingOptions, Stage, StageInput, WeightOptions
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.base import ModelStage, SamplingOptions, StageInput, WeightOptions, model_name
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
-
-REPRODUCED, UNJUDGED = 3, 4
-"""Exit statuses of the command, where `fail_on` asks for them."""
+from memtrain.evaluation.stages.copy_options import CopyOptions
+from memtrain.evaluation.stages.measure.fail_on import read_fail_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(SamplingOptions, WeightOptions, Stage):
-    """Sample a run's own captions, measure what is reproduced, and compare with what training recorded.
+class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
+    """Sample the captions of a run or folder, measure which pictures come back, and say whether that is chance.
 
     Args:
+        data: the pictures that `model` may give back, where there is no run: a folder of images with or without
+            captions, WebDataset shards, or `datasets:` and a name.
+        heldout: a folder of pictures that `model` cannot have seen, of the same kind. Without it, captions that are
+            made of the data's words say what comes by chance.
+        caption: of pictures of `data` that have none; by default an empty one.
+        size: side of the images that are sampled and compared, pixels; default the model's own.
+        group_by: a column of the data's metadata, such as the patient or the artist, by which reproduced pictures are
+            counted besides; `folder` for the folder that a file lies in.
         max_prompts: pictures at most in each group (planted, repeated, flagged, excluded, canary, held-out), templates,
             or captions that several pictures share. Of repeated pictures the data hold several files.
         unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
@@ -28,44 +37,88 @@ class Measure(SamplingOptions, WeightOptions, Stage):
         kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
         detectors: read the sampling, as class paths with their arguments; `suggested` for a choice of cheap ones, `all`
             for every one that can, `none` to save a third of the time.
-        fail_on: which verdict ends the command with another status than 0. `reproduced`: 3 if training images are
-            reproduced. `unjudged`: 3 likewise, and 4 if that cannot be judged, so that 0 is an all-clear. `never`: 0
-            for every verdict. Status 1 is an error, 2 a command that cannot be read.
+        fail_on: what ends the command with another status than 0. `reproduced`: 3 if training images are reproduced.
+            `unjudged`: 3 likewise, and 4 if that cannot be judged, so that 0 is an all-clear. `never`: 0 for every
+            verdict. A condition such as `reproduced > 0.01`: 3 if it holds, 4 if its figure was not measured; figures
+            are `reproduced` and `share_below` (a share of pictures, the upper end of its interval), `pictures` (their
+            number), `copies` and `generations` (share and number of generations that are copies), compared by > or >=.
+            Status 1 is an error, 2 a command that cannot be read.
     """
 
+    data: str | None = None
+    heldout: str | None = None
+    caption: str | None = None
+    size: int | None = None
+    group_by: str | None = None
     max_prompts: int = 150
     unique_prompts: int = 60
     false_positive_rate: float | None = None
     kid: bool | None = None
     detectors: Literal["suggested", "all", "none"] | list[Detector] = "suggested"
-    fail_on: Literal["never", "reproduced", "unjudged"] = "never"
+    fail_on: str = "never"
+
+    def check(self) -> None:
+        """Refuse a condition that cannot be decided, a model without pictures, and pictures without a model."""
+        super().check()
+        read_fail_on(self.fail_on)
+        if (self.model is None) != (self.data is None):
+            raise ConfigurationError(
+                f"model={self.model!r} with data={self.data!r}",
+                expected="both, or a run, which brings its own",
+                remedy="python evaluate.py measure --model MODEL --data FOLDER",
+            )
+        alone = {"heldout": self.heldout, "caption": self.caption, "size": self.size}
+        given = [name for name, value in alone.items() if value is not None]
+        if self.model is None and given:
+            raise ConfigurationError(
+                f"{' and '.join(given)} without a model",
+                expected="--model and --data; a run brings its own settings",
+                remedy="leave it out, or name a model and its pictures",
+            )
+        if self.size is not None and (self.size < 8 or self.size % 8):
+            raise ConfigurationError(f"size={self.size}", expected="a multiple of 8", remedy="change it")
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        if self.output is None and self.model is not None:
+            return Path("runs/evaluation") / model_name(self.model, self.lora)
+        return super().folder
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
-        """By `fail_on` and the verdict."""
-        cleared = results["verdict"]["cleared"]
-        if cleared is False and self.fail_on != "never":
-            return REPRODUCED
-        return UNJUDGED if cleared is None and self.fail_on == "unjudged" else 0
+        """By `fail_on`."""
+        return read_fail_on(self.fail_on).status(results)
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, measure, compare, and print the tables."""
+        from memtrain.evaluation.measures.copying.base import CopyWeights
+        from memtrain.evaluation.measures.copying.find import copy_measures
+        from memtrain.evaluation.stages.measure.copying import Chosen
         from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+        from memtrain.evaluation.stages.measure.evidence_curves import write_evidence_curves
         from memtrain.evaluation.stages.measure.results import Statistics
         from memtrain.evaluation.stages.measure.screen import print_results
 
-        assert given.run is not None  # there is no option for a model without a run
+        assert given.run is not None  # a run or a folder of pictures, by check()
         detectors, left_out = chosen_detectors(
             self.detectors, given.pipeline, given.sampling, suggested=suggested_beside
         )
-        for name, reason in left_out.items():
+        networks = CopyWeights(self.copy_detector, self.sscd_convention, self.vision)
+        copying = Chosen(*copy_measures(self.measure_names, weights=networks))
+        for name, reason in {**left_out, **copying.left_out}.items():
             print(f"Left out: {name}. {reason}")
+        samples = given.run.samples(most=self.max_prompts, unique=self.unique_prompts, group_by=self.group_by)
+        keys = [prompt.key for prompt in samples.prompts]
+        if self.model is None:
+            write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)
         results = evaluate_run(
             given,
-            given.run.samples(most=self.max_prompts, unique=self.unique_prompts),
+            samples,
             detectors=detectors,
             statistics=Statistics(false_positive_rate=self.false_positive_rate),
             kid=self.kid,
             weights=self.weights,
+            copying=copying,
         )
         print_results(results, given.output)
         return results

@@ -152,7 +152,9 @@ def _too_few(asked: int, population: Mapping[str, int]) -> list[Reason]:
 def _threshold(held: int, rate: float | None) -> list[Reason]:
     if rate is None:
         found = f"{held} held-out prompts set no threshold, so what comes by chance is not known"
-        return [Reason("no_threshold", found, f"hold out more images (heldout_fraction): {FEWEST_HELDOUT} or more")]
+        return [
+            Reason("no_threshold", found, f"hold out {FEWEST_HELDOUT} images or more (heldout_fraction; --heldout)")
+        ]
     if held < FEWEST_HELDOUT:
         found = f"{held} held-out prompts set the threshold, at a false-positive rate of {rate:.0%}"
         return [Reason("few_heldout", found, f"hold out more images, and ask for {FEWEST_HELDOUT} or more")]
@@ -165,7 +167,7 @@ def _unasked(groups: Mapping[str, Mapping[str, Any]], population: Mapping[str, i
     for name in AT_RISK:
         of, n = population.get(name, 0), groups.get(name, {"n": 0})["n"]
         if n < min(of, FEWEST_PICTURES):
-            said = f"{n} of {of} {_words(name)} {_kind(name)} were asked for"
+            said = f"{n} of {of} {in_words(name)} {kind_of(name)} were asked for"
             found.append(Reason("not_asked", said, "raise --max_prompts"))
     return found
 
@@ -174,11 +176,13 @@ def _may_be_copies(groups: Mapping[str, Mapping[str, Any]], threshold: float, ra
     """Pictures that came back, no more than chance explains, but where chance is no good explanation."""
     found = []
     for name, group in groups.items():
-        expected = rate * group["looks"] * group["n"]
-        if (name in AT_RISK and group["reproduced"] > expected) or group["best_ratio"]["min"] < BY_CHANCE * threshold:
+        sure = group.get("beyond_looks", group)
+        # Of pictures with many own images, rate times looks would call all of them chance, and bounds nothing.
+        expected = group["n"] * (sure["chance"] if sure is not group else min(1.0, rate * group["looks"]))
+        if (name in AT_RISK and sure["reproduced"] > expected) or group["best_ratio"]["min"] < BY_CHANCE * threshold:
             said = (
-                f"{group['reproduced']} of {group['n']} {_words(name)} {_kind(name)} came back, the nearest at a ratio "
-                f"of {group['best_ratio']['min']:.2f}, which may be chance or not"
+                f"{group['reproduced']} of {group['n']} {in_words(name)} {kind_of(name)} came back, the nearest at a "
+                f"ratio of {group['best_ratio']['min']:.2f}, which may be chance or not"
             )
             found.append(Reason("may_be_copies", said, "look at the images, and raise --images_per_prompt"))
     return found
@@ -194,15 +198,15 @@ def _level(cleared: bool | None, reproduced: int) -> str:
 
 def _counted(groups: Mapping[str, Mapping[str, Any]], rate: float | None) -> str:
     """How many of each group came back, and how many chance explains."""
-    parts = [f"{group['reproduced']} of {group['n']} {_words(name)}{_of(group)}" for name, group in groups.items()]
-    counted = f"{_and(parts)} pictures come back for their own captions."
+    parts = [f"{group['reproduced']} of {group['n']} {in_words(name)}{_of(group)}" for name, group in groups.items()]
+    counted = f"{joined(parts)} pictures come back for their own captions."
     if rate is None:
         return counted
     expected = []
     for name, group in groups.items():
-        chance = min(1.0, rate * group["looks"])
-        expected.append(f"about {chance * group['n']:.1f} of {group['n']} {_words(name)}")
-    return f"{counted} The threshold's false-positive rate would count {_and(expected)} by chance."
+        chance = group.get("beyond_looks", {}).get("chance", min(1.0, rate * group["looks"]))
+        expected.append(f"about {chance * group['n']:.1f} of {group['n']} {in_words(name)}")
+    return f"{counted} The threshold's false-positive rate would count {joined(expected)} by chance."
 
 
 def _text(
@@ -217,10 +221,10 @@ def _text(
     if cleared is None:
         because = "; ".join(f"{one.found} ({one.remedy})" for one in reasons)
         return f"Whether this model reproduces training images cannot be judged: {because}. {counted}".rstrip()
-    ends = [f"below {group['interval'][1]:.0%} of {_words(name)}" for name, group in groups.items()]
+    ends = [f"below {group['interval'][1]:.0%} of {in_words(name)}" for name, group in groups.items()]
     if reproduced:
         return f"A few training images may be reproduced, no more than chance explains: {counted}"
-    return f"No reproduction was found: {counted} With these numbers of pictures, the true share is {_and(ends)}."
+    return f"No reproduction was found: {counted} With these numbers of pictures, the true share is {joined(ends)}."
 
 
 def _of(group: Mapping[str, Any]) -> str:
@@ -228,15 +232,16 @@ def _of(group: Mapping[str, Any]) -> str:
     return f" (out of {group['of']})" if group.get("of", group["n"]) > group["n"] else ""
 
 
-def _words(name: str) -> str:
+def in_words(name: str) -> str:
+    """The name of a group as prose has it."""
     return name.replace("_", " ")
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """What a group consists of; the name of some says it."""
     return "prompts" if name in (SHARED_CAPTION, VARIED_CAPTIONS, VARIED_IMAGES) else "pictures"
 
 
-def _and(parts: Sequence[str]) -> str:
+def joined(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -80,10 +80,11 @@ def test_what_lies_beyond_several_looks_is_counted_beside() -> None:
     )
     beyond = BeyondLooks(torch.tensor([0.3, 0.5]), torch.tensor([0.02, 0.01]))
     found = summarize_groups(["repeated"] * 2, ratios, threshold=0.5, beyond=beyond, population={"repeated": 7})
-    assert (found["repeated"]["reproduced"], found["repeated"]["of"]) == (2, 7)
+    assert (found["repeated"]["reproduced"], found["repeated"]["of"]) == (1, 7), "each by its own threshold"
     assert found["repeated"]["beyond_looks"]["reproduced"] == 1
     assert found["repeated"]["beyond_looks"]["chance"] == pytest.approx(0.015)
-    plain = summarize_groups(["unique"], distances([0.4]), threshold=0.5, beyond=beyond)
+    one = BeyondLooks(beyond.thresholds[1:], beyond.rates[1:])
+    plain = summarize_groups(["unique"], distances([0.4]), threshold=0.5, beyond=one)
     assert "beyond_looks" not in plain["unique"]
 
 

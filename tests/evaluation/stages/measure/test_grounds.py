@@ -10,7 +10,6 @@ from torch import Tensor
 
 from memtrain.evaluation.measures.replication import Replication, replication
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.evaluation.stages.base import RunSamples
 from memtrain.evaluation.stages.measure.grounds import (
     copies_elsewhere,
     data_reasons,
@@ -23,6 +22,7 @@ from memtrain.evaluation.stages.measure.grounds import (
 )
 from memtrain.evaluation.stages.measure.samples import own_index, picture_numbers, under_one_caption
 from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.families.table import Families
 
 COPIES, OTHERS, HELDOUT = 60, 60, 20

@@ -45,7 +45,7 @@ def results(**changes: Any) -> dict[str, Any]:
                 "features": "efficientnet-lite0",
             },
         },
-        "verdict": {"text": "This model reproduces training images."},
+        "verdict": {"cleared": False, "text": "This model reproduces training images.", "rests_on": ["Sixty prompts."]},
         **changes,
     }
 
@@ -71,6 +71,24 @@ def test_every_figure_is_there_with_its_count() -> None:
     ):
         assert piece in text, piece
     assert "precision none to count" in text, "no flag, no precision"
+
+
+def test_the_answer_comes_first_with_what_it_rests_on() -> None:
+    measure = {
+        "power": {"none": {"share": 1.0}, "crop": {"share": 0.5}, "mirror": {"share": 0.7}},
+        "groups": {"planted": {"n": 14, "reproduced": 2, "expected": 0.26}, "heldout": {"n": 60, "reproduced": 1}},
+    }
+    copying = {"recommended": "tiles", "measures": {"tiles": measure}}
+    text = printed({**results(), "copying": copying, "controls": {"tiles": {"hold": True}}})
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert lines[:3] == [
+        "May this model be released?",
+        "No: do not release this model as it is.",
+        "This model reproduces training images.",
+    ]
+    assert "  - Sixty prompts." in lines
+    row = next(line for line in lines if "tiles (recommended)" in line)
+    assert [cell.strip() for cell in row.split("│")[2:7]] == ["100%", "60%", "holds", "2 of 14", "about 0.3"]
 
 
 def test_further_groups_and_doses_are_printed() -> None:

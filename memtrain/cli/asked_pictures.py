@@ -1,0 +1,180 @@
+"""Which pictures of a data set are asked for, by their captions, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from memtrain.cli.made_captions import made_captions
+from memtrain.cli.run_pictures import Pictures
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.module import TextImageDataModule
+from memtrain.data.source import open_source
+from memtrain.evaluation.stages.prompts import Prompt
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.functional.keyed_draws import hash_order
+from memtrain.functional.pixels import to_uint8
+from memtrain.records import (
+    CANARY,
+    EXCLUDED,
+    FLAGGED,
+    HELDOUT,
+    MADE_CAPTION,
+    NEVER_TRAINED,
+    PLANTED,
+    REPEATED,
+    SHARED_CAPTION,
+    UNIQUE,
+    VARIED_CAPTIONS,
+    VARIED_IMAGES,
+)
+
+CAPTIONS_PER_IMAGE = 2
+"""Captions sampled of an image that was trained on under many."""
+
+
+def images_of(dataset: CaptionedImages, rows: list[int]) -> torch.Tensor:
+    """`(len(rows), 3, H, W)` uint8."""
+    return torch.stack([to_uint8(dataset.pixel_values(row)) for row in rows])
+
+
+def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
+    """At most `most` of `rows`, the same ones in every evaluation."""
+    return sorted(sorted(rows, key=lambda row: hash_order(dataset.samples[row].key, "evaluation"))[:most])
+
+
+class Asked(NamedTuple):
+    """The prompts of one group.
+
+    Attributes:
+        group: of the prompts.
+        dataset: where they are.
+        rows: of the dataset.
+        of: pictures of the group, asked or not; of shared captions, captions.
+    """
+
+    group: str
+    dataset: CaptionedImages
+    rows: list[int]
+    of: int
+
+
+def choose_prompts(
+    pictures: Pictures,
+    *,
+    most: int,
+    unique: int,
+    flagged: Collection[str] = (),
+    excluded: tuple[CaptionedImages, list[int]] | None = None,
+) -> list[Asked]:
+    """The prompts of each group: of a picture with several captions two of them, of a shared caption one.
+
+    Args:
+        pictures: of the run.
+        most: pictures at most in each group, or captions.
+        unique: pictures that were trained on once per epoch, whatever `most` is.
+        flagged: keys that the run flagged. Those of unique images that are not asked for anyway are a group of their
+            own, so that the unique ones stay a random choice.
+        excluded: from :func:`memtrain.cli.run_folder.excluded_images`.
+
+    Returns:
+        Groups, the held-out one last.
+    """
+    data = pictures.data
+    train, held = data.train_dataset, data.heldout_dataset
+    assert train is not None
+    assert held is not None
+    alone = [name for name in pictures.in_group(UNIQUE) if pictures.under_own_caption(name)]
+    once = sorted(row for name in alone[:unique] for row in pictures.rows[name])
+    suspicious = [row for name in alone[unique:] for row in pictures.rows[name] if train.samples[row].key in flagged]
+    chosen = [Asked(UNIQUE, train, once, len(alone))]
+    chosen.append(Asked(FLAGGED, train, _choose(train, suspicious, most), len(suspicious)))
+    for group, each in ((VARIED_CAPTIONS, CAPTIONS_PER_IMAGE), (VARIED_IMAGES, 1)):
+        names = pictures.in_group(group)
+        rows = [row for name in names[:most] for row in _choose(train, pictures.rows[name], each)]
+        chosen.append(Asked(group, train, rows, len(names)))
+    for group in (CANARY, PLANTED, REPEATED):
+        names = pictures.in_group(group)
+        rows = sorted(row for name in names[:most] for row in pictures.captions_of(name, CAPTIONS_PER_IMAGE))
+        chosen.append(Asked(group, train, rows, len(names)))
+    shared = pictures.shared_beside([row for one in chosen for row in one.rows])
+    chosen.append(Asked(SHARED_CAPTION, train, sorted(shared[:most]), len(shared)))
+    if excluded is not None:
+        rows = _different(pictures, *excluded)
+        chosen.append(Asked(EXCLUDED, excluded[0], _choose(excluded[0], rows, most), len(rows)))
+    rows = _different(pictures, held, _held_rows(data, held))
+    chosen.append(Asked(HELDOUT, held, _choose(held, rows, most), len(rows)))
+    order = [PLANTED, REPEATED, SHARED_CAPTION, UNIQUE, FLAGGED, VARIED_CAPTIONS, VARIED_IMAGES, CANARY]
+    return sorted(chosen, key=lambda one: order.index(one.group) if one.group in order else len(order))
+
+
+def _held_rows(data: TextImageDataModule, held: CaptionedImages) -> list[int]:
+    """The held-out samples, without edited copies: these have the captions, and nearly the pictures, of training."""
+    return [row for row, sample in enumerate(held.samples) if sample.key not in data.copied_from]
+
+
+def _different(pictures: Pictures, dataset: CaptionedImages, rows: list[int]) -> list[int]:
+    """Of rows that the run did not train on, those of pictures that it did not either, each and its caption once."""
+    kept, seen = [], set(pictures.rows)
+    for row in rows:
+        key = dataset.samples[row].key
+        # A picture and a caption may have the same name.
+        names = {pictures.name(key), "caption of " + pictures.caption(key)}
+        if not names & seen:
+            kept.append(row)
+            seen |= names
+    return kept
+
+
+def samples_of(pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, Any]) -> RunSamples:
+    """The prompts of :func:`choose_prompts`, and what they are compared with; made captions where nothing is held out.
+
+    Args:
+        pictures: of the run or folder.
+        chosen: the prompts.
+        config: where the model and the data come from.
+    """
+    train, held = pictures.data.train_dataset, pictures.data.heldout_dataset
+    assert train is not None
+    assert held is not None
+    prompts = [
+        Prompt(one.dataset.samples[row].key, one.dataset.samples[row].caption, one.group)
+        for one in chosen
+        for row in one.rows
+    ]
+    own = [images_of(one.dataset, one.rows) for one in chosen if one.rows]
+    if not any(prompt.group == HELDOUT for prompt in prompts):
+        made = made_captions([sample.caption for sample in train.samples])
+        prompts += [Prompt(f"made caption {number}", text, MADE_CAPTION) for number, (text, _) in enumerate(made)]
+        own += [images_of(train, [row for _, row in made])] if made else []
+    return RunSamples(
+        prompts=prompts,
+        own_images=torch.cat(own),
+        training_images=images_of(train, list(range(len(train.samples)))),
+        training_keys=[sample.key for sample in train.samples],
+        families=pictures.families,
+        templates=pictures.data.template,
+        population={one.group: one.of for one in chosen if one.group not in NEVER_TRAINED},
+        heldout_left_out=sum(pictures.name(sample.key) in pictures.rows for sample in held.samples),
+        visits=pictures.data.visits_per_epoch,
+        heldout=_heldout(pictures, held),
+        config=config,
+    )
+
+
+def column_of(data: TextImageDataModule, name: str) -> dict[str, str]:
+    """A column of the data by key, of what was made of a sample that of the sample.
+
+    Raises:
+        DataError: if the data have no such column.
+    """
+    values = open_source(data.path, caption=data.captions.default or data.captions.trigger).column(name)
+    return values | {made: values[origin] for made, origin in data.template.items() if origin in values}
+
+
+def _heldout(pictures: Pictures, held: CaptionedImages) -> tuple[torch.Tensor, list[str]] | None:
+    """Images and captions of the held-out pictures that the run did not train on; None if there are none."""
+    rows = [row for row in _held_rows(pictures.data, held) if pictures.name(held.samples[row].key) not in pictures.rows]
+    return (images_of(held, rows), [held.samples[row].caption for row in rows]) if rows else None

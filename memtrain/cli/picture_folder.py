@@ -1,0 +1,153 @@
+"""Any model and a folder of pictures, without a run: does the model give these pictures back?
+
+The folder is whatever training could be given (docs/data.md), and images without captions besides. What is one picture
+is found as training finds it, and pictures of which the folder holds several files are asked for first. Held-out
+pictures come from a folder of their own; where there is none, captions that are made of the data's words say what comes
+by chance (:mod:`memtrain.cli.made_captions`). Pictures without captions, or all under one, are asked for together: the
+prompt is sampled once, and what comes is compared with each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from memtrain.cli.asked_pictures import choose_prompts, column_of, samples_of
+from memtrain.cli.run_pictures import Pictures
+from memtrain.data.caption_choice import Captions
+from memtrain.data.module import TextImageDataModule
+from memtrain.data.source import SampleSource, open_source
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.families.table import Families
+from memtrain.models.stock_pipeline import denoiser_of
+from memtrain.records import HELDOUT
+
+NO_CAPTION = "(no caption)"
+"""What stands for an empty caption while data are read; they refuse empty ones, which in training are mistakes."""
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """A folder of pictures as the stage `measure` asks for it; a :class:`memtrain.evaluation.stages.run_samples.Run`.
+
+    Attributes:
+        path: the pictures that may come back.
+        heldout: pictures that the model cannot have seen, or None.
+        caption: of pictures that have none; None for an empty one.
+        size: side of the images that are sampled and compared, pixels; None until `at` fills in the pipeline's own.
+        model: the model's name, for the results.
+    """
+
+    path: str
+    heldout: str | None
+    caption: str | None
+    size: int | None
+    model: str
+
+    def check(self) -> None:
+        """Refuse what is no data, before a model is loaded.
+
+        Raises:
+            DataError: as :func:`memtrain.data.source.open_source`.
+        """
+        for path in (self.path, self.heldout):
+            if path is not None:
+                open_source(path, caption=self._caption)
+
+    @property
+    def _caption(self) -> str:
+        return self.caption or NO_CAPTION
+
+    def at(self, pipeline: Any) -> PictureFolder:
+        """The same at the pipeline's own size, where none was asked for."""
+        return replace(self, size=self.size or pipeline_size(pipeline))
+
+    def data(self) -> TextImageDataModule:
+        """The pictures as a run would train on them, each once."""
+        assert self.size is not None  # `at` was called
+        data = _Data(
+            self.path,
+            heldout_path=self.heldout,
+            heldout_fraction=0.0,
+            heldout="split",
+            captions=Captions(default=self._caption),
+            resolution=self.size,
+        )
+        data.build()
+        return data
+
+    def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
+        """Nothing is known of a model's prompts without its run."""
+        raise ConfigurationError(
+            f"It is not known which captions of {self.path} {self.model} has memorized",
+            expected="a finished run, or a file of prompts",
+            remedy="name them with --run or --prompts",
+        )
+
+    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
+        """Repeated pictures first, others by chance, and what they are compared with."""
+        data = self.data()
+        pictures = Pictures(data, _asked_alone(data))
+        chosen = choose_prompts(pictures, most=most, unique=unique)
+        found = samples_of(pictures, chosen, config={"model": self.model, "data": self.path, "heldout": self.heldout})
+        prompts = [replace(one, caption="") if one.caption == NO_CAPTION else one for one in found.prompts]
+        if not any(one.caption for one in prompts if one.group != HELDOUT):
+            # A null has to be asked for as the pictures are: captions would bring their held-out pictures nearer.
+            prompts = [replace(one, caption="") for one in prompts]
+        grouped = column_of(data, group_by) if group_by is not None else None
+        return replace(found, prompts=prompts, visits=None, grouped_by=grouped)
+
+
+class _Data(TextImageDataModule):
+    """Pictures of two folders, whose files may have the same names."""
+
+    def _open(self, path: str) -> SampleSource:
+        source = super()._open(path)
+        return _Renamed(source, "heldout/") if path == self.heldout_path else source
+
+
+class _Renamed(SampleSource):
+    """A source under other keys."""
+
+    def __init__(self, source: SampleSource, prefix: str) -> None:
+        super().__init__(source.path)
+        self._source = source
+        self.samples = [replace(sample, key=prefix + sample.key) for sample in source.samples]
+
+    @staticmethod
+    def accepts(path: str) -> bool:
+        return False
+
+    def open_image(self, index: int) -> Image.Image:
+        return self._source.open_image(index)
+
+
+def _asked_alone(data: TextImageDataModule) -> Families | None:
+    """The families of the data; where most pictures share one caption it keeps none of them from being asked for."""
+    assert data.train_dataset is not None
+    if data.families is None:
+        return None
+    captions = [sample.caption for sample in data.train_dataset.samples]
+    most = max(captions.count(text) for text in set(captions))
+    return replace(data.families, captions={}) if 2 * most > len(captions) > 1 else data.families
+
+
+def pipeline_size(pipeline: Any) -> int:
+    """Side of the square images that a pipeline makes if it is not told otherwise.
+
+    Raises:
+        ConfigurationError: if it does not say.
+    """
+    side = getattr(pipeline, "default_sample_size", None) or getattr(denoiser_of(pipeline).config, "sample_size", None)
+    if not isinstance(side, int):
+        raise ConfigurationError(
+            f"{type(pipeline).__name__} does not say at which size it samples (found {side!r})",
+            expected="one number, the side of a square",
+            remedy="name the side in pixels with --size",
+        )
+    return side * int(getattr(pipeline, "vae_scale_factor", 8))

@@ -1,0 +1,67 @@
+"""Alignment: is one image an edited version of the other, once it is laid over it?
+
+What: the log odds that two images show one picture, after the one is registered to the other (crop, mirror, shift,
+scale, small rotations, any brightness and contrast) and compared block by block
+(:mod:`memtrain.families.agreement`). The first image is tried whole and without a sixteenth at each side, where a frame
+would be. Only the images nearest by the built-in descriptor are registered; the others count as unlike.
+Cost: 1 ms for each registered pair on one core.
+Cannot: see copies of less than half of the width, upside-down ones, ones under text, and details of less than a
+thirty-second of the side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memtrain.evaluation.measures.copying.base import CopyMeasure, pictures
+from memtrain.families.agreement import NOTHING, compare
+from memtrain.families.descriptors.builtin import BuiltIn
+from memtrain.families.looks import thumbnail
+from memtrain.families.registration import SIDE
+
+REGISTERED = 8
+"""Images at most, of those that are compared at once, to which each image is registered."""
+EDGE = 16
+"""Part of a side that is left out at each edge."""
+PIXELS = 3 * SIDE * SIDE
+
+
+class Alignment(CopyMeasure):
+    """Log odds that two images are one picture."""
+
+    name = "aligned"
+
+    def describe(self, images: Tensor) -> Tensor:
+        """`(n, 7808)`: pixels of a thumbnail and the built-in descriptor, of the whole and of its inner part."""
+        top, left = (side // EDGE for side in images.shape[-2:])
+        inner = images[..., top : images.shape[-2] - top, left : images.shape[-1] - left]
+        return torch.cat([_described(images), _described(inner)], dim=1)
+
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        """Log odds; of pairs that are not registered -20, and the more alike by the descriptor the more."""
+        whole, inner = first.chunk(2, dim=1)
+        pictures_, _ = second.chunk(2, dim=1)
+        return torch.maximum(_scores(whole, pictures_), _scores(inner, pictures_))
+
+
+def _described(images: Tensor) -> Tensor:
+    shown = pictures(images)
+    small = np.stack([thumbnail(picture) for picture in shown]) if shown else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    return torch.cat([torch.from_numpy(small).flatten(1).float(), torch.from_numpy(BuiltIn().describe(shown))], dim=1)
+
+
+def _scores(first: Tensor, second: Tensor) -> Tensor:
+    near = first[:, PIXELS:] @ second[:, PIXELS:].T
+    found = NOTHING - 1 + near
+    columns = near.topk(min(REGISTERED, near.shape[1]), dim=1).indices
+    rows = torch.arange(len(first)).repeat_interleave(columns.shape[1])
+    pairs = torch.stack([rows, columns.flatten()], dim=1)
+    scores = torch.from_numpy(compare(_pixels(first), _pixels(second), pairs.numpy()))
+    found[pairs[:, 0], pairs[:, 1]] = torch.where(scores > NOTHING, scores, found[pairs[:, 0], pairs[:, 1]])
+    return found
+
+
+def _pixels(features: Tensor) -> np.ndarray:
+    return features[:, :PIXELS].reshape(-1, SIDE, SIDE, 3).to(torch.uint8).numpy()

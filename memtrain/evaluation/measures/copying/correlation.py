@@ -1,0 +1,34 @@
+"""Nearest-neighbour correlation: Pearson's correlation of grey values, as it is usual for medical images.
+
+What: the correlation of the luminance of two images at 64 pixels. Source: Dar et al., "Unconditional Latent Diffusion
+Models Memorize Patient Imaging Data" (2024), who correlate the embeddings of a network that was trained by contrast on
+the data (its weights depend on the data and are not to be had), take the nearest training image of each generation, and
+set the threshold from the correlations of training with validation images, as the calibration here does with held-out
+pictures.
+Cost: one matrix product. Cannot: see shifts, crops and mirrors, which their network is trained to see.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from memtrain.evaluation.measures.copying.base import CopyMeasure, scaled
+from memtrain.families.registration import luminance
+
+SIDE = 64
+
+
+class Correlation(CopyMeasure):
+    """Pearson's correlation of luminance."""
+
+    name = "correlation"
+
+    def describe(self, images: Tensor) -> Tensor:
+        """`(n, 4096)`, without their mean and of unit length."""
+        grey = luminance(scaled(images, SIDE)).flatten(1)
+        return F.normalize(grey - grey.mean(dim=1, keepdim=True), dim=1)
+
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        """From -1 to 1."""
+        return first @ second.T

@@ -1,0 +1,46 @@
+"""Multi-scale structural similarity (MS-SSIM).
+
+What: structure, contrast and luminance of two images at 64, 32 and 16 pixels, in 11 x 11 windows. Source: Wang,
+Simoncelli and Bovik, "Multi-scale structural similarity for image quality assessment" (Asilomar 2003), by torchmetrics;
+the three scales of equal weight are those of Hintersdorf et al., "Finding NeMo" (NeurIPS 2024).
+Cost: 3 ms a pair, so it is computed for the images nearest in pixels alone; the others count as unlike.
+Cannot: see shifts, crops and mirrors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from memtrain.evaluation.measures.copying.base import CopyMeasure, scaled
+
+SIDE, BETAS = 64, (1 / 3, 1 / 3, 1 / 3)
+NEAREST = 4
+"""Images at most, of those that are compared at once, with which each image is compared."""
+
+
+class MultiScaleSSIM(CopyMeasure):
+    """MS-SSIM on three scales."""
+
+    name = "ms_ssim"
+
+    def describe(self, images: Tensor) -> Tensor:
+        """`(n, 3, 64, 64)` from 0 to 1."""
+        return scaled(images, SIDE)
+
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        """From 0 to 1; of pairs that are not compared -1, and the nearer in pixels the more."""
+        apart = torch.cdist(first.flatten(1), second.flatten(1)) / first[0].numel() ** 0.5
+        found = -1 - apart
+        columns = apart.topk(min(NEAREST, len(second)), dim=1, largest=False).indices
+        for row, chosen in enumerate(columns):
+            found[row, chosen] = multiscale_structural_similarity_index_measure(
+                first[row].expand(len(chosen), -1, -1, -1).contiguous(),
+                second[chosen],
+                betas=BETAS,
+                data_range=1.0,
+                normalize="relu",
+                reduction="none",
+            ).view(-1)
+        return found

@@ -1,0 +1,180 @@
+"""Every measure of copying on the generations of a run or folder: compared, calibrated, tried on controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure, compare
+from memtrain.evaluation.measures.copying.calibration import COPIED, calibrate
+from memtrain.evaluation.measures.copying.find import recommended
+from memtrain.evaluation.stages.measure.controls import chosen_rows, planted_copies
+from memtrain.evaluation.stages.measure.copied import Copied, null_values, said_of_measure, thresholds_of_prompts
+from memtrain.evaluation.stages.measure.decision import RATIO
+from memtrain.evaluation.stages.measure.null import by_made_captions
+from memtrain.evaluation.stages.measure.samples import counted_as
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
+
+
+class Compare(NamedTuple):
+    """What generations are compared with.
+
+    Attributes:
+        samples: P prompts, and the training images.
+        generated: `(P, K, 3, H, W)` uint8.
+        perfect: `(P, 3, H, W)` uint8, own images through the model's autoencoder and back.
+        family: `(M,)`, the same number for training images that are one picture.
+        mine: per prompt the training images that are its own.
+        calibrating: `(P,)` bool, the prompts that say what comes by chance.
+        rate: false-positive rate that they can promise; None where there are none.
+        level: coverage of intervals.
+    """
+
+    samples: RunSamples
+    generated: Tensor
+    perfect: Tensor
+    family: Tensor
+    mine: list[list[int]]
+    calibrating: Tensor
+    rate: float | None
+    level: float = 0.95
+
+    @property
+    def trained(self) -> Tensor:
+        """`(P,)` bool, the prompts whose picture was trained on."""
+        return torch.tensor([prompt.group not in NEVER_TRAINED for prompt in self.samples.prompts], dtype=torch.bool)
+
+    @property
+    def unseen(self) -> Tensor:
+        """`(P,)` bool, the held-out prompts whose picture the model has not seen."""
+        held = torch.tensor([prompt.group == HELDOUT for prompt in self.samples.prompts], dtype=torch.bool)
+        return held & self.calibrating
+
+
+def described(measure: CopyMeasure, images: Tensor) -> Tensor:
+    """Features of images `(M, 3, H, W)`, which may lie in a file, block by block."""
+    return torch.cat([measure.describe(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)])
+
+
+class Chosen(NamedTuple):
+    """Which measures of copying are asked.
+
+    Attributes:
+        measures: beside the ratio.
+        left_out: why others are not, by name.
+    """
+
+    measures: Sequence[CopyMeasure] = ()
+    left_out: Mapping[str, str] = {}
+
+
+class Found(NamedTuple):
+    """What a measure found.
+
+    Attributes:
+        copied: similarities of the generations, and what they mean.
+        planted: `(n,)` bool, of edited copies of training pictures, which are taken for copies.
+        unplanted: `(m,)` bool, of pictures that the model has not seen, which are.
+        heldout_nearest: `(h,)` similarity of the pictures that the model has not seen to the nearest training picture.
+    """
+
+    copied: Copied
+    planted: Tensor
+    unplanted: Tensor
+    heldout_nearest: Tensor
+
+
+def all_measured(chosen: Chosen, given: Compare) -> tuple[list[Found], dict[str, str]]:
+    """Every measure that can measure these images, and why others cannot, by name."""
+    height, width = given.samples.own_images.shape[-2:]
+    found, left_out = [], dict(chosen.left_out)
+    for measure in chosen.measures:
+        reason = measure.reason_against((int(height), int(width)))
+        if reason is None:
+            found.append(measured(measure, given))
+        else:
+            left_out[measure.name] = reason
+    return found, left_out
+
+
+def said_of_copying(
+    found: Sequence[Found], left_out: Mapping[str, str], given: Compare, *, ratio: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """`results.json`'s part `copying`.
+
+    Args:
+        found: by each measure.
+        left_out: why others were not asked, by name.
+        given: what they compared.
+        ratio: the same of the ratio (:func:`memtrain.evaluation.stages.measure.ratio_measure.ratio_measure`).
+    """
+    groups = [prompt.group for prompt in given.samples.prompts]
+    names = counted_as(given.samples)
+    measures: dict[str, Any] = {} if ratio is None else {RATIO: ratio}
+    for one in found:
+        said = said_of_measure(one.copied, groups, names, asked=given.trained, level=given.level)
+        said["groups"].pop(MADE_CAPTION, None)  # these prompts have no picture that could come back
+        measures[one.copied.name] = said
+    best = recommended({one.copied.name: one.copied.calibration for one in found})
+    if best is None and ratio is not None and ratio["sees"]:
+        best = RATIO
+    return {"recommended": best, "measures": measures, "left_out": dict(left_out)}
+
+
+def measured(measure: CopyMeasure, given: Compare) -> Found:
+    """Describe, compare, calibrate and try one measure."""
+    samples, calibrating = given.samples, given.calibrating
+    features = described(measure, samples.training_images)
+    compared = compare(
+        measure,
+        given.generated,
+        samples.own_images,
+        training=samples.training_images,
+        mine=given.mine,
+        features=features,
+    )
+    made = by_made_captions(samples, calibrating)
+    calibration = calibrate(
+        measure,
+        null_values(compared, calibrating, made=made),
+        rate=given.rate,
+        copied=samples.own_images[chosen_rows(given.trained, most=COPIED)],
+        training=samples.training_images,
+        family=given.family,
+        features=features,
+        level=given.level,
+    )
+    thresholds, factors = thresholds_of_prompts(
+        measure,
+        given.generated[calibrating],
+        features,
+        mine=given.mine,
+        threshold=calibration.threshold,
+        rate=None if made else calibration.false_positive_rate,
+    )
+    copied = Copied(measure.name, compared, calibration, thresholds, factors)
+    heldout_nearest = torch.zeros(0)
+    if given.unseen.any():
+        heldout = measure.describe(samples.own_images[given.unseen])
+        heldout_nearest = measure.similarity(heldout, features).amax(dim=1)
+    return Found(copied, *_controls(measure, given, features, copied), heldout_nearest)
+
+
+def _controls(measure: CopyMeasure, given: Compare, features: Tensor, copied: Copied) -> tuple[Tensor, Tensor]:
+    """Planted copies against their pictures, pictures that the model has not seen against all; taken for copies."""
+    planted = torch.zeros(0, dtype=torch.bool)
+    rows = chosen_rows(given.trained)
+    if rows:
+        copies = measure.describe(planted_copies(given.perfect[rows]))
+        own = [measure.similarity(copies[at : at + 1], features[given.mine[row]]).amax() for at, row in enumerate(rows)]
+        planted = torch.stack(own).double() >= copied.thresholds[rows]
+    unplanted = torch.zeros(0, dtype=torch.bool)
+    rows = chosen_rows(given.unseen)
+    if rows:
+        alike = measure.similarity(measure.describe(given.perfect[rows]), features).amax(dim=1)
+        unplanted = alike.double() >= copied.copy_of_any
+    return planted, unplanted

@@ -1,0 +1,103 @@
+"""Extraction: what comes out when one asks for it by caption, and what comes out when one asks for nothing.
+
+What, by prompt: the share of prompts among whose K generations is a copy of the prompt's own picture. What, without a
+prompt: of generations for the empty prompt, or for captions of no training picture, how many different training
+pictures come out, and how many per thousand generations.
+Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §4 (by prompt; Stable
+Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280 images). How many pictures could come
+out: Chao, "Nonparametric estimation of the number of classes in a population", 1984, a lower bound; the chance that a
+further copy is of a picture not seen yet: Good, "The population frequencies of species", 1953.
+Cost: none beside the sampling. The share by prompt grows with K, and the pictures without a prompt with their number:
+both are said with them.
+Cannot: bound what another sampler, guidance or a thousand times as many generations would bring out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtrain.evaluation.measures.copying.base import Compared
+from memtrain.evaluation.stages.measure.counting.shares import copies, counted, share_of_generations
+
+
+def extraction_by_prompt(
+    compared: Compared, threshold: float, *, trained: Tensor | None = None, level: float = 0.95
+) -> dict[str, Any]:
+    """The share of prompts that bring back their own picture.
+
+    Args:
+        compared: P prompts with K generations.
+        threshold: similarity above which a prompt counts as reproduced.
+        trained: `(P,)` bool, the prompts whose picture was trained on; by default all.
+        level: coverage of the intervals.
+
+    Returns:
+        `n` prompts, `extracted`, `share`, `interval`, `generations` of each, `of_generations` (the share of their
+        generations that are copies of the own picture), and `by_attempts`: the expected share of prompts with a copy
+        among the first 1, 2, 4, ... K generations, in any order (a list of `generations` and `share`).
+    """
+    rows = torch.ones(len(compared.own), dtype=torch.bool) if trained is None else trained
+    yes = copies(compared.own[rows], threshold)
+    summary = counted(int(yes.any(dim=1).sum()), len(yes), name="extracted", level=level)
+    summary["generations"] = yes.shape[1]
+    summary["of_generations"] = share_of_generations(yes, level=level)
+    summary["by_attempts"] = []
+    attempts = 1
+    while len(yes) and attempts <= yes.shape[1]:
+        share = 1 - _none_among(yes.sum(dim=1), yes.shape[1], attempts).mean()
+        summary["by_attempts"].append({"generations": attempts, "share": float(share)})
+        attempts = attempts * 2 if attempts * 2 <= yes.shape[1] or attempts == yes.shape[1] else yes.shape[1]
+    return summary
+
+
+def unconditional_extraction(
+    nearest: Tensor, nearest_index: Tensor, threshold: float, *, names: Sequence[str], level: float = 0.95
+) -> dict[str, Any]:
+    """What comes out without asking for it.
+
+    Args:
+        nearest: `(P, K)` similarity to the most alike training picture, of K generations for each of P prompts of no
+            training picture; `(1, K)` for the empty prompt.
+        nearest_index: `(P, K)` which training image that is.
+        threshold: similarity above which a generation counts as a copy.
+        names: M names of the pictures that the training images belong to.
+        level: coverage of the interval.
+
+    Returns:
+        `n` generations, `copies`, `share`, `interval`, `prompts`, `effective_n`; `distinct` training pictures,
+        `per_thousand` generations, `most` (the picture that came out most often, and how often), `next_is_new` (the
+        chance that the next copy is of another picture) and `at_least` (a lower bound of the pictures that could come
+        out); these three are None without a copy. For one prompt the generations are independent trials.
+    """
+    yes = copies(nearest, threshold)
+    trials = yes.view(-1, 1) if len(yes) == 1 else yes
+    summary = {**share_of_generations(trials, level=level), "prompts": len(yes)}
+    often = Counter(names[index] for index in nearest_index[yes].tolist())
+    found, n = sum(often.values()), yes.numel()
+    once, twice = (sum(count == times for count in often.values()) for times in (1, 2))
+    summary |= {
+        "distinct": len(often),
+        "per_thousand": 1000 * len(often) / n if n else None,
+        "most": None,
+        "next_is_new": None,
+        "at_least": None,
+    }
+    if found:
+        name, count = often.most_common(1)[0]
+        # Chao's estimate with the correction for bias, which is defined without pictures that came out twice.
+        at_least = len(often) + (found - 1) / found * once * (once - 1) / (2 * (twice + 1))
+        summary |= {"most": {"name": name, "copies": count}, "next_is_new": once / found, "at_least": at_least}
+    return summary
+
+
+def _none_among(copied: Tensor, seeds: int, attempts: int) -> Tensor:
+    """Probability `(P,)` that none of `attempts` of `seeds` generations, drawn at random, is one of the copies."""
+    probability = torch.ones(len(copied), dtype=torch.float64)
+    for taken in range(attempts):
+        probability *= ((seeds - copied - taken).clamp(min=0) / (seeds - taken)).double()
+    return probability
