@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +15,7 @@ from memtrain.cli.run_pictures import Pictures
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
+from memtrain.evaluation.sampling.stored_images import stored_images
 from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.keyed_draws import hash_order
@@ -31,6 +35,8 @@ from memtrain.records import (
     VARIED_IMAGES,
 )
 
+IN_MEMORY = 1 << 30
+"""Bytes of training images that are kept in memory."""
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
 
@@ -128,13 +134,16 @@ def _different(pictures: Pictures, dataset: CaptionedImages, rows: list[int]) ->
     return kept
 
 
-def samples_of(pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, Any]) -> RunSamples:
+def samples_of(
+    pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, Any], store: Path | None = None
+) -> RunSamples:
     """The prompts of :func:`choose_prompts`, and what they are compared with; made captions where nothing is held out.
 
     Args:
         pictures: of the run or folder.
         chosen: the prompts.
         config: where the model and the data come from.
+        store: folder for training images that are too many for memory.
     """
     train, held = pictures.data.train_dataset, pictures.data.heldout_dataset
     assert train is not None
@@ -152,7 +161,7 @@ def samples_of(pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, 
     return RunSamples(
         prompts=prompts,
         own_images=torch.cat(own),
-        training_images=images_of(train, list(range(len(train.samples)))),
+        training_images=training_images(train, store),
         training_keys=[sample.key for sample in train.samples],
         families=pictures.families,
         templates=pictures.data.template,
@@ -161,6 +170,26 @@ def samples_of(pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, 
         visits=pictures.data.visits_per_epoch,
         heldout=_heldout(pictures, held),
         config=config,
+    )
+
+
+def training_images(train: CaptionedImages, store: Path | None) -> torch.Tensor:
+    """`(M, 3, H, W)` uint8, all of a dataset: in memory, or in a file if they are more than :data:`IN_MEMORY`.
+
+    Args:
+        train: the dataset.
+        store: folder of the file; None for memory, whatever their number.
+    """
+    first = images_of(train, [0])
+    if store is None or len(train.samples) * first.numel() <= IN_MEMORY:
+        return images_of(train, list(range(len(train.samples))))
+    files = [train.source.stored_in(index) for index in train.indices]
+    states = [None if path is None else (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    told = json.dumps([[sample.key for sample in train.samples], states])
+    identity = {"images": hashlib.sha256(told.encode()).hexdigest(), "resolution": train.resolution}
+    height, width = int(first.shape[-2]), int(first.shape[-1])
+    return stored_images(
+        store, len(train.samples), (height, width), lambda row: images_of(train, [row])[0], identity=identity
     )
 
 

@@ -110,21 +110,16 @@ def read_command(words: list[str]) -> Stage:
 def _named(words: list[str], kind: type[Stage]) -> list[str]:
     """Words in front of all options given to the option that they belong to, and `--redact` read as `--redact true`."""
     switches = {f"--{field.name}" for field in fields(kind) if field.type == "bool"}
-    following = [*words[1:], "--"]
-    words = (
-        [
-            f"{word}=true" if word in switches and after.startswith("--") else word
-            for word, after in zip(words, following, strict=True)
-        ]
-        if words
-        else []
-    )
+    after = [*words[1:], "--"]
+    words = [
+        f"{one}=true" if one in switches and after[place].startswith("--") else one for place, one in enumerate(words)
+    ]
     name = kind.positional if issubclass(kind, ResultsStage) else None
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     if name is None or not first:
         return words
-    several = isinstance(next(field for field in fields(kind) if field.name == name).default, str)
-    value = words[0] if several and first == 1 else json.dumps(words[:first])
+    single = isinstance(next(field for field in fields(kind) if field.name == name).default, str)
+    value = words[0] if single and first == 1 else json.dumps(words[:first])
     return [f"--{name}={value}", *words[first:]]
 
 

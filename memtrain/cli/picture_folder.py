@@ -10,6 +10,7 @@ prompt is sampled once, and what comes is compared with each of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,12 +90,13 @@ class PictureFolder:
             remedy="name them with --run or --prompts",
         )
 
-    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
+    def samples(self, *, most: int, unique: int, group_by: str | None = None, store: Path | None = None) -> RunSamples:
         """Repeated pictures first, others by chance, and what they are compared with."""
         data = self.data()
         pictures = Pictures(data, _asked_alone(data))
         chosen = choose_prompts(pictures, most=most, unique=unique)
-        found = samples_of(pictures, chosen, config={"model": self.model, "data": self.path, "heldout": self.heldout})
+        config = {"model": self.model, "data": self.path, "heldout": self.heldout}
+        found = samples_of(pictures, chosen, config=config, store=store)
         prompts = [replace(one, caption="") if one.caption == NO_CAPTION else one for one in found.prompts]
         if not any(one.caption for one in prompts if one.group != HELDOUT):
             # A null has to be asked for as the pictures are: captions would bring their held-out pictures nearer.

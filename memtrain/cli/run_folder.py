@@ -148,7 +148,7 @@ class FinishedRun:
         """See :func:`known_prompts`."""
         return known_prompts(Pictures(self.data, read_families(self.folder, self.data)[0]), most=most)
 
-    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
+    def samples(self, *, most: int, unique: int, group_by: str | None = None, store: Path | None = None) -> RunSamples:
         """Prompts of every group, as :func:`choose_prompts` takes them, and what they are compared with."""
         records = self.folder / "records"
         evidence = read_table(records, "evidence") if (records / "evidence.parquet").is_file() else None
@@ -161,7 +161,7 @@ class FinishedRun:
             flagged=_flagged(evidence),
             excluded=excluded_images(self.folder, self.config, self.data),
         )
-        found = samples_of(pictures, chosen, config=self.config)
+        found = samples_of(pictures, chosen, config=self.config, store=store)
         grouped = column_of(self.data, group_by) if group_by is not None else None
         return replace(found, not_looked_at=not_looked_at, evidence=evidence, grouped_by=grouped)
 

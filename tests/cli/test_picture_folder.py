@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from memtrain import cli
+from memtrain.cli import asked_pictures
 from memtrain.cli.picture_folder import PictureFolder, pipeline_size
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.records import HELDOUT, MADE_CAPTION, REPEATED, UNIQUE
@@ -82,6 +83,19 @@ def test_the_size_is_the_pipelines_own_unless_it_is_named(pipeline: StableDiffus
     assert folder.at(pipeline).size == 16
     named = PictureFolder("x", None, None, 24, "m")
     assert named.at(pipeline).size == 24
+
+
+def test_many_training_images_lie_in_a_file(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pixels as in memory, read once, and again for a picture that has changed."""
+    folder = PictureFolder(str(pictures), None, None, 16, "m")
+    expected = folder.samples(most=1, unique=1).training_images
+    assert (folder.samples(most=1, unique=1, store=tmp_path / "few").training_images == expected).all()
+    assert not (tmp_path / "few").exists()
+    monkeypatch.setattr(asked_pictures, "IN_MEMORY", 1000)
+    for _ in range(2):
+        found = folder.samples(most=1, unique=1, store=tmp_path / "many").training_images
+        assert found.dtype == expected.dtype and (found == expected).all()
+    assert (tmp_path / "many" / "images.safetensors").stat().st_size >= expected.numel()
 
 
 def test_what_is_no_data_is_refused(tmp_path: Path) -> None:

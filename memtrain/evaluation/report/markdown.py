@@ -14,7 +14,9 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!@&])")
 BEGINNING = re.compile(r"^([-+=]|\d+[.)])(?=\s|$)")
 """What begins a list or an underlined heading at the start of a line."""
 SILENT = ("head", "nav", "figure", "img")
-"""Elements of which nothing is kept, and links with the class `skip`."""
+"""Elements of which nothing is kept."""
+SILENT_CLASSES = ("skip", "part pictures")
+"""Classes of elements of which nothing is kept: folded rows of pictures are nothing without the pictures."""
 VOID = ("meta", "link", "img", "br")
 """Elements without an end."""
 BLOCKS = ("p", "h1", "h2", "h3", "li", "caption", "dt", "summary", "pre", "div", "dl")
@@ -44,11 +46,14 @@ class _Reader(HTMLParser):
         self.silent: list[str] = []
         self.row: list[str] | None = None
         self.first = False
+        self.figure = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self.silent or tag in SILENT or ("class", "skip") in attrs:
+        if self.silent or tag in SILENT or dict(attrs).get("class") in SILENT_CLASSES:
             if tag not in VOID:
                 self.silent.append(tag)
+        elif tag == "dd":
+            self.figure = True
         elif tag == "br":
             self.text += " "
         elif tag == "tr":
@@ -62,9 +67,10 @@ class _Reader(HTMLParser):
         elif tag in BLOCKS and self.row is None:
             self.block("")
         elif tag == "small":
-            self.text += " "
+            self.text += " · " if self.figure else " "
 
     def handle_endtag(self, tag: str) -> None:
+        self.figure = self.figure and tag != "dd"
         if self.silent:
             self.silent.pop()
         elif tag in ("td", "th") and self.row is not None:

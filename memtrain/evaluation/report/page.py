@@ -25,6 +25,8 @@ NOTICE = (
 """What a redacted page says of itself."""
 FIGURES = 8
 """Key figures on the first screen at most."""
+SENTENCES = 4
+"""What the answer rests on, and what it cannot say, in so many sentences each; the reader opens the others."""
 
 
 def write_page(folder: Path, sections: Sequence[Section], *, redacted: bool = False) -> Path:
@@ -73,6 +75,7 @@ def page(sections: Sequence[Section], *, notice: str = "") -> str:
         Path(__file__).with_name("page.html.j2"),
         sections=anchored,
         lead=lead,
+        most=SENTENCES,
         figures=[figure for section in ordered for figure in section.figures][:FIGURES],
         subject=next((section.subject for section in ordered if section.subject), ""),
         contents=[*contents, *([("limits", "What this cannot tell")] if limits else []), ("run", "Run")],

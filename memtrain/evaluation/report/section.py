@@ -58,7 +58,7 @@ class Section:
         cannot_say: sentences, what it cannot say.
         figures: the figures that a reader looks for first.
         subject: the model that the page is about.
-        folded: shown when the reader opens it; for what is long.
+        folded: shown when the reader opens it; for rows of pictures.
         limits: what cannot be concluded; listed at the end of the page.
         facts: name and value of what is listed under "Run".
         config: where the model comes from, as JSON holds it.
@@ -139,7 +139,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, caption:
 
 def scrolled(inside: Markup, *, name: str) -> Markup:
     """What may be wider than the screen, in a region of its own that the keyboard reaches."""
-    region = Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>\n')
+    region = Markup('<div class="scroll" tabindex="0" role="group" aria-label="{}">{}</div>\n')
     return region.format(name, inside)
 
 

@@ -9,7 +9,8 @@ The folder `stages/<name>/` holds
 
 No stage imports another. What they share stands in this folder. All stages of a run or of one `--output` write to one
 folder, so a stage names its files after itself, and every results file is written by
-:func:`memtrain.records.write_json`.
+:func:`memtrain.records.write_json`, or where it has a schema by
+:func:`memtrain.evaluation.stages.results_file.write_results`.
 """
 
 from __future__ import annotations

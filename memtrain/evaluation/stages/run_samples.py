@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -77,5 +78,12 @@ class Run(Protocol):
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
         """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""
 
-    def samples(self, *, most: int, unique: int, group_by: str | None = None) -> RunSamples:
-        """Prompts of every group, what they are compared with, and a column of the data."""
+    def samples(self, *, most: int, unique: int, group_by: str | None = None, store: Path | None = None) -> RunSamples:
+        """Prompts of every group, what they are compared with, and a column of the data.
+
+        Args:
+            most: pictures of each group at most.
+            unique: of those that were trained on once per epoch.
+            group_by: the column.
+            store: folder for training images that are too many for memory; None keeps them in memory.
+        """

@@ -9,12 +9,13 @@ from memtrain.evaluation.report.section import bullets, heading, paragraph, tabl
 def test_pieces_of_a_page_become_markdown() -> None:
     page = f"""<html><head><title>x</title><style>p {{}}</style></head><body><a class="skip" href="#m">Skip</a>
 <main><h1>Report</h1><nav><a href="#a">Contents</a></nav>{heading("Part")}{paragraph("One  line.")}
-{bullets(["a", "b"])}<figure><img src="x" alt="y"><svg><text>drawn</text></svg><figcaption>is</figcaption></figure>
+{bullets(["a", "b"])}<figure><img src="x" alt="y"><br><svg><text>drawn</text></svg><figcaption>is</figcaption></figure>
 {table(("name", "n"), [("a", 1), ("b|c", 2)], caption="All")}
-<dl><div><dt>share</dt><dd><b>5%</b><small>1 of 20</small></dd></div></dl></main></body></html>"""
+<dl><div><dt>share</dt><dd><b>5%</b><small>1 of 20</small></dd></div></dl>
+<details class="part pictures"><summary>rows</summary><p>of<br>pictures</p></details></main></body></html>"""
     assert markdown(page) == (
         "# Report\n\n### Part\n\nOne line.\n\n- a\n- b\n\nAll\n\n"
-        "| name | n |\n| --- | --- |\n| a | 1 |\n| b\\|c | 2 |\n\n- share: 5% 1 of 20\n"
+        "| name | n |\n| --- | --- |\n| a | 1 |\n| b\\|c | 2 |\n\n- share: 5% · 1 of 20\n"
     )
 
 

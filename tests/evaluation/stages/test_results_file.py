@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -78,6 +79,10 @@ def test_what_does_not_fit_is_kept_and_not_called_by_its_name(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_schemas(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "memtrain", source / "memtrain", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [
         sys.executable,
         "-m",

@@ -21,11 +21,18 @@ WORDS = {
 }
 """What each level of the verdict says to the person who must decide."""
 
+LONG = 160
+"""Characters from which a headline is cut after its first part."""
+
 
 def answer(results: Mapping[str, Any]) -> dict[str, str]:
     """The verdict as the page shows it: `level`, `word`, one sentence as `text`, and the rest as `more`."""
     found = results["verdict"]
     text, more = first_sentence(found["text"])
+    if len(text) > LONG and "; " in text:
+        # What several measures say is one sentence with a part for each: the first one is the headline.
+        text, _, rest = text.partition("; ")
+        text, more = f"{text}.", f"Also {rest} {more}".strip()
     reasons = found.get("reasons") or []
     if found["level"] == "unjudged" and reasons:
         count = len(reasons)

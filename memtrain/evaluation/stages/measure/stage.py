@@ -107,7 +107,12 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         copying = Chosen(*copy_measures(self.measure_names, weights=networks))
         for name, reason in {**left_out, **copying.left_out}.items():
             print(f"Left out: {name}. {reason}")
-        samples = given.run.samples(most=self.max_prompts, unique=self.unique_prompts, group_by=self.group_by)
+        samples = given.run.samples(
+            most=self.max_prompts,
+            unique=self.unique_prompts,
+            group_by=self.group_by,
+            store=given.output / "training_images",
+        )
         keys = [prompt.key for prompt in samples.prompts]
         if self.model is None:
             write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)

@@ -27,6 +27,15 @@ def test_the_verdict_is_one_sentence() -> None:
     )
 
 
+def test_a_long_verdict_is_cut_after_what_its_first_measure_says() -> None:
+    parts = [f"by measure {n}, {n} of 10 repeated pictures (by chance about 0.5) came back" for n in range(3)]
+    results = full_results()
+    results["verdict"]["text"] = f"This model reproduces training images: {'; '.join(parts)}. And more."
+    found = answer(results)
+    assert found["text"] == f"This model reproduces training images: {parts[0]}."
+    assert found["more"] == f"Also {parts[1]}; {parts[2]}. And more."
+
+
 def test_what_cannot_be_judged_names_its_first_reason() -> None:
     results = full_results()
     reasons = [{"reason": str(n), "found": f"found {n}", "remedy": "r"} for n in range(2)]
