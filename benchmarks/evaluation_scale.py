@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=2 python benchmarks/evaluation_scale.py --json benchmarks/evaluation_scale.json
 
-The pictures are the embedded clip art, enlarged, with noise of their own: made for cost figures alone, they say nothing
-of quality, and making one takes about as long as reading a JPEG file. They are kept in a file that is mapped into
+The pictures are the embedded clip art, enlarged, moved and recoloured, with noise: made for cost figures alone, they
+say nothing of quality. They are kept in a file that is mapped into
 memory (memtrain.evaluation.sampling.stored_images); the process that writes it is killed with SIGKILL at 40 % and
 started again. Then 100 generations, five of them copies with noise, are compared with all of them by the ratio of pixel
-distances, and by the built-in descriptor where the package has that measure.
+distances, and by the built-in descriptor.
 
 Memory is what `/proc` says of the process that works, asked for every 20 ms: `anonymous` is its own, `with files`
 counts mapped pages as well, which the system takes back when others need room.
@@ -15,7 +15,6 @@ counts mapped pages as well, which the system takes back when others need room.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json as jsonlib
 import multiprocessing
 import os
@@ -44,11 +43,26 @@ CHUNK = 1 << 28
 """Bytes of a block of images in fp32."""
 
 
-def picture(row: int, side: int) -> Tensor:
-    """A training picture, `(3, side, side)` uint8: clip art, enlarged, with noise that the row seeds."""
-    small = torch.nn.functional.interpolate(_clip_art(row % 1000)[None], size=(side, side), mode="bilinear")[0]
-    noise = torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(row), dtype=torch.int16)
-    return (small + noise).clamp(0, 255).to(torch.uint8)
+def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
+    """A training picture, `(3, side, side)` uint8: clip art, enlarged, moved and recoloured, with noise.
+
+    Args:
+        row: of the picture.
+        side: of the picture.
+        art: which clip art; default by the row, one of the first 1,000.
+    """
+    small = _clip_art(row % 1000 if art is None else art)
+    turn = row // 1000
+    small = small.roll((turn, 5 * turn, 7 * turn), (0, 1, 2))
+    large = torch.nn.functional.interpolate(small[None], size=(side, side), mode="bilinear")[0]
+    large += _noise(side).roll((31 * row, 17 * row), (1, 2))
+    return large.clamp_(0, 255).to(torch.uint8)
+
+
+@cache
+def _noise(side: int) -> Tensor:
+    """`(3, side, side)` fp32, the same for every picture but for its place: drawing it anew would be most of the cost."""
+    return torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(0)).float()
 
 
 @cache
@@ -70,7 +84,7 @@ def compare(folder: str, queries: int, side: int, measure: str, found: str) -> N
     own = torch.arange(queries)
     noise = torch.randint(-20, 21, (COPIES, 3, side, side), generator=torch.Generator().manual_seed(0))
     copies = (training[:COPIES].int() + noise).clamp(0, 255).to(torch.uint8)
-    others = torch.stack([picture(10**6 + row, side) for row in range(COPIES, queries)])
+    others = torch.stack([picture(10**4 + row, side, art=1000 + row) for row in range(COPIES, queries)])
     generated = torch.cat([copies, others])[:, None]
     begun = time.perf_counter()
     if measure == "ratio":
@@ -81,16 +95,12 @@ def compare(folder: str, queries: int, side: int, measure: str, found: str) -> N
             "others_lowest": round(float(distances.best[COPIES:].min()), 4),
         }
     else:
-        from memtrain.evaluation.measures.copying import base, builtin
+        from memtrain.evaluation.measures.copying.base import compare as compared_by
+        from memtrain.evaluation.measures.copying.find import copy_measures
 
-        (kind,) = (
-            one
-            for one in vars(builtin).values()
-            if isinstance(one, type) and issubclass(one, base.CopyMeasure) and one is not base.CopyMeasure
-        )
-        compared = base.compare(
-            kind(), generated, training[:queries], training=training, mine=[[row] for row in range(queries)]
-        )
+        (kind,) = copy_measures([measure])[0]
+        mine = [[row] for row in range(queries)]
+        compared = compared_by(kind, generated, training[:queries], training=training, mine=mine)
         content = {
             "nearest_is_own": int((compared.nearest_index[:, 0] == own).sum()),
             "copies": [round(value, 4) for value in compared.best[:COPIES].tolist()],
@@ -181,10 +191,7 @@ def main(pictures: int = 10_000, side: int = 512, queries: int = 100, json: str 
         images = mapped_images(folder)
         rows = range(0, pictures, max(1, pictures // 50))
         figures["pictures_as_made"] = _digest(images) == _digest_of(rows, side)
-        measures = ["ratio"]
-        if importlib.util.find_spec("memtrain.evaluation.measures.copying.builtin") is not None:
-            measures.append("builtin")
-        for measure in measures:
+        for measure in ("ratio", "builtin"):
             found = place / f"{measure}.json"
             memory = watched(compare, str(folder), queries, side, measure, str(found))
             figures[measure] = {**memory, **jsonlib.loads(found.read_text(encoding="utf-8"))}
