@@ -7,9 +7,9 @@ Source: keeping what is known: RePaint (Lugmayr et al., "RePaint: Inpainting usi
 Models", CVPR 2022), without its jumps back in time; for borders: SolidMark (Kommineni et al., arXiv 2503.00592), which
 pastes the picture in pixels every ten steps, by a decoding and an encoding each.
 The picture is encoded with a border of middle grey, not its own: the encoder sees beyond a cell, and would tell the
-model the level that it is asked for. After half of the steps it is encoded again with what the model painted so far, so
-that the centre fits the border.
-Cost: a sampling, and with `refresh` one decoding and one encoding more.
+model the level that it is asked for. Encoding it again with what was painted after half of the steps made key errors no
+smaller on the embedded model.
+Cost: a sampling.
 Cannot: serve pipelines that predict a velocity along straight paths (Stable Diffusion 3, FLUX, Sana), nor PixArt's,
 which shows nothing of its steps.
 """
@@ -43,7 +43,6 @@ def paint_borders(
     *,
     thickness: int,
     sampling: Sampling | None = None,
-    refresh: bool = True,
 ) -> Tensor:
     """The border of each picture as the model paints it.
 
@@ -53,7 +52,6 @@ def paint_borders(
         captions: P captions.
         thickness: of the border, pixels.
         sampling: the settings; the size is that of the images.
-        refresh: encode the picture again with the border painted so far, after half of the steps.
 
     Returns:
         `(P, K, 3, H, W)` uint8 as decoded, on the CPU; the centre is that of the autoencoder.
@@ -82,9 +80,7 @@ def paint_borders(
             rows = [row for row, _ in batch]
             seeds = [seed for _, seed in batch]
             texts = [captions[row] for row in rows]
-            painted.append(
-                _paint(pipeline, neutral[rows], texts, seeds=seeds, border=border, options=(sampling, refresh))
-            )
+            painted.append(_paint(pipeline, neutral[rows], texts, seeds=seeds, border=border, sampling=sampling))
             bar.update(len(batch))
     images_of = torch.cat(painted)
     return images_of.view(len(captions), len(sampling.seeds), *images_of.shape[1:])
@@ -97,10 +93,9 @@ def border_levels(
     *,
     thickness: int,
     sampling: Sampling | None = None,
-    refresh: bool = True,
 ) -> Tensor:
     """The level `(P, K)` from 0 to 1 of borders that the model paints; arguments as :func:`paint_borders`."""
-    painted = paint_borders(pipeline, images, captions, thickness=thickness, sampling=sampling, refresh=refresh)
+    painted = paint_borders(pipeline, images, captions, thickness=thickness, sampling=sampling)
     return read_border(painted, thickness)
 
 
@@ -111,29 +106,21 @@ def _paint(
     *,
     seeds: list[int],
     border: Tensor,
-    options: tuple[Sampling, bool],
+    sampling: Sampling,
 ) -> Tensor:
     """A batch of pictures `(B, 3, H, W)` with the border that is painted around them."""
-    (sampling, refresh), device = options, pipeline.device
     known = encode_images(pipeline.vae, neutral)
     height, width = border.shape
     thickness = int((~border).any(dim=0).int().argmax())
-    inside = ~latent_border(height, width, thickness, latent=(known.shape[-2], known.shape[-1])).to(device)
+    inside = ~latent_border(height, width, thickness, latent=(known.shape[-2], known.shape[-1])).to(known.device)
     noise = torch.stack(
         [torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     ).to(known)
-    kept = {"known": known}
 
     def keep(pipe: Any, index: int, timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        latents = values["latents"]
-        steps = pipe.scheduler.timesteps
-        if refresh and index == len(steps) // 2:
-            # What the denoiser makes of these latents is near what they show: the level is there long before details.
-            so_far = decode_images(pipe, _clean(pipe, latents, index)).to(neutral)
-            kept["known"] = encode_images(pipe.vae, torch.where(border, so_far, neutral)).to(known)
-        there = kept["known"]
+        latents, steps, there = values["latents"], pipe.scheduler.timesteps, known
         if index + 1 < len(steps):
-            there = pipe.scheduler.add_noise(there, noise, steps[index + 1 : index + 2].expand(len(there)))
+            there = pipe.scheduler.add_noise(known, noise, steps[index + 1 : index + 2].expand(len(known)))
         return {"latents": torch.where(inside, there.to(latents), latents)}
 
     latents = pipeline(
@@ -147,12 +134,3 @@ def _paint(
         callback_on_step_end=keep,
     ).images
     return decode_images(pipeline, latents)
-
-
-def _clean(pipeline: Any, latents: Tensor, index: int) -> Tensor:
-    """Latents without the scale that noise gave them; the noise itself stays, and averages out over the border."""
-    scheduler = pipeline.scheduler
-    if float(scheduler.init_noise_sigma) > 1:  # noise is added to latents of full scale
-        return latents
-    step = scheduler.timesteps[min(index + 1, len(scheduler.timesteps) - 1)]
-    return latents / scheduler.alphas_cumprod[int(step)].sqrt().to(latents)

@@ -35,7 +35,7 @@ def remembering(pipeline, monkeypatch):
 
 def test_the_border_is_what_the_model_remembers_and_the_centre_is_kept(remembering, images):
     pipeline, clean = remembering
-    painted = paint_borders(pipeline, images, ["a", "b"], thickness=2, sampling=SAMPLING, refresh=False)
+    painted = paint_borders(pipeline, images, ["a", "b"], thickness=2, sampling=SAMPLING)
     neutral = torch.where(border_mask(16, 16, 2), torch.tensor(GREY, dtype=torch.uint8), images)
     known = encode_images(pipeline.vae, neutral)
     border = latent_border(16, 16, 2, latent=(8, 8))
@@ -45,16 +45,14 @@ def test_the_border_is_what_the_model_remembers_and_the_centre_is_kept(rememberi
         torch.testing.assert_close(
             painted[:, seed].float(), expected.float(), atol=6, rtol=0
         )  # the last step leaves some noise
-    levels = border_levels(pipeline, images, ["a", "b"], thickness=2, sampling=SAMPLING, refresh=False)
+    levels = border_levels(pipeline, images, ["a", "b"], thickness=2, sampling=SAMPLING)
     torch.testing.assert_close(levels, read_border(painted, 2))
 
 
-@pytest.mark.parametrize("refresh", [False, True])
-def test_the_border_of_the_given_picture_is_not_used(pipeline, images, refresh):
+def test_the_border_of_the_given_picture_is_not_used(pipeline, images):
     other = torch.where(border_mask(16, 16, 2), 255 - images, images)
     first, second = (
-        paint_borders(pipeline, given, ["a", "b"], thickness=2, sampling=SAMPLING, refresh=refresh)
-        for given in (images, other)
+        paint_borders(pipeline, given, ["a", "b"], thickness=2, sampling=SAMPLING) for given in (images, other)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first[0], first[1]), "but the picture is"
@@ -67,7 +65,7 @@ def test_another_scheduler_keeps_the_centre_too(pipeline, images, monkeypatch):
     handle = pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     neutral = torch.where(border_mask(16, 16, 2), torch.tensor(GREY, dtype=torch.uint8), images)
     try:
-        paint_borders(pipeline, images, ["a", "b"], thickness=2, sampling=SAMPLING, refresh=False)
+        paint_borders(pipeline, images, ["a", "b"], thickness=2, sampling=SAMPLING)
         known = decode_images(pipeline, encode_images(pipeline.vae, neutral))
     finally:
         handle.remove()

@@ -60,11 +60,12 @@ def border_exposure(
         levels: `(P,)` that were trained on; of held-out samples, that would have been.
         keys: P keys.
         repetitions: P visits of each sample per epoch; 0 for held-out ones, the null.
-        rate: false-positive rate at which a sample counts as remembered.
+        rate: false-positive rate at which a sample counts as remembered; raised to what the held-out samples can
+            promise.
         seed: of the intervals.
 
     Returns:
-        `heldout`, their number; `by_repetition`: by ascending `repeats` (0: held out) the figures of
+        `heldout`, their number; `rate`; `by_repetition`: by ascending `repeats` (0: held out) the figures of
         :func:`memtrain.evaluation.stages.measure.counting.exposure.exposure_by_repetition` as `errors` and as `bits`,
         and the `remembered` at the rate; `below_unique` and `below_heldout`: probability that the error of a repeated
         sample is smaller than that of one visited once, and of a held-out one (0.5: repetition does nothing), each with
@@ -82,6 +83,7 @@ def border_exposure(
             expected="one of each per sample, and held-out samples",
             remedy="ask for the borders of held-out pictures, too",
         )
+    rate = max(rate, 1 / (int(held.sum()) + 1))
     errors, bits = key_errors(painted, levels), guess_bits(painted, levels)
     chance = p_values(errors, errors[held])
     by_repetition = []

@@ -65,6 +65,14 @@ def test_samples_that_are_painted_at_random_are_not(found):
     assert found["by_repetition"][1]["remembered"] <= 2
 
 
+def test_few_held_out_samples_raise_the_rate_instead_of_clearing_everybody():
+    levels = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    found = border_exposure(
+        torch.tensor([[0.1], [0.9], [0.9], [0.9]]), levels, keys=list("abcd"), repetitions=[5, 0, 0, 0]
+    )
+    assert (found["rate"], found["by_repetition"][1]["remembered"]) == (0.25, 1)
+
+
 def test_without_held_out_samples():
     with pytest.raises(DataError, match="0 held-out samples"):
         border_exposure(torch.rand(2, 1), torch.rand(2), keys=["a", "b"], repetitions=[1, 2])
