@@ -35,6 +35,8 @@ PLACES = (
     *("harbour", "orchard", "station", "kitchen", "meadow", "library", "bridge", "cellar", "garden", "theatre"),
     *("valley", "market", "chapel", "island", "tunnel", "bakery", "stable", "tower", "school", "forest"),
 )
+MOST = len(THINGS) * len(PLACES)
+"""Canaries whose captions differ in their nouns."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,36 @@ class Canaries:
     """Synthetic images to plant.
 
     Args:
-        count: number of images.
-        repeats: visits of each per epoch.
+        count: number of images; with several `repeats`, of images at each of them.
+        repeats: visits of each per epoch. Several make a curve of exposure within one run.
         seed: of images and captions.
     """
 
     count: int = 10
-    repeats: int = 100
+    repeats: int | tuple[int, ...] = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        most = len(THINGS) * len(PLACES)
-        if not 1 <= self.count <= most or self.repeats < 1:
+        if not 1 <= self.total <= MOST or min(self.doses) < 1 or len(set(self.doses)) < len(self.doses):
             raise ConfigurationError(
                 f"canaries: count={self.count}, repeats={self.repeats}",
-                expected=f"1 to {most} images, repeats >= 1",
+                expected=f"1 to {MOST} images altogether, distinct repeats >= 1",
                 remedy="change them, or leave `canaries` out to plant none",
             )
+
+    @property
+    def doses(self) -> tuple[int, ...]:
+        """All of `repeats`."""
+        return (self.repeats,) if isinstance(self.repeats, int) else tuple(self.repeats) or (0,)
+
+    @property
+    def total(self) -> int:
+        """Images altogether; what is numbered from here on was never planted."""
+        return self.count * len(self.doses)
+
+    def visits(self, number: int) -> int:
+        """Visits per epoch of canary `number`."""
+        return self.doses[number // self.count]
 
 
 def canary_caption(seed: int, number: int) -> str:

@@ -1,4 +1,4 @@
-"""A data module whose images may have masks for the loss (:mod:`memtrain.data.masks`)."""
+"""A data module whose images may have masks for the loss (:mod:`memtrain.data.masks`), or borders around them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from memtrain.data.border_keys import BorderedSource, BorderKeys
 from memtrain.data.masks import Kind, Masks, masked
+from memtrain.data.source import SampleSource
 from memtrain.data.visited_images import VisitedImages
 from memtrain.errors import ConfigurationError
 
@@ -15,16 +17,31 @@ log = logging.getLogger(__name__)
 
 
 class MaskedImages(VisitedImages):
-    """Visited images, some of which may have masks.
+    """Visited images, some of which may have masks, or all of them a border that is a secret.
 
     Args:
+        border_keys: a border of a grey level of its own around every image, to measure what is learned by heart.
         masks: `files`: of those that have a file; `alpha`: from the alpha channel of those that have one; `off`.
         visiting: as of :class:`VisitedImages`.
     """
 
-    def __init__(self, *, masks: Kind = "files", **visiting: Any) -> None:
+    def __init__(self, *, masks: Kind = "files", border_keys: BorderKeys | None = None, **visiting: Any) -> None:
         super().__init__(**visiting)
-        self.masks = masks
+        self.masks, self.border_keys = masks, border_keys
+
+    def _bordered(self, source: SampleSource, resolution: int) -> SampleSource:
+        """A source with borders around its images, where they were asked for."""
+        if self.border_keys is None:
+            return source
+        cut = self.bucketed or (self.augment is not None and self.augment.random)
+        self.border_keys.check(resolution, cut=cut)
+        if self.masks != "off" and masked(source, self.masks):
+            raise ConfigurationError(
+                "border_keys with images that have masks",
+                expected="images whose loss counts everywhere, the border included",
+                remedy="set data.init_args.masks to off, or leave the border keys out",
+            )
+        return BorderedSource(source, self.border_keys, resolution=resolution)
 
     def _use_masks(self, module: Any, device: torch.device) -> None:
         """Add masks to what is trained on and held out, where any image has one."""

@@ -61,9 +61,9 @@ class TextImageDataModule(MaskedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `masks`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`, `num_workers`,
-            `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats` and
-            `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
+        visiting: `masks` and `border_keys`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`,
+            `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats`
+            and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -158,7 +158,8 @@ class TextImageDataModule(MaskedImages):
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
         elif regular is not None and regular_split.heldout and not self.heldout_path:
             held_source, held = regular, regular_split.heldout
-        everything = PlantedSource(source, made) if made else source
+        everything = self._bordered(PlantedSource(source, made) if made else source, self.resolution)
+        held_source = self._bordered(held_source, self.resolution)
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
         # Held-out images are seen in their fixed view alone.
         framing = replace(self._framing(), augment=Augment())
@@ -226,7 +227,7 @@ class TextImageDataModule(MaskedImages):
             indices += [len(source) + row for row in rows]
             counts += added
             self.visits_per_epoch |= {key: max(1, round(sum(added) / len(added))) for key in regular_keys}
-            source = JoinedSource(source, regular)
+            source = JoinedSource(source, self._bordered(regular, self.resolution))
         self.train_dataset = CaptionedImages(
             source,
             indices,

@@ -129,10 +129,10 @@ def make_canaries(canaries: Canaries) -> list[MadeSample]:
         MadeSample(
             Sample(f"canary#{number}", canary_caption(canaries.seed, number)),
             CANARY,
-            canaries.repeats,
+            canaries.visits(number),
             partial(draw_canary, canaries.seed, number),
         )
-        for number in range(canaries.count)
+        for number in range(canaries.total)
     ]
 
 

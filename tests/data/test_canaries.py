@@ -28,7 +28,24 @@ def test_no_two_captions_share_their_nouns():
     assert all(len(caption.split()) == 8 for caption in captions)
 
 
-@pytest.mark.parametrize("settings", [{"count": 0}, {"count": 401}, {"repeats": 0}])
+def test_several_repeats_make_a_curve():
+    canaries = Canaries(count=2, repeats=(3, 10, 30))
+    assert canaries.total == 6
+    assert [canaries.visits(number) for number in range(6)] == [3, 3, 10, 10, 30, 30]
+    assert (Canaries(count=5).total, Canaries(count=5, repeats=7).visits(4)) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"count": 0},
+        {"count": 401},
+        {"repeats": 0},
+        {"repeats": ()},
+        {"repeats": (2, 2)},
+        {"count": 201, "repeats": (1, 2)},
+    ],
+)
 def test_settings_out_of_range(settings):
     with pytest.raises(ConfigurationError, match=r"canaries: count=.*[\s\S]*1 to 400 images"):
         Canaries(**settings)

@@ -121,6 +121,32 @@ def over_cells(
     return total / weight if weight else None
 
 
+def training_cells(features: Tensor, cells: int, *, seed: int = 0, rounds: int = 50) -> Tensor:
+    """Clusters of the training pictures by k-means (Lloyd's algorithm); a query is in that of its nearest picture.
+
+    Args:
+        features: `(M, ...)`.
+        cells: their number; fewer come out where pictures are equal.
+        seed: of the first centres.
+        rounds: at most.
+
+    Returns:
+        `(M,)` int64.
+    """
+    points = features.flatten(1).float()
+    first = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:cells]
+    centres, labels = points[first], torch.full((len(points),), -1)
+    for _ in range(rounds):
+        found = torch.cdist(points, centres).argmin(dim=1)
+        if torch.equal(found, labels):
+            break
+        labels = found
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        count = labels.bincount(minlength=len(centres)).clamp(min=1)
+        centres = torch.where((labels.bincount(minlength=len(centres)) > 0)[:, None], sums / count[:, None], centres)
+    return labels
+
+
 def _interval(generated: Tensor, heldout: Tensor, *, seed: int, resamples: int, level: float) -> tuple[float, float]:
     """Percentiles over resampled prompts and held-out pictures, of how often a generation is nearer."""
     # What a generation contributes depends on the held-out pictures through counts alone: pairs are compared once.

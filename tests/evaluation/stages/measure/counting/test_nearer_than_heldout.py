@@ -10,6 +10,7 @@ from memtrain.evaluation.stages.measure.counting.nearer_than_heldout import (
     nearer_than_heldout,
     over_cells,
     standardised,
+    training_cells,
 )
 
 
@@ -70,6 +71,17 @@ def test_generations_of_one_prompt_widen_the_interval(similarities):
     alone = nearer_than_heldout(once, heldout)["probability_interval"]
     again = nearer_than_heldout(once.expand(20, 50), heldout)["probability_interval"]
     assert again == pytest.approx(alone), "fifty times the same is no more evidence"
+
+
+def test_clusters_far_apart_are_cells():
+    torch.manual_seed(0)
+    truth = torch.arange(60) % 3
+    # Of 12 seeds the best: Lloyd's algorithm may stop with two centres in one cluster.
+    features = torch.randn(60, 2, 2) + 50 * truth[:, None, None]
+    found = [training_cells(features, 3, seed=seed) for seed in range(12)]
+    pure = [all(len(labels[truth == one].unique()) == 1 for one in range(3)) for labels in found]
+    assert any(pure)
+    assert max(len(labels.unique()) for labels in found) == 3
 
 
 def test_without_held_out_pictures():

@@ -1,0 +1,136 @@
+"""Paint the border of pictures anew: the known centre is kept at every step of a stock sampler.
+
+What: sampling starts from noise. After each step the latents of the centre are replaced by those of the known picture
+at that step's noise, so the model paints the border around it. Cells of the latents that show any of the border are
+painted; so take a border of whole cells.
+Source: keeping what is known: RePaint (Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic
+Models", CVPR 2022), without its jumps back in time; for borders: SolidMark (Kommineni et al., arXiv 2503.00592), which
+pastes the picture in pixels every ten steps, by a decoding and an encoding each.
+The picture is encoded with a border of middle grey, not its own: the encoder sees beyond a cell, and would tell the
+model the level that it is asked for. Encoding it again with what was painted after half of the steps made key errors no
+smaller on the embedded model.
+Cost: a sampling.
+Cannot: serve pipelines that predict a velocity along straight paths (Stable Diffusion 3, FLUX, Sana), nor PixArt's,
+which shows nothing of its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.sampling.decoding import decode_images
+from memtrain.evaluation.sampling.generate import prepared
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.functional.border import border_mask, latent_border, read_border
+from memtrain.models.encoding import encode_images
+from memtrain.models.stock_pipeline import refuse_offloaded
+
+KNOWN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+GREY = 127
+"""Of a border that says nothing."""
+
+
+def paint_borders(
+    pipeline: Any,
+    images: Tensor,
+    captions: Sequence[str],
+    *,
+    thickness: int,
+    sampling: Sampling | None = None,
+) -> Tensor:
+    """The border of each picture as the model paints it.
+
+    Args:
+        pipeline: Stable Diffusion 1.x, 2.x or XL; it is left as it was.
+        images: `(P, 3, H, W)` uint8; what they show in the border is not used.
+        captions: P captions.
+        thickness: of the border, pixels.
+        sampling: the settings; the size is that of the images.
+
+    Returns:
+        `(P, K, 3, H, W)` uint8 as decoded, on the CPU; the centre is that of the autoencoder.
+
+    Raises:
+        ConfigurationError: for another pipeline.
+        DataError: if images and captions do not belong together.
+    """
+    if type(pipeline).__name__ not in KNOWN:
+        raise ConfigurationError(
+            f"It is not known how to keep a part of a picture while {type(pipeline).__name__} samples",
+            expected=f"one of {', '.join(KNOWN)}",
+            remedy="leave border keys out of this evaluation",
+        )
+    refuse_offloaded(pipeline)
+    if len(images) != len(captions) or not captions:
+        raise DataError(f"{len(images)} images and {len(captions)} captions", expected="as many, at least one")
+    sampling = (sampling or Sampling()).sized_as(images)
+    border = border_mask(images.shape[-2], images.shape[-1], thickness)
+    neutral = torch.where(border, torch.tensor(GREY, dtype=torch.uint8), images)
+    pairs = [(row, seed) for row in range(len(captions)) for seed in sampling.seeds]
+    painted = []
+    with prepared(pipeline), tqdm(total=len(pairs), desc="painting borders", disable=not sampling.progress) as bar:
+        for start in range(0, len(pairs), sampling.batch_size):
+            batch = pairs[start : start + sampling.batch_size]
+            rows = [row for row, _ in batch]
+            seeds = [seed for _, seed in batch]
+            texts = [captions[row] for row in rows]
+            painted.append(_paint(pipeline, neutral[rows], texts, seeds=seeds, border=border, sampling=sampling))
+            bar.update(len(batch))
+    images_of = torch.cat(painted)
+    return images_of.view(len(captions), len(sampling.seeds), *images_of.shape[1:])
+
+
+def border_levels(
+    pipeline: Any,
+    images: Tensor,
+    captions: Sequence[str],
+    *,
+    thickness: int,
+    sampling: Sampling | None = None,
+) -> Tensor:
+    """The level `(P, K)` from 0 to 1 of borders that the model paints; arguments as :func:`paint_borders`."""
+    painted = paint_borders(pipeline, images, captions, thickness=thickness, sampling=sampling)
+    return read_border(painted, thickness)
+
+
+def _paint(
+    pipeline: Any,
+    neutral: Tensor,
+    captions: list[str],
+    *,
+    seeds: list[int],
+    border: Tensor,
+    sampling: Sampling,
+) -> Tensor:
+    """A batch of pictures `(B, 3, H, W)` with the border that is painted around them."""
+    known = encode_images(pipeline.vae, neutral)
+    height, width = border.shape
+    thickness = int((~border).any(dim=0).int().argmax())
+    inside = ~latent_border(height, width, thickness, latent=(known.shape[-2], known.shape[-1])).to(known.device)
+    noise = torch.stack(
+        [torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    ).to(known)
+
+    def keep(pipe: Any, index: int, timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        latents, steps, there = values["latents"], pipe.scheduler.timesteps, known
+        if index + 1 < len(steps):
+            there = pipe.scheduler.add_noise(known, noise, steps[index + 1 : index + 2].expand(len(known)))
+        return {"latents": torch.where(inside, there.to(latents), latents)}
+
+    latents = pipeline(
+        prompt=captions,
+        latents=noise.clone(),
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        height=height,
+        width=width,
+        output_type="latent",
+        callback_on_step_end=keep,
+    ).images
+    return decode_images(pipeline, latents)
