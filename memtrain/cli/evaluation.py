@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import fields
@@ -17,6 +18,7 @@ from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.base import PromptStage, Stage, StageInput, stage_class, stage_names, write_report
 from memtrain.evaluation.stages.prompts import read_prompts
+from memtrain.evaluation.stages.results_stage import ResultsStage
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
@@ -90,15 +92,36 @@ def read_command(words: list[str]) -> Stage:
             remedy="for a model without a run take a stage that takes prompts, such as `python evaluate.py detect`",
         )
     parser = stage_parser(name, kind)
-    options = parser.instantiate_classes(parser.parse_args(words[1:] if named else words))
-    return kind(**{field.name: options[field.name] for field in fields(kind)})
+    options = parser.instantiate_classes(parser.parse_args(_named(words[1:] if named else words, kind)))
+    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
+
+
+def _named(words: list[str], kind: type[Stage]) -> list[str]:
+    """Words in front of all options given to the option that they belong to, and `--redact` read as `--redact true`."""
+    switches = {f"--{field.name}" for field in fields(kind) if field.type == "bool"}
+    following = [*words[1:], "--"]
+    words = (
+        [
+            f"{word}=true" if word in switches and after.startswith("--") else word
+            for word, after in zip(words, following, strict=True)
+        ]
+        if words
+        else []
+    )
+    name = kind.positional if issubclass(kind, ResultsStage) else None
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    if name is None or not first:
+        return words
+    several = isinstance(next(field for field in fields(kind) if field.name == name).default, str)
+    value = words[0] if several and first == 1 else json.dumps(words[:first])
+    return [f"--{name}={value}", *words[first:]]
 
 
 def stage_parser(name: str, kind: type[Stage]) -> ArgumentParser:
     """The options of a stage, and `--config` for an overlay with some of them."""
     parser = ArgumentParser(prog=f"evaluate.py {name}")
     parser.add_argument("--config", action="config", help="A YAML file with some of these options.")
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, skip=set(kind.without) if issubclass(kind, ResultsStage) else None)
     return parser
 
 
@@ -112,6 +135,11 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         What the stage's JSON file holds; empty if this process did only its part.
     """
     stage.check()
+    if isinstance(stage, ResultsStage):
+        require_writable(stage.folder)
+        results = stage.work()
+        print(f"Report: {stage.report()}")
+        return results
     model = stage.model if isinstance(stage, PromptStage) else None
     run = None
     if model is None:

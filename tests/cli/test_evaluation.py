@@ -27,6 +27,7 @@ PROMPTS = {"run", "output", "model", "lora", "lora_scale", "prompts", "max_promp
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most"},
     "calibrate": PROMPTS | {"sites"},
+    "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
     "detect": PROMPTS | SAMPLED | {"detectors", "shard"},
     "localize": PROMPTS
     | SAMPLED
@@ -36,6 +37,7 @@ OPTIONS = {
     | WEIGHTS
     | {"run", "output", "max_prompts", "unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
+    "report": {"of", "redact", "redact_key"},
 }
 
 
@@ -112,7 +114,7 @@ def test_options_of_sampling_become_one_value() -> None:
     [
         ("--stages [detect]", "a stage is the first word of the command"),
         ("detect --stages=detect", "python evaluate.py detect --run runs/tiny"),
-        ("detekt", "There is no stage 'detekt'\\n  Expected: one of attention, calibrate, detect"),
+        ("detekt", "There is no stage 'detekt'\\n  Expected: one of attention, calibrate, compare, detect"),
         ("--model nowhere --prompts cat", "--model and --prompts without a stage"),
         ("--prompts cat", "python evaluate.py detect --model MODEL --prompts PROMPTS"),
         ("detect --model nowhere", "model='nowhere' without prompts"),

@@ -286,13 +286,13 @@ def stage_class(name: str) -> type[Stage]:
     return found
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write `report.html` from what the stages left in `folder`; it can be made again at any time.
+def write_report(folder: str | Path, *, redacted: Path | None = None) -> Path:
+    """Write `report.html` from what the stages left in `folder`, or in its `redacted` copy; it can be made again.
 
     Raises:
         RecordError: if there is nothing to show.
     """
     found: list[Section] = []
     for name in stage_names():
-        found += import_module(f"{stages.__name__}.{name}.section").sections(Path(folder))
-    return write_page(Path(folder), found)
+        found += import_module(f"{stages.__name__}.{name}.section").sections(redacted or Path(folder))
+    return write_page(Path(folder), found, redacted=redacted is not None)

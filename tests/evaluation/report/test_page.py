@@ -162,19 +162,25 @@ def test_hostile_text_is_escaped_wherever_it_appears(folder: Path) -> None:
 def test_nothing_is_fetched(folder: Path) -> None:
     """Every image is inside the file, and nothing else is referred to."""
     text, tags = parsed(folder)
-    sources = [value for _, attributes in tags.seen for name, value in attributes.items() if name in ("src", "href")]
-    assert sources
-    assert all(source is not None and source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"https?://|@import|url\(", text)
+    links = ("src", "href", "xlink:href")
+    sources = [value or "" for _, attributes in tags.seen for name, value in attributes.items() if name in links]
+    assert sum(source.startswith("data:image/png;base64,") for source in sources) > 10
+    inside = {source[1:] for source in sources if not source.startswith("data:image/png;base64,")}
+    names = [attributes["id"] for _, attributes in tags.seen if "id" in attributes]
+    assert inside <= set(names) and len(set(names)) == len(names), (
+        "links lead to a place on the page, each with one name"
+    )
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
 
 
 def test_what_is_shown(folder: Path) -> None:
     """The best four of five seeds, six of thirty held-out prompts, reproductions framed, large images made smaller."""
     text, tags = parsed(folder)
     classes = [attributes.get("class") for tag, attributes in tags.seen if tag == "figure"]
-    assert classes.count("own") == 1 + 6 + 1
-    assert len(classes) == 5 * 8
-    assert classes.count("copy") == 4
+    assert classes.count("own") == 2 + 1 + 6 + 1, "the worst of what was trained on first, then all groups"
+    assert classes.count("chart") == 1
+    assert len(classes) == 5 * 10 + 1
+    assert classes.count("copy") == 2 * 4
     assert "6 of 30 prompts" in text
     assert "flagged in training from step 7" in text
     assert len(text) < 400_000
@@ -230,7 +236,9 @@ def test_a_model_without_a_run_has_a_report_too(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(json.dumps(results), encoding="utf-8")
     text, _ = parsed(tmp_path)
     assert "Calibration of the neuron search" in text and "0.500" in text and "a model" in text
-    assert '<p class="verdict' not in text and "What this cannot tell" not in text and "<pre>" not in text
+    assert "What this cannot tell" not in text and "<pre>" not in text
+    answer = re.search(r'<div class="verdict plain">(.*?)</div>', text, flags=re.DOTALL)
+    assert answer is not None and "Threshold of the similarity between seeds: 0.500" in answer[1], "its first words"
 
 
 def test_what_other_stages_left_is_shown(folder: Path) -> None:

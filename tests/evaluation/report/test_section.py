@@ -31,8 +31,11 @@ def test_text_is_escaped() -> None:
 
 def test_the_first_column_is_text() -> None:
     shown = table(("name", "n"), [("a", 1), ("b", None)])
-    assert '<tr><th>name</th><th class="n">n</th></tr>' in shown
-    assert '<tr><td>a</td><td class="n">1</td></tr>' in shown
+    assert '<tr><th scope="col">name</th><th scope="col" class="n">n</th></tr>' in shown
+    assert '<tr><th scope="row">a</th><td class="n">1</td></tr>' in shown
+    assert "<caption>" not in shown and 'aria-label="name"' in shown
+    named = table(("name", "n"), [("a", 1)], caption='"<')
+    assert "<caption>&#34;&lt;</caption>" in named and 'aria-label="&#34;&lt;"' in named
 
 
 def test_pictures_are_inside_and_made_smaller(tmp_path: Path) -> None:

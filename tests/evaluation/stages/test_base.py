@@ -52,7 +52,7 @@ def test_the_stage_of_the_guide_is_a_subcommand_with_a_section(
     results = json.loads((tmp_path / "out" / "brightness.json").read_text(encoding="utf-8"))
     assert 0 < results["mean"] < 255 and results["dark"] == 2
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Brightness</h2>" in report and "2 dark images." in report
+    assert ">Brightness</h2>" in report and "2 dark images." in report
 
 
 @pytest.mark.parametrize("name", stage_names())

@@ -27,9 +27,10 @@ from memtrain.evaluation.stages.attention.trace import AttentionTrace, trace_att
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.prompts import MEMORIZED, OTHER, UNKNOWN, PromptToScore, group_names
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
 from memtrain.functional.ranking import mean_with_interval
 from memtrain.models.stock_pipeline import text_tokenizer
-from memtrain.records import write_json, write_parquet
+from memtrain.records import write_parquet
 
 FOLDER = "attention"
 SCHEMA_VERSION = 1
@@ -78,7 +79,7 @@ def attention_plots(given: StageInput, *, most: int = 4) -> dict[str, Any]:
         "entropy": _entropies(trace, memorized),
         "pictures": pictures,
     }
-    return write_json(results, folder / "attention.json")
+    return write_results(results, folder / "attention.json")
 
 
 def _entropies(trace: AttentionTrace, memorized: Sequence[bool | None]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typing import Any
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.roles import NEURONS, Roles
 from memtrain.localization import locate as search
 from memtrain.localization.settings import Settings
-from memtrain.records import write_json
 
 SCHEMA_VERSION = 1
 """Of `calibration.json`."""
@@ -60,4 +60,4 @@ def calibrate(given: StageInput, *, settings: Settings | None = None) -> dict[st
             "neurons": sum(map(len, statistics.mean.values())),
         },
     }
-    return write_json(results, given.output / "calibration.json")
+    return write_results(results, given.output / "calibration.json")

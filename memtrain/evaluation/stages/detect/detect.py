@@ -35,9 +35,10 @@ from memtrain.evaluation.stages.detect.ranking_figures import ranking_figures
 from memtrain.evaluation.stages.detect.score_parts import ScoreParts, keep_earlier
 from memtrain.evaluation.stages.prompts import known_truth
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.shards import Shard
 from memtrain.models.fingerprint import fingerprint
-from memtrain.records import write_json, write_parquet
+from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 2
 """Of `detection.json` and `prompts.parquet`."""
@@ -120,7 +121,7 @@ def detect(
         **({} if combined is None else {"combined": combined.tolist()}),
     }
     write_parquet(pa.table(columns), given.output / "prompts.parquet")
-    return write_json(results, given.output / "detection.json")
+    return write_results(results, given.output / "detection.json")
 
 
 def _figures(

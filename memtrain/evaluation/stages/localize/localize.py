@@ -53,6 +53,7 @@ from memtrain.evaluation.stages.localize.conditions import (
 from memtrain.evaluation.stages.localize.search import Search, find_neurons
 from memtrain.evaluation.stages.localize.sheet import write_sheet
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.roles import Roles
 from memtrain.functional.ranking import share
 from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
@@ -60,7 +61,7 @@ from memtrain.localization.results import Localization, save_masks, union
 from memtrain.localization.retrigger import retrigger
 from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
-from memtrain.records import write_json, write_parquet
+from memtrain.records import write_parquet
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ def _write(case: _Case, conditions: Conditions, results: dict[str, Any]) -> dict
     save_masks(case.located, folder / "masks.safetensors")
     write_parquet(pa.Table.from_pylist(rows), folder / "localization.parquet")
     write_sheet(folder / "localization.png", conditions, rows=case.roles.asked, own_images=case.given.own_images)
-    return write_json(results, folder / "localization.json")
+    return write_results(results, folder / "localization.json")
 
 
 def _loss(

@@ -42,7 +42,8 @@ from memtrain.evaluation.stages.measure.samples import (
     write_images,
 )
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
-from memtrain.records import HELDOUT, write_json, write_parquet
+from memtrain.evaluation.stages.results_file import write_results
+from memtrain.records import HELDOUT, write_parquet
 
 
 def evaluate_run(
@@ -191,4 +192,4 @@ def _write(
         images=write_images(given.output, found.trace, samples.own_images),
     )
     write_parquet(table, given.output / "samples.parquet")
-    return write_json(results, given.output / "results.json")
+    return write_results(results, given.output / "results.json")

@@ -1,20 +1,19 @@
-"""What `measure` says in the report: from `results.json`, `samples.parquet` and the images beside them."""
+"""What `measure` says in the report: from `results.json`, `samples.parquet` and the images beside them.
+
+Results of every version are shown: what a file lacks is left out of the page. The order is that of the questions of the
+person who must decide: the answer, why not, the worst pictures, how many, how that was measured, and then the rest.
+"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from memtrain.errors import RecordError
-from memtrain.evaluation.report.figure_text import figure_text
 from memtrain.evaluation.report.section import (
     Section,
     from_template,
@@ -22,46 +21,26 @@ from memtrain.evaluation.report.section import (
     made,
     paragraph,
     percent,
-    png_uri,
     results_of,
     table,
-    thumbnail_uri,
 )
+from memtrain.evaluation.stages.measure.answer import answer, cannot_say, key_figures, rests_on
+from memtrain.evaluation.stages.measure.charts import strip
+from memtrain.evaluation.stages.measure.shown_copying import (
+    controls_section,
+    copying_section,
+    counts_section,
+    curve_section,
+    detector_curves,
+    quality_section,
+)
+from memtrain.evaluation.stages.measure.shown_pictures import by_prompt, family_cases, group_cases, worst_cases
 from memtrain.evaluation.stages.network_figures import distance, network_rows
-from memtrain.records import (
-    CANARY,
-    EXCLUDED,
-    FLAGGED,
-    HELDOUT,
-    PLANTED,
-    REPEATED,
-    SHARED_CAPTION,
-    VARIED_CAPTIONS,
-    VARIED_IMAGES,
-)
-
-ROWS = {
-    PLANTED: 24,
-    REPEATED: 24,
-    SHARED_CAPTION: 12,
-    VARIED_CAPTIONS: 12,
-    VARIED_IMAGES: 12,
-    FLAGGED: 24,
-    EXCLUDED: 12,
-    CANARY: 12,
-}
-"""Prompts shown of a group, lowest ratio first."""
-OTHER_ROWS = 6
-"""Prompts shown of the groups not named in :data:`ROWS`."""
-IMAGES_PER_ROW = 4
-"""Generations shown per prompt; the best ones, if there are more seeds."""
-FAMILIES = 12
-"""Pictures of several files shown by themselves."""
-COLOURS = {PLANTED: "#c2410c", REPEATED: "#c2410c", HELDOUT: "#64748b"}
+from memtrain.records import HELDOUT, VARIED_CAPTIONS, VARIED_IMAGES
 
 
 def sections(folder: Path) -> list[Section]:
-    """One section if the stage has run; its template has the headings.
+    """The sections of an evaluated run; none if the stage has not run.
 
     Args:
         folder: of the results.
@@ -79,51 +58,108 @@ def sections(folder: Path) -> list[Section]:
             expected="the output folder of an evaluation",
             remedy="check the path, or evaluate again",
         )
-    prompts = _prompts(pq.read_table(samples).to_pylist())
-    replication = results["replication"]
-    grids = {}
-    for group in replication["groups"]:
-        chosen = [prompt for prompt in prompts if prompt["group"] == group]
-        shown = sorted(chosen, key=lambda prompt: prompt["best"])[: ROWS.get(group, OTHER_ROWS)]
-        grids[group] = {"of": len(chosen), "prompts": [_embed(prompt, folder) for prompt in shown]}
-    body = from_template(
-        Path(__file__).with_name("section.html.j2"),
-        results=results,
-        grids=grids,
-        family_grid=_family_grid(results, prompts, folder),
-        chart=_chart(prompts, list(replication["groups"]), replication["threshold"]),
-        heldout=HELDOUT,
-        templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
-    )
+    prompts = by_prompt(pq.ParquetFile(samples).read().to_pylist())
     return [
-        Section(
-            title="",
-            body=joined([body, _networks(results)]),
-            place=0,
-            verdict=results["verdict"],
-            limits=_limits(len(results["sampling"]["seeds"])),
-            facts=_facts(results),
-            config=results["config"],
-        )
+        _answer(results),
+        *_worst(results, prompts, folder),
+        _replication(results, prompts, folder),
+        *copying_section(results, prompts),
+        *counts_section(results),
+        *curve_section(results),
+        *controls_section(results),
+        *quality_section(results),
+        *_networks(results),
+        *_training(results),
+        *_detectors(results, prompts),
+        _images(results, prompts, folder),
     ]
 
 
-def _networks(results: Mapping[str, Any]) -> Markup:
+def _rendered(part: str, **context: Any) -> Markup:
+    """One part of the template, which holds them all."""
+    return from_template(Path(__file__).with_name("section.html.j2"), part=part, **context)
+
+
+def _answer(results: Mapping[str, Any]) -> Section:
+    """The first screen, and why the model is not cleared."""
+    return Section(
+        title="Why the model is not cleared" if results["verdict"].get("reasons") else "",
+        body=_rendered("reasons", results=results),
+        place=1,
+        verdict=answer(results),
+        rests_on=rests_on(results),
+        cannot_say=cannot_say(results),
+        figures=key_figures(results),
+        subject=_subject(results),
+        limits=_limits(len(results["sampling"]["seeds"])),
+        facts=_facts(results),
+        config=results["config"],
+    )
+
+
+def _subject(results: Mapping[str, Any]) -> str:
+    config = results.get("config") or {}
+    named = results.get("model") or config.get("run") or config.get("name") or config.get("model")
+    return named if isinstance(named, str) else ""
+
+
+def _worst(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> list[Section]:
+    measure = (results.get("copying") or {}).get("recommended")
+    cases = worst_cases(prompts, folder, measure=measure)
+    if not cases:
+        return []
+    body = _rendered("worst", cases=cases, measure=measure, curves=any(case["curve"] for case in cases))
+    return [Section(title="Nearest to copies", body=body, place=2)]
+
+
+def _replication(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> Section:
+    replication = results["replication"]
+    groups = {name: [prompt["best"] for prompt in prompts if prompt["group"] == name] for name in replication["groups"]}
+    label = "distance to own image / to the nearest others, best seed"
+    body = _rendered(
+        "replication",
+        results=results,
+        family_grid=family_cases(results, prompts, folder),
+        chart=strip(groups, replication["threshold"], name="ratio", label=label, higher=False),
+        heldout=HELDOUT,
+        templates=[name for name in (VARIED_CAPTIONS, VARIED_IMAGES) if name in replication["groups"]],
+    )
+    return Section(title="Are training images reproduced?", body=body, place=3)
+
+
+def _images(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> Section:
+    grids = {}
+    for group in results["replication"]["groups"]:
+        cases, of = group_cases(prompts, group, folder)
+        grids[group] = {"cases": cases, "of": of}
+    return Section(title="Images of every group", body=_rendered("images", grids=grids), place=9, folded=True)
+
+
+def _training(results: Mapping[str, Any]) -> list[Section]:
+    if not results["training"]:
+        return []
+    return [Section(title="What training said", body=_rendered("training", results=results), place=8)]
+
+
+def _detectors(results: Mapping[str, Any], prompts: list[dict[str, Any]]) -> list[Section]:
+    if not results["detectors"]:
+        return []
+    body = joined([_rendered("detectors", results=results), detector_curves(results, prompts)])
+    return [Section(title="Detectors", body=body, place=8)]
+
+
+def _networks(results: Mapping[str, Any]) -> list[Section]:
     """The figures that need weight files, if any were given."""
     found = results.get("networks")
     if not found:
-        return Markup("")
+        return []
     rows = [
         (group.replace("_", " "), *row) for group, figures in found["groups"].items() for row in network_rows(figures)
     ]
     rows += [("held-out prompts", name, distance(found[name]), "") for name in ("FID", "CLIP_FID") if name in found]
-    return joined(
-        [
-            Markup("<h2>Figures of networks</h2>\n"),
-            paragraph("Measured with the weight files that were named; comparable within one paper's convention only."),
-            table(("prompts", "figure", "value", "n"), rows),
-        ]
-    )
+    said = "Measured with the weight files that were named; comparable within one paper's convention only."
+    body = joined([paragraph(said), table(("prompts", "figure", "value", "n"), rows, caption="Figures of networks")])
+    return [Section(title="Figures of networks", body=body, place=7)]
 
 
 def _limits(seeds: int) -> list[str | Markup]:
@@ -157,84 +193,3 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("schema", str(results["schema_version"])),
     ]
-
-
-def _prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows gathered by prompt, with the lowest ratio as `best` and the generations in the order of seeds."""
-    prompts: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        prompt = prompts.setdefault(row["key"], {**row, "generations": []})
-        prompt["generations"].append(row)
-    for prompt in prompts.values():
-        prompt["best"] = min(row["ratio"] for row in prompt["generations"])
-    return list(prompts.values())
-
-
-def _embed(prompt: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the template needs of a prompt, with images as data URIs."""
-    best = sorted(prompt["generations"], key=lambda row: row["ratio"])[:IMAGES_PER_ROW]
-    return {
-        "key": prompt["key"],
-        "caption": prompt["caption"],
-        "flagged": prompt.get("training.flagged"),
-        "first_flagged_step": prompt.get("training.first_flagged_step"),
-        "own": thumbnail_uri(folder / prompt["own_image"]),
-        "generations": [
-            {**row, "uri": thumbnail_uri(folder / row["image"]), "elsewhere": _elsewhere(row)}
-            for row in sorted(best, key=lambda row: row["seed"])
-        ],
-    }
-
-
-def _family_grid(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """The first families of the results, each with its own image and the generation that is nearest to it."""
-    found = []
-    for one in results.get("families", {}).get("asked", [])[:FAMILIES]:
-        column = "caption_family" if one["group"] == SHARED_CAPTION else "picture_family"
-        members = [prompt for prompt in prompts if (prompt["group"], prompt[column]) == (one["group"], one["name"])]
-        best = min((row for prompt in members for row in prompt["generations"]), key=lambda row: float(row["ratio"]))
-        images = {"own": thumbnail_uri(folder / best["own_image"]), "uri": thumbnail_uri(folder / best["image"])}
-        found.append({**one, **images, "caption": best["caption"]})
-    return found
-
-
-def _elsewhere(row: dict[str, Any]) -> bool:
-    """Whether the nearest training image is neither the own picture nor one under the same caption."""
-    if "picture_family" not in row:
-        own: str = row.get("template", row["key"])
-        return own != row.get("nearest_template", row["nearest_key"])
-    pictures, captions = ("picture_family", "nearest_picture_family"), ("caption_family", "nearest_caption_family")
-    return all(row[own] != row[nearest] for own, nearest in (pictures, captions))
-
-
-def _chart(prompts: list[dict[str, Any]], groups: list[str], threshold: float) -> str:
-    """Lowest ratio of every prompt, one line of dots per group, with the threshold; a PNG data URI."""
-    # A Figure of its own instead of pyplot, which keeps global state and may look for a display.
-    figure = Figure(figsize=(8, 0.8 + 0.62 * len(groups)), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    spread = np.random.default_rng(0)
-    for line, group in enumerate(groups):
-        best = [prompt["best"] for prompt in prompts if prompt["group"] == group]
-        heights = line + spread.uniform(-0.25, 0.25, len(best))
-        axes.scatter(best, heights, s=22, color=COLOURS.get(group, "#0f766e"), alpha=0.65, linewidths=0)
-    axes.axvline(threshold, color="#111827", linewidth=1, linestyle="--")
-    axes.annotate(
-        f"threshold {threshold:.2f}",
-        (threshold, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8,
-    )
-    axes.set_yticks(range(len(groups)), [figure_text(group.replace("_", " ")) for group in groups])
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("distance to the own image / mean distance to the nearest training images (best seed)", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    buffer = io.BytesIO()
-    # Without the default Software entry the bytes do not depend on matplotlib's version string.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return png_uri(buffer.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from memtrain.detectors.base import Detector
@@ -50,6 +51,7 @@ class Measure(SamplingOptions, WeightOptions, Stage):
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, measure, compare, and print the tables."""
         from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+        from memtrain.evaluation.stages.measure.evidence_curves import write_evidence_curves
         from memtrain.evaluation.stages.measure.results import Statistics
         from memtrain.evaluation.stages.measure.screen import print_results
 
@@ -59,9 +61,12 @@ class Measure(SamplingOptions, WeightOptions, Stage):
         )
         for name, reason in left_out.items():
             print(f"Left out: {name}. {reason}")
+        samples = given.run.samples(most=self.max_prompts, unique=self.unique_prompts)
+        keys = [prompt.key for prompt in samples.prompts]
+        write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)
         results = evaluate_run(
             given,
-            given.run.samples(most=self.max_prompts, unique=self.unique_prompts),
+            samples,
             detectors=detectors,
             statistics=Statistics(false_positive_rate=self.false_positive_rate),
             kid=self.kid,

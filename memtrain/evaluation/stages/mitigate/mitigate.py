@@ -46,9 +46,10 @@ from memtrain.evaluation.stages.mitigate.images import images_table, write_image
 from memtrain.evaluation.stages.mitigate.sheet import write_sheet
 from memtrain.evaluation.stages.prompts import PromptToScore, group_names
 from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
 from memtrain.functional.ranking import mean_with_interval
 from memtrain.inference.base import InferenceMitigation
-from memtrain.records import write_json, write_parquet
+from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 1
 """Of `mitigation.json` and `mitigation.parquet`."""
@@ -134,7 +135,7 @@ def mitigate(
     table = images_table(prompts, sampling.seeds, measured, moved, threshold=threshold, paths=paths)
     write_parquet(table, given.output / "mitigation.parquet")
     write_sheet(given.output / "mitigation.png", prompts, without=images[0], mitigated=images[1], own_images=own_images)
-    return write_json(results, given.output / "mitigation.json")
+    return write_results(results, given.output / "mitigation.json")
 
 
 def _networks(given: StageInput, images: Sequence[Tensor], weights: Weights) -> dict[str, Any]:

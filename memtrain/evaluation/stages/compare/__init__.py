@@ -1,0 +1,1 @@
+"""Two evaluated runs against each other: what was gained, and what it cost."""

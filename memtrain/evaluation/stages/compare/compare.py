@@ -1,0 +1,238 @@
+"""What the second of two evaluated runs gained over the first, and what it cost, paired.
+
+Pairs are prompts with the same key, and of these the generations with the same seed. A picture is reproduced if any
+generation of any of its prompts is, by the threshold of its own run, which both set at a stated false-positive rate.
+Differences of shares have a paired percentile bootstrap over pictures (Efron, "Bootstrap methods", 1979), and the
+pictures of which only one of the two runs makes a copy an exact test (McNemar, "Note on the sampling error of the
+difference between correlated proportions", 1947): with n of them, the chance that a fair coin is as one-sided.
+
+Cannot: tell runs apart whose sampling differs; say whether a difference would come back with another seed of training,
+for which each has to be trained several times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from memtrain.evaluation.stages.compare.evaluated import Evaluated, check_comparable
+from memtrain.evaluation.stages.compare.summary import summary
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
+from memtrain.functional.ranking import mean_with_interval, share
+from memtrain.records import HELDOUT, NEVER_TRAINED
+
+SCHEMA_VERSION = 1
+"""Of `comparison.json`."""
+NAME = "comparison.json"
+TRAINED = "trained on"
+"""Name of all groups together whose pictures were trained on."""
+
+
+def compare_runs(
+    before: Evaluated, after: Evaluated, *, output: Path, pictures: int, bootstrap: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compare, and write `comparison.json` and the images that are shown.
+
+    Args:
+        before: what is compared with.
+        after: what is asked about.
+        output: folder to write to.
+        pictures: shown side by side at most.
+        bootstrap: `seed`, `resamples` and `level` of intervals.
+
+    Returns:
+        The content of `comparison.json`.
+
+    Raises:
+        RecordError: if the two cannot be compared.
+    """
+    check_comparable(before, after)
+    shared = sorted(before.rows.keys() & after.rows.keys())
+    group = {key: before.rows[key, seed]["group"] for key, seed in shared}
+    names = [TRAINED, *dict.fromkeys(group.values())]
+    groups = {}
+    for name in names:
+        inside = [
+            place
+            for place in shared
+            if (group[place[0]] not in NEVER_TRAINED if name == TRAINED else group[place[0]] == name)
+        ]
+        if inside:
+            groups[name] = _group(before, after, inside, bootstrap)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "runs": [_said(one) for one in (before, after)],
+        "sampling": {
+            **{name: before.results["sampling"].get(name) for name in ("steps", "guidance_scale", "scheduler")},
+            "seeds": sorted({seed for _, seed in shared}),
+        },
+        "statistics": dict(bootstrap),
+        "paired": {
+            "prompts": len(group),
+            "images": len(shared),
+            "only_before": len(before.keys - after.keys),
+            "only_after": len(after.keys - before.keys),
+        },
+        "groups": groups,
+        "quality": _quality(before.results, after.results),
+        "shown": _shown(before, after, shared, output, pictures),
+    }
+    results["summary"] = summary(results)
+    return write_results(results, output / NAME)
+
+
+def mcnemar(stopped: int, started: int) -> float:
+    """Two-sided exact p-value: how often a fair coin is at least as one-sided.
+
+    Args:
+        stopped: pictures that only the first reproduces.
+        started: pictures that only the second reproduces.
+    """
+    n = stopped + started
+    tail = sum(math.comb(n, number) for number in range(min(stopped, started) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _said(one: Evaluated) -> dict[str, Any]:
+    verdict, replication = one.results["verdict"], one.results["replication"]
+    return {
+        "name": one.name,
+        "folder": str(one.folder),
+        "created": one.results["created"],
+        "verdict": verdict["level"],
+        "threshold": replication["threshold"],
+        "false_positive_rate": replication["false_positive_rate"],
+    }
+
+
+def _group(
+    before: Evaluated, after: Evaluated, places: Sequence[tuple[str, int]], bootstrap: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Figures of a group, by picture."""
+    pictures: dict[str, list[tuple[str, int]]] = {}
+    for place in places:
+        pictures.setdefault(before.rows[place].get("picture_family", place[0]), []).append(place)
+
+    def by_picture(one: Evaluated, value: Callable[[Mapping[str, Any]], float], least: bool) -> torch.Tensor:
+        best = min if least else max
+        return torch.tensor([best(value(one.rows[place]) for place in inside) for inside in pictures.values()])
+
+    back = [by_picture(one, lambda row: float(row["reproduced"]), False) for one in (before, after)]
+    ratios = [by_picture(one, lambda row: row["ratio"], True) for one in (before, after)]
+    stopped, started = int((back[0] > back[1]).sum()), int((back[1] > back[0]).sum())
+    found: dict[str, Any] = {
+        "n": len(pictures),
+        "prompts": len({key for key, _ in places}),
+        "before": share(back[0].bool().tolist()),
+        "after": share(back[1].bool().tolist()),
+        "stopped": stopped,
+        "started": started,
+        "p_value": mcnemar(stopped, started),
+        "change": mean_with_interval(back[1] - back[0], **bootstrap),
+        "best_ratio": _paired(ratios, bootstrap),
+        "similarity": {},
+    }
+    columns = set(before.rows[places[0]]) & set(after.rows[places[0]])
+    for column in sorted(name for name in columns if name.startswith("copy.") and name.endswith(".own")):
+        there = all(one.rows[place][column] is not None for one in (before, after) for place in places)
+        if there:
+            most = [by_picture(one, lambda row, name=column: row[name], False) for one in (before, after)]  # type: ignore[misc]
+            found["similarity"][column.split(".")[1]] = _paired(most, bootstrap)
+    return found
+
+
+def _paired(values: Sequence[torch.Tensor], bootstrap: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean of each, and of the differences with their interval."""
+    before, after = values
+    return {
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "change": mean_with_interval(after.double() - before.double(), **bootstrap),
+    }
+
+
+def _quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Every figure of quality that both have, one beside the other; the runs' own intervals where they have them."""
+    found = {}
+    first, second = (results.get("quality") or {} for results in (before, after))
+    for name in first:
+        one, two = _figure(first.get(name)), _figure(second.get(name))
+        if one is not None and two is not None:
+            change = two[0] - one[0]
+            found[name] = {
+                "before": one[0],
+                "after": two[0],
+                "change": change,
+                "relative": change / abs(one[0]) if one[0] else None,
+                "interval_before": one[1],
+                "interval_after": two[1],
+            }
+    return found
+
+
+def _figure(value: Any) -> tuple[float, list[float] | None] | None:
+    """A number and its interval; None if it was not measured."""
+    interval = value.get("interval") if isinstance(value, Mapping) else None
+    number = value.get("value", value.get("mean")) if isinstance(value, Mapping) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    return float(number), interval
+
+
+def _shown(
+    before: Evaluated, after: Evaluated, places: Sequence[tuple[str, int]], output: Path, most: int
+) -> list[dict[str, Any]]:
+    """Copy what is shown into the output: pictures that changed sides first, then those whose ratio changed most.
+
+    Of each picture the seed is shown that is nearest to a copy in either run.
+    """
+
+    def nearest(place: tuple[str, int]) -> float:
+        return float(min(before.rows[place]["ratio"], after.rows[place]["ratio"]))
+
+    best: dict[str, tuple[str, int]] = {}
+    for place in sorted(places, key=nearest):
+        row = before.rows[place]
+        if row["group"] != HELDOUT:
+            best.setdefault(row.get("picture_family", place[0]), place)
+
+    def order(place: tuple[str, int]) -> tuple[bool, float]:
+        one, two = before.rows[place], after.rows[place]
+        return one["reproduced"] == two["reproduced"], -abs(two["ratio"] - one["ratio"])
+
+    shown = []
+    for number, place in enumerate(sorted(best.values(), key=order)[:most]):
+        one, two = before.rows[place], after.rows[place]
+        sources = {
+            "own": before.folder / one["own_image"],
+            "before": before.folder / one["image"],
+            "after": after.folder / two["image"],
+        }
+        images = {}
+        for name, source in sources.items():
+            path = output / "comparison" / f"{number:04d}-{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(source) as image:
+                image.convert("RGB").save(path)
+            images[name] = str(path.relative_to(output))
+        shown.append(
+            {
+                "key": place[0],
+                "seed": place[1],
+                "caption": one["caption"],
+                "group": one["group"],
+                **images,
+                "ratio_before": one["ratio"],
+                "ratio_after": two["ratio"],
+                "reproduced_before": one["reproduced"],
+                "reproduced_after": two["reproduced"],
+            }
+        )
+    return shown

@@ -1,0 +1,110 @@
+"""The results of one evaluated run, and whether those of another can be paired with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from memtrain.errors import RecordError
+
+FEWEST = 0.5
+"""Share of the smaller run's prompts that the other has to have been asked, too."""
+SETTINGS = ("steps", "guidance_scale", "scheduler")
+"""Settings of the sampling that have to agree; seeds are paired."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `measure` wrote about a run.
+
+    Attributes:
+        name: of the run, as the comparison calls it.
+        folder: of the results.
+        results: content of `results.json`.
+        rows: of `samples.parquet`, by key and seed.
+    """
+
+    name: str
+    folder: Path
+    results: Mapping[str, Any]
+    rows: Mapping[tuple[str, int], Mapping[str, Any]]
+
+    @staticmethod
+    def read(run: Path, *, name: str) -> Evaluated:
+        """Read the results of a run.
+
+        Args:
+            run: the run's folder, or that of its results.
+            name: of the run.
+
+        Raises:
+            RecordError: if it was not evaluated.
+        """
+        folder = run if (run / "results.json").is_file() else run / "evaluation"
+        for file in ("results.json", "samples.parquet"):
+            if not (folder / file).is_file():
+                raise RecordError(
+                    f"{folder / file} does not exist",
+                    expected="a run that was evaluated, or the folder of its results",
+                    remedy=f"python evaluate.py measure --run {run}",
+                )
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        rows = pq.ParquetFile(folder / "samples.parquet").read().to_pylist()
+        return Evaluated(name, folder, results, {(row["key"], row["seed"]): row for row in rows})
+
+    @property
+    def keys(self) -> set[str]:
+        """Of the prompts that were asked for."""
+        return {key for key, _ in self.rows}
+
+
+def check_comparable(before: Evaluated, after: Evaluated) -> None:
+    """Refuse what cannot be paired.
+
+    Args:
+        before: what is compared with.
+        after: what is asked about.
+
+    Raises:
+        RecordError: with the setting, prompt or caption that differs.
+    """
+    again = "evaluate both with the same settings (python evaluate.py measure --run ...), and compare again"
+    for name in SETTINGS:
+        first, second = (one.results["sampling"].get(name) for one in (before, after))
+        if first != second:
+            raise RecordError(
+                f"{before.name} was sampled with {name} {first}, {after.name} with {second}",
+                expected="the same settings of the sampling, so that what differs is the model",
+                remedy=again,
+            )
+    shared = before.rows.keys() & after.rows.keys()
+    seeds = [sorted({seed for _, seed in one.rows}) for one in (before, after)]
+    if not set(seeds[0]) & set(seeds[1]):
+        raise RecordError(
+            f"{before.name} has seeds {seeds[0]}, {after.name} {seeds[1]}",
+            expected="a seed that both were sampled with",
+            remedy=again,
+        )
+    keys = before.keys & after.keys
+    smaller = min(len(before.keys), len(after.keys))
+    if len(keys) < FEWEST * smaller:
+        raise RecordError(
+            f"{before.name} was asked {len(before.keys)} prompts and {after.name} {len(after.keys)}, of which "
+            f"{len(keys)} are the same",
+            expected=f"at least {FEWEST:.0%} of the prompts in both: runs on the same data, with the same held-out "
+            "images",
+            remedy="compare runs that differ in their training only (data, seed and --unique_prompts alike)",
+        )
+    for place in sorted(shared):
+        first, second = before.rows[place]["caption"], after.rows[place]["caption"]
+        if first != second:
+            raise RecordError(
+                f"The prompt {place[0]!r} is {first!r} in {before.name} and {second!r} in {after.name}",
+                expected="the same caption under the same key",
+                remedy="compare runs on the same captions",
+            )

@@ -1,0 +1,78 @@
+"""The subcommand `compare`: two evaluated runs, prompt by prompt and seed by seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.results_stage import ResultsStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(ResultsStage):
+    """Compare two evaluated runs: what the second gained over the first, and what it cost. No model is loaded.
+
+    `python evaluate.py compare runs/a runs/b` pairs their results prompt by prompt and seed by seed. Both have to be
+    evaluated with the same settings of the sampling.
+
+    Args:
+        runs: two folders, of runs or of their results; what is asked about is the second.
+        output: folder of the results; default `runs/comparison/FIRST-SECOND`.
+        level: coverage of intervals.
+        resamples: of the paired bootstrap.
+        seed: of the paired bootstrap.
+        pictures: pictures shown side by side at most.
+    """
+
+    positional: ClassVar[str | None] = "runs"
+
+    runs: list[str] = field(default_factory=list)
+    level: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
+    pictures: int = 12
+
+    def check(self) -> None:
+        """Refuse anything but two folders with results."""
+        if len(self.runs) != 2:
+            raise ConfigurationError(
+                f"{len(self.runs)} folder(s) to compare: {self.runs}",
+                expected="two, the one to compare with first",
+                remedy="python evaluate.py compare runs/tiny_baseline runs/tiny",
+            )
+        if not 0 < self.level < 1 or self.resamples < 1:
+            raise ConfigurationError(
+                f"level={self.level}, resamples={self.resamples}",
+                expected="a level between 0 and 1, and at least one resample",
+                remedy="leave both at their defaults",
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        names = [_name(Path(run)) for run in self.runs]
+        return Path(self.output) if self.output else Path("runs/comparison") / "-".join(names)
+
+    def work(self) -> dict[str, Any]:
+        """Pair, compare, and print the line that says it."""
+        from memtrain.evaluation.stages.compare.compare import compare_runs
+        from memtrain.evaluation.stages.compare.evaluated import Evaluated
+
+        before, after = (Evaluated.read(Path(run), name=_name(Path(run))) for run in self.runs)
+        results = compare_runs(
+            before,
+            after,
+            output=self.folder,
+            pictures=self.pictures,
+            bootstrap={"seed": self.seed, "resamples": self.resamples, "level": self.level},
+        )
+        print(results["summary"])
+        return results
+
+
+def _name(folder: Path) -> str:
+    """What a run is called: its folder, not that of its results."""
+    place = folder.resolve()
+    return place.parent.name if place.name == "evaluation" else place.name

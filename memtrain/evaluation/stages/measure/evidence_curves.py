@@ -1,0 +1,87 @@
+"""The accumulated evidence of the sampled pictures against the step of training, for the report.
+
+`evidence_curves.parquet` has `key`, `step`, `score` (of all that was seen before this visit) and, in the metadata of
+its schema, the run's threshold. Long records are thinned: the report draws small curves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from memtrain.records import write_parquet
+
+NAME = "evidence_curves.parquet"
+POINTS = 60
+"""Visits kept of a picture, the last one among them."""
+THRESHOLD = b"threshold"
+
+
+def write_evidence_curves(records: Path, folder: Path, *, keys: Iterable[str]) -> Path | None:
+    """Write what the report draws.
+
+    Args:
+        records: the run's `records` folder.
+        folder: of the results.
+        keys: of the pictures that were asked for.
+
+    Returns:
+        The path of the table; None if the run recorded no evidence for any of them.
+    """
+    (folder / NAME).unlink(missing_ok=True)
+    wanted = pa.array(sorted(set(keys)), pa.string())
+    tables = []
+    for part in sorted((records / "steps").glob("rank-*/part-*.parquet")):
+        file = pq.ParquetFile(part)
+        if {"key", "step", "score"} <= set(file.schema_arrow.names):
+            # Three columns and the keys that are wanted, part by part: records can be larger than memory.
+            table = file.read(columns=["key", "step", "score"])
+            tables.append(table.filter(pc.is_in(table["key"], wanted)).drop_null())
+    table = pa.concat_tables(tables) if tables else None
+    if table is None or not len(table):
+        return None
+    table = table.filter(pc.is_finite(table["score"])).sort_by([("key", "ascending"), ("step", "ascending")])
+    threshold = _threshold(records / "calibration.json")
+    metadata = {} if threshold is None else {THRESHOLD: repr(threshold).encode()}
+    write_parquet(_thinned(table).replace_schema_metadata(metadata), folder / NAME)
+    return folder / NAME
+
+
+def read_evidence_curves(folder: Path) -> tuple[dict[str, tuple[list[int], list[float]]], float | None]:
+    """Steps and scores by key, and the threshold; nothing where there is no such file."""
+    if not (folder / NAME).is_file():
+        return {}, None
+    table = pq.ParquetFile(folder / NAME).read()
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for row in table.to_pylist():
+        steps, scores = curves.setdefault(row["key"], ([], []))
+        steps.append(row["step"])
+        scores.append(row["score"])
+    threshold = (table.schema.metadata or {}).get(THRESHOLD)
+    return curves, None if threshold is None else float(threshold)
+
+
+def _thinned(table: pa.Table) -> pa.Table:
+    """At most :data:`POINTS` rows of a key, evenly spread."""
+    keys: Sequence[str] = table["key"].to_pylist()
+    keep: list[int] = []
+    first = 0
+    for row in range(1, len(keys) + 1):
+        if row == len(keys) or keys[row] != keys[first]:
+            count = row - first
+            places = min(count, POINTS)
+            keep += sorted({row - 1 - (number * (count - 1)) // max(1, places - 1) for number in range(places)})
+            first = row
+    return table.take(pa.array(keep, pa.int64()))
+
+
+def _threshold(path: Path) -> float | None:
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8")).get("threshold")
+    return float(found) if isinstance(found, (int, float)) else None
