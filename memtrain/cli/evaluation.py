@@ -85,7 +85,8 @@ def read_command(words: list[str]) -> Stage:
             remedy="for instance `python evaluate.py detect --model MODEL --prompts PROMPTS`",
         )
     kind = stage_class(name)
-    if {"--model", "--prompts"} & {word.split("=")[0] for word in words} and not issubclass(kind, PromptStage):
+    used = {"--model", "--prompts"} & {word.split("=")[0] for word in words}
+    if used and not issubclass(kind, PromptStage | ResultsStage):
         raise ConfigurationError(
             f"--model or --prompts for {name}, which samples the captions of a run",
             expected="the folder of a finished training run, with --run",
