@@ -96,7 +96,7 @@ def read_command(words: list[str]) -> Stage:
             remedy="for instance `python evaluate.py detect --model MODEL --prompts PROMPTS`",
         )
     kind = stage_class(name)
-    if "--prompts" in used and not issubclass(kind, PromptStage):
+    if "--prompts" in used and not issubclass(kind, PromptStage | ResultsStage):
         raise ConfigurationError(
             f"--prompts for {name}, which samples the captions of a run or folder",
             expected="the folder of a finished training run, with --run, or --model and --data",

@@ -10,6 +10,7 @@ distance is far too large, which the result says.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,14 +39,27 @@ def frechet_distance(real: Tensor, generated: Tensor) -> dict[str, Any]:
             expected="(n, D) and (m, D), with at least 2 images each",
             remedy="sample more images, with the same network for both",
         )
-    x, y = real.double(), generated.double()
-    first, second = (torch.atleast_2d(torch.cov(values.T)) for values in (x, y))
-    # The eigenvalues of a product of two covariances are real and not negative, but for rounding.
-    root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
-    distance = (x.mean(dim=0) - y.mean(dim=0)).square().sum() + first.trace() + second.trace() - 2 * root
     return {
-        "value": float(distance),
-        "n_real": len(x),
-        "n_generated": len(y),
-        "full_rank": min(len(x), len(y)) > x.shape[1],
+        "value": frechet_value(real, generated),
+        "n_real": len(real),
+        "n_generated": len(generated),
+        "full_rank": min(len(real), len(generated)) > real.shape[1],
     }
+
+
+def frechet_value(real: Tensor, generated: Tensor) -> float:
+    """The distance of two sets of features, `(n, D)` and `(m, D)`.
+
+    The eigenvalues of Σ₁Σ₂ are the squared singular values of X Yᵀ / √((n − 1)(m − 1)) for centred features X and Y, so
+    with fewer images than dimensions a small matrix takes the place of a large one.
+    """
+    x, y = real.double(), generated.double()
+    shift = (x.mean(dim=0) - y.mean(dim=0)).square().sum()
+    x, y = ((one - one.mean(dim=0)) / math.sqrt(len(one) - 1) for one in (x, y))
+    spread = x.square().sum() + y.square().sum()
+    if min(len(x), len(y)) < x.shape[1]:
+        root = torch.linalg.svdvals(x @ y.T).sum()
+    else:
+        # The eigenvalues of a product of two covariances are real and not negative, but for rounding.
+        root = torch.linalg.eigvals((x.T @ x) @ (y.T @ y)).real.clamp(min=0).sqrt().sum()
+    return float(shift + spread - 2 * root)

@@ -1,8 +1,10 @@
 """Prompts from a file: CSV, plain text, JSON lines or Parquet; or one prompt as it is.
 
 A table holds the prompt in a column `caption`, `prompt` or `text` (in any case; the lists that published work passes
-around have `Caption;URL;...` with semicolons), and may say in a column `memorized` (0 or 1) what is known about it.
-Plain text has one prompt per line. Empty lines are left out.
+around have `Caption;URL;...` with semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in
+`type` how it is memorized (`VM` verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled.
+Plain text has one prompt per line (MemAttn's lists). Empty lines are left out. Prompts that repeat are kept: what to do
+with them, the stage decides.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,16 @@ class PromptToScore:
     Attributes:
         text: the prompt.
         memorized: the known truth, None where there is none.
+        type: how it is memorized, as its file says; None where it does not.
+        seed: its own first seed; None for that of all prompts.
+        row: of the file it was read from, empty ones counted, from 0.
     """
 
     text: str
     memorized: bool | None = None
+    type: str | None = None
+    seed: int | None = None
+    row: int = field(default=0, compare=False)
 
 
 def read_prompts(source: str) -> list[PromptToScore]:
@@ -89,7 +97,7 @@ def read_prompts(source: str) -> list[PromptToScore]:
         raise DataError(
             f"{source} cannot be read: {error}", expected=f"a {path.suffix} file", remedy="write it again"
         ) from error
-    prompts = [_prompt(source, row) for row in rows]
+    prompts = [_prompt(source, row, number) for number, row in enumerate(rows)]
     prompts = [prompt for prompt in prompts if prompt.text]
     if not prompts:
         raise DataError(f"{source} holds no prompt", expected="at least one", remedy="check the file")
@@ -114,7 +122,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
 
 
-def _prompt(source: str, row: dict[str, Any]) -> PromptToScore:
+def _prompt(source: str, row: dict[str, Any], number: int) -> PromptToScore:
     lowered = {str(name).strip().lower(): value for name, value in row.items() if name is not None}
     column = next((name for name in COLUMNS if name in lowered), None)
     if column is None:
@@ -123,7 +131,28 @@ def _prompt(source: str, row: dict[str, Any]) -> PromptToScore:
             expected=f"one of {', '.join(COLUMNS)}",
             remedy="rename the column that holds the prompts",
         )
-    return PromptToScore(str(lowered[column] or "").strip(), _truth(source, lowered.get("memorized")))
+    kind = str(lowered.get("type") or "").strip()
+    return PromptToScore(
+        str(lowered[column] or "").strip(),
+        _truth(source, lowered.get("memorized")),
+        type=kind or None,
+        seed=_seed(source, lowered.get("seed")),
+        row=number,
+    )
+
+
+def _seed(source: str, value: object) -> int | None:
+    """The seed of a line; a column with gaps makes numbers of its own kind of it, such as `3.0`."""
+    said = str("" if value is None or value != value else value).strip().removesuffix(".0")
+    if not said:
+        return None
+    if not said.isdecimal():
+        raise DataError(
+            f"{source} says {value!r} in its column `seed`",
+            expected="a whole number from 0",
+            remedy="correct the column",
+        )
+    return int(said)
 
 
 def _truth(source: str, value: object) -> bool | None:

@@ -1,0 +1,220 @@
+"""Which file in a folder is the image of which prompt and seed.
+
+Layouts, of which a folder has to follow one:
+
+- `nemo`: `img_0003_01.jpg`, prompt and sample, as NeMo's `4_generate_images.py` names them;
+- `memattn`: `3_The_words_of_the_prompt.png`, as MemAttn's `text2img.py` names them, one image in a folder, or in each
+  of several folders `..._seed0`, `..._seed1`. The number there counts the images that could be saved, and falls behind
+  the prompts where a name was too long. So the words decide, and the number only between prompts of the same words;
+- `memtrain`: `0003/seed-1.png` (originals: `0003/own.png`), in `images` or not;
+- `numbered`, of originals alone: `0003_any name.jpg`, as NeMo's readme asks for; several files of a number are several
+  references;
+- a mapping: a CSV file with the columns `prompt` (row of the prompt file from 0, or the prompt itself), `file` (beside
+  the CSV, or with a full path) and perhaps `seed`.
+
+Prompts are counted from 0 by the rows of their file, empty ones included, as those scripts do.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memtrain.errors import DataError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHOWN = 4
+"""Files that an error names."""
+
+Found = tuple[int, int]
+"""A row of the prompt file, and a seed."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files by row of the prompt file.
+
+    Attributes:
+        layout: its name.
+        files: by row the files, by seed.
+    """
+
+    layout: str
+    files: Mapping[int, Mapping[int, Path]]
+
+    def of(self, row: int) -> list[Path]:
+        """The files of a row, in the order of seeds."""
+        found = self.files.get(row, {})
+        return [found[seed] for seed in sorted(found)]
+
+
+def read_pictures(source: str | Path, prompts: Mapping[int, str], *, originals: bool = False) -> Pictures:
+    """The images of prompts.
+
+    Args:
+        source: a folder, or a mapping.
+        prompts: by row of their file.
+        originals: whether these are the original images.
+
+    Raises:
+        DataError: if there is no such folder, it follows no layout or more than one, or does not fit the prompts.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return _checked(path, "mapping", _mapped(path, prompts), prompts)
+    if not path.is_dir():
+        raise DataError(
+            f"{path} does not exist", expected="a folder of images, or a CSV with prompt,file", remedy="check the path"
+        )
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in ENDINGS and file.is_file()]
+    # A folder of a run holds own pictures and generations side by side.
+    aside = r"seed-\d+" if originals else "own"
+    files = [file for file in files if not (re.fullmatch(aside, file.stem) and file.parent.name.isdecimal())]
+    if not files:
+        raise DataError(
+            f"{path} holds no images", expected=f"files that end in {', '.join(ENDINGS)}", remedy="check the path"
+        )
+    readers = _readers(path, prompts, originals=originals)
+    counts = {name: sum(read(file) is not None for file in files) for name, read in readers.items()}
+    fitting = [name for name, count in counts.items() if count]
+    # The number of an original is read of any name, so another layout that fits all files says more.
+    whole = [name for name in fitting if counts[name] == len(files)]
+    chosen = whole[:1] if whole[1:] in ([], ["numbered"]) and whole else []
+    if not chosen:
+        names = [str(file.relative_to(path)) for file in files]
+        said = ", ".join(f"{counts[name]} like {name}" for name in fitting) or "none in a known layout"
+        raise DataError(
+            f"{path} has {len(files)} images, {said}: {', '.join(names[:SHOWN])}",
+            expected=f"all in one layout: {', '.join(readers)}",
+            remedy="move what does not belong there, or name a CSV with the columns prompt,file instead of the folder",
+        )
+    name = chosen[0]
+    found = [(read, file) for file in files if (read := readers[name](file)) is not None]
+    if name == "memattn":
+        found = _in_order(path, found, prompts)
+    if name == "numbered":
+        found = _counted(found)
+    return _checked(path, name, found, prompts)
+
+
+def memattn_name(prompt: str) -> str:
+    """The words of a file name of MemAttn's script."""
+    return "_".join(prompt.split(" ")).replace("/", "<#>")
+
+
+def _readers(folder: Path, prompts: Mapping[int, str], *, originals: bool) -> dict[str, Callable[[Path], Found | None]]:
+    """By name of the layout, what reads row and seed of a file; None if it is of another layout."""
+    words = {memattn_name(prompt) for prompt in prompts.values()}
+
+    def nemo(file: Path) -> Found | None:
+        match = re.fullmatch(r"img_(\d{4,})_(\d{2,})", file.stem)
+        return (int(match[1]), int(match[2])) if match and file.parent == folder else None
+
+    def memtrain(file: Path) -> Found | None:
+        place = file.relative_to(folder).with_suffix("").as_posix()
+        match = re.fullmatch(r"(?:images/)?(\d{4,})/(?:seed-(\d+)|own)", place)
+        return (int(match[1]), int(match[2] or 0)) if match and (match[2] is None) == originals else None
+
+    def memattn(file: Path) -> Found | None:
+        match = re.fullmatch(r"(\d+)_(.*)", file.stem)
+        if match is None or match[2] not in words:
+            return None
+        if file.parent == folder:
+            return int(match[1]), 0
+        seed = re.fullmatch(r".*_seed(\d+)", file.parent.name)
+        return (int(match[1]), int(seed[1])) if seed and file.parent.parent == folder else None
+
+    def numbered(file: Path) -> Found | None:
+        match = re.fullmatch(r"(\d+)(?:[_ -].*)?", file.stem)
+        return (int(match[1]), 0) if match and file.parent == folder else None
+
+    return {"nemo": nemo, "memtrain": memtrain, **({"numbered": numbered} if originals else {"memattn": memattn})}
+
+
+def _in_order(
+    folder: Path, found: Sequence[tuple[Found, Path]], prompts: Mapping[int, str]
+) -> list[tuple[Found, Path]]:
+    """MemAttn's files by the words of their names; of equal words, in the order of numbers."""
+    rows = defaultdict(list)
+    for row, prompt in prompts.items():
+        rows[memattn_name(prompt)].append(row)
+    taken: Counter[tuple[int, str]] = Counter()
+    ordered = []
+    for (_, seed), file in sorted(found):
+        words = file.stem.partition("_")[2]
+        place = taken[seed, words]
+        taken[seed, words] += 1
+        if place >= len(rows[words]):
+            raise DataError(
+                f"{folder} has {place + 1} images of the prompt {words!r}, which the prompts have {len(rows[words])} "
+                "times",
+                expected="an image for each time that the prompt is there",
+                remedy="move images of other runs elsewhere",
+            )
+        ordered.append(((rows[words][place], seed), file))
+    return ordered
+
+
+def _counted(found: Sequence[tuple[Found, Path]]) -> list[tuple[Found, Path]]:
+    """Files of one number become its first, second, ... reference."""
+    taken: Counter[int] = Counter()
+    counted = []
+    for (row, _), file in found:
+        counted.append(((row, taken[row]), file))
+        taken[row] += 1
+    return counted
+
+
+def _mapped(path: Path, prompts: Mapping[int, str]) -> list[tuple[Found, Path]]:
+    """What a mapping says."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows or not {"prompt", "file"} <= set(rows[0]):
+        raise DataError(
+            f"{path} has the columns {list(rows[0]) if rows else []}",
+            expected="prompt, file and perhaps seed, separated by commas, and at least one row",
+            remedy="name the columns so",
+        )
+    texts: dict[str, int] = {}
+    for row, prompt in prompts.items():
+        texts.setdefault(prompt, row)
+    taken: Counter[int] = Counter()
+    found = []
+    for line, entry in enumerate(rows, start=2):
+        named = entry["prompt"].strip()
+        row = texts.get(named, int(named) if named.isdecimal() else -1)
+        file = path.parent / entry["file"].strip()
+        seed = (entry.get("seed") or "").strip()
+        if row not in prompts or not file.is_file() or (seed and not seed.isdecimal()):
+            raise DataError(
+                f"{path}, line {line}: prompt {named[:60]!r}, file {entry['file']!r}, seed {seed!r}",
+                expected="a prompt of the prompt file or its row from 0, a file that is there, a seed that is a number",
+                remedy="correct the line",
+            )
+        found.append(((row, int(seed) if seed else taken[row]), file))
+        taken[row] += 1
+    return found
+
+
+def _checked(path: Path, layout: str, found: Sequence[tuple[Found, Path]], prompts: Mapping[int, str]) -> Pictures:
+    """The files, if each is of a prompt that is there, and of a seed of its own."""
+    files: dict[int, dict[int, Path]] = {}
+    for (row, seed), file in found:
+        if row not in prompts:
+            raise DataError(
+                f"{file} belongs to prompt {row}, and the prompts have the rows {min(prompts)} to {max(prompts)}",
+                expected="images of the prompts in the file, counted from 0",
+                remedy="name the file of prompts that the images were made of",
+            )
+        if seed in files.setdefault(row, {}):
+            raise DataError(
+                f"{files[row][seed].name} and {file.name} in {path} are of the same prompt and seed",
+                expected="one file for each",
+                remedy="keep one of them",
+            )
+        files[row][seed] = file
+    return Pictures(layout, files)

@@ -1,0 +1,307 @@
+"""Measure folders of images prompt by prompt: what the scripts of two papers print, with what they leave out said.
+
+Source: formulas in :mod:`memtrain.evaluation.stages.metrics.prompt_scores` and
+:mod:`memtrain.evaluation.measures.copy_descriptors` (four conventions of SSCD). Prompts are split by the column `type`
+of their file (NeMo's list has VM and TM); without one, by NeMo's rule, where originals and unmitigated images are there:
+verbatim is a prompt whose best unmitigated generation has an SSCD above 0.7.
+Written: `metrics.json`, and a row per prompt in `metrics.parquet` and `metrics.csv`.
+Memory: the images of one prompt at a time, and features of all.
+Traps: NeMo's script leaves prompts out whose original cannot be read, and so does this; their number is in the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from memtrain.errors import DataError
+from memtrain.evaluation.measures.clip_scores import ClipFeatures
+from memtrain.evaluation.measures.copy_descriptors import convention, describe_images
+from memtrain.evaluation.measures.distribution_figures import frechet_figure, kernel_figure
+from memtrain.evaluation.measures.nemo_metrics import VERBATIM, load_inception
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.stages.metrics.layout import ENDINGS, Pictures, read_pictures
+from memtrain.evaluation.stages.metrics.prompt_scores import figures, pixel_scores, reduced, sscd_scores
+from memtrain.evaluation.stages.prompts import PromptToScore, read_prompts
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
+from memtrain.families.network_file import load_network
+from memtrain.records import write_parquet
+
+SCHEMA_VERSION = 1
+"""Of `metrics.json`."""
+
+
+class Networks:
+    """The networks that are given.
+
+    Args:
+        weights: local files.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.by = convention(weights.sscd_convention)
+        self.sscd = None if weights.sscd is None else load_network(weights.sscd)
+        self.clip = None if weights.clip is None else ClipFeatures(weights.clip)
+        self.inception = None if weights.inception is None else load_inception(weights.inception)
+
+    def copies(self, images: Sequence[Tensor]) -> Tensor | None:
+        """`(n, D)` SSCD descriptors of images of any sizes; None without the network, or without images."""
+        if self.sscd is None or not images:
+            return None
+        return torch.cat([describe_images(self.sscd, image[None], by=self.by) for image in images])
+
+    def seen(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Features for distances, by name of the distance."""
+        found = {}
+        if self.inception is not None and images:
+            found["FID"] = torch.cat([self.inception(image[None]) for image in images])
+        if self.clip is not None and images:
+            found["CLIP_FID"] = torch.cat([self.clip.images(image[None], unit=False) for image in images])
+        return found
+
+
+def measure_folders(
+    generated: str,
+    prompts: str,
+    *,
+    output: Path,
+    original: str | None = None,
+    unblocked: str | None = None,
+    real: str | None = None,
+    weights: Weights | None = None,
+) -> dict[str, Any]:
+    """Measure the images of prompts.
+
+    Args:
+        generated: folder or mapping of generations.
+        prompts: file of prompts.
+        output: folder of the results.
+        original: of the original images.
+        unblocked: of the same prompts and seeds without the mitigation.
+        real: folder of real images; by default the originals.
+        weights: local files of networks.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        DataError: if folders do not fit each other or the prompts.
+        ConfigurationError: if a file of weights is not what it should be.
+    """
+    weights = weights or Weights()
+    asked = read_prompts(prompts)
+    texts = {prompt.row: prompt.text for prompt in asked}
+    made = read_pictures(generated, texts)
+    plain = None if unblocked is None else read_pictures(unblocked, texts)
+    own = None if original is None else read_pictures(original, texts, originals=True)
+    asked = [prompt for prompt in asked if prompt.row in made.files]
+    if plain is not None:
+        _require_same(made, plain, asked)
+    networks, unreadable = Networks(weights), list[str]()
+    rows, before, similar, spaces = _scores(asked, made, plain, own, networks, unreadable)
+    similar_before = [row.pop("best_before", None) for row in rows]
+    kinds, split = _kinds(asked, similar_before)
+    quality = _distances(spaces, real, networks, unreadable)
+    columns: dict[str, Any] = {
+        "row": [prompt.row for prompt in asked],
+        "prompt": [prompt.text for prompt in asked],
+        "kind": pa.array(kinds, pa.string()),
+        "generations": [len(made.of(prompt.row)) for prompt in asked],
+        "references": pa.array([int(row.pop("references")) for row in rows], pa.int64()),
+    }
+    without = [prompt.row for prompt, count in zip(asked, columns["references"].to_pylist(), strict=True) if not count]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
+    for name in dict.fromkeys(name for row in before for name in row):
+        columns[f"{name}.unblocked"] = pa.array([row.get(name) for row in before], pa.float64())
+    output.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    write_parquet(table, output / "metrics.parquet")
+    pyarrow.csv.write_csv(table, output / "metrics.csv")
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "prompts": len(asked),
+        "images": {
+            "layout": made.layout,
+            "generated": sum(map(len, made.files.values())),
+            "unblocked": 0 if plain is None else sum(map(len, plain.files.values())),
+            "originals": 0 if own is None else sum(map(len, own.files.values())),
+            "prompts_without_generation": len(texts) - len(asked),
+            "prompts_without_original": len(without),
+            "rows_without_original": without,
+            "unreadable": unreadable,
+        },
+        "split": split,
+        "figures": figures(rows, kinds),
+        "without": figures(before, kinds),
+        "quality": quality,
+        "convention": {
+            "name": weights.sscd_convention,
+            "paper_weights": networks.by.weights,
+            "figures": {} if weights.sscd_convention == "nemo" or not similar else reduced(
+                similar, weights.sscd_convention
+            ),
+        },
+        "networks": {
+            "copy_detector": weights.sscd and Path(weights.sscd).name,
+            "clip": networks.clip and networks.clip.name,
+            "inception": weights.inception and Path(weights.inception).name,
+        },
+        "left_out": _left_out(weights, plain, own),
+    }  # fmt: skip
+    return write_results(results, output / "metrics.json")
+
+
+def _scores(
+    asked: Sequence[PromptToScore],
+    made: Pictures,
+    plain: Pictures | None,
+    own: Pictures | None,
+    networks: Networks,
+    unreadable: list[str],
+) -> tuple[list[dict[str, float]], list[dict[str, float]], list[Tensor], dict[str, list[dict[str, Tensor]]]]:
+    """Per prompt the scores of generations and of unmitigated images, similarities to originals, and features."""
+    rows, before, similar = [], [], []
+    spaces: dict[str, list[dict[str, Tensor]]] = {"generated": [], "unblocked": [], "originals": []}
+    originals: list[Tensor | None] = []
+    described: list[Tensor | None] = []
+    for prompt in asked:
+        files = made.of(prompt.row)
+        images = [load_image(file) for file in files]
+        same = None if plain is None else [load_image(file) for file in plain.of(prompt.row)]
+        references = [] if own is None else _readable(own.of(prompt.row), unreadable)
+        found, unmitigated, kept = networks.copies(images), networks.copies(same or []), networks.copies(references)
+        row: dict[str, float] = {"references": float(len(references))}
+        if networks.sscd is not None and networks.by is convention("nemo"):
+            assert found is not None  # there is a network, and a prompt without images is not asked
+            row |= sscd_scores(found, unmitigated, kept)
+        described.append(found)
+        originals.append(kept)
+        row |= pixel_scores(images, same, references)
+        earlier: dict[str, float] = {}
+        if same is not None:
+            if unmitigated is not None and networks.by is convention("nemo"):
+                earlier = sscd_scores(unmitigated, None, kept)
+                if kept is not None:
+                    row["best_before"] = earlier["SSCD_orig"]
+            earlier |= pixel_scores(same, None, references)
+        if networks.clip is not None:
+            text = networks.clip.texts([prompt.text])[0]
+            for place, shown in ((row, images), (earlier, same)):
+                if shown:
+                    each = torch.stack([networks.clip.images(image[None])[0] @ text for image in shown])
+                    place["A_CLIP"] = float(each.median())
+        rows.append(row)
+        before.append(earlier)
+        for name, shown in (("generated", images), ("unblocked", same), ("originals", references)):
+            spaces[name].append(networks.seen(shown or []))
+    every = [one for one in originals if one is not None]
+    if every and networks.by is convention("dcr"):
+        similar = [found @ torch.cat(every).T for found in described if found is not None]
+    elif every:
+        pairs = zip(described, originals, strict=True)
+        similar = [found @ kept.T for found, kept in pairs if found is not None and kept is not None]
+    return rows, before, similar, spaces
+
+
+def _distances(
+    spaces: Mapping[str, list[dict[str, Tensor]]], real: str | None, networks: Networks, unreadable: list[str]
+) -> dict[str, Any]:
+    """FID, KID and CLIP-FID of generations and of unmitigated images to real ones."""
+    compared: dict[str, list[Tensor]] = {}
+    if real is None:
+        parts = spaces["originals"]
+    else:
+        files = [file for file in sorted(Path(real).rglob("*")) if file.suffix.lower() in ENDINGS]
+        if not files:
+            raise DataError(f"{real} holds no images", expected="a folder of images", remedy="check the path")
+        parts = [networks.seen([image]) for image in _readable(files, unreadable)]
+    for part in parts:
+        for name, features in part.items():
+            compared.setdefault(name, []).append(features)
+    found: dict[str, Any] = {}
+    for kind, said in (("generated", ""), ("unblocked", "_unblocked")):
+        for name, reals in compared.items():
+            own = [(number, part[name]) for number, part in enumerate(spaces[kind]) if name in part]
+            if not own or min(sum(map(len, reals)), sum(len(one) for _, one in own)) < 2:
+                continue
+            features = torch.cat(reals), torch.cat([one for _, one in own])
+            groups = [number for number, one in own for _ in range(len(one))]
+            found[f"{name}{said}"] = frechet_figure(*features, groups=groups)
+            if name == "FID":
+                found[f"KID{said}"] = kernel_figure(*features, groups=groups)
+    return found
+
+
+def _kinds(asked: Sequence[PromptToScore], best: Sequence[float | None]) -> tuple[list[str | None], str]:
+    """The kind of each prompt, and what it was told by."""
+    if any(prompt.type for prompt in asked):
+        return [prompt.type for prompt in asked], "the column `type` of the prompt file"
+    if any(value is not None for value in best):
+        names = [None if value is None else "verbatim" if value > VERBATIM else "template" for value in best]
+        return list(names), f"NeMo's rule: verbatim is an SSCD of the best unmitigated generation above {VERBATIM}"
+    return [None] * len(asked), ""
+
+
+def _require_same(made: Pictures, plain: Pictures, asked: Sequence[PromptToScore]) -> None:
+    """Refuse folders whose prompts and seeds differ, because generations of the same seed are compared."""
+    for prompt in asked:
+        first, second = (sorted(one.files.get(prompt.row, {})) for one in (made, plain))
+        if first != second:
+            raise DataError(
+                f"Prompt {prompt.row} has the seeds {first} with the mitigation and {second} without",
+                expected="the same prompts and seeds in both folders",
+                remedy="sample what is missing, or leave --unblocked out",
+            )
+
+
+def _readable(files: Sequence[Path], unreadable: list[str]) -> list[Tensor]:
+    """The images of files; what is no image, such as the page of a dead link, is noted."""
+    found = []
+    for file in files:
+        try:
+            found.append(load_image(file))
+        except DataError:
+            unreadable.append(file.name)
+    return found
+
+
+def load_image(path: Path) -> Tensor:
+    """`(3, H, W)` uint8.
+
+    Raises:
+        DataError: if the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path} is no image: {error}", expected="a PNG, JPEG or WebP file", remedy="sample it again, or remove it"
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _left_out(weights: Weights, plain: Pictures | None, own: Pictures | None) -> dict[str, str]:
+    """What was not measured, and why."""
+    found = {}
+    if weights.sscd is None:
+        found["SSCD"] = "no network was named with --copy_detector"
+    elif weights.sscd_convention == "nemo":
+        found |= {"SSCD_gen": "no --unblocked"} if plain is None else {}
+        found |= {"SSCD_orig": "no --original"} if own is None else {}
+    if weights.clip is None:
+        found["A_CLIP, CLIP-FID"] = "no model was named with --clip"
+    if weights.inception is None:
+        found["FID, KID"] = "no network was named with --inception"
+    return found

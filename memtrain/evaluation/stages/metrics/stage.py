@@ -1,0 +1,92 @@
+"""The subcommand `metrics`: measures of folders of images, whatever made them; no model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.measures.weights import Weights
+from memtrain.evaluation.stages.results_stage import ResultsStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(ResultsStage):
+    """Measure folders of images: copies, diversity, fidelity to prompts and distance to real images.
+
+    `python evaluate.py metrics --generated blocked --unblocked plain --original originals --prompts prompts.csv
+    --copy_detector sscd.onnx` gives what the scripts in `metrics` of NeMo's repository print, and more.
+
+    Args:
+        generated: folder of generations, with a mitigation if there is one, in one of four layouts (img_0003_01.jpg;
+            3_words_of_the_prompt.png; 0003/seed-1.png), or a CSV with the columns prompt, file and perhaps seed.
+        prompts: file of the prompts, in the order that the images count them from 0. A column `type` (VM, TM) splits
+            the figures.
+        original: folder of the original images (0003_any_name.jpg, several per prompt and of several sizes; missing
+            ones are counted), in a layout as above, or a CSV.
+        unblocked: folder of the same prompts and seeds without the mitigation.
+        real: folder of real images, for FID, CLIP-FID and KID; names do not matter. By default the originals.
+        copy_detector: file of an SSCD network, TorchScript or ONNX. TorchScript runs what is in the file: give only
+            what you trust.
+        sscd_convention: the paper whose preprocessing and figures `copy_detector` follows; each expects weights of its
+            own.
+        clip: folder of a CLIP model, for A_CLIP and CLIP-FID.
+        inception: file of a TorchScript Inception with 2048 features, for FID and KID; the same warning holds.
+    """
+
+    generated: str | None = None
+    prompts: str | None = None
+    original: str | None = None
+    unblocked: str | None = None
+    real: str | None = None
+    copy_detector: str | None = None
+    sscd_convention: Literal["nemo", "dcr", "wen", "membench"] = "nemo"
+    clip: str | None = None
+    inception: str | None = None
+
+    def check(self) -> None:
+        """Refuse a command without images or prompts."""
+        for name in ("generated", "prompts"):
+            if getattr(self, name) is None:
+                raise ConfigurationError(
+                    f"metrics without --{name}",
+                    expected="a folder of generations and the file of their prompts",
+                    remedy="for instance --generated images --prompts prompts.csv",
+                )
+        if self.inception is not None and self.real is None and self.original is None:
+            raise ConfigurationError(
+                "inception without images to compare with",
+                expected="a folder of real images, or the originals",
+                remedy="name it with --real or --original",
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return Path(self.output) if self.output else Path("runs/metrics") / Path(self.generated or "").stem
+
+    @property
+    def weights(self) -> Weights:
+        """The files of networks."""
+        return Weights(
+            sscd=self.copy_detector, clip=self.clip, inception=self.inception, sscd_convention=self.sscd_convention
+        )
+
+    def work(self) -> dict[str, Any]:
+        """Measure, write `metrics.json`, `metrics.parquet` and `metrics.csv`, print the figures."""
+        from memtrain.evaluation.stages.metrics.metrics import measure_folders
+        from memtrain.evaluation.stages.metrics.screen import print_metrics
+
+        assert self.generated is not None and self.prompts is not None  # check() refuses it
+        results = measure_folders(
+            self.generated,
+            self.prompts,
+            output=self.folder,
+            original=self.original,
+            unblocked=self.unblocked,
+            real=self.real,
+            weights=self.weights,
+        )
+        print_metrics(results)
+        return results
