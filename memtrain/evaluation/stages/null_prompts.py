@@ -140,15 +140,19 @@ class _Recombined:
         own = {piece.text.lower() for piece in pieces}
         written: list[str] = []
         for at, piece in enumerate(pieces):
-            text = piece.text
+            text: str | None = piece.text
             if piece.free:
                 text = self._exchanged(pieces, at, used=used, banned=own | words, stock=stock)
+                if text is None:
+                    return "", set()
                 words.add(text.lower())
-            written.append(piece.space + text)
+            written.append(f"{piece.space}{text}")
         return _articles("".join(written).strip()), words
 
-    def _exchanged(self, pieces: Sequence[_Piece], at: int, *, used: set[int], banned: set[str], stock: bool) -> str:
-        """A word for the place of a free piece; the prompt it comes from is added to `used`."""
+    def _exchanged(
+        self, pieces: Sequence[_Piece], at: int, *, used: set[int], banned: set[str], stock: bool
+    ) -> str | None:
+        """A word for the place of a free piece, None if there is none; the prompt it comes from is added to `used`."""
         for place in () if stock else _places(pieces, at):
             lenders = self.lenders[place]
             for _ in range(min(12, 2 * len(lenders))):
@@ -160,7 +164,8 @@ class _Recombined:
         if word.isdigit():
             return "".join(self.draw.choice("123456789") for _ in word)
         last = at + 1 == len(pieces) or not pieces[at + 1].free
-        return self.draw.choice([one for one in stock_for(word, last=last) if one.lower() not in banned])
+        options = [one for one in stock_for(word, last=last) if one.lower() not in banned]
+        return self.draw.choice(options) if options else None
 
     def _overlap(self, words: set[str]) -> float:
         """The largest share of `words` that one prompt holds."""

@@ -8,6 +8,8 @@ Cannot: speak other languages than English, or know what a word means.
 
 from __future__ import annotations
 
+import unicodedata
+
 
 def _listed(words: str) -> list[str]:
     return words.split()
@@ -85,9 +87,11 @@ def stock_for(word: str, *, last: bool) -> list[str]:
         last: whether it ends its phrase; what does not is taken for an adjective.
 
     Returns:
-        A list; with capital letters where the word has them.
+        A list; with capital letters where the word has them. Empty for a word that is not written in Latin letters.
     """
     lowered = word.lower()
+    if not any("LATIN" in unicodedata.name(letter, "") for letter in lowered):
+        return []
     if word[:1].isupper() and not word.isupper():
         return NAMES
     if lowered.endswith("ing") and len(lowered) > 5:
