@@ -2,45 +2,44 @@
 
 Written to the output folder: `prompts.parquet`, one row per prompt with its length and each detector's score, and
 `detection.json` with figures, settings and versions. Where the file says which prompts are memorized, each detector is
-measured (`detection_figures.py`), beside the prompts' length alone, because a score that length explains is no
-detection; and so are all of them together (`combined.py`), whose column holds out-of-fold log odds.
+measured (`ranking_figures.py`), beside the prompts' length alone, because a score that length explains is no
+detection; and so are all of them together (`combined.py`), whose column holds out-of-fold log odds. With null prompts
+(:mod:`memtrain.evaluation.stages.null_prompts`, or the user's own) every prompt gets p-values (`against_null.py`).
 
-Prompts are scored in fixed groups of as many as fill one batch, and each group's scores are written soon after. So a
-killed detection goes on where it stopped, and neither that nor the number of processes that share the work changes a
-bit of the table. What is kept of a prompt is its scores. `detection/` in the output folder holds what is on its way
+A prompt that is given several times is scored once and reported once, with its count; it is memorized if any of them
+is said to be. A killed detection goes on where it stopped, and neither that nor the number of processes that share the
+work changes a bit of the table (`scoring.py`). `detection/` in the output folder holds what is on its way
 (`score_parts.py`), and the results of earlier detections of other settings.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-import memtrain
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
-from memtrain.evaluation.sampling.generate import read_prompts_with
 from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.detect.against_null import Null, against_null, null_table
 from memtrain.evaluation.stages.detect.combined import combine, reason_against
 from memtrain.evaluation.stages.detect.ranking_figures import ranking_figures
-from memtrain.evaluation.stages.detect.score_parts import ScoreParts, keep_earlier
-from memtrain.evaluation.stages.prompts import known_truth
+from memtrain.evaluation.stages.detect.score_parts import keep_earlier
+from memtrain.evaluation.stages.detect.scoring import Scoring
+from memtrain.evaluation.stages.prompts import PromptToScore, known_truth
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.shards import Shard
 from memtrain.models.fingerprint import fingerprint
 from memtrain.records import write_parquet
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of `detection.json` and `prompts.parquet`."""
 WHOLE = Shard()
 """All prompts in one process."""
@@ -50,6 +49,7 @@ def detect(
     given: StageInput,
     detectors: Sequence[Detector],
     *,
+    null: Null | None = None,
     shard: Shard | None = WHOLE,
     part_seconds: float = 30.0,
     left_out: Mapping[str, str] | None = None,
@@ -60,6 +60,7 @@ def detect(
         given: pipeline, P prompts, settings of the sampling and output folder; what an earlier call with the same
             settings scored there is not scored again.
         detectors: each gives one score per prompt.
+        null: null prompts, and which of the detectors read them; None for no p-values.
         shard: the part of the prompts to score, where several processes share an output folder; None to score
             nothing and merge what they wrote.
         part_seconds: scores are written at least this often; what a killed process loses.
@@ -79,49 +80,83 @@ def detect(
             expected="at least one of each",
             remedy="change the settings",
         )
+    given_prompts = given.prompts
+    given = replace(given, prompts=distinct(given.prompts))
+    model = fingerprint(given.pipeline)
     texts = [prompt.text for prompt in given.prompts]
-    identity = {
-        "pipeline": fingerprint(given.pipeline),
-        "prompts": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-        "detectors": [_configuration(detector) for detector in detectors],
-        "sampling": {**given.sampling.said(), "batch_size": given.sampling.batch_size},
-        "memtrain": memtrain.__version__,
-    }
-    parts = ScoreParts(given.output / "detection", identity, detectors=[detector.name for detector in detectors])
-    if shard is not None:
-        _score(given, detectors, parts=parts, shard=shard, part_seconds=part_seconds)
-        if len(parts.done()) < len(texts):
-            return None
-    table = parts.merged(len(texts))
-    keep_earlier(given.output, key=parts.key, names=("detection.json", "prompts.parquet"))
+    scoring = Scoring(given, texts, detectors, model=model)
+    made = None if null is None else Scoring(given, null.texts, null.detectors, model=model, what="null prompts")
+    # Each is worked on before any is asked whether it is done.
+    done = [one.work(shard=shard, part_seconds=part_seconds) for one in (scoring, made) if one is not None]
+    if False in done:
+        return None
+    table = scoring.table()
+    keep_earlier(given.output, key=scoring.key, names=("detection.json", "prompts.parquet", "null_prompts.parquet"))
     lengths, uncut = (prompt_lengths(given.pipeline, texts, truncation=cut) for cut in (True, False))
     truth = known_truth(given.prompts)
     scores = {detector.name: torch.tensor(table[detector.name].to_pylist()).double() for detector in detectors}
     combined, together = _combined(scores, truth, texts)
+    p_columns, said = ({}, None) if null is None or made is None else _against(given, null, made, scores, lengths)
     results = {
         "schema_version": SCHEMA_VERSION,
         **provenance(),
-        "key": parts.key,
-        "identity": identity,
+        "key": scoring.key,
+        "identity": scoring.identity,
         "model": given.model,
-        "sampling": identity["sampling"],
+        "sampling": scoring.identity["sampling"],
         "prompts": len(texts),
+        "repeated_prompts": len(given_prompts) - len(texts),
         "truncated_prompts": int((uncut > lengths).sum()),
         "seconds_per_prompt": sum(table["seconds"].to_pylist()) / len(texts),
         "prompt_length": None if truth is None else ranking_figures(lengths.double(), torch.tensor(truth)),
         "detectors": _figures(given, detectors, scores, truth=truth, lengths=lengths),
         "combined": together,
+        "null": said,
         **({"left_out": dict(left_out)} if left_out else {}),
     }
     columns = {
-        "prompt": texts,
-        "memorized": pa.array([prompt.memorized for prompt in given.prompts], pa.bool_()),
+        **_asked(given_prompts, given.prompts),
         "prompt_length": lengths.tolist(),
+        **p_columns,
         **{detector.name: table[detector.name] for detector in detectors},
         **({} if combined is None else {"combined": combined.tolist()}),
     }
+    if null is None:
+        (given.output / "null_prompts.parquet").unlink(missing_ok=True)
     write_parquet(pa.table(columns), given.output / "prompts.parquet")
     return write_results(results, given.output / "detection.json")
+
+
+def distinct(prompts: Sequence[PromptToScore]) -> list[PromptToScore]:
+    """Each prompt once, in the order of their first; what one of them is known to be, it is."""
+    first: dict[str, PromptToScore] = {}
+    for prompt in prompts:
+        before = first.setdefault(prompt.text, prompt)
+        if before.memorized is None or prompt.memorized:
+            first[prompt.text] = replace(before, memorized=prompt.memorized)
+    return list(first.values())
+
+
+def _asked(given: Sequence[PromptToScore], kept: Sequence[PromptToScore]) -> dict[str, Any]:
+    """Columns that say what was asked."""
+    times = Counter(prompt.text for prompt in given)
+    return {
+        "prompt": [prompt.text for prompt in kept],
+        "count": [times[prompt.text] for prompt in kept],
+        "memorized": pa.array([prompt.memorized for prompt in kept], pa.bool_()),
+    }
+
+
+def _against(
+    given: StageInput, null: Null, made: Scoring, scores: Mapping[str, Tensor], lengths: Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of p-values, and what is said of them; the null prompts are written."""
+    table = made.table()
+    found = {detector.name: torch.tensor(table[detector.name].to_pylist()).double() for detector in null.detectors}
+    null_lengths = prompt_lengths(given.pipeline, null.texts)
+    write_parquet(null_table(null, null_lengths, found), given.output / "null_prompts.parquet")
+    seconds = sum(table["seconds"].to_pylist()) / len(null.texts)
+    return against_null(null, scores, found, lengths=lengths, null_lengths=null_lengths, seconds=seconds)
 
 
 def _figures(
@@ -146,47 +181,6 @@ def _figures(
             keys = [prompt.text for prompt in given.prompts]
             figures[detector.name] |= ranking_figures(oriented, torch.tensor(truth), lengths=lengths, keys=keys)
     return figures
-
-
-def _configuration(detector: Detector) -> dict[str, str]:
-    """What tells two detectors apart."""
-    kind = type(detector)
-    settings = {name: repr(value) for name, value in sorted(vars(detector).items())}
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "name": detector.name, **settings}
-
-
-def _score(
-    given: StageInput, detectors: Sequence[Detector], *, parts: ScoreParts, shard: Shard, part_seconds: float
-) -> None:
-    """Score this process's prompts that have no scores yet."""
-    sampling, count = given.sampling, len(given.prompts)
-    each = sampling.prompts_at_once
-    groups = [range(start, min(start + each, count)) for start in range(0, count, each)]
-    done = parts.done()
-    own = groups[shard.index :: shard.count]
-    left = [group for group in own if not done.issuperset(group)]
-    total, scored = sum(map(len, own)), sum(map(len, own)) - sum(map(len, left))
-    rows: list[dict[str, Any]] = []
-    written = time.perf_counter()
-    description = "scoring" if shard.count == 1 else f"scoring, part {shard}"
-    with tqdm(total=total, initial=scored, desc=description, unit="prompt", disable=not sampling.progress) as bar:
-        try:
-            for group in left:
-                start = time.perf_counter()
-                texts = [given.prompts[row].text for row in group]
-                readings = read_prompts_with(given.pipeline, texts, detectors, sampling=sampling.quiet)
-                scores = {detector.name: detector.score(readings[detector.name]).tolist() for detector in detectors}
-                seconds = (time.perf_counter() - start) / len(group)
-                rows += [
-                    {"row": row, "seconds": seconds, **{name: values[at] for name, values in scores.items()}}
-                    for at, row in enumerate(group)
-                ]
-                bar.update(len(group))
-                if time.perf_counter() - written >= part_seconds:
-                    parts.append(rows, shard=str(shard))
-                    rows, written = [], time.perf_counter()
-        finally:
-            parts.append(rows, shard=str(shard))
 
 
 def _combined(

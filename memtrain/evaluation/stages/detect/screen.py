@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from memtrain.evaluation.stages.detect.against_null import CANNOT_SAY, sentences
+
 COLUMN = 13
 """Characters of a detector's column; as many detectors as there is room for stand beside the prompts."""
 
@@ -29,14 +31,18 @@ def print_detection(
         console: where to print; default the standard output.
     """
     console = console or Console()
-    first = next(iter(results["detectors"]))
-    _print_prompts(results, table, first, most, console)
-    if results["prompt_length"] is None:
-        console.print(meaning(results), markup=False, soft_wrap=True)
-    else:
+    _print_prompts(results, table, most, console)
+    for line in sentences(results):
+        console.print(line, markup=False, soft_wrap=True)
+    if results.get("null") is not None:
+        for line in CANNOT_SAY:
+            console.print(f"Note: {line}", markup=False, soft_wrap=True)
+    if results["prompt_length"] is not None:
         _print_figures(results, console)
-    if results["truncated_prompts"]:
-        console.print(f"{results['truncated_prompts']} prompt(s) are longer than the text encoder reads and were cut.")
+    elif results.get("null") is None:
+        console.print(meaning(results), markup=False, soft_wrap=True)
+    for line in counted(results):
+        console.print(line, markup=False, soft_wrap=True)
     count = results["prompts"]
     console.print(
         f"{count} prompt{'s' if count > 1 else ''}, {results['seconds_per_prompt']:.2f} s each. "
@@ -46,21 +52,54 @@ def print_detection(
     )
 
 
-def _print_prompts(results: dict[str, Any], table: pa.Table, first: str, most: int, console: Console) -> None:
-    direction = "descending" if results["detectors"][first]["higher_means_memorized"] else "ascending"
-    shown = table.sort_by([(first, direction)]).slice(0, most).to_pylist()
+def counted(results: dict[str, Any]) -> list[str]:
+    """What happened to prompts on the way; `results` is the content of `detection.json`."""
+    lines = []
+    if repeated := results.get("repeated_prompts"):
+        lines.append(f"{repeated} row(s) repeat an earlier prompt; each prompt is scored and counted once.")
+    if cut := results["truncated_prompts"]:
+        lines.append(f"{cut} prompt(s) are longer than the text encoder reads and were cut.")
+    return lines
+
+
+def by_suspicion(results: dict[str, Any], table: pa.Table) -> tuple[str, pa.Table]:
+    """By what the most suspicious prompts come first, in words, and the table in that order.
+
+    Args:
+        results: content of `detection.json`.
+        table: content of `prompts.parquet`.
+    """
+    first = next(iter(results["detectors"]))
+    if "p_value" in table.column_names:
+        first = next(iter(results["null"]["detectors"]))
+    order = [(first, "descending" if results["detectors"][first]["higher_means_memorized"] else "ascending")]
+    if "p_value" in table.column_names:
+        return "p-value", table.sort_by([("p_value", "ascending"), *order])
+    return spoken(first), table.sort_by(order)
+
+
+def spoken(name: str) -> str:
+    """A detector's name as it is read."""
+    return name.replace("_", " ")
+
+
+def _print_prompts(results: dict[str, Any], table: pa.Table, most: int, console: Console) -> None:
+    title, ordered = by_suspicion(results, table)
     known = results["prompt_length"] is not None
     names = list(results["detectors"])[: max(1, (console.width - 44) // COLUMN)]
-    screen = Table(title=f"Prompts by {first}, most suspicious first", title_justify="left", box=SIMPLE_HEAD)
+    leading = (["memorized"] if known else []) + (["p", "q"] if "p_value" in table.column_names else [])
+    screen = Table(title=f"Prompts by {title}, most suspicious first", title_justify="left", box=SIMPLE_HEAD)
     screen.add_column("prompt", no_wrap=True)
-    for heading in (["memorized"] if known else []) + names:
-        screen.add_column(heading.replace("_", " "), justify="right", max_width=COLUMN - 2)
-    room = max(20, console.width - 4 - COLUMN * (len(names) + known))
-    for row in shown:
-        truth = ["yes" if row["memorized"] else "no"] if known else []
-        screen.add_row(
-            escape(shorten(row["prompt"], room, placeholder="...")), *truth, *(f"{row[name]:.4g}" for name in names)
-        )
+    for heading in leading + names:
+        screen.add_column(spoken(heading), justify="right", max_width=COLUMN - 2)
+    room = max(20, console.width - 4 - COLUMN * len(names) - 9 * len(leading))
+    for row in ordered.slice(0, most).to_pylist():
+        cells = ["yes" if row["memorized"] else "no"] if known else []
+        if "p_value" in row:
+            cells += [f"{row['p_value']:.3g}", f"{row['q_value']:.3g}"]
+        times = f" (×{row['count']})" if row["count"] > 1 else ""
+        text = shorten(row["prompt"], room - len(times), placeholder="...") + times
+        screen.add_row(escape(text), *cells, *(f"{row[name]:.4g}" for name in names))
     console.print(screen)
     if len(table) > most:
         console.print(f"... and {len(table) - most} more in prompts.parquet.\n")
@@ -73,15 +112,15 @@ def meaning(results: dict[str, Any]) -> str:
         "detectors score it higher for that. "
     )
     if results["prompts"] == 1:
-        text += "One prompt alone shows nothing: there is no score from which on a prompt is memorized. "
+        text += "One score alone shows nothing: there is none from which on a prompt is memorized. "
     return text + (
-        "Scores depend on model, guidance and steps, so they are comparable within this table only. Put into one file "
-        "the prompts in question and prompts that the model cannot have seen, of the same kind and length: those that "
-        "stand out against them are suspicious. With a column `memorized` (0 or 1) the detectors are measured, too."
+        "Scores depend on model, guidance and steps, so they are comparable within this table only. With --null auto "
+        "each prompt is compared with prompts of its kind that the model cannot have seen, and gets a p-value. With a "
+        "column `memorized` (0 or 1) in the file the detectors are measured, too."
     )
 
 
-HEADINGS = ("AUROC", "95 %\ninterval", "same\nlength", "TPR at\n1 % FPR", "TPR at\n3 % FPR", "calls")
+HEADINGS = ("ranked\nright", "95 %\ninterval", "same\nlength", "found,\n1 % wrong", "found,\n3 % wrong", "calls")
 """Of the columns of :func:`figure_rows`, after the name of the score."""
 
 
@@ -116,16 +155,18 @@ def explanation(results: dict[str, Any]) -> list[str]:
             "compared within it."
         )
     lines = [
-        "TPR: share of memorized prompts found while that share of the others is; strictly below the rate / at the "
-        f"point nearest to it. {among} Calls: of the denoiser, per prompt. A score that the prompts' length explains "
-        "is no detection."
+        "Ranked right: how often a memorized prompt scores higher than one that is not (the area under the ROC curve; "
+        "0.5 is chance). Found: share of the memorized prompts above a threshold that lets so many of the others by, "
+        "in both ways that papers read it: fewer than that share by / nearest to that share. "
+        f"{among} Calls: of the denoiser, per prompt. A score that the prompts' length explains is no detection."
     ]
     best = (results["combined"] or {}).get("best_single")
     if best is not None:
         low, high = best["interval"]
         lines.append(
-            f"Combined: out-of-fold scores of {results['combined']['folds']} folds. The best single detector, chosen "
-            f"on the other folds ({', '.join(best['chosen'])}), has {best['auroc']:.3f}; difference "
+            f"Combined: all detectors weighted together, each prompt by weights from the other "
+            f"{results['combined']['folds'] - 1} of {results['combined']['folds']} parts of the prompts. The best "
+            f"single detector, chosen in the same way ({', '.join(best['chosen'])}), has {best['auroc']:.3f}; difference "
             f"{best['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
         )
     rows = _scores(results)

@@ -1,35 +1,92 @@
-"""The subcommand `detect`: scores of prompts, for any pipeline."""
+"""The subcommand `detect`: scores of prompts and what they say of each, for any pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from memtrain.detectors.base import Detector
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse_none
+from memtrain.evaluation.stages.detect.against_null import Null
+from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
+from memtrain.evaluation.stages.prompts import SUFFIXES, PromptToScore, known_truth, read_prompts
 from memtrain.evaluation.stages.shards import read_shard
+
+AUTO, NONE = "auto", "none"
+LEAST = 19
+"""Null prompts without which no p-value is as small as 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detect(SamplingOptions, PromptStage):
-    """Score prompts for memorization, without any training image.
+    """Score prompts for memorization, without any training image, and say how unlikely each score is.
+
+    The detectors, by class path below `memtrain.detectors`, with what they look at:
+    `guidance_norm.GuidanceNorm` (how far the prompt pulls the prediction),
+    `memattn.MemAttn` (how the attention is spread over the words),
+    `noise_similarity.NoiseSimilarity` (whether different noise leads to one image),
+    `anisotropy.Anisotropy` (whether the prediction turns to one direction),
+    `denoising_confidence.DenoisingConfidence` (how sure one step is of its image),
+    `sharpness.Sharpness` (how steep the model is around the prompt),
+    `bright_ending.BrightEnding` (where the attention to the end of the prompt falls),
+    `tile_l2.TileL2` (whether images of several seeds agree in every tile) and
+    `edge_consistency.EdgeConsistency` (whether images of several seeds share their edges).
 
     Args:
-        detectors: class paths with their arguments; `suggested` for a choice of cheap ones, `all` for every detector
-            that can read the pipeline.
+        detectors: class paths with their arguments; `suggested` for a choice of cheap ones (GuidanceNorm and MemAttn
+            over one step and all, and NoiseSimilarity), `all` for every detector that can read the pipeline.
+        null: prompts that the model cannot have seen, with which each prompt is compared for its p-value: how many to
+            make of the prompts, a file of your own (as for `prompts`), or `none`. `auto` makes 20 for each prompt, but
+            at least 199 and at most 999, and scores them by the detectors that need one call of the denoiser; where it
+            is known which prompts are memorized, it makes none. They are scored once for a model and its settings and
+            kept in the output folder.
         shard: this process's part of the prompts, such as 0/4 to 3/4; `merge` to put the parts together. By default
             what a Slurm job array or torchrun says, or all prompts.
     """
 
     detectors: Literal["suggested", "all"] | list[Detector] = "suggested"
+    null: int | str = AUTO
     shard: str | None = None
 
     def check(self) -> None:
-        """Refuse a part that is none, and an empty list of detectors."""
+        """Refuse a part that is none, an empty list of detectors, and a null that is none."""
         super().check()
         read_shard(self.shard)
         refuse_none(self.detectors)
+        if isinstance(self.null, int):
+            if self.null < LEAST:
+                raise ConfigurationError(
+                    f"null={self.null} prompts: no p-value could be as small as 0.05",
+                    expected=f"at least {LEAST}; {FEWEST} or more are better",
+                    remedy="make more, or say --null none",
+                )
+        elif self.null not in (AUTO, NONE) and Path(self.null).suffix.lower() not in SUFFIXES:
+            raise ConfigurationError(
+                f"null={self.null!r} is neither a number nor a file of prompts",
+                expected=f"a number, auto, none, or a file ({', '.join(SUFFIXES)})",
+                remedy="correct --null",
+            )
+
+    def check_prompts(self, prompts: Sequence[PromptToScore]) -> None:
+        """Refuse a file of null prompts that holds too few others than the prompts in question."""
+        if isinstance(self.null, int) or self.null in (AUTO, NONE):
+            return
+        own = len(self.own_null(prompts))
+        if own < LEAST:
+            raise ConfigurationError(
+                f"{self.null} holds {own} prompts that are not asked about: no p-value could be as small as 0.05",
+                expected=f"at least {LEAST} different prompts that the model cannot have seen",
+                remedy="add prompts, or let the command make them with --null auto",
+            )
+
+    def own_null(self, prompts: Sequence[PromptToScore]) -> list[str]:
+        """The prompts of the file that `null` names, without those in question."""
+        asked = {prompt.text for prompt in prompts}
+        return [text for text in dict.fromkeys(one.text for one in read_prompts(str(self.null))) if text not in asked]
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Score, and print the most suspicious prompts."""
@@ -42,7 +99,13 @@ class Detect(SamplingOptions, PromptStage):
         detectors, left_out = chosen_detectors(self.detectors, given.pipeline, given.sampling)
         for name, reason in left_out.items():
             print(f"Left out: {name}. {reason}")
-        results = detect(given, detectors, shard=shard, left_out=left_out)
+        null = self.null_of(given, detectors)
+        if null is not None:
+            print(
+                f"{len(null.texts)} prompts that the model cannot have seen are scored too, for p-values "
+                "(--null none leaves them out)."
+            )
+        results = detect(given, detectors, null=null, shard=shard, left_out=left_out)
         if results is None:
             print(
                 f"Part {shard} of the prompts is scored; others are not yet. Whoever finishes last writes the results "
@@ -51,3 +114,29 @@ class Detect(SamplingOptions, PromptStage):
             return {}
         print_detection(results, pq.read_table(given.output / "prompts.parquet"), given.output)
         return results
+
+    def null_of(self, given: StageInput, detectors: Sequence[Detector]) -> Null | None:
+        """The null prompts that the options name, and the detectors that read them; None for no p-values."""
+        from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+        from memtrain.evaluation.stages.null_prompts import null_prompts
+
+        if self.null == NONE or (self.null == AUTO and known_truth(given.prompts) is not None):
+            return None
+        texts = list(dict.fromkeys(prompt.text for prompt in given.prompts))
+        if isinstance(self.null, str) and self.null != AUTO:
+            return Null(texts=self.own_null(given.prompts), made=False, detectors=detectors)
+        count, chosen = self.null, list(detectors)
+        if isinstance(count, str):
+            one_call = [detector for detector in detectors if detector.calls(given.sampling.steps) == 1]
+            count, chosen = suggested_count(len(texts)), one_call or chosen
+
+        def tokens(many: Sequence[str]) -> list[int]:
+            return prompt_lengths(given.pipeline, many).tolist()
+
+        try:
+            return Null(texts=null_prompts(texts, count, lengths=tokens), made=True, detectors=chosen)
+        except DataError as error:
+            if self.null != AUTO:
+                raise
+            print(f"No p-values: {error}")
+            return None

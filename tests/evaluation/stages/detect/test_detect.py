@@ -87,7 +87,7 @@ def test_files_and_what_is_printed(pipeline: StableDiffusionPipeline, tmp_path: 
     assert results["truncated_prompts"] == 1
     assert results["detectors"]["memattn_e"]["denoiser_calls"] == 1
     table = pq.read_table(tmp_path / "prompts.parquet")
-    names = ["prompt", "memorized", "prompt_length", "guidance_norm_1", "memattn_e", "combined"]
+    names = ["prompt", "count", "memorized", "prompt_length", "guidance_norm_1", "memattn_e", "combined"]
     assert table.column_names == names
     assert table["prompt_length"].to_pylist()[-2:] == [9, 12]
     labels = torch.tensor(table["memorized"].to_pylist())
@@ -95,7 +95,7 @@ def test_files_and_what_is_printed(pipeline: StableDiffusionPipeline, tmp_path: 
         figures = results["combined"] if name == "combined" else results["detectors"][name]
         assert figures["auroc"] == pytest.approx(float(auroc(torch.tensor(table[name].to_pylist()), labels)))
     text = shown(results, tmp_path)
-    for part in ("bb [red]", "combined", "prompt length", "memorized", "TPR at", "1 prompt(s) are longer"):
+    for part in ("bb [red]", "combined", "prompt length", "memorized", "1 % wrong", "1 prompt(s) are longer"):
         assert part in text, part
 
 
@@ -104,7 +104,7 @@ def test_without_truth_it_says_how_to_read_scores(pipeline: StableDiffusionPipel
     assert results["prompt_length"] is None
     assert results["combined"] is None
     text = shown(results, tmp_path)
-    assert "One prompt alone shows nothing" in text
+    assert "One score alone shows nothing" in text
     assert "column `memorized`" in text
 
 

@@ -1,0 +1,189 @@
+"""What null prompts say about the prompts in question: p-values and q-values, in sentences too.
+
+`prompts.parquet` gets `p_value`, `q_value` and `holm` of all detectors together, and `p_value.<detector>` and
+`q_value.<detector>` of each; `detection.json` gets `null`; the null prompts and their scores go to
+`null_prompts.parquet`, which may be named as the null of another detection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from memtrain.detectors.base import Detector
+from memtrain.evaluation.stages.detect.p_values import (
+    LEVEL,
+    benjamini_hochberg,
+    combined_p_values,
+    fewest_to_name,
+    fit_of_null,
+    holm,
+    p_values,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """Null prompts.
+
+    Attributes:
+        texts: n different prompts.
+        made: whether they were made of the prompts in question; else they are the user's own.
+        detectors: those that read them.
+    """
+
+    texts: Sequence[str]
+    made: bool
+    detectors: Sequence[Detector]
+
+
+def against_null(
+    null: Null,
+    scores: Mapping[str, Tensor],
+    null_scores: Mapping[str, Tensor],
+    *,
+    lengths: Tensor,
+    null_lengths: Tensor,
+    seconds: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compare.
+
+    Args:
+        null: the null prompts.
+        scores: per detector `(P,)`, as it gives them.
+        null_scores: per detector of the null `(n,)`.
+        lengths: `(P,)` tokens.
+        null_lengths: `(n,)`.
+        seconds: per null prompt.
+
+    Returns:
+        Columns for `prompts.parquet`, and what `detection.json` says under `null`.
+    """
+    about = {"lengths": lengths, "null_lengths": null_lengths}
+    own: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    reasons: dict[str, str] = {}
+    for detector in null.detectors:
+        sign = 1 if detector.higher_means_memorized else -1
+        score, made = sign * scores[detector.name], sign * null_scores[detector.name]
+        if bool(torch.isfinite(score).all()) and bool(torch.isfinite(made).all()):
+            own[detector.name], others[detector.name] = score, made
+        else:
+            reasons[detector.name] = "some of its scores are not finite"
+    count, prompts = len(null.texts), len(lengths)
+    said: dict[str, Any] = {
+        "kind": "made of the prompts" if null.made else "own",
+        "prompts": count,
+        "smallest_p_value": 1 / (count + 1),
+        "fewest_to_name": fewest_to_name(prompts, count),
+        "level": LEVEL,
+        "seconds_per_prompt": seconds,
+        "prompts_outside_lengths": int(((lengths < null_lengths.min()) | (lengths > null_lengths.max())).sum()),
+        "detectors": {},
+        "left_out": reasons,
+        "combined": None,
+    }
+    if not own:
+        return {}, {**said, "reason": "no detector gave finite scores"}
+    columns: dict[str, Any] = {}
+    together = combined_p_values(own, others, **about) if len(own) > 1 else None
+    for name, score in own.items():
+        p = p_values(score, others[name], **about)
+        together = p if together is None else together
+        columns |= {f"p_value.{name}": p.tolist(), f"q_value.{name}": benjamini_hochberg(p).tolist()}
+        said["detectors"][name] = _counts(p)
+    assert together is not None
+    said["combined"] = _counts(together)
+    overall = {
+        "p_value": together.tolist(),
+        "q_value": benjamini_hochberg(together).tolist(),
+        "holm": holm(together).tolist(),
+    }
+    return {**overall, **columns}, said
+
+
+def _counts(p: Tensor) -> dict[str, Any]:
+    return {
+        "q_below_level": int((benjamini_hochberg(p) < LEVEL).sum()),
+        "holm_below_level": int((holm(p) < LEVEL).sum()),
+        "p_at_most_level": int((p <= LEVEL).sum()),
+        **fit_of_null(p),
+    }
+
+
+def null_table(null: Null, lengths: Tensor, scores: Mapping[str, Tensor]) -> pa.Table:
+    """A row per null prompt."""
+    columns = {name: score.tolist() for name, score in scores.items()}
+    return pa.table({"prompt": list(null.texts), "prompt_length": lengths.tolist(), **columns})
+
+
+def sentences(results: Mapping[str, Any]) -> list[str]:
+    """What the null prompts say, and what they cannot say.
+
+    Args:
+        results: content of `detection.json`.
+
+    Returns:
+        The finding first; nothing where there was no null.
+    """
+    null = results.get("null")
+    if null is None:
+        return []
+    found, prompts = null["combined"], results["prompts"]
+    if found is None:
+        return [f"No p-values: {null['reason']}."]
+    named, surely = found["q_below_level"], found["holm_below_level"]
+    level = f"{null['level']:g}"
+    if prompts == 1:
+        verb = "scores" if named else "does not score"
+        said = [f"The prompt {verb} higher than prompts that the model cannot have seen (p < {level})."]
+    else:
+        verb = "scores" if named == 1 else "score"
+        said = [
+            f"{named} of {prompts} prompts {verb} higher than prompts that the model cannot have seen (q < {level}).",
+            f"At a chance of {level} that any prompt is named falsely, instead of a share of {level} of those named, "
+            f"it is {surely} (Holm).",
+        ]
+    return [*said, *_remarks(null, prompts)]
+
+
+def _remarks(null: Mapping[str, Any], prompts: int) -> list[str]:
+    made = "made by exchanging words between the prompts" if prompts > 1 else "made of other words in its frame"
+    kind = made if null["kind"] != "own" else "of your own"
+    corrected = f", and q is p corrected for {prompts} prompts" if prompts > 1 else ""
+    said = [
+        f"Compared with {null['prompts']} null prompts, {kind}, at equal length: p is the share of them that score at "
+        f"least as high{corrected}."
+    ]
+    if null["fewest_to_name"] > 1:
+        said.append(
+            f"With so few null prompts none can be named unless {null['fewest_to_name']} score above all of them; more "
+            "of them (--null) would tell single prompts apart."
+        )
+    share = null["combined"]["above_median"]
+    if share["n"] >= 10 and share["interval"][0] > 0.5:
+        said.append(
+            f"{share['k']} of {share['n']} prompts score above the middle of the null prompts, where half would. "
+            "Either many are memorized, or null prompts score lower for another reason, and p-values are too small."
+        )
+    if null["prompts_outside_lengths"]:
+        said.append(
+            f"{null['prompts_outside_lengths']} prompt(s) are longer or shorter than every null prompt; theirs is "
+            "extrapolated."
+        )
+    return said
+
+
+CANNOT_SAY = (
+    "A small p-value says that the model treats a prompt unlike prompts of the same kind and length that nobody wrote. "
+    "It does not say that an image is reproduced, nor which one: sample it and compare (`evaluate.py measure`).",
+    "A large one does not clear a prompt: a detector may be blind to it, and what the model learnt without repeating "
+    "does not show.",
+    "Null prompts are grammatical but make little sense; where a detector reacts to sense, p-values are off.",
+)
+"""Of every p-value here."""
