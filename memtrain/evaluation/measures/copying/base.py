@@ -31,11 +31,13 @@ class CopyWeights:
         convention: of the paper whose preprocessing of images is followed
             (:mod:`memtrain.evaluation.measures.copy_descriptors`).
         vision: folder of a DINO, DINOv2 or CLIP model, as `save_pretrained` writes it.
+        deep_ssim: file in which the network of `deep_ssim` is kept; trained and written where it is not there.
     """
 
     copy_detector: str | None = None
     convention: str = "nemo"
     vision: str | None = None
+    deep_ssim: str | None = None
 
 
 class CopyMeasure(ABC):
@@ -56,6 +58,10 @@ class CopyMeasure(ABC):
     def made(cls, weights: CopyWeights) -> Self:
         """The measure with these weights."""
         return cls()
+
+    def learn(self, training: Tensor) -> None:
+        """Learn what the measure needs from training pictures `(m, 3, H, W)` uint8; most need nothing."""
+        return None
 
     @abstractmethod
     def describe(self, images: Tensor) -> Tensor:
