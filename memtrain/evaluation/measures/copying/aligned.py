@@ -3,7 +3,7 @@
 What: the log odds that two images show one picture, after the one is registered to the other (crop, mirror, shift,
 scale, small rotations, any brightness and contrast) and compared block by block
 (:mod:`memtrain.families.agreement`). The first image is tried whole and without a sixteenth at each side, where a frame
-would be. Only the images nearest by the built-in descriptor are registered; the others count as unlike.
+would be. Only the sixteen training images nearest by the built-in descriptor are registered; others count as unlike.
 Cost: 1 ms for each registered pair on one core.
 Cannot: see copies of less than half of the width, upside-down ones, ones under text, and details of less than a
 thirty-second of the side.
@@ -32,6 +32,7 @@ class Alignment(CopyMeasure):
     """Log odds that two images are one picture."""
 
     name = "aligned"
+    candidates = 2 * REGISTERED
 
     def describe(self, images: Tensor) -> Tensor:
         """`(n, 7808)`: pixels of a thumbnail and the built-in descriptor, of the whole and of its inner part."""
@@ -44,6 +45,12 @@ class Alignment(CopyMeasure):
         whole, inner = first.chunk(2, dim=1)
         pictures_, _ = second.chunk(2, dim=1)
         return torch.maximum(_scores(whole, pictures_), _scores(inner, pictures_))
+
+    def quick(self, first: Tensor, second: Tensor) -> Tensor:
+        """Cosine of built-in descriptors, of the whole or of the inner part."""
+        whole, inner = first.chunk(2, dim=1)
+        known = second.chunk(2, dim=1)[0][:, PIXELS:].T
+        return torch.maximum(whole[:, PIXELS:] @ known, inner[:, PIXELS:] @ known)
 
 
 def _described(images: Tensor) -> Tensor:

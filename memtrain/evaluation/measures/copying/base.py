@@ -8,7 +8,7 @@ copy is calibrated on the data at hand (:mod:`memtrain.evaluation.measures.copyi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -31,11 +31,13 @@ class CopyWeights:
         convention: of the paper whose preprocessing of images is followed
             (:mod:`memtrain.evaluation.measures.copy_descriptors`).
         vision: folder of a DINO, DINOv2 or CLIP model, as `save_pretrained` writes it.
+        deep_ssim: file in which the network of `deep_ssim` is kept; trained and written where it is not there.
     """
 
     copy_detector: str | None = None
     convention: str = "nemo"
     vision: str | None = None
+    deep_ssim: str | None = None
 
 
 class CopyMeasure(ABC):
@@ -43,9 +45,12 @@ class CopyMeasure(ABC):
 
     Attributes:
         name: in options, results and columns.
+        candidates: how many training pictures a generation is compared with, the nearest by :meth:`quick`; None for
+            all. For measures that take milliseconds a pair.
     """
 
     name: str
+    candidates: int | None = None
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:
@@ -57,6 +62,10 @@ class CopyMeasure(ABC):
         """The measure with these weights."""
         return cls()
 
+    def learn(self, training: Tensor) -> None:
+        """Learn what the measure needs from training pictures `(m, 3, H, W)` uint8; most need nothing."""
+        return None
+
     @abstractmethod
     def describe(self, images: Tensor) -> Tensor:
         """Features of images `(n, 3, H, W)` uint8, `(n, ...)` on the CPU."""
@@ -64,6 +73,10 @@ class CopyMeasure(ABC):
     @abstractmethod
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
         """`(n, m)` of features `(n, ...)` and `(m, ...)`; higher for copies."""
+
+    def quick(self, first: Tensor, second: Tensor) -> Tensor:
+        """The same as :meth:`similarity`, but cheap, and only good enough to choose candidates by."""
+        return self.similarity(first, second)
 
     def reason_against(self, size: tuple[int, int]) -> str | None:
         """Why images of this height and width cannot be measured; None if they can."""
@@ -137,22 +150,11 @@ def compare(
             for p in range(prompts)
         ]
     )
-    nearest = torch.full((prompts, seeds), -torch.inf)
-    other, index = nearest.clone(), torch.full((prompts, seeds), -1)
-    belongs = [set(indices) for indices in mine]
-    for start in range(0, len(training), AT_ONCE):
-        stop = min(start + AT_ONCE, len(training))
-        block = measure.describe(training[start:stop]) if features is None else features[start:stop]
-        found = measure.similarity(queries, block).view(prompts, seeds, -1)
-        best, where = found.max(dim=2)
-        index = torch.where(best > nearest, where + start, index)
-        nearest = torch.maximum(nearest, best)
-        for prompt, indices in enumerate(belongs):
-            inside = [one - start for one in indices if start <= one < stop]
-            if inside:
-                alike[prompt] = torch.maximum(alike[prompt], found[prompt][:, inside].amax(dim=1))
-                found[prompt][:, inside] = -torch.inf
-        other = torch.maximum(other, found.amax(dim=2))
+    images = TrainingImages(measure, training, features)
+    if measure.candidates is not None and measure.candidates < len(training):
+        nearest, index, other = _of_candidates(measure, queries, images, mine=mine, alike=alike)
+    else:
+        nearest, index, other = _of_all(measure, queries, images, mine=mine, alike=alike)
     between = torch.full((prompts,), torch.nan)
     if seeds > 1:
         for prompt in range(prompts):
@@ -160,3 +162,91 @@ def compare(
             pairs = measure.similarity(rows, rows)
             between[prompt] = pairs[torch.triu(torch.ones_like(pairs), diagonal=1).bool()].max()
     return Compared(alike.float(), nearest.float(), index, other.float(), between.float())
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Training images, and their features where they are at hand."""
+
+    measure: CopyMeasure
+    images: Tensor
+    features: Tensor | None
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        return self.measure.describe(self.images[which]) if self.features is None else self.features[which]
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Where each block begins, and its features."""
+        for start in range(0, len(self.images), AT_ONCE):
+            yield start, self[start : start + AT_ONCE]
+
+
+def candidates(
+    measure: CopyMeasure, queries: Tensor, training: TrainingImages, *, count: int, hidden: Tensor | None = None
+) -> Tensor:
+    """Indices of the training images that are nearest by the quick similarity, `(n, count)`, or all if there are fewer.
+
+    Args:
+        measure: the measure.
+        queries: features of n images.
+        training: M images.
+        count: how many for each.
+        hidden: `(n, M)` bool, images that come last for an image.
+    """
+    values, places = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
+    for start, block in training.blocks():
+        found = measure.quick(queries, block)
+        if hidden is not None:
+            found = found.masked_fill(hidden[:, start : start + len(block)], -torch.inf)
+        columns = torch.arange(start, start + len(block)).expand(len(queries), -1)
+        values, kept = torch.cat([values, found], dim=1).sort(dim=1, descending=True, stable=True)
+        places = torch.cat([places, columns], dim=1).gather(1, kept)
+        values, places = values[:, :count], places[:, :count]
+    return places
+
+
+def _of_all(
+    measure: CopyMeasure, queries: Tensor, training: TrainingImages, *, mine: Sequence[Sequence[int]], alike: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest, its index, and nearest of others, `(P, K)` each; other files of own pictures may raise `alike`."""
+    prompts, seeds = alike.shape
+    nearest = torch.full((prompts, seeds), -torch.inf)
+    other, index = nearest.clone(), torch.full((prompts, seeds), -1)
+    belongs = [set(indices) for indices in mine]
+    for start, block in training.blocks():
+        found = measure.similarity(queries, block).view(prompts, seeds, -1)
+        best, where = found.max(dim=2)
+        index = torch.where(best > nearest, where + start, index)
+        nearest = torch.maximum(nearest, best)
+        for prompt, indices in enumerate(belongs):
+            inside = [one - start for one in indices if start <= one < start + len(block)]
+            if inside:
+                alike[prompt] = torch.maximum(alike[prompt], found[prompt][:, inside].amax(dim=1))
+                found[prompt][:, inside] = -torch.inf
+        other = torch.maximum(other, found.amax(dim=2))
+    return nearest, index, other
+
+
+def _of_candidates(
+    measure: CopyMeasure, queries: Tensor, training: TrainingImages, *, mine: Sequence[Sequence[int]], alike: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, of each prompt's own files and its candidates alone."""
+    assert measure.candidates is not None  # compare asks
+    prompts, seeds = alike.shape
+    # One more than is asked for, because the own picture is among them and is no other.
+    places = candidates(measure, queries, training, count=measure.candidates + 1)
+    nearest = torch.full((prompts, seeds), -torch.inf)
+    other, index = nearest.clone(), torch.full((prompts, seeds), -1)
+    for prompt in range(prompts):
+        rows = slice(prompt * seeds, (prompt + 1) * seeds)
+        own = torch.tensor(list(mine[prompt]), dtype=torch.int64)
+        columns = torch.cat([places[rows].flatten(), own]).unique()
+        found = measure.similarity(queries[rows], training[columns])
+        nearest[prompt], where = found.max(dim=1)
+        index[prompt] = columns[where]
+        belongs = torch.isin(columns, own)
+        if belongs.any():
+            alike[prompt] = torch.maximum(alike[prompt], found[:, belongs].amax(dim=1))
+        if not belongs.all():
+            other[prompt] = found[:, ~belongs].amax(dim=1)
+    return nearest, index, other

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure, pictures
+from memtrain.evaluation.measures.copying.base import CopyMeasure, TrainingImages, candidates, pictures
 from memtrain.evaluation.measures.edits import EDITS, Edit
 from memtrain.functional.ranking import proportion_interval
 from memtrain.functional.statistics import conformal_threshold
@@ -204,12 +204,18 @@ def nearest_others(
     first = torch.tensor(sorted({int(number): index for index, number in reversed(list(enumerate(numbers)))}.values()))
     chosen = first[torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))[:LOOKED_AT]]
     queries = measure.describe(training[chosen]) if features is None else features[chosen]
+    images = TrainingImages(measure, training, features)
     best = torch.full((len(chosen),), -torch.inf)
-    for start in range(0, len(training), AT_ONCE):
-        stop = min(start + AT_ONCE, len(training))
-        block = measure.describe(training[start:stop]) if features is None else features[start:stop]
+    if measure.candidates is not None and measure.candidates < len(training):
+        same = numbers[chosen][:, None] == numbers
+        places = candidates(measure, queries, images, count=measure.candidates, hidden=same)
+        for row, columns in enumerate(places):
+            alike = measure.similarity(queries[row : row + 1], images[columns])[0]
+            best[row] = alike.masked_fill(same[row, columns], -torch.inf).max()
+        return best
+    for start, block in images.blocks():
         alike = measure.similarity(queries, block)
-        alike[numbers[chosen][:, None] == numbers[start:stop]] = -torch.inf
+        alike[numbers[chosen][:, None] == numbers[start : start + len(block)]] = -torch.inf
         best = torch.maximum(best, alike.amax(dim=1))
     return best
 

@@ -24,14 +24,19 @@ class MultiScaleSSIM(CopyMeasure):
     """MS-SSIM on three scales."""
 
     name = "ms_ssim"
+    candidates = NEAREST
 
     def describe(self, images: Tensor) -> Tensor:
         """`(n, 3, 64, 64)` from 0 to 1."""
         return scaled(images, SIDE)
 
+    def quick(self, first: Tensor, second: Tensor) -> Tensor:
+        """Negative root mean square difference of pixels."""
+        return -torch.cdist(first.flatten(1), second.flatten(1)) / first[0].numel() ** 0.5
+
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
         """From 0 to 1; of pairs that are not compared -1, and the nearer in pixels the more."""
-        apart = torch.cdist(first.flatten(1), second.flatten(1)) / first[0].numel() ** 0.5
+        apart = -self.quick(first, second)
         found = -1 - apart
         columns = apart.topk(min(NEAREST, len(second)), dim=1, largest=False).indices
         for row, chosen in enumerate(columns):

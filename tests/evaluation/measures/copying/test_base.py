@@ -55,3 +55,36 @@ def test_blocks_and_features_at_hand_change_nothing(monkeypatch, at_once):
     torch.testing.assert_close(found.nearest, every.amax(dim=1).view(3, 2))
     for one, other in zip(vars(found).values(), vars(again).values(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+class OnCandidates(Brightness):
+    """The same, but compared with the nearest alone; others have no similarity that means anything."""
+
+    candidates = 2
+
+    def __init__(self) -> None:
+        self.compared = 0
+
+    def quick(self, first: Tensor, second: Tensor) -> Tensor:
+        return super().similarity(first, second) / 10
+
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        self.compared += len(first) * len(second)
+        return super().similarity(first, second)
+
+
+@pytest.mark.parametrize("at_once", [3, 64])
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_slow_measures_compare_candidates_and_find_what_all_pairs_would(monkeypatch, at_once, at_hand):
+    monkeypatch.setattr("memtrain.evaluation.measures.copying.base.AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(1)
+    generated = torch.randint(256, (3, 2, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    training = torch.randint(256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    own, mine = generated[:, 0], [[0, 39], [], [2]]
+    slow = OnCandidates()
+    features = slow.describe(training) if at_hand else None
+    found = compare(slow, generated, own, training=training, mine=mine, features=features)
+    assert slow.compared <= 3 * (2 * (2 * 3 + 2) + 2 + 4)
+    every = compare(Brightness(), generated, own, training=training, mine=mine)
+    for one, other in zip(vars(found).values(), vars(every).values(), strict=True):
+        torch.testing.assert_close(one, other)

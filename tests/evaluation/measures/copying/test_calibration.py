@@ -6,7 +6,7 @@ import torch
 from memtrain.evaluation.measures.copying.calibration import PLAIN, calibrate, nearest_others, rate_bound
 from memtrain.evaluation.measures.edits import EDITS
 
-from .test_base import Brightness, flat
+from .test_base import Brightness, OnCandidates, flat
 
 
 def brightened(image, chance):
@@ -54,8 +54,9 @@ def test_a_measure_that_finds_no_plain_copy_says_so():
 
 def test_files_of_one_picture_are_not_each_others_neighbours():
     training, family = flat(0, 2, 50, 90), torch.tensor([0, 0, 1, 2])
-    found = nearest_others(Brightness(), training, family=family)
-    assert sorted(found.tolist()) == [-50.0, -40.0, -40.0]
+    for measure in (Brightness(), OnCandidates()):
+        found = nearest_others(measure, training, family=family)
+        assert sorted(found.tolist()) == [-50.0, -40.0, -40.0]
     calibration = calibrate(Brightness(), torch.zeros(0), rate=None, copied=training, training=training, family=family)
     assert calibration.false_positive_rate is None
     assert calibration.rate_bound is None

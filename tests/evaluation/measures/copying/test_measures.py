@@ -8,16 +8,18 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from transformers import ViTConfig, ViTModel
 
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.measures.copy_descriptors import CONVENTIONS, describe_images
 from memtrain.evaluation.measures.copying.base import CopyWeights, pictures, scaled
 from memtrain.evaluation.measures.copying.calibration import CopyCalibration
 from memtrain.evaluation.measures.copying.find import copy_measures, measure_classes, recommended
 from memtrain.evaluation.measures.copying.parts import Parts
 from memtrain.evaluation.measures.copying.tiles import TiledDistance
+from memtrain.families.network_file import Network
 from tests.conftest import ROOT
 
-WITHOUT_WEIGHTS = [name for name, kind in measure_classes().items() if kind.reason_missing(CopyWeights()) is None]
 ON_CANDIDATES = ("aligned", "ms_ssim")
 """Measures that compare the nearest of the images at hand alone."""
 
@@ -50,9 +52,28 @@ def network(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("name", [*WITHOUT_WEIGHTS, "sscd"])
-def test_a_picture_is_most_alike_to_itself(images, network, name):
-    (measure,), left_out = copy_measures([name], weights=CopyWeights(copy_detector=network))
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """Folder of a small random DINO."""
+    folder = tmp_path_factory.mktemp("dino")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small = ViTConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+        )
+        ViTModel(small).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", measure_classes())
+def test_a_picture_is_most_alike_to_itself(images, network, transformer, name, monkeypatch):
+    monkeypatch.setattr("memtrain.evaluation.measures.copying.deep_ssim.STEPS", 20)
+    (measure,), left_out = copy_measures([name], weights=CopyWeights(copy_detector=network, vision=transformer))
     features = measure.describe(images)
     alike = measure.similarity(features, features)
     assert alike.shape == (12, 12)
@@ -131,3 +152,26 @@ def test_what_finds_most_edited_copies_is_recommended():
     found = {"blind": calibration(0.5, 0.9), "good": calibration(1.0, 0.8), "weak": calibration(1.0, 0.2)}
     assert recommended(found) == "good"
     assert recommended({"blind": found["blind"]}) is None
+
+
+def test_correlation_of_features_is_pearsons(images, transformer):
+    (cosine, correlation), _ = copy_measures(["vision", "feature_correlation"], weights=CopyWeights(vision=transformer))
+    found = correlation.similarity(correlation.describe(images), correlation.describe(images))
+    expected = np.corrcoef(cosine.describe(images).numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("by", sorted(CONVENTIONS))
+def test_a_copy_detector_that_takes_pixels_gets_them_as_every_convention_has_them(images, by):
+    shown = []
+
+    def network(pixels):
+        shown.append(pixels)
+        return pixels.float().mean(dim=(2, 3))
+
+    describe_images(Network(network, takes_pixels=True), images[:2], by=CONVENTIONS[by])
+    (pixels,) = shown
+    assert pixels.dtype == torch.uint8
+    prepared = CONVENTIONS[by].prepare(images[:2])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CONVENTIONS[by].mean, CONVENTIONS[by].std))
+    torch.testing.assert_close((pixels / 255 - mean) / std, prepared)
