@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from memtrain.cli.run_folder import images_of
+from memtrain.cli.asked_pictures import images_of
 from memtrain.data.canaries import MOST, Canaries, canary_caption, draw_canary
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.images import to_pixel_values
