@@ -110,7 +110,7 @@ def trace_attention(
             average = readings[reader.name].mean(dim=3)
             summary = summary_tokens(lengths[start:stop], average.shape[-1])[:, None, None]
             entropies = entropy(average), partial_entropy(average, summary)
-            found.append((average.mean(dim=1), *(values.mean(dim=1) for values in entropies)))
+            found.append((average.mean(dim=1), entropies[0].mean(dim=1), entropies[1].mean(dim=1)))
             bar.update(len(part))
     attention, whole, partial = (torch.cat(values) for values in zip(*found, strict=True))
     return AttentionTrace(attention=attention, entropy=whole, summary_entropy=partial, lengths=lengths)

@@ -39,7 +39,7 @@ def test_the_arrays_give_the_scores_of_the_stage(pipeline: StableDiffusionPipeli
     entropies, summaries = [], []
     for name in results["arrays"]:
         arrays, lengths = merged(tmp_path / "attention" / name, 3, steps=3)
-        assert arrays.shape[3] == 1 and lengths == trace.lengths.tolist() == [3, 7, 3]
+        assert arrays.shape[3] == 1 and lengths == trace.lengths.tolist() == [3, 6, 3]
         average = arrays.mean((2, 3))
         each = -average * np.log(average)
         entropies.append(each.sum(2))
