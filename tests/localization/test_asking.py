@@ -55,7 +55,9 @@ def test_every_setting_finds_the_same_neurons_fast_and_as_published(
         assert (one.initial, one.refined, one.theta, one.k) == (other.initial, other.refined, other.theta, other.k)
         assert one.pairs == pytest.approx(other.pairs, abs=1e-5) and len(one.pairs) == 6
         assert max(one.pairs) == pytest.approx(one.similarity, abs=1e-6)
-    kinds = [[(one.initial, one.refined, one.score, one.calls) for one in found.found] for found in (slow, plain)]
+    kinds = [
+        [(one.initial, one.refined, one.score, one.k, one.calls) for one in found.found] for found in (slow, plain)
+    ]
     assert kinds[0] != kinds[1], "the setting has an effect"
 
 
