@@ -5,7 +5,7 @@ leaves seeds, steps, theta, k and thresholds as they are given. Their `--no_thet
 their `--no_top_k` is `--settings.initial_k null`.
 """
 
-from __future__ import annotations
+# Annotations are read when they are written: the command line has to find the class of `settings`, from any stage.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
