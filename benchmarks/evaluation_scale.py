@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/evaluation_scale.py --json benchmarks/evaluation_scale.json
 
 The pictures are the embedded clip art, enlarged, moved and recoloured, with noise: made for cost figures alone, they
-say nothing of quality. They are kept in a file that is mapped into
-memory (memtrain.evaluation.sampling.stored_images); the process that writes it is killed with SIGKILL at 40 % and
-started again. Then 100 generations, five of them copies with noise, are compared with all of them by the ratio of pixel
+say nothing of quality. They are kept in a file that is mapped into memory
+(memtrain.evaluation.sampling.stored_images); the process that writes it is killed with SIGKILL at 40 % and started
+again. Then 100 generations, five of them copies with noise, are compared with all of them by the ratio of pixel
 distances, and by the built-in descriptor.
 
 Memory is what `/proc` says of the process that works, asked for every 20 ms: `anonymous` is its own, `with files`
@@ -49,10 +49,10 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
     Args:
         row: of the picture.
         side: of the picture.
-        art: which clip art; default by the row, one of the first 1,000.
+        art: which clip art; default by the row, one of the first 100.
     """
-    small = _clip_art(row % 1000 if art is None else art)
-    turn = row // 1000
+    small = _clip_art(row % 100 if art is None else art)
+    turn = row // 100
     small = small.roll((turn, 5 * turn, 7 * turn), (0, 1, 2))
     large = torch.nn.functional.interpolate(small[None], size=(side, side), mode="bilinear")[0]
     large += _noise(side).roll((31 * row, 17 * row), (1, 2))
@@ -61,7 +61,7 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
 
 @cache
 def _noise(side: int) -> Tensor:
-    """`(3, side, side)` fp32, the same for every picture but for its place: drawing it anew would be most of the cost."""
+    """`(3, side, side)` fp32, the same for all but its place: drawing it anew would be most of the cost."""
     return torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(0)).float()
 
 
@@ -84,7 +84,7 @@ def compare(folder: str, queries: int, side: int, measure: str, found: str) -> N
     own = torch.arange(queries)
     noise = torch.randint(-20, 21, (COPIES, 3, side, side), generator=torch.Generator().manual_seed(0))
     copies = (training[:COPIES].int() + noise).clamp(0, 255).to(torch.uint8)
-    others = torch.stack([picture(10**4 + row, side, art=1000 + row) for row in range(COPIES, queries)])
+    others = torch.stack([picture(10**4 + row, side, art=100 + row) for row in range(COPIES, queries)])
     generated = torch.cat([copies, others])[:, None]
     begun = time.perf_counter()
     if measure == "ratio":
