@@ -61,7 +61,7 @@ def decided(
     why = [
         Reason(**one)
         for one in by_ratio["reasons"]
-        if not (one["reason"] in ("copies_unseen", "may_be_copies") and recommended not in (None, RATIO))
+        if not (one["reason"] == "copies_unseen" and recommended not in (None, RATIO))
     ]
     why += _no_measure(copying) if recommended not in trusted else []
     why += [one for name, measure in trusted.items() for one in _suspicious(name, measure, name == recommended)]

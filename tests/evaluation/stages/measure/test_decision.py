@@ -88,6 +88,8 @@ def test_what_the_ratio_alone_cannot_see_does_not_count_against_a_measure_that_c
     assert judged("tiles", [blind], tiles=measure(0))["cleared"] is True
     assert [one["reason"] for one in judged("tiles", [blind, other], tiles=measure(0))["reasons"]] == ["few_seeds"]
     assert judged("ratio", [blind], ratio=measure(0))["cleared"] is None
+    found = {"reason": "may_be_copies", "found": "2 of 14 repeated pictures came back", "remedy": "look"}
+    assert judged("tiles", [found], tiles=measure(0))["cleared"] is None, "what the ratio did see counts"
 
 
 def test_light_copies_that_the_ratio_called_chance_are_not_cleared() -> None:
