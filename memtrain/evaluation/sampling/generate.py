@@ -104,7 +104,7 @@ def _stored(
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     seeds = len(sampling.seeds)
-    identity = identity_of(pipeline, prompts, sampling, detectors, size=_size(pipeline, sampling))
+    identity = identity_of(pipeline, prompts, sampling, detectors, size=sampled_size(pipeline, sampling))
     folder = store / key_of(identity)
     kept = StoredSamples(folder, identity, count=len(prompts) * seeds, batch=sampling.batch_size)
     if missing := kept.missing():
@@ -164,7 +164,7 @@ def _sample(
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     decode = decode or any("images" in detector.needs for detector in detectors)
-    size = _size(pipeline, sampling)
+    size = sampled_size(pipeline, sampling)
     pairs = [(prompt, seed) for prompt in prompts for seed in sampling.seeds]
     if parts is None:
         every = range(0, len(pairs), sampling.batch_size)
@@ -229,7 +229,7 @@ def _batch(
     return images, {name: _on_host(condensed) for name, (condensed,) in kept.items()}
 
 
-def _size(pipeline: DiffusionPipeline, sampling: Sampling) -> tuple[int, int]:
+def sampled_size(pipeline: DiffusionPipeline, sampling: Sampling) -> tuple[int, int]:
     """Height and width of the images, also where the pipeline is left to its own."""
     if sampling.size is not None:
         return sampling.size
