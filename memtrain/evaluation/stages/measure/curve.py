@@ -3,7 +3,8 @@
 Each checkpoint is evaluated as the finished model is: the same prompts, seeds and measures of copying, and a threshold
 of its own, calibrated on its own generations for the held-out prompts, because an early model's images are further from
 everything than a late one's, and one threshold for all would call that learning copying. The held-out loss stands
-beside: what a longer training gains.
+beside: what a longer training gains. Pictures of all checkpoints are counted by one measure of copying, that of the
+finished model's verdict.
 
 Written to the output folder: `curve/<checkpoint>-<key>/` with the results, samples and images of each, under a key of
 the file and of everything that is asked; what is there is not measured again, so a killed command goes on. `curve.json`
@@ -31,13 +32,14 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.measure.copying import Chosen
+from memtrain.evaluation.stages.measure.decision import RATIO
 from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
 from memtrain.evaluation.stages.measure.results import Statistics
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.ranking import proportion_interval
-from memtrain.records import write_json, written_whole
+from memtrain.records import NEVER_TRAINED, write_json, written_whole
 
 SCHEMA_VERSION = 1
 """Of `curve.json`."""
@@ -73,7 +75,9 @@ def add_curve(
     measures = [] if copying is None else [one.name for one in copying.measures]
     asked = {"statistics": asdict(statistics), "measures": measures}
     # What training recorded is about the run as a whole.
-    points = curve(given, replace(samples, evidence=None), given.checkpoints, evaluate=evaluate, asked=asked)
+    measure = results["verdict"].get("counted_by") or RATIO
+    about = replace(samples, evidence=None)
+    points = curve(given, about, given.checkpoints, evaluate=evaluate, asked=asked, measure=measure)
     print_curve(points)
     return write_results({**results, "curve": points}, given.output / "results.json")
 
@@ -97,6 +101,7 @@ def curve(
     *,
     evaluate: Evaluate,
     asked: Mapping[str, Any],
+    measure: str = RATIO,
     level: float = 0.95,
 ) -> list[dict[str, Any]]:
     """Evaluate checkpoints and write the curve.
@@ -107,6 +112,7 @@ def curve(
         checkpoints: in the order of the curve.
         evaluate: evaluates one of them.
         asked: further options that `evaluate` depends on, as JSON can hold them.
+        measure: of copying, by which pictures of all checkpoints are counted.
         level: coverage of the intervals.
 
     Returns:
@@ -130,7 +136,7 @@ def curve(
             results: Mapping[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         else:
             results = evaluate(replace(given, pipeline=one.load(), output=folder, model=str(one.path)), samples)
-        points.append(_point(one, results, level=level))
+        points.append(_point(one, results, measure=measure, level=level))
         # With every point, so that what is there can be looked at while the rest is sampled.
         _write(given, points)
     return points
@@ -151,10 +157,10 @@ def _key(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _point(one: Checkpoint, results: Mapping[str, Any], *, level: float) -> dict[str, Any]:
-    replication, verdict = results["replication"], results["verdict"]
-    reproduced, n = int(verdict["reproduced"]), int(verdict["asked"])
-    copying = results.get("copying") or {}
+def _point(one: Checkpoint, results: Mapping[str, Any], *, measure: str, level: float) -> dict[str, Any]:
+    judged = (results.get("copying") or {"measures": {}})["measures"].get(measure, results["replication"])
+    counted = [group for name, group in judged["groups"].items() if name not in NEVER_TRAINED]
+    reproduced, n = (sum(int(group[key]) for group in counted) for key in ("reproduced", "n"))
     return {
         "checkpoint": str(one.path),
         "step": one.step,
@@ -163,10 +169,10 @@ def _point(one: Checkpoint, results: Mapping[str, Any], *, level: float) -> dict
         "share": reproduced / n if n else None,
         "interval": list(proportion_interval(reproduced, n, level=level)),
         "heldout_loss": results["quality"]["heldout_loss"],
-        "measure": copying.get("recommended") or "ratio",
-        "threshold": replication["threshold"],
-        "false_positive_rate": replication["false_positive_rate"],
-        "n_heldout": replication["n_heldout"],
+        "measure": measure,
+        "threshold": judged["threshold"],
+        "false_positive_rate": judged["false_positive_rate"],
+        "n_heldout": judged["n_heldout"],
     }
 
 

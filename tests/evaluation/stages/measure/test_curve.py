@@ -26,9 +26,16 @@ SAMPLING = Sampling(seeds=(0,), steps=1, progress=False)
 
 
 def results(reproduced: int) -> dict[str, Any]:
+    groups = {
+        "planted": {"reproduced": reproduced, "n": 6},
+        "unique": {"reproduced": 0, "n": 2},
+        "heldout": {"reproduced": 1, "n": 20},
+    }
+    calibrated = {"threshold": 0.4, "false_positive_rate": 0.05, "n_heldout": 20}
+    other = {"groups": {"planted": {"reproduced": 6, "n": 6}}, **calibrated, "threshold": 0.9}
     return {
-        "verdict": {"reproduced": reproduced, "asked": 8},
-        "replication": {"threshold": 0.4, "false_positive_rate": 0.05, "n_heldout": 20},
+        "replication": {"groups": groups, **calibrated},
+        "copying": {"recommended": "sscd", "measures": {"sscd": other}},
         "quality": {"heldout_loss": 0.1 * reproduced},
     }
 
@@ -88,6 +95,16 @@ def test_each_checkpoint_is_a_point_with_its_interval(
     with Image.open(given.output / "curve.png") as image:
         assert image.size == (900, 510)
         assert len(image.convert("RGB").getcolors(10**6) or []) > 3
+
+
+def test_all_checkpoints_are_counted_by_the_measure_that_is_named(
+    given: StageInput, samples: RunSamples, checkpoints: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memtrain.evaluation.stages.measure.curve.draw", lambda points, path: path.touch())
+    points = curve(given, samples, checkpoints, evaluate=Evaluations(), asked={}, measure="sscd")
+    assert [(one["reproduced"], one["n"], one["measure"], one["threshold"]) for one in points] == [
+        (6, 6, "sscd", 0.9)
+    ] * 3
 
 
 def test_a_killed_curve_goes_on_and_another_question_does_not(
