@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.at_once import in_parts
 from memtrain.evaluation.sampling.decoding import decode_images
-from memtrain.evaluation.sampling.generate import prepared
+from memtrain.evaluation.sampling.generate import prepared, sampled_size
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.row_masks import row_masks
@@ -54,23 +55,29 @@ def sample_embeddings(
         )
     height, width = sampling.size or (None, None)
     pairs = [(row, seed) for row in range(len(embeddings)) for seed in sampling.seeds]
+
+    def some(numbers: range) -> Tensor:
+        batch = pairs[numbers.start : numbers.stop]
+        rows = [row for row, _ in batch]
+        with row_masks(pipeline.unet, [masks[row] for row in rows]):
+            latents = pipeline(
+                prompt_embeds=embeddings[rows].to(pipeline.device, pipeline.unet.dtype),
+                generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                height=height,
+                width=width,
+                output_type="latent",
+            ).images
+        return decode_images(pipeline, latents)
+
     images = []
+    side = sampled_size(pipeline, sampling)
     bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
     with prepared(pipeline), bar:
         for start in range(0, len(pairs), sampling.batch_size):
-            batch = pairs[start : start + sampling.batch_size]
-            rows = [row for row, _ in batch]
-            with row_masks(pipeline.unet, [masks[row] for row in rows]):
-                latents = pipeline(
-                    prompt_embeds=embeddings[rows].to(pipeline.device, pipeline.unet.dtype),
-                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                    num_inference_steps=sampling.steps,
-                    guidance_scale=sampling.guidance_scale,
-                    height=height,
-                    width=width,
-                    output_type="latent",
-                ).images
-            images.append(decode_images(pipeline, latents))
+            batch = range(start, min(start + sampling.batch_size, len(pairs)))
+            images += [decoded for _, decoded in in_parts(pipeline, batch, some, pixels=side[0] * side[1])]
             bar.update(len(batch))
     sampled = torch.cat(images)
     return sampled.view(-1, len(sampling.seeds), *sampled.shape[1:])
