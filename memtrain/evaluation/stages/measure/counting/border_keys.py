@@ -114,34 +114,12 @@ def border_exposure(
     agreed = agreement(painted, levels, held)
     # Two looks at each sample, so the smaller of two p-values counts twice.
     chance = 2 * torch.minimum(p_values(-errors, -errors[held]), p_values(agreed, agreed[held])).clamp(max=0.5)
-    by_repetition = []
-    for error, bit in zip(
-        exposure_by_repetition(errors, repetitions, seed=seed),
-        exposure_by_repetition(bits, repetitions, seed=seed),
-        strict=True,
-    ):
-        repeats, n = error.pop("repeats"), error.pop("n")
-        for one in (error, bit):
-            one.pop("saturated")
-        bits_of = {name: value for name, value in bit.items() if name not in ("repeats", "n")}
-        inside = count == repeats
-        remembered = None if repeats == 0 else int((chance[inside] <= rate).sum())
-        by_repetition.append(
-            {
-                "repeats": repeats,
-                "n": n,
-                "errors": error,
-                "bits": bits_of,
-                "remembered": remembered,
-                "correlation": correlation(painted[inside], levels[inside]),
-            }
-        )
     order = bits.argsort(descending=True, stable=True).tolist()
     return {
         "heldout": int(held.sum()),
         "rate": rate,
         "generations": painted.shape[1],
-        "by_repetition": by_repetition,
+        "by_repetition": _by_repetition(painted, levels, repetitions, remembered=chance <= rate, seed=seed),
         "below_unique": _smaller(errors, count > 1, count == 1, seed=seed),
         "below_heldout": _smaller(errors, count > 1, held, seed=seed),
         "unique_below_heldout": _smaller(errors, count == 1, held, seed=seed),
@@ -161,6 +139,33 @@ def border_exposure(
             for row in order
         ],
     }
+
+
+def _by_repetition(
+    painted: Tensor, levels: Tensor, repetitions: Sequence[int], *, remembered: Tensor, seed: int
+) -> list[dict[str, Any]]:
+    """A row for each number of repetitions."""
+    errors = exposure_by_repetition(key_errors(painted, levels), repetitions, seed=seed)
+    bits = exposure_by_repetition(guess_bits(painted, levels), repetitions, seed=seed)
+    table = []
+    for error, bit in zip(errors, bits, strict=True):
+        repeats, n = error["repeats"], error["n"]
+        inside = torch.tensor(list(repetitions)) == repeats
+        figures = [
+            {name: value for name, value in one.items() if name not in ("repeats", "n", "saturated")}
+            for one in (error, bit)
+        ]
+        table.append(
+            {
+                "repeats": repeats,
+                "n": n,
+                "errors": figures[0],
+                "bits": figures[1],
+                "remembered": int(remembered[inside].sum()) if repeats else None,
+                "correlation": correlation(painted[inside], levels[inside]),
+            }
+        )
+    return table
 
 
 def _smaller(errors: Tensor, some: Tensor, others: Tensor, *, seed: int) -> dict[str, Any] | None:
