@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from memtrain.cli.asked_pictures import images_of
 from memtrain.data.canaries import MOST, Canaries, canary_caption, draw_canary
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.images import to_pixel_values
 from memtrain.data.module import TextImageDataModule
-from memtrain.evaluation.stages.measure.counting.planted_secrets import BorderSecrets, CanarySecrets
+from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.functional.pixels import to_uint8
 
@@ -81,7 +80,7 @@ def border_secrets(
         keys=[sample.key for sample in samples],
         captions=[sample.caption for sample in samples],
         repetitions=[visits[sample.key] if sample.key in trained else 0 for sample in samples],
-        images=torch.cat([images_of(dataset, rows) for dataset, rows in parts if rows]),
+        images=torch.stack([to_uint8(dataset.pixel_values(row)) for dataset, rows in parts for row in rows]),
         levels=torch.tensor([keys.level(sample.key) for sample in samples], dtype=torch.float64),
         thickness=keys.thickness,
     )
