@@ -81,6 +81,7 @@ def test_slow_measures_compare_candidates_and_find_what_all_pairs_would(monkeypa
     generated = torch.randint(256, (3, 2, 3, 8, 8), generator=generator, dtype=torch.uint8)
     training = torch.randint(256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
     own, mine = generated[:, 0], [[0, 39], [], [2]]
+    training[2] = generated[2, 1]  # nearest to this one, and no other picture
     slow = OnCandidates()
     features = slow.describe(training) if at_hand else None
     found = compare(slow, generated, own, training=training, mine=mine, features=features)

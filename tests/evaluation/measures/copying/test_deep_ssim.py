@@ -55,6 +55,9 @@ def test_the_network_is_kept_in_a_file_and_read_from_it(images, tmp_path):
         DeepSSIM(str(path)).learn(images)
 
 
-def test_too_few_pictures_to_learn_from_are_refused(images):
-    with pytest.raises(ConfigurationError, match="3 training pictures"):
-        DeepSSIM().learn(images[:3])
+def test_no_pictures_to_learn_from_are_refused_and_one_is_enough(images):
+    with pytest.raises(ConfigurationError, match="no training pictures"):
+        DeepSSIM().learn(images[:0])
+    measure = DeepSSIM(steps=2)
+    measure.learn(images[:1])
+    assert measure.describe(images[:3]).isfinite().all()
