@@ -163,8 +163,8 @@ def _remarks(null: Mapping[str, Any], prompts: int) -> list[str]:
     ]
     if null["kind"] != "own" and prompts < ENOUGH:
         said.append(
-            f"Fewer than {ENOUGH} prompts lend each other too few words, so null prompts hold words of a list. Measured "
-            "with such null prompts, noise_similarity gave small p-values three times too often."
+            f"Fewer than {ENOUGH} prompts lend each other too few words, so null prompts hold words of a list. "
+            "Measured with such null prompts, noise_similarity gave small p-values three times too often."
         )
     if null["fewest_to_name"] > 1:
         said.append(
