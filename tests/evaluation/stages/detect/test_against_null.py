@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
@@ -151,3 +153,13 @@ def test_what_is_said_of_a_few_and_of_one(
         "does not clear a prompt",
     ):
         assert part in text, part
+
+
+def test_half_precision_gives_p_values_too(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+    half = copy.deepcopy(pipeline).to(torch.bfloat16)
+    found = Detect(null=19, detectors=[GuidanceNorm(), MemAttn("E")])(given(half, tmp_path))
+    assert not found["null"]["left_out"]
+    exact = pq.read_table(tmp_path / "prompts.parquet")["guidance_norm_1"].to_pylist()
+    Detect(null="none", detectors=[GuidanceNorm()])(given(pipeline, tmp_path / "fp32"))
+    whole = pq.read_table(tmp_path / "fp32" / "prompts.parquet")["guidance_norm_1"].to_pylist()
+    assert exact == pytest.approx(whole, rel=0.1)
