@@ -24,7 +24,7 @@ from diffusers import StableDiffusionPipeline
 from jsonargparse import ArgumentParser, auto_cli
 from lightning.pytorch import LightningDataModule
 
-from memtrain.cli import quiet
+from memtrain.cli.chatter import quiet
 from memtrain.detectors.anisotropy import Anisotropy
 from memtrain.detectors.base import Detector
 from memtrain.detectors.bright_ending import BrightEnding
