@@ -49,7 +49,7 @@ def read_statistics(path: Path, predictor: Predictor) -> ActivationStatistics:
     found = [len(layer) for layer in mean]
     if found != list(widths.values()):
         raise ConfigurationError(
-            f"{path} has {len(found)} layers of {found} neurons, and the model {len(widths)} of {list(widths.values())}",
+            f"{path} has {len(found)} layers of {found} neurons, the model {len(widths)} of {list(widths.values())}",
             expected="statistics of the value layers of this model's down blocks and middle, in their order",
             remedy="measure them on this model: python evaluate.py calibrate",
         )

@@ -1,7 +1,8 @@
 """Masks that located neurons are compared with, by name: what `--baselines` puts on beside them.
 
 `initial`, `random` and `most_active` are a prompt's own, `frequent`, `frequent_per_layer`, `frequent_sets` and
-`random_frequent` the same for every prompt, counted over the prompts asked about (:mod:`memtrain.localization.baselines`).
+`random_frequent` the same for every prompt, counted over the prompts asked about
+(:mod:`memtrain.localization.baselines`).
 """
 
 from __future__ import annotations

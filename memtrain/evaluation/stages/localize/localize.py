@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from memtrain.errors import DataError
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.replication import reproduction_threshold
 from memtrain.evaluation.measures.weights import Weights
@@ -51,6 +50,7 @@ from memtrain.evaluation.stages.localize.conditions import (
     neuron_figures,
     verdict,
 )
+from memtrain.evaluation.stages.localize.lines import check_images, each_once
 from memtrain.evaluation.stages.localize.networks import masked_networks
 from memtrain.evaluation.stages.localize.pictures import write_pictures
 from memtrain.evaluation.stages.localize.search import Search, find_neurons
@@ -97,8 +97,9 @@ def localize(
 
     Args:
         given: a Stable Diffusion 1.x or 2.x pipeline, left as it was; P prompts, of which those known not to be
-            memorized are controls, and repeated ones are searched, sampled and counted once; the image of each prompt, without which nothing is said about replication, and
-            the search for embeddings is left out; settings of the sampling, and the output folder.
+            memorized are controls, and repeated ones are searched, sampled and counted once; the image of each prompt,
+            without which nothing is said about replication, and the search for embeddings is left out; settings of the
+            sampling, and the output folder.
         search: how neurons are found.
         probe_steps: of the search for embeddings that bring masked images back; 0 to leave it out.
         heldout: images `(n, 3, H, W)` uint8 that were never trained on, and their captions; default the controls'.
@@ -114,15 +115,15 @@ def localize(
         The content of `localization.json`.
 
     Raises:
-        ConfigurationError: if none is left to search, a repeated prompt is said to be both, settings contradict each other, or the
-            folder to bake into holds a pipeline.
+        ConfigurationError: if none is left to search, a repeated prompt is said to be both, settings contradict each
+            other, or the folder to bake into holds a pipeline.
         DataError: if prompts and images do not belong together.
         CalibrationError: if there are too few controls for the rate.
     """
     if given.own_images is not None:
-        _check_images(given.own_images, len(given.prompts))
+        check_images(given.own_images, len(given.prompts))
     lines, first = given.prompts, distinct(given.prompts)
-    given = _each_once(given, first)
+    given = each_once(given, first)
     prompts, own_images = given.prompts, given.own_images
     roles = Roles.of(prompts)
     if false_positive_rate is not None and own_images is not None:
@@ -137,11 +138,7 @@ def localize(
         _sample_baselines(case, conditions, baselines, k=baseline_k)
     if probe_steps and own_images is not None:
         _sample_retriggered(case, conditions, own_images, steps=probe_steps)
-    if heldout is None and own_images is not None and roles.controls:
-        heldout = own_images[roles.controls], [prompts[row].text for row in roles.controls]
-    loss = None
-    if heldout is not None and case.whole is not None:
-        loss = _loss(given.pipeline, heldout, mask=case.whole)
+    loss = _heldout_loss(case, heldout)
     results = {
         **_figures(case, conditions, loss),
         "probe": {"steps": probe_steps, "learning_rate": 0.1, "draws": 8}
@@ -194,6 +191,16 @@ class _Case:
         """Per condition the mask of each prompt."""
         own = [self.located.get(text) for text in self.texts(rows)]
         return {UNMASKED: [None] * len(rows), MASKED: own, UNION: [self.whole] * len(rows)}
+
+
+def _heldout_loss(case: _Case, heldout: tuple[Tensor, Sequence[str]] | None) -> dict[str, float] | None:
+    """Of the held-out images, by default those of the controls; None without any, or without neurons."""
+    own, roles = case.given.own_images, case.roles
+    if heldout is None and own is not None and roles.controls:
+        heldout = own[roles.controls], case.texts(roles.controls)
+    if heldout is None or case.whole is None:
+        return None
+    return _loss(case.given.pipeline, heldout, mask=case.whole)
 
 
 def _sample_masked(case: _Case, conditions: Conditions) -> None:
@@ -283,30 +290,3 @@ def _loss(
     with mask.on(pipeline.unet):
         masked = heldout_loss(pipeline, images, captions=list(captions))
     return change_of_loss(without, masked)
-
-
-def _each_once(given: StageInput, first: Sequence[int]) -> StageInput:
-    """The same with the first line of each prompt alone."""
-    if len(first) == len(given.prompts):
-        return given
-    own = given.own_images
-    if own is not None:
-        place = {given.prompts[row].text: row for row in first}
-        other = sum(not torch.equal(own[row], own[place[line.text]]) for row, line in enumerate(given.prompts))
-        if other:
-            log.warning(
-                "%d lines repeat a prompt with another image: prompts are compared with the image of their first line",
-                other,
-            )
-        own = own[list(first)]
-    return replace(given, prompts=[given.prompts[row] for row in first], own_images=own)
-
-
-def _check_images(own_images: Tensor, count: int) -> None:
-    """Refuse what would fail after minutes."""
-    if len(own_images) != count or own_images.dtype != torch.uint8:
-        raise DataError(
-            f"{count} prompts and own images {tuple(own_images.shape)} of {own_images.dtype}",
-            expected="one image (3, H, W) of uint8 per prompt",
-            remedy="pass both in the same order",
-        )

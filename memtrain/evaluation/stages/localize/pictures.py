@@ -1,8 +1,8 @@
 """The images of every condition as files, so that any metric can follow.
 
-`images/original/0000/seed-0.png` is the image of the prompt in line 0 with seed 0, unmasked; `images/refined/` has those
-under its refined neurons, `images/initial/` and the other baselines theirs. `images/prompts.csv` says which folder holds
-which line: of a prompt that stands twice all lines name that of its first.
+`images/original/0000/seed-0.png` is the image of the prompt in line 0 with seed 0, unmasked; `images/refined/` has
+those under its refined neurons, `images/initial/` and the other baselines theirs. `images/prompts.csv` says which
+folder holds which line: of a prompt that stands twice all lines name that of its first.
 
 Cost: a 512-pixel PNG takes about half a megabyte: 500 prompts with 10 seeds in 3 conditions 8 GB.
 """
@@ -49,10 +49,12 @@ def write_pictures(
                 with written_whole(place / f"seed-{seed}.png") as unfinished:
                     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(unfinished, format="PNG")
     of_text = {lines[number].text: number for number in first}
-    with written_whole(folder / "images" / "prompts.csv") as unfinished:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["line", "folder", "prompt", "memorized"])
-            for number, line in enumerate(lines):
-                known = "" if line.memorized is None else int(line.memorized)
-                writer.writerow([number, f"{of_text[line.text]:04d}", line.text, known])
+    with (
+        written_whole(folder / "images" / "prompts.csv") as unfinished,
+        unfinished.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["line", "folder", "prompt", "memorized"])
+        for number, line in enumerate(lines):
+            known = "" if line.memorized is None else int(line.memorized)
+            writer.writerow([number, f"{of_text[line.text]:04d}", line.text, known])

@@ -25,7 +25,8 @@ class Search:
 
     Attributes:
         settings: of NeMo's search.
-        statistics: activations for other prompts, or a file of them, ours or NeMo's; default measured on half of the controls, or on random words.
+        statistics: activations for other prompts, or a file of them, ours or NeMo's; default measured on half of the
+            controls, or on random words.
         threshold: similarity between seeds above which a prompt counts as memorized; default as `statistics`.
         contribution: take this share of all neurons by :mod:`memtrain.localization.contribution` instead of NeMo's
             search, which then has no `statistics`; needs controls.
@@ -58,7 +59,8 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
         What each prompt was there for, and what was found.
 
     Raises:
-        ConfigurationError: if prompts are repeated (:func:`memtrain.evaluation.stages.roles.distinct`), none is left to search, or the folder holds another search.
+        ConfigurationError: if prompts are repeated (:func:`memtrain.evaluation.stages.roles.distinct`), none is left to
+            search, or the folder holds another search.
     """
     folder, prompts = given.output / NEURONS, given.prompts
     roles, statistics = Roles.of(prompts), search.known_statistics(given)

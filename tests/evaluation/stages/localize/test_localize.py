@@ -84,7 +84,7 @@ def test_every_condition_is_there_with_its_prompts(evaluated: tuple[Path, dict])
     for name, texts in expected.items():
         assert [row["prompt"] for row in table if row["condition"] == name] == texts, name
     assert {row["condition"] for row in table} == set(expected)
-    assert results["prompts"] == {"asked": 2, "controls": 6, "controls_tested": 3}
+    assert results["prompts"] == {"asked": 2, "controls": 6, "controls_tested": 3, "lines": 8}
     assert results["located"]["asked"]["k"] + results["located"]["false_alarms"]["k"] == len(
         load_masks(folder / "masks.safetensors")
     )
