@@ -24,15 +24,18 @@ from tests.conftest import ROOT
 SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
 WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
 PROMPTS = {"run", "output", "precision", "model", "lora", "lora_scale", "prompts", "max_prompts"}
+SEARCH = {"sites", "published", "settings"}
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most", "save_arrays"},
-    "calibrate": PROMPTS | {"sites"},
+    "calibrate": PROMPTS | SEARCH | {"export"},
     "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
-    "detect": PROMPTS | SAMPLED | {"detectors", "shard"},
+    "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard"},
     "localize": PROMPTS
     | SAMPLED
     | WEIGHTS
-    | {"sites", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"},
+    | SEARCH
+    | {"statistics", "threshold", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"}
+    | {"baselines", "baseline_k", "save_images"},
     "measure": SAMPLED
     | WEIGHTS
     | (PROMPTS - {"prompts"})
@@ -177,7 +180,11 @@ def test_localize_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert stage(given) == {"found": 1}
     search, weights = seen.pop("search"), seen.pop("weights")
     assert (search.settings.sites, search.contribution, weights.clip) == ("*", 0.4, "c")
-    assert seen == {"given": given, "bake": "baked", "false_positive_rate": 0.2, "probe_steps": 3}
+    assert seen == {"given": given, "bake": "baked", "false_positive_rate": 0.2, "probe_steps": 3} | {
+        "baselines": (),
+        "baseline_k": 10,
+        "save_images": False,
+    }
 
 
 def test_a_job_array_shares_prompts_and_leaves_other_stages_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +206,7 @@ def test_detectors_are_named_by_class_path(
     options = ["--model", str(pipeline_folder), "--prompts", "a cat", "--steps", "3", "--output", str(tmp_path / "out")]
     cli.evaluate(["detect", "--config", str(overlay), *options])
     table = pq.read_table(tmp_path / "out" / "prompts.parquet")
-    assert table.column_names == ["prompt", "memorized", "prompt_length", "guidance_norm_2"]
+    assert table.column_names == ["prompt", "count", "memorized", "prompt_length", "guidance_norm_2"]
     shown = " ".join(capsys.readouterr().out.split())
     assert "One prompt alone shows nothing" in shown
     assert f"Report: {tmp_path / 'out' / 'report.html'}" in shown
