@@ -4,8 +4,9 @@ Threshold: what generations for held-out prompts, whose pictures the model never
 rate, taken on the same maximum over generations that prompts are judged by (split-conformal prediction). That rate
 holds on average over draws of the held-out prompts; `rate_bound` holds for 95 % of the draws (a tolerance bound: Wilks,
 "Determination of Sample Sizes for Setting Tolerance Limits", 1941).
-Power: copies are made of the user's own pictures, as they are and edited (crops, mirrors, shifts, colours, JPEG, ...;
-:mod:`memtrain.evaluation.measures.edits`), and held against the threshold. A measure that does not find nearly all
+Power: copies are made of the user's own pictures, through the model's autoencoder where there is one, as they are and
+edited (crops, mirrors, shifts, colours, JPEG, ...; :mod:`memtrain.evaluation.measures.edits`), and held against the
+threshold. A measure that does not find nearly all
 plain copies cannot see copies in these data; it says so (`sees`) and clears nothing.
 Train to train: how alike each training picture is to the nearest other one. Where that often reaches the threshold, the
 data hold look-alikes, or copies that nobody has found.
@@ -94,6 +95,7 @@ def calibrate(
     training: Tensor,
     family: Tensor | None = None,
     features: Tensor | None = None,
+    rendered: Tensor | None = None,
     edits: Mapping[str, Edit] | None = None,
     seed: int = 0,
     level: float = 0.95,
@@ -109,6 +111,8 @@ def calibrate(
         training: `(M, 3, H, W)` uint8.
         family: `(M,)`, the same number for training images that are one picture. Default: all are different.
         features: of the training images, where they are at hand.
+        rendered: `(q, 3, H, W)` uint8, the same pictures as the model can make them at best, through its autoencoder;
+            copies are made of these where they are given, and held against the pictures.
         edits: by name; default all of :data:`memtrain.evaluation.measures.edits.EDITS`.
         seed: of the edits, and of the choice of training pictures.
         level: coverage of the intervals.
@@ -131,7 +135,15 @@ def calibrate(
         false_positive_rate=rate,
         rate_bound=bound,
         heldout=heldout,
-        power=power(measure, copied[:COPIED], threshold=threshold, edits=edits, seed=seed, level=level),
+        power=power(
+            measure,
+            copied[:COPIED],
+            threshold=threshold,
+            rendered=None if rendered is None else rendered[:COPIED],
+            edits=edits,
+            seed=seed,
+            level=level,
+        ),
         train_to_train=_distribution(alike, threshold),
     )
 
@@ -160,6 +172,7 @@ def power(
     images: Tensor,
     *,
     threshold: float,
+    rendered: Tensor | None = None,
     edits: Mapping[str, Edit] | None = None,
     seed: int = 0,
     level: float = 0.95,
@@ -170,6 +183,7 @@ def power(
         measure: the measure.
         images: `(q, 3, H, W)` uint8, of which copies are made.
         threshold: similarity of a copy.
+        rendered: the same, of which copies are made instead; they are held against `images`.
         edits: by name.
         seed: of what chance decides in an edit.
         level: coverage of the intervals.
@@ -177,10 +191,11 @@ def power(
     if not len(images):
         return {}
     own = measure.describe(images)
+    sources = pictures(images if rendered is None else rendered)
     found = {}
     for name, edit in {PLAIN: _unchanged, **(EDITS if edits is None else edits)}.items():
         chance = np.random.default_rng(seed)
-        copies = torch.stack([_pixels(edit(picture, chance)) for picture in pictures(images)])
+        copies = torch.stack([_pixels(edit(picture, chance)) for picture in sources])
         described = measure.describe(copies)
         alike = torch.stack([measure.similarity(described[i : i + 1], own[i : i + 1])[0, 0] for i in range(len(own))])
         k, n = int((alike.double() >= threshold).sum()), len(own)

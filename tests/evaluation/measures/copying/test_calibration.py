@@ -46,6 +46,15 @@ def test_power_says_which_edits_hide_a_copy():
     assert found.edited_share == 0.0
 
 
+def test_copies_are_as_good_as_the_model_can_make_them() -> None:
+    """A model that darkens everything by forty levels makes no copy that this measure would find."""
+    copied = flat(60, 110)
+    settings = {"rate": 0.01, "training": copied, "edits": {}}
+    null = torch.full((99,), -20.0)
+    assert calibrate(Brightness(), null, copied=copied, rendered=copied - 10, **settings).sees
+    assert not calibrate(Brightness(), null, copied=copied, rendered=copied - 40, **settings).sees
+
+
 def test_a_measure_that_finds_no_plain_copy_says_so():
     found = calibrate(Brightness(), torch.zeros(99), rate=0.01, copied=flat(10, 60), training=flat(10, 60), edits={})
     assert not found.sees
