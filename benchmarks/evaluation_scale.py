@@ -1,11 +1,11 @@
 """Ten thousand training pictures of 512 px in an evaluation: disk, memory and time, with a kill in between.
 
-    OMP_NUM_THREADS=2 python benchmarks/evaluation_scale.py --json benchmarks/evaluation_scale.json
+    python benchmarks/evaluation_scale.py --json benchmarks/evaluation_scale.json
 
 The pictures are the embedded clip art, enlarged, moved and recoloured, with noise: made for cost figures alone, they
-say nothing of quality. They are kept in a file that is mapped into
-memory (memtrain.evaluation.sampling.stored_images); the process that writes it is killed with SIGKILL at 40 % and
-started again. Then 100 generations, five of them copies with noise, are compared with all of them by the ratio of pixel
+say nothing of quality. They are kept in a file that is mapped into memory
+(memtrain.evaluation.sampling.stored_images); the process that writes it is killed with SIGKILL at 40 % and started
+again. Then 100 generations, five of them copies with noise, are compared with all of them by the ratio of pixel
 distances, and by the built-in descriptor.
 
 Memory is what `/proc` says of the process that works, asked for every 20 ms: `anonymous` is its own, `with files`
@@ -39,7 +39,7 @@ from memtrain.evaluation.sampling.stored_images import mapped_images, stored_ima
 
 COPIES = 5
 """Generations that are copies of the first training pictures."""
-CHUNK = 1 << 28
+CHUNK = 1 << 29
 """Bytes of a block of images in fp32."""
 
 
@@ -49,10 +49,10 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
     Args:
         row: of the picture.
         side: of the picture.
-        art: which clip art; default by the row, one of the first 1,000.
+        art: which clip art; default by the row, one of the first 100.
     """
-    small = _clip_art(row % 1000 if art is None else art)
-    turn = row // 1000
+    small = _clip_art(row % 100 if art is None else art)
+    turn = row // 100
     small = small.roll((turn, 5 * turn, 7 * turn), (0, 1, 2))
     large = torch.nn.functional.interpolate(small[None], size=(side, side), mode="bilinear")[0]
     large += _noise(side).roll((31 * row, 17 * row), (1, 2))
@@ -61,7 +61,7 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
 
 @cache
 def _noise(side: int) -> Tensor:
-    """`(3, side, side)` fp32, the same for every picture but for its place: drawing it anew would be most of the cost."""
+    """`(3, side, side)` fp32, the same for all but its place: drawing it anew would be most of the cost."""
     return torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(0)).float()
 
 
@@ -84,7 +84,7 @@ def compare(folder: str, queries: int, side: int, measure: str, found: str) -> N
     own = torch.arange(queries)
     noise = torch.randint(-20, 21, (COPIES, 3, side, side), generator=torch.Generator().manual_seed(0))
     copies = (training[:COPIES].int() + noise).clamp(0, 255).to(torch.uint8)
-    others = torch.stack([picture(10**4 + row, side, art=1000 + row) for row in range(COPIES, queries)])
+    others = torch.stack([picture(10**4 + row, side, art=100 + row) for row in range(COPIES, queries)])
     generated = torch.cat([copies, others])[:, None]
     begun = time.perf_counter()
     if measure == "ratio":
@@ -119,14 +119,15 @@ def watched(work: Callable[..., None], *args: Any, stop: Callable[[], bool] | No
         stop: kill it when this is true.
 
     Returns:
-        Seconds and peaks in GB.
+        Seconds on the clock and of the processor, and peaks in GB.
     """
     process = multiprocessing.get_context("spawn").Process(target=work, args=args)
     begun, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
     process.start()
-    killed = False
+    killed, cpu = False, 0.0
     while process.is_alive():
         _look(process.pid, peaks)
+        cpu = max(cpu, _cpu_seconds(process.pid))
         if stop is not None and not killed and stop():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
@@ -139,8 +140,18 @@ def watched(work: Callable[..., None], *args: Any, stop: Callable[[], bool] | No
         "seconds": round(time.perf_counter() - begun, 1),
         "peak_anonymous_gb": round(peaks["RssAnon"] / 1e6, 2),
         "peak_with_files_gb": round(peaks["VmRSS"] / 1e6, 2),
+        "cpu_seconds": round(cpu, 1),
         "killed": killed,
     }
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """Of all threads of a process, so far: unlike time on a clock, it does not count what others do meanwhile."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _look(pid: int | None, peaks: dict[str, int]) -> None:
@@ -191,16 +202,21 @@ def main(pictures: int = 10_000, side: int = 512, queries: int = 100, json: str 
         images = mapped_images(folder)
         rows = range(0, pictures, max(1, pictures // 50))
         figures["pictures_as_made"] = _digest(images) == _digest_of(rows, side)
+        _keep(figures, json)
         for measure in ("ratio", "builtin"):
             found = place / f"{measure}.json"
             memory = watched(compare, str(folder), queries, side, measure, str(found))
             figures[measure] = {**memory, **jsonlib.loads(found.read_text(encoding="utf-8"))}
-        figures |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+            _keep(figures, json)
     finally:
         shutil.rmtree(place)
     print(jsonlib.dumps(figures, indent=2))
+
+
+def _keep(figures: dict[str, Any], json: str | None) -> None:
     if json is not None:
-        Path(json).write_text(jsonlib.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        content = {**figures, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        Path(json).write_text(jsonlib.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _digest_of(rows: range, side: int) -> str:

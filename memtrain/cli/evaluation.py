@@ -25,6 +25,7 @@ from memtrain.evaluation.stages.base import (
     stage_names,
     write_report,
 )
+from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.evaluation.stages.results_stage import ResultsStage
@@ -149,6 +150,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     asked = _asked_data(stage)
     trained = _trained(stage)
     require_writable(stage.folder)
+    checkpoints = _checkpoints(stage)
     prompts, own_images = [], None
     if isinstance(stage, PromptStage):
         if stage.prompts is not None:
@@ -167,6 +169,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
             sampling=stage.sampling,
             model=trained.name,
             run=asked.at(pipeline) if asked is not None else None,
+            checkpoints=checkpoints,
         )
     )
     # Of shared prompts, only the process that finished last has results.
@@ -208,6 +211,15 @@ def _trained(stage: Stage) -> TrainedPipeline:
     if not isinstance(stage, ModelStage) or stage.model is None:
         return of_run(Path(stage.run), precision=stage.precision)
     return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
+
+
+def _checkpoints(stage: Stage) -> list[Checkpoint]:
+    """The checkpoints of a training that a stage is asked about."""
+    if not isinstance(stage, Measure) or stage.checkpoints is None:
+        return []
+    from memtrain.cli.checkpoints import checkpoints_of
+
+    return checkpoints_of(stage.checkpoints, precision=stage.precision, device=own_device())
 
 
 def own_device() -> str:

@@ -37,7 +37,7 @@ OPTIONS = {
     | WEIGHTS
     | (PROMPTS - {"prompts"})
     | {"unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"}
-    | {"data", "heldout", "caption", "size", "group_by", "copy_measures", "copy_detector", "vision"},
+    | {"data", "heldout", "caption", "size", "group_by", "checkpoints", "copy_measures", "copy_detector", "vision"},
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
     "report": {"of", "redact", "redact_key"},
 }

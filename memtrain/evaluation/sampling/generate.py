@@ -12,6 +12,7 @@ A safety checker of the pipeline is not applied: an image that it blackens could
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, observed, read_images
 from memtrain.evaluation.sampling.estimate import Estimate
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.evaluation.sampling.stored_samples import StoredSamples, identity_of
+from memtrain.evaluation.sampling.stored_samples import StoredSamples, identity_of, key_of
 from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
 
 
@@ -66,12 +67,12 @@ def generate(
         prompts: P prompts.
         sampling: the settings.
         detectors: read the denoiser's predictions; their names must differ.
-        store: a folder to which every batch is written as soon as it is there, and from which a sampling of the same
-            pipeline and settings goes on where it was killed. The trace is then mapped from its files, and costs no
-            memory.
+        store: a folder for samplings. Every batch is written to a folder in it as soon as it is there, named after all
+            that the images depend on, and a sampling of the same goes on where it was killed. The trace is then mapped
+            from the files, and costs no memory.
 
     Raises:
-        ConfigurationError: if settings contradict each other, or `store` holds another sampling.
+        ConfigurationError: if settings contradict each other, or the disk has no room.
         ProbeError: if the denoiser was not seen working as expected.
     """
     sampling = sampling or Sampling()
@@ -97,15 +98,19 @@ def _stored(
     prompts: Sequence[str],
     sampling: Sampling,
     detectors: Sequence[Detector],
-    folder: Path,
+    store: Path,
 ) -> Trace:
     """As :func:`generate`, through files."""
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     seeds = len(sampling.seeds)
     identity = identity_of(pipeline, prompts, sampling, detectors, size=_size(pipeline, sampling))
+    folder = store / key_of(identity)
     kept = StoredSamples(folder, identity, count=len(prompts) * seeds, batch=sampling.batch_size)
     if missing := kept.missing():
+        done = len(prompts) * seeds - sum(map(len, missing))
+        if done and sampling.progress:
+            tqdm.write(f"Sampling goes on: {done} of {len(prompts) * seeds} images lie in {folder}", file=sys.stderr)
         for rows, images, readings in _sample(
             pipeline, prompts, sampling, detectors=detectors, decode=True, parts=missing
         ):

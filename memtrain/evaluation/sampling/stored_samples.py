@@ -2,8 +2,8 @@
 
 A folder holds the images and the detectors' readings of one sampling (:mod:`memtrain.evaluation.sampling.stored_images`
 says in which files). It is known by the fingerprint of the pipeline, the prompts, the settings, the size of a batch
-(which rounding depends on) and the detectors with their options; a folder of other ones is refused. So what is read
-again is what would have been sampled.
+(which rounding depends on) and the detectors with their options, and named after a hash of these. So what is read again
+is what would have been sampled.
 
 Cannot: see what a hook does to a pipeline whose weights it leaves alone, such as an inference-time mitigation.
 Samplings with and without one need folders of their own.
@@ -11,6 +11,8 @@ Samplings with and without one need folders of their own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,11 @@ def identity_of(
         "sampling": {**sampling.said(), "batch_size": sampling.batch_size, "size": list(size)},
         "detectors": [[type(one).__module__, type(one).__qualname__, _options(one)] for one in detectors],
     }
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """A name for what :func:`identity_of` tells of."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _options(detector: Detector) -> dict[str, str]:

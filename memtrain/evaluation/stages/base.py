@@ -34,6 +34,7 @@ from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.report.page import write_page
 from memtrain.evaluation.report.section import Section
 from memtrain.evaluation.sampling.settings import Precision, Sampling
+from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.run_samples import Run
 
@@ -52,6 +53,7 @@ class StageInput:
         sampling: how images are sampled.
         model: where the pipeline comes from.
         run: the run that trained it, if it was one.
+        checkpoints: of its training, in order, where a stage is asked about several.
     """
 
     pipeline: DiffusionPipeline
@@ -61,6 +63,7 @@ class StageInput:
     sampling: Sampling = DEFAULT
     model: str = ""
     run: Run | None = None
+    checkpoints: Sequence[Checkpoint] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling import generate as module
 from memtrain.evaluation.sampling.generate import Trace, generate
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.sampling.stored_samples import StoredSamples
 
 PROMPTS = ["a dog", "some cat", "xyz"]
 SAMPLING = Sampling(seeds=(3, 7), steps=2, batch_size=4, progress=False)
@@ -56,21 +57,45 @@ def test_a_killed_sampling_goes_on_with_identical_results(
     assert batches == [4, 0, 2]
 
 
-def test_another_sampling_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_another_sampling_lies_beside(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever images depend on gives a folder of its own, and what lies there is taken for nothing else."""
     one = Sampling(seeds=(3,), steps=1, progress=False)
-    generate(pipeline, ["a"], sampling=one, store=tmp_path)
-    for prompts, sampling, detectors, found in (
-        (["b"], one, [], "prompts"),
-        (["a"], replace(one, guidance_scale=2.0), [], "guidance_scale was 4.0 and is 2.0"),
-        (["a"], one, [GuidanceNorm()], "detectors"),
+    first = generate(pipeline, ["a"], sampling=one, store=tmp_path)
+    for prompts, sampling, detectors in (
+        (["b"], one, []),
+        (["a"], replace(one, guidance_scale=2.0), []),
+        (["a"], one, [GuidanceNorm()]),
     ):
-        with pytest.raises(ConfigurationError, match=found):
-            generate(pipeline, prompts, sampling=sampling, detectors=detectors, store=tmp_path)
+        generate(pipeline, prompts, sampling=sampling, detectors=detectors, store=tmp_path)
     with torch.no_grad():
         weight = pipeline.unet.conv_out.bias
+        was = weight.clone()
         weight.add_(1.0)
         try:
-            with pytest.raises(ConfigurationError, match="pipeline was"):
-                generate(pipeline, ["a"], sampling=one, store=tmp_path)
+            changed = generate(pipeline, ["a"], sampling=one, store=tmp_path)
         finally:
-            weight.sub_(1.0)
+            weight.copy_(was)
+    assert len(list(tmp_path.iterdir())) == 5
+    assert not torch.equal(changed.images, first.images)
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(module, "_batch", never)
+    assert torch.equal(generate(pipeline, ["a"], sampling=one, store=tmp_path).images, first.images)
+
+
+def test_a_folder_of_another_sampling_is_refused(tmp_path: Path) -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    StoredSamples(tmp_path, {"steps": 1}, count=2, batch=2).write(range(2), images, {})
+    with pytest.raises(ConfigurationError, match="steps was 1 and is 2"):
+        StoredSamples(tmp_path, {"steps": 2}, count=2, batch=2)
+
+
+def test_readings_of_a_type_that_is_not_kept_are_refused(tmp_path: Path) -> None:
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    samples = StoredSamples(tmp_path, {}, count=1, batch=1)
+    with pytest.raises(ConfigurationError, match=r"readings\.x are of float16"):
+        samples.write(range(1), images, {"x": torch.zeros(1, 1, dtype=torch.float16)})

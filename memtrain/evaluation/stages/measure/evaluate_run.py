@@ -4,13 +4,15 @@ Written to the output folder:
 
 - `results.json`: aggregate figures, configuration, versions and seeds (its `schema_version` names its layout);
 - `samples.parquet`: one row per prompt and seed;
-- `images/`: every generation and the own image of every prompt, as PNG.
+- `images/`: every generation and the own image of every prompt, as PNG;
+- `unfinished/`, while it is at work: the generations so far, from which a killed evaluation goes on.
 
 Everything that can be refused is refused before the first image is sampled.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +52,9 @@ from memtrain.evaluation.stages.measure.training_record import compare_with_trut
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT, write_parquet
+
+UNFINISHED = "unfinished"
+"""Folder of generations while an evaluation is at work: a killed one goes on from there."""
 
 
 def evaluate_run(
@@ -165,7 +170,7 @@ def _sampled(given: StageInput, samples: RunSamples, detectors: Sequence[Detecto
     captions = [prompt.caption for prompt in samples.prompts]
     texts = list(dict.fromkeys(captions))
     sampling = given.sampling.sized_as(samples.own_images)
-    trace = generate(given.pipeline, texts, sampling=sampling, detectors=detectors)
+    trace = generate(given.pipeline, texts, sampling=sampling, detectors=detectors, store=given.output / UNFINISHED)
     if len(texts) == len(captions):
         return trace
     place = {text: row for row, text in enumerate(texts)}
@@ -216,4 +221,7 @@ def _write(
         copied=copied,
     )
     write_parquet(table, given.output / "samples.parquet")
-    return write_results(results, given.output / "results.json")
+    written = write_results(results, given.output / "results.json")
+    # All that it held lies in images/ and the table now.
+    shutil.rmtree(given.output / UNFINISHED, ignore_errors=True)
+    return written

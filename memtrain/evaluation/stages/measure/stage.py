@@ -28,6 +28,9 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         size: side of the images that are sampled and compared, pixels; default the model's own.
         group_by: a column of the data's metadata, such as the patient or the artist, by which reproduced pictures are
             counted besides; `folder` for the folder that a file lies in.
+        checkpoints: `.ckpt` files of the training, as a path with wildcards in quotes: `results.json` then holds a
+            curve of what is reproduced against the step. Each is evaluated with the same prompts and seeds, and a
+            threshold by its own generations for held-out prompts; without detectors and KID.
         max_prompts: pictures at most in each group (planted, repeated, flagged, excluded, canary, held-out), templates,
             or captions that several pictures share. Of repeated pictures the data hold several files.
         unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
@@ -50,6 +53,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
     caption: str | None = None
     size: int | None = None
     group_by: str | None = None
+    checkpoints: str | None = None
     max_prompts: int = 150
     unique_prompts: int = 60
     false_positive_rate: float | None = None
@@ -94,6 +98,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         from memtrain.evaluation.measures.copying.base import CopyWeights
         from memtrain.evaluation.measures.copying.find import copy_measures
         from memtrain.evaluation.stages.measure.copying import Chosen
+        from memtrain.evaluation.stages.measure.curve import add_curve
         from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
         from memtrain.evaluation.stages.measure.evidence_curves import write_evidence_curves
         from memtrain.evaluation.stages.measure.results import Statistics
@@ -116,14 +121,17 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         keys = [prompt.key for prompt in samples.prompts]
         if self.model is None:
             write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)
+        statistics = Statistics(false_positive_rate=self.false_positive_rate)
         results = evaluate_run(
             given,
             samples,
             detectors=detectors,
-            statistics=Statistics(false_positive_rate=self.false_positive_rate),
+            statistics=statistics,
             kid=self.kid,
             weights=self.weights,
             copying=copying,
         )
+        if given.checkpoints:
+            results = add_curve(given, samples, results, statistics=statistics, copying=copying)
         print_results(results, given.output)
         return results

@@ -1,0 +1,204 @@
+"""What a training reproduces as it goes on: one curve over its checkpoints.
+
+Each checkpoint is evaluated as the finished model is: the same prompts, seeds and measures of copying, and a threshold
+of its own, calibrated on its own generations for the held-out prompts, because an early model's images are further from
+everything than a late one's, and one threshold for all would call that learning copying. The held-out loss stands
+beside: what a longer training gains.
+
+Written to the output folder: `curve/<checkpoint>-<key>/` with the results, samples and images of each, under a key of
+the file and of everything that is asked; what is there is not measured again, so a killed command goes on. `curve.json`
+holds the points, `curve.png` shows them.
+
+Cost: an evaluation for each checkpoint. Cannot: tell two checkpoints apart whose intervals overlap (the pictures are
+the same, so the intervals of a difference would be narrower than these).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.checkpoints import Checkpoint
+from memtrain.evaluation.stages.measure.copying import Chosen
+from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
+from memtrain.evaluation.stages.measure.results import Statistics
+from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.results_file import write_results
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.functional.ranking import proportion_interval
+from memtrain.records import write_json, written_whole
+
+SCHEMA_VERSION = 1
+"""Of `curve.json`."""
+
+Evaluate = Callable[[StageInput, RunSamples], Mapping[str, Any]]
+"""What evaluates one model and gives the content of its `results.json`."""
+
+
+def add_curve(
+    given: StageInput,
+    samples: RunSamples,
+    results: Mapping[str, Any],
+    *,
+    statistics: Statistics,
+    copying: Chosen | None,
+) -> dict[str, Any]:
+    """Measure the checkpoints of a stage, and write `results.json` again with their curve.
+
+    Args:
+        given: with checkpoints.
+        samples: as for the finished model.
+        results: of the finished model.
+        statistics: how figures are judged.
+        copying: measures of copying, as for the finished model.
+
+    Returns:
+        The content of `results.json`.
+    """
+
+    def evaluate(one: StageInput, about: RunSamples) -> Mapping[str, Any]:
+        return evaluate_run(one, about, statistics=statistics, kid=False, copying=copying)
+
+    measures = [] if copying is None else [one.name for one in copying.measures]
+    asked = {"statistics": asdict(statistics), "measures": measures}
+    # What training recorded is about the run as a whole.
+    points = curve(given, replace(samples, evidence=None), given.checkpoints, evaluate=evaluate, asked=asked)
+    print_curve(points)
+    return write_results({**results, "curve": points}, given.output / "results.json")
+
+
+def print_curve(points: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print the curve as a table."""
+    table = Table(title="Reproduced by checkpoint", title_justify="left")
+    for number, head in enumerate(("step", "reproduced", "of", "95 % interval", "held-out loss")):
+        table.add_column(head, justify="right" if number else "left")
+    for one in points:
+        low, high = one["interval"]
+        loss = "not measured" if one["heldout_loss"] is None else f"{one['heldout_loss']:.4f}"
+        table.add_row(str(one["step"]), str(one["reproduced"]), str(one["n"]), f"{low:.0%} to {high:.0%}", loss)
+    (console or Console()).print(table, markup=False)
+
+
+def curve(
+    given: StageInput,
+    samples: RunSamples,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    evaluate: Evaluate,
+    asked: Mapping[str, Any],
+    level: float = 0.95,
+) -> list[dict[str, Any]]:
+    """Evaluate checkpoints and write the curve.
+
+    Args:
+        given: as for the finished model, whose pipeline is not used.
+        samples: the prompts, and what they are compared with; the same for all.
+        checkpoints: in the order of the curve.
+        evaluate: evaluates one of them.
+        asked: further options that `evaluate` depends on, as JSON can hold them.
+        level: coverage of the intervals.
+
+    Returns:
+        A point each: `checkpoint`, `step`, `reproduced`, `n`, `share`, `interval`, `heldout_loss`, and of its threshold
+        `measure`, `threshold`, `false_positive_rate`, `n_heldout`.
+
+    Raises:
+        ConfigurationError: if there are no checkpoints.
+    """
+    if not checkpoints:
+        raise ConfigurationError(
+            "No checkpoints for a curve", expected="at least one", remedy="check the pattern of --checkpoints"
+        )
+    points = []
+    for number, one in enumerate(checkpoints, 1):
+        folder = given.output / "curve" / f"{one.path.stem}-{_key(one, given, samples, asked)}"
+        kept = folder / "results.json"
+        at = f"step {one.step}" if one.step is not None else "a step that it does not name"
+        print(f"Checkpoint {number} of {len(checkpoints)}, {at}: {one.path}{' (kept)' if kept.is_file() else ''}")
+        if kept.is_file():
+            results: Mapping[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            results = evaluate(replace(given, pipeline=one.load(), output=folder, model=str(one.path)), samples)
+        points.append(_point(one, results, level=level))
+        # With every point, so that what is there can be looked at while the rest is sampled.
+        _write(given, points)
+    return points
+
+
+def _key(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping[str, Any]) -> str:
+    """Of everything that a point depends on; a file counts by its size and time, as reading it all takes longer."""
+    about = one.path.stat()
+    sampling = given.sampling
+    content = {
+        "file": [str(one.path.absolute()), about.st_size, about.st_mtime_ns],
+        "prompts": [[prompt.key, prompt.caption, prompt.group] for prompt in samples.prompts],
+        "training": list(samples.training_keys),
+        "size": list(samples.own_images.shape[-2:]),
+        "sampling": {**sampling.said(), "batch_size": sampling.batch_size},
+        "asked": asked,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _point(one: Checkpoint, results: Mapping[str, Any], *, level: float) -> dict[str, Any]:
+    replication, verdict = results["replication"], results["verdict"]
+    reproduced, n = int(verdict["reproduced"]), int(verdict["asked"])
+    copying = results.get("copying") or {}
+    return {
+        "checkpoint": str(one.path),
+        "step": one.step,
+        "reproduced": reproduced,
+        "n": n,
+        "share": reproduced / n if n else None,
+        "interval": list(proportion_interval(reproduced, n, level=level)),
+        "heldout_loss": results["quality"]["heldout_loss"],
+        "measure": copying.get("recommended") or "ratio",
+        "threshold": replication["threshold"],
+        "false_positive_rate": replication["false_positive_rate"],
+        "n_heldout": replication["n_heldout"],
+    }
+
+
+def _write(given: StageInput, points: Sequence[Mapping[str, Any]]) -> None:
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        **provenance(),
+        "sampling": given.sampling.said(),
+        "calibration": "each checkpoint's own, on its generations for the held-out prompts",
+        "points": list(points),
+    }
+    write_json(content, given.output / "curve.json")
+    with written_whole(given.output / "curve.png") as unfinished:
+        draw(points, unfinished)
+
+
+def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The share reproduced, with intervals, and the held-out loss against the step, as a PNG file."""
+    shown = [one for one in points if one["step"] is not None and one["share"] is not None]
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    steps, shares = [one["step"] for one in shown], [100 * one["share"] for one in shown]
+    ends = [[100 * one["interval"][end] for one in shown] for end in (0, 1)]
+    below = [max(0.0, share - low) for share, low in zip(shares, ends[0], strict=True)]
+    above = [max(0.0, high - share) for share, high in zip(shares, ends[1], strict=True)]
+    axes.errorbar(steps, shares, yerr=[below, above], marker="o", capsize=3, color="tab:red")
+    axes.set(xlabel="step", ylim=(0, None))
+    axes.set_ylabel("training pictures reproduced, %", color="tab:red")
+    losses = [(one["step"], one["heldout_loss"]) for one in shown if one["heldout_loss"] is not None]
+    if losses:
+        beside = axes.twinx()
+        beside.plot(*zip(*losses, strict=True), marker="s", linestyle="--", color="tab:blue")
+        beside.set_ylabel("held-out loss", color="tab:blue")
+    figure.savefig(path, format="png", dpi=150)
