@@ -127,33 +127,40 @@ def show_canaries(canaries: dict[str, Any]) -> None:
 
 def show_borders(borders: dict[str, Any]) -> None:
     """The table of borders."""
-    console.print("\n| borders, visits per epoch | n | median key error | mean key error | mean bits | remembered |")
-    console.print("|---|---|---|---|---|---|")
+    console.print(
+        "\n| borders, visits per epoch | n | correlation | key error, median | mean | bits, mean | remembered |"
+    )
+    console.print("|---|---|---|---|---|---|---|")
     for row in borders["by_repetition"]:
         errors = row["errors"]
+        followed = "–" if row["correlation"] is None else _figure(row["correlation"], 2)
         kept = "–" if row["remembered"] is None else f"{row['remembered']} of {row['n']}"
         console.print(
-            f"| {row['repeats'] or 'held out'} | {row['n']} | {errors['median']:.3f} | {_figure(errors, 3)} | "
+            f"| {row['repeats'] or 'held out'} | {row['n']} | {followed} | "
+            f"{errors['median']:.3f} | {_figure(errors, 3)} | "
             f"{_figure(row['bits'])} | {kept} |"
         )
     console.print()
     names = {
-        "below_unique": "repeated below unique",
-        "below_heldout": "repeated below held out",
-        "unique_below_heldout": "unique below held out",
+        "below_unique": "key errors, repeated below unique",
+        "below_heldout": "key errors, repeated below held out",
+        "unique_below_heldout": "key errors, unique below held out",
+        "agrees_above_unique": "agreement, repeated above unique",
+        "agrees_above_heldout": "agreement, repeated above held out",
     }
     for name, said in names.items():
         one = borders[name]
         if one is not None:
             low, high = one["interval"]
-            console.print(f"key errors, {said}: {one['probability']:.3f} ({low:.3f} to {high:.3f})")
+            console.print(f"{said}: {one['probability']:.3f} ({low:.3f} to {high:.3f})")
 
 
 def _figure(one: dict[str, Any], digits: int = 1) -> str:
+    value = one.get("mean", one.get("value"))
     if one["interval"] is None:
-        return f"{one['mean']:.{digits}f}"
+        return f"{value:.{digits}f}"
     low, high = one["interval"]
-    return f"{one['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -10,7 +10,7 @@ from memtrain.data.canaries import MOST, Canaries, canary_caption, draw_canary
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.images import to_pixel_values
 from memtrain.data.module import TextImageDataModule
-from memtrain.evaluation.stages.measure.counting.planted_secrets import BorderSecrets, CanarySecrets
+from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.functional.pixels import to_uint8
 

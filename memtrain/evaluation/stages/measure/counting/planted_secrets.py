@@ -13,8 +13,7 @@ Cannot: measure the loss of pipelines other than Stable Diffusion 1.x and 2.x, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,48 +25,11 @@ from memtrain.evaluation.sampling.outpainting import border_levels
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.measure.counting.border_keys import border_exposure
 from memtrain.evaluation.stages.measure.counting.exposure import canary_exposure
+from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
 from memtrain.functional.diffusion import per_sample_mse
 from memtrain.functional.memory import images_at_once
 from memtrain.models.encoding import encode_images, encode_prompts
 from memtrain.models.stock_pipeline import refuse_offloaded
-
-
-@dataclass(frozen=True)
-class CanarySecrets:
-    """C canaries, planted and (as a control) never planted.
-
-    Attributes:
-        keys: C keys.
-        captions: C captions.
-        repetitions: C visits per epoch; 0 for what was never planted.
-        candidates: the images `(n, 3, H, W)` uint8 of one of them, its own first, by its place in `keys`.
-    """
-
-    keys: Sequence[str]
-    captions: Sequence[str]
-    repetitions: Sequence[int]
-    candidates: Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class BorderSecrets:
-    """P samples with borders, trained on and held out.
-
-    Attributes:
-        keys: P keys.
-        captions: P captions.
-        repetitions: P visits per epoch; 0 for held-out ones.
-        images: `(P, 3, H, W)` uint8.
-        levels: `(P,)` from 0 to 1.
-        thickness: of the borders, pixels.
-    """
-
-    keys: Sequence[str]
-    captions: Sequence[str]
-    repetitions: Sequence[int]
-    images: Tensor
-    levels: Tensor
-    thickness: int
 
 
 @torch.no_grad()

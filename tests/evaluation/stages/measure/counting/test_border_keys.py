@@ -7,7 +7,9 @@ import torch
 
 from memtrain.errors import DataError
 from memtrain.evaluation.stages.measure.counting.border_keys import (
+    agreement,
     border_exposure,
+    correlation,
     guess_bits,
     key_errors,
     p_values,
@@ -33,8 +35,34 @@ def test_a_guess_beats_itself_by_about_one_and_a_half_bits_on_average():
     assert 1.3 < float(bits.mean()) < 1.6
 
 
-def test_p_values_count_held_out_errors_that_are_no_larger():
-    assert p_values(torch.tensor([0.05, 0.2, 0.9]), torch.tensor([0.1, 0.2, 0.3])).tolist() == [0.25, 0.75, 1]
+def test_p_values_count_held_out_scores_that_are_no_lower():
+    assert p_values(torch.tensor([0.9, 0.2, 0.05]), torch.tensor([0.1, 0.2, 0.3])).tolist() == [0.25, 0.75, 1]
+
+
+def test_half_a_memory_is_found_although_its_errors_are_large():
+    torch.manual_seed(0)
+    levels, repetitions = torch.rand(240), [0] * 160 + [1] * 40 + [9] * 40
+    painted = 0.7 + 0.02 * torch.randn(240, 1)
+    painted[200:, 0] += 0.3 * (levels[200:] - 0.5)
+    found = border_exposure(painted, levels, keys=["k"] * 240, repetitions=repetitions, rate=0.05)
+    unique, repeated = found["by_repetition"][1:]
+    assert repeated["correlation"]["interval"][0] > 0.9 > 0.5 > unique["correlation"]["interval"][1]
+    assert repeated["remembered"] > 12 > 6 > unique["remembered"]
+    assert found["below_unique"]["interval"][0] < 0.5, "key errors do not tell them"
+    assert found["agrees_above_unique"]["interval"][0] > 0.7
+
+
+def test_agreement_is_positive_the_way_of_the_secret():
+    painted, held = torch.tensor([[0.5], [0.7], [0.7], [0.3]]), torch.tensor([True, False, False, False])
+    found = agreement(painted, torch.tensor([0.5, 0.9, 0.1, 0.1]), held)
+    assert found.tolist() == pytest.approx([0, 0.08, -0.08, 0.08], abs=1e-6)
+
+
+def test_correlation_has_fishers_interval():
+    assert correlation(torch.rand(3, 1), torch.rand(3)) is None
+    found = correlation(torch.tensor([[0.0], [1], [0], [1], [0.5]]), torch.tensor([0.0, 1, 1, 0, 0.5]))
+    assert found["value"] == pytest.approx(0)
+    assert found["interval"] == pytest.approx([-math.tanh(1.96 / 2**0.5), math.tanh(1.96 / 2**0.5)])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +98,7 @@ def test_few_held_out_samples_raise_the_rate_instead_of_clearing_everybody():
     found = border_exposure(
         torch.tensor([[0.1], [0.9], [0.9], [0.9]]), levels, keys=list("abcd"), repetitions=[5, 0, 0, 0]
     )
-    assert (found["rate"], found["by_repetition"][1]["remembered"]) == (0.25, 1)
+    assert (found["rate"], found["by_repetition"][1]["remembered"]) == (0.5, 1)
 
 
 def test_without_held_out_samples():

@@ -8,11 +8,10 @@ from memtrain.evaluation.measures.copying.base import CopyMeasure
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.measure.counting.planted_secrets import (
-    BorderSecrets,
-    CanarySecrets,
     candidate_losses,
     exposure_of_secrets,
 )
+from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
 
 IMAGES = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SAMPLING = Sampling(seeds=(0, 1), steps=2, guidance_scale=1.0, progress=False)
