@@ -1,14 +1,16 @@
 """Which measure of copying finds copies, and how often it takes another picture for one.
 
-Pictures are divided by chance into training pictures and held-out ones. Of half of the held-out pictures the most alike
-training picture sets each measure's threshold, at a false-positive rate of 1 % or the lowest that they promise; of the
-other half the rate is measured. Copies are made of `--copies` training pictures: as they are, and by each edit of
-`memtrain.evaluation.measures.edits`. Recall is the share of copies that reach the threshold, precision that of copies
-among as many copies as held-out pictures. "Together" counts what `aligned` or the copy detector finds, each beyond the
-median of the held-out values in units of what lies between that and the 99th percentile, with one threshold for both.
+Pictures are divided by chance into training pictures and held-out ones, which stand for generations that are no
+copies. Two questions are asked of each, as an evaluation does: whether it is a copy of *its own* picture, for which the
+training picture of the most alike caption stands (of photographs: another window of the same photograph), and whether
+it is one of *any* training picture. Half of the held-out pictures set each measure's threshold for each question, at a
+false-positive rate of 1 % or the lowest that they promise; of the other half the rate is measured. Copies are made of
+`--copies` training pictures: as they are, and by each edit of `memtrain.evaluation.measures.edits`. Recall is the share
+of copies that reach the threshold, precision that of copies among as many copies as held-out pictures. "Together" is
+what `aligned` or the copy detector finds, each beyond the median of its held-out values in units of what lies between
+that and the 99th percentile, with one threshold for both.
 
-`--photographs FOLDER` measures on photographs, cut into windows that do not overlap, as well. Held-out windows come
-from the same photographs, so many look alike.
+`--photographs FOLDER` measures on photographs, cut into windows that do not overlap, as well.
 
     python benchmarks/copy_measures.py --copies 100 --json benchmarks/copy_measures.json
     python benchmarks/copy_measures.py --markdown --json benchmarks/copy_measures.json
@@ -21,7 +23,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +47,22 @@ SIDE, WINDOWS = 128, (4, 6)
 """Of a window of a photograph in pixels, and how many a photograph is cut into, down and across."""
 
 
-def clip_art() -> Tensor:
-    """`(n, 3, 64, 64)` uint8."""
+def clip_art() -> tuple[Tensor, list[frozenset[str]]]:
+    """`(n, 3, 64, 64)` uint8, and the words of each caption."""
+    images, captions = {}, {}
     with tarfile.open(ASSETS / "clipart-pd.tar") as archive:
-        files = [archive.extractfile(member) for member in archive if member.name.endswith((".png", ".webp"))]
-        return torch.stack([pixels(Image.open(io.BytesIO(file.read()))) for file in files if file is not None])
+        for member in archive:
+            file, (key, _, kind) = archive.extractfile(member), member.name.rpartition(".")
+            if file is not None and kind == "txt":
+                captions[key] = frozenset(file.read().decode().casefold().replace(",", " ").split())
+            elif file is not None and kind in ("png", "webp"):
+                images[key] = pixels(Image.open(io.BytesIO(file.read())))
+    return torch.stack(list(images.values())), [captions[key] for key in images]
 
 
-def photographs(folder: Path) -> Tensor:
-    """Windows of the photographs in a folder, `(n, 3, 128, 128)` uint8."""
-    found = []
+def photographs(folder: Path) -> tuple[Tensor, list[frozenset[str]]]:
+    """Windows of the photographs in a folder, `(n, 3, 128, 128)` uint8, and the name of each one's photograph."""
+    found, names = [], []
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")):
         image = Image.open(path).convert("RGB")
         height, width = image.height // WINDOWS[0], image.width // WINDOWS[1]
@@ -65,7 +73,8 @@ def photographs(folder: Path) -> Tensor:
                 shown = pixels(window.crop((0, 0, side, side)).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
                 if float(shown.float().std()) > 10:  # sky shows nothing that could be copied
                     found.append(shown)
-    return torch.stack(found)
+                    names.append(frozenset([path.stem]))
+    return torch.stack(found), names
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -73,40 +82,63 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def measured(images: Tensor, measures: list[CopyMeasure], *, copies: int, seed: int = 0) -> dict[str, Any]:
-    """Figures of every measure on these pictures."""
+def measured(
+    images: Tensor, words: Sequence[frozenset[str]], measures: list[CopyMeasure], *, copies: int, seed: int = 0
+) -> dict[str, Any]:
+    """Figures of every measure on these pictures, by question."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     cut = round(TRAINED * len(images))
     training, heldout = images[order[:cut]], images[order[cut:]]
     sources = training[:copies]
+    partners = [
+        max(range(cut), key=lambda one: _alike(words[int(order[one])], words[int(place)])) for place in order[cut:]
+    ]
     chance = np.random.default_rng(seed)
     edited = {PLAIN: sources} | {
         name: torch.stack([pixels(edit(picture, chance)) for picture in pictures(sources)])
         for name, edit in EDITS.items()
     }
-    null: dict[str, Tensor] = {}
+    null: dict[str, dict[str, Tensor]] = {"own": {}, "any": {}}
     alike: dict[str, dict[str, Tensor]] = {}
     seconds = {}
     for measure in measures:
         began = time.perf_counter()
         features = torch.cat([measure.describe(part) for part in training.split(AT_ONCE)])
         queries = measure.describe(heldout)
-        null[measure.name] = torch.stack(
+        null["any"][measure.name] = torch.stack(
             [measure.similarity(queries, part).amax(dim=1) for part in features.split(AT_ONCE)]
         ).amax(dim=0)
         seconds[measure.name] = (time.perf_counter() - began) / len(heldout)
-        alike[measure.name] = {}
-        for name, copied in edited.items():
-            described = measure.describe(copied)
-            alike[measure.name][name] = torch.stack(
-                [measure.similarity(described[i : i + 1], features[i : i + 1])[0, 0] for i in range(len(copied))]
-            )
+        null["own"][measure.name] = _pairwise(measure, queries, features[partners])
+        alike[measure.name] = {
+            name: _pairwise(measure, measure.describe(copied), features[: len(copied)])
+            for name, copied in edited.items()
+        }
+    questions = {question: _rows(values, alike) for question, values in null.items()}
+    return {
+        "pictures": len(images),
+        "training": cut,
+        "heldout": len(heldout),
+        "copies": len(sources),
+        "milliseconds_per_picture": {name: 1000 * value for name, value in seconds.items()},
+        "questions": questions,
+    }
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
+
+
+def _pairwise(measure: CopyMeasure, first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([measure.similarity(first[i : i + 1], second[i : i + 1])[0, 0] for i in range(len(first))])
+
+
+def _rows(null: dict[str, Tensor], alike: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Of every measure, and of two together."""
+    null, alike = dict(null), dict(alike)
     if set(TOGETHER) <= set(null):
         null["together"], alike["together"] = _together(null, alike)
-    rows = {name: _figures(null[name], alike[name]) for name in null}
-    for name, figures in rows.items():
-        figures["milliseconds_per_picture"] = 1000 * seconds[name] if name in seconds else None
-    return {"pictures": len(images), "training": cut, "heldout": len(heldout), "copies": len(sources), "measures": rows}
+    return {name: _figures(null[name], alike[name]) for name in null}
 
 
 def _together(
@@ -158,22 +190,25 @@ def _share(found: Tensor) -> dict[str, Any]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Two tables of each data set."""
+    """Three tables of each data set."""
     lines = []
     for data, figures in results["data"].items():
-        head = (
-            "| measure | false positives (95 %) | plain copies | light edits | all edits | precision, all edits | ms |"
-        )
-        lines += [f"{data}: {figures['training']} training pictures, {figures['heldout']} held out.", "", head]
-        lines.append("|---|---|---|---|---|---|---|")
-        for name, row in figures["measures"].items():
-            cells = [_percent(row["recall"][kind]) for kind in ("plain", "light edits", "all edits")]
-            cost = row["milliseconds_per_picture"]
-            cells += [f"{row['precision']['all edits']:.3f}", "" if cost is None else f"{cost:.1f}"]
-            lines.append(f"| {name} | {_percent(row['found_wrongly'])} | {' | '.join(cells)} |")
-        edits = list(next(iter(figures["measures"].values()))["edits"])
-        lines += ["", f"| measure | {' | '.join(edits)} |", "|---" * (len(edits) + 1) + "|"]
-        for name, row in figures["measures"].items():
+        lines += [f"{data}: {figures['training']} training pictures, {figures['heldout']} held out.", ""]
+        for question, rows in figures["questions"].items():
+            lines.append(
+                f"| a copy of {question}? | false positives | plain | light edits | all edits | precision | ms |"
+            )
+            lines.append("|---|---|---|---|---|---|---|")
+            for name, row in rows.items():
+                cells = [_percent(row["recall"][kind]) for kind in ("plain", "light edits", "all edits")]
+                cost = figures["milliseconds_per_picture"].get(name)
+                cells += [f"{row['precision']['all edits']:.3f}", "" if cost is None else f"{cost:.1f}"]
+                lines.append(f"| {name} | {_percent(row['found_wrongly'])} | {' | '.join(cells)} |")
+            lines.append("")
+        rows = figures["questions"]["own"]
+        edits = list(next(iter(rows.values()))["edits"])
+        lines += [f"| a copy of its own? | {' | '.join(edits)} |", "|---" * (len(edits) + 1) + "|"]
+        for name, row in rows.items():
             lines.append(f"| {name} | {' | '.join(format(row['edits'][edit]['share'], '.2f') for edit in edits)} |")
         lines.append("")
     return "\n".join(lines)
@@ -204,7 +239,7 @@ def main() -> None:
             "memtrain": memtrain.__version__,
             "rate": RATE,
             "left_out": left_out,
-            "data": {name: measured(images, measures, copies=options.copies) for name, images in data.items()},
+            "data": {name: measured(*given, measures, copies=options.copies) for name, given in data.items()},
         }
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(markdown(json.loads(options.json.read_text(encoding="utf-8"))))

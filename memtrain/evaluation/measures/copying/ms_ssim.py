@@ -16,8 +16,8 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from memtrain.evaluation.measures.copying.base import CopyMeasure, scaled
 
 SIDE, BETAS = 64, (1 / 3, 1 / 3, 1 / 3)
-NEAREST = 4
-"""Images at most, of those that are compared at once, with which each image is compared."""
+NEAREST, PAIRS = 4, 64
+"""Images at most, of those that are compared at once, with which each image is compared, and pairs at once."""
 
 
 class MultiScaleSSIM(CopyMeasure):
@@ -39,13 +39,10 @@ class MultiScaleSSIM(CopyMeasure):
         apart = -self.quick(first, second)
         found = -1 - apart
         columns = apart.topk(min(NEAREST, len(second)), dim=1, largest=False).indices
-        for row, chosen in enumerate(columns):
-            found[row, chosen] = multiscale_structural_similarity_index_measure(
-                first[row].expand(len(chosen), -1, -1, -1).contiguous(),
-                second[chosen],
-                betas=BETAS,
-                data_range=1.0,
-                normalize="relu",
-                reduction="none",
+        rows = torch.arange(len(first)).repeat_interleave(columns.shape[1])
+        for some in torch.arange(len(rows)).split(PAIRS):
+            left, right = rows[some], columns.flatten()[some]
+            found[left, right] = multiscale_structural_similarity_index_measure(
+                first[left], second[right], betas=BETAS, data_range=1.0, normalize="relu", reduction="none"
             ).view(-1)
         return found
