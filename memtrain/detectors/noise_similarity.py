@@ -10,9 +10,10 @@ Suggested values: 10 seeds, as the paper.
 Differences from the published code: it evaluates the second timestep on the unchanged first noise, and takes the data
 range of all pairs of a prompt together; this takes the first timestep, and the range 1 that the scaling gives, so that
 a score does not depend on what else is compared. `published=True` does as the published code, for one more denoiser
-run. Its noises are one draw for all seeds, and it predicts without guidance; sampling here gives each seed its own
-noise, and :func:`memtrain.localization.threshold.pairwise_scores` has that draw, too. The window follows the latents'
-size: 3 scales and 11 pixels from 44 pixels on, 2 from 22, 1 below, and 7 pixels for latents smaller than 11. Scores of
+run, in the arithmetic of its version of torchmetrics (:mod:`memtrain.functional.cropped_similarity`). Its noises are
+one draw for all seeds, and it predicts without guidance; sampling here gives each seed its own noise, and
+:func:`memtrain.localization.threshold.pairwise_scores` has that draw, too. The window follows the latents' size: 3
+scales and 11 pixels from 44 pixels on, 2 from 22, 1 below, and 7 pixels for latents smaller than 11. Scores of
 different sizes are not comparable.
 Cannot: use fewer than two seeds, or latents smaller than 7 pixels.
 """
@@ -86,7 +87,10 @@ class NoiseSimilarity(Detector):
         """
         data_range = None if self.published else 1.0
         return torch.stack(
-            [highest_similarity(differences, data_range=data_range) for differences in readings[:, :, 0]]
+            [
+                highest_similarity(differences, data_range=data_range, cropped=self.published)
+                for differences in readings[:, :, 0]
+            ]
         )
 
     def score(self, readings: Tensor) -> Tensor:

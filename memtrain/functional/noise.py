@@ -4,7 +4,8 @@ Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible 
 NeurIPS 2024, section 3.1): for a memorized prompt, δ = ε(x_T, prompt) − x_T looks alike whatever the noise x_T was.
 The paper writes SSIM; its published code takes the multi-scale SSIM of Wang et al. (2003) on three scales, whose data
 range is that of all pairs compared at once, anew on each scale. That range is `data_range=None` here: a score then
-depends on what else is compared. The range 1, which scaled differences have, is the default.
+depends on what else is compared. The range 1, which scaled differences have, is the default. The published scores also
+leave out the borders of the last scale, which `cropped=True` does here (:mod:`memtrain.functional.cropped_similarity`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from memtrain.errors import ConfigurationError
+from memtrain.functional.cropped_similarity import cropped_ms_ssim
 
 EXPONENT = 0.33
 """Of each scale, as in NeMo's published code."""
@@ -71,13 +73,16 @@ def noise_difference(prediction: Tensor, noise: Tensor) -> Tensor:
     return (difference - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def pairwise_similarity(first: Tensor, second: Tensor, *, data_range: float | None = 1.0) -> Tensor:
+def pairwise_similarity(
+    first: Tensor, second: Tensor, *, data_range: float | None = 1.0, cropped: bool = False
+) -> Tensor:
     """MS-SSIM of images in [0, 1], pair by pair, with a window that fits their size.
 
     Args:
         first: `(n, C, h, w)`.
         second: same shape.
         data_range: of the images; None for that of all n pairs together on each scale, as NeMo's published code.
+        cropped: leave out the borders of the last scale, as torchmetrics 1.3.2, of which NeMo's published scores are.
 
     Returns:
         `(n,)`.
@@ -88,12 +93,17 @@ def pairwise_similarity(first: Tensor, second: Tensor, *, data_range: float | No
     window = SimilarityWindow.of(first.shape[-2], first.shape[-1])
     if not len(first):
         return first.new_zeros(0)
+    exponents = (EXPONENT,) * window.scales
+    if cropped:
+        return cropped_ms_ssim(
+            first, second, kernel=window.kernel, sigma=window.sigma, exponents=exponents, data_range=data_range
+        )
     similarity: Tensor = multiscale_structural_similarity_index_measure(
         first,
         second,
         kernel_size=window.kernel,
         sigma=window.sigma,
-        betas=(EXPONENT,) * window.scales,
+        betas=exponents,
         data_range=data_range,
         normalize="relu",
         reduction="none",
@@ -101,15 +111,16 @@ def pairwise_similarity(first: Tensor, second: Tensor, *, data_range: float | No
     return similarity
 
 
-def highest_similarity(differences: Tensor, *, data_range: float | None = 1.0) -> Tensor:
-    """Of each image the highest similarity with another one.
+def similarity_matrix(differences: Tensor, *, data_range: float | None = 1.0, cropped: bool = False) -> Tensor:
+    """Similarity of every image with every other one; the diagonal is zero.
 
     Args:
         differences: `(K, C, h, w)` of one prompt, scaled, K at least 2.
         data_range: as in :func:`pairwise_similarity`.
+        cropped: likewise.
 
     Returns:
-        `(K,)`.
+        `(K, K)`, symmetric.
 
     Raises:
         ConfigurationError: for fewer than two images, or too small ones.
@@ -122,7 +133,16 @@ def highest_similarity(differences: Tensor, *, data_range: float | None = 1.0) -
             remedy="use more seeds",
         )
     first, second = torch.triu_indices(count, count, offset=1, device=differences.device)
-    pairs = pairwise_similarity(differences[first], differences[second], data_range=data_range)
+    pairs = pairwise_similarity(differences[first], differences[second], data_range=data_range, cropped=cropped)
     matrix = pairs.new_zeros(count, count)
     matrix[first, second] = pairs
-    return torch.maximum(matrix, matrix.T).amax(dim=1)
+    return torch.maximum(matrix, matrix.T)
+
+
+def highest_similarity(differences: Tensor, *, data_range: float | None = 1.0, cropped: bool = False) -> Tensor:
+    """Of each image the highest similarity with another one, `(K,)`; arguments as in :func:`similarity_matrix`.
+
+    Raises:
+        ConfigurationError: for fewer than two images, or too small ones.
+    """
+    return similarity_matrix(differences, data_range=data_range, cropped=cropped).amax(dim=1)

@@ -6,10 +6,16 @@ or the most active ones, or a first selection of ten times as many, finding them
     random_neurons(masks[prompt], predictor.widths(predictor.sites()), seed=0, key=prompt)
     most_active(predictor, prompt, k=5)
     unrefined(masks.found[0], masks.sites)
+    frequent(masks.found, masks.sites, k=10)
+
+Of the masks by frequency, which NeMo's script puts on for every prompt alike, ties go to the neuron that was found
+first. Its random ones are meant to avoid all neurons that were found, and do not: what is to be avoided is computed and
+left unused. :func:`random_neurons` does not avoid them either.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -69,3 +75,49 @@ def unrefined(found: Found, sites: Sequence[str], *, factor: float = 0.0) -> Neu
     """The first selection of a prompt, each neuron once; None where it does not count as memorized."""
     channels = {site: sorted(set(neurons)) for site, neurons in zip(sites, found.initial, strict=False) if neurons}
     return NeuronMask(channels, factor=factor) if channels else None
+
+
+def frequent(
+    found: Sequence[Found],
+    sites: Sequence[str],
+    *,
+    k: int,
+    per_layer: bool = False,
+    initial: bool = False,
+    factor: float = 0.0,
+) -> NeuronMask | None:
+    """The `k` neurons that the most prompts have; None if no prompt has any.
+
+    Args:
+        found: results of the prompts that count.
+        sites: names of the searched layers.
+        k: neurons, at least one.
+        per_layer: of each layer, rather than of all together.
+        initial: count those of the first selections instead of the refined ones.
+        factor: what they are multiplied by.
+    """
+    counted: Counter[tuple[str, int]] = Counter()
+    for site in sites:
+        for one in found:
+            counted.update((site, neuron) for neuron in one.channels(sites, initial=initial).get(site, []))
+    left = dict.fromkeys(sites if per_layer else [""], k)
+    channels: dict[str, list[int]] = {}
+    for (site, neuron), _ in counted.most_common():
+        place = site if per_layer else ""
+        if left[place]:
+            left[place] -= 1
+            channels.setdefault(site, []).append(neuron)
+    return NeuronMask({site: sorted(chosen) for site, chosen in channels.items()}, factor=factor) if channels else None
+
+
+def frequent_sets(
+    found: Sequence[Found], sites: Sequence[str], *, k: int, initial: bool = False, factor: float = 0.0
+) -> NeuronMask | None:
+    """The neurons of the `k` sets that the most prompts have in common to the last neuron; arguments as above."""
+    sets = [one.channels(sites, initial=initial) for one in found]
+    counted = Counter(tuple((site, tuple(chosen)) for site, chosen in each.items()) for each in sets if each)
+    channels: dict[str, set[int]] = {}
+    for each, _ in counted.most_common(k):
+        for site, chosen in each:
+            channels.setdefault(site, set()).update(chosen)
+    return NeuronMask({site: sorted(chosen) for site, chosen in channels.items()}, factor=factor) if channels else None

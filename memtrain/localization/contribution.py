@@ -31,10 +31,11 @@ from memtrain.functional.noise import SimilarityWindow
 from memtrain.functional.ranking import highest
 from memtrain.localization.found import Found
 from memtrain.localization.predictor import Predictor
+from memtrain.localization.published import upper_pairs
 from memtrain.localization.results import Localization
 from memtrain.localization.selection import Lists
 from memtrain.localization.settings import Settings
-from memtrain.localization.threshold import Threshold, calibrate_threshold, pairwise_scores
+from memtrain.localization.threshold import Threshold, calibrate_threshold, pairwise
 
 EVERY_SITE = "*"
 
@@ -83,7 +84,8 @@ def locate_contributions(
     texts = list(dict.fromkeys(prompts))
     start = time.perf_counter()
     scores = contributions(predictor, texts, sites=chosen, other_prompts=other_prompts)
-    similarity = pairwise_scores(predictor, texts, settings=settings)
+    matrices = pairwise(predictor, texts, settings=settings)
+    similarity = matrices.amax(dim=2)
     seconds = (time.perf_counter() - start) / len(texts)
     found = []
     for row, prompt in enumerate(texts):
@@ -99,6 +101,8 @@ def locate_contributions(
                 seconds=seconds,
                 initial=neurons,
                 refined=neurons,
+                pairs=upper_pairs(matrices[row]),
+                refinement="contribution" if neurons else None,
             )
         )
     search: dict[str, Any] = {

@@ -15,11 +15,13 @@ import time
 import torch
 from torch import nn
 
+from memtrain.localization.asking import refinement_timestep
 from memtrain.localization.found import Found
 from memtrain.localization.mask_scores import MaskScores
 from memtrain.localization.predictor import Predictor
-from memtrain.localization.refinement import Refinement
-from memtrain.localization.selection import Selection, mask_of
+from memtrain.localization.published import upper_pairs
+from memtrain.localization.refinement import Refinement, largest_bump
+from memtrain.localization.selection import Lists, Selection, mask_of
 from memtrain.localization.settings import Settings
 from memtrain.localization.speculation import follow
 from memtrain.localization.statistics import ActivationStatistics
@@ -67,7 +69,8 @@ class FastSearch:
     def locate(self, prompt: str) -> Found:
         """The neurons of one prompt."""
         start = time.perf_counter()
-        highest = self._masks.begin(prompt)
+        matrix = self._masks.begin(prompt)
+        highest = matrix.amax(dim=1)
         kept = highest > self.threshold
         found: dict[str, object] = {}
         if bool(kept.any()):
@@ -80,6 +83,7 @@ class FastSearch:
             calls=self._masks.calls,
             images=self._masks.images,
             seconds=time.perf_counter() - start,
+            pairs=upper_pairs(matrix),
             **found,  # type: ignore[arg-type]
         )
 
@@ -89,27 +93,28 @@ class FastSearch:
             site: values[0].cpu() for site, values in self.predictor.activations([prompt], self.sites).items()
         }
         z = self.statistics.z_scores(activation, list(self.sites))
+        limit = self.threshold if settings.selection_threshold is None else settings.selection_threshold
         selection = follow(
             Selection.begin(z, [activation[site] for site in self.sites], settings),
             masks,
-            below=lambda score: not score > self.threshold,
+            below=lambda score: not score > limit,
             expected=SELECTIONS_BELOW,
             worth=self.worth,
         )
         initial = selection.hypothesis()
-        initial_score, threshold = masks.score(mask_of(initial)), self.threshold
+        initial_score = masks.score(mask_of(initial))
+        threshold = limit if settings.refinement_threshold is None else settings.refinement_threshold
         if selection.exhausted:
             initial_score = masks.settle(mask_of(initial))
             threshold = initial_score + settings.slack
-        refined = initial
-        if settings.refinement != "none":
-            refined = follow(
-                Refinement.begin(initial, binary=settings.refinement == "binary_split"),
-                masks,
-                below=lambda score: score < threshold,
-                expected=REFINEMENTS_BELOW,
-                worth=self.worth,
-            ).lists
+        refined, rule = initial, str(settings.refinement)
+        asked, timestep = self.predictor.timesteps[settings.call], refinement_timestep(self.predictor, settings)
+        if rule != "none":
+            if timestep != asked:
+                masks.at(timestep)
+            refined, rule = self._refine(initial, threshold, exhausted=selection.exhausted)
+            if timestep != asked:
+                masks.at(asked)
         return {
             "initial": initial,
             "initial_score": initial_score,
@@ -118,4 +123,29 @@ class FastSearch:
             "refinement_threshold": threshold,
             "refined": refined,
             "score": masks.score(mask_of(refined)),
+            "refinement": rule,
         }
+
+    def _refine(self, initial: Lists, threshold: float, *, exhausted: bool) -> tuple[Lists, str]:
+        """The neurons that are left, and the rule that they are of."""
+        settings, rule = self.settings, self.settings.refinement
+
+        def refined(*, binary: bool, margin: float = 0.0) -> Lists:
+            return follow(
+                Refinement.begin(initial, binary=binary, margin=margin),
+                self._masks,
+                below=lambda score: score < threshold,
+                expected=REFINEMENTS_BELOW,
+                worth=self.worth,
+            ).lists
+
+        if rule == "binary_split":
+            return refined(binary=True), rule
+        # Where the threshold is the score of the first selection, no group lies a margin below it.
+        if rule == "checked_split" and not exhausted:
+            found = refined(binary=True, margin=settings.split_margin)
+            inside = mask_of(initial)
+            scored = {mask: seeds for mask, seeds in self._masks.scored.items() if mask <= inside}
+            if largest_bump(scored) <= settings.split_margin:
+                return found, rule
+        return refined(binary=False), "greedy"

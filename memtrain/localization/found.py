@@ -27,6 +27,8 @@ class Found:
         calls: denoiser calls.
         images: images in all calls together.
         seconds: wall time.
+        pairs: similarity of every pair of seeds, unmasked: (0, 1), (0, 2), ... (1, 2), ...
+        refinement: how the neurons were refined; `greedy` where a checked split had to go back to it.
     """
 
     prompt: str
@@ -42,15 +44,17 @@ class Found:
     refinement_threshold: float | None = None
     refined: Lists = ()
     score: float | None = None
+    pairs: tuple[float, ...] = ()
+    refinement: str | None = None
 
     @property
     def memorized(self) -> bool:
         """Whether any seed lay above the threshold."""
         return self.kept_seeds > 0
 
-    def channels(self, sites: Sequence[str]) -> dict[str, list[int]]:
-        """The refined neurons by site, each once; sites without any are left out."""
-        per_site = zip(sites, self.refined, strict=False)
+    def channels(self, sites: Sequence[str], *, initial: bool = False) -> dict[str, list[int]]:
+        """The refined neurons by site, or those of the first selection, each once; sites without any are left out."""
+        per_site = zip(sites, self.initial if initial else self.refined, strict=False)
         return {site: sorted(set(neurons)) for site, neurons in per_site if neurons}
 
     @property

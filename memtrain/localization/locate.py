@@ -227,7 +227,8 @@ def _described(
         "window": asdict(SimilarityWindow.of(*predictor.shape[1:])),
         "model": predictor.name,
         "fingerprint": predictor.fingerprint(sites),
-        "statistics_from": f"{statistics.count} prompts, {statistics.source or 'of unstated origin'}",
+        "statistics_from": f"{statistics.count or 'an unstated number of'} prompts, "
+        f"{statistics.source or 'of unstated origin'}",
         "statistics_fingerprint": statistics.fingerprint,
         "sites": list(sites),
     }

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from memtrain.functional.neurons import scale_neurons
-from memtrain.functional.noise import highest_similarity, noise_difference, pairwise_similarity
+from memtrain.functional.noise import noise_difference, pairwise_similarity, similarity_matrix
+from memtrain.localization.asking import asked_as
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.selection import Mask
 from memtrain.localization.settings import Settings
@@ -61,15 +62,17 @@ class MaskScores:
         batch_size: int,
         share: bool = True,
     ) -> None:
-        self.predictor, self.sites, self.settings, self.batch_size = predictor, sites, settings, batch_size
+        self.predictor = predictor = asked_as(predictor, settings)
+        self.sites, self.settings, self.batch_size = sites, settings, batch_size
         self.calls, self.images = 0, 0
         kind = next(predictor.denoiser.parameters()).dtype
-        exact = kind in COARSE and predictor.device.type == "cpu"
-        self._rounding = ROUNDING if exact else COARSE.get(kind, 1e-3)
+        exact = kind in COARSE and predictor.device.type == "cpu" and settings.precision is None
+        self._rounding = ROUNDING if exact else 1e-3 if settings.precision is not None else COARSE.get(kind, 1e-3)
         self._widths = predictor.widths(sites)
         self._noise = predictor.noise(settings.seeds, seed=settings.seed)
         self._timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
-        share = share and not predictor.backbone.joint
+        # What guidance asks without text would be taken for what the prompt shares.
+        share = share and not predictor.backbone.joint and not settings.guidance_scale
         self._shared = SharedPrefix(unwrap(predictor.denoiser), list(sites)) if share else None
         self._known: dict[Mask, dict[int, float]] = {}
         self._settled: dict[Mask, float] = {}
@@ -89,13 +92,21 @@ class MaskScores:
         """Take up a prompt.
 
         Returns:
-            `(K,)`: of each seed the highest similarity with another one, unmasked.
+            `(K, K)`: the similarity of each seed with every other one, unmasked.
 
         Raises:
             ProbeError: if the forward pass does not go by every searched layer.
         """
-        self._known, self._settled, self.calls, self.images = {}, {}, 0, 0
+        self.calls, self.images = 0, 0
         self._text = self.predictor.encode([prompt])
+        self.at(self.predictor.timesteps[self.settings.call])
+        return similarity_matrix(self._plain, data_range=self.settings.data_range, cropped=self.settings.cropped).cpu()
+
+    @torch.no_grad()
+    def at(self, timestep: float) -> None:
+        """Predict at another timestep from here on; the kept seeds stay, and no score is known."""
+        self._known, self._settled = {}, {}
+        self._timestep = torch.tensor(timestep, device=self.predictor.device)
         hooks = self._hooks(self.sites, lambda site, values: values)
         try:
             with self._shared.recording() if self._shared is not None else nullcontext():
@@ -104,7 +115,6 @@ class MaskScores:
         finally:
             hooks.detach()
         self._plain = noise_difference(prediction, self._noise)
-        return highest_similarity(self._plain, data_range=self.settings.data_range).cpu()
 
     def keep(self, seeds: Tensor) -> None:
         """Evaluate masks on these seeds only, `(K,)` bool."""
@@ -123,6 +133,15 @@ class MaskScores:
         if lenient != strict or (lenient and len(known) < len(self._seeds)):
             return None
         return lenient
+
+    def worst(self, mask: Mask) -> float:
+        """The highest similarity that is known of a mask on any seed."""
+        return self._settled[mask] if mask in self._settled else max(self._known[mask].values())
+
+    @property
+    def scored(self) -> dict[Mask, dict[int, float]]:
+        """Every mask that was evaluated, and the similarity of each seed to itself with it."""
+        return self._known
 
     def probed(self, mask: Mask) -> bool:
         """Whether any seed is scored."""
@@ -171,8 +190,7 @@ class MaskScores:
                 channels.setdefault(names[layer], []).append(neuron)
             with self._masked(channels):
                 masked = noise_difference(self._predict(self._noise), self._noise)
-            kept = self._plain[self._seeds], masked[self._seeds]
-            self._settled[mask] = float(pairwise_similarity(*kept, data_range=self.settings.data_range).max())
+            self._settled[mask] = float(self._compared(self._plain[self._seeds], masked[self._seeds]).max())
         return self._settled[mask]
 
     def _masked(self, channels: dict[str, list[int]]) -> AbstractContextManager[object]:
@@ -202,10 +220,13 @@ class MaskScores:
             hooks.detach()
         masked = noise_difference(prediction, latents)
         if self.settings.data_range is not None:
-            return pairwise_similarity(plain, masked, data_range=self.settings.data_range).tolist()
+            return self._compared(plain, masked).tolist()
         count = len(self._seeds)
         parts = zip(plain.split(count), masked.split(count), strict=True)
-        return torch.cat([pairwise_similarity(one, other, data_range=None) for one, other in parts]).tolist()
+        return torch.cat([self._compared(one, other) for one, other in parts]).tolist()
+
+    def _compared(self, plain: Tensor, masked: Tensor) -> Tensor:
+        return pairwise_similarity(plain, masked, data_range=self.settings.data_range, cropped=self.settings.cropped)
 
     def _predict(self, latents: Tensor) -> Tensor:
         count = len(latents)

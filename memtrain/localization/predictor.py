@@ -50,6 +50,7 @@ class Predictor:
         shape: `(C, h, w)` of the latents.
         timesteps: of the sampler's calls, the first ones at least, from 0 to 1,000.
         name: where the model comes from; written to results.
+        schedule: from a number of steps to its timesteps, for searches that refine with another number.
     """
 
     denoiser: nn.Module
@@ -58,6 +59,7 @@ class Predictor:
     shape: tuple[int, int, int]
     timesteps: tuple[float, ...]
     name: str = ""
+    schedule: Callable[[int], tuple[float, ...]] | None = None
 
     @staticmethod
     def of(pipeline: StableDiffusionPipeline, *, steps: int = 50) -> Predictor:
@@ -81,8 +83,12 @@ class Predictor:
             )
         refuse_offloaded(pipeline)
         unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
-        scheduler.set_timesteps(steps)
         alpha = scheduler.alphas_cumprod
+
+        def schedule(count: int) -> tuple[float, ...]:
+            scheduler.set_timesteps(count)
+            # Where nothing is left of the signal, a velocity says nothing of the noise.
+            return tuple(float(step) for step in scheduler.timesteps if kind == "epsilon" or alpha[step] > 1e-6)
 
         def encode(prompts: Sequence[str]) -> Tensor:
             return encode_prompts(pipeline, prompts).to(unet.dtype)
@@ -101,9 +107,9 @@ class Predictor:
             encode=encode,
             predict=predict,
             shape=(unet.config.in_channels, height, width),
-            # Where nothing is left of the signal, a velocity says nothing of the noise.
-            timesteps=tuple(float(step) for step in scheduler.timesteps if kind == "epsilon" or alpha[step] > 1e-6),
+            timesteps=schedule(steps),
             name=str(getattr(pipeline, "name_or_path", "") or unet.config.get("_name_or_path", "")),
+            schedule=schedule,
         )
 
     @property

@@ -205,6 +205,7 @@ def _read(path: Path) -> Found:
         content = json.loads(path.read_text(encoding="utf-8"))
         for name in ("initial", "refined"):
             content[name] = tuple(tuple(neurons) for neurons in content[name])
+        content["pairs"] = tuple(content.get("pairs", ()))
         return Found(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(

@@ -4,7 +4,8 @@ Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2 and its published co
 neurons further than θ standard deviations from what they do for other prompts, in the order of their index, then the k
 with the highest activation, in that order, of equal ones the lowest index first. From θ = 5 and k = 0 on, as long as
 masking them leaves a kept seed more similar to itself than the threshold, θ falls by 0.25 and k grows by 1; the last
-set tried has θ = 1.25. A neuron may stand twice in a list, which the refinement minds.
+set tried has θ = 1.25. The published code compares θ with 1, not with its lowest value (`Settings.literal_stop`). A
+neuron may stand twice in a list, which the refinement minds.
 
 Pure decisions, no model: a :class:`Selection` says which set is tried next, and what follows from the outcome.
 """
@@ -73,6 +74,11 @@ class Selection:
         """The first set."""
         return Selection(z, activation, settings, settings.initial_theta, settings.initial_k)
 
+    @property
+    def margin(self) -> float:
+        """None: every set is held to the threshold itself."""
+        return 0.0
+
     def hypothesis(self) -> Lists:
         """The set whose score is wanted."""
         return candidates(self.z, self.activation, theta=self.theta, k=self.k)
@@ -89,7 +95,7 @@ class Selection:
                 theta -= settings.theta_step
             if k is not None:
                 k += 1
-        exhausted = (theta is not None and theta <= settings.lowest_theta) or (k is not None and k >= settings.most_k)
+        exhausted = settings.exhausted(theta, k)
         if below or exhausted:
             return replace(self, done=True, exhausted=exhausted)
         return replace(self, theta=theta, k=k)

@@ -28,6 +28,10 @@ class Search(Protocol):
     def done(self) -> bool:
         """Whether nothing is left to ask."""
 
+    @property
+    def margin(self) -> float:
+        """What is added to the score of that set before it is judged."""
+
     def hypothesis(self) -> Lists:
         """The set whose score is wanted."""
 
@@ -90,17 +94,22 @@ def follow(search: S, scores: Scores, *, below: Below, expected: float, worth: f
     plain, probed = _Rate(2, 2 * expected), _Rate(2, 1.9)
     while not search.done:
         mask = mask_of(search.hypothesis())
-        answer = scores.answer(mask, below)
+        answer = scores.answer(mask, _judged(search, below))
         if answer is None:
             again = scores.probed(mask)
             masks, probe = _ahead(search, scores, below=below, plain=plain.share, probed=probed.share, worth=worth)
             scores.evaluate(masks, probe=probe)
             if again:
-                probed.add(bool(scores.answer(mask, below)))
+                probed.add(bool(scores.answer(mask, _judged(search, below))))
             continue
         plain.add(answer)
         search = search.after(answer)
     return search
+
+
+def _judged(point: Search, below: Below) -> Below:
+    margin = point.margin
+    return below if not margin else lambda score: below(score + margin)
 
 
 def _ahead(
@@ -116,7 +125,7 @@ def _ahead(
         if point.done:
             continue
         mask = mask_of(point.hypothesis())
-        known = scores.answer(mask, below)
+        known = scores.answer(mask, _judged(point, below))
         answers = {True: 1.0} if known else {False: 1.0}
         if known is None:
             likely = probed if scores.probed(mask) else plain

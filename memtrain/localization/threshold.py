@@ -4,7 +4,7 @@ Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.1): mean plus one stan
 MS-SSIM of each of many prompts that the model does not memorize; 0.428 for Stable Diffusion 1.4 (0.358 + 0.070, 50,000
 captions). The figure belongs to a model, a latent size and the settings it was measured with, and cannot be carried
 over. Its published script guides the predictions with a scale of 7 and swaps the two halves while doing so, unlike the
-search that uses the threshold; here both are unguided.
+search that uses the threshold; here both are guided as the settings say, by default neither.
 
 Cost: one denoiser call on `seeds` images per prompt. With one standard deviation about a sixth of prompts that are not
 memorized lie above it; the paper reports 11.6 % with neurons found.
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
-from memtrain.functional.noise import SimilarityWindow, highest_similarity, noise_difference
+from memtrain.functional.noise import SimilarityWindow, noise_difference, similarity_matrix
+from memtrain.localization.asking import asked_as
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.settings import Settings
 from memtrain.records import written_whole
@@ -66,7 +67,9 @@ class Threshold:
             ConfigurationError: if not.
         """
         wanted = {**comparison(settings), **asdict(window)}
-        differing = {name: value for name, value in {**self.settings, **self.window}.items() if wanted[name] != value}
+        # A threshold of before knew none of the later settings, which were at their defaults.
+        measured = {**comparison(Settings()), **self.settings, **self.window}
+        differing = {name: value for name, value in measured.items() if wanted[name] != value}
         if differing:
             raise ConfigurationError(
                 f"The threshold was measured with {differing}, and the search has "
@@ -102,22 +105,31 @@ class Threshold:
 
 def comparison(settings: Settings) -> dict[str, Any]:
     """The settings on which a similarity depends."""
-    names = ("seeds", "seed", "steps", "call", "data_range")
-    return {name: getattr(settings, name) for name in names}
+    names = ("seeds", "seed", "steps", "call", "data_range", "cropped", "guidance_scale", "precision")
+    found = {name: getattr(settings, name) for name in names}
+    return {**found, "swapped_guidance": settings.swapped_guidance and settings.guidance_scale != 0}
 
 
-@torch.no_grad()
 def pairwise_scores(
     predictor: Predictor, prompts: Iterable[str], *, settings: Settings, batch_size: int | None = None
 ) -> Tensor:
-    """Highest pairwise similarity of each seed's noise difference, `(P, K)`, unmasked.
+    """Highest pairwise similarity of each seed's noise difference, `(P, K)`; arguments as in :func:`pairwise`."""
+    return pairwise(predictor, prompts, settings=settings, batch_size=batch_size).amax(dim=2)
+
+
+@torch.no_grad()
+def pairwise(
+    predictor: Predictor, prompts: Iterable[str], *, settings: Settings, batch_size: int | None = None
+) -> Tensor:
+    """Similarity of each seed's noise difference with every other one's, `(P, K, K)`, unmasked.
 
     Args:
         predictor: the model.
         prompts: P prompts.
-        settings: seeds, timestep and data range.
+        settings: seeds, timestep, guidance, precision and how similarity is measured.
         batch_size: images in one denoiser call; the predictor's by default.
     """
+    predictor = asked_as(predictor, settings)
     noise = predictor.noise(settings.seeds, seed=settings.seed)
     timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
     found: list[Tensor] = []
@@ -132,8 +144,9 @@ def pairwise_scores(
                 for part, words in zip(latents.split(size), text.split(size), strict=True)
             ]
             for differences in noise_difference(torch.cat(parts), latents).split(settings.seeds):
-                found.append(highest_similarity(differences, data_range=settings.data_range).cpu())
-    return torch.stack(found) if found else torch.zeros(0, settings.seeds)
+                matrix = similarity_matrix(differences, data_range=settings.data_range, cropped=settings.cropped)
+                found.append(matrix.cpu())
+    return torch.stack(found) if found else torch.zeros(0, settings.seeds, settings.seeds)
 
 
 def calibrate_threshold(

@@ -25,7 +25,7 @@ SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
 WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
 PROMPTS = {"run", "output", "precision", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 OPTIONS = {
-    "attention": PROMPTS | SAMPLED | {"most"},
+    "attention": PROMPTS | SAMPLED | {"most", "save_arrays"},
     "calibrate": PROMPTS | {"sites"},
     "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
     "detect": PROMPTS | SAMPLED | {"detectors", "shard"},
@@ -38,6 +38,8 @@ OPTIONS = {
     | (PROMPTS - {"prompts"})
     | {"unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"}
     | {"data", "heldout", "caption", "size", "group_by", "checkpoints", "copy_measures", "copy_detector", "vision"},
+    "metrics": {"output", "generated", "prompts", "original", "unblocked", "real", "copy_detector"}
+    | (WEIGHTS - {"sscd"}),
     "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
     "report": {"of", "redact", "redact_key"},
 }

@@ -17,6 +17,7 @@ from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.published import PublishedSearch
 from memtrain.localization.results import Localization, load_masks
+from memtrain.localization.selection import mask_of
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 
@@ -57,6 +58,21 @@ def test_how_it_is_evaluated_changes_no_neuron(
     expected = locate(predictor, prompts, settings=Settings(**FEW), **options)
     search = FastSearch(predictor, sites, Settings(**FEW), batch_size=batch_size, worth=worth, share=share, **options)
     assert [search.locate(prompt).refined for prompt in prompts] == [one.refined for one in expected.found]
+
+
+def test_a_checked_split_finds_what_greedy_finds_or_says_that_it_went_back(
+    predictor: Predictor, statistics: ActivationStatistics
+) -> None:
+    options = {"statistics": statistics, "threshold": THRESHOLD}
+    greedy = locate(predictor, PROMPTS[:4], settings=Settings(**FEW), **options)
+    rules = set()
+    for margin in (0.02, 0.0):
+        settings = Settings(**FEW, refinement="checked_split", split_margin=margin)
+        split = locate(predictor, PROMPTS[:4], settings=settings, **options)
+        rules |= {one.refinement for one in split.found}
+        for one, other in zip(greedy.found, split.found, strict=True):
+            assert mask_of(one.refined) == mask_of(other.refined)
+    assert rules == {"checked_split", "greedy"}
 
 
 def test_masked_neurons_change_the_prediction_as_the_score_says(

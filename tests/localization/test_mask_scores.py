@@ -54,10 +54,10 @@ def test_masks_together_score_what_each_does_alone(
     settings = Settings(data_range=data_range, factor=0.25, **FEW)
     search = PublishedSearch(predictor, predictor.sites(), settings, statistics=statistics, threshold=THRESHOLD)
     scores = MaskScores(predictor, predictor.sites(), settings, batch_size=9, share=share)
-    highest = scores.begin("memorized 0")
+    similarity = scores.begin("memorized 0")
     kept = torch.tensor([True, True, False, True])
     scores.keep(kept)
-    assert highest.shape == (4,)
+    assert similarity.shape == (4, 4)
     with torch.no_grad():
         plain = search._differences("memorized 0")[kept]
         expected = {mask: search._score("memorized 0", plain, kept, lists(mask)) for mask in MASKS}

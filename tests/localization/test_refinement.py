@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
-from memtrain.localization.refinement import Refinement
-from memtrain.localization.selection import Lists, mask_of
+from memtrain.localization.refinement import Refinement, largest_bump
+from memtrain.localization.selection import Lists, Mask, mask_of
 
 
 def run(lists: Lists, needed: set[tuple[int, int]], *, binary: bool = False) -> tuple[Lists, list[Lists]]:
@@ -55,3 +56,43 @@ def test_a_binary_split_finds_what_is_needed_with_fewer_tries(seed: int) -> None
     split, halving = run(lists, needed, binary=True)
     assert mask_of(split) == mask_of(greedy) == needed
     assert len(halving) < 40 < 120 < len(one_by_one)
+
+
+def refined(lists: Lists, score: Callable[[Mask], float], *, binary: bool, margin: float = 0.0) -> Mask:
+    """What is left."""
+    search = Refinement.begin(lists, binary=binary, margin=margin)
+    while not search.done:
+        search = search.after(score(mask_of(search.hypothesis())) + search.margin < 0.5)
+    return mask_of(search.lists)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("bump", [0.0, 0.01])
+def test_a_split_leaves_what_greedy_leaves_where_bumps_are_smaller_than_its_margin(seed: int, bump: float) -> None:
+    """Scores that grow by a weight of each neuron that is on, and a bump that depends on the whole set."""
+    draw = random.Random(seed)
+    lists = tuple(tuple(draw.choices(range(60), k=50)) for _ in range(3))
+    weights = {pair: draw.random() ** 8 for pair in mask_of(lists)}
+
+    def score(mask: Mask) -> float:
+        on = sum(weight for pair, weight in weights.items() if pair not in mask)
+        return 0.2 * on + bump * random.Random(hash(mask)).random()
+
+    expected = refined(lists, score, binary=False)
+    found = refined(lists, score, binary=True, margin=bump)
+    assert found == expected and 0 < len(expected) < 100
+
+
+def test_without_its_margin_a_split_is_misled_by_a_bump() -> None:
+    """Both neurons on are below the threshold, one alone is not: greedy keeps the first and tries the second."""
+    scores = {frozenset({(0, 1), (0, 2), (0, 3)}): 0.1, frozenset({(0, 2), (0, 3)}): 0.6, frozenset({(0, 3)}): 0.4}
+    lists = ((1, 2, 3, 9),)
+
+    def score(mask: Mask) -> float:
+        return scores.get(mask - {(0, 9)}, 0.1) if (0, 9) in mask else 0.9
+
+    assert refined(lists, score, binary=False) != refined(lists, score, binary=True)
+    assert refined(lists, score, binary=False) == refined(lists, score, binary=True, margin=0.3)
+    seen = {mask: {0: value, 1: 0.0} for mask, value in scores.items()}
+    assert largest_bump(seen) == pytest.approx(0.2)
+    assert largest_bump({mask: {0: 1.0} for mask in scores}) == 0.0

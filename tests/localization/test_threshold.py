@@ -26,7 +26,7 @@ def test_scores_are_those_of_each_prompt_alone(predictor: Predictor, settings: S
             text = predictor.encode([prompt]).expand(3, -1, -1)
             steps = torch.full((3,), 961.0 if settings.call else 981.0)
             differences = noise_difference(predictor.predict(noise, steps, text), noise)
-        expected = highest_similarity(differences, data_range=settings.data_range)
+        expected = highest_similarity(differences, data_range=settings.data_range, cropped=settings.cropped)
         torch.testing.assert_close(score, expected, rtol=0, atol=1e-5)
 
 

@@ -35,6 +35,9 @@ class Roles:
     def of(prompts: Sequence[PromptToScore]) -> Roles:
         """Controls are the prompts that are known not to be memorized; every other one calibrates.
 
+        Args:
+            prompts: each once, as :func:`distinct` makes them.
+
         Raises:
             ConfigurationError: if prompts are repeated, or none is left to search.
         """
@@ -45,7 +48,7 @@ class Roles:
             raise ConfigurationError(
                 f"{len(prompts)} prompts, {repeated} of them repeated, {len(asked)} to search",
                 expected="different prompts, and at least one that may be memorized",
-                remedy="name each prompt once; the column `memorized` is 0 for controls alone",
+                remedy="take roles.distinct(prompts); the column `memorized` is 0 for controls alone",
             )
         calibrating = controls[::2] if len(controls) >= FEWEST else []
         return Roles(asked, calibrating, [row for row in controls if row not in set(calibrating)])
@@ -64,3 +67,22 @@ class Roles:
     def searched(self) -> list[int]:
         """The prompts whose neurons are searched, in the order of the search."""
         return [*self.asked, *self.tested]
+
+
+def distinct(prompts: Sequence[PromptToScore]) -> list[int]:
+    """The row of the first line of each prompt; a prompt that stands twice is searched once.
+
+    Raises:
+        ConfigurationError: if a prompt is said to be memorized in one line and not in another.
+    """
+    first: dict[str, int] = {}
+    for row, prompt in enumerate(prompts):
+        known = prompts[first.setdefault(prompt.text, row)].memorized
+        if known is not prompt.memorized:
+            raise ConfigurationError(
+                f"The prompt {prompt.text!r:.80} has memorized={known} in line {first[prompt.text] + 1} and "
+                f"{prompt.memorized} in line {row + 1}",
+                expected="one answer for each prompt",
+                remedy="correct the column `memorized`",
+            )
+    return list(first.values())

@@ -73,3 +73,13 @@ def test_a_file_of_another_kind_is_no_prompt(tmp_path: Path) -> None:
     for source in (tmp_path / "prompts.json", tmp_path):
         with pytest.raises(DataError, match="holds no prompts"):
             read_prompts(str(source))
+
+
+def test_type_and_seed_of_a_line_are_read_and_repeats_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(";Caption;type;seed\n0;a;VM;4\n1;;TM;\n2;a;;5.0\n")
+    found = read_prompts(str(path))
+    assert [(one.text, one.type, one.seed, one.row) for one in found] == [("a", "VM", 4, 0), ("a", None, 5, 2)]
+    path.write_text("prompt,seed\na,x\n")
+    with pytest.raises(DataError, match="'x' in its column `seed`"):
+        read_prompts(str(path))

@@ -23,6 +23,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from memtrain.evaluation.report.figure_text import figure_text
+from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+from memtrain.evaluation.stages.attention.arrays import array_folder, array_writer
 from memtrain.evaluation.stages.attention.trace import AttentionTrace, trace_attention
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.prompts import MEMORIZED, OTHER, UNKNOWN, PromptToScore, group_names
@@ -42,13 +44,15 @@ BAND = (0.1, 0.9)
 """Quantiles of the prompts of a group between which a curve's band lies."""
 
 
-def attention_plots(given: StageInput, *, most: int = 4) -> dict[str, Any]:
+def attention_plots(given: StageInput, *, most: int = 4, save_arrays: bool = False) -> dict[str, Any]:
     """Sample prompts, draw their attention, and write the pictures.
 
     Args:
         given: a pipeline of Stable Diffusion 1.x, 2.x or XL; P prompts, with what is known about them; settings of the
             sampling; the output folder, in which everything goes to `attention/`.
         most: prompts that get a picture of their own, memorized ones and others in turn.
+        save_arrays: write what every token receives at every step and site, too
+            (:mod:`memtrain.evaluation.stages.attention.arrays`).
 
     Returns:
         The content of `attention/attention.json`.
@@ -57,9 +61,13 @@ def attention_plots(given: StageInput, *, most: int = 4) -> dict[str, Any]:
         ConfigurationError: if the pipeline's tokens are not laid out as `BOS words EOS padding`.
     """
     texts = [prompt.text for prompt in given.prompts]
-    trace = trace_attention(given.pipeline, texts, sampling=given.sampling)
     folder = given.output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    keep, seeds = None, given.sampling.seeds
+    if save_arrays:
+        keep = array_writer(folder, seeds, prompt_lengths(given.pipeline, texts).tolist())
+    own = [prompt.seed for prompt in given.prompts]
+    trace = trace_attention(given.pipeline, texts, sampling=given.sampling, seeds=own, keep=keep)
     for earlier in folder.glob("prompt-*.png"):
         earlier.unlink()
     memorized = [prompt.memorized for prompt in given.prompts]
@@ -78,6 +86,8 @@ def attention_plots(given: StageInput, *, most: int = 4) -> dict[str, Any]:
         "prompts": len(texts),
         "entropy": _entropies(trace, memorized),
         "pictures": pictures,
+        "arrays": [array_folder(folder, seed).name for seed in seeds] if save_arrays else [],
+        "own_seeds": sum(seed is not None for seed in own),
     }
     return write_results(results, folder / "attention.json")
 
@@ -185,6 +195,7 @@ def _table(prompts: Sequence[PromptToScore], trace: AttentionTrace) -> pa.Table:
         {
             "prompt": [prompt.text for prompt in each],
             "memorized": pa.array([prompt.memorized for prompt in each], pa.bool_()),
+            "type": pa.array([prompt.type for prompt in each], pa.string()),
             "step": list(range(steps)) * len(prompts),
             "entropy": trace.entropy.flatten().numpy(),
             "summary_entropy": trace.summary_entropy.flatten().numpy(),

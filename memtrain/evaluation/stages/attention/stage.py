@@ -14,15 +14,20 @@ class Attention(SamplingOptions, PromptStage):
 
     Args:
         most: prompts that get a picture of their own, memorized ones and others in turn.
+        save_arrays: write what every token receives at every step and in every attention, in the layout of MemAttn's
+            script. A column `seed` in the file of prompts gives a prompt a first seed of its own.
     """
 
     most: int = 4
+    save_arrays: bool = False
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, draw, and name the pictures."""
         from memtrain.evaluation.stages.attention.attention import FOLDER, attention_plots
 
-        results = attention_plots(given, most=self.most)
+        results = attention_plots(given, most=self.most, save_arrays=self.save_arrays)
         for name in results["pictures"]:
             print(f"Attention: {given.output / FOLDER / name}")
+        for name in results["arrays"]:
+            print(f"Arrays: {given.output / FOLDER / name}")
         return results

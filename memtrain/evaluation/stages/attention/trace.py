@@ -8,8 +8,8 @@ Cost: none beyond sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -71,6 +71,8 @@ def trace_attention(
     prompts: Sequence[str],
     *,
     sampling: Sampling | None = None,
+    seeds: Sequence[int | None] | None = None,
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> AttentionTrace:
     """Sample prompts, and keep what their tokens receive.
 
@@ -78,6 +80,10 @@ def trace_attention(
         pipeline: of Stable Diffusion 1.x, 2.x or XL.
         prompts: P prompts.
         sampling: the settings.
+        seeds: P first seeds of their own, None for that of the sampling; the further seeds are as far from the first.
+            Prompts of different first seeds are not sampled at once.
+        keep: is given the place of each prompt and its readings `(K, S, sites, T)`, sites in the order in which the
+            denoiser calls them.
 
     Raises:
         ConfigurationError: if there is no prompt, or tokens are not laid out as `BOS words EOS padding`.
@@ -92,16 +98,34 @@ def trace_attention(
         )
     lengths = prompt_lengths(pipeline, prompts)
     sampling = sampling or Sampling()
-    together, found = sampling.prompts_at_once, []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     with tqdm(total=len(prompts), desc="attention", unit="prompt", disable=not sampling.progress) as bar:
-        for start in range(0, len(prompts), together):
-            part = prompts[start : start + together]
+        for start, stop, used in _batches(len(prompts), seeds, sampling):
+            part = prompts[start:stop]
             reader = TokenAttention()
-            readings = read_prompts_with(pipeline, part, [reader], sampling=sampling.quiet)
+            readings = read_prompts_with(pipeline, part, [reader], sampling=used.quiet)
+            for place, own in enumerate(readings[reader.name]):
+                if keep is not None:
+                    keep(start + place, own)
             average = readings[reader.name].mean(dim=3)
-            summary = summary_tokens(lengths[start : start + together], average.shape[-1])[:, None, None]
+            summary = summary_tokens(lengths[start:stop], average.shape[-1])[:, None, None]
             entropies = entropy(average), partial_entropy(average, summary)
-            found.append((average.mean(dim=1), *(values.mean(dim=1) for values in entropies)))
+            found.append((average.mean(dim=1), entropies[0].mean(dim=1), entropies[1].mean(dim=1)))
             bar.update(len(part))
     attention, whole, partial = (torch.cat(values) for values in zip(*found, strict=True))
     return AttentionTrace(attention=attention, entropy=whole, summary_entropy=partial, lengths=lengths)
+
+
+def _batches(count: int, seeds: Sequence[int | None] | None, sampling: Sampling) -> list[tuple[int, int, Sampling]]:
+    """Where each batch of prompts starts and stops, and how it is sampled."""
+    first = sampling.seeds[0]
+    own = [first if seed is None else seed for seed in seeds or [None] * count]
+    found, start = [], 0
+    while start < count:
+        stop = start + 1
+        while stop < min(count, start + sampling.prompts_at_once) and own[stop] == own[start]:
+            stop += 1
+        shifted = [seed - first + own[start] for seed in sampling.seeds]
+        found.append((start, stop, replace(sampling, seeds=shifted)))
+        start = stop
+    return found

@@ -16,7 +16,8 @@ Cost: sampling every prompt two to six times, and the search: one embedding cost
 
 Written to the output folder: `localization.json`; `localization.parquet`, one row per prompt and condition;
 `masks.safetensors`, keyed by prompt; `localization.png`, own and generated images; `neurons/`, from which an
-interrupted search goes on. Embeddings are not kept.
+interrupted search goes on; the tables by line of :mod:`memtrain.evaluation.stages.localize.tables`; and, if asked,
+every image under `images/`. Embeddings are not kept.
 Cannot: show that an image is gone. Where the search fails, a better one may not.
 """
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ from torch import Tensor
 
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
-from memtrain.evaluation.measures.nemo_metrics import distribution_metrics, nemo_metrics
 from memtrain.evaluation.measures.replication import reproduction_threshold
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
 from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.localize.compared_masks import compared_masks
 from memtrain.evaluation.stages.localize.conditions import (
     MASKED,
     SEARCHED,
@@ -50,13 +51,17 @@ from memtrain.evaluation.stages.localize.conditions import (
     neuron_figures,
     verdict,
 )
+from memtrain.evaluation.stages.localize.networks import masked_networks
+from memtrain.evaluation.stages.localize.pictures import write_pictures
 from memtrain.evaluation.stages.localize.search import Search, find_neurons
 from memtrain.evaluation.stages.localize.sheet import write_sheet
+from memtrain.evaluation.stages.localize.tables import write_tables
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
-from memtrain.evaluation.stages.roles import Roles
+from memtrain.evaluation.stages.roles import Roles, distinct
 from memtrain.functional.ranking import share
 from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
+from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import Localization, save_masks, union
 from memtrain.localization.retrigger import retrigger
 from memtrain.models.encoding import encode_prompts
@@ -71,6 +76,8 @@ CONTROLS = 20
 """Controls whose images are searched for at most: they set how often the search succeeds without a memory."""
 PROBE_STEPS = 50
 """Suggested steps of the search for embeddings."""
+BASELINE_K = 10
+"""Suggested number of neurons or sets of a baseline."""
 
 
 def localize(
@@ -82,12 +89,15 @@ def localize(
     false_positive_rate: float | None = None,
     weights: Weights | None = None,
     bake: str | Path | None = None,
+    baselines: Sequence[str] = (),
+    baseline_k: int = BASELINE_K,
+    save_images: bool = False,
 ) -> dict[str, Any]:
     """Locate, mask, check, and write the results.
 
     Args:
-        given: a Stable Diffusion 1.x or 2.x pipeline, left as it was; P different prompts, of which those known not to
-            be memorized are controls; the image of each prompt, without which nothing is said about replication, and
+        given: a Stable Diffusion 1.x or 2.x pipeline, left as it was; P prompts, of which those known not to be
+            memorized are controls, and repeated ones are searched, sampled and counted once; the image of each prompt, without which nothing is said about replication, and
             the search for embeddings is left out; settings of the sampling, and the output folder.
         search: how neurons are found.
         probe_steps: of the search for embeddings that bring masked images back; 0 to leave it out.
@@ -96,20 +106,25 @@ def localize(
             0.01, or with fewer than 99 controls the lowest that they can promise.
         weights: of networks that measure beside.
         bake: folder to save a pipeline to whose weights have the masks of all prompts in them, those of controls not.
+        baselines: masks to sample under beside, names of :mod:`memtrain.evaluation.stages.localize.compared_masks`.
+        baseline_k: neurons or sets of those that have a number of them.
+        save_images: write every image to a file, see :mod:`memtrain.evaluation.stages.localize.pictures`.
 
     Returns:
         The content of `localization.json`.
 
     Raises:
-        ConfigurationError: if prompts are repeated, none is left to search, settings contradict each other, or the
+        ConfigurationError: if none is left to search, a repeated prompt is said to be both, settings contradict each other, or the
             folder to bake into holds a pipeline.
         DataError: if prompts and images do not belong together.
         CalibrationError: if there are too few controls for the rate.
     """
+    if given.own_images is not None:
+        _check_images(given.own_images, len(given.prompts))
+    lines, first = given.prompts, distinct(given.prompts)
+    given = _each_once(given, first)
     prompts, own_images = given.prompts, given.own_images
     roles = Roles.of(prompts)
-    if own_images is not None:
-        _check_images(own_images, len(prompts))
     if false_positive_rate is not None and own_images is not None:
         reproduction_threshold(torch.zeros(len(roles.controls)), false_positive_rate)
     if bake is not None:
@@ -118,6 +133,8 @@ def localize(
     case = _Case.of(given, roles, located)
     conditions = Conditions(given.pipeline, prompts, own_images, roles.searched, false_positive_rate)
     _sample_masked(case, conditions)
+    if baselines:
+        _sample_baselines(case, conditions, baselines, k=baseline_k)
     if probe_steps and own_images is not None:
         _sample_retriggered(case, conditions, own_images, steps=probe_steps)
     if heldout is None and own_images is not None and roles.controls:
@@ -132,9 +149,15 @@ def localize(
         else None,
     }
     if weights is not None and weights.any:
-        results["networks"] = _networks(case, conditions, weights)
+        results["networks"] = masked_networks(case.given, conditions, roles, weights=weights)
     results["verdict"] = verdict(results)
+    results["prompts"]["lines"] = len(lines)
+    if baselines:
+        results["baselines"] = {"names": list(baselines), "k": baseline_k}
     written = _write(case, conditions, results)
+    write_tables(given.output, located, lines, prompts=prompts, roles=roles)
+    if save_images:
+        write_pictures(given.output, conditions, lines, first=first, seeds=given.sampling.seeds)
     if bake is not None and case.whole is not None:
         save_masked_pipeline(given.pipeline, case.whole, Path(bake))
     elif bake is not None:
@@ -187,6 +210,21 @@ def _sample_masked(case: _Case, conditions: Conditions) -> None:
             conditions.add(name, rows, images=images)
 
 
+def _sample_baselines(case: _Case, conditions: Conditions, names: Sequence[str], *, k: int) -> None:
+    """The same under masks that located neurons are compared with."""
+    pipeline, rows = case.given.pipeline, case.roles.searched
+    texts, sampling = case.texts(rows), case.given.sampling.sized_as(case.given.own_images)
+    masks = compared_masks(
+        names, case.located, texts, asked=case.texts(case.roles.asked), predictor=Predictor.of(pipeline), k=k
+    )
+    for name, each in masks.items():
+        if any(each):
+            images = sample_embeddings(pipeline, encode_prompts(pipeline, texts), masks=each, sampling=sampling)
+            conditions.add(name, rows, images=images)
+        else:
+            log.warning("Nothing was sampled under the baseline %s: no prompt has neurons to compare with", name)
+
+
 def _sample_retriggered(case: _Case, conditions: Conditions, own_images: Tensor, *, steps: int) -> None:
     """The same with an embedding that was searched for each prompt's own image."""
     pipeline, sampling = case.given.pipeline, case.given.sampling.sized_as(own_images)
@@ -224,29 +262,6 @@ def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -
     }
 
 
-def _networks(case: _Case, conditions: Conditions, weights: Weights) -> dict[str, Any]:
-    """NeMo's metrics of images under each prompt's mask; FID of images of controls, under all masks together."""
-    device, own = case.given.pipeline.device, case.given.own_images
-    plain, results = conditions.found[UNMASKED], dict[str, Any](groups={})
-    if masked := conditions.found.get(MASKED):
-        for name, rows in (("asked", case.roles.asked), ("controls", case.roles.tested)):
-            if rows:
-                results["groups"][name] = nemo_metrics(
-                    masked.images[[masked.rows.index(row) for row in rows]],
-                    plain.images[[plain.rows.index(row) for row in rows]],
-                    references=None if own is None else own[rows][:, None],
-                    prompts=case.texts(rows),
-                    weights=weights,
-                    device=device,
-                )
-    if (all_masks := conditions.found.get(UNION)) and own is not None and len(case.roles.tested) > 1:
-        rows = case.roles.tested
-        for name, condition in (("distribution_without", plain), ("distribution_with", all_masks)):
-            images = condition.images[[condition.rows.index(row) for row in rows]].flatten(0, 1)
-            results[name] = distribution_metrics(own[rows], images, weights=weights, device=device)
-    return results
-
-
 def _write(case: _Case, conditions: Conditions, results: dict[str, Any]) -> dict[str, Any]:
     """Write every file; the content of `localization.json`."""
     folder, rows = case.given.output, conditions.rows()
@@ -268,6 +283,23 @@ def _loss(
     with mask.on(pipeline.unet):
         masked = heldout_loss(pipeline, images, captions=list(captions))
     return change_of_loss(without, masked)
+
+
+def _each_once(given: StageInput, first: Sequence[int]) -> StageInput:
+    """The same with the first line of each prompt alone."""
+    if len(first) == len(given.prompts):
+        return given
+    own = given.own_images
+    if own is not None:
+        place = {given.prompts[row].text: row for row in first}
+        other = sum(not torch.equal(own[row], own[place[line.text]]) for row, line in enumerate(given.prompts))
+        if other:
+            log.warning(
+                "%d lines repeat a prompt with another image: prompts are compared with the image of their first line",
+                other,
+            )
+        own = own[list(first)]
+    return replace(given, prompts=[given.prompts[row] for row in first], own_images=own)
 
 
 def _check_images(own_images: Tensor, count: int) -> None:

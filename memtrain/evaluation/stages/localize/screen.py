@@ -22,7 +22,8 @@ def lines(results: Mapping[str, Any], *, intervals: bool = True) -> list[dict[st
         intervals: with the interval of each share.
     """
     found = []
-    for name in ORDER:
+    order = [*ORDER[:3], *(results.get("baselines") or {}).get("names", []), *ORDER[3:]]
+    for name in order:
         for group, figures in results["conditions"].get(name, {}).items():
             losses = figures.get("search_loss")
             found.append(

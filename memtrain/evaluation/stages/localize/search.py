@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import StageInput
-from memtrain.evaluation.stages.roles import NEURONS, Roles
+from memtrain.evaluation.stages.roles import NEURONS, Roles, distinct
+from memtrain.localization.authors_files import read_statistics
 from memtrain.localization.calibration import calibrated_on, kept_calibration, require_same_model
 from memtrain.localization.contribution import EVERY_SITE, locate_contributions
 from memtrain.localization.locate import locate
@@ -23,16 +25,26 @@ class Search:
 
     Attributes:
         settings: of NeMo's search.
-        statistics: activations for other prompts; default measured on half of the controls, or on random words.
+        statistics: activations for other prompts, or a file of them, ours or NeMo's; default measured on half of the controls, or on random words.
         threshold: similarity between seeds above which a prompt counts as memorized; default as `statistics`.
         contribution: take this share of all neurons by :mod:`memtrain.localization.contribution` instead of NeMo's
             search, which then has no `statistics`; needs controls.
     """
 
     settings: Settings | None = None
-    statistics: ActivationStatistics | None = None
+    statistics: ActivationStatistics | Path | None = None
     threshold: Threshold | float | None = None
     contribution: float | None = None
+
+    def known_statistics(self, given: StageInput) -> ActivationStatistics | None:
+        """The statistics that are given, with the names of the model's layers.
+
+        Raises:
+            ConfigurationError: if a file of them is none, or does not fit the model.
+        """
+        if isinstance(self.statistics, Path):
+            return read_statistics(self.statistics, Predictor.of(given.pipeline))
+        return self.statistics
 
 
 def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization]:
@@ -46,12 +58,12 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
         What each prompt was there for, and what was found.
 
     Raises:
-        ConfigurationError: if prompts are repeated, none is left to search, or the folder holds another search.
+        ConfigurationError: if prompts are repeated (:func:`memtrain.evaluation.stages.roles.distinct`), none is left to search, or the folder holds another search.
     """
     folder, prompts = given.output / NEURONS, given.prompts
-    roles = Roles.of(prompts)
+    roles, statistics = Roles.of(prompts), search.known_statistics(given)
     kept = calibrated_on(folder)
-    if search.statistics is not None and search.threshold is not None:
+    if statistics is not None and search.threshold is not None:
         roles = roles.calibrated_on(prompts, ())
     elif kept is not None:
         roles = roles.calibrated_on(prompts, set(kept))
@@ -60,7 +72,7 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
         return roles, locate(
             given.pipeline,
             searched,
-            statistics=search.statistics,
+            statistics=statistics,
             threshold=search.threshold,
             other_prompts=None if kept is not None else others or None,
             settings=search.settings,
@@ -83,31 +95,35 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
     )
 
 
-def search_part(given: StageInput, *, shard: tuple[int, int], settings: Settings | None = None) -> Localization:
+def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | None = None) -> Localization:
     """Search this process's part of the prompts that `localize` searches.
 
     Args:
         given: pipeline, prompts and output folder, the same on every process.
         shard: `(i, n)`: every n-th prompt from the i-th on.
-        settings: of the search.
+        search: how, but for contributions.
 
     Raises:
-        ConfigurationError: if prompts are repeated, none is left to search, nothing is calibrated yet, which several
+        ConfigurationError: if none is left to search, nothing is calibrated yet, which several
             processes cannot do at once, or the folder holds another search.
     """
-    folder = given.output / NEURONS
-    others = calibrated_on(folder)
-    if others is None:
+    search, folder = search or Search(), given.output / NEURONS
+    prompts = [given.prompts[row] for row in distinct(given.prompts)]
+    others, statistics = calibrated_on(folder), search.known_statistics(given)
+    complete = statistics is not None and search.threshold is not None
+    if others is None and not complete:
         raise ConfigurationError(
             f"{folder} holds no calibration for all parts of the prompts to compare with",
             expected="statistics and a threshold from `python evaluate.py calibrate` with the same --output",
-            remedy="run that first",
+            remedy="run that first, or name both with --statistics and --threshold",
         )
-    roles = Roles.of(given.prompts).calibrated_on(given.prompts, set(others))
+    roles = Roles.of(prompts).calibrated_on(prompts, () if complete else set(others or ()))
     return locate(
         given.pipeline,
-        [given.prompts[row].text for row in roles.searched],
-        settings=settings,
+        [prompts[row].text for row in roles.searched],
+        statistics=statistics,
+        threshold=search.threshold,
+        settings=search.settings,
         output=folder,
         shard=shard,
         progress=given.sampling.progress,

@@ -2,8 +2,8 @@
 
 Source: formulas in :mod:`memtrain.evaluation.stages.metrics.prompt_scores` and
 :mod:`memtrain.evaluation.measures.copy_descriptors` (four conventions of SSCD). Prompts are split by the column `type`
-of their file (NeMo's list has VM and TM); without one, by NeMo's rule, where originals and unmitigated images are there:
-verbatim is a prompt whose best unmitigated generation has an SSCD above 0.7.
+of their file (NeMo's list has VM and TM); without one, by NeMo's rule, where originals and unmitigated images are
+there: verbatim is a prompt whose best unmitigated generation has an SSCD above 0.7.
 Written: `metrics.json`, and a row per prompt in `metrics.parquet` and `metrics.csv`.
 Memory: the images of one prompt at a time, and features of all.
 Traps: NeMo's script leaves prompts out whose original cannot be read, and so does this; their number is in the results.
@@ -15,58 +15,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from memtrain.errors import DataError
-from memtrain.evaluation.measures.clip_scores import ClipFeatures
-from memtrain.evaluation.measures.copy_descriptors import convention, describe_images
-from memtrain.evaluation.measures.distribution_figures import frechet_figure, kernel_figure
-from memtrain.evaluation.measures.nemo_metrics import VERBATIM, load_inception
+from memtrain.evaluation.measures.copy_descriptors import convention
+from memtrain.evaluation.measures.nemo_metrics import VERBATIM
 from memtrain.evaluation.measures.weights import Weights
-from memtrain.evaluation.stages.metrics.layout import ENDINGS, Pictures, read_pictures
+from memtrain.evaluation.stages.metrics.distances import distances
+from memtrain.evaluation.stages.metrics.layout import Pictures, read_pictures
+from memtrain.evaluation.stages.metrics.networks import Networks, load_image, readable
 from memtrain.evaluation.stages.metrics.prompt_scores import figures, pixel_scores, reduced, sscd_scores
 from memtrain.evaluation.stages.prompts import PromptToScore, read_prompts
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
-from memtrain.families.network_file import load_network
 from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 1
 """Of `metrics.json`."""
-
-
-class Networks:
-    """The networks that are given.
-
-    Args:
-        weights: local files.
-    """
-
-    def __init__(self, weights: Weights) -> None:
-        self.by = convention(weights.sscd_convention)
-        self.sscd = None if weights.sscd is None else load_network(weights.sscd)
-        self.clip = None if weights.clip is None else ClipFeatures(weights.clip)
-        self.inception = None if weights.inception is None else load_inception(weights.inception)
-
-    def copies(self, images: Sequence[Tensor]) -> Tensor | None:
-        """`(n, D)` SSCD descriptors of images of any sizes; None without the network, or without images."""
-        if self.sscd is None or not images:
-            return None
-        return torch.cat([describe_images(self.sscd, image[None], by=self.by) for image in images])
-
-    def seen(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Features for distances, by name of the distance."""
-        found = {}
-        if self.inception is not None and images:
-            found["FID"] = torch.cat([self.inception(image[None]) for image in images])
-        if self.clip is not None and images:
-            found["CLIP_FID"] = torch.cat([self.clip.images(image[None], unit=False) for image in images])
-        return found
 
 
 def measure_folders(
@@ -108,23 +76,12 @@ def measure_folders(
         _require_same(made, plain, asked)
     networks, unreadable = Networks(weights), list[str]()
     rows, before, similar, spaces = _scores(asked, made, plain, own, networks, unreadable)
-    similar_before = [row.pop("best_before", None) for row in rows]
-    kinds, split = _kinds(asked, similar_before)
-    quality = _distances(spaces, real, networks, unreadable)
-    columns: dict[str, Any] = {
-        "row": [prompt.row for prompt in asked],
-        "prompt": [prompt.text for prompt in asked],
-        "kind": pa.array(kinds, pa.string()),
-        "generations": [len(made.of(prompt.row)) for prompt in asked],
-        "references": pa.array([int(row.pop("references")) for row in rows], pa.int64()),
-    }
-    without = [prompt.row for prompt, count in zip(asked, columns["references"].to_pylist(), strict=True) if not count]
-    for name in dict.fromkeys(name for row in rows for name in row):
-        columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
-    for name in dict.fromkeys(name for row in before for name in row):
-        columns[f"{name}.unblocked"] = pa.array([row.get(name) for row in before], pa.float64())
+    best = [row.pop("best_before", None) for row in rows]
+    references = [int(row.pop("references")) for row in rows]
+    kinds, split = _kinds(asked, best)
+    quality = distances(spaces, real, networks, unreadable)
     output.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
+    table = _table(asked, kinds, made, references=references, rows=rows, before=before)
     write_parquet(table, output / "metrics.parquet")
     pyarrow.csv.write_csv(table, output / "metrics.csv")
     results = {
@@ -132,13 +89,10 @@ def measure_folders(
         **provenance(),
         "prompts": len(asked),
         "images": {
-            "layout": made.layout,
-            "generated": sum(map(len, made.files.values())),
-            "unblocked": 0 if plain is None else sum(map(len, plain.files.values())),
-            "originals": 0 if own is None else sum(map(len, own.files.values())),
+            **_counted(made, plain, own),
             "prompts_without_generation": len(texts) - len(asked),
-            "prompts_without_original": len(without),
-            "rows_without_original": without,
+            "prompts_without_original": references.count(0),
+            "rows_without_original": [one.row for one, count in zip(asked, references, strict=True) if not count],
             "unreadable": unreadable,
         },
         "split": split,
@@ -148,9 +102,7 @@ def measure_folders(
         "convention": {
             "name": weights.sscd_convention,
             "paper_weights": networks.by.weights,
-            "figures": {} if weights.sscd_convention == "nemo" or not similar else reduced(
-                similar, weights.sscd_convention
-            ),
+            "figures": reduced(similar, weights.sscd_convention) if similar else {},
         },
         "networks": {
             "copy_detector": weights.sscd and Path(weights.sscd).name,
@@ -158,8 +110,37 @@ def measure_folders(
             "inception": weights.inception and Path(weights.inception).name,
         },
         "left_out": _left_out(weights, plain, own),
-    }  # fmt: skip
+    }
     return write_results(results, output / "metrics.json")
+
+
+def _counted(made: Pictures, plain: Pictures | None, own: Pictures | None) -> dict[str, Any]:
+    """How many files of each kind there are."""
+    sizes = [0 if one is None else sum(map(len, one.files.values())) for one in (made, plain, own)]
+    return {"layout": made.layout, **dict(zip(("generated", "unblocked", "originals"), sizes, strict=True))}
+
+
+def _table(
+    asked: Sequence[PromptToScore],
+    kinds: Sequence[str | None],
+    made: Pictures,
+    *,
+    references: Sequence[int],
+    rows: Sequence[Mapping[str, float]],
+    before: Sequence[Mapping[str, float]],
+) -> pa.Table:
+    """A row per prompt."""
+    columns: dict[str, Any] = {
+        "row": [prompt.row for prompt in asked],
+        "prompt": [prompt.text for prompt in asked],
+        "kind": pa.array(kinds, pa.string()),
+        "generations": [len(made.of(prompt.row)) for prompt in asked],
+        "references": pa.array(references, pa.int64()),
+    }
+    for scores, said in ((rows, ""), (before, ".unblocked")):
+        for name in dict.fromkeys(name for row in scores for name in row):
+            columns[f"{name}{said}"] = pa.array([row.get(name) for row in scores], pa.float64())
+    return pa.table(columns)
 
 
 def _scores(
@@ -179,7 +160,7 @@ def _scores(
         files = made.of(prompt.row)
         images = [load_image(file) for file in files]
         same = None if plain is None else [load_image(file) for file in plain.of(prompt.row)]
-        references = [] if own is None else _readable(own.of(prompt.row), unreadable)
+        references = [] if own is None else readable(own.of(prompt.row), unreadable)
         found, unmitigated, kept = networks.copies(images), networks.copies(same or []), networks.copies(references)
         row: dict[str, float] = {"references": float(len(references))}
         if networks.sscd is not None and networks.by is convention("nemo"):
@@ -206,41 +187,14 @@ def _scores(
         for name, shown in (("generated", images), ("unblocked", same), ("originals", references)):
             spaces[name].append(networks.seen(shown or []))
     every = [one for one in originals if one is not None]
+    if networks.by is convention("nemo"):
+        return rows, before, [], spaces
     if every and networks.by is convention("dcr"):
         similar = [found @ torch.cat(every).T for found in described if found is not None]
     elif every:
         pairs = zip(described, originals, strict=True)
         similar = [found @ kept.T for found, kept in pairs if found is not None and kept is not None]
     return rows, before, similar, spaces
-
-
-def _distances(
-    spaces: Mapping[str, list[dict[str, Tensor]]], real: str | None, networks: Networks, unreadable: list[str]
-) -> dict[str, Any]:
-    """FID, KID and CLIP-FID of generations and of unmitigated images to real ones."""
-    compared: dict[str, list[Tensor]] = {}
-    if real is None:
-        parts = spaces["originals"]
-    else:
-        files = [file for file in sorted(Path(real).rglob("*")) if file.suffix.lower() in ENDINGS]
-        if not files:
-            raise DataError(f"{real} holds no images", expected="a folder of images", remedy="check the path")
-        parts = [networks.seen([image]) for image in _readable(files, unreadable)]
-    for part in parts:
-        for name, features in part.items():
-            compared.setdefault(name, []).append(features)
-    found: dict[str, Any] = {}
-    for kind, said in (("generated", ""), ("unblocked", "_unblocked")):
-        for name, reals in compared.items():
-            own = [(number, part[name]) for number, part in enumerate(spaces[kind]) if name in part]
-            if not own or min(sum(map(len, reals)), sum(len(one) for _, one in own)) < 2:
-                continue
-            features = torch.cat(reals), torch.cat([one for _, one in own])
-            groups = [number for number, one in own for _ in range(len(one))]
-            found[f"{name}{said}"] = frechet_figure(*features, groups=groups)
-            if name == "FID":
-                found[f"KID{said}"] = kernel_figure(*features, groups=groups)
-    return found
 
 
 def _kinds(asked: Sequence[PromptToScore], best: Sequence[float | None]) -> tuple[list[str | None], str]:
@@ -263,33 +217,6 @@ def _require_same(made: Pictures, plain: Pictures, asked: Sequence[PromptToScore
                 expected="the same prompts and seeds in both folders",
                 remedy="sample what is missing, or leave --unblocked out",
             )
-
-
-def _readable(files: Sequence[Path], unreadable: list[str]) -> list[Tensor]:
-    """The images of files; what is no image, such as the page of a dead link, is noted."""
-    found = []
-    for file in files:
-        try:
-            found.append(load_image(file))
-        except DataError:
-            unreadable.append(file.name)
-    return found
-
-
-def load_image(path: Path) -> Tensor:
-    """`(3, H, W)` uint8.
-
-    Raises:
-        DataError: if the file is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path} is no image: {error}", expected="a PNG, JPEG or WebP file", remedy="sample it again, or remove it"
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _left_out(weights: Weights, plain: Pictures | None, own: Pictures | None) -> dict[str, str]:

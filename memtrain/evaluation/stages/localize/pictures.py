@@ -1,0 +1,58 @@
+"""The images of every condition as files, so that any metric can follow.
+
+`images/original/0000/seed-0.png` is the image of the prompt in line 0 with seed 0, unmasked; `images/refined/` has those
+under its refined neurons, `images/initial/` and the other baselines theirs. `images/prompts.csv` says which folder holds
+which line: of a prompt that stands twice all lines name that of its first.
+
+Cost: a 512-pixel PNG takes about half a megabyte: 500 prompts with 10 seeds in 3 conditions 8 GB.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from memtrain.evaluation.stages.localize.conditions import MASKED, SEARCHED, UNION, UNMASKED, Conditions
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.records import written_whole
+
+FOLDERS = {UNMASKED: "original", MASKED: "refined", UNION: "all_masks"}
+
+
+def folder_name(condition: str) -> str:
+    """Of a condition: `original`, `refined_retrigger`, `random`, ..."""
+    plain = condition.removesuffix(SEARCHED)
+    name = FOLDERS.get(plain, plain.replace(" ", "_"))
+    return f"{name}_retrigger" if condition.endswith(SEARCHED) else name
+
+
+def write_pictures(
+    folder: Path, conditions: Conditions, lines: Sequence[PromptToScore], *, first: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """Write PNGs and the list of prompts.
+
+    Args:
+        folder: `images/` is made in it; files of the same names are replaced.
+        conditions: with their images.
+        lines: every line of the prompts.
+        first: of each prompt of `conditions` its first line.
+        seeds: of the images.
+    """
+    for name, condition in conditions.found.items():
+        for row, images in zip(condition.rows, condition.images, strict=True):
+            place = folder / "images" / folder_name(name) / f"{first[row]:04d}"
+            place.mkdir(parents=True, exist_ok=True)
+            for seed, image in zip(seeds, images, strict=True):
+                with written_whole(place / f"seed-{seed}.png") as unfinished:
+                    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(unfinished, format="PNG")
+    of_text = {lines[number].text: number for number in first}
+    with written_whole(folder / "images" / "prompts.csv") as unfinished:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["line", "folder", "prompt", "memorized"])
+            for number, line in enumerate(lines):
+                known = "" if line.memorized is None else int(line.memorized)
+                writer.writerow([number, f"{of_text[line.text]:04d}", line.text, known])

@@ -1,0 +1,121 @@
+"""Files of NeMo's published scripts: their activation statistics, and their table of neurons.
+
+Source: ml-research/localizing_memorization_in_diffusion_models (Hintersdorf et al., NeurIPS 2024).
+`statistics_additional_laion_prompts_v1_4.pt` is a pair of lists, mean and unbiased standard deviation of each neuron,
+one tensor `(C,)` per value layer, the down blocks' first and the middle's last; with `--no_statistics` their script
+writes one list of activations `(P, C)` instead. They are tensors in lists: read with `weights_only=True`, so that no
+code in a file is run. Layers have no names there, and are those that a search looks at by default, in the same order.
+`memorization_statistics.csv` has a row per prompt with `;` between columns, and neurons as a list of lists, as text.
+Cannot: say which model, how many prompts or which captions a file of statistics rests on; it does not hold that.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError
+from memtrain.functional.moments import Moments
+from memtrain.localization.found import Found
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.statistics import ActivationStatistics
+from memtrain.records import written_whole
+
+COLUMNS = ("Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM")
+TheirStatistics = tuple[list[Tensor], list[Tensor], int]
+"""Mean and standard deviation of each layer `(C,)`, and the number of prompts, 0 where the file does not say."""
+
+
+def read_statistics(path: Path, predictor: Predictor) -> ActivationStatistics:
+    """Statistics of either kind, with the names that the model's layers have.
+
+    Args:
+        path: a safetensors file of :meth:`ActivationStatistics.save`, or a `.pt` file of the published script.
+        predictor: the model that is searched.
+
+    Raises:
+        ConfigurationError: if the file is neither, or does not fit the model.
+    """
+    if path.suffix == ".safetensors":
+        return ActivationStatistics.load(path)
+    mean, std, count = read_tensors(path)
+    widths = predictor.widths(predictor.sites())
+    found = [len(layer) for layer in mean]
+    if found != list(widths.values()):
+        raise ConfigurationError(
+            f"{path} has {len(found)} layers of {found} neurons, and the model {len(widths)} of {list(widths.values())}",
+            expected="statistics of the value layers of this model's down blocks and middle, in their order",
+            remedy="measure them on this model: python evaluate.py calibrate",
+        )
+    return ActivationStatistics(
+        mean=dict(zip(widths, mean, strict=True)),
+        std=dict(zip(widths, std, strict=True)),
+        count=count,
+        source=f"the file {path.name}",
+    )
+
+
+def read_tensors(path: Path) -> TheirStatistics:
+    """What a `.pt` file of the published script holds.
+
+    Raises:
+        ConfigurationError: if it holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise _refused(path, str(error).partition("\n")[0]) from error
+    if isinstance(content, list) and content and all(_tensors([layer], 2) and len(layer) > 1 for layer in content):
+        moments = [Moments.of(layer.float()) for layer in content]
+        return [one.mean.float() for one in moments], [one.std.float() for one in moments], len(content[0])
+    if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(_tensors(part, 1) for part in content):
+        raise _refused(path, f"its content is {type(content).__name__}")
+    mean, std = ([layer.float() for layer in part] for part in content)
+    if [len(layer) for layer in mean] != [len(layer) for layer in std]:
+        raise _refused(path, "its means and deviations are of different sizes")
+    return mean, std, 0
+
+
+def write_statistics(statistics: ActivationStatistics, path: Path) -> None:
+    """Write the pair of lists that the published scripts read, layers in the order of the statistics."""
+    layers = [[tensor.float().clone() for tensor in part.values()] for part in (statistics.mean, statistics.std)]
+    with written_whole(path) as unfinished:
+        torch.save((layers[0], layers[1]), unfinished)
+
+
+def write_table(path: Path, rows: Iterable[tuple[str, Found]], sites: Sequence[str]) -> None:
+    """Write `memorization_statistics.csv` as the published search does; the addresses of images are left empty.
+
+    Args:
+        path: of the file.
+        rows: prompts in their order, and what was found for each.
+        sites: names of the searched layers.
+    """
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter=";")
+        writer.writeheader()
+        for prompt, found in rows:
+            lists = [[list(layer) for layer in part] or [[] for _ in sites] for part in (found.initial, found.refined)]
+            scores = [0 if score is None else score for score in (found.initial_score, found.score)]
+            values = (prompt, "", json.dumps(lists[0]), scores[0], json.dumps(lists[1]), scores[1])
+            writer.writerow(dict(zip(COLUMNS, values, strict=True)))
+
+
+def _tensors(part: object, dimensions: int) -> bool:
+    if not isinstance(part, (tuple, list)) or not part:
+        return False
+    return all(isinstance(layer, Tensor) and layer.dim() == dimensions for layer in part)
+
+
+def _refused(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} holds no activation statistics: {reason}",
+        expected="a .safetensors file of `calibrate`, or a .pt file of NeMo's script: two lists of tensors, or one",
+        remedy="check the path, or measure them: python evaluate.py calibrate",
+    )
