@@ -4,9 +4,10 @@
     python benchmarks/prompt_p_values.py --runs "[runs/copies/exact-baseline-0]" --json benchmarks/prompt_p_values.json
 
 Cases: the embedded model with held-out emoji captions and with clip-art captions, of which it was trained on neither;
-and each run, with the captions of its held-out pictures (unseen), of unique training pictures (seen once per epoch) and of
-its planted pictures (memorized). Null prompts are made as `evaluate.py detect` makes them, of all captions of the case;
-for runs also of each caption alone, as for a command that is given one prompt. All detectors read one sampling.
+and each run, with the captions of its held-out pictures (unseen), of unique training pictures (seen) and of its
+planted pictures (memorized). Null prompts are made as `evaluate.py detect` makes them, of all captions of the case; for
+runs also of the unseen captions alone, as from a file of one's own, and of each caption alone, as for a command that is
+given one prompt. All detectors read one sampling.
 Said per kind of null and detector: the share of unseen captions with p <= 0.05 and its interval (valid: 0.05 lies
 in it or above it), the share above the middle of the null (valid: a half), and how many captions are named at q < 0.05.
 """
@@ -189,6 +190,9 @@ def main(
 
         texts = [text for group in groups.values() for text in group]
         nulls = {"made of all captions": null_prompts(texts, null, lengths=tokens)}
+        if MEMORIZED in groups:
+            # As somebody would do who names a file of null prompts: no memorized caption lends its words.
+            nulls["made of the unseen captions"] = null_prompts(groups[UNSEEN], null, lengths=tokens)
         if MEMORIZED in groups and alone:
             single = [one for text in texts for one in null_prompts([text], 2, lengths=tokens)]
             draw = random.Random(0)  # noqa: S311 (no secret)

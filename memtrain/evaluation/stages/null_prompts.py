@@ -10,8 +10,9 @@ the prompt whose frame it has is taken. Where the prompts cannot lend each other
 Source: none for the recipe; how well it does for each detector is measured by `benchmarks/prompt_p_values.py`.
 Cost: milliseconds per prompt, and a call of the tokenizer for each try.
 Suggested values: the defaults; `seed` makes others of the same kind.
-Cannot: make sense. A null prompt is grammatical more often than not, and says what nobody would; a detector that reacts
-to that compares badly with it. Nor can it promise that nobody ever wrote the same words, exchange words in writing
+Cannot: forget whose words it borrows: a model that memorized some of the prompts answers to their rarest words in null
+prompts, too, which makes null scores higher and p-values larger. Nor make sense: a null prompt is grammatical more often than not, and says what nobody would; a detector that reacts
+to that compares badly with it. Nor promise that nobody ever wrote the same words, exchange words in writing
 without spaces, or keep a name together.
 """
 

@@ -25,6 +25,7 @@ from memtrain.evaluation.stages.detect.p_values import (
     holm,
     p_values,
 )
+from memtrain.evaluation.stages.null_prompts import ENOUGH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,11 @@ def _remarks(null: Mapping[str, Any], prompts: int) -> list[str]:
         f"Compared with {null['prompts']} null prompts, {kind}, at equal length: p is the share of them that score at "
         f"least as high{corrected}."
     ]
+    if null["kind"] != "own" and prompts < ENOUGH:
+        said.append(
+            f"Fewer than {ENOUGH} prompts lend each other too few words, so null prompts hold words of a list. Measured "
+            "with such null prompts, noise_similarity gave small p-values three times too often."
+        )
     if null["fewest_to_name"] > 1:
         said.append(
             f"With so few null prompts none can be named unless {null['fewest_to_name']} score above all of them; more "
@@ -184,6 +190,8 @@ CANNOT_SAY = (
     "It does not say that an image is reproduced, nor which one: sample it and compare (`evaluate.py measure`).",
     "A large one does not clear a prompt: a detector may be blind to it, and what the model learnt without repeating "
     "does not show.",
-    "Null prompts are grammatical but make little sense; where a detector reacts to sense, p-values are off.",
+    "Null prompts make little sense, and those made of the prompts borrow words of memorized ones, too: where several "
+    "are memorized, some null prompts score high for that and p-values are too large. A file of your own null prompts "
+    "(--null FILE) avoids both.",
 )
 """Of every p-value here."""

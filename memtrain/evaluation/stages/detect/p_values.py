@@ -65,10 +65,11 @@ def p_values(score: Tensor, null: Tensor, *, lengths: Tensor, null_lengths: Tens
         `(P,)` fp64, from 1 / (n + 1) to 1.
     """
     found = []
+    feature, null = _features(score, null)
     for rows in _chunks(len(score), len(null)):
-        own, others = _left_by_length(score[rows], null, lengths[rows], null_lengths)
-        found.append((1 + (others >= own[:, None]).sum(dim=1)) / (1 + len(null)))
-    return torch.cat(found).double()
+        own, others = _left_by_length(feature[rows], null, lengths[rows], null_lengths)
+        found.append((1 + (others >= own[:, None]).sum(dim=1)).double() / (1 + len(null)))
+    return torch.cat(found)
 
 
 def combined_p_values(
@@ -86,11 +87,12 @@ def combined_p_values(
         `(P,)` fp64.
     """
     count = len(null_lengths)
+    features = [_features(score, nulls[name]) for name, score in scores.items()]
     found = []
     for rows in _chunks(len(lengths), count):
         statistic = torch.zeros(len(lengths[rows]), count + 1, dtype=torch.float64)
-        for name, score in scores.items():
-            own, others = _left_by_length(score[rows], nulls[name], lengths[rows], null_lengths)
+        for score, null in features:
+            own, others = _left_by_length(score[rows], null, lengths[rows], null_lengths)
             pool = torch.cat([own[:, None], others], dim=1)
             ordered = pool.sort(dim=1).values
             below = torch.searchsorted(ordered, pool)
@@ -100,8 +102,8 @@ def combined_p_values(
             statistic += torch.tan((0.5 - share_above) * math.pi)
         # Sums of the same terms in one order; a hair is no difference.
         own, others = statistic[:, :1], statistic[:, 1:]
-        found.append((1 + (others >= own - 1e-9 * own.abs().clamp(min=1)).sum(dim=1)) / (1 + count))
-    return torch.cat(found).double()
+        found.append((1 + (others >= own - 1e-9 * own.abs().clamp(min=1)).sum(dim=1)).double() / (1 + count))
+    return torch.cat(found)
 
 
 def holm(p: Tensor) -> Tensor:
@@ -135,14 +137,19 @@ def fit_of_null(p: Tensor) -> dict[str, Any]:
     return {"above_median": {"k": above, "n": count, "share": above / count, "interval": [low, high]}}
 
 
+def _features(score: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores in fp64; their logarithms, which grow more evenly with the length, where all of both are positive."""
+    own, others = score.double(), null.double()
+    positive = bool((own > 0).all()) and bool((others > 0).all())
+    return (own.log(), others.log()) if positive else (own, others)
+
+
 def _left_by_length(score: Tensor, null: Tensor, lengths: Tensor, null_lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Scores `(P,)` and, for each of them, null scores `(P, n)` less the slope that fits all n + 1 of them.
 
-    Logarithms are taken of what is positive; the intercept is left in, because it moves all alike.
+    The intercept is left in, because it moves all alike.
     """
-    own, others = score.double(), null.double()
-    if bool((own > 0).all()) and bool((others > 0).all()):
-        own, others = own.log(), others.log()
+    own, others = score, null
     x, many = lengths.double(), null_lengths.double()
     count = len(others) + 1
     mean_x = (many.sum() + x) / count

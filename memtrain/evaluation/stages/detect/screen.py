@@ -166,8 +166,8 @@ def explanation(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"Combined: all detectors weighted together, each prompt by weights from the other "
             f"{results['combined']['folds'] - 1} of {results['combined']['folds']} parts of the prompts. The best "
-            f"single detector, chosen in the same way ({', '.join(best['chosen'])}), has {best['auroc']:.3f}; difference "
-            f"{best['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
+            f"single detector, chosen in the same way ({', '.join(best['chosen'])}), has {best['auroc']:.3f}; "
+            f"difference {best['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
         )
     rows = _scores(results)
     lines += [

@@ -25,20 +25,15 @@ LEAST = 19
 class Detect(SamplingOptions, PromptStage):
     """Score prompts for memorization, without any training image, and say how unlikely each score is.
 
-    The detectors, by class path below `memtrain.detectors`, with what they look at:
-    `guidance_norm.GuidanceNorm` (how far the prompt pulls the prediction),
-    `memattn.MemAttn` (how the attention is spread over the words),
-    `noise_similarity.NoiseSimilarity` (whether different noise leads to one image),
-    `anisotropy.Anisotropy` (whether the prediction turns to one direction),
-    `denoising_confidence.DenoisingConfidence` (how sure one step is of its image),
-    `sharpness.Sharpness` (how steep the model is around the prompt),
-    `bright_ending.BrightEnding` (where the attention to the end of the prompt falls),
-    `tile_l2.TileL2` (whether images of several seeds agree in every tile) and
-    `edge_consistency.EdgeConsistency` (whether images of several seeds share their edges).
-
     Args:
-        detectors: class paths with their arguments; `suggested` for a choice of cheap ones (GuidanceNorm and MemAttn
-            over one step and all, and NoiseSimilarity), `all` for every detector that can read the pipeline.
+        detectors: `suggested` for a choice of cheap ones (GuidanceNorm and MemAttn of one step and of all, and
+            NoiseSimilarity), `all` for every detector that can read the pipeline, or a list of class paths with their
+            arguments. There are GuidanceNorm (how far the prompt pulls the prediction), MemAttn (how the attention is
+            spread over the words), NoiseSimilarity (whether different noise leads to one image), Anisotropy (whether
+            the prediction turns one way), DenoisingConfidence (how clear the image is after one step), Sharpness (how
+            steep the model is there), BrightEnding (where the attention to the end of the prompt lies), TileL2
+            (whether images of several seeds agree in every tile) and EdgeConsistency (whether they share edges);
+            `--detectors.help NAME` lists the arguments of one.
         null: prompts that the model cannot have seen, with which each prompt is compared for its p-value: how many to
             make of the prompts, a file of your own (as for `prompts`), or `none`. `auto` makes 20 for each prompt, but
             at least 199 and at most 999, and scores them by the detectors that need one call of the denoiser; where it
