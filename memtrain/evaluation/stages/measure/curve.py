@@ -72,8 +72,9 @@ def add_curve(
 
     measures = [] if copying is None else [one.name for one in copying.measures]
     asked = {"statistics": asdict(statistics), "measures": measures}
-    # What training recorded is about the run as a whole.
-    points = curve(given, replace(samples, evidence=None), given.checkpoints, evaluate=evaluate, asked=asked)
+    # What training recorded is about the run as a whole, and what secrets are known is asked of the finished model.
+    about = replace(samples, evidence=None, canaries=None, borders=None)
+    points = curve(given, about, given.checkpoints, evaluate=evaluate, asked=asked)
     print_curve(points)
     return write_results({**results, "curve": points}, given.output / "results.json")
 
