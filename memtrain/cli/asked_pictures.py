@@ -41,6 +41,8 @@ NO_CAPTION = "(no caption)"
 """What stands for an empty caption while data are read; they refuse empty ones, which in training are mistakes."""
 MADE_CAPTIONS = 40
 """Null prompts where no picture is held out: they promise a false-positive rate of one in 41."""
+TRIES = 20
+"""Times that null prompts are made until there are as many."""
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
 
@@ -185,7 +187,14 @@ def _made_captions(captions: list[str]) -> list[tuple[str, int]]:
     texts = [text for text in dict.fromkeys(captions) if text.strip() and text != NO_CAPTION]
     if len(texts) < 2:
         return []
-    return [(text, captions.index(texts[row])) for text, row in framed_null_prompts(texts, MADE_CAPTIONS)]
+    made: dict[str, int] = {}
+    # Captions of few words do not yield all of them in one go.
+    for seed in range(TRIES):
+        for text, row in framed_null_prompts(texts, MADE_CAPTIONS - len(made), seed=seed):
+            made.setdefault(text, captions.index(texts[row]))
+        if len(made) == MADE_CAPTIONS:
+            break
+    return list(made.items())
 
 
 def training_images(train: CaptionedImages, store: Path | None) -> torch.Tensor:
