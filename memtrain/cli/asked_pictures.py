@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from memtrain.cli.made_captions import made_captions
 from memtrain.cli.run_pictures import Pictures
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
 from memtrain.evaluation.sampling.stored_images import stored_images
+from memtrain.evaluation.stages.null_prompts import framed_null_prompts
 from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.keyed_draws import hash_order
@@ -37,6 +37,12 @@ from memtrain.records import (
 
 IN_MEMORY = 1 << 30
 """Bytes of training images that are kept in memory."""
+NO_CAPTION = "(no caption)"
+"""What stands for an empty caption while data are read; they refuse empty ones, which in training are mistakes."""
+MADE_CAPTIONS = 40
+"""Null prompts where no picture is held out: they promise a false-positive rate of one in 41."""
+TRIES = 20
+"""Times that null prompts are made until there are as many."""
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
 
@@ -155,7 +161,7 @@ def samples_of(
     ]
     own = [images_of(one.dataset, one.rows) for one in chosen if one.rows]
     if not any(prompt.group == HELDOUT for prompt in prompts):
-        made = made_captions([sample.caption for sample in train.samples])
+        made = _made_captions([sample.caption for sample in train.samples])
         prompts += [Prompt(f"made caption {number}", text, MADE_CAPTION) for number, (text, _) in enumerate(made)]
         own += [images_of(train, [row for _, row in made])] if made else []
     return RunSamples(
@@ -171,6 +177,24 @@ def samples_of(
         heldout=_heldout(pictures, held),
         config=config,
     )
+
+
+def _made_captions(captions: list[str]) -> list[tuple[str, int]]:
+    """Null prompts of captions, each with the index of a caption of its kind; none where all captions are one.
+
+    A model that learned one caption answers to nothing else, and pictures without captions have none to be made of.
+    """
+    texts = [text for text in dict.fromkeys(captions) if text.strip() and text != NO_CAPTION]
+    if len(texts) < 2:
+        return []
+    made: dict[str, int] = {}
+    # Captions of few words do not yield all of them in one go.
+    for seed in range(TRIES):
+        for text, row in framed_null_prompts(texts, MADE_CAPTIONS - len(made), seed=seed):
+            made.setdefault(text, captions.index(texts[row]))
+        if len(made) == MADE_CAPTIONS:
+            break
+    return list(made.items())
 
 
 def training_images(train: CaptionedImages, store: Path | None) -> torch.Tensor:

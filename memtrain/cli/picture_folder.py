@@ -3,8 +3,8 @@
 The folder is whatever training could be given (docs/data.md), and images without captions besides. What is one picture
 is found as training finds it, and pictures of which the folder holds several files are asked for first. Held-out
 pictures come from a folder of their own; where there is none, captions that are made of the data's words say what comes
-by chance (:mod:`memtrain.cli.made_captions`). Pictures without captions, or all under one, are asked for together: the
-prompt is sampled once, and what comes is compared with each of them.
+by chance (:mod:`memtrain.evaluation.stages.null_prompts`). Pictures without captions, or all under one, are asked for
+together: the prompt is sampled once, and what comes is compared with each of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from memtrain.cli.asked_pictures import choose_prompts, column_of, samples_of
+from memtrain.cli.asked_pictures import NO_CAPTION, choose_prompts, column_of, samples_of
 from memtrain.cli.run_pictures import Pictures
 from memtrain.data.caption_choice import Captions
 from memtrain.data.module import TextImageDataModule
@@ -27,9 +27,6 @@ from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.families.table import Families
 from memtrain.models.stock_pipeline import denoiser_of
 from memtrain.records import HELDOUT
-
-NO_CAPTION = "(no caption)"
-"""What stands for an empty caption while data are read; they refuse empty ones, which in training are mistakes."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from memtrain.cli.asked_pictures import choose_prompts, column_of, images_of, samples_of
+from memtrain.cli.planted_secrets import border_secrets, canary_secrets
 from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
@@ -163,7 +164,14 @@ class FinishedRun:
         )
         found = samples_of(pictures, chosen, config=self.config, store=store)
         grouped = column_of(self.data, group_by) if group_by is not None else None
-        return replace(found, not_looked_at=not_looked_at, evidence=evidence, grouped_by=grouped)
+        return replace(
+            found,
+            not_looked_at=not_looked_at,
+            evidence=evidence,
+            grouped_by=grouped,
+            canaries=canary_secrets(self.data),
+            borders=border_secrets(self.data, repeated=most, unique=unique, heldout=most),
+        )
 
 
 def _flagged(evidence: pa.Table | None) -> set[str]:

@@ -39,7 +39,7 @@ OPTIONS = {
     "measure": SAMPLED
     | WEIGHTS
     | (PROMPTS - {"prompts"})
-    | {"unique_prompts", "false_positive_rate", "kid", "detectors", "fail_on"}
+    | {"unique_prompts", "false_positive_rate", "kid", "exposure", "detectors", "fail_on"}
     | {"data", "heldout", "caption", "size", "group_by", "checkpoints", "copy_measures", "copy_detector", "vision"},
     "metrics": {"output", "generated", "prompts", "original", "unblocked", "real", "copy_detector"}
     | (WEIGHTS - {"sscd"}),

@@ -70,12 +70,36 @@ def null_prompts(texts: Sequence[str], count: int, *, lengths: Lengths | None = 
     Raises:
         DataError: if the prompts do not yield as many.
     """
-    measured = lengths or (lambda many: [words_of(one) for one in many])
     prompts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not prompts or count < 1:
         raise DataError(
             f"{count} null prompts of {len(prompts)} prompts", expected="at least one of each", remedy="give prompts"
         )
+    kept = framed_null_prompts(prompts, count, lengths=lengths, seed=seed)
+    if len(kept) < count:
+        raise DataError(
+            f"{len(prompts)} prompts yield {len(kept)} null prompts",
+            expected=f"{count}, made by exchanging words between prompts",
+            remedy="name a file of your own prompts that the model cannot have seen, or ask for fewer",
+        )
+    return [text for text, _ in kept]
+
+
+def framed_null_prompts(
+    prompts: Sequence[str], count: int, *, lengths: Lengths | None = None, seed: int = 0
+) -> list[tuple[str, int]]:
+    """Null prompts with what they were made of.
+
+    Args:
+        prompts: different ones, none of them empty.
+        count: how many to make.
+        lengths: of prompts in tokens; default their words.
+        seed: of the draws.
+
+    Returns:
+        `count` different prompts, or as many as the prompts yield, each with the index of the one whose frame it has.
+    """
+    measured = lengths or (lambda many: [words_of(one) for one in many])
     recombined = _Recombined(prompts, random.Random(seed))  # noqa: S311 (no secret)
     order = list(range(len(prompts)))
     recombined.draw.shuffle(order)
@@ -89,14 +113,7 @@ def null_prompts(texts: Sequence[str], count: int, *, lengths: Lengths | None = 
             off, found = abs(tokens - wanted[targets[place]]), best[place]
             if found is None or off < found[0]:
                 best[place] = (off, made[place])
-    kept = [found[1] for found in best if found is not None]
-    if len(kept) < count:
-        raise DataError(
-            f"{len(prompts)} prompts yield {len(kept)} null prompts",
-            expected=f"{count}, made by exchanging words between prompts",
-            remedy="name a file of your own prompts that the model cannot have seen, or ask for fewer",
-        )
-    return kept
+    return [(found[1], row) for found, row in zip(best, targets, strict=True) if found is not None]
 
 
 class _Recombined:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
+from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
 from memtrain.families.table import Families
 
 
@@ -33,6 +34,8 @@ class RunSamples:
         evidence: the run's `records/evidence.parquet`, if it was monitored.
         heldout: all held-out images `(n, 3, H, W)` uint8 and their captions, for the denoising loss; None for no loss.
         grouped_by: what a column of the data says of images, such as the patient or artist, by key; None if not asked.
+        canaries: that the run planted, for their exposure; None to leave it out.
+        borders: the same of borders of a secret level.
         config: anything that says where the pipeline comes from; stored as it is.
     """
 
@@ -49,6 +52,8 @@ class RunSamples:
     evidence: pa.Table | None = None
     heldout: tuple[Tensor, list[str]] | None = None
     grouped_by: Mapping[str, str] | None = None
+    canaries: CanarySecrets | None = None
+    borders: BorderSecrets | None = None
     config: Mapping[str, Any] | None = None
 
     def picture(self, key: str) -> str:

@@ -161,7 +161,7 @@ def _paired(values: Sequence[torch.Tensor], bootstrap: Mapping[str, Any]) -> dic
 def _quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure of quality that both have, one beside the other; the runs' own intervals where they have them."""
     found = {}
-    first, second = (results.get("quality") or {} for results in (before, after))
+    first, second = (_with_interval(results.get("quality") or {}) for results in (before, after))
     for name in first:
         one, two = _figure(first.get(name)), _figure(second.get(name))
         if one is not None and two is not None:
@@ -175,6 +175,13 @@ def _quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
                 "interval_after": two[1],
             }
     return found
+
+
+def _with_interval(quality: Mapping[str, Any]) -> dict[str, Any]:
+    """The held-out loss with its interval, where results have it beside the number."""
+    figures = dict(quality)
+    mean = figures.pop("heldout_loss_mean", None)
+    return figures if mean is None else figures | {"heldout_loss": mean}
 
 
 def _figure(value: Any) -> tuple[float, list[float] | None] | None:

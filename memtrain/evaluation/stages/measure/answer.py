@@ -92,7 +92,7 @@ def key_figures(results: Mapping[str, Any]) -> list[KeyFigure]:
     else:
         figures.append(_ratio(results["replication"]))
     quality = results.get("quality") or {}
-    if (loss := quality.get("heldout_loss")) is not None:
+    if (loss := quality.get("heldout_loss_mean") or quality.get("heldout_loss")) is not None:
         figures.append(_value("held-out loss", loss))
     for name in ("fid", "kid", "clip_score"):
         found = quality.get(name)

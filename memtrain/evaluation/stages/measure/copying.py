@@ -102,15 +102,21 @@ def all_measured(chosen: Chosen, given: Compare) -> tuple[list[Found], dict[str,
 
 
 def said_of_copying(
-    found: Sequence[Found], left_out: Mapping[str, str], given: Compare, *, ratio: Mapping[str, Any] | None
+    found: Sequence[Found],
+    left_out: Mapping[str, str],
+    given: Compare,
+    *,
+    ratio: Mapping[str, Any] | None,
+    controls: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """`results.json`'s part `copying`.
+    """`results.json`'s part `copying`. A measure whose controls fail is recommended only if those of all others do.
 
     Args:
         found: by each measure.
         left_out: why others were not asked, by name.
         given: what they compared.
         ratio: the same of the ratio (:func:`memtrain.evaluation.stages.measure.ratio_measure.ratio_measure`).
+        controls: of all measures.
     """
     groups = [prompt.group for prompt in given.samples.prompts]
     names = counted_as(given.samples)
@@ -119,9 +125,13 @@ def said_of_copying(
         said = said_of_measure(one.copied, groups, names, asked=given.trained, level=given.level)
         said["groups"].pop(MADE_CAPTION, None)  # these prompts have no picture that could come back
         measures[one.copied.name] = said
-    best = recommended({one.copied.name: one.copied.calibration for one in found})
-    if best is None and ratio is not None and ratio["sees"]:
+    calibrations = {one.copied.name: one.copied.calibration for one in found}
+    good = {name: one for name, one in calibrations.items() if controls[name]["hold"] is not False}
+    sees = ratio is not None and ratio["sees"]
+    best = recommended(good)
+    if best is None and sees and controls[RATIO]["hold"] is not False:
         best = RATIO
+    best = best or recommended(calibrations) or (RATIO if sees else None)
     return {"recommended": best, "measures": measures, "left_out": dict(left_out)}
 
 
@@ -138,11 +148,13 @@ def measured(measure: CopyMeasure, given: Compare) -> Found:
         features=features,
     )
     made = by_made_captions(samples, calibrating)
+    copied_rows = chosen_rows(given.trained, most=COPIED)
     calibration = calibrate(
         measure,
         null_values(compared, calibrating, made=made),
         rate=given.rate,
-        copied=samples.own_images[chosen_rows(given.trained, most=COPIED)],
+        copied=samples.own_images[copied_rows],
+        rendered=given.perfect[copied_rows],
         training=samples.training_images,
         family=given.family,
         features=features,

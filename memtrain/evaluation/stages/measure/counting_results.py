@@ -49,7 +49,8 @@ def counts_by(
 
     Returns:
         `measure`, `pictures`, `generations`, `extraction` (`by_prompt`, and `without_asking`: by prompts of no training
-        picture), `verbatim_template`, `nearer_than_heldout`, `exposure` (None; nothing here measures it), and of a
+        picture), `verbatim_template`, `nearer_than_heldout`, `exposure` (None;
+        :mod:`memtrain.evaluation.stages.measure.exposed` measures it), and of a
         column of the data `by_group` and `groups`. None where nothing can be said.
     """
     level = bootstrap["level"]

@@ -74,9 +74,9 @@ def add_curve(
 
     measures = [] if copying is None else [one.name for one in copying.measures]
     asked = {"statistics": asdict(statistics), "measures": measures}
-    # What training recorded is about the run as a whole.
+    # What training recorded is about the run as a whole, and what secrets are known is asked of the finished model.
     measure = results["verdict"].get("counted_by") or RATIO
-    about = replace(samples, evidence=None)
+    about = replace(samples, evidence=None, canaries=None, borders=None)
     points = curve(given, about, given.checkpoints, evaluate=evaluate, asked=asked, measure=measure)
     print_curve(points)
     return write_results({**results, "curve": points}, given.output / "results.json")

@@ -3,9 +3,10 @@
 False: a measure that sees copies in these data, and whose threshold is calibrated, finds more pictures of a group than
 chance explains. The probability of as many by chance is exact (:mod:`memtrain.evaluation.stages.measure.chance`) and
 held to 5 % divided by the number of such measures and groups (Bonferroni), so that many do not prove what one does not.
-True: the recommended measure sees copies, how many of edited ones it sees is stated, and neither it nor another one
-finds what chance may not have made. Otherwise null, with the reasons. Beside it stand what the verdict rests on, and
-what it cannot say, in sentences.
+True: the recommended measure sees copies, its controls hold, how many of edited ones it sees is stated, and neither it
+nor another one finds what chance may not have made. Otherwise null, with the reasons; and so it is where held-out
+pictures of another kind leave unknown what comes by chance. Beside it stand what the verdict rests on, and what it
+cannot say, in sentences.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memtrain.evaluation.stages.measure.verdict import AT_RISK, PROOF, Reason, in_words, joined, kind_of
+from memtrain.evaluation.stages.measure.verdict import (
+    AT_RISK,
+    HELDOUT_DIFFERS,
+    PROOF,
+    Reason,
+    in_words,
+    joined,
+    kind_of,
+)
 from memtrain.functional.ranking import proportion_interval
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
@@ -34,6 +43,7 @@ def decided(
     by_ratio: Mapping[str, Any],
     copying: Mapping[str, Any],
     *,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
     population: Mapping[str, int] | None = None,
     level: float = 0.95,
 ) -> dict[str, Any]:
@@ -42,6 +52,7 @@ def decided(
     Args:
         by_ratio: from :func:`memtrain.evaluation.stages.measure.verdict.verdict`.
         copying: `results.json`'s part of that name.
+        controls: the same. A measure whose controls fail clears nothing.
         population: training pictures of each group, asked or not, where that is known.
         level: coverage of the intervals.
 
@@ -56,6 +67,8 @@ def decided(
     if RATIO in copying["measures"]:
         # By the ratio's own account, too, which knows how many own images each picture was compared with.
         proof = {name: found for name, found in proof.items() if name != RATIO or by_ratio["cleared"] is False}
+    if any(one["reason"] == HELDOUT_DIFFERS for one in by_ratio["reasons"]):
+        proof = {}
     by = _counted_by(proof, recommended)
     counted = copying["measures"].get(by)
     why = [
@@ -64,6 +77,7 @@ def decided(
         if not (one["reason"] == "copies_unseen" and recommended not in (None, RATIO))
     ]
     why += _no_measure(copying) if recommended not in trusted else []
+    why += _failed(recommended, (controls or {}).get(recommended or "", {}))
     why += [one for name, measure in trusted.items() for one in _suspicious(name, measure, name == recommended)]
     cleared = False if proof else None if why else True
     groups = _trained((counted or {"groups": {}})["groups"])
@@ -116,6 +130,29 @@ def _suspicious(name: str, measure: Mapping[str, Any], recommended: bool) -> lis
             )
             found.append(Reason("may_be_copies", said, "look at the images, and raise --images_per_prompt"))
     return found
+
+
+def _failed(name: str | None, control: Mapping[str, Any]) -> list[Reason]:
+    """The controls of the measure that would clear the model, if they fail."""
+    if control.get("hold") is not False:
+        return []
+    return [
+        Reason(
+            "control_failed",
+            f"{control_words(str(name), control)}, so by {name} nothing is cleared",
+            "name another measure of copying (--copy_measures; --copy_detector FILE), or hold out pictures of the same "
+            "kind",
+        )
+    ]
+
+
+def control_words(name: str, control: Mapping[str, Any]) -> str:
+    """What the controls of a measure found."""
+    planted, unplanted = control["planted"], control["unplanted"]
+    return (
+        f"{name} found {planted['found']} of {planted['n']} copies that were planted, and took {unplanted['found']} of "
+        f"{unplanted['n']} pictures that the model has not seen for copies"
+    )
 
 
 def _no_measure(copying: Mapping[str, Any]) -> list[Reason]:

@@ -36,9 +36,11 @@ from memtrain.evaluation.stages.measure.copied import Copied
 from memtrain.evaluation.stages.measure.copying import Chosen
 from memtrain.evaluation.stages.measure.copying_results import add_copying
 from memtrain.evaluation.stages.measure.counts import BeyondLooks, members
+from memtrain.evaluation.stages.measure.exposed import exposure_of_run
 from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, perfect_copies
+from memtrain.evaluation.stages.measure.heldout_kind import heldout_differs
 from memtrain.evaluation.stages.measure.null import by_made_captions, nearest_ratios, null_prompts
-from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run
+from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run, quality_of_run
 from memtrain.evaluation.stages.measure.results import Measured, Statistics, results_of_run
 from memtrain.evaluation.stages.measure.samples import (
     own_index,
@@ -98,7 +100,9 @@ def evaluate_run(
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
-    loss = _heldout_loss(given, samples)
+    for reason in heldout_differs(samples, held):
+        print(f"Warning: {reason.found}. {reason.remedy[0].upper()}{reason.remedy[1:]}.")  # before anything is sampled
+    losses = _heldout_losses(given, samples)
     trace = _sampled(given, samples, detectors)
     shared = under_one_caption(samples)
     distances = replication(
@@ -122,12 +126,20 @@ def evaluate_run(
     if samples.evidence is not None and training is not None:
         back = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
         training["sampled"] = flags_and_copies(samples.evidence, back)
-    results["quality"] = {"heldout_loss": loss, "kid": distance}
+    results["quality"] = quality_of_run(
+        *(given, samples, trace),
+        held=held,
+        losses=losses,
+        kid=distance,
+        weights=weights,
+        bootstrap=statistics.bootstrap,
+    )
     if weights is not None and weights.any:
         results["networks"] = networks_of_run(given, samples, trace, weights)
     copied: list[Copied] = []
     if copying is not None:
         copied = add_copying(results, samples, found, family=family, chosen=copying, bootstrap=statistics.bootstrap)
+        results["counts"]["exposure"] = exposure_of_run(given, samples, copying, by=results["verdict"]["counted_by"])
     results["verdict"] |= {"rests_on": rests_on(results), "cannot_say": cannot_say(results)}
     return _write(given, samples, found, results, detectors=detectors, copied=copied)
 
@@ -158,11 +170,11 @@ def _training(
     return compare_with_truth(samples.evidence, directions=directions, pictures=pictures, **statistics.bootstrap)
 
 
-def _heldout_loss(given: StageInput, samples: RunSamples) -> float | None:
+def _heldout_losses(given: StageInput, samples: RunSamples) -> Tensor | None:
     if samples.heldout is None:
         return None
     images, captions = samples.heldout
-    return float(heldout_loss(given.pipeline, images, captions=captions).mean())
+    return heldout_loss(given.pipeline, images, captions=captions)
 
 
 def _sampled(given: StageInput, samples: RunSamples, detectors: Sequence[Detector]) -> Trace:

@@ -54,7 +54,7 @@ def ratio_measure(
         The figures; and of planted copies and of unplanted pictures, which are taken for copies.
     """
     rows, heldout = chosen_rows(given.trained), int(given.calibrating.sum())
-    images = given.samples.own_images[rows]
+    images = given.perfect[rows]
     power = {}
     for edit in (PLAIN, *LIGHT) if rows else ():
         found = _found(given, _edited(images, edit), rows, own_index=own_index, thresholds=thresholds)

@@ -14,6 +14,7 @@ from memtrain.evaluation.sampling.generate import Trace
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.counts import (
     BeyondLooks,
+    members,
     summarize_detectors,
     summarize_doses,
     summarize_groups,
@@ -28,6 +29,7 @@ from memtrain.evaluation.stages.measure.grounds import (
     typical_distance,
     unseen,
 )
+from memtrain.evaluation.stages.measure.heldout_kind import heldout_differs
 from memtrain.evaluation.stages.measure.null import by_made_captions
 from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
 from memtrain.evaluation.stages.measure.verdict import Reason, verdict
@@ -185,6 +187,7 @@ def _reasons(given: StageInput, samples: RunSamples, found: Measured) -> list[Re
     )
     elsewhere = copies_elsewhere(samples, found.distances, reproduced=found.reproduced, threshold=found.threshold)
     return [
+        *heldout_differs(samples, members([prompt.group for prompt in samples.prompts], HELDOUT)),
         *data_reasons(samples),
         *not_seen(samples, blind, found.reproduced),
         *sampling_reasons(

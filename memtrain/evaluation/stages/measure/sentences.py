@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memtrain.evaluation.stages.measure.decision import RATIO, trusted_measures
+from memtrain.evaluation.stages.measure.decision import RATIO, control_words, trusted_measures
 from memtrain.evaluation.stages.measure.verdict import in_words, joined
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
@@ -74,6 +74,12 @@ def cannot_say(results: Mapping[str, Any]) -> list[str]:
             said.append(
                 f"Anything by {joined(named)}: of copies of these pictures, too few are told from chance by it."
             )
+        failed = {name: one for name, one in (results.get("controls") or {}).items() if one.get("hold") is False}
+        said += [
+            f"That there are no copies, by {name}: {control_words(name, one)}."
+            for name, one in failed.items()
+            if name not in named
+        ]
     return said
 
 

@@ -21,8 +21,15 @@ from memtrain.evaluation.report.shares import interval_of, is_share, rows_of, sh
 from memtrain.evaluation.stages.measure.charts import checkpoints, roc, strip
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
-DISTANCES = ("kid", "fid")
-"""Figures of quality that are known by their capitals."""
+NAMES = {
+    "kid": "KID",
+    "fid": "FID",
+    "kid_inception": "KID by Inception",
+    "clip_fid": "CLIP-FID",
+    "clip_score": "CLIP score",
+    "diversity_clip": "diversity by CLIP",
+}
+"""Of figures of quality that are known by their capitals."""
 LONG = 20
 """Rows from which a table is folded."""
 
@@ -179,8 +186,10 @@ def controls_section(results: Mapping[str, Any]) -> list[Section]:
 
 def quality_section(results: Mapping[str, Any]) -> list[Section]:
     """Held-out loss, distances between distributions and fidelity, each with its interval and what measured it."""
-    quality = results.get("quality") or {}
-    named = {name.upper() if name in DISTANCES else words(name): value for name, value in quality.items()}
+    quality = dict(results.get("quality") or {})
+    if mean := quality.pop("heldout_loss_mean", None):
+        quality["heldout_loss"] = mean  # the same number, with its interval
+    named = {NAMES.get(name, words(name)): value for name, value in quality.items()}
     missing = {name: one["reason"] for name, one in named.items() if isinstance(one, Mapping) and one.get("reason")}
     rows = [row for name, value in named.items() if name not in missing for row in rows_of(name, value)]
     said = [f"{name} was not measured: {reason}." for name, reason in missing.items()]

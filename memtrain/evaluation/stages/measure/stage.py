@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         false_positive_rate: probability that a prompt never trained on counts as reproduced; sets the threshold.
             Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
         kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
+        exposure: measure what the model knows of canaries and border keys, where the run planted them: 64 losses
+            of each canary, and a sampling of each canary and border.
         detectors: read the sampling, as class paths with their arguments; `suggested` for a choice of cheap ones, `all`
             for every one that can, `none` to save a third of the time.
         fail_on: what ends the command with another status than 0. `reproduced`: 3 if training images are reproduced.
@@ -58,6 +60,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
     unique_prompts: int = 60
     false_positive_rate: float | None = None
     kid: bool | None = None
+    exposure: bool = True
     detectors: Literal["suggested", "all", "none"] | list[Detector] = "suggested"
     fail_on: str = "never"
 
@@ -118,6 +121,8 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
             group_by=self.group_by,
             store=given.output / "training_images",
         )
+        if not self.exposure:
+            samples = replace(samples, canaries=None, borders=None)
         keys = [prompt.key for prompt in samples.prompts]
         if self.model is None:
             write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)

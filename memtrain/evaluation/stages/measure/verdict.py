@@ -35,6 +35,8 @@ AT_RISK = (PLANTED, REPEATED, SHARED_CAPTION, FLAGGED, VARIED_CAPTIONS, VARIED_I
 """Groups of which no more pictures than chance is expected to bring back may come back in a model that is cleared."""
 PROOF = 0.05
 """Probability at most that chance brings back as many pictures, where few held-out prompts set the threshold."""
+HELDOUT_DIFFERS = "heldout_differs"
+"""Name of the reason for which nothing is proven either, because what comes by chance is not known."""
 BY_CHANCE = 0.8
 """Times the threshold: a ratio below is no accident of a threshold that lets some through."""
 
@@ -90,8 +92,9 @@ def verdict(
     asked = sum(group["n"] for group in counted.values())
     reproduced = sum(group["reproduced"] for group in counted.values())
     held = heldout if heldout is not None else groups.get(HELDOUT, {"n": 0})["n"]
-    beyond = false_positive_rate is not None and any(
-        _beyond_chance(group, false_positive_rate, exact=held < FEWEST_HELDOUT) for group in trained.values()
+    known = false_positive_rate is not None and all(one.reason != HELDOUT_DIFFERS for one in reasons)
+    beyond = known and any(
+        _beyond_chance(group, false_positive_rate or 0.0, exact=held < FEWEST_HELDOUT) for group in trained.values()
     )
     why = [
         *_too_few(asked, population or {name: group["n"] for name, group in counted.items()}),
