@@ -13,6 +13,7 @@ COSTS = {
     "clip_score": "CLIP score",
 }
 """Figures of quality that the line names, in this order."""
+HIGHER_IS_BETTER = ("clip_score",)
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -33,19 +34,33 @@ def summary(results: Mapping[str, Any]) -> str:
         else:
             inside = _points(trained["change"]["interval"])
             gained += f" ({100 * trained['change']['mean']:+.1f} points{inside}; exact p {trained['p_value']:.2g})"
-    costs = [
-        f"{words} {found['before']:.4g} to {found['after']:.4g}" + _relative(found["relative"])
-        for name, words in COSTS.items()
-        if (found := results["quality"].get(name)) is not None
-    ]
-    heldout = results["groups"].get("heldout")
-    if heldout is not None:
-        change = heldout["best_ratio"]["change"]
-        if change["interval"] is not None:
-            ends = " to ".join(f"{end:+.3f}" for end in change["interval"])
-            costs.append(f"ratio for held-out prompts {change['mean']:+.3f} ({ends})")
-    cost = ", ".join(costs) if costs else "no figure of quality is in both results"
-    return f"{after} against {before}. Gained: {gained}. Cost: {cost}."
+    better, worse = _quality(results["quality"])
+    gained = "; ".join([gained, *better])
+    measured = any(name in results["quality"] for name in COSTS)
+    cost = ", ".join(worse) if worse else "nothing that was measured" if measured else "not known, no figure is in both"
+    return f"{after} against {before}. Gained: {gained}. Cost: {cost}.{_heldout(results['groups'].get('heldout'))}"
+
+
+def _quality(quality: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Figures that got better, and those that got worse."""
+    better: list[str] = []
+    worse: list[str] = []
+    for name, words in COSTS.items():
+        found = quality.get(name)
+        if found is not None and found["before"] != found["after"]:
+            higher = found["after"] > found["before"]
+            said = f"{words} {found['before']:.4g} to {found['after']:.4g}" + _relative(found["relative"])
+            (better if higher == (name in HIGHER_IS_BETTER) else worse).append(said)
+    return better, worse
+
+
+def _heldout(heldout: Mapping[str, Any] | None) -> str:
+    """How near generations come to pictures that neither model has seen."""
+    change = None if heldout is None else heldout["best_ratio"]["change"]
+    if change is None or change["interval"] is None:
+        return ""
+    ends = " to ".join(f"{end:+.3f}" for end in change["interval"])
+    return f" Beside that: ratio for held-out prompts {change['mean']:+.3f} ({ends})."
 
 
 def _points(interval: Any) -> str:
