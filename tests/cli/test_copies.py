@@ -51,6 +51,7 @@ def evaluate(run: Path, *options: str) -> dict[str, object]:
     return {"status": status, **results}
 
 
+@pytest.mark.slow
 def test_copies_are_one_picture_and_clear_nothing_unless_known(run: Path) -> None:
     """Nobody has looked: null, with the reason; with a table of families, the copies are one repeated picture."""
     unknown = evaluate(run)

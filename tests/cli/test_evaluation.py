@@ -204,7 +204,7 @@ def test_detectors_are_named_by_class_path(
         "detectors:\n  - class_path: memtrain.detectors.guidance_norm.GuidanceNorm\n    init_args: {steps: 2}\n"
     )
     options = ["--model", str(pipeline_folder), "--prompts", "a cat", "--steps", "3", "--output", str(tmp_path / "out")]
-    cli.evaluate(["detect", "--config", str(overlay), *options])
+    cli.evaluate(["detect", "--config", str(overlay), "--null", "none", *options])
     table = pq.read_table(tmp_path / "out" / "prompts.parquet")
     assert table.column_names == ["prompt", "count", "memorized", "prompt_length", "guidance_norm_2"]
     shown = " ".join(capsys.readouterr().out.split())

@@ -20,7 +20,7 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.families.table import Families
-from memtrain.records import EXCLUDED, FLAGGED, HELDOUT, PLANTED, REPEATED, SHARED_CAPTION, UNIQUE
+from memtrain.records import EXCLUDED, FLAGGED, HELDOUT, MADE_CAPTION, PLANTED, REPEATED, SHARED_CAPTION, UNIQUE
 
 
 def test_each_caption_is_there_once_and_a_planted_one_as_planted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_edited_copies_are_no_held_out_prompts(run_of: Callable[..., Path]) -> N
     run = FinishedRun.read(run_of(captions, {"unused": "unused"}, heldout_path=None, heldout="edited"))
     assert len(run.data.heldout_dataset.samples) == len(run.data.copied_from) > 0
     samples = run.samples(most=20, unique=20)
-    assert {prompt.group for prompt in samples.prompts} == {UNIQUE}
+    assert {prompt.group for prompt in samples.prompts} == {UNIQUE, MADE_CAPTION}
     assert samples.heldout is None
 
 

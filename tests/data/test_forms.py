@@ -47,7 +47,8 @@ def test_settings_of_the_document_are_taken(here, block):
     # The pictures of this test are small.
     small = {"resolution": 32, **({"buckets": {"step": 16}} if "buckets" in settings else {})}
     data = built({"path": "photos", "families": "off", **settings, **small})
-    items = [data.train_dataset[position] for position in range(len(data.train_dataset))]
+    # Of canaries that are there many times some are enough.
+    items = [data.train_dataset[at] for at in range(0, len(data.train_dataset), 40 if "canaries" in settings else 1)]
     assert all(item["caption"] for item in items)
     if "repeats" in settings:
         assert len(items) == 3 * 5 + 9 * 2

@@ -48,6 +48,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_that_depends_on_seed_and_epoc
     assert keys(ordered) == sorted(first)
 
 
+@pytest.mark.slow
 def test_a_stream_is_watched_against_the_base_model_on_the_same_noise(folder, pipeline_folder, tmp_path):
     module = TextToImageModule(str(pipeline_folder), learning_rate=1e-4, ema_decay=None, seed=0)
     data = StreamedImages(f"datasets:{folder}?{OPTIONS}", resolution=16, batch_size=4, seed=3)

@@ -57,7 +57,7 @@ def counted(results: dict[str, Any]) -> list[str]:
     lines = []
     if repeated := results.get("repeated_prompts"):
         lines.append(f"{repeated} row(s) repeat an earlier prompt; each prompt is scored and counted once.")
-    if cut := results["truncated_prompts"]:
+    if cut := results.get("truncated_prompts"):
         lines.append(f"{cut} prompt(s) are longer than the text encoder reads and were cut.")
     return lines
 

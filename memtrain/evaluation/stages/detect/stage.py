@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memtrain.detectors.base import Detector
-from memtrain.errors import ConfigurationError, DataError
+from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse_none
 from memtrain.evaluation.stages.detect.against_null import Null
@@ -17,6 +17,8 @@ from memtrain.evaluation.stages.prompts import SUFFIXES, PromptToScore, known_tr
 from memtrain.evaluation.stages.shards import read_shard
 
 AUTO, NONE = "auto", "none"
+FEWEST_NULL = 99
+"""Null prompts of which a p-value of 0.01 can come; fewer are taken only where they are named."""
 LEAST = 19
 """Null prompts without which no p-value is as small as 0.05."""
 
@@ -113,7 +115,7 @@ class Detect(SamplingOptions, PromptStage):
     def null_of(self, given: StageInput, detectors: Sequence[Detector]) -> Null | None:
         """The null prompts that the options name, and the detectors that read them; None for no p-values."""
         from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
-        from memtrain.evaluation.stages.null_prompts import null_prompts
+        from memtrain.evaluation.stages.null_prompts import framed_null_prompts, null_prompts
 
         if self.null == NONE or (self.null == AUTO and known_truth(given.prompts) is not None):
             return None
@@ -128,10 +130,13 @@ class Detect(SamplingOptions, PromptStage):
         def tokens(many: Sequence[str]) -> list[int]:
             return prompt_lengths(given.pipeline, many).tolist()
 
-        try:
+        if self.null != AUTO:
             return Null(texts=null_prompts(texts, count, lengths=tokens), made=True, detectors=chosen)
-        except DataError as error:
-            if self.null != AUTO:
-                raise
-            print(f"No p-values: {error}")
+        made = [text for text, _ in framed_null_prompts(texts, count, lengths=tokens)]
+        if len(made) < FEWEST_NULL:
+            print(
+                f"No p-values: the words of these prompts yield {len(made)} prompts to compare with, and {FEWEST_NULL} "
+                "are needed. Name a file of prompts that the model cannot have seen with --null FILE."
+            )
             return None
+        return Null(texts=made, made=True, detectors=chosen)

@@ -51,6 +51,7 @@ from memtrain.evaluation.stages.measure.samples import (
 )
 from memtrain.evaluation.stages.measure.sentences import cannot_say, rests_on
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
+from memtrain.evaluation.stages.measure.verdict import Reason
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT, write_parquet
@@ -100,8 +101,7 @@ def evaluate_run(
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
-    for reason in heldout_differs(samples, held):
-        print(f"Warning: {reason.found}. {reason.remedy[0].upper()}{reason.remedy[1:]}.")  # before anything is sampled
+    _warn(heldout_differs(samples, held))
     losses = _heldout_losses(given, samples)
     trace = _sampled(given, samples, detectors)
     shared = under_one_caption(samples)
@@ -123,9 +123,7 @@ def evaluate_run(
     )
     results = results_of_run(given, samples, found, detectors=detectors, statistics=statistics)
     results["training"] = training
-    if samples.evidence is not None and training is not None:
-        back = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
-        training["sampled"] = flags_and_copies(samples.evidence, back)
+    _add_sampled(training, samples, found)
     results["quality"] = quality_of_run(
         *(given, samples, trace),
         held=held,
@@ -142,6 +140,18 @@ def evaluate_run(
         results["counts"]["exposure"] = exposure_of_run(given, samples, copying, by=results["verdict"]["counted_by"])
     results["verdict"] |= {"rests_on": rests_on(results), "cannot_say": cannot_say(results)}
     return _write(given, samples, found, results, detectors=detectors, copied=copied)
+
+
+def _warn(reasons: Sequence[Reason]) -> None:
+    for reason in reasons:
+        print(f"Warning: {reason.found}. {reason.remedy[0].upper()}{reason.remedy[1:]}.")
+
+
+def _add_sampled(training: dict[str, Any] | None, samples: RunSamples, found: Measured) -> None:
+    """What training flagged, against what came back."""
+    if samples.evidence is not None and training is not None:
+        back = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
+        training["sampled"] = flags_and_copies(samples.evidence, back)
 
 
 def _checked(samples: RunSamples, statistics: Statistics, held: Tensor, family: Tensor) -> Tensor:
