@@ -49,13 +49,13 @@ def test_calibrated_and_searched_in_parts_or_in_one_go(pipeline: StableDiffusion
     whole = localize(given(pipeline, tmp_path / "whole"), search=search)
     case = given(pipeline, tmp_path / "parts")
     with pytest.raises(ConfigurationError, match="holds no calibration for all parts"):
-        search_part(case, shard=(0, 2), settings=settings)
+        search_part(case, shard=(0, 2), search=search)
     results = calibrate(case, settings=settings)
     assert (results["statistics"]["prompts"], results["threshold"]["count"]) == (3, 3)
     assert json.loads((tmp_path / "parts" / "calibration.json").read_text()) == results
     kept = Threshold.load(tmp_path / "whole" / NEURONS / "threshold.json")
     assert results["threshold"]["value"] == kept.value
-    parts = [search_part(case, shard=(index, 2), settings=settings) for index in range(2)]
+    parts = [search_part(case, shard=(index, 2), search=search) for index in range(2)]
     assert [[one.prompt for one in part.found] for part in parts] == [["a b", "f g"], ["c d", "j"]]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts" / NEURONS / "prompts").iterdir()}
     again = calibrate(case, settings=settings)
@@ -76,7 +76,7 @@ def test_a_calibration_on_other_prompts_leaves_all_controls_to_be_tested(
     threshold = calibrate(given(pipeline, tmp_path, ordinary), settings=settings)["threshold"]["value"]
     results = localize(given(pipeline, tmp_path), search=Search(settings=settings))
     assert results["search"]["threshold"] == threshold
-    assert results["prompts"] == {"asked": 2, "controls": 5, "controls_tested": 4}, "one of them calibrated"
+    assert results["prompts"] == {"asked": 2, "controls": 5, "controls_tested": 4, "lines": 7}, "one of them calibrated"
     by_share = localize(
         given(pipeline, tmp_path),
         search=Search(settings=Settings(seeds=3, sites="mid_block*"), contribution=0.5),
@@ -99,7 +99,7 @@ def test_another_models_calibration_is_refused(pipeline: StableDiffusionPipeline
     other.unet = copy.deepcopy(pipeline.unet)
     other.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_v.weight.data[0, 0] += 1
     with pytest.raises(ConfigurationError, match="was measured on another model"):
-        search_part(given(other, tmp_path), shard=(0, 1), settings=Settings(seeds=3))
+        search_part(given(other, tmp_path), shard=(0, 1), search=Search(settings=Settings(seeds=3)))
     for share in (None, 0.4):
         with pytest.raises(ConfigurationError, match="was measured on another model"):
             localize(given(other, tmp_path), search=Search(settings=Settings(seeds=3), contribution=share))

@@ -200,8 +200,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_runs(
     monkeypatch.setattr(localization, "find_neurons", None)
     with pytest.raises(ConfigurationError, match="0 to search"):
         localize(given(pipeline, tmp_path, PROMPTS[2:]))
-    with pytest.raises(ConfigurationError, match="1 of them repeated"):
-        localize(given(pipeline, tmp_path, [*PROMPTS, PROMPTS[0]]))
+    with pytest.raises(ConfigurationError, match="memorized=True in line 1 and memorized=False in line 9"):
+        localize(given(pipeline, tmp_path, [*PROMPTS, PromptToScore("a b", False)]))
     with pytest.raises(DataError, match="8 prompts and own images"):
         localize(given(pipeline, tmp_path, own_images=IMAGES[:3]))
 
