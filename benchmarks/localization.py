@@ -7,8 +7,10 @@ the forwards that it runs for nothing. Beside it the fast search with the same s
 neurons, and with the default ones. Two models: the pipeline of a run that memorized, on its planted captions (8 x 8
 latents), and a small random UNet with 64 x 64 latents in which a few value neurons carry each prompt. Only prompts that
 count as memorized are timed: the others cost two denoiser calls as published, and one here. `speedup` is that of the
-default, by processor time, on the model where it is lower. Same neurons: as published, for the binary
-split as the default.
+default, by processor time, on the model where it is lower; `range` is the lowest and the highest of single prompts.
+Same neurons: as published, for the splits as the greedy search with the same settings. `went_back` counts the prompts
+for which a checked split saw a score that does not only grow, or had no room for its margin, and followed the greedy
+search.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ WAYS = {
     "as published": Settings.published(dead_forwards=True),
     "the same, fast": Settings.published(sequential=False),
     "default": Settings(),
+    "checked split": Settings(refinement="checked_split"),
     "binary split": Settings(refinement="binary_split"),
 }
+GREEDY = {"checked split": "default", "binary split": "default"}
+"""Whose neurons a split has to find; the other ways those of the published code."""
 WIDTH, TOKENS, FOLLOWED = 24, 5, 4
 
 
@@ -161,7 +166,8 @@ def measure(
     base, total = rows["as published"], len(rows["default"])
     figures: dict[str, Any] = {"prompts": total, "threshold": value, "latents": list(predictor.shape), "ways": {}}
     for way, found in rows.items():
-        same = rows["default"] if way == "binary split" else base
+        same = rows[GREEDY.get(way, "as published")]
+        each = [first / own for first, own in zip(processor["as published"], processor[way], strict=True)]
         figures["ways"][way] = {
             "seconds_per_prompt": sum(one.seconds for one in found) / total,
             "processor_seconds_per_prompt": sum(processor[way]) / total,
@@ -174,6 +180,8 @@ def measure(
             "same_neurons": sum(_mask(one) == _mask(two) for one, two in zip(found, same, strict=True)),
             "speedup": sum(one.seconds for one in base) / sum(one.seconds for one in found),
             "speedup_processor": sum(processor["as published"]) / sum(processor[way]),
+            "range": [min(each), max(each)],
+            "went_back": sum(one.refinement == "greedy" for one in found) if "split" in way else 0,
             "times_fewer_images": sum(one.images for one in base) / sum(one.images for one in found),
         }
     return figures
@@ -183,39 +191,46 @@ def _mask(found: Found) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(sorted(set(neurons))) for neurons in found.refined)
 
 
+def _of_run(run: Path, *, most: int) -> dict[str, Any]:
+    """The model of a run, on its planted captions."""
+    samples = pq.read_table(run / "evaluation" / "samples.parquet", columns=["group", "caption"]).to_pylist()
+    groups: dict[str, dict[str, None]] = {}
+    for row in samples:
+        groups.setdefault(row["group"], {})[row["caption"]] = None
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "pipeline", safety_checker=None)
+    return measure(Predictor.of(pipeline), list(groups["planted"]), list(groups["heldout"]), most=most, threshold=None)
+
+
 def main(
-    run: str = "runs/tiny_baseline",
-    prompts: int = 4,
+    run: str | None = "runs/tiny_baseline",
+    prompts: int = 10,
+    size: int = 64,
     threads: int = 1,
     json: str | None = None,
 ) -> None:
     """Measure and print.
 
     Args:
-        run: folder of an evaluated run whose model memorized, with `pipeline/` and `evaluation/samples.parquet`.
+        run: folder of an evaluated run whose model memorized, with `pipeline/` and `evaluation/samples.parquet`; None
+            for the random UNet alone.
         prompts: memorized prompts per model.
+        size: of the random UNet's latents.
         threads: of torch.
         json: file for the figures.
     """
     torch.set_num_threads(threads)
-    samples = pq.read_table(Path(run) / "evaluation" / "samples.parquet", columns=["group", "caption"]).to_pylist()
-    groups: dict[str, dict[str, None]] = {}
-    for row in samples:
-        groups.setdefault(row["group"], {})[row["caption"]] = None
-    pipeline = StableDiffusionPipeline.from_pretrained(Path(run) / "pipeline", safety_checker=None)
     start = time.perf_counter()
     models = {
         "random UNet": measure(
-            planted_predictor(),
+            planted_predictor(size),
             [f"memorized {number}" for number in range(40)],
             [f"other {number}" for number in range(60)],
             most=prompts,
             threshold=0.3,
-        ),
-        "run": measure(
-            Predictor.of(pipeline), list(groups["planted"]), list(groups["heldout"]), most=prompts, threshold=None
-        ),
+        )
     }
+    if run is not None:
+        models["run"] = _of_run(Path(run), most=prompts)
     results = {
         "speedup": min(model["ways"]["default"]["speedup_processor"] for model in models.values()),
         "threads": threads,
@@ -223,7 +238,16 @@ def main(
         "models": models,
     }
     table = Table(
-        "model", "way", "s / prompt", "calls", "images", "speed-up", "by processor time", "fewer images", "same neurons"
+        "model",
+        "way",
+        "s / prompt",
+        "calls",
+        "images",
+        "speed-up",
+        "by processor time",
+        "range",
+        "fewer images",
+        "same neurons",
     )
     for name, model in models.items():
         for way, one in model["ways"].items():
@@ -235,6 +259,7 @@ def main(
                 f"{one['images_per_prompt']:.0f}",
                 f"{one['speedup']:.1f}",
                 f"{one['speedup_processor']:.1f}",
+                "{:.1f} to {:.1f}".format(*one["range"]),
                 f"{one['times_fewer_images']:.1f}",
                 f"{one['same_neurons']} of {model['prompts']}",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memtrain.errors import ConfigurationError
-from memtrain.localization.baselines import most_active, random_neurons, unrefined
+from memtrain.localization.baselines import frequent, frequent_sets, most_active, random_neurons, unrefined
 from memtrain.localization.found import Found
 from memtrain.localization.predictor import Predictor
 from memtrain.models.neuron_mask import NeuronMask
@@ -45,3 +45,23 @@ def test_an_unrefined_selection_counts_each_neuron_once() -> None:
     mask = unrefined(found, ["a", "b"])
     assert mask is not None and mask.channels == {"a": [1, 3]}
     assert unrefined(Found(prompt="x", similarity=0.1, kept_seeds=0, calls=1, images=4, seconds=0.1), ["a"]) is None
+
+
+def of(*layers: tuple[int, ...]) -> Found:
+    return Found(prompt="p", similarity=0.9, kept_seeds=1, calls=1, images=1, seconds=0.0, refined=layers)
+
+
+def test_the_most_frequent_neurons_are_counted_over_prompts() -> None:
+    found, sites = [of((1, 2), (7,)), of((2,), (7, 8)), of((2, 2), ()), of((), (8,))], ["a", "b"]
+    # 2 of a: three prompts, each once; 7 and 8 of b: two; 1 of a: one.
+    assert frequent(found, sites, k=1).channels == {"a": [2]}
+    assert frequent(found, sites, k=3, factor=0.5).channels == {"a": [2], "b": [7, 8]}
+    assert frequent(found, sites, k=1, per_layer=True).channels == {"a": [2], "b": [7]}
+    assert frequent([], sites, k=1) is None and frequent(found, sites, k=1, initial=True) is None
+
+
+def test_the_most_frequent_sets_are_those_that_prompts_share_to_the_last_neuron() -> None:
+    found, sites = [of((1, 2), ()), of((3,), (4,)), of((2, 1, 1), ()), of((), ())], ["a", "b"]
+    assert frequent_sets(found, sites, k=1).channels == {"a": [1, 2]}
+    assert frequent_sets(found, sites, k=2).channels == {"a": [1, 2, 3], "b": [4]}
+    assert frequent_sets(found[3:], sites, k=2) is None

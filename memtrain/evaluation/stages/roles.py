@@ -81,7 +81,7 @@ def distinct(prompts: Sequence[PromptToScore]) -> list[int]:
         if known is not prompt.memorized:
             raise ConfigurationError(
                 f"The prompt {prompt.text!r:.80} has memorized={known} in line {first[prompt.text] + 1} and "
-                f"{prompt.memorized} in line {row + 1}",
+                f"memorized={prompt.memorized} in line {row + 1}",
                 expected="one answer for each prompt",
                 remedy="correct the column `memorized`",
             )
