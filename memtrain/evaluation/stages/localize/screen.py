@@ -59,7 +59,7 @@ def print_localization(results: Mapping[str, Any], folder: Path, *, console: Con
     )
     if neurons["per_prompt"] is not None:
         each = neurons["per_prompt"]
-        layers = ", ".join(f"{_short(site)} {mean:.1f}" for site, mean in neurons["per_layer"].items())
+        layers = ", ".join(f"{short_site(site)} {mean:.1f}" for site, mean in neurons["per_layer"].items())
         console.print(
             f"Neurons per prompt: {each['median']:.0f} (median; {each['min']:.0f} to {each['max']:.0f}), "
             f"{neurons['all_masks']} in all masks together. Per layer on average: {layers}.",
@@ -92,7 +92,7 @@ def print_localization(results: Mapping[str, Any], folder: Path, *, console: Con
     )
 
 
-def _short(site: str) -> str:
+def short_site(site: str) -> str:
     """`down_blocks.0.attentions.1.transformer_blocks.0.attn2` to `down 0.1`."""
     parts = [part for part in site.split(".") if part not in ("attentions", "transformer_blocks", "attn2")]
     return f"{parts[0].removesuffix('_blocks').removesuffix('_block')} {'.'.join(parts[1:-1])}".strip()

@@ -9,13 +9,14 @@ from memtrain.evaluation.report.section import (
     joined,
     made,
     notes,
+    number,
     paragraph,
     percent,
     picture,
     results_of,
     table,
 )
-from memtrain.evaluation.stages.localize.screen import lines
+from memtrain.evaluation.stages.localize.screen import lines, short_site
 from memtrain.evaluation.stages.network_figures import paired_networks
 
 
@@ -50,6 +51,15 @@ def sections(folder: Path) -> list[Section]:
             ]
         ),
     ]
+    if (neurons := results["neurons"])["per_prompt"] is not None:
+        body.append(
+            table(
+                ["Layer", "Neurons per prompt"],
+                [[short_site(site), number(mean, 1)] for site, mean in neurons["per_layer"].items()],
+                caption=f"Neurons of the prompts that have any: {neurons['per_prompt']['median']:.0f} (median), "
+                f"{neurons['all_masks']} in all masks together. Each of them is in neurons.csv.",
+            )
+        )
     if networks := results.get("networks"):
         body.append(paired_networks(networks))
     body.append(picture(folder / "localization.png", alt="Own images, and generations under each condition"))

@@ -105,7 +105,8 @@ def test_images_of_every_condition_lie_in_folders(searched: tuple[Path, list[str
     assert [row["folder"] for row in table(folder / "images" / "prompts.csv")] == ["0000", "0001", "0000", "0003"]
     figures = json.loads((folder / "localization.json").read_text())
     assert set(figures["conditions"]) == {"unmasked", "masked", "all masks", *BASELINES}
-    assert "frequent_sets" in (folder / "report.html").read_text(encoding="utf-8")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "frequent_sets" in report and "down 0.0" in report and "Neurons per prompt" in report
 
 
 @pytest.mark.parametrize(
