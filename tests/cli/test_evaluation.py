@@ -208,7 +208,7 @@ def test_detectors_are_named_by_class_path(
     table = pq.read_table(tmp_path / "out" / "prompts.parquet")
     assert table.column_names == ["prompt", "count", "memorized", "prompt_length", "guidance_norm_2"]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "One prompt alone shows nothing" in shown
+    assert "One score alone shows nothing" in shown
     assert f"Report: {tmp_path / 'out' / 'report.html'}" in shown
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Detection of memorized prompts" in report and "a cat" in report and str(pipeline_folder) in report
