@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -81,14 +82,23 @@ class Page:
             self("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
 
 
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are none of the two file descriptors that the browser is given."""
+    ends = []
+    for end in os.pipe():
+        ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20))
+        os.close(end)
+    return ends[0], ends[1]
+
+
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
     """A browser with an empty profile; the test is skipped where there is none."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs a browser: apt-get install chromium")
-    read_in, write_in = os.pipe()
-    read_out, write_out = os.pipe()
+    read_in, write_in = _pipe()
+    read_out, write_out = _pipe()
     words = [chromium, *SWITCHES, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
     # The browser reads from file descriptor 3 and answers at 4.
     command = f"exec {shlex.join(words)} 3<&{read_in} 4>&{write_out}"
