@@ -19,9 +19,11 @@ neurons are switched on have ε = 0.
 
 `checked_split` demands a margin of ε for groups and looks at all scores that it saw: where one set is less alike than a
 part of it by more than ε (:func:`largest_bump`) the assumption is false, and greedy is followed after all, with the
-scores that are known. The check sees the evaluated sets alone, so it is evidence, not proof; how often it was right on
-real models is in benchmarks/localization.json. A neuron that stands twice is tried once, where it stands last: trying
-its first copy changes no mask.
+scores that are known. The check sees the evaluated sets alone, so it is evidence, not proof. Where no selection was
+below the threshold, the threshold is the score of the last one and leaves no room for a margin: greedy is followed at
+once, and nothing is saved. That was so for all of six prompts on the random UNet of benchmarks/localization.py with 32
+x 32 latents; the split without the check took 0.4 of the images there and found the same neurons for four of the six. A
+neuron that stands twice is tried once, where it stands last: trying its first copy changes no mask.
 
 Pure decisions, no model: a :class:`Refinement` says which set is tried next, and what follows from the outcome.
 """
