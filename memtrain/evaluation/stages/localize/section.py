@@ -51,7 +51,9 @@ def sections(folder: Path) -> list[Section]:
             ]
         ),
     ]
-    if (neurons := results["neurons"])["per_prompt"] is not None:
+    # Results of earlier versions do not count neurons per layer.
+    neurons = results.get("neurons", {})
+    if neurons.get("per_prompt") is not None and "per_layer" in neurons:
         body.append(
             table(
                 ["Layer", "Neurons per prompt"],
