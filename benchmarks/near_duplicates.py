@@ -1,6 +1,7 @@
 """Which copies are found, by edit, and how many pictures are taken for another one by mistake.
 
-Each of `--images` pictures of the embedded clip art gets one copy by each edit (:mod:`edits`). Two tables:
+Each of `--images` pictures of the embedded clip art gets one copy by each edit
+(:mod:`memtrain.evaluation.measures.edits`). Two tables:
 
 - *descriptors alone*: the share of copies whose similarity to their picture lies above the 99th percentile of each
   picture's similarity to its nearest other picture (1 % of false merges); and of those that have their picture among

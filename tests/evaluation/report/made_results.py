@@ -94,7 +94,16 @@ def full_results() -> dict[str, Any]:
             "pictures": share(2, 4),
             "generations": share(5, 12, "copies"),
             "extraction": {"by_prompt": share(2, 4, "extracted"), "unconditional": share(0, 9, "extracted")},
-            "exposure": {"canaries": 4, "by_repetition": {"8": 3.5}},
+            "exposure": {
+                "canaries": {
+                    "candidates": 16,
+                    "highest": 4.0,
+                    "null_mean": 1.4,
+                    "by_similarity": {
+                        "by_repetition": [{"repeats": 8, "n": 4, "mean": 3.5, "interval": [2.5, 4.0], "saturated": 2}]
+                    },
+                },
+            },
             "by_group": {KEY: share(1, 1), OTHER: share(1, 3)},
         },
         "curve": [

@@ -143,12 +143,9 @@ def compare(
         On the CPU, fp32.
     """
     prompts, seeds = generated.shape[:2]
-    queries = measure.describe(generated.flatten(0, 1))
+    queries, targets = measure.describe(generated.flatten(0, 1)), measure.describe(own)
     alike = torch.stack(
-        [
-            measure.similarity(queries[p * seeds : (p + 1) * seeds], measure.describe(own[p : p + 1]))[:, 0]
-            for p in range(prompts)
-        ]
+        [measure.similarity(queries[p * seeds : (p + 1) * seeds], targets[p : p + 1])[:, 0] for p in range(prompts)]
     )
     images = TrainingImages(measure, training, features)
     if measure.candidates is not None and measure.candidates < len(training):

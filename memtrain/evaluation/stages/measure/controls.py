@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from memtrain.evaluation.measures.edits import jpeg
-from memtrain.functional.ranking import proportion_interval
+from memtrain.evaluation.stages.measure.counting.shares import counted
 
 MOST = 16
 """Pictures of each kind."""
@@ -56,15 +56,12 @@ def summarize_controls(found: Mapping[str, tuple[Tensor, Tensor]], *, level: flo
     """
     said = {}
     for name, (planted, unplanted) in found.items():
-        both = {"planted": _share(planted, level), "unplanted": _share(unplanted, level)}
+        both = {
+            kind: counted(int(taken.sum()), len(taken), name="found", level=level)
+            for kind, taken in (("planted", planted), ("unplanted", unplanted))
+        }
         hold = None
         if len(planted) and len(unplanted):
             hold = bool(both["planted"]["share"] >= GOOD and both["unplanted"]["share"] <= 1 - GOOD)
         said[name] = {**both, "hold": hold}
     return said
-
-
-def _share(found: Tensor, level: float) -> dict[str, Any]:
-    k, n = int(found.sum()), len(found)
-    interval = list(proportion_interval(k, n, level=level))
-    return {"n": n, "found": k, "share": k / n if n else None, "interval": interval}

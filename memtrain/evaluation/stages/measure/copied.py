@@ -28,8 +28,8 @@ from torch import Tensor
 from memtrain.evaluation.measures.copying.base import Compared, CopyMeasure
 from memtrain.evaluation.measures.copying.calibration import CopyCalibration
 from memtrain.evaluation.stages.measure.chance import by_chance, let_through
+from memtrain.evaluation.stages.measure.counting.shares import counted, share_of_generations
 from memtrain.evaluation.stages.measure.counts import members
-from memtrain.functional.ranking import proportion_interval
 from memtrain.functional.statistics import conformal_threshold
 
 
@@ -60,11 +60,6 @@ class Copied:
     def copy_of_any(self) -> float:
         """Similarity from which a generation is a copy of whatever training picture is nearest."""
         return max(self.calibration.threshold, self.calibration.train_to_train.get("percentile_99", -float("inf")))
-
-    @property
-    def trusted(self) -> bool:
-        """Whether it sees copies in these data, and it is known how often it is wrong."""
-        return self.calibration.sees and self.calibration.false_positive_rate is not None
 
 
 def null_values(compared: Compared, calibrating: Tensor, *, made: bool) -> Tensor:
@@ -174,10 +169,7 @@ def counted_groups(
             probability = by_chance(k, n, allowed=allowed, heldout=calibration.heldout)
         excess = copied.compared.best.double()[inside] - copied.thresholds[inside]
         found[name] = {
-            "n": n,
-            "reproduced": k,
-            "share": k / n,
-            "interval": list(proportion_interval(k, n, level=level)),
+            **counted(k, n, level=level),
             "expected": expected,
             "probability": probability,
             "highest": float(excess.max()),
@@ -198,7 +190,7 @@ def said_of_measure(
         level: coverage of the intervals.
     """
     calibration, compared = copied.calibration, copied.compared
-    nearest = compared.nearest[asked].flatten()
+    nearest = compared.nearest[asked].double()
     between = compared.between[asked]
     between = between[~between.isnan()]
     return {
@@ -212,12 +204,9 @@ def said_of_measure(
         "groups": counted_groups(copied, groups, pictures, level=level),
         "nearest": {
             "threshold": copied.copy_of_any,
-            **_share("copies", int((nearest.double() >= copied.copy_of_any).sum()), len(nearest), level),
+            **share_of_generations(nearest >= copied.copy_of_any, level=level),
         },
-        "between": _share("alike", int((between.double() >= calibration.threshold).sum()), len(between), level),
+        "between": counted(
+            int((between.double() >= calibration.threshold).sum()), len(between), name="alike", level=level
+        ),
     }
-
-
-def _share(name: str, k: int, n: int, level: float) -> dict[str, Any]:
-    interval = list(proportion_interval(k, n, level=level))
-    return {"n": n, name: k, "share": k / n if n else None, "interval": interval}

@@ -138,6 +138,7 @@ def said_of_copying(
 def measured(measure: CopyMeasure, given: Compare) -> Found:
     """Describe, compare, calibrate and try one measure."""
     samples, calibrating = given.samples, given.calibrating
+    measure.learn(samples.training_images)
     features = described(measure, samples.training_images)
     compared = compare(
         measure,

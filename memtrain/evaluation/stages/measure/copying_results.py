@@ -55,9 +55,7 @@ def add_copying(
     tries = {RATIO: tried} | {one.copied.name: (one.planted, one.unplanted) for one in measures}
     controls = results["controls"] = summarize_controls(tries, level=level)
     results["copying"] = said_of_copying(measures, left_out, given, ratio=ratio, controls=controls)
-    results["verdict"] = decided(
-        *(results["verdict"], results["copying"]), controls=controls, population=samples.population, level=level
-    )
+    results["verdict"] = decided(results["verdict"], results["copying"], controls=controls, level=level)
     counted = results["verdict"]["counted_by"]
     best = next((one for one in measures if one.copied.name == counted), None)
     results["counts"] = counts_by(best, samples, found, given, bootstrap=bootstrap)

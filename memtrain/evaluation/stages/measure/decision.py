@@ -44,7 +44,6 @@ def decided(
     copying: Mapping[str, Any],
     *,
     controls: Mapping[str, Mapping[str, Any]] | None = None,
-    population: Mapping[str, int] | None = None,
     level: float = 0.95,
 ) -> dict[str, Any]:
     """The verdict of the ratio, and of all other measures of copying.
@@ -53,7 +52,6 @@ def decided(
         by_ratio: from :func:`memtrain.evaluation.stages.measure.verdict.verdict`.
         copying: `results.json`'s part of that name.
         controls: the same. A measure whose controls fail clears nothing.
-        population: training pictures of each group, asked or not, where that is known.
         level: coverage of the intervals.
 
     Returns:

@@ -11,7 +11,9 @@
 | `generations` | how many are |
 
 Statuses: 0 if the condition does not hold, 3 (:data:`REPRODUCED`) if it does, 4 (:data:`UNJUDGED`) where `unjudged`
-was asked for and nobody can judge, or where the figure of a condition was not measured: silence would be a pass.
+was asked for and nobody can judge, or where the figure of a condition was not measured: silence would be a pass. A
+figure that stays below its number counts as not measured, too, where the evaluation could not have seen copies
+(:data:`BLIND`).
 """
 
 from __future__ import annotations
@@ -23,12 +25,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.measure.verdict import HELDOUT_DIFFERS
 
 REPRODUCED, UNJUDGED = 3, 4
 """Exit statuses of the command, where `fail_on` asks for them."""
 WORDS = ("never", "reproduced", "unjudged")
 FIGURES = ("reproduced", "share_below", "pictures", "copies", "generations")
 SHARES = ("reproduced", "share_below", "copies")
+BLIND = (
+    *("no_threshold", "no_measure", "control_failed", HELDOUT_DIFFERS),
+    *("samples_flat", "samples_alike", "samples_far", "few_steps"),
+)
+"""Reasons of a verdict that say that copies would have passed unseen."""
 _CONDITION = re.compile(r"([a-z_]+)\s*(>=|>)\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(\s*%)?")
 
 
@@ -59,7 +67,9 @@ class FailOn:
         if value is None:
             return UNJUDGED
         holds = value >= self.number if self.or_equal else value > self.number
-        return REPRODUCED if holds else 0
+        if holds:
+            return REPRODUCED
+        return UNJUDGED if any(one["reason"] in BLIND for one in results["verdict"].get("reasons", ())) else 0
 
 
 def figure(results: Mapping[str, Any], name: str) -> float | None:

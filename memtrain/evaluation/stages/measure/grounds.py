@@ -9,7 +9,7 @@ Controls, each of which a copy in plain sight has passed unseen without:
   picture whose perfect copy does not count as one cannot be judged, whatever the reason.
 - *held-out copies*: a held-out image that is a training image as well comes back like one, and takes the threshold
   down. Such images do not calibrate.
-- *sampling*: samples that are alike for all prompts, or far from every training image, are no pictures.
+- *sampling*: samples of one flat colour, alike for all prompts, or far from every training image are no pictures.
 - *copies elsewhere*: a training picture that comes back for the caption of another one.
 
 Distances are put in proportion to the typical distance of two pictures of the run.
@@ -164,6 +164,12 @@ def sampling_reasons(
     if sampling.steps < FEWEST_STEPS:
         said = f"{sampling.steps} sampling step(s) make no finished images"
         found.append(Reason("few_steps", said, f"take {FEWEST_STEPS} or more (--steps)"))
+    flat = int((generated.flatten(3).amax(dim=3) == generated.flatten(3).amin(dim=3)).all(dim=2).sum())
+    if flat:
+        said = f"{flat} of {generated.shape[0] * generated.shape[1]} samples show one flat colour"
+        found.append(
+            Reason("samples_flat", said, "look at the images: the model has diverged, or try another precision")
+        )
     typical = typical_distance(samples.own_images)
     different = {prompt.caption: row for row, prompt in enumerate(samples.prompts)}
     one_each = generated[sorted(different.values())].cpu()

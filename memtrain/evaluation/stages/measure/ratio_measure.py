@@ -15,18 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from memtrain.evaluation.measures.copying.calibration import PLAIN, SEES
 from memtrain.evaluation.measures.edits import LIGHT
 from memtrain.evaluation.measures.replication import Replication, replication
 from memtrain.evaluation.stages.measure.chance import by_chance, let_through
 from memtrain.evaluation.stages.measure.controls import chosen_rows, planted_copies
 from memtrain.evaluation.stages.measure.copying import Compare
+from memtrain.evaluation.stages.measure.counting.shares import counted, share_of_generations
 from memtrain.evaluation.stages.measure.grounds import PLAIN as PLAINLY
 from memtrain.evaluation.stages.measure.null import nearest_ratios
-from memtrain.evaluation.stages.measure.sentences import PLAIN
-from memtrain.functional.ranking import proportion_interval
-
-SEES = 0.95
-"""Share of plain copies that are found, from which on the ratio sees copies in these data."""
 
 
 def ratio_measure(
@@ -58,7 +55,7 @@ def ratio_measure(
     power = {}
     for edit in (PLAIN, *LIGHT) if rows else ():
         found = _found(given, _edited(images, edit), rows, own_index=own_index, thresholds=thresholds)
-        power[edit] = _share("found", found, level)
+        power[edit] = counted(int(found.sum()), len(found), name="found", level=level)
     planted = unplanted = torch.zeros(0, dtype=torch.bool)
     if rows:
         copies = planted_copies(given.perfect[rows])
@@ -79,7 +76,7 @@ def ratio_measure(
         "power": power,
         "train_to_train": {},
         "groups": {name: _group(group, given.rate, heldout) for name, group in groups.items()},
-        "nearest": {"threshold": -PLAINLY * threshold, **_share("copies", copies_of_any.flatten(), level)},
+        "nearest": {"threshold": -PLAINLY * threshold, **share_of_generations(copies_of_any, level=level)},
         "between": None,
     }
     return said, (planted, unplanted)
@@ -134,9 +131,3 @@ def _found(given: Compare, images: Tensor, rows: list[int], *, own_index: Tensor
     """`(n,)` bool, which images count as their pictures."""
     compared = _compared(given, images, rows, own_index=own_index[rows])
     return compared.best < thresholds[rows].float()
-
-
-def _share(name: str, found: Tensor, level: float) -> dict[str, Any]:
-    k, n = int(found.sum()), len(found)
-    interval = list(proportion_interval(k, n, level=level))
-    return {"n": n, name: k, "share": k / n if n else None, "interval": interval}

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memtrain.evaluation.stages.measure.sentences import PLAIN
+from memtrain.evaluation.measures.copying.calibration import PLAIN
 from memtrain.records import MADE_CAPTION, NEVER_TRAINED, REPEATED
 
 MOST_SIGNALS = 5

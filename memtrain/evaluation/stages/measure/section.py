@@ -80,10 +80,17 @@ def _rendered(part: str, **context: Any) -> Markup:
     return from_template(Path(__file__).with_name("section.html.j2"), part=part, **context)
 
 
+def _reasons_title(verdict: Mapping[str, Any]) -> str:
+    """What the reasons of a verdict are: of a proof they are no grounds, but what was noticed besides."""
+    if not verdict.get("reasons"):
+        return ""
+    return "What else was noticed" if verdict.get("cleared") is False else "Why the model is not cleared"
+
+
 def _answer(results: Mapping[str, Any]) -> Section:
     """The first screen, and why the model is not cleared."""
     return Section(
-        title="Why the model is not cleared" if results["verdict"].get("reasons") else "",
+        title=_reasons_title(results["verdict"]),
         body=_rendered("reasons", results=results),
         place=1,
         verdict=answer(results),

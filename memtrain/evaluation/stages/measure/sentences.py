@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memtrain.evaluation.measures.copying.calibration import PLAIN
 from memtrain.evaluation.stages.measure.decision import RATIO, control_words, trusted_measures
 from memtrain.evaluation.stages.measure.verdict import in_words, joined
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 WEAK = 0.5
 """Share of copies with an edit below which a measure is said not to see that edit."""
-PLAIN = "none"
-"""Name of the edit that changes nothing."""
 
 
 def rests_on(results: Mapping[str, Any]) -> list[str]:

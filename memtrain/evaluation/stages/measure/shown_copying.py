@@ -19,6 +19,7 @@ from memtrain.evaluation.report.section import (
 )
 from memtrain.evaluation.report.shares import interval_of, is_share, rows_of, share_text, value_text, words
 from memtrain.evaluation.stages.measure.charts import checkpoints, roc, strip
+from memtrain.evaluation.stages.measure.shown_exposure import exposure_tables
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
 NAMES = {
@@ -129,8 +130,15 @@ def counts_section(results: Mapping[str, Any]) -> list[Section]:
     counts = results.get("counts")
     if not counts:
         return []
-    rows = [row for name, value in counts.items() if name != "by_group" for row in rows_of(words(name), value)]
+    # A kind for each prompt is for the JSON file, and secrets have tables of their own.
+    plain = {
+        name: {key: one for key, one in value.items() if key != "kinds"} if isinstance(value, Mapping) else value
+        for name, value in counts.items()
+        if name not in ("by_group", "exposure")
+    }
+    rows = [row for name, value in plain.items() for row in rows_of(words(name), value)]
     body = [table(("", "figure", "of; interval"), rows, caption="What was counted, with intervals")]
+    body += exposure_tables(counts.get("exposure") or {})
     if by_group := counts.get("by_group"):
         heading = ("group", "reproduced", "of", "share", "interval")
         cells = [

@@ -44,9 +44,10 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
             for every one that can, `none` to save a third of the time.
         fail_on: what ends the command with another status than 0. `reproduced`: 3 if training images are reproduced.
             `unjudged`: 3 likewise, and 4 if that cannot be judged, so that 0 is an all-clear. `never`: 0 for every
-            verdict. A condition such as `reproduced > 0.01`: 3 if it holds, 4 if its figure was not measured; figures
-            are `reproduced` and `share_below` (a share of pictures, the upper end of its interval), `pictures` (their
-            number), `copies` and `generations` (share and number of generations that are copies), compared by > or >=.
+            verdict. A condition such as `reproduced > 0.01`: 3 if it holds, 4 if its figure was not measured or copies
+            would have passed unseen; figures are `reproduced` (the share of pictures found), `share_below` (the upper
+            end of its interval), `pictures` (their number), `copies` and `generations` (share and number of generations
+            that are copies), compared by > or >=.
             Status 1 is an error, 2 a command that cannot be read.
     """
 

@@ -34,7 +34,8 @@ def test_every_part_is_shown(found: dict[str, str]) -> None:
     assert "planted: 2 of 4 above; held-out: 0 of 4 above" in copying, "the chart in words"
     assert "ROC curves" in copying and "sscd 0.500" in copying
     counts = found["Counts"]
-    assert "extraction, by prompt" in counts and "exposure, by repetition, 8" in counts
+    assert "extraction, by prompt" in counts
+    assert "at most 4.0; of images that it never saw 1.4 on average" in " ".join(found.values())
     assert counts.index(KEY) < counts.index(OTHER), "the group with the highest share first"
     assert "step 10: 0%; step 20: 25%; step 30: 50%" in found["Over the checkpoints"]
     assert "93.8% (15 of 16; 83.8% to 100%)" in found["Controls"] and "0% (0 of 16" in found["Controls"]
