@@ -12,12 +12,13 @@ import pytest
 
 from .conftest import ROOT
 
-FREE = {"errors", ""}
+FREE = {"errors", "files", ""}
 """Importable by everything; "" is `memtrain/__init__.py`."""
 
 ARROWS = {
     "": set(),
     "errors": set(),
+    "files": set(),
     "functional": set(),
     "models": {"functional"},
     "records": set(),

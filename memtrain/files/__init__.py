@@ -1,0 +1,14 @@
+"""What stands between memtrain and files: everything a stranger wrote is read here, by one stated contract each.
+
+| file | contract |
+|---|---|
+| `text` | UTF-8 text, JSON and JSON lines: sizes, depth, NaN, NUL |
+| `yaml_file` | YAML of plain values: sizes, aliases |
+| `pictures` | which image formats are decoded, and how large |
+| `inside` | names from a file that become paths |
+| `shown` | strangers' text on a terminal |
+| `lock` | one process at a time in a folder |
+
+What is refused is refused in one line that names the file, the place in it and the remedy. Nothing here imports more of
+memtrain than its errors.
+"""
