@@ -15,7 +15,6 @@ The table on the screen has one row per picture.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.levels import COMMON
 from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 from memtrain.families.table import Families
+from memtrain.files.sheet_cells import write_cells
 
 ENTROPY = "attention_entropy."
 """What the names of the entropies of all sites begin with."""
@@ -97,9 +97,8 @@ FLAGGED_COLUMNS = (
 def write_flagged(table: pa.Table, path: Path) -> None:
     """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(FLAGGED_COLUMNS)
-        writer.writerows([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
+        rows = ([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
+        write_cells(file, FLAGGED_COLUMNS, rows)
 
 
 def pictures_in(table: pa.Table) -> list[dict[str, Any]]:

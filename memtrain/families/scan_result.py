@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 import memtrain
 from memtrain.errors import RecordError
 from memtrain.families.table import Families
+from memtrain.files.sheet_cells import write_cells
 from memtrain.records import write_json, written_whole
 
 TABLE, SUMMARY, EXCLUDE = "families.parquet", "scan.json", "exclude.csv"
@@ -208,7 +208,5 @@ def write_exclude(scan: Scan, path: Path) -> int:
         if key != scan.kept[name]
     ]
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("key", "kept", "similarity", "reason"))
-        writer.writerows(rows)
+        write_cells(file, ("key", "kept", "similarity", "reason"), rows)
     return len(rows)

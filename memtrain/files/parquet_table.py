@@ -1,0 +1,82 @@
+"""Parquet tables that somebody else wrote, or that were cut off.
+
+Accepted: one file, whose columns have different names. Refused: what is no Parquet file or ends in its middle, a table
+without a column that is needed, and one that would take more than 4 GiB when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memtrain.errors import DataError
+
+MOST_BYTES = 2**32
+"""Of the columns that are read, before compression."""
+
+
+def parquet_names(path: Path) -> list[str]:
+    """The names of a file's columns.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            names: list[str] = file.schema_arrow.names
+            return names
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise _unreadable(path, error, "a Parquet file", "check the path, or write the file again") from error
+
+
+def read_parquet(
+    path: Path,
+    *,
+    needed: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    what: str = "a Parquet file",
+    remedy: str = "check the path, or write the file again",
+) -> pa.Table:
+    """The table that a file holds.
+
+    Args:
+        path: of the file.
+        needed: columns without which it is not what it should be.
+        columns: to read, where they are there; default all.
+        what: it should hold, for the error.
+        remedy: what to do where it does not.
+
+    Raises:
+        DataError: if it cannot be read, or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            lacking = [name for name in needed if name not in names]
+            if not lacking and len(set(names)) == len(names):
+                about = file.metadata
+                read = set(names if columns is None else columns)
+                size = sum(
+                    group.column(place).total_uncompressed_size
+                    for group in map(about.row_group, range(about.num_row_groups))
+                    for place in range(group.num_columns)
+                    if group.column(place).path_in_schema.partition(".")[0] in read
+                )
+                if size <= MOST_BYTES:
+                    return file.read(columns=None if columns is None else [name for name in names if name in read])
+                problem = f"{path} holds {size} bytes, uncompressed"
+            elif lacking:
+                problem = f"{path} has no column {', '.join(map(repr, lacking))}, but {names}"
+            else:
+                problem = f"{path} has several columns of one name: {names}"
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise _unreadable(path, error, what, remedy) from error
+    raise DataError(problem, expected=what, remedy=remedy)
+
+
+def _unreadable(path: Path, error: Exception, what: str, remedy: str) -> DataError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{path} cannot be read: {said:.200}", expected=what, remedy=remedy)
