@@ -37,6 +37,7 @@ def read_parquet(
     *,
     needed: Sequence[str] = (),
     columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
     what: str = "a Parquet file",
     remedy: str = "check the path, or write the file again",
 ) -> pa.Table:
@@ -46,12 +47,15 @@ def read_parquet(
         path: of the file.
         needed: columns without which it is not what it should be.
         columns: to read, where they are there; default all.
+        schema: columns that are needed and read, with the types that they become.
         what: it should hold, for the error.
         remedy: what to do where it does not.
 
     Raises:
         DataError: if it cannot be read, or lacks a column.
     """
+    if schema is not None:
+        needed = columns = schema.names
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -66,7 +70,8 @@ def read_parquet(
                     if group.column(place).path_in_schema.partition(".")[0] in read
                 )
                 if size <= MOST_BYTES:
-                    return file.read(columns=None if columns is None else [name for name in names if name in read])
+                    table = file.read(columns=None if columns is None else [name for name in names if name in read])
+                    return table if schema is None else table.select(schema.names).cast(schema)
                 problem = f"{path} holds {size} bytes, uncompressed"
             elif lacking:
                 problem = f"{path} has no column {', '.join(map(repr, lacking))}, but {names}"

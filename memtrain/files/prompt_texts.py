@@ -1,13 +1,15 @@
 """Prompts as somebody else has them: strings, a list of them, or a column of a data frame.
 
-Accepted: text of at most 10,000 characters; of lists also arrays of numpy and columns of pandas. Missing, and not text:
-None and what is not equal to itself (NaN, which pandas puts in empty cells). The words "nan" and "None" are text.
-Refused: other values, one text where a list is expected, NUL characters, halves of surrogate pairs.
+Accepted: text, in files of at most 10,000 characters; of lists also arrays of numpy and columns of pandas. Missing, and
+not text: None and what is not equal to itself (NaN, which pandas puts in empty cells). The words "nan" and "None" are
+text. Refused: other values, one text where a list is expected, halves of surrogate pairs; in files also NUL characters
+and longer texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from memtrain.errors import ConfigurationError, DataError
@@ -15,6 +17,9 @@ from memtrain.files.shown import shown
 
 MOST = 10_000
 """Characters of a prompt at most; text encoders read some hundreds."""
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def missing(value: object) -> bool:
@@ -25,45 +30,43 @@ def missing(value: object) -> bool:
 
 
 def prompt_text(value: object, where: str) -> str:
-    """A prompt, if it is one.
+    """A prompt of a file, if it is one.
 
     Args:
-        value: what a file or an argument says.
+        value: what the file says.
         where: it says so, for the error.
 
     Raises:
         DataError: if it is no text, or holds what no prompt can hold.
     """
-    if not isinstance(value, str):
+    text = _text(value, where)
+    if len(text) > MOST:
         raise DataError(
-            f"{where} is no text: {shown(repr(value), most=80)} ({type(value).__name__})",
-            expected="text",
-            remedy="write the prompt itself; a row without one may be left empty",
-        )
-    if len(value) > MOST:
-        raise DataError(
-            f"{where} has {len(value)} characters: {shown(value, most=60)}",
+            f"{where} has {len(text)} characters: {shown(text, most=60)}",
             expected=f"a prompt of at most {MOST}",
             remedy="check where it ends (in tables: the quotes), or shorten it",
         )
-    if "\0" in value or any("\ud800" <= one <= "\udfff" for one in value):
+    if "\0" in text:
         raise DataError(
-            f"{where} holds a NUL character or half a character (a surrogate): {shown(value, most=60)}",
-            expected="Unicode text",
-            remedy="remove it",
+            f"{where} holds a NUL character: {shown(text, most=60)}", expected="Unicode text", remedy="remove it"
         )
-    return str(value)
+    return text
 
 
 def prompt_list(prompts: Iterable[Any], *, name: str = "prompts") -> list[str]:
-    """Prompts as a list of texts.
+    """Prompts as a list of texts; see :func:`prompt_stream`."""
+    return list(prompt_stream(prompts, name=name))
+
+
+def prompt_stream(prompts: Iterable[Any], *, name: str = "prompts") -> Iterator[str]:
+    """Prompts one by one.
 
     Args:
-        prompts: a list or tuple, an array of numpy, a column of a data frame.
+        prompts: a list or tuple, an array of numpy, a column of a data frame, anything that yields texts.
         name: of the argument, for the error.
 
     Raises:
-        ConfigurationError: if it is no list of texts.
+        ConfigurationError: at once if it is no list, and later at what is no text.
     """
     if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable) or hasattr(prompts, "columns"):
         raise ConfigurationError(
@@ -71,10 +74,30 @@ def prompt_list(prompts: Iterable[Any], *, name: str = "prompts") -> list[str]:
             expected="a list of prompts",
             remedy="write [prompt] for a single one; of a data frame, give the column with the prompts",
         )
-    values = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
+    values = prompts.tolist() if hasattr(prompts, "tolist") else prompts
     # An array without dimensions becomes a single value.
-    found = values if isinstance(values, list) else [values]
-    try:
-        return [prompt_text(value, f"{name}[{place}]") for place, value in enumerate(found)]
-    except DataError as error:
-        raise ConfigurationError(error.problem, expected=error.expected, remedy=error.remedy) from error
+    return _texts([values] if isinstance(values, str) or not isinstance(values, Iterable) else values, name)
+
+
+def _texts(values: Iterable[Any], name: str) -> Iterator[str]:
+    for place, value in enumerate(values):
+        try:
+            yield _text(value, f"{name}[{place}]")
+        except DataError as error:
+            raise ConfigurationError(error.problem, expected=error.expected, remedy=error.remedy) from error
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where} is no text: {shown(repr(value), most=80)} ({type(value).__name__})",
+            expected="text",
+            remedy="write the prompt itself, or leave the row out",
+        )
+    if _HALF.search(value):
+        raise DataError(
+            f"{where} holds half a character (a surrogate): {shown(value, most=60)}",
+            expected="Unicode text",
+            remedy="remove it",
+        )
+    return str(value)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+import pyarrow as pa
+
 _FORMULA = "=+\\-@\t\n\uff1d\uff0b\uff0d\uff20"
 _ACTING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _WRITTEN = r"x(?:0[0-8b-f]|1[0-9a-f]|7f|[89][0-9a-f])|u(?:061c|200[ef]|202[a-e]|206[6-9]|d[89a-f][0-9a-f]{2})"
@@ -47,6 +49,15 @@ def write_cells(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[ob
     writer = csv.writer(file)
     writer.writerow(columns)
     writer.writerows([safe_cell(value) for value in row] for row in rows)
+
+
+def safe_cells(table: pa.Table) -> pa.Table:
+    """A table whose text is written by :func:`safe_cell`, for pyarrow's own writer."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            cells = pa.array(map(safe_cell, table[field.name].to_pylist()), pa.string())
+            table = table.set_column(place, field, cells)
+    return table
 
 
 def _escape(character: str) -> str:

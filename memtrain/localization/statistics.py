@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.prompt_texts import prompt_stream
 from memtrain.functional.moments import Moments
 from memtrain.functional.neurons import neuron_z_score
 from memtrain.localization.predictor import Predictor
@@ -77,7 +78,7 @@ class ActivationStatistics:
         """
         chosen = predictor.sites(sites)
         moments: dict[str, Moments] = {}
-        stream = iter(prompts)
+        stream = prompt_stream(prompts)
         while batch := list(itertools.islice(stream, batch_size)):
             for site, activation in predictor.activations(batch, chosen).items():
                 found = Moments.of(activation.cpu())

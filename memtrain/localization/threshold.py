@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.prompt_texts import prompt_stream
 from memtrain.functional.noise import SimilarityWindow, noise_difference, similarity_matrix
 from memtrain.localization.asking import asked_as
 from memtrain.localization.predictor import Predictor
@@ -134,7 +135,7 @@ def pairwise(
     timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
     found: list[Tensor] = []
     size = predictor.batch_size if batch_size is None else batch_size
-    stream, at_once = iter(prompts), max(1, size // settings.seeds)
+    stream, at_once = prompt_stream(prompts), max(1, size // settings.seeds)
     with predictor.evaluating():
         while batch := list(itertools.islice(stream, at_once)):
             text = predictor.encode(batch).repeat_interleave(settings.seeds, dim=0)

@@ -8,8 +8,8 @@
 | `.json` | an entry of the list: an object, or a text |
 | `.parquet` | a row |
 
-All but the last also compressed, as `.csv.gz`. A table that memtrain wrote (it has a column `key`) has its cells read
-as :mod:`memtrain.files.sheet_cells` writes them. Sizes are limited, counted after decompressing.
+All but the last also compressed, as `.csv.gz`. In a table with a column `key`, `line` or `row`, as those of memtrain
+have, cells are read as :mod:`memtrain.files.sheet_cells` writes them. Sizes are limited, counted after decompressing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ OTHERS = ("memorized", "type", "seed")
 """Names of columns that say more of it."""
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
+OURS = ("key", "line", "row")
+"""Names of columns, one of which every table of memtrain with prompts has."""
 MOST_BYTES = 2**28
 """Of text, decompressed."""
 
@@ -79,7 +81,7 @@ def read_rows(path: Path) -> list[Row]:
     table = csv_table(text, shown(path), wanted=COLUMNS, delimiters=delimiters)
     if table.columns:
         _require_column(path, table.columns)
-    ours = "key" in table.columns
+    ours = any(name in table.columns for name in OURS)
     return [
         Row(f"line {line}", {name: cell_of(value) for name, value in row.items()} if ours else row)
         for line, row in zip(table.lines, table.rows, strict=True)

@@ -14,7 +14,7 @@ from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse
 from memtrain.evaluation.stages.detect.against_null import Null
 from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
 from memtrain.evaluation.stages.prompt_file import SUFFIXES, kind_of
-from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, read_prompts
+from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
 from memtrain.evaluation.stages.shards import read_shard
 
 AUTO, NONE = "auto", "none"
@@ -73,6 +73,7 @@ class Detect(SamplingOptions, PromptStage):
         """Refuse a file of null prompts that holds too few others than the prompts in question."""
         if isinstance(self.null, int) or self.null in (AUTO, NONE):
             return
+        print(prompts_read(str(self.null)).line())
         own = len(self.own_null(prompts))
         if own < LEAST:
             raise ConfigurationError(
