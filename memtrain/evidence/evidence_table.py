@@ -30,6 +30,7 @@ from memtrain.evidence.levels import COMMON
 from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 from memtrain.families.table import Families
 from memtrain.files.sheet_cells import write_cells
+from memtrain.files.shown import shown
 
 ENTROPY = "attention_entropy."
 """What the names of the entropies of all sites begin with."""
@@ -159,7 +160,8 @@ def print_summary(
         loss = row.get("denoising_loss", math.nan)
         screen.add_row(
             "\n".join(
-                text if len(text) <= wide else text[: wide - 1] + "…" for text in (row["key"], row["caption"] or "")
+                text if len(text) <= wide else text[: wide - 1] + "…"
+                for text in (shown(row["key"]), shown(row["caption"] or ""))
             ),
             *((str(row["files"]),) if several else ()),
             str(row["visits"]),
@@ -188,9 +190,9 @@ def _common_captions(table: pa.Table, calibration: Calibration) -> list[str]:
     common = calibration.levels.common
     if not common:
         return []
-    shown = {row["key"]: row["caption"] for row in table.select(["key", "caption"]).to_pylist()}
+    captions = {row["key"]: row["caption"] for row in table.select(["key", "caption"]).to_pylist()}
     first = min(common)
     return [
         f"{len(common)} captions are shared by more than {100 * COMMON:g} % of the pictures and flag none of them as "
-        f"captions: first {shown.get(first) or first!r}."
+        f"captions: first {captions.get(first) or first!r}."
     ]
