@@ -1,7 +1,7 @@
 """Parquet tables that somebody else wrote, or that were cut off.
 
-Accepted: one file, whose columns have different names. Refused: what is no Parquet file or ends in its middle, a table
-without a column that is needed, and one that would take more than 4 GiB when it is read.
+Accepted: one file, whose columns have different names. Refused: what is no Parquet file or ends in its middle, text
+that is not UTF-8, a table without a column that is needed, and one of more than 50 million rows or 16 GiB.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from memtrain.errors import DataError
 
-MOST_BYTES = 2**32
-"""Of the columns that are read, before compression."""
+MOST_BYTES = 2**34
+"""Of all columns, before compression."""
+MOST_ROWS = 5 * 10**7
 
 
 def parquet_names(path: Path) -> list[str]:
@@ -62,17 +63,14 @@ def read_parquet(
             lacking = [name for name in needed if name not in names]
             if not lacking and len(set(names)) == len(names):
                 about = file.metadata
-                read = set(names if columns is None else columns)
-                size = sum(
-                    group.column(place).total_uncompressed_size
-                    for group in map(about.row_group, range(about.num_row_groups))
-                    for place in range(group.num_columns)
-                    if group.column(place).path_in_schema.partition(".")[0] in read
-                )
-                if size <= MOST_BYTES:
-                    table = file.read(columns=None if columns is None else [name for name in names if name in read])
+                # Not column by column: pyarrow ends the process where the description of one is spoilt.
+                size = sum(about.row_group(place).total_byte_size for place in range(about.num_row_groups))
+                if size <= MOST_BYTES and about.num_rows <= MOST_ROWS:
+                    table = file.read(columns=None if columns is None else [one for one in names if one in columns])
+                    # Offsets and UTF-8, which are read as they stand otherwise.
+                    table.validate(full=True)
                     return table if schema is None else table.select(schema.names).cast(schema)
-                problem = f"{path} holds {size} bytes, uncompressed"
+                problem = f"{path} holds {about.num_rows} rows of {size} bytes in all, uncompressed"
             elif lacking:
                 problem = f"{path} has no column {', '.join(map(repr, lacking))}, but {names}"
             else:
