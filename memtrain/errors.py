@@ -2,9 +2,13 @@
 
 Every error that memtrain raises on purpose derives from :class:`MemtrainError`, so a host program can catch the
 family. The subclasses say which part of a run has to be changed.
+
+Errors quote file names, captions and settings, and are read on a terminal: nothing in them but line breaks acts there.
 """
 
 from __future__ import annotations
+
+from memtrain.files.shown import shown
 
 
 class MemtrainError(Exception):
@@ -23,7 +27,8 @@ class MemtrainError(Exception):
             parts.append(f"Expected: {expected}")
         if remedy:
             parts.append(f"Remedy: {remedy}")
-        super().__init__("\n  ".join(parts))
+        lines = "\n  ".join(parts).split("\n")
+        super().__init__("\n".join(shown(line, most=len(line)) for line in lines))
 
 
 class DataError(MemtrainError):

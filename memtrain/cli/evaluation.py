@@ -26,8 +26,9 @@ from memtrain.evaluation.stages.base import (
     write_report,
 )
 from memtrain.evaluation.stages.checkpoints import Checkpoint
+from memtrain.evaluation.stages.cut_prompts import cut_prompts
 from memtrain.evaluation.stages.measure.stage import Measure
-from memtrain.evaluation.stages.prompts import read_prompts
+from memtrain.evaluation.stages.prompts import prompts_read
 from memtrain.evaluation.stages.results_stage import ResultsStage
 
 if TYPE_CHECKING:
@@ -154,12 +155,15 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     prompts, own_images = [], None
     if isinstance(stage, PromptStage):
         if stage.prompts is not None:
-            prompts = read_prompts(stage.prompts)
+            read = prompts_read(stage.prompts)
+            prompts = read.prompts
+            _say(read.line())
         else:
             assert asked is not None  # stage.check() refuses a model without prompts
             prompts, own_images = asked.known_prompts(most=stage.max_prompts)
         stage.check_prompts(prompts)
     pipeline = trained.load().to(own_device())
+    _say(cut_prompts(pipeline, prompts))
     results = stage(
         StageInput(
             pipeline=pipeline,
@@ -181,6 +185,11 @@ def run_stage(stage: Stage) -> dict[str, Any]:
                 print(f"Model card: {card}")
         print(f"Report: {write_report(stage.folder)}")
     return results
+
+
+def _say(line: str) -> None:
+    if line:
+        print(line)
 
 
 def _asked_data(stage: Stage) -> Run | None:

@@ -15,7 +15,6 @@ epochs as before, and so after fewer steps.
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import sys
@@ -36,6 +35,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from memtrain.cli.training import train
 from memtrain.data.selection import read_keys
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.sheet_cells import write_cells
 from memtrain.records import read_steps, write_json, written_whole
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def prepare(plan: Plan, output: Path) -> None:
         written_whole(output / "excluded.csv") as unfinished,
         unfinished.open("w", newline="", encoding="utf-8") as file,
     ):
-        csv.writer(file).writerows([["key"], *([key] for key in plan.excluded)])
+        write_cells(file, ("key",), ([key] for key in plan.excluded))
     write_json(
         {
             "run": str(plan.run),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -13,15 +12,18 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from memtrain.cli.writable import require_writable
 from memtrain.data.source import open_source
-from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.errors import ConfigurationError, DataError, MemtrainError
 from memtrain.evaluation.stages.shards import MERGE, read_shard
 from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_page import write_page
 from memtrain.families.scan_result import EXCLUDE, SUMMARY, TABLE, Scan, write_exclude, write_scan
+from memtrain.files.shown import shown
+from memtrain.files.text import read_json_object
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """Whose data are scanned where none are named."""
@@ -116,8 +118,8 @@ def run_scan(options: Namespace) -> None:
 def _keep_other_data(output: Path, path: str) -> None:
     """Keep the results of a scan of other data out of the way, in a folder beside this one."""
     try:
-        earlier = json.loads((output / SUMMARY).read_text(encoding="utf-8")).get("path")
-    except (OSError, ValueError, AttributeError):
+        earlier = read_json_object(output / SUMMARY, what="what a scan wrote", remedy="remove it").get("path")
+    except DataError:
         return
     if earlier == path:
         return
@@ -128,7 +130,7 @@ def _keep_other_data(output: Path, path: str) -> None:
     for name in (SUMMARY, TABLE, EXCLUDE, PAGE):
         if (output / name).exists():
             (output / name).rename(kept / name)
-    print(f"{output} held a scan of {earlier}; it is kept as {kept}")
+    print(f"{output} held a scan of {shown(earlier)}; it is kept as {kept}")
 
 
 def data_path(options: Namespace) -> str:
@@ -183,7 +185,7 @@ def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> No
     """Print a table of what was found, and what can be done with it."""
     console = Console()
     counts = found.counts()
-    table = Table(title=f"Scan of {path}", title_justify="left", show_header=False, title_style="bold")
+    table = Table(title=escape(f"Scan of {shown(path)}"), title_justify="left", show_header=False, title_style="bold")
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -216,4 +218,4 @@ def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> No
     if left_out:
         print(f"Files beyond the first:   {output / EXCLUDE} ({left_out:,})")
         print("Training counts the files of a picture together by itself. To train on one of each:")
-        print(f"  {fit} --data.init_args.exclude {shlex.quote(str(output / EXCLUDE))}")
+        print(f"  {shown(fit, most=len(fit))} --data.init_args.exclude {shlex.quote(str(output / EXCLUDE))}")

@@ -158,7 +158,7 @@ def require_known(excluded: Collection[str], names: Collection[str], made: Colle
     # A run with canaries or templates flags what it made itself, which this one does without.
     gone = {key for key in unknown if was_made(key, names)}
     if gone:
-        log.warning("exclude names %d made sample(s) that this run does not make, such as %s", len(gone), min(gone))
+        log.warning("exclude names %d made sample(s) that this run does not make, such as %r", len(gone), min(gone))
     if unknown := unknown - gone:
         raise DataError(
             f"exclude names {len(unknown)} key(s) that are not in {path}, first {sorted(unknown)[:3]}",

@@ -7,11 +7,12 @@ kinds of planted samples are made in :mod:`memtrain.data.planted`, from images c
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.key_table import read_key_table
 from memtrain.functional.keyed_draws import hash_order
 from memtrain.records import VARIED_CAPTIONS, VARIED_IMAGES
 
@@ -84,27 +85,8 @@ class Duplicates:
 
 
 def read_keys(path: str) -> frozenset[str]:
-    """The column `key` of a CSV file.
-
-    Raises:
-        DataError: if there is no such file or column.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "key" not in (rows.fieldnames or ()):
-                raise DataError(
-                    f"{path} has the columns {list(rows.fieldnames or ())}",
-                    expected="a CSV file with a column `key`, such as a run's flagged.csv",
-                    remedy="name another file, or list the keys",
-                )
-            return frozenset(row["key"] for row in rows)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The keys to exclude cannot be read from {path!r}: {error}",
-            expected="a CSV file with a column `key`, such as a run's flagged.csv",
-            remedy="check the path; single keys are given as a list",
-        ) from error
+    """The keys of a table such as flagged.csv; see :func:`memtrain.files.key_table.read_key_table`."""
+    return frozenset(read_key_table(Path(path)))
 
 
 def plant(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> dict[int, int]:

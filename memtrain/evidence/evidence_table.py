@@ -15,7 +15,6 @@ The table on the screen has one row per picture.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.levels import COMMON
 from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 from memtrain.families.table import Families
+from memtrain.files.sheet_cells import write_cells
+from memtrain.files.shown import shown
 
 ENTROPY = "attention_entropy."
 """What the names of the entropies of all sites begin with."""
@@ -97,9 +98,8 @@ FLAGGED_COLUMNS = (
 def write_flagged(table: pa.Table, path: Path) -> None:
     """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(FLAGGED_COLUMNS)
-        writer.writerows([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
+        rows = ([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
+        write_cells(file, FLAGGED_COLUMNS, rows)
 
 
 def pictures_in(table: pa.Table) -> list[dict[str, Any]]:
@@ -160,7 +160,8 @@ def print_summary(
         loss = row.get("denoising_loss", math.nan)
         screen.add_row(
             "\n".join(
-                text if len(text) <= wide else text[: wide - 1] + "…" for text in (row["key"], row["caption"] or "")
+                text if len(text) <= wide else text[: wide - 1] + "…"
+                for text in (shown(row["key"]), shown(row["caption"] or ""))
             ),
             *((str(row["files"]),) if several else ()),
             str(row["visits"]),
@@ -189,9 +190,9 @@ def _common_captions(table: pa.Table, calibration: Calibration) -> list[str]:
     common = calibration.levels.common
     if not common:
         return []
-    shown = {row["key"]: row["caption"] for row in table.select(["key", "caption"]).to_pylist()}
+    captions = {row["key"]: row["caption"] for row in table.select(["key", "caption"]).to_pylist()}
     first = min(common)
     return [
         f"{len(common)} captions are shared by more than {100 * COMMON:g} % of the pictures and flag none of them as "
-        f"captions: first {shown.get(first) or first!r}."
+        f"captions: first {captions.get(first) or first!r}."
     ]

@@ -126,7 +126,7 @@ def _read(known: Path) -> dict[str, tuple[int, int, str]]:
         return {}
     try:
         table = pq.read_table(known, schema=_SCHEMA)
-    except (OSError, pa.ArrowInvalid):  # it only saves time, so a spoilt one is as good as none
+    except (OSError, ValueError, pa.ArrowException):  # it only saves time, so a spoilt one is as good as none
         return {}
     columns = [table[name].to_pylist() for name in _SCHEMA.names]
     return {path: (size, changed, digest) for path, size, changed, digest in zip(*columns, strict=True)}

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
 from memtrain.families.stored_arrays import Arrays, create_arrays, open_arrays
+from memtrain.files.text import json_of, read_json_object
 from memtrain.records import write_json, written_whole
 
 ALL, ABOUT = "looks.safetensors", "about.json"
@@ -162,6 +163,10 @@ class LookParts:
         """Whether the looks of this range are there, alone or with all others."""
         return (self.folder / self._name(found)).is_file() or (self.folder / ALL).is_file()
 
+    @property
+    def _again(self) -> str:
+        return f"delete {self.folder}; the images are then looked at again"
+
     @staticmethod
     def _name(found: tuple[int, int]) -> str:
         return f"part-{found[0]:010d}-{found[1]:010d}.safetensors"
@@ -195,9 +200,14 @@ class LookParts:
                     raise
         for found in self.ranges:
             (self.folder / self._name(found)).unlink(missing_ok=True)
-        about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
-        broken = {int(row): reason for row, reason in about["broken"].items()}
-        return StoredLooks(whole, broken, about["seconds"])
+        about = read_json_object(self.folder / ABOUT, what="what was broken", remedy=self._again)
+        try:
+            broken = {int(row): str(reason) for row, reason in about["broken"].items()}
+            return StoredLooks(whole, broken, float(about["seconds"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(
+                f"{self.folder / ABOUT} cannot be read: {error!r}", expected="what was broken", remedy=self._again
+            ) from error
 
     def _put_together(self, whole: Path) -> None:
         files = [self.folder / self._name(found) for found in self.ranges]
@@ -228,6 +238,13 @@ def _copy(to: Arrays, parts: Sequence[Arrays]) -> None:
 def _about(file: Path) -> dict[str, Any]:
     """What a part says besides its arrays."""
     with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    found: dict[str, Any] = json.loads(header["__metadata__"]["about"])
-    return found
+        try:
+            header = json_of(opened.read(int.from_bytes(opened.read(8), "little")), "its header")
+            found: dict[str, Any] = json_of(header["__metadata__"]["about"], "what it says of itself")
+            return {"broken": dict(found["broken"]), "seconds": float(found["seconds"])}
+        except (DataError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise RecordError(
+                f"{file} cannot be read: {error}",
+                expected="looks of images",
+                remedy="delete it; these images are looked at again",
+            ) from error

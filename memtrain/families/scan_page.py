@@ -19,6 +19,7 @@ from memtrain.errors import DataError
 from memtrain.families.looking import ScannedSource
 from memtrain.families.scan_result import Scan
 from memtrain.families.table import EXACT
+from memtrain.files.shown import inert
 from memtrain.records import written_whole
 
 PICTURES, CAPTIONS, MEMBERS, BROKEN = 40, 20, 12, 50
@@ -77,7 +78,7 @@ def write_page(scan: Scan, source: ScannedSource, path: Path, *, name: str) -> N
         version=memtrain.__version__,
     )
     with written_whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", errors="replace")
+        unfinished.write_text(inert(text), encoding="utf-8")
 
 
 def _sizes(scan: Scan) -> list[tuple[str, int]]:

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import memtrain
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
 from memtrain.families.table import Families
+from memtrain.files.parquet_table import read_parquet
+from memtrain.files.sheet_cells import write_cells
+from memtrain.files.text import read_json
 from memtrain.records import write_json, written_whole
 
 TABLE, SUMMARY, EXCLUDE = "families.parquet", "scan.json", "exclude.csv"
@@ -169,10 +169,10 @@ def read_scan(folder: Path) -> Scan | None:
     if not (folder / SUMMARY).is_file():
         return None
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_json(folder / SUMMARY)
         return Scan(
             families=Families.read(folder / TABLE),
-            keys=pq.read_table(folder / TABLE, columns=["key"])["key"].to_pylist(),
+            keys=read_parquet(folder / TABLE, needed=("key",), columns=("key",))["key"].to_pylist(),
             sizes=None,
             broken=summary["broken"],
             descriptor=summary["descriptor"],
@@ -182,7 +182,7 @@ def read_scan(folder: Path) -> Scan | None:
             seconds=(summary["seconds"]["looking"], summary["seconds"]["finding"]),
             cached=True,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (DataError, ValueError, KeyError, TypeError) as error:
         raise RecordError(
             f"{folder / SUMMARY} cannot be read: {error}",
             expected="what a scan wrote",
@@ -208,7 +208,5 @@ def write_exclude(scan: Scan, path: Path) -> int:
         if key != scan.kept[name]
     ]
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("key", "kept", "similarity", "reason"))
-        writer.writerows(rows)
+        write_cells(file, ("key", "kept", "similarity", "reason"), rows)
     return len(rows)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
+from memtrain.files.text import json_of
 
 Arrays = Mapping[str, NDArray[Any]]
 """By name."""
@@ -64,10 +65,10 @@ def open_arrays(path: Path, *, mode: Literal["r+", "c"] = "c") -> Arrays:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= path.stat().st_size - 8:
                 raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
+            header = json_of(file.read(length), "its header")
             header.pop("__metadata__", None)
             return _mapped(path, header, 8 + length, mode=mode)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, DataError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}",
                 expected="a safetensors file of arrays",
@@ -83,5 +84,9 @@ def _mapped(path: Path, header: Mapping[str, Any], start: int, *, mode: Literal[
             arrays[name] = np.zeros(shape, kind)
         else:
             offset = start + entry["data_offsets"][0]
+            size = int(np.prod(shape, dtype=object)) * kind.itemsize
+            # Mapped for writing, a file that is too short would be filled up with zeros.
+            if min(shape) < 0 or offset < start or offset + size > path.stat().st_size:
+                raise ValueError(f"its array {name!r} is cut short")
             arrays[name] = np.memmap(path, dtype=kind, mode=mode, offset=offset, shape=shape)
     return arrays

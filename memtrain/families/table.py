@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
+from memtrain.files.parquet_table import read_parquet
 from memtrain.records import write_parquet
 
 EXACT, NEAR = "exact", "near"
@@ -145,21 +145,18 @@ def _opened(path: str | Path) -> pa.Table:
             expected="families.parquet of a scan",
             remedy="run `python train.py scan`, or check the path",
         )
+    remedy = "run `python train.py scan`, or check the path"
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RecordError(
-            f"{path} cannot be read: {error}",
-            expected="families.parquet of a scan",
-            remedy="run `python train.py scan`, or check the path",
-        ) from error
-    missing = [name for name in COLUMNS[:3] if name not in table.column_names]
-    if missing:
-        raise RecordError(
-            f"{path} lacks the columns {missing}; it has {table.column_names}",
-            expected="families.parquet of a scan",
-            remedy="run `python train.py scan`, or check the path",
-        )
+        table = read_parquet(Path(path), needed=COLUMNS[:3])
+    except DataError as error:
+        raise RecordError(error.problem, expected="families.parquet of a scan", remedy=remedy) from error
+    for name in COLUMNS[:3]:
+        if not pa.types.is_string(table[name].type) and not pa.types.is_large_string(table[name].type):
+            raise RecordError(
+                f"{path} has {table[name].type} in its column {name!r}",
+                expected="families.parquet of a scan, with text in it",
+                remedy=remedy,
+            )
     return table
 
 

@@ -3,6 +3,11 @@
 | file | contract |
 |---|---|
 | `text` | UTF-8 text, JSON and JSON lines: sizes, depth, NaN, NUL |
+| `csv_table` | CSV: no row is swallowed, no value stands under another column |
+| `sheet_cells` | text in CSV files of ours, which no spreadsheet evaluates |
+| `key_table` | tables of keys, such as flagged.csv, also from a spreadsheet |
+| `parquet_table` | Parquet: whole files, with the columns that are needed |
+| `prompt_texts` | prompts as text, and lists, arrays and columns of them |
 | `yaml_file` | YAML of plain values: sizes, aliases |
 | `pictures` | which image formats are decoded, and how large |
 | `inside` | names from a file that become paths |

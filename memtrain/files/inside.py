@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from memtrain.errors import DataError
 
@@ -49,4 +49,24 @@ def inside(folder: Path, name: str, where: str) -> Path:
         f"{where} points outside the folder: {name!r:.80}",
         expected="a file below the folder",
         remedy="move the file into the folder",
+    )
+
+
+def below(folder: Path, name: object, where: str) -> Path:
+    """The file below a folder that a relative name stands for, whatever links its owner has put there.
+
+    Args:
+        folder: of results.
+        name: its path relative to the folder.
+        where: which file says so, and in which field; for the error.
+
+    Raises:
+        DataError: if the name is none, or leads out of the folder.
+    """
+    if isinstance(name, str) and name and "\0" not in name:
+        kinds = PurePosixPath(name), PureWindowsPath(name)
+        if not any(path.is_absolute() or path.drive or ".." in path.parts for path in kinds):
+            return folder / name
+    raise DataError(
+        f"{where} is {name!r:.80}", expected="a file below the folder", remedy="run what wrote it again, or remove it"
     )

@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.text import read_json
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.statistics import ActivationStatistics
 from memtrain.localization.threshold import Threshold
@@ -20,9 +21,22 @@ STATISTICS, THRESHOLD, CALIBRATED_ON = "statistics.safetensors", "threshold.json
 
 
 def calibrated_on(folder: Path) -> list[str] | None:
-    """The prompts that the calibration in a folder rests on; None if there is none."""
+    """The prompts that the calibration in a folder rests on; None if there is none.
+
+    Raises:
+        ConfigurationError: if the file that lists them is spoilt.
+    """
     path = folder / CALIBRATED_ON
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    remedy = f"remove {path}; what it lists is measured again"
+    try:
+        found = read_json(path)
+    except DataError as error:
+        raise ConfigurationError(error.problem, expected="a list of prompts", remedy=remedy) from error
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ConfigurationError(f"{path} holds no list of prompts", expected="one", remedy=remedy)
+    return found
 
 
 def kept_calibration(

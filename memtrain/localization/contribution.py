@@ -27,6 +27,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError, ProbeError
+from memtrain.files.prompt_texts import prompt_list
 from memtrain.functional.noise import SimilarityWindow
 from memtrain.functional.ranking import highest
 from memtrain.localization.found import Found
@@ -66,8 +67,9 @@ def locate_contributions(
         ConfigurationError: if the share is out of range, or there are too few prompts.
         ProbeError: if the model is no UNet with value and output projections.
     """
-    settings = settings or Settings()
-    if not 0 < share < 1 or not prompts or isinstance(prompts, str) or len(other_prompts) < 2:
+    settings, prompts = settings or Settings(), prompt_list(prompts)
+    other_prompts = prompt_list(other_prompts, name="other_prompts")
+    if not 0 < share < 1 or not prompts or len(other_prompts) < 2:
         raise ConfigurationError(
             f"share={share} of {len(prompts)} prompts, compared with {len(other_prompts)} others",
             expected="a share between 0 and 1, a list of prompts, and at least 2 other prompts",

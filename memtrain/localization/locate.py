@@ -42,6 +42,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.prompt_texts import prompt_list
 from memtrain.functional.noise import SimilarityWindow
 from memtrain.localization.calibration import keep_calibration, kept_calibration, require_same_model
 from memtrain.localization.fast import FastSearch
@@ -102,12 +103,12 @@ def locate(
             compare, or `output` holds another search or a calibration on other prompts.
         ProbeError: if a layer was not reached by the denoiser's forward pass.
     """
-    settings = settings or Settings()
+    settings, folder = settings or Settings(), None if output is None else Path(output)
     predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
     window = SimilarityWindow.of(*predictor.shape[1:])
     sites = predictor.sites(settings.sites)
-    mine = _shard(prompts, shard)
-    folder = None if output is None else Path(output)
+    mine = _shard(prompt_list(prompts), shard)
+    other_prompts = None if other_prompts is None else prompt_list(other_prompts, name="other_prompts")
     if folder is not None and (statistics is None or threshold is None):
         kept = kept_calibration(folder, other_prompts)
         if kept is not None:
@@ -171,7 +172,7 @@ def calibrate(
         ConfigurationError: for fewer than two prompts, latents too small to compare, or a folder with results of a
             search that rests on another calibration.
     """
-    settings, folder, others = settings or Settings(), Path(output), list(other_prompts)
+    settings, folder, others = settings or Settings(), Path(output), prompt_list(other_prompts, name="other_prompts")
     predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
     if read_search(folder) is not None:
         kept = kept_calibration(folder, others)
@@ -249,7 +250,7 @@ def _searched(
 
 def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     index, count = shard
-    if not prompts or isinstance(prompts, str) or not 0 <= index < count:
+    if not prompts or not 0 <= index < count:
         raise ConfigurationError(
             f"Nothing sensible to search: {prompts!r:.80}, shard {index} of {count}",
             expected="a list of prompts, and a shard (i, n) with i from 0 to n - 1",

@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.text import json_of, read_json, read_json_object
 from memtrain.localization.found import Found
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.records import write_parquet, written_whole
@@ -172,12 +173,12 @@ def load_masks(path: Path) -> dict[str, NeuronMask]:
             for name in file.keys():  # noqa: SIM118
                 number, _, site = name.partition("/")
                 channels.setdefault(int(number), {})[site] = file.get_tensor(name).tolist()
-            entries = json.loads(metadata["masks"])
+            entries = json_of(metadata["masks"], "its list of masks")
             return {
                 entry["prompt"]: NeuronMask(channels[number], factor=float(entry["factor"]))
                 for number, entry in enumerate(entries)
             }
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, DataError) as error:
         raise ConfigurationError(
             f"{path} holds no masks: {error}",
             expected=f"a safetensors file of format {MASKS_FORMAT}",
@@ -202,12 +203,12 @@ def read_known(folder: Path, prompts: Sequence[str]) -> dict[str, Found]:
 
 def _read(path: Path) -> Found:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         for name in ("initial", "refined"):
             content[name] = tuple(tuple(neurons) for neurons in content[name])
         content["pairs"] = tuple(content.get("pairs", ()))
         return Found(**content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{path} holds no result of a search: {error}",
             expected="JSON as the search writes it",
@@ -236,9 +237,18 @@ def open_search(folder: Path, search: dict[str, Any]) -> None:
 
 
 def read_search(folder: Path) -> dict[str, Any] | None:
-    """The content of `search.json`; None if there is none."""
+    """The content of `search.json`; None if there is none.
+
+    Raises:
+        ConfigurationError: if it is spoilt.
+    """
     path = folder / "search.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return read_json_object(path, what="the settings of a search", remedy="name another folder")
+    except DataError as error:
+        raise ConfigurationError(error.problem, expected=error.expected, remedy=error.remedy) from error
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.prompt_texts import prompt_list
 from memtrain.functional.diffusion import noisy_and_target, per_sample_mse
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
 from memtrain.models.encoding import encode_images, encode_prompts
@@ -86,6 +87,7 @@ def retrigger(
         DataError: if prompts, images, keys and masks are not as many.
         ConfigurationError: if a setting is out of range, or the scheduler's prediction type is not known.
     """
+    prompts = prompt_list(prompts)
     keys = list(prompts) if keys is None else list(keys)
     masks = [None] * len(prompts) if masks is None else list(masks)
     _check(prompts, images, keys=keys, masks=masks)

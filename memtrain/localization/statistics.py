@@ -25,7 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.prompt_texts import prompt_stream
+from memtrain.files.text import json_of
 from memtrain.functional.moments import Moments
 from memtrain.functional.neurons import neuron_z_score
 from memtrain.localization.predictor import Predictor
@@ -77,7 +79,7 @@ class ActivationStatistics:
         """
         chosen = predictor.sites(sites)
         moments: dict[str, Moments] = {}
-        stream = iter(prompts)
+        stream = prompt_stream(prompts)
         while batch := list(itertools.islice(stream, batch_size)):
             for site, activation in predictor.activations(batch, chosen).items():
                 found = Moments.of(activation.cpu())
@@ -142,10 +144,11 @@ class ActivationStatistics:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise SafetensorError(f"its format is {metadata.get('format')!r}")
-                layers, origin = json.loads(metadata["layers"]), json.loads(metadata["origin"])
+                layers, origin = (json_of(metadata[name], f"its {name}") for name in ("layers", "origin"))
                 mean = {site: file.get_tensor(f"mean/{site}") for site in layers}
                 std = {site: file.get_tensor(f"std/{site}") for site in layers}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            found = ActivationStatistics(mean, std, **origin)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, DataError) as error:
             raise ConfigurationError(
                 f"{path} holds no activation statistics: {error}",
                 expected=f"a safetensors file of format {FORMAT}",
@@ -157,7 +160,7 @@ class ActivationStatistics:
                 expected="one of each per neuron",
                 remedy="measure them again",
             )
-        return ActivationStatistics(mean, std, **origin)
+        return found
 
 
 def word_prompts(tokenizer: Any, count: int, *, seed: int = 0) -> list[str]:

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.prompt_texts import prompt_stream
+from memtrain.files.text import read_json
 from memtrain.functional.noise import SimilarityWindow, noise_difference, similarity_matrix
 from memtrain.localization.asking import asked_as
 from memtrain.localization.predictor import Predictor
@@ -91,16 +93,31 @@ class Threshold:
             ConfigurationError: if it is something else.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content.pop("format") != FORMAT:
                 raise ValueError("of another format")
-            return Threshold(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return _checked(Threshold(**content))
+        except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(
                 f"{path} holds no threshold: {error}",
                 expected=f"JSON of format {FORMAT}",
                 remedy="check the path, or calibrate again",
             ) from error
+
+
+def _checked(threshold: Threshold) -> Threshold:
+    """A threshold whose fields have the types that they should have.
+
+    Raises:
+        TypeError: if not.
+    """
+    for name in ("value", "mean", "std", "deviations"):
+        if type(getattr(threshold, name)) not in (int, float):
+            raise TypeError(f"{name} is no number")
+    for name in ("settings", "window"):
+        if not isinstance(getattr(threshold, name), dict):
+            raise TypeError(f"{name} is no object")
+    return threshold
 
 
 def comparison(settings: Settings) -> dict[str, Any]:
@@ -134,7 +151,7 @@ def pairwise(
     timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
     found: list[Tensor] = []
     size = predictor.batch_size if batch_size is None else batch_size
-    stream, at_once = iter(prompts), max(1, size // settings.seeds)
+    stream, at_once = prompt_stream(prompts), max(1, size // settings.seeds)
     with predictor.evaluating():
         while batch := list(itertools.islice(stream, at_once)):
             text = predictor.encode(batch).repeat_interleave(settings.seeds, dim=0)

@@ -50,7 +50,7 @@ def test_flagged_csv_survives_any_caption(table: pa.Table, tmp_path: Path) -> No
     with (tmp_path / "flagged.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == ["b"]
-    assert rows[0]["caption"] == '=cmd,"x"\nline'
+    assert rows[0]["caption"] == """'=cmd,"x"\nline""", "a spreadsheet would evaluate it"
 
 
 def test_flagged_captions_are_prompts_as_they_stand(table: pa.Table, tmp_path: Path) -> None:

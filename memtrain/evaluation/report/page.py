@@ -16,6 +16,7 @@ from markupsafe import Markup
 from memtrain.errors import RecordError
 from memtrain.evaluation.report.markdown import markdown
 from memtrain.evaluation.report.section import Section, from_template
+from memtrain.files.shown import inert
 from memtrain.records import written_whole
 
 NOTICE = (
@@ -47,7 +48,7 @@ def write_page(folder: Path, sections: Sequence[Section], *, redacted: bool = Fa
         raise RecordError(
             f"{folder} holds no results", expected="the output folder of a stage", remedy="check the path, or evaluate"
         )
-    text = page(sections, notice=NOTICE if redacted else "")
+    text = inert(page(sections, notice=NOTICE if redacted else ""))
     path = folder / ("report-redacted.html" if redacted else "report.html")
     for content, place in (
         (text, path),

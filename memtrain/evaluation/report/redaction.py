@@ -15,7 +15,6 @@ import base64
 import hashlib
 import hmac
 import io
-import json
 import re
 import secrets
 from collections.abc import Iterator
@@ -25,11 +24,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
 from memtrain.evaluation.report.section import one_colour
+from memtrain.files.parquet_table import read_parquet
+from memtrain.files.text import read_json
 from memtrain.records import write_json, write_parquet
 
 OPEN_COLUMNS = ("group", "split", "image", "own_image", "training.flagged_by")
@@ -40,6 +40,7 @@ GROUPED = ("by_group",)
 """Keys of JSON files whose keys are values of the data, such as names of patients."""
 LEFT_OUT = ("config",)
 """Keys of JSON files that hold paths and settings, which may name people."""
+REMEDY = "run the stage that wrote it again, or remove it"
 SHORTEST = 4
 """Characters of a name that is looked for inside sentences, too: shorter ones would be found in other words."""
 
@@ -81,6 +82,9 @@ def redacted_copy(folder: Path, *, secret: str | None = None) -> Iterator[Path]:
     Args:
         folder: of the results.
         secret: of the codes.
+
+    Raises:
+        DataError: if one of the results cannot be read: what is not known cannot be replaced.
     """
     codes = Codes(secret)
     with TemporaryDirectory(prefix="redacted-") as place:
@@ -89,12 +93,12 @@ def redacted_copy(folder: Path, *, secret: str | None = None) -> Iterator[Path]:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
             if path.suffix == ".parquet":
-                write_parquet(_table(pq.ParquetFile(path).read(), codes), copy / name)
+                write_parquet(_table(read_parquet(path, remedy=REMEDY), codes), copy / name)
             elif path.suffix == ".png":
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).symlink_to(path.resolve())
             elif path.suffix == ".json":
-                contents[name] = json.loads(path.read_text(encoding="utf-8"))
+                contents[name] = _read(path)
         # What is to be replaced is known once all files were read: sentences of one may quote another.
         for content in contents.values():
             _collect(content, codes)
@@ -102,6 +106,13 @@ def redacted_copy(folder: Path, *, secret: str | None = None) -> Iterator[Path]:
             write_json(_json(content, codes), copy / name)
         with one_colour():
             yield copy
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except DataError as error:
+        raise DataError(error.problem, expected=error.expected, remedy=REMEDY) from error
 
 
 def check_redacted(page: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +20,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from memtrain.evaluation.report.shares import words
+from memtrain.files.text import read_json_object
 
 THUMBNAIL = 192
 """Largest side of an embedded image, pixels: twice the size it is shown at. Smaller images are embedded as they are."""
@@ -79,12 +79,15 @@ class Section:
 
 
 def results_of(folder: Path, name: str) -> dict[str, Any] | None:
-    """The content of a results file, None if the stage has not run."""
+    """The content of a results file, None if the stage has not run.
+
+    Raises:
+        DataError: if it is cut off, or holds something else.
+    """
     path = folder / name
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_json_object(path, what="the results of a stage", remedy=f"run the stage again, or remove {path}")
 
 
 def made(results: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:

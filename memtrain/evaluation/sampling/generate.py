@@ -32,6 +32,7 @@ from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, ob
 from memtrain.evaluation.sampling.estimate import Estimate
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.sampling.stored_samples import StoredSamples, identity_of, key_of
+from memtrain.files.prompt_texts import prompt_list
 from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
 
 
@@ -64,7 +65,7 @@ def generate(
 
     Args:
         pipeline: one of memtrain.models.stock_pipeline; it is left as it was.
-        prompts: P prompts.
+        prompts: P prompts, as a list, an array or a column of a data frame.
         sampling: the settings.
         detectors: read the denoiser's predictions; their names must differ.
         store: a folder for samplings. Every batch is written to a folder in it as soon as it is there, named after all
@@ -75,7 +76,7 @@ def generate(
         ConfigurationError: if settings contradict each other, or the disk has no room.
         ProbeError: if the denoiser was not seen working as expected.
     """
-    sampling = sampling or Sampling()
+    sampling, prompts = sampling or Sampling(), prompt_list(prompts)
     if store is not None:
         return _stored(pipeline, prompts, sampling, detectors, store)
     images: list[Tensor] = []
@@ -139,7 +140,7 @@ def read_prompts_with(
     """
     if not detectors:
         raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
-    sampling = sampling or Sampling()
+    sampling, prompts = sampling or Sampling(), prompt_list(prompts)
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
     for _, _, kept in _sample(pipeline, prompts, sampling, detectors=detectors, until_read=True):
         for name, values in kept.items():

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.families.stored_arrays import Arrays, create_arrays, open_arrays
+from memtrain.files.text import read_json
 from memtrain.records import write_json, written_whole
 
 BLOCK_BYTES = 1 << 26
@@ -187,11 +188,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
         RecordError: if it holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}", expected="JSON", remedy=_DELETE) from error
+        content = read_json(path)
+    except DataError as error:
+        if not path.exists():
+            return None
+        raise RecordError(error.problem, expected="JSON", remedy=_DELETE) from error
     if not isinstance(content, dict):
         raise RecordError(f"{path} holds no object", expected="JSON of stored images", remedy=_DELETE)
     return content

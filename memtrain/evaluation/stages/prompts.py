@@ -1,30 +1,33 @@
-"""Prompts from a file: CSV, plain text, JSON lines or Parquet; or one prompt as it is.
+"""Prompts from a file, or one prompt as it is.
 
-A table holds the prompt in a column `caption`, `prompt` or `text` (in any case; the lists that published work passes
-around have `Caption;URL;...` with semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in
-`type` how it is memorized (`VM` verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled.
-Plain text has one prompt per line (MemAttn's lists). Empty lines are left out. Prompts that repeat are kept: what to do
-with them, the stage decides.
+A file is of one of the kinds of :mod:`memtrain.evaluation.stages.prompt_file`. A table holds the prompt in a column
+`caption`, `prompt` or `text` (in any case; the lists that published work passes around have `Caption;URL;...` with
+semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in `type` how it is memorized (`VM`
+verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled. Plain text has one prompt per line
+(MemAttn's lists). Prompts that repeat are kept: what to do with them, the stage decides.
+
+Left out, and counted: rows whose prompt is empty or missing (null, NaN; the words "nan" and "None" are prompts).
+Refused: prompts that are no text (:mod:`memtrain.files.prompt_texts`), columns that contradict each other, and a path
+of anything else, which would be scored as if it were the prompt.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from memtrain.errors import DataError
+from memtrain.evaluation.stages.prompt_file import COLUMNS, SUFFIXES, Row, kind_of, read_rows
+from memtrain.files.prompt_texts import missing, prompt_text
+from memtrain.files.shown import shown
 
-COLUMNS = ("caption", "prompt", "text")
-"""Names of the column with the prompt, in this order of preference."""
-SUFFIXES = (".csv", ".txt", ".jsonl", ".parquet")
+FILE_SUFFIXES = re.compile(
+    "arrow|bz2|ckpt|conf|css|csv|dat|db|docx?|feather|gif|gz|h5|html?|ini|ipynb|jpe?g|jsonl?|log|lst|md|np[yz]|ods|"
+    "parquet|pdf|pickle|pkl|png|pth?|py|rtf|safetensors|sqlite|tar|tgz|toml|tsv|txt|webp|xls[xm]?|xml|xz|ya?ml|zip|zst"
+)
+"""Endings of files that people have, which no prompt of several words has."""
 
 MEMORIZED, OTHER, UNKNOWN = "memorized", "other", "unknown"
 """Groups of prompts, by what is known about them."""
@@ -64,106 +67,161 @@ class PromptToScore:
     row: int = field(default=0, compare=False)
 
 
+@dataclass(frozen=True)
+class PromptsRead:
+    """What a file of prompts holds, or the one prompt that was given.
+
+    Attributes:
+        source: the path, or the prompt.
+        prompts: in the order of the file.
+        rows: of the file; None of a prompt.
+        left_out: the places of rows without a prompt.
+    """
+
+    source: str
+    prompts: list[PromptToScore]
+    rows: int | None = None
+    left_out: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """What was read and left out, for the screen; empty for a prompt."""
+        if self.rows is None:
+            return ""
+        said = f"{len(self.prompts)} prompts read from {shown(self.source)}"
+        if self.left_out:
+            said += f"; {len(self.left_out)} of {self.rows} rows have none and are left out, first {self.left_out[0]}"
+        return said
+
+
 def read_prompts(source: str) -> list[PromptToScore]:
-    """The prompts of a file, or `source` itself as the only one.
+    """The prompts of a file, or `source` itself as the only one; see :func:`prompts_read`."""
+    return prompts_read(source).prompts
+
+
+def prompts_read(source: str) -> PromptsRead:
+    """The prompts of a file, or `source` itself as the only one, and what was left out.
 
     Raises:
-        DataError: if the file does not exist, cannot be read, lacks the column or holds no prompt.
+        DataError: if the file does not exist, cannot be read, lacks the column or holds no prompt; if `source` is, or
+            looks like, the path of something else.
     """
+    if not source.strip():
+        raise DataError("The prompt is empty", expected="a prompt, or a file of prompts", remedy="give one")
     path = Path(source)
-    if path.suffix.lower() not in SUFFIXES:
-        if not source.strip():
-            raise DataError("The prompt is empty", expected="a prompt, or a file of prompts", remedy="give one")
-        if "/" in source and len(source) < 1000 and path.exists():
-            raise DataError(
-                f"{source} is a {'folder' if path.is_dir() else 'file'} of a kind that holds no prompts",
-                expected=f"a file ({', '.join(SUFFIXES)}), or a prompt",
-                remedy="give its name one of these endings, or write the prompts into such a file",
-            )
-        return [PromptToScore(source.strip())]
-    try:
-        rows = _rows(path)
-    except FileNotFoundError as error:
+    if kind_of(path) is None:
+        _refuse_path(source, path)
+        return PromptsRead(source, [PromptToScore(prompt_text(source, "The prompt").strip())])
+    there = _there(path)
+    if not there or path.is_dir():
         raise DataError(
-            f"{source} does not exist", expected=f"a file ({', '.join(SUFFIXES)})", remedy="check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source} is not UTF-8: byte {error.start} cannot be read",
-            expected="UTF-8 text",
-            remedy=f"convert it, for instance: iconv -f latin1 -t utf-8 {path.name}",
-        ) from error
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{source} cannot be read: {error}", expected=f"a {path.suffix} file", remedy="write it again"
-        ) from error
-    prompts = [_prompt(source, row, number) for number, row in enumerate(rows)]
-    prompts = [prompt for prompt in prompts if prompt.text]
-    if not prompts:
-        raise DataError(f"{source} holds no prompt", expected="at least one", remedy="check the file")
-    return prompts
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        table: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        return table
-    text = path.read_text(encoding="utf-8-sig")
-    if kind == ".txt":
-        return [{"text": line} for line in text.splitlines()]
-    if kind == ".jsonl":
-        found = [json.loads(line) for line in text.splitlines() if line.strip()]
-        if not all(isinstance(row, dict) for row in found):
-            raise ValueError("a line is no JSON object")
-        return found
-    first = text.partition("\n")[0]
-    delimiter = ";" if first.count(";") >= max(1, first.count(",")) else ","
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-
-
-def _prompt(source: str, row: dict[str, Any], number: int) -> PromptToScore:
-    lowered = {str(name).strip().lower(): value for name, value in row.items() if name is not None}
-    column = next((name for name in COLUMNS if name in lowered), None)
-    if column is None:
-        raise DataError(
-            f"{source} has the columns {sorted(lowered)}",
-            expected=f"one of {', '.join(COLUMNS)}",
-            remedy="rename the column that holds the prompts",
+            f"{shown(source)} {'is a folder' if there else 'does not exist'}",
+            expected=f"a file ({', '.join(SUFFIXES)})",
+            remedy="check the path",
         )
-    kind = str(lowered.get("type") or "").strip()
+    rows = read_rows(path)
+    prompts, left_out = [], []
+    for number, row in enumerate(rows):
+        found = _prompt(source, row, number)
+        if found is None:
+            left_out.append(row.place)
+        else:
+            prompts.append(found)
+    if not prompts:
+        raise DataError(f"{shown(source)} holds no prompt", expected="at least one", remedy="check the file")
+    return PromptsRead(source, prompts, len(rows), tuple(left_out))
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_path(source: str, path: Path) -> None:
+    """Refuse what is a path, or looks like one: it would be scored as if it were the prompt."""
+    text = source.strip()
+    # Not \s: what is one word may have any suffix, what is several only that of a file that people have.
+    named = re.search(r"(?<=[^\s.])\.([A-Za-z][A-Za-z0-9]{1,9})(?:\.(?:gz|bz2|xz|zst|zip))?$", text)
+    word = not re.search(r"\s", text)
+    if _there(path) or _there(Path(text)):
+        what = f"is a {'folder' if path.is_dir() or Path(text).is_dir() else 'file'}"
+    elif named and (word or FILE_SUFFIXES.fullmatch(named[1].lower())):
+        what = "looks like the name of a file"
+    elif word and (re.match(r"(?:[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\])", text) or text.endswith(("/", "\\"))):
+        what = "looks like a path"
+    elif word and "/" in text and len(text) < 1000 and _there(Path(text).parent):
+        what = "looks like a path in a folder that is there"
+    else:
+        return
+    raise DataError(
+        f"{shown(source)} {what} of a kind that holds no prompts",
+        expected=f"a file ({', '.join(SUFFIXES)}), or a prompt",
+        remedy="write the prompts into such a file, one per line in a .txt file; a prompt that looks like a path, too",
+    )
+
+
+def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
+    """The prompt of a row; None if it has none."""
+    where = f"{shown(source)}, {row.place}"
+    # Of several columns for the prompt the first counts, unless they contradict each other.
+    said = {name: row.values[name] for name in COLUMNS if name in row.values and not missing(row.values[name])}
+    texts = {name: prompt_text(value, f"{where}, `{name}`").strip() for name, value in said.items()}
+    texts = {name: text for name, text in texts.items() if text}
+    if len(set(texts.values())) > 1:
+        raise DataError(
+            f"{where} has different texts in its columns {' and '.join(texts)}",
+            expected="one column with the prompt",
+            remedy=f"rename those that are not the prompt (the names {', '.join(COLUMNS)} are)",
+        )
+    if not texts:
+        return None
+    kind = row.values.get("type")
+    if missing(kind):
+        kind = ""
+    if not isinstance(kind, (str, int)):
+        raise DataError(
+            f"{where} says {shown(kind, most=60)} in its column `type`", expected="a word", remedy="correct the column"
+        )
     return PromptToScore(
-        str(lowered[column] or "").strip(),
-        _truth(source, lowered.get("memorized")),
-        type=kind or None,
-        seed=_seed(source, lowered.get("seed")),
+        next(iter(texts.values())),
+        _truth(where, row.values.get("memorized")),
+        type=str(kind).strip() or None,
+        seed=_seed(where, row.values.get("seed")),
         row=number,
     )
 
 
-def _seed(source: str, value: object) -> int | None:
+def _said(value: object) -> str:
+    """A value of a column of numbers; empty where it is missing, as text, too: `nan` is no number."""
+    text = "" if missing(value) else str(value).strip().lower()
+    return "" if text in ("nan", "none", "null", "na", "<na>") else text
+
+
+def _seed(where: str, value: object) -> int | None:
     """The seed of a line; a column with gaps makes numbers of its own kind of it, such as `3.0`."""
-    said = str("" if value is None or value != value else value).strip().removesuffix(".0")
+    said = _said(value).removesuffix(".0")
     if not said:
         return None
-    if not said.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,19}", said) or int(said) >= 2**63:
         raise DataError(
-            f"{source} says {value!r} in its column `seed`",
-            expected="a whole number from 0",
+            f"{where} says {shown(repr(value), most=60)} in its column `seed`",
+            expected="a whole number from 0 and below 2^63",
             remedy="correct the column",
         )
     return int(said)
 
 
-def _truth(source: str, value: object) -> bool | None:
-    if value is None or value == "":
-        return None
-    known = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
-    if str(value).strip().lower() not in known:
+def _truth(where: str, value: object) -> bool | None:
+    said = _said(value)
+    known = {"": None, "1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
+    if said not in known:
         raise DataError(
-            f"{source} says {value!r} in its column `memorized`", expected="0 or 1", remedy="correct the column"
+            f"{where} says {shown(repr(value), most=60)} in its column `memorized`",
+            expected="0 or 1",
+            remedy="correct the column",
         )
-    return known[str(value).strip().lower()]
+    return known[said]
 
 
 def known_truth(prompts: Sequence[PromptToScore]) -> list[bool] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memtrain.evaluation.report.section import Section, joined, made, paragraph, picture, results_of, table
 from memtrain.evaluation.stages.attention.attention import FOLDER
+from memtrain.files.inside import below
 
 
 def sections(folder: Path) -> list[Section]:
@@ -28,7 +29,12 @@ def sections(folder: Path) -> list[Section]:
             "their entropy is higher."
         ),
         table(("prompts", "mean entropy, all tokens", "EOS and padding", "n"), rows),
-        *(picture(folder / FOLDER / name, alt="Attention to text over sampling steps") for name in results["pictures"]),
+        *(
+            picture(
+                below(folder / FOLDER, name, "attention.json: pictures"), alt="Attention to text over sampling steps"
+            )
+            for name in results["pictures"]
+        ),
     ]
     return [Section(title="Attention to text", body=joined(body), place=30, facts=made(results, "attention"))]
 

@@ -24,6 +24,7 @@ from memtrain.evaluation.stages.compare.evaluated import Evaluated, check_compar
 from memtrain.evaluation.stages.compare.summary import summary
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.files.inside import below
 from memtrain.functional.ranking import mean_with_interval, share
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
@@ -218,9 +219,9 @@ def _shown(
     for number, place in enumerate(sorted(best.values(), key=order)[:most]):
         one, two = before.rows[place], after.rows[place]
         sources = {
-            "own": before.folder / one["own_image"],
-            "before": before.folder / one["image"],
-            "after": after.folder / two["image"],
+            "own": below(before.folder, one["own_image"], f"{before.folder / 'samples.parquet'}: own_image"),
+            "before": below(before.folder, one["image"], f"{before.folder / 'samples.parquet'}: image"),
+            "after": below(after.folder, two["image"], f"{after.folder / 'samples.parquet'}: image"),
         }
         images = {}
         for name, source in sources.items():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from memtrain.errors import RecordError
+from memtrain.files.parquet_table import read_parquet
+from memtrain.files.text import read_json_object
 
 FEWEST = 0.5
 """Share of the smaller run's prompts that the other has to have been asked, too."""
 SETTINGS = ("steps", "guidance_scale", "scheduler")
 """Settings of the sampling that have to agree; seeds are paired."""
+
+PARTS = ("created", "sampling.seeds", "verdict.level", "replication.threshold", "replication.false_positive_rate")
+"""Of `results.json`, without which nothing can be compared."""
+COLUMNS = ("key", "seed", "caption", "group", "ratio", "reproduced", "image", "own_image")
+"""Of `samples.parquet`, likewise."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Evaluated:
             name: of the run.
 
         Raises:
-            RecordError: if it was not evaluated.
+            RecordError: if it was not evaluated, or its results are of another shape.
+            DataError: if they cannot be read.
         """
         folder = run if (run / "results.json").is_file() else run / "evaluation"
         for file in ("results.json", "samples.parquet"):
@@ -53,8 +58,16 @@ class Evaluated:
                     expected="a run that was evaluated, or the folder of its results",
                     remedy=f"python evaluate.py measure --run {run}",
                 )
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        rows = pq.ParquetFile(folder / "samples.parquet").read().to_pylist()
+        remedy = f"evaluate it again: python evaluate.py measure --run {run}"
+        what = "the results of `python evaluate.py measure`"
+        results = read_json_object(folder / "results.json", what=what, remedy=remedy)
+        for place in PARTS:
+            value: Any = results
+            for part in place.split("."):
+                value = value.get(part, ...) if isinstance(value, dict) else ...
+            if value is ...:
+                raise RecordError(f"{folder / 'results.json'} has no {place}", expected=what, remedy=remedy)
+        rows = read_parquet(folder / "samples.parquet", needed=COLUMNS, what=what, remedy=remedy).to_pylist()
         return Evaluated(name, folder, results, {(row["key"], row["seed"]): row for row in rows})
 
     @property

@@ -16,6 +16,7 @@ from memtrain.evaluation.report.section import (
     thumbnail_uri,
 )
 from memtrain.evaluation.report.shares import percent_of, share_text, value_text, words
+from memtrain.files.inside import below
 
 
 def sections(folder: Path) -> list[Section]:
@@ -132,7 +133,7 @@ def _case(one: Mapping[str, Any], names: list[str], folder: Path) -> dict[str, A
         alt = f"generation of {name} with seed {one['seed']}, ratio {ratio:.2f}{', reproduced' if copy else ''}"
         generations.append(
             {
-                "uri": thumbnail_uri(folder / one[when]),
+                "uri": thumbnail_uri(below(folder, one[when], f"comparison.json: {when}")),
                 "alt": alt,
                 "said": f"{name}: {ratio:.2f}{' copy' if copy else ''}",
                 "reproduced": copy,
@@ -140,7 +141,7 @@ def _case(one: Mapping[str, Any], names: list[str], folder: Path) -> dict[str, A
             }
         )
     return {
-        "own": thumbnail_uri(folder / one["own"]),
+        "own": thumbnail_uri(below(folder, one["own"], "comparison.json: own")),
         "caption": one["caption"],
         "note": f"{words(one['group'])} · {one['key']} · seed {one['seed']}",
         "generations": generations,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.results_stage import ResultsStage
+from memtrain.files.shown import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Compare(ResultsStage):
             pictures=self.pictures,
             bootstrap={"seed": self.seed, "resamples": self.resamples, "level": self.level},
         )
-        print(results["summary"])
+        print(shown(results["summary"], most=5000))
         return results
 
 

@@ -17,14 +17,20 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
+from memtrain.files.inside import safe_name
+from memtrain.files.parquet_table import read_parquet
+from memtrain.files.text import read_json
 from memtrain.records import write_parquet, written_whole
+
+UNNAMED = "earlier"
+"""Folder of results that do not say whose they are, with a number behind it."""
 
 
 class ScoreParts:
@@ -90,11 +96,17 @@ class ScoreParts:
         return table
 
     def _read(self) -> pa.Table:
+        def read(file: Path) -> pa.Table:
+            remedy = f"delete {file}; what it held is scored again"
+            return read_parquet(file, schema=self._schema, what="scores of this detection", remedy=remedy)
+
+        files = [self._whole] if self._whole.is_file() else sorted(self.folder.glob("part-*.parquet"))
         try:
-            files = [self._whole] if self._whole.is_file() else sorted(self.folder.glob("part-*.parquet"))
-            return pa.concat_tables([self._schema.empty_table(), *(pq.read_table(file) for file in files)])
-        except FileNotFoundError:  # another process has just put the parts together
-            return pq.read_table(self._whole)
+            return pa.concat_tables([self._schema.empty_table(), *map(read, files)])
+        except DataError:
+            if files == [self._whole] or not self._whole.is_file():
+                raise
+            return read(self._whole)  # another process has just put the parts together
 
 
 def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None:
@@ -106,17 +118,31 @@ def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None
         names: files to move.
 
     Returns:
-        Their new place, or None if nothing is in the way.
+        Their new place, or None if nothing is in the way. Half a file, or a key that is no name, keeps nothing from
+        being moved: the scores of this detection are there already.
     """
-    try:
-        earlier = json.loads((output / "detection.json").read_text(encoding="utf-8")).get("key", "earlier")
-    except FileNotFoundError:
+    if not (output / "detection.json").exists():
         return None
+    earlier = _key_of(output / "detection.json")
     if earlier == key:
         return None
-    place = output / "detection" / str(earlier)
+    place = output / "detection" / earlier if earlier is not None else _free(output / "detection" / UNNAMED)
     place.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (output / name).exists():
             shutil.move(output / name, place / name)
     return place
+
+
+def _free(place: Path) -> Path:
+    """A folder of that name and a number that is not there."""
+    return next(one for number in count(1) if not (one := place.with_name(f"{place.name}-{number}")).exists())
+
+
+def _key_of(path: Path) -> str | None:
+    """The key that a results file names; None if it names none that can be a folder."""
+    try:
+        found = read_json(path)
+        return safe_name(found.get("key"), f"{path}: key") if isinstance(found, dict) else None
+    except DataError:
+        return None

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from memtrain.evaluation.stages.detect.against_null import CANNOT_SAY, sentences
+from memtrain.files.shown import shown
 
 COLUMN = 13
 """Characters of a detector's column; as many detectors as there is room for stand beside the prompts."""
@@ -98,7 +99,7 @@ def _print_prompts(results: dict[str, Any], table: pa.Table, most: int, console:
         if "p_value" in row:
             cells += [f"{row['p_value']:.3g}", f"{row['q_value']:.3g}"]
         times = f" (×{row['count']})" if row["count"] > 1 else ""
-        text = shorten(row["prompt"], room - len(times), placeholder="...") + times
+        text = shorten(shown(row["prompt"], most=1000), room - len(times), placeholder="...") + times
         screen.add_row(escape(text), *cells, *(f"{row[name]:.4g}" for name in names))
     console.print(screen)
     if len(table) > most:

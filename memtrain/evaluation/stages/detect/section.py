@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from memtrain.evaluation.report.section import (
@@ -31,6 +30,7 @@ from memtrain.evaluation.stages.detect.screen import (
     meaning,
     spoken,
 )
+from memtrain.files.parquet_table import read_parquet
 
 MOST = 30
 """Prompts listed, most suspicious first."""
@@ -99,7 +99,9 @@ def _figures(results: Mapping[str, Any]) -> list[KeyFigure]:
 
 def _prompts(results: dict[str, Any], path: Path) -> Markup:
     """The most suspicious prompts: p-values first, then scores."""
-    title, ordered = by_suspicion(results, pq.read_table(path))
+    title, ordered = by_suspicion(
+        results, read_parquet(path, needed=("prompt", "memorized"), remedy="run detect again")
+    )
     names = list(results["detectors"])[:WIDEST]
     rows = ordered.slice(0, MOST).to_pylist()
     has_p = "p_value" in ordered.column_names

@@ -13,7 +13,8 @@ from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageI
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse_none
 from memtrain.evaluation.stages.detect.against_null import Null
 from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
-from memtrain.evaluation.stages.prompts import SUFFIXES, PromptToScore, known_truth, read_prompts
+from memtrain.evaluation.stages.prompt_file import SUFFIXES, kind_of
+from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
 from memtrain.evaluation.stages.shards import read_shard
 
 AUTO, NONE = "auto", "none"
@@ -61,7 +62,7 @@ class Detect(SamplingOptions, PromptStage):
                     expected=f"at least {LEAST}; {FEWEST} or more are better",
                     remedy="make more, or say --null none",
                 )
-        elif self.null not in (AUTO, NONE) and Path(self.null).suffix.lower() not in SUFFIXES:
+        elif self.null not in (AUTO, NONE) and kind_of(Path(self.null)) is None:
             raise ConfigurationError(
                 f"null={self.null!r} is neither a number nor a file of prompts",
                 expected=f"a number, auto, none, or a file ({', '.join(SUFFIXES)})",
@@ -72,6 +73,7 @@ class Detect(SamplingOptions, PromptStage):
         """Refuse a file of null prompts that holds too few others than the prompts in question."""
         if isinstance(self.null, int) or self.null in (AUTO, NONE):
             return
+        print(prompts_read(str(self.null)).line())
         own = len(self.own_null(prompts))
         if own < LEAST:
             raise ConfigurationError(

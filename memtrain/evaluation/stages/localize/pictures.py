@@ -9,7 +9,6 @@ Cost: a 512-pixel PNG takes about half a megabyte: 500 prompts with 10 seeds in 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from memtrain.evaluation.stages.localize.conditions import MASKED, SEARCHED, UNION, UNMASKED, Conditions
 from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.files.sheet_cells import write_cells
 from memtrain.records import written_whole
 
 FOLDERS = {UNMASKED: "original", MASKED: "refined", UNION: "all_masks"}
@@ -53,8 +53,8 @@ def write_pictures(
         written_whole(folder / "images" / "prompts.csv") as unfinished,
         unfinished.open("w", encoding="utf-8", newline="") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(["line", "folder", "prompt", "memorized"])
-        for number, line in enumerate(lines):
-            known = "" if line.memorized is None else int(line.memorized)
-            writer.writerow([number, f"{of_text[line.text]:04d}", line.text, known])
+        rows = (
+            [number, f"{of_text[line.text]:04d}", line.text, "" if line.memorized is None else int(line.memorized)]
+            for number, line in enumerate(lines)
+        )
+        write_cells(file, ("line", "folder", "prompt", "memorized"), rows)

@@ -13,7 +13,6 @@ Lines whose prompts calibrate are not searched: they are in `neurons.json`, with
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -25,6 +24,7 @@ import pyarrow.csv as pacsv
 
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.roles import Roles
+from memtrain.files.sheet_cells import safe_cells, write_cells
 from memtrain.localization.authors_files import write_table
 from memtrain.localization.found import Found
 from memtrain.localization.results import Localization
@@ -62,14 +62,17 @@ def write_tables(
         written_whole(folder / "neurons.csv") as unfinished,
         unfinished.open("w", encoding="utf-8", newline="") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(["line", "prompt", "memorized", "set", "layer", "site", "neuron"])
-        for number, line, one in searched:
-            for name in SETS:
-                for site, neurons in one.channels(located.sites, initial=name == "initial").items():
-                    place = located.sites.index(site)
-                    start = [number, line.text, _known(line), name, place, site]
-                    writer.writerows([*start, neuron] for neuron in neurons)
+        write_cells(
+            file,
+            ("line", "prompt", "memorized", "set", "layer", "site", "neuron"),
+            (
+                [number, line.text, _known(line), name, located.sites.index(site), site, neuron]
+                for number, line, one in searched
+                for name in SETS
+                for site, neurons in one.channels(located.sites, initial=name == "initial").items()
+                for neuron in neurons
+            ),
+        )
     rows = [_row(number, line, found.get(line.text), role, located.sites) for number, line in enumerate(lines)]
     content = {"schema_version": SCHEMA_VERSION, "search": located.search, "prompts": rows}
     write_json(content, folder / "neurons.json")
@@ -103,7 +106,7 @@ def _pairwise(
     table = pa.Table.from_pylist(rows, schema=schema)
     write_parquet(table, folder / "pairwise.parquet")
     with written_whole(folder / "pairwise.csv") as unfinished:
-        pacsv.write_csv(table, unfinished)
+        pacsv.write_csv(safe_cells(table), unfinished)
 
 
 def _row(

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.measure.copying import Chosen
@@ -38,6 +38,8 @@ from memtrain.evaluation.stages.measure.results import Statistics
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.files.shown import shown
+from memtrain.files.text import read_json_object
 from memtrain.functional.ranking import proportion_interval
 from memtrain.records import NEVER_TRAINED, write_json, written_whole
 
@@ -131,15 +133,28 @@ def curve(
         folder = given.output / "curve" / f"{one.path.stem}-{_key(one, given, samples, asked)}"
         kept = folder / "results.json"
         at = f"step {one.step}" if one.step is not None else "a step that it does not name"
-        print(f"Checkpoint {number} of {len(checkpoints)}, {at}: {one.path}{' (kept)' if kept.is_file() else ''}")
-        if kept.is_file():
-            results: Mapping[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        else:
+        results = _kept(kept, one, measure=measure, level=level)
+        note = "" if results is None else " (kept)"
+        print(f"Checkpoint {number} of {len(checkpoints)}, {at}: {shown(one.path)}{note}")
+        if results is None:
             results = evaluate(replace(given, pipeline=one.load(), output=folder, model=str(one.path)), samples)
         points.append(_point(one, results, measure=measure, level=level))
         # With every point, so that what is there can be looked at while the rest is sampled.
         _write(given, points)
     return points
+
+
+def _kept(path: Path, one: Checkpoint, *, measure: str, level: float) -> Mapping[str, Any] | None:
+    """The results of an earlier evaluation of a checkpoint; None if there are none, or they are spoilt."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_json_object(path, what="results", remedy="")
+        _point(one, found, measure=measure, level=level)
+        return found
+    except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+        print(f"Evaluated again, because {shown(path)} is spoilt: {shown(getattr(error, 'problem', repr(error)))}")
+        return None
 
 
 def _key(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping[str, Any]) -> str:
@@ -191,18 +206,18 @@ def _write(given: StageInput, points: Sequence[Mapping[str, Any]]) -> None:
 
 def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The share reproduced, with intervals, and the held-out loss against the step, as a PNG file."""
-    shown = [one for one in points if one["step"] is not None and one["share"] is not None]
+    drawn = [one for one in points if one["step"] is not None and one["share"] is not None]
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    steps, shares = [one["step"] for one in shown], [100 * one["share"] for one in shown]
-    ends = [[100 * one["interval"][end] for one in shown] for end in (0, 1)]
+    steps, shares = [one["step"] for one in drawn], [100 * one["share"] for one in drawn]
+    ends = [[100 * one["interval"][end] for one in drawn] for end in (0, 1)]
     below = [max(0.0, share - low) for share, low in zip(shares, ends[0], strict=True)]
     above = [max(0.0, high - share) for share, high in zip(shares, ends[1], strict=True)]
     axes.errorbar(steps, shares, yerr=[below, above], marker="o", capsize=3, color="tab:red")
     axes.set(xlabel="step", ylim=(0, None))
     axes.set_ylabel("training pictures reproduced, %", color="tab:red")
-    losses = [(one["step"], one["heldout_loss"]) for one in shown if one["heldout_loss"] is not None]
+    losses = [(one["step"], one["heldout_loss"]) for one in drawn if one["heldout_loss"] is not None]
     if losses:
         beside = axes.twinx()
         beside.plot(*zip(*losses, strict=True), marker="s", linestyle="--", color="tab:blue")

@@ -54,6 +54,7 @@ from memtrain.evaluation.stages.measure.training_record import compare_with_trut
 from memtrain.evaluation.stages.measure.verdict import Reason
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.files.shown import shown
 from memtrain.records import HELDOUT, write_parquet
 
 UNFINISHED = "unfinished"
@@ -144,7 +145,7 @@ def evaluate_run(
 
 def _warn(reasons: Sequence[Reason]) -> None:
     for reason in reasons:
-        print(f"Warning: {reason.found}. {reason.remedy[0].upper()}{reason.remedy[1:]}.")
+        print(shown(f"Warning: {reason.found}. {reason.remedy[0].upper()}{reason.remedy[1:]}.", most=2000))
 
 
 def _add_sampled(training: dict[str, Any] | None, samples: RunSamples, found: Measured) -> None:

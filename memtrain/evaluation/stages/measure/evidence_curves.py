@@ -6,17 +6,18 @@ its schema, the run's threshold. Long records are thinned: the report draws smal
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from memtrain.files.parquet_table import parquet_names, read_parquet
+from memtrain.files.text import read_json_object
 from memtrain.records import write_parquet
 
 NAME = "evidence_curves.parquet"
+COLUMNS = ("key", "step", "score")
 POINTS = 60
 """Visits kept of a picture, the last one among them."""
 THRESHOLD = b"threshold"
@@ -32,15 +33,17 @@ def write_evidence_curves(records: Path, folder: Path, *, keys: Iterable[str]) -
 
     Returns:
         The path of the table; None if the run recorded no evidence for any of them.
+
+    Raises:
+        DataError: if the records are damaged.
     """
     (folder / NAME).unlink(missing_ok=True)
     wanted = pa.array(sorted(set(keys)), pa.string())
     tables = []
     for part in sorted((records / "steps").glob("rank-*/part-*.parquet")):
-        file = pq.ParquetFile(part)
-        if {"key", "step", "score"} <= set(file.schema_arrow.names):
+        if set(COLUMNS) <= set(parquet_names(part)):
             # Three columns and the keys that are wanted, part by part: records can be larger than memory.
-            table = file.read(columns=["key", "step", "score"])
+            table = read_parquet(part, columns=COLUMNS, what="records of a run")
             tables.append(table.filter(pc.is_in(table["key"], wanted)).drop_null())
     table = pa.concat_tables(tables) if tables else None
     if table is None or not len(table):
@@ -56,7 +59,7 @@ def read_evidence_curves(folder: Path) -> tuple[dict[str, tuple[list[int], list[
     """Steps and scores by key, and the threshold; nothing where there is no such file."""
     if not (folder / NAME).is_file():
         return {}, None
-    table = pq.ParquetFile(folder / NAME).read()
+    table = read_parquet(folder / NAME, needed=COLUMNS, remedy="evaluate again")
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for row in table.to_pylist():
         steps, scores = curves.setdefault(row["key"], ([], []))
@@ -83,5 +86,5 @@ def _thinned(table: pa.Table) -> pa.Table:
 def _threshold(path: Path) -> float | None:
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8")).get("threshold")
+    found = read_json_object(path, what="how the run came to its flags", remedy=f"remove {path}").get("threshold")
     return float(found) if isinstance(found, (int, float)) else None

@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.evaluation.measures.copying.calibration import PLAIN
+from memtrain.files.shown import shown
 from memtrain.records import MADE_CAPTION, NEVER_TRAINED, REPEATED
 
 MOST_SIGNALS = 5
 """Signals listed; the rest is in results.json."""
+SENTENCE = 2000
+"""Characters of a sentence that are shown at most."""
 MOST_FAMILIES = 10
 """Reproduced families listed; the rest is in results.json."""
 
@@ -98,12 +101,12 @@ def _print_answer(verdict: Mapping[str, Any], console: Console) -> None:
     answer = {False: "No: do not release this model as it is.", True: "Nothing that was found speaks against it."}
     console.print("\nMay this model be released?", style="bold", markup=False)
     console.print(answer.get(verdict["cleared"], "This evaluation cannot answer that."), style="bold", markup=False)
-    console.print(verdict["text"], markup=False)
+    console.print(shown(verdict["text"], most=SENTENCE), markup=False)
     for title, name in (("What this rests on", "rests_on"), ("What it cannot say", "cannot_say")):
         if verdict.get(name):
             console.print(f"{title}:", style="bold", markup=False)
         for sentence in verdict.get(name, ()):
-            console.print(f"  - {sentence}", markup=False)
+            console.print(f"  - {shown(sentence, most=SENTENCE)}", markup=False)
     console.print("", markup=False)
 
 
@@ -156,7 +159,9 @@ def _print_families(families: Mapping[str, Any], console: Console) -> None:
         console.print(f"{families['captions']} captions are shared by several training pictures.", markup=False)
     table = _table("Reproduced families", "first file", "group", "files", "lowest ratio")
     for one in [one for one in families.get("asked", []) if one["reproduced"]][:MOST_FAMILIES]:
-        table.add_row(one["name"], one["group"].replace("_", " "), str(one["files"]), f"{one['ratio']:.2f}")
+        table.add_row(
+            shown(one["name"], most=80), one["group"].replace("_", " "), str(one["files"]), f"{one['ratio']:.2f}"
+        )
     if table.row_count:
         console.print(table, markup=False)
 

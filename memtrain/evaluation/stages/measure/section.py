@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from memtrain.errors import RecordError
@@ -36,6 +35,7 @@ from memtrain.evaluation.stages.measure.shown_copying import (
 )
 from memtrain.evaluation.stages.measure.shown_pictures import by_prompt, family_cases, group_cases, worst_cases
 from memtrain.evaluation.stages.network_figures import distance, network_rows
+from memtrain.files.parquet_table import read_parquet
 from memtrain.records import HELDOUT, VARIED_CAPTIONS, VARIED_IMAGES
 
 
@@ -58,7 +58,8 @@ def sections(folder: Path) -> list[Section]:
             expected="the output folder of an evaluation",
             remedy="check the path, or evaluate again",
         )
-    prompts = by_prompt(pq.ParquetFile(samples).read().to_pylist())
+    rows = read_parquet(samples, needed=("key", "seed", "caption", "group"), remedy="evaluate again").to_pylist()
+    prompts = by_prompt(rows)
     return [
         _answer(results),
         *_worst(results, prompts, folder),

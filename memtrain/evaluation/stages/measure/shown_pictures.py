@@ -12,6 +12,7 @@ from memtrain.evaluation.report.section import thumbnail_uri
 from memtrain.evaluation.report.shares import words
 from memtrain.evaluation.stages.measure.charts import evidence
 from memtrain.evaluation.stages.measure.evidence_curves import read_evidence_curves
+from memtrain.files.inside import below
 from memtrain.records import (
     CANARY,
     EXCLUDED,
@@ -126,7 +127,7 @@ def case(
     best = sorted(prompt["generations"], key=lambda row: row["ratio"])[:IMAGES_PER_ROW]
     heldout = prompt["group"] in NEVER_TRAINED
     return {
-        "own": thumbnail_uri(folder / prompt["own_image"]),
+        "own": thumbnail_uri(below(folder, prompt["own_image"], "own_image in samples.parquet")),
         "own_alt": f"{'own' if heldout else 'training'} image of: {prompt['caption']}",
         "own_said": "not trained on" if heldout else "training image",
         "caption": prompt["caption"],
@@ -142,7 +143,7 @@ def _generation(row: Mapping[str, Any], folder: Path, measure: str | None) -> di
     alike = f", {words(measure)} {similarity:.2f}" if measure and similarity is not None else ""
     copy = ", reproduced" if row["reproduced"] else ""
     return {
-        "uri": thumbnail_uri(folder / row["image"]),
+        "uri": thumbnail_uri(below(folder, row["image"], "image in samples.parquet")),
         "alt": f"generation with seed {row['seed']}, ratio {row['ratio']:.2f}{alike}{copy}",
         "said": said + (" copy" if row["reproduced"] else ""),
         "reproduced": row["reproduced"],

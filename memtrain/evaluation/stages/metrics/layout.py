@@ -17,7 +17,7 @@ Prompts are counted from 0 by the rows of their file, empty ones included, as th
 
 from __future__ import annotations
 
-import csv
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memtrain.errors import DataError
+from memtrain.files.csv_table import csv_table
+from memtrain.files.text import read_text
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN = 4
 """Files that an error names."""
+
+NUMBER = re.compile(r"[0-9]{1,18}")
 
 Found = tuple[int, int]
 """A row of the prompt file, and a seed."""
@@ -171,12 +175,11 @@ def _counted(found: Sequence[tuple[Found, Path]]) -> list[tuple[Found, Path]]:
 
 def _mapped(path: Path, prompts: Mapping[int, str]) -> list[tuple[Found, Path]]:
     """What a mapping says."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows or not {"prompt", "file"} <= set(rows[0]):
+    table = csv_table(read_text(path), str(path), wanted=("prompt", "file", "seed"))
+    if not table.rows or not {"prompt", "file"} <= set(table.columns):
         raise DataError(
-            f"{path} has the columns {list(rows[0]) if rows else []}",
-            expected="prompt, file and perhaps seed, separated by commas, and at least one row",
+            f"{path} has the columns {list(table.columns)} and {len(table.rows)} rows",
+            expected="prompt, file and perhaps seed, and at least one row",
             remedy="name the columns so",
         )
     texts: dict[str, int] = {}
@@ -184,14 +187,14 @@ def _mapped(path: Path, prompts: Mapping[int, str]) -> list[tuple[Found, Path]]:
         texts.setdefault(prompt, row)
     taken: Counter[int] = Counter()
     found = []
-    for line, entry in enumerate(rows, start=2):
+    for line, entry in zip(table.lines, table.rows, strict=True):
         named = entry["prompt"].strip()
-        row = texts.get(named, int(named) if named.isdecimal() else -1)
+        row = texts.get(named, int(named) if NUMBER.fullmatch(named) else -1)
         file = path.parent / entry["file"].strip()
-        seed = (entry.get("seed") or "").strip()
-        if row not in prompts or not file.is_file() or (seed and not seed.isdecimal()):
+        seed = entry.get("seed", "").strip()
+        if row not in prompts or not os.path.isfile(file) or (seed and not NUMBER.fullmatch(seed)):
             raise DataError(
-                f"{path}, line {line}: prompt {named[:60]!r}, file {entry['file']!r}, seed {seed!r}",
+                f"{path}, line {line}: prompt {named[:60]!r}, file {entry['file'][:200]!r}, seed {seed[:20]!r}",
                 expected="a prompt of the prompt file or its row from 0, a file that is there, a seed that is a number",
                 remedy="correct the line",
             )

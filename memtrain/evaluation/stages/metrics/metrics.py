@@ -28,9 +28,10 @@ from memtrain.evaluation.stages.metrics.distances import distances
 from memtrain.evaluation.stages.metrics.layout import Pictures, read_pictures
 from memtrain.evaluation.stages.metrics.networks import Networks, load_image, readable
 from memtrain.evaluation.stages.metrics.prompt_scores import figures, pixel_scores, reduced, sscd_scores
-from memtrain.evaluation.stages.prompts import PromptToScore, read_prompts
+from memtrain.evaluation.stages.prompts import PromptToScore, prompts_read
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.files.sheet_cells import safe_cells
 from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 1
@@ -66,7 +67,10 @@ def measure_folders(
         ConfigurationError: if a file of weights is not what it should be.
     """
     weights = weights or Weights()
-    asked = read_prompts(prompts)
+    read = prompts_read(prompts)
+    asked = read.prompts
+    if line := read.line():
+        print(line)
     texts = {prompt.row: prompt.text for prompt in asked}
     made = read_pictures(generated, texts)
     plain = None if unblocked is None else read_pictures(unblocked, texts)
@@ -83,7 +87,7 @@ def measure_folders(
     output.mkdir(parents=True, exist_ok=True)
     table = _table(asked, kinds, made, references=references, rows=rows, before=before)
     write_parquet(table, output / "metrics.parquet")
-    pyarrow.csv.write_csv(table, output / "metrics.csv")
+    pyarrow.csv.write_csv(safe_cells(table), output / "metrics.csv")
     results = {
         "schema_version": SCHEMA_VERSION,
         **provenance(),

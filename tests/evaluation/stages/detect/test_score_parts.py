@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from memtrain.errors import RecordError
+from memtrain.errors import DataError, RecordError
 from memtrain.evaluation.stages.detect.score_parts import ScoreParts, keep_earlier
 
 
@@ -64,3 +66,33 @@ def test_earlier_results_are_kept(tmp_path: Path) -> None:
     assert keep_earlier(tmp_path, key="b", names=names) == tmp_path / "detection" / "a"
     assert (tmp_path / "detection" / "a" / "prompts.parquet").read_text() == "scores"
     assert not (tmp_path / "detection.json").exists()
+
+
+@pytest.mark.parametrize("content", ['{"key": "../../../victim"}', '{"key": ["a"]}', '{"key": "a', "[]", "", "\0"])
+def test_results_that_name_no_folder_are_kept_inside(tmp_path: Path, content: str) -> None:
+    output, victim = tmp_path / "a" / "b" / "out", tmp_path / "victim"
+    output.mkdir(parents=True)
+    victim.mkdir()
+    for number in (1, 2):
+        (output / "detection.json").write_text(content)
+        (output / "prompts.parquet").write_text("scores")
+        place = keep_earlier(output, key="b", names=("detection.json", "prompts.parquet"))
+        assert place == output / "detection" / f"earlier-{number}"
+        assert sorted(path.name for path in place.iterdir()) == ["detection.json", "prompts.parquet"]
+    assert not any(victim.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another table"])
+def test_a_damaged_part_is_refused_with_its_name(tmp_path: Path, damage: str) -> None:
+    damaged = parts(tmp_path, model="a")
+    damaged.append(rows(0), shard="0/1")
+    (part,) = damaged.folder.glob("part-*.parquet")
+    if damage == "cut off":
+        part.write_bytes(part.read_bytes()[:-20])
+    else:
+        pq.write_table(pa.table({"row": ["a"], "norm": ["b"], "seconds": [1.0]}), part)
+    with pytest.raises(DataError, match=f"{part.name} cannot be read") as found:
+        damaged.done()
+    assert found.value.remedy == f"delete {part}; what it held is scored again"
+    part.unlink()
+    assert damaged.done() == set()

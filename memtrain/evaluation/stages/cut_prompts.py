@@ -1,0 +1,32 @@
+"""Prompts whose end the model does not read: said before anything is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffusers import DiffusionPipeline
+
+from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.files.shown import shown
+from memtrain.models.stock_pipeline import text_tokenizer
+
+
+def cut_prompts(pipeline: DiffusionPipeline, prompts: Sequence[PromptToScore]) -> str:
+    """A line that says how many prompts are cut off; empty if none is.
+
+    Args:
+        pipeline: whose tokenizer counts.
+        prompts: that it is asked for.
+    """
+    if not prompts:
+        return ""
+    texts = [prompt.text for prompt in prompts]
+    lengths, uncut = (prompt_lengths(pipeline, texts, truncation=cut) for cut in (True, False))
+    cut_off = (uncut > lengths).nonzero().flatten().tolist()
+    if not cut_off:
+        return ""
+    return (
+        f"{len(cut_off)} of {len(texts)} prompts are longer than the {text_tokenizer(pipeline)[1]} tokens that the "
+        f"model reads; their ends are cut off, first that of {shown(repr(texts[cut_off[0]]), most=60)}"
+    )

@@ -1,0 +1,159 @@
+"""The rows of a file of prompts, whatever its kind.
+
+| ending | one row is |
+|---|---|
+| `.txt` | a line |
+| `.csv`, `.tsv` | a row of the table; see :mod:`memtrain.files.csv_table` |
+| `.jsonl` | a line with an object, or with a text |
+| `.json` | an entry of the list: an object, or a text |
+| `.parquet` | a row |
+
+All but the last also compressed, as `.csv.gz`. In a table with a column `key`, `line` or `row`, as those of memtrain
+have, cells are read as :mod:`memtrain.files.sheet_cells` writes them. Sizes are limited, counted after decompressing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memtrain.errors import DataError
+from memtrain.files.csv_table import DELIMITERS, csv_table
+from memtrain.files.parquet_table import parquet_names, read_parquet
+from memtrain.files.sheet_cells import cell_of
+from memtrain.files.shown import shown
+from memtrain.files.text import json_of, read_text
+
+COLUMNS = ("caption", "prompt", "text")
+"""Names of the column with the prompt, in this order of preference."""
+OTHERS = ("memorized", "type", "seed")
+"""Names of columns that say more of it."""
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet", *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
+OURS = ("key", "line", "row")
+"""Names of columns, one of which every table of memtrain with prompts has."""
+MOST_BYTES = 2**28
+"""Of text, decompressed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file.
+
+    Attributes:
+        place: in the file, such as `line 3`.
+        values: by the name of the column in lower case.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+
+
+def kind_of(path: Path) -> str | None:
+    """The ending that says how a file is read, without `.gz`; None if it says nothing."""
+    name = path.name.lower()
+    return next((suffix.removesuffix(".gz") for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, those without a prompt among them.
+
+    Args:
+        path: of a file of a known kind.
+
+    Raises:
+        DataError: if it cannot be read, or its rows cannot be told apart for certain.
+    """
+    kind = kind_of(path)
+    if kind == ".parquet":
+        return _parquet(path)
+    text = read_text(path, most=MOST_BYTES)
+    if kind == ".txt":
+        lines = text.removesuffix("\n").split("\n") if text else []
+        return [Row(f"line {number}", {"text": line}) for number, line in enumerate(lines, 1)]
+    if kind == ".jsonl":
+        return list(_json_lines(path, text))
+    if kind == ".json":
+        return list(_json(path, text))
+    delimiters = ("\t",) if kind == ".tsv" else DELIMITERS
+    table = csv_table(text, shown(path), wanted=COLUMNS, delimiters=delimiters)
+    if table.columns:
+        _require_column(path, table.columns)
+    ours = any(name in table.columns for name in OURS)
+    return [
+        Row(f"line {line}", {name: cell_of(value) for name, value in row.items()} if ours else row)
+        for line, row in zip(table.lines, table.rows, strict=True)
+    ]
+
+
+def _parquet(path: Path) -> list[Row]:
+    names = parquet_names(path)
+    lowered = [name.strip().lower() for name in names]
+    _require_column(path, lowered)
+    wanted = [name for name, lower in zip(names, lowered, strict=True) if lower in (*COLUMNS, *OTHERS)]
+    if len({name.strip().lower() for name in wanted}) < len(wanted):
+        raise _ambiguous(path, wanted)
+    table = read_parquet(path, columns=wanted)
+    columns = {name.strip().lower(): table[name].to_pylist() for name in wanted}
+    return [
+        Row(f"row {number}", {name: values[number] for name, values in columns.items()}) for number in range(len(table))
+    ]
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"line {number}"
+            yield _entry(path, place, json_of(line, f"{shown(path)}, {place}"))
+
+
+def _json(path: Path, text: str) -> Iterator[Row]:
+    content = json_of(text, shown(path))
+    if not isinstance(content, list):
+        raise DataError(
+            f"{shown(path)} holds {_called(content)}",
+            expected='a list of prompts, or of objects such as {"prompt": "..."}',
+            remedy="write it so, or as .jsonl, .csv or .txt",
+        )
+    for number, value in enumerate(content):
+        yield _entry(path, f"entry {number}", value)
+
+
+def _entry(path: Path, place: str, value: object) -> Row:
+    if value is None or isinstance(value, str):
+        return Row(place, {"text": value})
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{shown(path)}, {place} is no JSON object, but {_called(value)}",
+            expected='a prompt, or an object such as {"prompt": "..."}',
+            remedy="write it so",
+        )
+    lowered = [str(name).strip().lower() for name in value]
+    _require_column(path, lowered, place)
+    if any(lowered.count(name) > 1 for name in (*COLUMNS, *OTHERS)):
+        raise _ambiguous(path, list(value), place)
+    return Row(place, dict(zip(lowered, value.values(), strict=True)))
+
+
+def _require_column(path: Path, names: Any, place: str = "") -> None:
+    if not any(name in COLUMNS for name in names):
+        raise DataError(
+            f"{shown(path)}{place and ', '}{place} has the columns {shown(sorted(names))}",
+            expected=f"one of {', '.join(COLUMNS)}",
+            remedy="rename the column that holds the prompts",
+        )
+
+
+def _ambiguous(path: Path, names: list[str], place: str = "") -> DataError:
+    return DataError(
+        f"{shown(path)}{place and ', '}{place} has several columns that differ in case or spaces alone: {shown(names)}",
+        expected="one of each",
+        remedy="rename or remove the others",
+    )
+
+
+def _called(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,109 @@
+"""CSV tables that somebody else wrote: no row is swallowed, and no value stands under another column.
+
+Accepted: values separated by commas, semicolons or tabs, told by the names in the first row; Excel's line `sep=;`
+before it; double quotes around values, doubled within; empty lines; empty values beyond the last column; names of
+columns in any case. Refused, with the line: a quote that is never closed or ends within a value (rows until the next
+quote would become one value), values beyond 128 KiB, rows that are longer or shorter than the first, two columns of one
+name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from memtrain.errors import DataError
+
+DELIMITERS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """What a table holds.
+
+    Attributes:
+        columns: names in lower case, without those that are empty.
+        rows: values by column.
+        lines: of the file, at which each row begins, from 1.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, str], ...]
+    lines: tuple[int, ...]
+
+
+def csv_table(text: str, where: str, *, wanted: Collection[str], delimiters: Collection[str] = DELIMITERS) -> CsvTable:
+    """The table that CSV text holds; without columns if the text is empty.
+
+    Args:
+        text: of the file.
+        where: which file; for errors.
+        wanted: names of columns that are looked for; the delimiter is the one that separates them.
+        delimiters: that values may be separated by.
+
+    Raises:
+        DataError: if rows cannot be told apart for certain; see the module. Whether a wanted column is there, the
+            caller decides.
+    """
+    first, _, rest = text.partition("\n")
+    skipped = 0
+    if first.lower().startswith("sep=") and len(first.rstrip()) <= 5:
+        said = first[4:5]
+        delimiters, text, skipped = (said,), rest, 1
+        if said not in DELIMITERS:
+            raise DataError(
+                f"{where}, line 1: values are separated by {said!r}", expected="',', ';' or a tab", remedy="save it so"
+            )
+    delimiter = max(delimiters, key=lambda one: _fits(text, one, wanted))
+    records = _records(text, where, delimiter, skipped)
+    names = next(records, (0, []))[1]
+    columns = [name.strip().lower() for name in names]
+    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise DataError(
+            f"{where} has several columns {twice[0]!r}",
+            expected="names in which case and spaces are not the only difference",
+            remedy="rename or remove all but one",
+        )
+    rows, lines = [], []
+    for line, values in records:
+        if any(value.strip() for value in values[len(columns) :]) or len(values) < len(columns):
+            raise DataError(
+                f"{where}, line {line}: {len(values)} values, and the first row names {len(columns)} columns",
+                expected=f"as many values, separated by {delimiter!r}",
+                remedy='put values with a comma, semicolon, tab or line break into double quotes ("...")',
+            )
+        rows.append({name: value for name, value in zip(columns, values, strict=False) if name})
+        lines.append(line)
+    return CsvTable(tuple(filter(None, columns)), tuple(rows), tuple(lines))
+
+
+def _fits(text: str, delimiter: str, wanted: Collection[str]) -> tuple[int, int]:
+    """How many wanted columns the first row has, and how many columns."""
+    try:
+        names = next(_records(text, "", delimiter, 0), (0, []))[1]
+    except DataError:
+        return 0, 0
+    return sum(name.strip().lower() in wanted for name in names), len(names)
+
+
+def _records(text: str, where: str, delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, with the line at which each begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        begins = reader.line_num + 1 + skipped
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            behind = "expected after" in str(error)
+            said = "there is text behind the end of a quoted value" if behind else "a quote has no end"
+            raise DataError(
+                f"{where}, line {begins}: {said} ({error})",
+                expected='quotes around a whole value, and doubled within ("")',
+                remedy="close or double the quote; text with one prompt per line may be a .txt file instead",
+            ) from error
+        if any(value.strip() for value in values) or len(values) > 1:
+            yield begins, values
