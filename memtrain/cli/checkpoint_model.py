@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DiffusionPipeline
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.yaml_file import read_mapping
 from memtrain.models.adapter_file import FILE, load_adapter
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.stock_pipeline import denoiser_of
@@ -110,7 +110,7 @@ def base_config(path: Path) -> str | None:
     for folder in path.absolute().parents[:2]:
         file = folder / "config.yaml"
         if file.is_file():
-            given: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+            given: Any = read_mapping(file)
             try:
                 base = given["model"]["init_args"]["pretrained"]
             except (KeyError, TypeError):

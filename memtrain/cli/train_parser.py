@@ -1,20 +1,23 @@
-"""The parser of `train.py`: what is asked of jsonargparse, and what the user reads when it refuses."""
+"""The parser of `train.py`: Lightning's, with the care of all commands (:mod:`memtrain.cli.command_parser`)."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
+from memtrain.cli.command_parser import CarefulParser
+from memtrain.errors import ConfigurationError
+from memtrain.files.shown import shown
 from memtrain.monitoring.options import WatchSettings
 
 
-class TrainParser(LightningArgumentParser):
-    """Says what to write instead of options that have moved, below the long message of the parser."""
+class TrainParser(CarefulParser, LightningArgumentParser):
+    """Says what to write instead of options that have moved, too."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program."""
+    def hints(self, message: str) -> list[str]:
+        """What has moved, or is called otherwise."""
         hints = [
             f"`{name}` stands under `settings` of the monitor: write `settings: {{{name}: ...}}` in its init_args"
             for name in (field.name for field in fields(WatchSettings))
@@ -22,4 +25,15 @@ class TrainParser(LightningArgumentParser):
         ]
         if "'reference': " in message and "MemorizationMonitor" in message and not hints:
             hints = ["if `reference` is what is refused: it is true, false or paired"]
-        super().error("\n".join([message, *(f"Remedy: {hint}" for hint in hints)]), ex)
+        return hints
+
+
+def refused_by_lightning(error: BaseException | None) -> ConfigurationError | None:
+    """What Lightning's Trainer says of settings that it cannot serve, such as a GPU that is not there."""
+    if not isinstance(error, MisconfigurationException):
+        return None
+    return ConfigurationError(
+        f"Lightning's trainer refuses its settings: {shown(error)}",
+        expected="settings that this machine and this version of Lightning can serve",
+        remedy="change the options of `trainer`",
+    )

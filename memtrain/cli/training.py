@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.cli.chatter import quiet
-from memtrain.cli.train_parser import TrainParser
+from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.records import set_aside
 
@@ -138,6 +138,7 @@ def train(args: ArgsType = None) -> None:
 
 def own_error(error: BaseException | None) -> MemtrainError | None:
     """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
-    while error is not None and not isinstance(error, MemtrainError):
-        error = error.__cause__
-    return error
+    found = error
+    while found is not None and not isinstance(found, MemtrainError):
+        found = found.__cause__
+    return found or refused_by_lightning(error)
