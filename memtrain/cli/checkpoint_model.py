@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.files.yaml_file import read_mapping
 from memtrain.models.adapter_file import FILE, load_adapter
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.stock_pipeline import denoiser_of
+from memtrain.models.weights_file import one_line, refuse_infinite
 from memtrain.training.base_model import BaseModel
 from memtrain.training.checkpoint_contents import KEY, lora_of
+from memtrain.training.lora import LoRA
 from memtrain.training.text_to_image import TextToImageModule
 
 
@@ -35,7 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ConfigurationError(
-            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {one_line(error)}",
             expected="a checkpoint of train.py",
             remedy="check the path; files that would have to be unpickled are not read, because that can run code",
         ) from error
@@ -46,7 +49,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             remedy="of a run, resume it with --ckpt_path, which exports a pipeline when it ends; of another program, "
             "take the .safetensors file of the same model",
         )
+    _check_state(state, path)
     return state
+
+
+def _check_state(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that says something else of itself than train.py does, or whose weights are not finite."""
+    description, weights = state[KEY], state["state_dict"]
+    wrong = None
+    if not isinstance(description, Mapping) or not isinstance(description.get("pretrained"), str):
+        wrong = "it names no pretrained model"
+    elif not isinstance(description.get("lora"), Mapping | None) or "lora" not in description:
+        wrong = f"its options of adapters are {description.get('lora')!r:.60}"
+    elif not isinstance(description.get("train_text_encoder"), bool):
+        wrong = f"train_text_encoder is {description.get('train_text_encoder')!r:.60}"
+    elif not isinstance(weights, Mapping) or not all(isinstance(one, Tensor) for one in weights.values()):
+        wrong = "its state_dict holds something else than tensors"
+    if wrong is not None:
+        raise ConfigurationError(
+            f"{path} is no checkpoint of train.py: {wrong}",
+            expected="a checkpoint as train.py writes it",
+            remedy="check the path, or take an earlier checkpoint",
+        )
+    for name, value in weights.items():
+        refuse_infinite(value, f"{path}: {name}")
 
 
 def _what_it_holds(state: Any) -> str:
@@ -69,13 +95,24 @@ def checkpoint_module(
     description: Mapping[str, Any] = state[KEY]
     module = TextToImageModule(
         BaseModel(path=pretrained or description["pretrained"], config=config),
-        lora=lora_of(description),
+        lora=_adapters(description),
         ema_decay=0.5 if "ema" in state else None,
         train_text_encoder=description["train_text_encoder"],
     )
     module.on_load_checkpoint(dict(state))
     module.load_state_dict(state["state_dict"], strict=module.strict_loading)
     return module
+
+
+def _adapters(description: Mapping[str, Any]) -> LoRA | None:
+    try:
+        return lora_of(description)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"The checkpoint's options of adapters are not those of this version: {one_line(error)}",
+            expected="a checkpoint that this version of memtrain reads",
+            remedy="convert it with the version that wrote it (python train.py convert)",
+        ) from error
 
 
 def checkpoint_pipeline(path: Path) -> DiffusionPipeline:

@@ -5,7 +5,8 @@ class imports its module, and importing runs it; so what is not known is refused
 own are named by `--trust PACKAGE` on the command line, as often as needed, and never by a file.
 
 Of Lightning and torch, what a training is made of may be named, and nothing that loads files, starts programs or
-fetches something by being called. Not allowed either, whatever a file says: Python objects in YAML, and configurations
+fetches something by being called. The word `torchscript` is for network files, see
+:mod:`memtrain.families.network_file`. Not allowed either, whatever a file says: Python objects in YAML, and configurations
 from addresses on the web. Cannot: judge what allowed classes are told to do, such as where a logger sends figures.
 """
 
@@ -17,9 +18,12 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
 from memtrain.errors import ConfigurationError
+from memtrain.families.network_file import trust_scripts
 from memtrain.files.yaml_file import check_yaml
 
 OPTION = "--trust"
+SCRIPTS = "torchscript"
+"""What is trusted where network files may be TorchScript, which is code."""
 KNOWN = (
     "memtrain",
     "torch.nn",
@@ -62,7 +66,7 @@ def guard(packages: Sequence[str] | None = None) -> None:
         # Lightning turns addresses on when it is imported.
         set_parsing_settings(config_read_mode_urls_enabled=False, config_read_mode_fsspec_enabled=False)
         return
-    given = list(packages or ())
+    given = list(dict.fromkeys(packages or ()))
     for name in given:
         if not all(part.isidentifier() for part in name.split(".")) or name.split(".")[0] == "jsonargparse":
             raise ConfigurationError(
@@ -78,6 +82,7 @@ def guard(packages: Sequence[str] | None = None) -> None:
         config_read_mode_fsspec_enabled=False,
     )
     _trusted[:] = given
+    trust_scripts(SCRIPTS in given)
     if not _guarded:
         set_loader("yaml", _checked, exceptions=(YAMLError,))
         _guarded.append(True)

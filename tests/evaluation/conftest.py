@@ -12,6 +12,12 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 
+@pytest.fixture(autouse=True)
+def scripts_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of these tests are TorchScript, of their own making; see tests/families/test_network_file.py."""
+    monkeypatch.setattr("memtrain.families.network_file._trusted", [True])
+
+
 def save_script(module: nn.Module, path: Path) -> None:
     """As TorchScript, the form of the published weights, although torch would rather have it otherwise."""
     with warnings.catch_warnings():
