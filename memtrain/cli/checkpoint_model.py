@@ -49,11 +49,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             remedy="of a run, resume it with --ckpt_path, which exports a pipeline when it ends; of another program, "
             "take the .safetensors file of the same model",
         )
-    _check_state(state, path)
     return state
 
 
-def _check_state(state: Mapping[str, Any], path: Path) -> None:
+def _check_state(state: Mapping[str, Any], where: str) -> None:
     """Refuse a checkpoint that says something else of itself than train.py does, or whose weights are not finite."""
     description, weights = state[KEY], state["state_dict"]
     wrong = None
@@ -67,12 +66,12 @@ def _check_state(state: Mapping[str, Any], path: Path) -> None:
         wrong = "its state_dict holds something else than tensors"
     if wrong is not None:
         raise ConfigurationError(
-            f"{path} is no checkpoint of train.py: {wrong}",
+            f"{where} is no checkpoint of train.py: {wrong}",
             expected="a checkpoint as train.py writes it",
             remedy="check the path, or take an earlier checkpoint",
         )
     for name, value in weights.items():
-        refuse_infinite(value, f"{path}: {name}")
+        refuse_infinite(value, f"{where}: {name}")
 
 
 def _what_it_holds(state: Any) -> str:
@@ -83,7 +82,11 @@ def _what_it_holds(state: Any) -> str:
 
 
 def checkpoint_module(
-    state: Mapping[str, Any], *, pretrained: str | None = None, config: str | None = None
+    state: Mapping[str, Any],
+    *,
+    pretrained: str | None = None,
+    config: str | None = None,
+    where: str = "The checkpoint",
 ) -> TextToImageModule:
     """The module that wrote a checkpoint, as it was then.
 
@@ -91,7 +94,12 @@ def checkpoint_module(
         state: from :func:`read_checkpoint`.
         pretrained: the model that training began with; default the one that the checkpoint names.
         config: of a single-file model, a pipeline folder or hub name with its configurations.
+        where: what to call the checkpoint.
+
+    Raises:
+        ConfigurationError: if it says something else of itself than train.py does, or holds NaN or infinity.
     """
+    _check_state(state, where)
     description: Mapping[str, Any] = state[KEY]
     module = TextToImageModule(
         BaseModel(path=pretrained or description["pretrained"], config=config),
@@ -123,9 +131,9 @@ def checkpoint_pipeline(path: Path) -> DiffusionPipeline:
     Raises:
         ConfigurationError: if the file is something else, or the base model under adapters is another one.
     """
-    state = read_checkpoint(path)
-    pretrained, config = state[KEY]["pretrained"], base_config(path)
-    module = checkpoint_module(state, config=config)
+    state, config = read_checkpoint(path), base_config(path)
+    module = checkpoint_module(state, config=config, where=str(path))
+    pretrained = state[KEY]["pretrained"]
     if module.ema is not None:
         module.ema.copy_to(module.trained())
     if module.lora is None:

@@ -5,9 +5,9 @@ class imports its module, and importing runs it; so what is not known is refused
 own are named by `--trust PACKAGE` on the command line, as often as needed, and never by a file.
 
 Of Lightning and torch, what a training is made of may be named, and nothing that loads files, starts programs or
-fetches something by being called. The word `torchscript` is for network files, see
-:mod:`memtrain.families.network_file`. Not allowed either, whatever a file says: Python objects in YAML, and configurations
-from addresses on the web. Cannot: judge what allowed classes are told to do, such as where a logger sends figures.
+fetches something by being called. Not allowed either, whatever a file says: Python objects in YAML, and configurations
+from addresses on the web. `--trust torchscript` is the word for network files (:mod:`memtrain.families.network_file`).
+Cannot: judge what allowed classes are told to do, such as where a logger sends figures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Networks from files of your own: TorchScript or ONNX. None is downloaded.
 
-TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what is in it, so it is loaded only where the user says
-so: `--trust torchscript` on the command line, :func:`trust_scripts` or an argument in Python. Say it of files from people
-you trust, such as the authors' releases. ONNX (`.onnx`) is data; it needs the package onnxruntime.
+TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what is in it, so it is loaded only where the user
+says so: `--trust torchscript` on the command line, :func:`trust_scripts` or an argument in Python. Say it of files from
+people you trust, such as the authors' releases. ONNX (`.onnx`) is data; it needs the package onnxruntime.
 """
 
 from __future__ import annotations
