@@ -83,8 +83,8 @@ def command_parser() -> CarefulParser:
         "--shard",
         type=str | None,
         default=None,
-        help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together. By default "
-        "what a Slurm job array or torchrun says, or all images.",
+        help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together; "
+        "`array` for that of a Slurm job array. By default what torchrun says, or all images.",
     )
     parser.add_class_arguments(ScanSettings, as_group=False)
     return parser

@@ -150,7 +150,7 @@ def test_a_job_array_shares_the_images(data: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     for task, words in (("0", "Part 0/2 of the images is done"), ("1", "Scan of my images")):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
-        cli.train(["scan", "my images"])
+        cli.train(["scan", "my images", "--shard", "array"])
         assert words in capsys.readouterr().out
 
 
