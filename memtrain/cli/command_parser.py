@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
@@ -15,6 +16,7 @@ from memtrain.cli.trusted import guard, taken_trust
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.yaml_file import read_mapping, yaml_of
 
+T = TypeVar("T")
 USAGE = 2
 """Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
 
@@ -34,7 +36,7 @@ class CarefulParser(ArgumentParser):
                 check_config(name)
             return super().parse_args(words, *rest, **options)
         except MemtrainError as error:
-            self._refuse(error)
+            self.refuse(error)
 
     def parse_object(self, *args: Any, **options: Any) -> Any:
         """See `jsonargparse`; what the command line trusts is trusted here."""
@@ -53,13 +55,40 @@ class CarefulParser(ArgumentParser):
         hints = self.hints(message)
         if hints:
             found = ConfigurationError(found.problem, expected=found.expected, remedy="; ".join(hints))
-        self._refuse(found)
+        self.refuse(found)
 
-    def _refuse(self, error: MemtrainError) -> NoReturn:
+    def refuse(self, error: MemtrainError) -> NoReturn:
+        """End the program with a refusal, or raise it where the parser does not end programs."""
         if not self.exit_on_error:
             raise error
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+def object_of(kind: type[T], settings: object, where: str) -> T:
+    """What settings of a class in somebody's configuration stand for.
+
+    Args:
+        kind: that it has to be of.
+        settings: with a class path.
+        where: which file, and which part of it; for the error.
+
+    Raises:
+        MemtrainError: if they are none, or name something that is not trusted.
+    """
+    parser = CarefulParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "made", required=True)
+    try:
+        made: T = parser.instantiate(parser.parse_object({"made": settings})).made
+    except MemtrainError:
+        raise
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
+        found = own_error(error)
+        if found is not None:
+            raise found from error
+        said = refusal(str(error).replace('"made', '"settings'))
+        raise ConfigurationError(f"{where}: {said.problem}", expected=said.expected, remedy=said.remedy) from error
+    return made
 
 
 def check_config(name: str) -> None:

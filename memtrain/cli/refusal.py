@@ -123,8 +123,9 @@ def _path(lines: list[str]) -> tuple[str, list[str]]:
         if (found := _KEY.search(line)) is not None:
             parts.append(found[1])
         elif (found := _CLASS.search(line)) is not None:
+            # A union says it for each of its types, and for the value as a whole.
+            parts += ["init_args"] if found[1] not in classes else []
             classes.append(found[1])
-            parts.append("init_args")
     return ".".join(parts) + (f" of {classes[-1].rpartition('.')[2]}" if classes else ""), classes
 
 

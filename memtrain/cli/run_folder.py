@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from memtrain.cli.asked_pictures import choose_prompts, column_of, images_of, samples_of
-from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.command_parser import object_of
 from memtrain.cli.planted_secrets import border_secrets, canary_secrets
 from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.dataset import CaptionedImages
@@ -50,13 +50,17 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
             remedy="train first (python train.py), or name the folder with --run",
         )
     config = read_mapping(path)
+    if not isinstance(config.get("data"), dict):
+        raise ConfigurationError(
+            f"{path} names no data",
+            expected="the configuration that train.py wrote to its run folder",
+            remedy="name the folder of a training run with --run",
+        )
     return config, _built(config["data"], path)
 
 
 def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
-    parser = CarefulParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate(parser.parse_object({"data": settings})).data
+    data = object_of(LightningDataModule, settings, f"{path}, data")
     if not isinstance(data, TextImageDataModule):
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",

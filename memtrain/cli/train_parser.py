@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -15,6 +17,20 @@ from memtrain.monitoring.options import WatchSettings
 
 class TrainParser(CarefulParser, LightningArgumentParser):
     """Says what to write instead of options that have moved, too."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """See :class:`CarefulParser`; Lightning would take anything as settings of its trainer."""
+        found = super().parse_args(*args, **options)
+        settings = found.get(found.get("subcommand") or "", found)
+        if "trainer" in settings and not isinstance(settings["trainer"], Namespace):
+            self.refuse(
+                ConfigurationError(
+                    f"trainer is a {type(settings['trainer']).__name__}",
+                    expected="settings, such as `trainer: {max_steps: 100}`",
+                    remedy="mend the configuration",
+                )
+            )
+        return found
 
     def hints(self, message: str) -> list[str]:
         """What has moved, or is called otherwise."""

@@ -36,6 +36,7 @@ def test_array_and_ranks_make_every_part_once() -> None:
         "SLURM_ARRAY_TASK_COUNT": "3",
         "SLURM_ARRAY_TASK_MIN": "4",
         "SLURM_ARRAY_TASK_STEP": "2",
+        "WORLD_SIZE": "2",
     }
     parts = [
         read_shard(
