@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.yaml_file import read_mapping
 from memtrain.models.adapter_file import FILE, load_adapter
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.stock_pipeline import denoiser_of
+from memtrain.models.weights_file import one_line, refuse_infinite
 from memtrain.training.base_model import BaseModel
 from memtrain.training.checkpoint_contents import KEY, lora_of
+from memtrain.training.lora import LoRA
 from memtrain.training.text_to_image import TextToImageModule
 
 
@@ -35,7 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ConfigurationError(
-            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {one_line(error)}",
             expected="a checkpoint of train.py",
             remedy="check the path; files that would have to be unpickled are not read, because that can run code",
         ) from error
@@ -49,6 +52,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _check_state(state: Mapping[str, Any], where: str) -> None:
+    """Refuse a checkpoint that says something else of itself than train.py does, or whose weights are not finite."""
+    description, weights = state[KEY], state["state_dict"]
+    wrong = None
+    if not isinstance(description, Mapping) or not isinstance(description.get("pretrained"), str):
+        wrong = "it names no pretrained model"
+    elif not isinstance(description.get("lora"), Mapping | None) or "lora" not in description:
+        wrong = f"its options of adapters are {description.get('lora')!r:.60}"
+    elif not isinstance(description.get("train_text_encoder"), bool):
+        wrong = f"train_text_encoder is {description.get('train_text_encoder')!r:.60}"
+    elif not isinstance(weights, Mapping) or not all(isinstance(one, Tensor) for one in weights.values()):
+        wrong = "its state_dict holds something else than tensors"
+    if wrong is not None:
+        raise ConfigurationError(
+            f"{where} is no checkpoint of train.py: {wrong}",
+            expected="a checkpoint as train.py writes it",
+            remedy="check the path, or take an earlier checkpoint",
+        )
+    for name, value in weights.items():
+        refuse_infinite(value, f"{where}: {name}")
+
+
 def _what_it_holds(state: Any) -> str:
     if not isinstance(state, Mapping):
         return f": it holds a {type(state).__name__}"
@@ -57,7 +82,11 @@ def _what_it_holds(state: Any) -> str:
 
 
 def checkpoint_module(
-    state: Mapping[str, Any], *, pretrained: str | None = None, config: str | None = None
+    state: Mapping[str, Any],
+    *,
+    pretrained: str | None = None,
+    config: str | None = None,
+    where: str = "The checkpoint",
 ) -> TextToImageModule:
     """The module that wrote a checkpoint, as it was then.
 
@@ -65,17 +94,33 @@ def checkpoint_module(
         state: from :func:`read_checkpoint`.
         pretrained: the model that training began with; default the one that the checkpoint names.
         config: of a single-file model, a pipeline folder or hub name with its configurations.
+        where: what to call the checkpoint.
+
+    Raises:
+        ConfigurationError: if it says something else of itself than train.py does, or holds NaN or infinity.
     """
+    _check_state(state, where)
     description: Mapping[str, Any] = state[KEY]
     module = TextToImageModule(
         BaseModel(path=pretrained or description["pretrained"], config=config),
-        lora=lora_of(description),
+        lora=_adapters(description),
         ema_decay=0.5 if "ema" in state else None,
         train_text_encoder=description["train_text_encoder"],
     )
     module.on_load_checkpoint(dict(state))
     module.load_state_dict(state["state_dict"], strict=module.strict_loading)
     return module
+
+
+def _adapters(description: Mapping[str, Any]) -> LoRA | None:
+    try:
+        return lora_of(description)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"The checkpoint's options of adapters are not those of this version: {one_line(error)}",
+            expected="a checkpoint that this version of memtrain reads",
+            remedy="convert it with the version that wrote it (python train.py convert)",
+        ) from error
 
 
 def checkpoint_pipeline(path: Path) -> DiffusionPipeline:
@@ -86,9 +131,9 @@ def checkpoint_pipeline(path: Path) -> DiffusionPipeline:
     Raises:
         ConfigurationError: if the file is something else, or the base model under adapters is another one.
     """
-    state = read_checkpoint(path)
-    pretrained, config = state[KEY]["pretrained"], base_config(path)
-    module = checkpoint_module(state, config=config)
+    state, config = read_checkpoint(path), base_config(path)
+    module = checkpoint_module(state, config=config, where=str(path))
+    pretrained = state[KEY]["pretrained"]
     if module.ema is not None:
         module.ema.copy_to(module.trained())
     if module.lora is None:
@@ -110,7 +155,7 @@ def base_config(path: Path) -> str | None:
     for folder in path.absolute().parents[:2]:
         file = folder / "config.yaml"
         if file.is_file():
-            given: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+            given: Any = read_mapping(file)
             try:
                 base = given["model"]["init_args"]["pretrained"]
             except (KeyError, TypeError):

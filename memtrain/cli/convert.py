@@ -18,6 +18,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from memtrain.cli.checkpoint_model import checkpoint_module, read_checkpoint
+from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 
@@ -34,7 +35,13 @@ def convert(args: Sequence[str]) -> None:
         args: what follows `convert`.
     """
     try:
-        auto_cli(convert_checkpoint, args=list(args), as_positional=False, prog="train.py convert")
+        auto_cli(
+            convert_checkpoint,
+            args=list(args),
+            as_positional=False,
+            parser_class=CarefulParser,
+            prog="train.py convert",
+        )
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

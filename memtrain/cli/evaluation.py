@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from memtrain.cli.chatter import quiet
+from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.base import (
@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from memtrain.evaluation.stages.run_samples import Run
 
 DEFAULT = "measure"
-"""The stage that runs when none is named."""
+"""The stage that runs when none is named, """
+PROMPTS = "detect"
+"""and that which runs when there are prompts and no stage."""
 
 
 def evaluate(args: list[str] | None = None) -> None:
-    """`python evaluate.py [stage] [options]`; without a stage, `measure`.
+    """`python evaluate.py [stage] [options]`; without a stage, `measure`, and with prompts `detect`.
 
     Args:
         args: arguments instead of those of the command line.
@@ -64,7 +66,8 @@ def overview() -> str:
     lines = [
         "usage: python evaluate.py [STAGE] [options]",
         "",
-        f"The stages; without one, {DEFAULT}. `python evaluate.py STAGE --help` lists the options of a stage.",
+        f"The stages; without one, {DEFAULT}, and with --prompts {PROMPTS}. `python evaluate.py STAGE --help` lists",
+        "the options of a stage.",
         "",
     ]
     return "\n".join([*lines, *(f"  {name:<10} {summary(stage_class(name))}" for name in stage_names())])
@@ -92,11 +95,8 @@ def read_command(words: list[str]) -> Stage:
     name = words[0] if named else DEFAULT
     used = {word.split("=")[0] for word in words}
     if not named and "--prompts" in used:
-        raise ConfigurationError(
-            f"--prompts without a stage; {DEFAULT} has no such option: it samples the captions of a run or folder",
-            expected="a stage that takes prompts as the first word",
-            remedy="for instance `python evaluate.py detect --model MODEL --prompts PROMPTS`",
-        )
+        name = PROMPTS
+        print(f"No stage is named: {PROMPTS}, which scores prompts. `python evaluate.py --help` lists the stages.")
     kind = stage_class(name)
     if "--prompts" in used and not issubclass(kind, PromptStage | ResultsStage):
         raise ConfigurationError(
@@ -110,7 +110,12 @@ def read_command(words: list[str]) -> Stage:
 
 
 def _named(words: list[str], kind: type[Stage]) -> list[str]:
-    """Words in front of all options given to the option that they belong to, and `--redact` read as `--redact true`."""
+    """Words in front of all options given to the option that they belong to, and values in their usual words.
+
+    `--redact` is `--redact true`, and `--detectors false` is `--detectors none`.
+    """
+    words = ["--detectors=none" if one == "--detectors=false" else one for one in words]
+    words = ["none" if one == "false" and words[at - 1] == "--detectors" else one for at, one in enumerate(words)]
     switches = {f"--{field.name}" for field in fields(kind) if field.type == "bool"}
     after = [*words[1:], "--"]
     words = [
@@ -125,9 +130,9 @@ def _named(words: list[str], kind: type[Stage]) -> list[str]:
     return [f"--{name}={value}", *words[first:]]
 
 
-def stage_parser(name: str, kind: type[Stage]) -> ArgumentParser:
+def stage_parser(name: str, kind: type[Stage]) -> CarefulParser:
     """The options of a stage, and `--config` for an overlay with some of them."""
-    parser = ArgumentParser(prog=f"evaluate.py {name}")
+    parser = CarefulParser(prog=f"evaluate.py {name}")
     parser.add_argument("--config", action="config", help="A YAML file with some of these options.")
     parser.add_class_arguments(kind, skip=set(kind.without) if issubclass(kind, ResultsStage) else None)
     return parser

@@ -32,10 +32,14 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.utilities import rank_zero_only
 
+from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.kept_checkpoints import Checkpoint, callbacks_of, kept_checkpoints
 from memtrain.cli.training import train
+from memtrain.cli.trusted import trust_words
 from memtrain.data.selection import read_keys
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.sheet_cells import write_cells
+from memtrain.files.yaml_file import read_mapping
 from memtrain.records import read_steps, write_json, written_whole
 
 log = logging.getLogger(__name__)
@@ -44,21 +48,6 @@ KEEP = """- class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {save_top_k: -1, every_n_train_steps: 100}"""
 """What keeps checkpoints, as an item of `trainer.callbacks`."""
 WAIT = 600  # seconds that other processes wait for the first to prepare the new folder
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint of a run.
-
-    Attributes:
-        path: of the file.
-        step: optimizer steps that it holds.
-        flagged: keys that were flagged by then.
-    """
-
-    path: Path
-    step: int
-    flagged: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ def rewind(args: Sequence[str]) -> None:
         args: what follows `rewind`.
     """
     try:
-        auto_cli(rewind_run, args=list(args), as_positional=False, prog="train.py rewind")
+        auto_cli(rewind_run, args=list(args), as_positional=False, prog="train.py rewind", parser_class=CarefulParser)
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
@@ -132,7 +121,7 @@ def rewind_run(run: str, output: str | None = None, remaining: float = 0.1) -> N
         prepare(plan, new)
         print(plan.text(new))
     # Processes that Lightning starts are given this command line.
-    sys.argv[1:] = ["fit", "--config", str(config)]
+    sys.argv[1:] = ["fit", "--config", str(config), *trust_words()]
     with warnings.catch_warnings():
         # Where checkpoints go is what is meant to change.
         warnings.filterwarnings("ignore", message="The dirpath has changed from")
@@ -146,7 +135,7 @@ def make_plan(run: Path, *, remaining: float) -> Plan:
         ConfigurationError: if it is no run, or has flagged nothing that was trained on.
     """
     config = _config(run)
-    checkpoints = _checkpoints(run, config)
+    checkpoints = kept_checkpoints(run, config)
     steps = read_steps(run / "records").select(["key", "step", "weight", "flagged"])
     listed = run / "flagged.csv"
     flagged = set(read_keys(str(listed))) if listed.is_file() else _flagged_so_far(steps, checkpoints)
@@ -181,14 +170,15 @@ def _config(run: Path) -> dict[str, Any]:
             expected="the folder of a training run",
             remedy="name it with --run",
         )
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "class_path" not in config.get("data", {}):
+    config = read_mapping(path)
+    data, trainer = config.get("data"), config.get("trainer")
+    if not isinstance(data, dict) or "class_path" not in data or not isinstance(trainer, dict):
         raise ConfigurationError(
             f"{path} names no data module",
             expected="a run of train.py, whose data can leave samples out",
             remedy="leave the samples of flagged.csv out of your own data, and train again",
         )
-    settings = config["data"].setdefault("init_args", {})
+    settings = data["init_args"] = dict(data.get("init_args") or {})
     if isinstance(settings.get("exclude"), str):
         settings["exclude"] = sorted(read_keys(settings["exclude"]))
     return config
@@ -202,27 +192,6 @@ def _flagged_so_far(steps: pa.Table, checkpoints: Sequence[Checkpoint]) -> set[s
     """What an interrupted run had flagged, as far as that was written down."""
     newest = max(checkpoints, key=lambda one: one.step, default=None)
     return set(steps.filter(steps["flagged"])["key"].to_pylist()) | set(newest.flagged if newest is not None else ())
-
-
-def _checkpoints(run: Path, config: dict[str, Any]) -> list[Checkpoint]:
-    """Those that a run kept: in its folder, else where its configuration put them."""
-    given = [one.get("init_args") or {} for one in _callbacks(config) if one["class_path"].endswith("ModelCheckpoint")]
-    folders = [run / "checkpoints", *(Path(one["dirpath"]) for one in given if one.get("dirpath"))]
-    found = next((paths for folder in folders if (paths := sorted(folder.glob("**/*.ckpt")))), [])
-    return [one for path in found if (one := _read(path)) is not None]
-
-
-def _read(path: Path) -> Checkpoint | None:
-    """What is in a checkpoint; None if it holds no state of a monitor, from which evidence could go on."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        log.warning("%s is left out: it cannot be read as plain tensors and numbers (%s)", path, type(error).__name__)
-        return None
-    monitor = next((part for name, part in state.get("callbacks", {}).items() if "MemorizationMonitor" in name), None)
-    if not monitor or "calibration" not in monitor:
-        return None
-    return Checkpoint(path, int(state["global_step"]), frozenset(monitor["calibration"].get("first_flagged", ())))
 
 
 def prepare(plan: Plan, output: Path) -> None:
@@ -269,7 +238,7 @@ def _changed(plan: Plan, output: Path) -> dict[str, Any]:
         settings["scan"] = {**scan, "folder": str(plan.run / "families")}
     config["ckpt_path"] = None if plan.checkpoint is None else str(plan.checkpoint.path.resolve())
     config["trainer"]["default_root_dir"] = str(output)
-    for callback in _callbacks(config):
+    for callback in callbacks_of(config):
         settings = callback.get("init_args") or {}
         for name, value in settings.items():
             if isinstance(value, str) and Path(value).resolve().is_relative_to(plan.run.resolve()):
@@ -280,12 +249,6 @@ def _changed(plan: Plan, output: Path) -> dict[str, Any]:
             own = given is None or Path(given).resolve().is_relative_to(output.resolve())
             settings["reference_folder"] = str(plan.run / "profiles") if own else given
     return config
-
-
-def _callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of a configuration, in which one may stand without a list."""
-    given = config.get("trainer", {}).get("callbacks") or []
-    return [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, dict)]
 
 
 def _wait_for(path: Path) -> None:

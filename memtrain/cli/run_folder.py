@@ -8,11 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from memtrain.cli.asked_pictures import choose_prompts, column_of, images_of, samples_of
+from memtrain.cli.command_parser import object_of
 from memtrain.cli.planted_secrets import border_secrets, canary_secrets
 from memtrain.cli.run_pictures import Pictures, read_families
 from memtrain.data.dataset import CaptionedImages
@@ -20,6 +19,7 @@ from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.files.yaml_file import read_mapping
 from memtrain.records import (
     HELDOUT,
     PLANTED,
@@ -49,14 +49,18 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
             expected="the folder of a finished training run",
             remedy="train first (python train.py), or name the folder with --run",
         )
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_mapping(path)
+    if not isinstance(config.get("data"), dict):
+        raise ConfigurationError(
+            f"{path} names no data",
+            expected="the configuration that train.py wrote to its run folder",
+            remedy="name the folder of a training run with --run",
+        )
     return config, _built(config["data"], path)
 
 
 def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate(parser.parse_object({"data": settings})).data
+    data = object_of(LightningDataModule, settings, f"{path}, data")
     if not isinstance(data, TextImageDataModule):
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",

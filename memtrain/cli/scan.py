@@ -7,14 +7,13 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.writable import require_writable
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError, DataError, MemtrainError
@@ -24,6 +23,7 @@ from memtrain.families.scan_page import write_page
 from memtrain.families.scan_result import EXCLUDE, SUMMARY, TABLE, Scan, write_exclude, write_scan
 from memtrain.files.shown import shown
 from memtrain.files.text import read_json_object
+from memtrain.files.yaml_file import read_mapping
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """Whose data are scanned where none are named."""
@@ -61,9 +61,9 @@ def scan_command(args: Sequence[str] | None = None) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def command_parser() -> ArgumentParser:
+def command_parser() -> CarefulParser:
     """The options of the command."""
-    parser = ArgumentParser(prog="train.py scan", description=DESCRIPTION, formatter_class=_Formatter)
+    parser = CarefulParser(prog="train.py scan", description=DESCRIPTION, formatter_class=_Formatter)
     parser.add_argument(
         "path",
         nargs="?",
@@ -85,8 +85,8 @@ def command_parser() -> ArgumentParser:
         "--shard",
         type=str | None,
         default=None,
-        help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together. By default "
-        "what a Slurm job array or torchrun says, or all images.",
+        help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together; "
+        "`array` for that of a Slurm job array. By default what torchrun says, or all images.",
     )
     parser.add_class_arguments(ScanSettings, as_group=False)
     return parser
@@ -161,13 +161,8 @@ def data_path(options: Namespace) -> str:
 
 def _path_in(config: str) -> str | None:
     """The path of the data in a configuration; None if it says nothing of data."""
-    try:
-        content: Any = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(
-            f"{config} cannot be read: {error}", expected="the YAML of a training run", remedy="check the path"
-        ) from error
-    data = content.get("data") if isinstance(content, dict) else None
+    content = read_mapping(Path(config))
+    data = content.get("data")
     settings = data.get("init_args", data) if isinstance(data, dict) else None
     path = settings.get("path") if isinstance(settings, dict) else None
     return None if path is None else str(path)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from memtrain.cli.checkpoint_model import checkpoint_pipeline, read_checkpoint
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.settings import Precision
+from memtrain.files.yaml_file import read_mapping
 from memtrain.models.adapter_file import FILE, adapter_contents, adapter_path, load_adapter
 from memtrain.models.pipeline import load_pipeline
 from memtrain.models.pretrained import WHOLE, check_file, check_folder, is_single_file
@@ -184,7 +184,7 @@ def of_run(run: Path, *, precision: Precision = "auto") -> TrainedPipeline:
             expected=f"pipeline/, or {FILE} beside the run's config.yaml",
             remedy="let the training run end, or name one of its checkpoints",
         )
-    config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config: Any = read_mapping(run / "config.yaml")
     pretrained = config["model"]["init_args"]["pretrained"]
     given = base_model(BaseModel(**pretrained) if isinstance(pretrained, dict) else str(pretrained))
     return TrainedPipeline(given.path, adapter_path(file), config=given.config, precision=precision)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -14,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.cli.chatter import quiet
+from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
-from memtrain.monitoring.options import WatchSettings
 from memtrain.records import set_aside
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
@@ -37,21 +36,6 @@ class SaveRunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile)
-
-
-class TrainParser(LightningArgumentParser):
-    """Says what to write instead of options that have moved, below the long message of the parser."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program."""
-        hints = [
-            f"`{name}` stands under `settings` of the monitor: write `settings: {{{name}: ...}}` in its init_args"
-            for name in (field.name for field in fields(WatchSettings))
-            if f"'{name}' is not accepted" in message
-        ]
-        if "'reference': " in message and "MemorizationMonitor" in message and not hints:
-            hints = ["if `reference` is what is refused: it is true, false or paired"]
-        super().error("\n".join([message, *(f"Remedy: {hint}" for hint in hints)]), ex)
 
 
 class TrainCLI(LightningCLI):
@@ -154,6 +138,7 @@ def train(args: ArgsType = None) -> None:
 
 def own_error(error: BaseException | None) -> MemtrainError | None:
     """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
-    while error is not None and not isinstance(error, MemtrainError):
-        error = error.__cause__
-    return error
+    found = error
+    while found is not None and not isinstance(found, MemtrainError):
+        found = found.__cause__
+    return found or refused_by_lightning(error)

@@ -91,8 +91,12 @@ class TextImageDataModule(MaskedImages):
         **visiting: Any,
     ) -> None:
         super().__init__(**visiting)
-        if resolution < 1:
-            raise ConfigurationError(f"resolution={resolution}", expected="at least 1", remedy="change it")
+        if resolution < 1 or resolution % 8:
+            raise ConfigurationError(
+                f"resolution={resolution}",
+                expected="a multiple of 8: others can be trained on, and never sampled in",
+                remedy=f"take {max(resolution // 8, 1) * 8}",
+            )
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
         self.heldout_setting = heldout
         self.copied_from: dict[str, str] = {}

@@ -1,7 +1,8 @@
 """Networks from files of your own: TorchScript or ONNX. None is downloaded.
 
-TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what is in it, so load only files from people you
-trust, such as the authors' releases. ONNX (`.onnx`) is data; it needs the package onnxruntime.
+TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what is in it, so it is loaded only where the user
+says so: `--trust torchscript` on the command line, :func:`trust_scripts` or an argument in Python. Say it of files from
+people you trust, such as the authors' releases. ONNX (`.onnx`) is data; it needs the package onnxruntime.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ import torch
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+
+_trusted = [False]
+
+
+def trust_scripts(trusted: bool = True) -> None:
+    """Load TorchScript files in this process from now on, or no longer."""
+    _trusted[0] = trusted
 
 
 @dataclass(frozen=True)
@@ -46,16 +54,20 @@ class Network:
         return self.run(images)
 
 
-def load_network(path: str | Path, *, device: torch.device | str = "cpu", ask_for: str | None = None) -> Network:
+def load_network(
+    path: str | Path, *, device: torch.device | str = "cpu", ask_for: str | None = None, trusted: bool = False
+) -> Network:
     """A network from a file. A TorchScript file runs what is in it: load only what you trust.
 
     Args:
         path: `.onnx`, or TorchScript under any other name.
         device: where a TorchScript network runs; ONNX runs on the CPU.
         ask_for: an argument of a TorchScript network's forward that is set to True, if it has one of this name.
+        trusted: whether this file may be TorchScript, beside what :func:`trust_scripts` says.
 
     Raises:
-        ConfigurationError: if the file does not exist or is no network, or onnxruntime is missing.
+        ConfigurationError: if the file does not exist or is no network, is TorchScript that is not trusted, or
+            onnxruntime is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,6 +76,13 @@ def load_network(path: str | Path, *, device: torch.device | str = "cpu", ask_fo
         )
     if path.suffix.lower() == ".onnx":
         return _onnx(path)
+    if not trusted and not _trusted[0]:
+        raise ConfigurationError(
+            f"{path} is TorchScript, a program that runs when it is loaded",
+            expected="an ONNX file (.onnx), or your word that you trust this file",
+            remedy="if it is from people you trust, add --trust torchscript to the command line (in Python: "
+            "memtrain.families.network_file.trust_scripts())",
+        )
     try:
         with warnings.catch_warnings():
             # torch would rather have an exported program, but the published weights are TorchScript.
@@ -71,7 +90,7 @@ def load_network(path: str | Path, *, device: torch.device | str = "cpu", ask_fo
             network = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise ConfigurationError(
-            f"{path} is no TorchScript archive: {str(error).splitlines()[0]}",
+            f"{path} is no TorchScript archive: {' '.join(str(error).split())[:200]}",
             expected="a file such as sscd_disc_mixup.torchscript.pt",
             remedy="check the file",
         ) from error
@@ -101,7 +120,7 @@ def _onnx(path: Path) -> Network:
         session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class that it exports
         raise ConfigurationError(
-            f"{path} is no ONNX file that onnxruntime can run: {str(error).splitlines()[0]}",
+            f"{path} is no ONNX file that onnxruntime can run: {' '.join(str(error).split())[:200]}",
             expected="an ONNX file of a network",
             remedy="check the file",
         ) from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import json
-import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from memtrain.functional.moments import Moments
 from memtrain.localization.found import Found
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.statistics import ActivationStatistics
+from memtrain.models.weights_file import one_line, refuse_infinite
 from memtrain.records import written_whole
 
 COLUMNS = ("Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM")
@@ -69,8 +69,10 @@ def read_tensors(path: Path) -> TheirStatistics:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise _refused(path, str(error).partition("\n")[0]) from error
+    except Exception as error:  # what is raised about a broken pickle has no common class
+        raise _refused(path, one_line(error)) from error
+    for layer in _layers(content):
+        refuse_infinite(layer, f"{path}: a layer of {tuple(layer.shape)}")
     if isinstance(content, list) and content and all(_tensors([layer], 2) and len(layer) > 1 for layer in content):
         moments = [Moments.of(layer.float()) for layer in content]
         return [one.mean.float() for one in moments], [one.std.float() for one in moments], len(content[0])
@@ -105,6 +107,13 @@ def write_table(path: Path, rows: Iterable[tuple[str, Found]], sites: Sequence[s
             scores = [0 if score is None else score for score in (found.initial_score, found.score)]
             values = (prompt, "", json.dumps(lists[0]), scores[0], json.dumps(lists[1]), scores[1])
             writer.writerow(dict(zip(COLUMNS, values, strict=True)))
+
+
+def _layers(content: object) -> list[Tensor]:
+    """Every tensor in lists of lists."""
+    if isinstance(content, Tensor):
+        return [content]
+    return [one for part in content for one in _layers(part)] if isinstance(content, list | tuple) else []
 
 
 def _tensors(part: object, dimensions: int) -> bool:

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.files.prompt_texts import prompt_stream
-from memtrain.files.text import json_of
+from memtrain.files.shown import shown
 from memtrain.functional.moments import Moments
 from memtrain.functional.neurons import neuron_z_score
 from memtrain.localization.predictor import Predictor
+from memtrain.models.weights_file import metadata_json, tensors
 from memtrain.records import written_whole
 
 FORMAT = "memtrain.activation_statistics.1"
@@ -140,27 +140,23 @@ class ActivationStatistics:
             ConfigurationError: if it is something else, or lacks a layer that it names.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise SafetensorError(f"its format is {metadata.get('format')!r}")
-                layers, origin = (json_of(metadata[name], f"its {name}") for name in ("layers", "origin"))
-                mean = {site: file.get_tensor(f"mean/{site}") for site in layers}
-                std = {site: file.get_tensor(f"std/{site}") for site in layers}
-            found = ActivationStatistics(mean, std, **origin)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, DataError) as error:
+            found, metadata = tensors(path, "activation statistics")
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {shown(metadata.get('format'))!r}")
+            layers, origin = metadata_json(metadata, "layers", path), metadata_json(metadata, "origin", path)
+            if not isinstance(layers, list) or not isinstance(origin, dict) or not layers:
+                raise ValueError("its metadata name no layers")
+            mean, std = ({str(site): found[f"{kind}/{site}"].float() for site in layers} for kind in ("mean", "std"))
+            for site in mean:
+                if mean[site].shape != std[site].shape or mean[site].dim() != 1:
+                    raise ValueError(f"{shown(site)!r} has means and standard deviations of different shapes")
+            return ActivationStatistics(mean, std, **origin)
+        except (ConfigurationError, DataError, KeyError, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"{path} holds no activation statistics: {error}",
-                expected=f"a safetensors file of format {FORMAT}",
+                f"{path} holds no activation statistics: {str(error).splitlines()[0]}",
+                expected=f"a safetensors file of format {FORMAT}, with mean and deviation of each neuron",
                 remedy="check the path, or measure them again",
             ) from error
-        if any(mean[site].shape != std[site].shape or mean[site].dim() != 1 for site in layers):
-            raise ConfigurationError(
-                f"{path} has means and standard deviations of different shapes",
-                expected="one of each per neuron",
-                remedy="measure them again",
-            )
-        return found
 
 
 def word_prompts(tokenizer: Any, count: int, *, seed: int = 0) -> list[str]:

@@ -7,18 +7,18 @@ that probes, masks and localisation see the plain layers they know, unless a rul
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.text import json_of
 from memtrain.models.adapters import adapted_layers, merge_for_good
+from memtrain.models.weights_file import header, one_line, tensors
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +60,8 @@ def adapter_contents(path: Path) -> tuple[list[str], dict[str, str]]:
     Raises:
         ConfigurationError: if it is no safetensors file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys()), dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise ConfigurationError(
-            f"{path} is no safetensors file: {error}",
-            expected="adapters as safetensors; a pickled file (.bin, .pt, .ckpt) could run code",
-            remedy="save them again as safetensors; a checkpoint of train.py converts with `python train.py convert`",
-        ) from error
+    shapes, metadata = header(path, "adapters")
+    return list(shapes), metadata
 
 
 def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool = True) -> int:
@@ -86,16 +79,20 @@ def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool =
     Raises:
         ConfigurationError: if the file fits no layer of the pipeline.
     """
-    names, _ = adapter_contents(path)
+    values, metadata = tensors(path, "adapters")
+    names = list(values)
+    options = json_of(metadata.get(OPTIONS, "{}"), f"{path}: {OPTIONS!r} of its metadata")
+    if not isinstance(options, dict):
+        raise _unfit(f"{path}: {OPTIONS!r} of its metadata is a {type(options).__name__}, and no options of adapters")
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     trainable = [value for part in parts for value in part.parameters() if value.requires_grad]
     try:
         if hasattr(pipeline, "load_lora_weights"):
             pipeline.load_lora_weights(path.parent, weight_name=path.name, use_safetensors=True, local_files_only=True)
         else:
-            _load_into(pipeline.transformer, path, prefix="transformer.")
+            _load_into(pipeline.transformer, values, options, prefix="transformer.")
     except Exception as error:
-        raise _unfit(f"{path} does not fit this {type(pipeline).__name__}: {str(error).splitlines()[0]}") from error
+        raise _unfit(f"{path} does not fit this {type(pipeline).__name__}: {one_line(error)}") from error
     found = sum(len(adapted_layers(part)) for part in parts)
     stored = sum(any(word in name for word in FIRST_FACTOR) for name in names)
     if not found:
@@ -114,11 +111,10 @@ def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool =
     return found
 
 
-def _load_into(module: nn.Module, path: Path, *, prefix: str) -> None:
+def _load_into(module: nn.Module, values: Mapping[str, Any], options: dict[str, Any], *, prefix: str) -> None:
     """Load adapters in diffusers' format into a model that diffusers has no loader for: PixArt's."""
-    options = json.loads(adapter_contents(path)[1].get(OPTIONS, "{}"))
     options = {name.removeprefix(prefix): value for name, value in options.items() if name.startswith(prefix)}
-    state = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
     layers = sorted({name.partition(".lora_")[0] for name in state})
     if not options and layers:
         rank = state[f"{layers[0]}.lora_A.weight"].shape[0]

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from memtrain.errors import ProbeError
+from memtrain.errors import ConfigurationError, DataError, ProbeError
+from memtrain.files.shown import shown
+from memtrain.files.text import json_of
 from memtrain.functional.neurons import scale_neurons
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 from memtrain.models.value_hooks import ValueHooks
+from memtrain.models.weights_file import tensors
 
 FORMAT = "memtrain.neuron_mask.1"
 
@@ -144,16 +146,20 @@ class NeuronMask:
             ProbeError: if it is something else.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise SafetensorError(f"its format is {metadata.get('format')!r}")
-                channels = {site: file.get_tensor(site).tolist() for site in file.keys()}  # noqa: SIM118
-                return NeuronMask(channels, factor=float(json.loads(metadata["factor"])))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            found, metadata = tensors(path, "a neuron mask")
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {shown(metadata.get('format'))!r}")
+            for site, chosen in found.items():
+                if chosen.dim() != 1 or chosen.dtype.is_floating_point or chosen.dtype == torch.bool:
+                    raise ValueError(f"{shown(site)!r} is {chosen.dtype} of shape {tuple(chosen.shape)}")
+            factor = json_of(metadata.get("factor", ""), f"{path}: 'factor' of its metadata")
+            if not isinstance(factor, int | float):
+                raise ValueError(f"its factor is {shown(factor)!r}")
+            return NeuronMask({site: chosen.tolist() for site, chosen in found.items()}, factor=float(factor))
+        except (ConfigurationError, DataError, ValueError, OverflowError) as error:
             raise ProbeError(
-                f"{path} is no neuron mask: {error}",
-                expected=f"a safetensors file of format {FORMAT}",
+                f"{path} is no neuron mask: {str(error).splitlines()[0]}",
+                expected=f"a safetensors file of format {FORMAT}, with whole numbers for each site",
                 remedy="check the path",
             ) from error
 

@@ -6,13 +6,14 @@ parts, the refiner of SDXL, and denoisers that are given more than noisy latents
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.text import read_json
+from memtrain.models.model_folder import MOST_BYTES, check_index, check_parts_of
 from memtrain.models.stock_pipeline import check_pipeline
 
 PICKLED = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
@@ -50,6 +51,8 @@ def check_folder(folder: Path) -> None:
         ConfigurationError: saying what it is.
     """
     index = pipeline_index(folder)
+    check_index(index, str(folder / "model_index.json"))
+    check_parts_of(folder, index)
     parts = {name: _json(folder / name / "config.json") or {} for name in ("unet", "transformer", "vae")}
     check_parts(str(index.get("_class_name")), parts, listed=index, where=f"'{folder}'")
 
@@ -85,7 +88,8 @@ def check_parts(
         ConfigurationError: if its class is not known, or its denoiser is given more than noisy latents.
     """
     check_pipeline(kind)
-    if kind == "StableDiffusionXLPipeline" and listed is not None and (listed.get("text_encoder") or [None])[0] is None:
+    second = (listed or {}).get("text_encoder") or [None]
+    if kind == "StableDiffusionXLPipeline" and listed is not None and second[0] is None:
         raise ConfigurationError(
             f"{where} has one text encoder only, as the refiner of SDXL does, which no caption alone samples from",
             expected="the base model of SDXL, with two text encoders",
@@ -95,6 +99,12 @@ def check_parts(
     given, latent = denoiser.get("in_channels"), parts.get("vae", {}).get("latent_channels")
     if given is None or latent is None:
         return
+    if not isinstance(given, int) or not isinstance(latent, int):
+        raise ConfigurationError(
+            f"{where} has in_channels={given!r:.40} and latent_channels={latent!r:.40}",
+            expected="whole numbers",
+            remedy="get the model again",
+        )
     expected = latent * (4 if kind == "FluxPipeline" else 1)
     if given != expected:
         kinds = {2 * expected + 1: "an inpainting model", 2 * expected: "a model that edits images (instruct-pix2pix)"}
@@ -105,6 +115,18 @@ def check_parts(
             expected="a text-to-image model, whose denoiser is given noisy latents alone",
             remedy="name the model that it was made from",
         )
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files that a part's weights are read from.
+
+    Args:
+        folder: of the part.
+        variant: of the weights that were asked for.
+    """
+    found = [(match[1], file) for file in sorted(folder.iterdir()) if (match := _WEIGHTS.fullmatch(file.name))]
+    asked = [file for name, file in found if name == variant]
+    return asked or [file for name, file in found if name is None]
 
 
 def variant_of(folder: Path) -> str | None:
@@ -129,8 +151,15 @@ def _looks_like(folder: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What a configuration holds; None where there is none."""
+    if not path.is_file():
         return None
-    return content if isinstance(content, dict) else None
+    try:
+        content = read_json(path, most=MOST_BYTES)
+    except DataError as error:
+        raise ConfigurationError(error.problem, expected=error.expected, remedy=error.remedy) from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"{path} holds a {type(content).__name__}", expected="settings, a JSON object", remedy="get it again"
+        )
+    return content

@@ -2,7 +2,8 @@
 
 Such a file holds weights, and neither configurations nor tokenizers. They come from a pipeline folder of the same kind:
 the one that is named, else a folder of the file's name beside it (`dream/` beside `dream.safetensors`; its weights are
-not read), else those that diffusers knows on the hub, which needs a network or its cache.
+not read), else those that diffusers knows, from the hub's cache on this machine. The hub itself is asked only where a
+name on it is given for them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
-from memtrain.models.pretrained import WHOLE, check_file
+from memtrain.models.model_folder import check_place, is_hub_name
+from memtrain.models.pretrained import WHOLE, check_file, check_folder
+from memtrain.models.weights_file import header, one_line
 
 PIPELINES: dict[str, Any] = {
     "v1": StableDiffusionPipeline,
@@ -72,18 +74,25 @@ def load_single_file(path: Path, *, config: str | None = None) -> DiffusionPipel
     kind = checkpoint_kind(path)
     beside = path.with_suffix("")
     config = config or (str(beside) if (beside / "model_index.json").is_file() else None)
+    if config is not None:
+        check_place(config, "a pipeline folder with configurations and tokenizers, or a hub name")
+        if Path(config).is_dir():
+            check_folder(Path(config))
     pipeline = PIPELINES[kind]
-    extra = {"safety_checker": None} if pipeline is StableDiffusionPipeline else {}
+    extra: dict[str, Any] = {"safety_checker": None} if pipeline is StableDiffusionPipeline else {}
+    online = config is not None and is_hub_name(config)
+    if not online:
+        extra["token"] = False
     try:
         loaded: DiffusionPipeline = pipeline.from_single_file(
-            str(path), config=config, local_files_only=config is not None, **extra
+            str(path), config=config, local_files_only=not online, **extra
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever diffusers' conversions raise about tensors that they do not expect
         name = pipeline.__name__
         raise ConfigurationError(
-            f"The single-file checkpoint {path} (of a {name}) cannot be loaded: {error}",
+            f"The single-file checkpoint {path} (of a {name}) cannot be loaded: {one_line(error)}",
             expected="configurations and tokenizers of its kind: "
-            + (f"those in {config!r}" if config else "from the hub, which needs a network"),
+            + (f"those in {config!r}" if config else "of the hub's cache, which does not hold them"),
             remedy=f"put the folder of a {name} beside it as {beside.name}/ (its weights are not needed), or "
             f"convert it where there is a network: {name}.from_single_file({path.name!r})"
             f".save_pretrained({beside.name!r})",
@@ -97,15 +106,17 @@ def checkpoint_kind(path: Path) -> str:
     Raises:
         ConfigurationError: if it is none of a text-to-image pipeline.
     """
+    shapes = {
+        name: torch.empty(shape, device="meta") for name, shape in header(path, "a single-file checkpoint")[0].items()
+    }
     try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-    except (SafetensorError, OSError) as error:
+        kind = infer_diffusers_model_type(shapes)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} cannot be read: {error}", expected="a whole safetensors file", remedy="get it again"
+            f"The single-file checkpoint {path} holds tensors that no known model has: {one_line(error)}",
+            expected=WHOLE,
+            remedy="check the path",
         ) from error
-    kind = infer_diffusers_model_type(shapes)
     what = _other(shapes) or WORDS.get(kind) or (None if kind in PIPELINES else f"of a kind not known here ({kind})")
     if what is None:
         what = _incomplete(kind, shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
+
+from memtrain.families.network_file import trust_scripts
+
+
+@pytest.fixture(autouse=True, scope="module")
+def networks_are_trusted() -> Iterator[None]:
+    """Networks of these tests are TorchScript of their own making; see tests/families/test_network_file.py."""
+    trust_scripts()
+    yield
+    trust_scripts(False)
 
 
 def save_script(module: nn.Module, path: Path) -> None:

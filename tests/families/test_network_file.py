@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
-from memtrain.families.network_file import load_network
+from memtrain.families.network_file import load_network, trust_scripts
 from tests.evaluation.conftest import save_script
+
+
+@pytest.fixture(autouse=True)
+def trusted() -> Iterator[None]:
+    trust_scripts()
+    yield
+    trust_scripts(False)
 
 
 class MeanColour(nn.Module):
@@ -99,3 +107,12 @@ def test_onnx_needs_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "network.onnx").write_bytes(b"nothing")
     with pytest.raises(ConfigurationError, match="pip install onnxruntime"):
         load_network(tmp_path / "network.onnx")
+
+
+def test_a_script_is_a_program_and_needs_a_word(tmp_path: Path) -> None:
+    save_script(MeanColour(), tmp_path / "network.pt")
+    trust_scripts(False)
+    with pytest.raises(ConfigurationError, match="a program that runs when it is loaded") as refused:
+        load_network(tmp_path / "network.pt")
+    assert "--trust torchscript" in str(refused.value)
+    assert load_network(tmp_path / "network.pt", trusted=True)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)

@@ -1,8 +1,9 @@
 """Which part of the work, prompts or images, this process does: said on the command line, or by its array or launcher.
 
-`--shard 1/4` is the second of four. Without it, a Slurm job array (`sbatch --array=0-3`) and torchrun say so themselves
-through their variables; in an array of torchruns each process has its own part. `--shard merge` does no part and
-puts together what all have written.
+`--shard 1/4` is the second of four. `--shard array` takes the part from the variables of a Slurm job array (`sbatch
+--array=0-3`), as the scripts in `slurm/` do by themselves; without it an array is somebody's own, such as one with a
+model for each task, and every task does all of its work. torchrun says by its variables which part a process has; in an
+array of torchruns each process has its own. `--shard merge` does no part and puts together what all have written.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from memtrain.errors import ConfigurationError
 
 MERGE = "merge"
 """The word for no part of the work, but all results."""
+ARRAY = "array"
+"""The word for the part that a Slurm job array gives to this task."""
+VARIABLE = "MEMTRAIN_SHARD"
+"""What stands for `--shard` where that is not said."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
     """The part that `text` or the environment names.
 
     Args:
-        text: `index/count` with the index from 0, `merge`, or None to ask the environment.
+        text: `index/count` with the index from 0, `merge`, `array`, or None to ask the environment.
         environment: default the process's own.
 
     Returns:
@@ -47,25 +52,29 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
     Raises:
         ConfigurationError: if `text` names none.
     """
+    variables = os.environ if environment is None else environment
+    text = variables.get(VARIABLE) if text is None else text
     if text == MERGE:
         return None
-    if text is not None:
+    if text is not None and text != ARRAY:
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None or int(found[1]) >= int(found[2]):
             raise ConfigurationError(
                 f"shard={text!r} names no part of the work",
-                expected="index/count with the index from 0, such as 0/4 to 3/4, or merge",
+                expected="index/count with the index from 0, such as 0/4 to 3/4, array or merge",
                 remedy="correct --shard",
             )
         return Shard(int(found[1]), int(found[2]))
-    variables = os.environ if environment is None else environment
-    tasks = int(variables.get("SLURM_ARRAY_TASK_COUNT", 1))
+    tasks = _number(variables, "SLURM_ARRAY_TASK_COUNT", 1) if text == ARRAY else 1
     task = 0
     if tasks > 1:
-        first = int(variables.get("SLURM_ARRAY_TASK_MIN", 0))
-        step = int(variables.get("SLURM_ARRAY_TASK_STEP", 1))
-        task = (int(variables.get("SLURM_ARRAY_TASK_ID", 0)) - first) // step
-    ranks, rank = int(variables.get("WORLD_SIZE", 1)), int(variables.get("RANK", 0))
+        first = _number(variables, "SLURM_ARRAY_TASK_MIN", 0)
+        step = max(_number(variables, "SLURM_ARRAY_TASK_STEP", 1), 1)
+        task = (_number(variables, "SLURM_ARRAY_TASK_ID", 0) - first) // step
+    # A WORLD_SIZE that is left over from something else comes without a rank.
+    ranks, rank = (
+        (_number(variables, "WORLD_SIZE", 1), _number(variables, "RANK", 0)) if "RANK" in variables else (1, 0)
+    )
     if not 0 <= task < tasks or not 0 <= rank < ranks:
         raise ConfigurationError(
             f"The environment names task {task} of {tasks} and rank {rank} of {ranks}",
@@ -73,3 +82,12 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
             remedy="say which part this is with --shard index/count",
         )
     return Shard(task * ranks + rank, tasks * ranks)
+
+
+def _number(variables: Mapping[str, str], name: str, default: int) -> int:
+    given = variables.get(name, str(default))
+    if not given.strip().lstrip("-").isdecimal():
+        raise ConfigurationError(
+            f"The variable {name} is {given!r:.80}", expected="a whole number", remedy="unset it, or say --shard 0/1"
+        )
+    return int(given)

@@ -19,14 +19,29 @@ def test_said_parts() -> None:
 
 def test_alone_a_process_scores_everything() -> None:
     assert read_shard(environment={}) == Shard(0, 1)
-    alone = {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_ID": "3"}
-    assert read_shard(environment=alone) == Shard(0, 1), "a task submitted again by itself"
+    alone = {
+        "MEMTRAIN_SHARD": "array",
+        "SLURM_ARRAY_TASK_COUNT": "1",
+        "SLURM_ARRAY_TASK_MIN": "3",
+        "SLURM_ARRAY_TASK_ID": "3",
+    }
+    assert read_shard(environment={**alone, "MEMTRAIN_SHARD": "array"}) == Shard(0, 1), (
+        "a task submitted again by itself"
+    )
 
 
 def test_array_and_ranks_make_every_part_once() -> None:
-    array = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_STEP": "2"}
+    array = {
+        "MEMTRAIN_SHARD": "array",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+        "SLURM_ARRAY_TASK_MIN": "4",
+        "SLURM_ARRAY_TASK_STEP": "2",
+        "WORLD_SIZE": "2",
+    }
     parts = [
-        read_shard(environment={**array, "SLURM_ARRAY_TASK_ID": str(task), "WORLD_SIZE": "2", "RANK": str(rank)})
+        read_shard(
+            "array", environment={**array, "SLURM_ARRAY_TASK_ID": str(task), "WORLD_SIZE": "2", "RANK": str(rank)}
+        )
         for task in (4, 6, 8)
         for rank in (0, 1)
     ]
@@ -35,4 +50,14 @@ def test_array_and_ranks_make_every_part_once() -> None:
 
 def test_an_array_with_gaps_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="without gaps"):
-        read_shard(environment={"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": "2"})
+        read_shard("array", environment={"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": "2"})
+
+
+def test_an_array_of_ones_own_and_left_over_variables_share_nothing() -> None:
+    """Such as an array with a model for each task, and the WORLD_SIZE of a launcher that is gone."""
+    array = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_ID": "1"}
+    assert read_shard(environment=array) == Shard()
+    assert read_shard(environment={"WORLD_SIZE": "8"}) == Shard()
+    assert read_shard("array", environment=array) == Shard(1, 4)
+    with pytest.raises(ConfigurationError, match="RANK is 'one'"):
+        read_shard(environment={"WORLD_SIZE": "2", "RANK": "one"})

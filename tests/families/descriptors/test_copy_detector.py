@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,15 @@ from torch import Tensor, nn
 from memtrain.errors import ConfigurationError
 from memtrain.families.descriptors import copy_detector
 from memtrain.families.descriptors.copy_detector import CopyDetector
-from memtrain.families.network_file import Network
+from memtrain.families.network_file import Network, trust_scripts
 from tests.evaluation.conftest import save_script
+
+
+@pytest.fixture(autouse=True)
+def trusted() -> Iterator[None]:
+    trust_scripts()
+    yield
+    trust_scripts(False)
 
 
 class MeanColour(nn.Module):

@@ -42,8 +42,8 @@ class Detect(SamplingOptions, PromptStage):
             at least 199 and at most 999, and scores them by the detectors that need one call of the denoiser; where it
             is known which prompts are memorized, it makes none. They are scored once for a model and its settings and
             kept in the output folder.
-        shard: this process's part of the prompts, such as 0/4 to 3/4; `merge` to put the parts together. By default
-            what a Slurm job array or torchrun says, or all prompts.
+        shard: this process's part of the prompts, such as 0/4 to 3/4; `merge` to put the parts together. `array`
+            for that of a Slurm job array. By default what torchrun says, or all prompts.
     """
 
     detectors: Literal["suggested", "all"] | list[Detector] = "suggested"

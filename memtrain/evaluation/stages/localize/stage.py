@@ -37,8 +37,8 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
         baseline_k: neurons of `most_active` and `frequent_per_layer` in each layer, of `frequent` in all, and sets of
             `frequent_sets`.
         save_images: write every image to a file, such as `images/original/0000/seed-0.png`.
-        shard: this process's part of the prompts to search, such as 0/4 to 3/4; `merge` to go on from there. By default
-            what a Slurm job array or torchrun says, or all prompts.
+        shard: this process's part of the prompts to search, such as 0/4 to 3/4; `merge` to go on from there. `array`
+            for that of a Slurm job array. By default what torchrun says, or all prompts.
     """
 
     statistics: str | None = None

@@ -80,7 +80,7 @@ def test_a_killed_detection_goes_on_where_it_stopped(
 
 @pytest.mark.slow
 def test_parts_of_an_array_give_the_same_table(pipeline_folder: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    array = {"SLURM_ARRAY_TASK_COUNT": "2"}
+    array = {"SLURM_ARRAY_TASK_COUNT": "2", "MEMTRAIN_SHARD": "array"}
     assert finish(start(pipeline_folder, tmp_path, SLURM_ARRAY_TASK_ID="1", **array)) == ("waiting", CALLS // 2)
     assert not (tmp_path / "prompts.parquet").exists()
     assert finish(start(pipeline_folder, tmp_path, SLURM_ARRAY_TASK_ID="0", **array)) == ("merged", CALLS // 2)

@@ -78,6 +78,7 @@ def results(place: Path, clip_folder: Path) -> dict:
             *("--original", str(place / "originals"), "--prompts", str(place / "prompts.csv")),
             *("--copy_detector", str(place / "sscd.pt"), "--clip", str(clip_folder)),
             *("--inception", str(place / "inception.pt"), "--output", str(place / "found")),
+            *("--trust", "torchscript"),
         ]
     )
     return json.loads((place / "found" / "metrics.json").read_text())

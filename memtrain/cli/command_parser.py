@@ -1,0 +1,145 @@
+"""The parser of every command: configurations are not trusted, and what is refused is refused in three short lines."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from memtrain.cli.refusal import own_error, refusal
+from memtrain.cli.trusted import guard, taken_trust
+from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.yaml_file import read_mapping, yaml_of
+
+T = TypeVar("T")
+USAGE = 2
+"""Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
+
+
+class CarefulParser(ArgumentParser):
+    """A parser with `--trust`, which looks at configurations before it reads them, and says what is wrong in few words.
+
+    Its class is taken by :class:`memtrain.cli.train_parser.TrainParser` too, in front of Lightning's.
+    """
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """See `argparse`; configurations are checked first."""
+        try:
+            packages, words = taken_trust(sys.argv[1:] if args is None else args)
+            guard(packages)
+            for name in _configs(words):
+                check_config(name)
+            return super().parse_args(words, *rest, **options)
+        except MemtrainError as error:
+            self.refuse(error)
+
+    def parse_object(self, *args: Any, **options: Any) -> Any:
+        """See `jsonargparse`; what the command line trusts is trusted here."""
+        guard()
+        return super().parse_object(*args, **options)
+
+    def hints(self, message: str) -> list[str]:
+        """What to say besides about a message of jsonargparse."""
+        return []
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program with the one thing that is wrong."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        found = own_error(ex) or refusal(message, _all_options(self))
+        hints = self.hints(message)
+        if hints:
+            found = ConfigurationError(found.problem, expected=found.expected, remedy="; ".join(hints))
+        self.refuse(found)
+
+    def refuse(self, error: MemtrainError) -> NoReturn:
+        """End the program with a refusal, or raise it where the parser does not end programs."""
+        if not self.exit_on_error:
+            raise error
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def object_of(kind: type[T], settings: object, where: str) -> T:
+    """What settings of a class in somebody's configuration stand for.
+
+    Args:
+        kind: that it has to be of.
+        settings: with a class path.
+        where: which file, and which part of it; for the error.
+
+    Raises:
+        MemtrainError: if they are none, or name something that is not trusted.
+    """
+    parser = CarefulParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "made", required=True)
+    try:
+        made: T = parser.instantiate(parser.parse_object({"made": settings})).made
+    except MemtrainError:
+        raise
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
+        found = own_error(error)
+        if found is not None:
+            raise found from error
+        said = refusal(str(error).replace('"made', '"settings'))
+        raise ConfigurationError(f"{where}: {said.problem}", expected=said.expected, remedy=said.remedy) from error
+    return made
+
+
+def check_config(name: str) -> None:
+    """Refuse a configuration that is not there, is no mapping of settings, or is not to be read.
+
+    Args:
+        name: path of a YAML file, or YAML itself.
+
+    Raises:
+        ConfigurationError: saying which.
+    """
+    if "://" in name.partition("\n")[0]:
+        raise ConfigurationError(
+            f"--config {name!r:.120} is an address", expected="a file on this machine", remedy="download it and read it"
+        )
+    path = Path(name)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):
+        there = False
+    if there:
+        read_mapping(path)
+    elif ": " in name or name.endswith(":"):
+        yaml_of(name, "The value of --config")
+    else:
+        folder = path.parent
+        names = [str(one) for one in folder.glob("*.yaml")] if folder.is_dir() else []
+        near = get_close_matches(str(path), names, n=1)
+        raise ConfigurationError(
+            f"There is no configuration {name!r:.120}",
+            expected="a YAML file",
+            remedy=f"did you mean {near[0]}?" if near else "check the path; it is relative to the current folder",
+        )
+
+
+def _configs(words: Sequence[str]) -> list[str]:
+    """What a command line gives as `--config`."""
+    names = []
+    for place, word in enumerate(words):
+        if word in ("--config", "-c") and place + 1 < len(words):
+            names.append(words[place + 1])
+        elif word.startswith("--config="):
+            names.append(word.partition("=")[2])
+    return names
+
+
+def _all_options(parser: Any) -> set[str]:
+    """The names of all options, of subcommands too."""
+    found = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+    for action in parser._actions:
+        choices = getattr(action, "choices", None)
+        for below in choices.values() if isinstance(choices, dict) else ():
+            found |= _all_options(below)
+    return found

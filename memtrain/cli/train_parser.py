@@ -1,0 +1,55 @@
+"""The parser of `train.py`: Lightning's, with the care of all commands (:mod:`memtrain.cli.command_parser`)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+from memtrain.cli.command_parser import CarefulParser
+from memtrain.errors import ConfigurationError
+from memtrain.files.shown import shown
+from memtrain.monitoring.options import WatchSettings
+
+
+class TrainParser(CarefulParser, LightningArgumentParser):
+    """Says what to write instead of options that have moved, too."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """See :class:`CarefulParser`; Lightning would take anything as settings of its trainer."""
+        found = super().parse_args(*args, **options)
+        settings = found.get(found.get("subcommand") or "", found)
+        if "trainer" in settings and not isinstance(settings["trainer"], Namespace):
+            self.refuse(
+                ConfigurationError(
+                    f"trainer is a {type(settings['trainer']).__name__}",
+                    expected="settings, such as `trainer: {max_steps: 100}`",
+                    remedy="mend the configuration",
+                )
+            )
+        return found
+
+    def hints(self, message: str) -> list[str]:
+        """What has moved, or is called otherwise."""
+        hints = [
+            f"`{name}` stands under `settings` of the monitor: write `settings: {{{name}: ...}}` in its init_args"
+            for name in (field.name for field in fields(WatchSettings))
+            if f"'{name}' is not accepted" in message
+        ]
+        if "'reference': " in message and "MemorizationMonitor" in message and not hints:
+            hints = ["if `reference` is what is refused: it is true, false or paired"]
+        return hints
+
+
+def refused_by_lightning(error: BaseException | None) -> ConfigurationError | None:
+    """What Lightning's Trainer says of settings that it cannot serve, such as a GPU that is not there."""
+    if not isinstance(error, MisconfigurationException):
+        return None
+    return ConfigurationError(
+        f"Lightning's trainer refuses its settings: {shown(error)}",
+        expected="settings that this machine and this version of Lightning can serve",
+        remedy="change the options of `trainer`",
+    )
