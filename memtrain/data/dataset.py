@@ -138,6 +138,16 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.shapes = self._shapes(framing.shapes)
         self._turns = {}
 
+    @property
+    def visits(self) -> list[int]:
+        """How often each sample occurs."""
+        return list(self._visits)
+
+    @property
+    def rotating(self) -> frozenset[int]:
+        """Rows that take turns at their positions."""
+        return self._rotating
+
     def shapes_of_visits(self) -> list[Shape]:
         """The shape of each position."""
         return [self.shapes[row] for row, _ in self._rows]

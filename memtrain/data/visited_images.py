@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 
 from memtrain.data.bucket_sampler import BucketSampler
 from memtrain.data.caption_choice import Captions
+from memtrain.data.continuation import Continued, VisitSampler, compared, go_on, state_of
 from memtrain.data.dataset import Batch, CaptionedImages, loader
 from memtrain.data.disk_cache import Cache
 from memtrain.data.framing import Augment, Buckets, without_small
 from memtrain.data.regularisation import Regularisation
-from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader, fitting_batch
+from memtrain.data.sampler import InOrder, ResumableDistributedSampler, ResumableLoader, fitting_batch
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of_text, uniform
 
@@ -81,6 +82,9 @@ class VisitedImages(LightningDataModule):
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
         self._empty_caption: dict[str, Tensor] = {}
+        self._sampler: VisitSampler | None = None
+        self._continued: Continued | None = None
+        self._samples: dict[str, Tensor] | None = None
 
     @property
     def bucketed(self) -> bool:
@@ -104,12 +108,16 @@ class VisitedImages(LightningDataModule):
             "seed": self.seed,
             "place": self._place if trainer is not None else None,
         }
-        sampler: ResumableDistributedSampler | BucketSampler
+        sampler: VisitSampler
         if self.bucketed:
             sampler = BucketSampler(train, batch_size=self.batch_size, **common)
+        elif trainer is not None and getattr(trainer, "overfit_batches", False):
+            sampler = InOrder(train, batch_size=self.batch_size, place=self._place)
         else:
             sampler = ResumableDistributedSampler(train, **common)
+            sampler.batch_size = self.batch_size
         if trainer is not None:
+            self._go_on(sampler, trainer)
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
         return ResumableLoader(
             train,
@@ -146,6 +154,33 @@ class VisitedImages(LightningDataModule):
             )
         for dataset in (train, held):
             dataset.settle(replace(dataset.framing, shapes=shapes))
+
+    def _go_on(self, sampler: VisitSampler, trainer: Trainer) -> None:
+        """Continue what was begun: a checkpoint's epoch, or this run's own where loaders are made anew."""
+        continued, self._continued = self._continued, None
+        earlier, self._sampler = self._sampler, sampler
+        if continued is not None:
+            go_on(continued, sampler, trainer, batch_size=self.batch_size)
+        elif isinstance(sampler, BucketSampler) and isinstance(earlier, BucketSampler) and earlier.streams is not None:
+            sampler.continue_from(earlier.streams)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How samples are visited, and by what they are known again: what a checkpoint holds of the data."""
+        if self.train_dataset is None or self._sampler is None or self.trainer is None:
+            return {}
+        state = state_of(self, self._sampler, self.trainer, kept=self._samples)
+        self._samples = state["samples"]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare a checkpoint's data with these, before any work.
+
+        Raises:
+            ConfigurationError: naming what may not differ.
+        """
+        self._built()
+        self._fit_batch(1 if self.trainer is None else self.trainer.world_size)
+        self._continued = compared(self, state, processes=1 if self.trainer is None else self.trainer.world_size)
 
     def _place(self) -> tuple[int, int]:
         """The epoch, and the samples of this rank that are done in it."""
