@@ -1,0 +1,144 @@
+"""Runs that are continued: in another folder, in other batches, with other settings; and what is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from memtrain.callbacks.monitor import MemorizationMonitor
+from memtrain.data.module import TextImageDataModule
+from memtrain.data.selection import Duplicates
+from memtrain.errors import ConfigurationError, RecordError
+from memtrain.monitoring.options import WatchSettings
+from memtrain.records import read_steps, read_table
+from memtrain.training.text_to_image import TextToImageModule
+
+Fit = Callable[..., TextToImageModule]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`, callbacks", "ignore:The dirpath has changed"
+)
+
+
+@pytest.fixture(scope="module")
+def fit(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Trains for some steps: 24 visits are an epoch."""
+    from PIL import Image
+
+    images = tmp_path_factory.mktemp("images")
+    for number in range(24):
+        Image.effect_noise((16, 16), 10 + number).convert("RGB").save(images / f"{number:02}.png")
+        (images / f"{number:02}.txt").write_text(f"picture {number}")
+
+    def run(
+        folder: Path,
+        *,
+        stop: int,
+        resume: Path | None = None,
+        data: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        monitor: dict[str, Any] | None = None,
+        watched: bool = True,
+        **options: Any,
+    ) -> TextToImageModule:
+        seed_everything(0)
+        module = TextToImageModule(
+            str(pipeline_folder), **{"learning_rate": 1e-3, "schedule": "constant", "ema_decay": 0.9, **(model or {})}
+        )
+        settings = WatchSettings(reference_timesteps=(300,), reference_draws=1, calibrate_every=2, heldout_batch=3)
+        watch = MemorizationMonitor(
+            **{"false_positive_rate": 0.1, "minimum_visits": 2, "settings": settings, **(monitor or {})}
+        )
+        given = {"resolution": 16, "batch_size": 4, "heldout": "split", "heldout_fraction": 0.34, "families": "off"}
+        source = TextImageDataModule(
+            str(images), **{**given, "duplicates": Duplicates(count=1, repeats=9), **(data or {})}
+        )
+        keep = ModelCheckpoint(folder / "checkpoints", filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        trainer = Trainer(
+            **{
+                "default_root_dir": folder,
+                "max_steps": stop,
+                "accelerator": "cpu",
+                "logger": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "limit_val_batches": 0,
+                "callbacks": [*([watch] if watched else []), keep],
+                **options,
+            }
+        )
+        trainer.fit(module, source, ckpt_path=resume)
+        return module
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TextToImageModule]:
+    """A run of ten steps, with a checkpoint after each: 6 batches are an epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, fit(folder, stop=10)
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step={step}.ckpt"
+
+
+def test_a_branch_has_all_that_the_uninterrupted_run_has(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
+) -> None:
+    """In another folder: records, profile, flags and weights are those of the whole run, to the last bit."""
+    folder, trained = whole
+    before = sorted(path.name for path in folder.rglob("*"))
+    branch = fit(tmp_path / "branch", stop=10, resume=checkpoint(folder, 5))
+    for ours, theirs in zip(branch.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for name in ("steps", "evidence", "samples"):
+        tables = [
+            read_steps(run / "records") if name == "steps" else read_table(run / "records", name)
+            for run in (folder, tmp_path / "branch")
+        ]
+        assert repr(tables[0].to_pylist()) == repr(tables[1].to_pylist()), name
+    assert (tmp_path / "branch" / "flagged.csv").read_bytes() == (folder / "flagged.csv").read_bytes()
+    assert sorted(path.name for path in folder.rglob("*")) == before, "the earlier run is left as it is"
+
+
+def test_other_batches_are_recorded_once_each(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = whole
+    fit(tmp_path / "branch", stop=14, resume=checkpoint(folder, 3), data={"batch_size": 2})
+    rows = read_steps(tmp_path / "branch" / "records")
+    assert rows["batch"].to_pylist() == [batch for batch in range(3) for _ in range(4)] + [
+        batch for batch in range(3, 14) for _ in range(2)
+    ]
+    first = rows.filter(pc.equal(rows["epoch"], 0))["key"].to_pylist()
+    planned = read_table(tmp_path / "branch" / "records", "samples")
+    visits = {row["key"]: row["visits_per_epoch"] for row in planned.to_pylist() if row["split"] == "train"}
+    assert Counter(first) == Counter(visits), "each planned visit of the epoch once"
+    assert "batch_size was 4, and is 2 now" in caplog.text
+
+
+def test_a_checkpoint_without_its_records_is_refused(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
+) -> None:
+    shutil.copy(checkpoint(whole[0], 3), tmp_path / "taken.ckpt")
+    with pytest.raises(RecordError, match=r"has no records of the 3 batches before the checkpoint"):
+        fit(tmp_path / "branch", stop=5, resume=tmp_path / "taken.ckpt")
+
+
+def test_trained_weights_are_not_taken_for_the_base_model(fit: Fit, tmp_path: Path) -> None:
+    """A checkpoint of a run without the monitor, continued with it."""
+    fit(tmp_path / "bare", stop=2, watched=False)
+    with pytest.raises(ConfigurationError, match="holds no state of MemorizationMonitor"):
+        fit(tmp_path / "branch", stop=4, resume=checkpoint(tmp_path / "bare", 2))
+    fit(tmp_path / "bulk", stop=4, resume=checkpoint(tmp_path / "bare", 2), monitor={"reference": False})
+    assert set(read_steps(tmp_path / "bulk" / "records")["step"].to_pylist()) == {2, 3}
