@@ -108,19 +108,20 @@ def compared(data: Any, saved: Mapping[str, Any], *, processes: int) -> Continue
     return Continued(saved, moved)
 
 
-def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: int) -> None:
+def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: int, loops: Mapping[str, Any]) -> None:
     """Let a sampler go on where a checkpoint's batches stopped, and count what is done in this run's batches.
 
     Args:
         found: what the checkpoint says.
         sampler: of this run, before its first batch.
-        trainer: whose counters are the checkpoint's.
+        trainer: of this run, before it has taken up the checkpoint's counters.
         batch_size: of a process in this run.
+        loops: these counters, `fit_loop` of the checkpoint's `loops`; changed in place.
     """
     processes, settings = trainer.world_size, found.saved["settings"]
     size, was = batch_size * processes, settings["batch_size"] * settings["processes"]
     per_epoch = limited(len(sampler) // batch_size, trainer.limit_train_batches)
-    place = Place.of(trainer, batches_per_epoch=found.saved["batches"])
+    place = Place.of(loops, batches_per_epoch=found.saved["batches"])
     same = (batch_size, processes) == (settings["batch_size"], settings["processes"]) and found.moved is None
     if isinstance(sampler, BucketSampler):
         same, left = _continue_streams(found, sampler, place, was=was, same=same)
@@ -133,7 +134,7 @@ def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: 
         left = min(left, max(0, per_epoch * size - place.batches * was))
     batches = 0 if place.finished else min(left // size, per_epoch)
     done = per_epoch - batches
-    recount(trainer, by=done - place.batches, last=not batches)
+    recount(loops, by=done - place.batches, last=not batches)
     if isinstance(sampler, BucketSampler) and sampler.streams is not None and not place.finished:
         sampler.continue_from(Streams(place.epoch, done, batches * size, sampler.streams.slots))
     elif not isinstance(sampler, BucketSampler) and sampler.rest is not None:

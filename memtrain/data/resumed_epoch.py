@@ -6,12 +6,13 @@ left is known, and is cut anew; each of these visits is made once (but for those
 at the end of every epoch). Where images have several shapes, each shape is a stream of visits of its own
 (:mod:`memtrain.data.bucket_sampler`), and continues where it stopped.
 
-Lightning counts batches. :func:`recount` moves its counters so that the epoch ends when what is left is done.
+Lightning counts batches. :func:`recount` moves its counters, as a checkpoint holds them and before they are taken up,
+so that the epoch ends when what is left is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trainer stands that has taken up a checkpoint and not begun.
+    """Where the trainer stood that wrote a checkpoint.
 
     Attributes:
         epoch: that its counters of batches belong to.
@@ -96,16 +97,16 @@ class Place:
     finished: bool
 
     @staticmethod
-    def of(trainer: Any, *, batches_per_epoch: int) -> Place:
-        """The place of Lightning's counters, as the checkpoint left them.
+    def of(loops: Mapping[str, Any], *, batches_per_epoch: int) -> Place:
+        """The place of Lightning's counters.
 
         Args:
-            trainer: before its first batch.
+            loops: `fit_loop` of a checkpoint's `loops`.
             batches_per_epoch: when the checkpoint was written.
         """
-        loop = trainer.fit_loop
-        done = int(loop.epoch_loop.batch_progress.current.ready)
-        return Place(max(0, int(loop.epoch_progress.current.started) - 1), done, done >= batches_per_epoch)
+        done = int(loops["epoch_loop.batch_progress"]["current"]["ready"])
+        epoch = int(loops["epoch_progress"]["current"]["started"]) - 1
+        return Place(max(0, epoch), done, done >= batches_per_epoch)
 
 
 def limited(batches: int, limit: int | float) -> int:
@@ -113,18 +114,18 @@ def limited(batches: int, limit: int | float) -> int:
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
-def recount(trainer: Any, *, by: int, last: bool) -> None:
-    """Move the trainer's counters of the batches of this epoch; those of all epochs stay as they are.
+def recount(loops: Mapping[str, Any], *, by: int, last: bool) -> None:
+    """Move the counters of the batches of this epoch; those of all epochs stay as they are.
 
     Args:
-        trainer: before its first batch.
+        loops: `fit_loop` of a checkpoint's `loops`, changed in place.
         by: how many batches more are done.
         last: whether nothing of the epoch is left.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress = loops["epoch_loop.batch_progress"]
     for name in ("ready", "started", "processed", "completed"):
-        setattr(progress.current, name, max(0, getattr(progress.current, name) + by))
-    progress.is_last_batch = progress.is_last_batch or last
+        progress["current"][name] = max(0, progress["current"][name] + by)
+    progress["is_last_batch"] = progress["is_last_batch"] or last
 
 
 def order_of(count: int, *, seed: int, epoch: int) -> Tensor:

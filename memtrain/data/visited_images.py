@@ -6,7 +6,9 @@ import logging
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from memtrain.data.bucket_sampler import BucketSampler
 from memtrain.data.caption_choice import Captions
-from memtrain.data.continuation import Continued, VisitSampler, compared, go_on, state_of
+from memtrain.data.continuation import VisitSampler, compared, go_on, state_of
 from memtrain.data.dataset import Batch, CaptionedImages, loader
 from memtrain.data.disk_cache import Cache
 from memtrain.data.framing import Augment, Buckets, without_small
@@ -83,7 +85,7 @@ class VisitedImages(LightningDataModule):
         self.heldout_dataset: CaptionedImages | None = None
         self._empty_caption: dict[str, Tensor] = {}
         self._sampler: VisitSampler | None = None
-        self._continued: Continued | None = None
+        self._begun: Callable[[VisitSampler], None] | None = None
         self._samples: dict[str, Tensor] | None = None
 
     @property
@@ -99,26 +101,17 @@ class VisitedImages(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled visits of this rank, continued where a checkpoint left off."""
         train, _ = self._built()
-        trainer = self.trainer
-        processes = trainer.world_size if trainer is not None else 1
-        self._fit_batch(processes)
-        common: dict[str, Any] = {
-            "num_replicas": processes,
-            "rank": trainer.global_rank if trainer is not None else 0,
-            "seed": self.seed,
-            "place": self._place if trainer is not None else None,
-        }
-        sampler: VisitSampler
-        if self.bucketed:
-            sampler = BucketSampler(train, batch_size=self.batch_size, **common)
-        elif trainer is not None and getattr(trainer, "overfit_batches", False):
-            sampler = InOrder(train, batch_size=self.batch_size, place=self._place)
-        else:
-            sampler = ResumableDistributedSampler(train, **common)
-            sampler.batch_size = self.batch_size
+        trainer, sampler = self.trainer, self._new_sampler()
         if trainer is not None:
-            self._go_on(sampler, trainer)
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
+        if self._begun is not None:
+            self._begun(sampler)
+        elif trainer is not None and trainer.ckpt_path is not None and self._sampler is None:
+            log.warning(
+                "The checkpoint does not say of which data it is, nor of which batch size: continued as if both were "
+                "the same"
+            )
+        self._sampler = sampler
         return ResumableLoader(
             train,
             batch_size=self.batch_size,
@@ -128,6 +121,24 @@ class VisitedImages(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _new_sampler(self) -> VisitSampler:
+        train, trainer = self._built()[0], self.trainer
+        processes = trainer.world_size if trainer is not None else 1
+        self._fit_batch(processes)
+        common: dict[str, Any] = {
+            "num_replicas": processes,
+            "rank": trainer.global_rank if trainer is not None else 0,
+            "seed": self.seed,
+            "place": self._place if trainer is not None else None,
+        }
+        if self.bucketed:
+            return BucketSampler(train, batch_size=self.batch_size, **common)
+        if trainer is not None and getattr(trainer, "overfit_batches", False):
+            return InOrder(train, batch_size=self.batch_size, place=self._place)
+        sampler = ResumableDistributedSampler(train, **common)
+        sampler.batch_size = self.batch_size
+        return sampler
 
     def _fit_batch(self, processes: int) -> None:
         """Lower the batch size to what an epoch fills; where images have shapes, a batch has to be full."""
@@ -155,15 +166,6 @@ class VisitedImages(LightningDataModule):
         for dataset in (train, held):
             dataset.settle(replace(dataset.framing, shapes=shapes))
 
-    def _go_on(self, sampler: VisitSampler, trainer: Trainer) -> None:
-        """Continue what was begun: a checkpoint's epoch, or this run's own where loaders are made anew."""
-        continued, self._continued = self._continued, None
-        earlier, self._sampler = self._sampler, sampler
-        if continued is not None:
-            go_on(continued, sampler, trainer, batch_size=self.batch_size)
-        elif isinstance(sampler, BucketSampler) and isinstance(earlier, BucketSampler) and earlier.streams is not None:
-            sampler.continue_from(earlier.streams)
-
     def state_dict(self) -> dict[str, Any]:
         """How samples are visited, and by what they are known again: what a checkpoint holds of the data."""
         if self.train_dataset is None or self._sampler is None or self.trainer is None:
@@ -178,9 +180,14 @@ class VisitedImages(LightningDataModule):
         Raises:
             ConfigurationError: naming what may not differ.
         """
-        self._built()
-        self._fit_batch(1 if self.trainer is None else self.trainer.world_size)
-        self._continued = compared(self, state, processes=1 if self.trainer is None else self.trainer.world_size)
+        trainer: Any = self.trainer
+        assert trainer is not None, "a trainer loads checkpoints"
+        sampler = self._new_sampler()
+        found = compared(self, state, processes=trainer.world_size)
+        # Before Lightning takes these counters up; hooks of its own see a checkpoint in modules and callbacks alone.
+        loops = trainer._checkpoint_connector._loaded_checkpoint["loops"]["fit_loop"]
+        go_on(found, sampler, trainer, batch_size=self.batch_size, loops=loops)
+        self._begun = partial(_begun, sampler)
 
     def _place(self) -> tuple[int, int]:
         """The epoch, and the samples of this rank that are done in it."""
@@ -208,6 +215,15 @@ class VisitedImages(LightningDataModule):
             batch[field] = torch.where(drop.view(-1, *[1] * (empty.ndim - 1)), empty, batch[field])
         batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
         return batch
+
+
+def _begun(earlier: VisitSampler, sampler: VisitSampler) -> None:
+    """Let a sampler go on as another one does."""
+    if isinstance(sampler, BucketSampler):
+        if isinstance(earlier, BucketSampler) and earlier.streams is not None:
+            sampler.continue_from(earlier.streams)
+    elif not isinstance(earlier, BucketSampler):
+        sampler.rest = earlier.rest
 
 
 def _require_validation_in_an_epoch(trainer: Trainer, *, batches: int) -> None:

@@ -17,17 +17,17 @@ SHAPES = [(8, 8)] * 20 + [(8, 16)] * 13 + [(16, 8)] * 9
 FEW = settings(max_examples=40, deadline=None)
 
 
-def trainer(*, processes, rank=0, epoch=0, batches=0, limit=1.0):
-    """Lightning's counters as a checkpoint in the middle of an epoch leaves them."""
-    current = SimpleNamespace(ready=batches, started=batches, processed=batches, completed=max(0, batches - 1))
-    progress = SimpleNamespace(current=current, is_last_batch=False)
-    loop = SimpleNamespace(
-        epoch_loop=SimpleNamespace(batch_progress=progress),
-        epoch_progress=SimpleNamespace(current=SimpleNamespace(started=epoch + 1)),
-    )
-    return SimpleNamespace(
-        world_size=processes, global_rank=rank, fit_loop=loop, limit_train_batches=limit, current_epoch=epoch
-    )
+def trainer(*, processes, rank=0, epoch=0, limit=1.0):
+    return SimpleNamespace(world_size=processes, global_rank=rank, limit_train_batches=limit, current_epoch=epoch)
+
+
+def counters(*, epoch=0, batches=0):
+    """Lightning's, as a checkpoint in the middle of an epoch holds them."""
+    current = {"ready": batches, "started": batches, "processed": batches, "completed": max(0, batches - 1)}
+    return {
+        "epoch_loop.batch_progress": {"current": current, "is_last_batch": False},
+        "epoch_progress": {"current": {"started": epoch + 1}},
+    }
 
 
 class Parts:
@@ -60,12 +60,13 @@ class Parts:
         visits, per_epoch, begun = [], 0, self.done
         for rank in range(processes):
             at = [self.epoch, 0]
-            fake = trainer(processes=processes, rank=rank, epoch=self.epoch, batches=begun)
+            fake = trainer(processes=processes, rank=rank, epoch=self.epoch)
+            loops = counters(epoch=self.epoch, batches=begun)
             sampler = self._sampler(rank, processes, batch_size, at)
             per_epoch = len(sampler) // batch_size
             if self.saved is not None:
-                go_on(Continued(self.saved, None), sampler, fake, batch_size=batch_size)
-            start = fake.fit_loop.epoch_loop.batch_progress.current.ready
+                go_on(Continued(self.saved, None), sampler, fake, batch_size=batch_size, loops=loops)
+            start = loops["epoch_loop.batch_progress"]["current"]["ready"]
             at[1] = start * batch_size
             stop = min(per_epoch, start + batches)
             mine = list(sampler)[: (stop - start) * batch_size]
@@ -131,13 +132,10 @@ def test_streams_of_shapes_go_on_where_they_stopped(parts):
 def test_the_same_settings_leave_everything_as_it_is():
     run = Parts(40)
     run.run(batch_size=4, processes=1, batches=3)
-    fake = trainer(processes=1, batches=3)
-    sampler = run._sampler(0, 1, 4, [0, 12])
-    go_on(Continued(run.saved, None), sampler, fake, batch_size=4)
+    loops, sampler = counters(batches=3), run._sampler(0, 1, 4, [0, 12])
+    go_on(Continued(run.saved, None), sampler, trainer(processes=1), batch_size=4, loops=loops)
     assert sampler.rest is None
-    assert vars(fake.fit_loop.epoch_loop.batch_progress.current) == vars(
-        trainer(processes=1, batches=3).fit_loop.epoch_loop.batch_progress.current
-    )
+    assert loops == counters(batches=3)
 
 
 def test_left_out_samples_leave_the_others_where_they_were():
@@ -145,18 +143,18 @@ def test_left_out_samples_leave_the_others_where_they_were():
     first = [visit for _, visit in run.run(batch_size=4, processes=1, batches=2)]
     moved = torch.tensor([-1 if old < 3 else old - 3 for old in range(20)])
     sampler = ResumableDistributedSampler(range(17), num_replicas=1, rank=0, seed=3, place=lambda: (0, at))
-    sampler.batch_size, fake = 2, trainer(processes=1, batches=2)
-    go_on(Continued(run.saved, moved), sampler, fake, batch_size=2)
-    at = fake.fit_loop.epoch_loop.batch_progress.current.ready * 2
+    sampler.batch_size, loops = 2, counters(batches=2)
+    go_on(Continued(run.saved, moved), sampler, trainer(processes=1), batch_size=2, loops=loops)
+    at = loops["epoch_loop.batch_progress"]["current"]["ready"] * 2
     rest = [position + 3 for position in sampler]
     assert sorted(rest) == sorted(set(range(3, 20)) - set(first))
 
 
 def test_counters_end_with_the_epoch():
-    fake = trainer(processes=1, batches=5)
-    recount(fake, by=4, last=True)
-    progress = fake.fit_loop.epoch_loop.batch_progress
-    assert (progress.current.ready, progress.current.completed, progress.is_last_batch) == (9, 8, True)
+    loops = counters(batches=5)
+    recount(loops, by=4, last=True)
+    progress = loops["epoch_loop.batch_progress"]
+    assert (progress["current"]["ready"], progress["current"]["completed"], progress["is_last_batch"]) == (9, 8, True)
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(1.0, 10), (0.25, 2), (3, 3), (30, 10)])
@@ -165,5 +163,5 @@ def test_limited_epochs_are_counted_as_lightning_does(limit, batches):
 
 
 def test_a_finished_epoch_is_told_from_one_that_is_not():
-    assert Place.of(trainer(processes=1, epoch=2, batches=5), batches_per_epoch=5) == Place(2, 5, True)
-    assert not Place.of(trainer(processes=1, epoch=2, batches=4), batches_per_epoch=5).finished
+    assert Place.of(counters(epoch=2, batches=5), batches_per_epoch=5) == Place(2, 5, True)
+    assert not Place.of(counters(epoch=2, batches=4), batches_per_epoch=5).finished

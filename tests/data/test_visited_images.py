@@ -68,6 +68,7 @@ class Seeing(LightningModule):
         self.validated += [(key, len(batch["key"])) for key in batch["key"]]
 
     def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches  # as for a schedule: Lightning makes the loader for it
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

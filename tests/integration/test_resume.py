@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from memtrain.data.selection import Duplicates
 from memtrain.errors import ConfigurationError, RecordError
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
+from memtrain.training.continued_training import unfinished_window
+from memtrain.training.objective import Objective
 from memtrain.training.text_to_image import TextToImageModule
 
 Fit = Callable[..., TextToImageModule]
@@ -142,3 +145,69 @@ def test_trained_weights_are_not_taken_for_the_base_model(fit: Fit, tmp_path: Pa
         fit(tmp_path / "branch", stop=4, resume=checkpoint(tmp_path / "bare", 2))
     fit(tmp_path / "bulk", stop=4, resume=checkpoint(tmp_path / "bare", 2), monitor={"reference": False})
     assert set(read_steps(tmp_path / "bulk" / "records")["step"].to_pylist()) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"learning_rate": 1e-4}, "learning_rate: the checkpoint was trained with 0.001, this run has 0.0001"),
+        ({"ema_decay": 0.5}, "ema_decay: the checkpoint was trained with 0.9, this run has 0.5"),
+        ({"optimizer": torch.optim.SGD}, 'optimizer: the checkpoint was trained with "AdamW", this run has "SGD"'),
+        ({"objective": Objective(noise_offset=0.1)}, "objective: the checkpoint was trained with "),
+    ],
+)
+def test_what_the_checkpoint_would_overrule_is_refused(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path, model: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        fit(tmp_path / "branch", stop=5, resume=checkpoint(whole[0], 3), model=model)
+    assert not (tmp_path / "branch" / "records").exists(), "refused before any work"
+
+
+def test_what_differs_from_here_on_is_said(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(
+        tmp_path / "branch",
+        stop=5,
+        resume=checkpoint(whole[0], 4),
+        model={"schedule": "cosine", "seed": 7},
+        monitor={"minimum_visits": 3},
+        accumulate_grad_batches=2,
+    )
+    for note in (
+        'schedule was "constant", and is "cosine" now: from here on the learning rate',
+        "model_seed was 0, and is 7 now",
+        "accumulate_grad_batches was 1, and is 2 now",
+        "minimum_visits was 2, and is 3 now",
+    ):
+        assert note in caplog.text
+
+
+def test_a_longer_run_says_that_its_learning_rate_is_another(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counted in epochs too, where Lightning makes the loader before it restores its counters."""
+    options = {"model": {"schedule": "cosine"}, "watched": False, "max_epochs": 1}
+    fit(tmp_path / "short", stop=-1, **options)
+    fit(
+        tmp_path / "long",
+        stop=-1,
+        resume=checkpoint(tmp_path / "short", 3),
+        data={"batch_size": 2},
+        **{**options, "max_epochs": 2},
+    )
+    assert "total_steps was 6, and is 24 now: from here on the learning rate is that of" in caplog.text
+    assert (tmp_path / "long" / "checkpoints" / "step=21.ckpt").is_file(), "3 of 4, 6 of 2 and 12 of 2"
+    assert not (tmp_path / "long" / "checkpoints" / "step=22.ckpt").is_file()
+
+
+def test_gradients_that_no_checkpoint_holds_are_counted() -> None:
+    def loops(ready: int, *, last: bool = False) -> dict[str, Any]:
+        return {
+            "loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": {"ready": ready}, "is_last_batch": last}}}
+        }
+
+    assert [unfinished_window(loops(ready), 4) for ready in (3, 4, 6)] == [3, 0, 2]
+    assert unfinished_window(loops(6, last=True), 4) == 0
+    assert unfinished_window({}, 4) == 0
