@@ -33,7 +33,7 @@ def require_checkpoint(given: str | Path | None) -> None:
         return
     path = Path(str(given))
     if not path.exists():
-        raise _refused(f"does not exist{_beside(path.parent)}")
+        raise _refused(f"does not exist{_beside(path.parent)}", path)
     if path.is_dir():
         raise _refused(f"is a folder{_beside(path)}", path)
     if not zipfile.is_zipfile(path):
@@ -69,9 +69,9 @@ def _beside(folder: Path) -> str:
     return f"; there are {', '.join(names[-3:])}" if names else ""
 
 
-def _refused(found: str, path: Path | None = None) -> ConfigurationError:
+def _refused(found: str, path: Path) -> ConfigurationError:
     return ConfigurationError(
-        shown(f"--ckpt_path {found}" if path is None else f"--ckpt_path {path} {found}"),
+        shown(f"--ckpt_path {path} {found}"),
         expected="a checkpoint that ModelCheckpoint wrote in a training (.ckpt)",
         remedy="name another one: last is the newest of the run's folder, and save_top_k: -1 of ModelCheckpoint keeps "
         "more than one",
