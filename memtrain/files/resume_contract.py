@@ -55,6 +55,14 @@ RULES = {
     "canaries": Rule("other samples are planted", BEGIN_ANEW),
     "regularisation": Rule("other regularisation images are mixed in", BEGIN_ANEW),
     "bucketed_seed": Rule("the order in which buckets are visited is another", BEGIN_ANEW),
+    "stream_order": Rule(
+        "the rest of this epoch of the stream is dealt out otherwise",
+        "set these back until the epoch is over, or continue from a checkpoint between two epochs",
+    ),
+    "stream_batch_size": Rule(
+        "with loader workers, the rest of this epoch of the stream is dealt out otherwise",
+        "set batch_size back until the epoch is over, or continue from a checkpoint between two epochs",
+    ),
     "batch_size": Rule("what is left of the epoch is visited in other batches"),
     "processes": Rule("what is left of the epoch is dealt out to other processes, which draw other noise"),
     "seed": Rule("the epochs after this one have another order, and captions are dropped at other visits"),
