@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -43,6 +42,7 @@ class Seeing(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.seen, self.validated, self.trains_text, self.encoded = [], [], trains_text, 0
+        self.epochs = []
 
     def tokens(self, captions):
         return {"input_ids": torch.tensor([[len(text)] for text in captions])}
@@ -61,6 +61,7 @@ class Seeing(LightningModule):
     def training_step(self, batch, batch_idx):
         image = batch["latents"] if "latents" in batch else batch["pixel_values"]
         self.seen.append((batch["key"], batch["caption"], tuple(image.shape), float(image.sum())))
+        self.epochs.append(self.trainer.current_epoch)
         self.batch = batch
         return self.weight.sum() * 0.0
 
@@ -81,10 +82,10 @@ VARIED = {
 }
 
 
-def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, processes=1, **options):
+def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, processes=1, trainer=None, **options):
     module = module or Seeing()
     data = TextImageDataModule(folder, **{"resolution": 32, "batch_size": 4, "seed": 5, **options})
-    trainer = Trainer(
+    run = Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
         logger=False,
@@ -96,8 +97,9 @@ def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, p
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
         callbacks=list(callbacks),
+        **(trainer or {}),
     )
-    trainer.fit(module, data, ckpt_path=resume)
+    run.fit(module, data, ckpt_path=resume)
     return module, data
 
 
@@ -229,74 +231,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-@pytest.mark.parametrize("bucketed", [False, True])
-def test_a_run_that_continues_in_other_batches_visits_the_rest_of_its_epoch_once(tmp_path, folder, bucketed):
-    """5 batches of 4 are an epoch: from its middle, its end, where no batch is filled, and from the next epoch."""
-    options = {"buckets": Buckets(step=8)} if bucketed else {}
-    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    first, data = fit(tmp_path, folder, callbacks=[keep], epochs=2, **options)
-    visits = len(data.train_dataset)
-    for done, batch_size in ((2, 2), (5, 2), (6, 3)) if bucketed else ((2, 2), (4, 9), (5, 2), (6, 3)):
-        checkpoint = tmp_path / "kept" / f"step={done}.ckpt"
-        again, _ = fit(tmp_path, folder, resume=checkpoint, epochs=2, batch_size=batch_size, **options)
-        epochs, begun = divmod(done, 5)
-        left = (visits - 4 * begun) // batch_size if begun else 0
-        assert len(again.seen) == left + (2 - epochs - bool(begun)) * (visits // batch_size)
-        before, rest = first.seen[5 * epochs : done], again.seen[:left]
-        seen = [key for keys, *_ in [*before, *rest] for key in keys]
-        if bucketed:
-            assert all(len({shape}) == 1 and len(keys) == batch_size for keys, _, shape, _ in again.seen)
-            seen = [key for keys, *_ in [*first.seen[:done], *again.seen] for key in keys]
-            assert max(Counter(seen).values()) <= 3
-        else:
-            assert len(set(seen)) == len(seen) == 4 * begun + batch_size * left
-
-
-def test_other_data_are_refused_before_any_work(tmp_path, folder):
-    """Samples that came, went or have another caption, other buckets and seeds: one error that names what it is."""
-    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="{step}", save_top_k=-1, every_n_train_steps=2)
-    _, data = fit(tmp_path, folder, callbacks=[keep], epochs=1)
-    checkpoint, module = tmp_path / "kept" / "step=2.ckpt", Seeing()
-    for options, message in (
-        ({"resolution": 16}, "resolution: the checkpoint was trained with 32, this run has 16"),
-        ({"buckets": Buckets(step=8)}, "buckets: the checkpoint was trained with null"),
-        ({"heldout_fraction": 0.2}, "heldout_fraction: the checkpoint was trained with 0.1, this run has 0.2"),
-        ({"repeats": 2}, "repeats: the checkpoint was trained with 1, this run has 2"),
-    ):
-        with pytest.raises(ConfigurationError, match=re.escape(message)):
-            fit(tmp_path, folder, module=module, resume=checkpoint, **options)
-    keys = sorted(data.visits_per_epoch)
-    rows = [json.loads(line) for line in (Path(folder) / "metadata.jsonl").read_text().splitlines()]
-    changed = [{**row, "texts": ["another"]} if row["file_name"] == keys[0] else row for row in rows]
-    fewer = [row for row in rows if row["file_name"] != keys[0]]
-    for written, message in (
-        (changed, f"1 of {len(keys)} samples have another caption than in the checkpoint, first '{keys[0]}'"),
-        (fewer, f"of the {len(keys)} samples that the checkpoint was trained on, "),
-    ):
-        (Path(folder) / "metadata.jsonl").write_text("\n".join(map(json.dumps, written)))
-        if written is fewer:
-            (Path(folder) / keys[0]).unlink()
-        with pytest.raises(ConfigurationError, match=re.escape(message)):
-            fit(tmp_path, folder, module=module, resume=checkpoint)
-    assert not module.seen
-
-
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-def test_samples_that_are_left_out_since_leave_the_rest_of_the_epoch_as_it_was(tmp_path, folder, caplog):
-    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="{step}", save_top_k=-1, every_n_train_steps=2)
-    first, data = fit(tmp_path, folder, callbacks=[keep], epochs=1)
-    seen = [key for keys, *_ in first.seen[:2] for key in keys]
-    excluded = [seen[0], next(key for key in sorted(data.visits_per_epoch) if key not in seen)]
-    moved = tmp_path / "moved"
-    Path(folder).rename(moved)
-    again, _ = fit(
-        tmp_path, str(moved), resume=tmp_path / "kept" / "step=2.ckpt", epochs=1, batch_size=2, exclude=excluded
-    )
-    rest = [key for keys, *_ in again.seen for key in keys]
-    assert len(set(rest)) == len(rest) == (len(data.visits_per_epoch) - 9) // 2 * 2
-    assert not set(rest) & {*seen, *excluded}
-    assert "2 of 23 visits per epoch are left out from here on" in caplog.text
-    assert "batch_size was 4, and is 2 now" in caplog.text

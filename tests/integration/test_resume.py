@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.data.module import TextImageDataModule
-from memtrain.data.selection import Duplicates
 from memtrain.errors import ConfigurationError, RecordError
-from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps, read_table
 from memtrain.training.continued_training import unfinished_window
 from memtrain.training.objective import Objective
 from memtrain.training.text_to_image import TextToImageModule
+from tests.conftest import ROOT
+from tests.integration.resumed_processes import run
 
 Fit = Callable[..., TextToImageModule]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Be aware that when using `ckpt_path`, callbacks", "ignore:The dirpath has changed"
+    "ignore:Be aware that when using `ckpt_path`, callbacks",
+    "ignore:The dirpath has changed",
+    "ignore:Checkpoint directory .* exists and is not empty",
 )
 
 
@@ -41,47 +42,7 @@ def fit(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fit:
         Image.effect_noise((16, 16), 10 + number).convert("RGB").save(images / f"{number:02}.png")
         (images / f"{number:02}.txt").write_text(f"picture {number}")
 
-    def run(
-        folder: Path,
-        *,
-        stop: int,
-        resume: Path | None = None,
-        data: dict[str, Any] | None = None,
-        model: dict[str, Any] | None = None,
-        monitor: dict[str, Any] | None = None,
-        watched: bool = True,
-        **options: Any,
-    ) -> TextToImageModule:
-        seed_everything(0)
-        module = TextToImageModule(
-            str(pipeline_folder), **{"learning_rate": 1e-3, "schedule": "constant", "ema_decay": 0.9, **(model or {})}
-        )
-        settings = WatchSettings(reference_timesteps=(300,), reference_draws=1, calibrate_every=2, heldout_batch=3)
-        watch = MemorizationMonitor(
-            **{"false_positive_rate": 0.1, "minimum_visits": 2, "settings": settings, **(monitor or {})}
-        )
-        given = {"resolution": 16, "batch_size": 4, "heldout": "split", "heldout_fraction": 0.34, "families": "off"}
-        source = TextImageDataModule(
-            str(images), **{**given, "duplicates": Duplicates(count=1, repeats=9), **(data or {})}
-        )
-        keep = ModelCheckpoint(folder / "checkpoints", filename="{step}", save_top_k=-1, every_n_train_steps=1)
-        trainer = Trainer(
-            **{
-                "default_root_dir": folder,
-                "max_steps": stop,
-                "accelerator": "cpu",
-                "logger": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "limit_val_batches": 0,
-                "callbacks": [*([watch] if watched else []), keep],
-                **options,
-            }
-        )
-        trainer.fit(module, source, ckpt_path=resume)
-        return module
-
-    return run
+    return partial(run, images, pipeline_folder)
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +172,32 @@ def test_gradients_that_no_checkpoint_holds_are_counted() -> None:
     assert [unfinished_window(loops(ready), 4) for ready in (3, 4, 6)] == [3, 0, 2]
     assert unfinished_window(loops(6, last=True), 4) == 0
     assert unfinished_window({}, 4) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_one_and_one_as_two(fit: Fit, tmp_path: Path, pipeline_folder: Path) -> None:
+    """Each planned visit of the epoch once, each recorded once, and everybody's evidence is taken over."""
+
+    def pair(folder: str, stop: int, resume: Path | None = None) -> None:
+        images = fit.args[0]  # type: ignore[attr-defined]
+        given = [str(one) for one in (images, pipeline_folder, tmp_path / folder, stop, resume or "")]
+        subprocess.run([sys.executable, "-m", "tests.integration.resumed_processes", *given], cwd=ROOT, check=True)
+
+    pair("run", 2)
+    fit(tmp_path / "run", stop=6, resume=checkpoint(tmp_path / "run", 2))
+    pair("run", 14, checkpoint(tmp_path / "run", 4))
+    rows = read_steps(tmp_path / "run" / "records")
+    batches = Counter(rows["batch"].to_pylist())
+    assert batches == {batch: 4 if 2 <= batch < 4 else 8 for batch in range(max(batches) + 1)}
+    ranks = {row["batch"]: set() for row in rows.to_pylist()}
+    for row in rows.to_pylist():
+        ranks[row["batch"]].add(row["rank"])
+    assert [len(ranks[batch]) for batch in range(6)] == [2, 2, 1, 1, 2, 2]
+    planned = read_table(tmp_path / "run" / "records", "samples")
+    visits = {row["key"]: row["visits_per_epoch"] for row in planned.to_pylist() if row["split"] == "train"}
+    first = Counter(rows.filter(pc.equal(rows["epoch"], 0))["key"].to_pylist())
+    assert all(count <= visits[key] for key, count in first.items()), "no visit twice"
+    assert sum(visits.values()) - first.total() < 8, "but for what fills no batch"
+    evidence = read_table(tmp_path / "run" / "records", "evidence")
+    counted = Counter(rows["key"].to_pylist())
+    assert dict(zip(evidence["key"].to_pylist(), evidence["visits"].to_pylist(), strict=True)) == dict(counted)
