@@ -37,6 +37,7 @@ _SETTINGS = {
     "batch_size": "batch_size",
     "caption_dropout": "caption_dropout",
     "augment": "augment",
+    "captions": "captions",
 }
 """By name in the contract, where a data module has it."""
 
@@ -123,6 +124,7 @@ def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: 
     per_epoch = limited(len(sampler) // batch_size, trainer.limit_train_batches)
     place = Place.of(loops, batches_per_epoch=found.saved["batches"])
     same = (batch_size, processes) == (settings["batch_size"], settings["processes"]) and found.moved is None
+    same = same and found.saved["ordered"] == isinstance(sampler, InOrder)
     if isinstance(sampler, BucketSampler):
         same, left = _continue_streams(found, sampler, place, was=was, same=same)
     else:

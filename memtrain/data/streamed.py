@@ -203,6 +203,8 @@ class StreamedImages(LightningDataModule):
         Raises:
             ConfigurationError: naming what may not differ.
         """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
         names = ("resolution", "batch_size") if not state["samples"] else tuple(state["settings"])
         saved = {name: value for name, value in state["settings"].items() if name in names}
         for note in check_settings(saved, self._settings()):

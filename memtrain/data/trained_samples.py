@@ -36,7 +36,7 @@ def trained_samples(dataset: CaptionedImages) -> dict[str, Tensor]:
     """What a checkpoint keeps of the samples."""
     return {
         "keys": numbers_of(sample.key for sample in dataset.samples),
-        "captions": numbers_of("\n".join(texts) for texts in dataset.texts),
+        "captions": numbers_of("\n".join([one.caption, *one.alternatives]) for one in dataset.samples),
         "visits": torch.tensor(dataset.visits, dtype=torch.int32),
     }
 

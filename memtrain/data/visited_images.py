@@ -104,9 +104,10 @@ class VisitedImages(LightningDataModule):
         trainer, sampler = self.trainer, self._new_sampler()
         if trainer is not None:
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
-        if self._begun is not None:
+        resumed = trainer is not None and trainer.ckpt_path is not None
+        if resumed and self._begun is not None:
             self._begun(sampler)
-        elif trainer is not None and trainer.ckpt_path is not None and self._sampler is None:
+        elif resumed and self._sampler is None:
             log.warning(
                 "The checkpoint does not say of which data it is, nor of which batch size: continued as if both were "
                 "the same"
@@ -182,6 +183,8 @@ class VisitedImages(LightningDataModule):
         """
         trainer: Any = self.trainer
         assert trainer is not None, "a trainer loads checkpoints"
+        if trainer.state.fn != "fit":
+            return
         sampler = self._new_sampler()
         found = compared(self, state, processes=trainer.world_size)
         # Before Lightning takes these counters up; hooks of its own see a checkpoint in modules and callbacks alone.

@@ -67,6 +67,7 @@ RULES = {
     "processes": Rule("what is left of the epoch is dealt out to other processes, which draw other noise"),
     "seed": Rule("the epochs after this one have another order, and captions are dropped at other visits"),
     "caption_dropout": Rule("from here on that share of captions is dropped"),
+    "captions": Rule("from here on captions are chosen so"),
     "augment": Rule("from here on pictures are cropped and flipped so"),
     "exclude": Rule("from here on they are left out"),
     # What is trained (memtrain.training.checkpoint_contents).

@@ -1,4 +1,8 @@
-"""The records from before a checkpoint, where a run continues in another folder than the one it began in."""
+"""The records from before a checkpoint, where a run continues in another folder than the one it began in.
+
+They are copied from the folder that the checkpoint lies in. Records that are in the new folder already stay if they are
+the same up to the checkpoint (it was begun before); others, of another run or branch, are kept aside.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,13 @@ import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
 from memtrain.files.earlier_run import run_of
-from memtrain.records import PART, write_parquet
+from memtrain.records import PART, read_steps, set_aside, write_parquet
 
 log = logging.getLogger(__name__)
 
 
 def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: int) -> None:
-    """Copy the rows of the batches that a checkpoint holds, unless the folder has records of its own.
+    """Copy the rows of the batches that a checkpoint holds, unless they are there.
 
     Args:
         folder: `records/` of the run that continues.
@@ -26,10 +30,16 @@ def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: 
     Raises:
         RecordError: if there are none to copy.
     """
-    if not batches_done or any((folder / "steps").glob("rank-*/part-*.parquet")):
+    if not batches_done:
         return
     run = run_of(checkpoint, "records/steps")
-    if run is None or (run / "records").resolve() == folder.resolve():
+    has_own = any((folder / "steps").glob("rank-*/part-*.parquet"))
+    elsewhere = run is not None and (run / "records").resolve() != folder.resolve()
+    if has_own and (run is None or not elsewhere or _same(folder, run / "records", batches_done)):
+        return
+    if has_own:
+        log.warning("The records of another run are kept in %s", set_aside(folder))
+    if run is None or not elsewhere:
         raise RecordError(
             f"{folder} has no records of the {batches_done:,} batches before the checkpoint",
             expected="those of the run that is continued: in its folder, or in the folder that the checkpoint lies in",
@@ -54,3 +64,13 @@ def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: 
     log.warning(
         "The run continues in another folder: its records of %d visits until here were copied from %s", copied, run
     )
+
+
+def _same(one: Path, other: Path, batches_done: int) -> bool:
+    """Whether two tables of records have the same visits before a checkpoint."""
+    names = ["batch", "rank", "key", "timestep"]
+    first, second = (
+        table.filter(pc.less(table["batch"], batches_done)).select(names)
+        for table in (read_steps(one), read_steps(other))
+    )
+    return bool(first.equals(second))

@@ -57,6 +57,9 @@ def check_training(module: Any, saved: Mapping[str, Any], checkpoint: Mapping[st
     Raises:
         ConfigurationError: naming what may not differ.
     """
+    trainer = getattr(module, "_trainer", None)
+    if trainer is None or trainer.state.fn != "fit":  # loaded to be looked at, not to be trained
+        return
     say(check_settings(saved, settings_of(module)))
     unfinished = unfinished_window(checkpoint, int(saved.get("accumulate_grad_batches", 1)))
     if unfinished:

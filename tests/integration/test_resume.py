@@ -99,6 +99,21 @@ def test_a_checkpoint_without_its_records_is_refused(
         fit(tmp_path / "branch", stop=5, resume=tmp_path / "taken.ckpt")
 
 
+def test_records_of_another_run_are_kept_aside_and_its_own_stay(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
+) -> None:
+    """A branch that is begun twice is one branch; one in the folder of another run does not take that run's rows."""
+    folder, _ = whole
+    for stop in (5, 6):
+        fit(tmp_path / "branch", stop=stop, resume=checkpoint(folder, 4))
+        assert not (tmp_path / "branch" / "records-1").exists()
+    fit(tmp_path / "other", stop=5, data={"seed": 9})
+    fit(tmp_path / "other", stop=6, resume=checkpoint(folder, 4))
+    assert (tmp_path / "other" / "records-1").is_dir()
+    rows = [read_steps(tmp_path / name / "records")["key"].to_pylist() for name in ("branch", "other")]
+    assert rows[0] == rows[1]
+
+
 def test_trained_weights_are_not_taken_for_the_base_model(fit: Fit, tmp_path: Path) -> None:
     """A checkpoint of a run without the monitor, continued with it."""
     fit(tmp_path / "bare", stop=2, watched=False)
