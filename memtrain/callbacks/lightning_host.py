@@ -59,6 +59,12 @@ class LightningHost(Host):
         return self.trainer.ckpt_path is not None and not self.trainer.strategy.restore_checkpoint_after_setup
 
     @property
+    def checkpoint(self) -> str | None:
+        """The trainer's `ckpt_path`."""
+        path = self.trainer.ckpt_path
+        return None if path is None else str(path)
+
+    @property
     def loss_scale(self) -> float | Tensor:
         """The gradient scaler's factor over the number of accumulated batches."""
         return _scale(self.trainer) / self.trainer.accumulate_grad_batches

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.cli.chatter import quiet
+from memtrain.cli.continued import require_checkpoint
 from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.records import set_aside
@@ -57,6 +58,7 @@ class TrainCLI(LightningCLI):
             ConfigurationError: if the list of excluded keys lies in the run folder, and is renamed with it when the new
                 run takes its place, or written anew.
         """
+        require_checkpoint(self.config[self.subcommand].ckpt_path)
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
         # In a fresh folder a list may lie, unless the run writes it anew.
         if (

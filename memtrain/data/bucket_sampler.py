@@ -6,7 +6,8 @@ is gone through once; its batches come in random order. An epoch is as many batc
 taken from the rounds where the epoch before stopped. So no visit is left out for good, however the shapes are filled:
 those that an epoch does not reach come first in the next, and in the long run all have the same number.
 Everything is a function of (seed, number of the batch), and the number follows from the epoch and the batches done in
-it: a run is resumed exactly, on as many processes.
+it: a run is resumed exactly. Where it continues in batches of another size, each stream goes on where it stopped, and
+the rounds begin anew there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.data import DistributedSampler
 
 from memtrain.data.dataset import CaptionedImages, Visit
 from memtrain.data.framing import Shape, rows_by_shape
+from memtrain.data.resumed_epoch import Streams
 from memtrain.functional.keyed_draws import seed_of
 
 
@@ -30,10 +32,12 @@ class BatchPlan:
         shapes: of each visit.
         size: visits of a batch, of all processes together.
         seed: of the order.
+        done: visits of each stream that were made before in batches of another size; default none.
     """
 
-    def __init__(self, shapes: Sequence[Shape], *, size: int, seed: int) -> None:
+    def __init__(self, shapes: Sequence[Shape], *, size: int, seed: int, done: Sequence[int] = ()) -> None:
         self.streams = list(rows_by_shape(shapes).values())
+        self.done = list(done) or [0] * len(self.streams)
         self.size, self.seed, self.visits = size, seed, len(shapes)
         self._order = lru_cache(maxsize=4)(self._new_order)
         self._round = lru_cache(maxsize=2)(self._new_round)
@@ -48,15 +52,29 @@ class BatchPlan:
 
         A visit's epoch says how often its image was gone through before.
         """
-        turn = number * self.size // self.visits
-        while self._before(turn + 1) <= number:
-            turn += 1
+        turn = self._turn(number)
         stream, place = self._round(turn)[number - self._before(turn)]
         positions, visits = self.streams[stream], []
-        for slot in range(place * self.size, (place + 1) * self.size):
+        first = self.done[stream] + place * self.size
+        for slot in range(first, first + self.size):
             time, step = divmod(slot, len(positions))
             visits.append(Visit(positions[self._order(stream, time)[step]], time))
         return visits
+
+    def done_before(self, number: int) -> list[int]:
+        """Visits of each stream that were made before the batch of this number."""
+        turn = self._turn(number)
+        batches = [turn * len(stream) // self.size for stream in self.streams]
+        for stream, _ in self._round(turn)[: number - self._before(turn)]:
+            batches[stream] += 1
+        return [done + count * self.size for done, count in zip(self.done, batches, strict=True)]
+
+    def _turn(self, number: int) -> int:
+        """The round that a batch is in."""
+        turn = number * self.size // self.visits
+        while self._before(turn + 1) <= number:
+            turn += 1
+        return turn
 
     def _before(self, turn: int) -> int:
         """Batches of all rounds before this one."""
@@ -69,7 +87,10 @@ class BatchPlan:
             for number, stream in enumerate(self.streams)
             for place in range(turn * len(stream) // self.size, (turn + 1) * len(stream) // self.size)
         ]
-        return [batches[place] for place in self._shuffled(len(batches), "round", turn)]
+        order = [batches[place][0] for place in self._shuffled(len(batches), "round", turn)]
+        # Each stream's in its own order: so what is done of it is always its beginning.
+        left = {number: iter([place for one, place in batches if one == number]) for number in set(order)}
+        return [(number, next(left[number])) for number in order]
 
     def _new_order(self, stream: int, time: int) -> list[int]:
         return self._shuffled(len(self.streams[stream]), stream, time)
@@ -91,6 +112,9 @@ class BucketSampler(DistributedSampler[Any]):
         batch_size: visits of a batch of one process.
         seed: of the order.
         place: as of :class:`memtrain.data.sampler.ResumableDistributedSampler`.
+
+    Attributes:
+        streams: where they stood when their batches became of this size.
     """
 
     def __init__(
@@ -104,8 +128,22 @@ class BucketSampler(DistributedSampler[Any]):
         place: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
-        self.plan = BatchPlan(dataset.shapes_of_visits(), size=num_replicas * batch_size, seed=seed)
+        self.shapes = dataset.shapes_of_visits()
+        self.plan = BatchPlan(self.shapes, size=num_replicas * batch_size, seed=seed)
+        self.streams: Streams | None = None
         self.batch_size, self.place = batch_size, place
+
+    def continue_from(self, streams: Streams) -> None:
+        """Go on where streams stood."""
+        self.streams = streams
+        self.plan = BatchPlan(self.shapes, size=self.plan.size, seed=self.plan.seed, done=streams.slots)
+
+    def number(self, epoch: int, batches: int) -> int:
+        """Number of the batch in the plan that comes after so many of an epoch."""
+        per_epoch = self.plan.batches_per_epoch
+        if self.streams is None:
+            return epoch * per_epoch + batches
+        return self.streams.number(epoch, batches, size=self.plan.size, per_epoch=per_epoch)
 
     def __len__(self) -> int:
         return self.plan.batches_per_epoch * self.batch_size
@@ -114,6 +152,6 @@ class BucketSampler(DistributedSampler[Any]):
         done = 0
         if self.place is not None:
             self.epoch, done = self.place()
-        batches, own = self.plan.batches_per_epoch, self.rank * self.batch_size
-        for number in range(self.epoch * batches + done // self.batch_size, (self.epoch + 1) * batches):
+        own = self.rank * self.batch_size
+        for number in range(self.number(self.epoch, done // self.batch_size), self.number(self.epoch + 1, 0)):
             yield from self.plan.batch(number)[own : own + self.batch_size]

@@ -83,6 +83,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     Attributes:
         samples: in the order of `indices`.
+        visits: how often each of them occurs.
         shapes: rows and columns of each sample's pixel values.
     """
 
@@ -106,9 +107,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.shapes = self._shapes(self.framing.shapes)
         self._turns: dict[int, Turns] = {}
         self.weights = None if weights is None else list(weights)
-        self._visits = [1] * len(self.indices) if visits is None else list(visits)
-        self._rotating = frozenset(rotating)
-        self._rows = [(row, number) for row, count in enumerate(self._visits) for number in range(count)]
+        self.visits = [1] * len(self.indices) if visits is None else list(visits)
+        self.rotating = frozenset(rotating)
+        self._rows = [(row, number) for row, count in enumerate(self.visits) for number in range(count)]
         self._latents: Callable[[int, int], Tensor] | None = None
         self._text: Callable[[int], dict[str, Tensor]] | None = None
         self._masks: Callable[[int, Frame], Tensor] | None = None
@@ -130,7 +131,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     @property
     def varies(self) -> bool:
         """Whether visits of one sample may differ, so that an index has to be a :class:`Visit`."""
-        return self.framing.augment.random or self.captions.vary or bool(self._rotating)
+        return self.framing.augment.random or self.captions.vary or bool(self.rotating)
 
     def settle(self, framing: Framing) -> None:
         """Cut images by another rule of the same kind, with fewer shapes."""
@@ -148,7 +149,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int | Visit) -> dict[str, Any]:
         position, epoch = index if isinstance(index, Visit) else (index, None)
         row, number = self._rows[position]
-        if epoch is not None and row in self._rotating:
+        if epoch is not None and row in self.rotating:
             row = self._turn_of(position, epoch)
         sample = self.samples[row]
         visit = None if epoch is None else (epoch, number)
@@ -182,7 +183,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         if visit is not None:
             name = f"{self.framing.seed} {self.samples[row].key}"
             epoch, turn = visit
-            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=max(1, self._visits[row]))
+            number = self.captions.number(len(texts), name, epoch=epoch, visit=turn, visits=max(1, self.visits[row]))
         text = texts[number]
         if visit is not None and self.captions.shuffle_tags:
             text = self.captions.shuffled(text, f"{name} {visit}")
@@ -196,7 +197,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         """The row whose turn it is at a position."""
         if not self._turns:
             for rows in rows_by_shape(self.shapes).values():
-                group = [row for row in rows if row in self._rotating]
+                group = [row for row in rows if row in self.rotating]
                 members = frozenset(group)
                 places = [place for place, (row, _) in enumerate(self._rows) if row in members]
                 turns = Turns(group, places, self.framing.seed)

@@ -33,6 +33,7 @@ from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
+from memtrain.files.earlier_run import taken_over
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 
@@ -251,6 +252,7 @@ class TextImageDataModule(MaskedImages):
         """Scan for families on one process, before the others read what it found; says what that cost."""
         folder = self._families_folder()
         if self.families_setting == AUTO and self.families is None and folder is not None:
+            taken_over(getattr(self.trainer, "ckpt_path", None), "families", into=folder)
             cached_scan(self._open(self.path), self.scan, folder)
 
     def _families_folder(self) -> Path | None:

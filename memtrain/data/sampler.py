@@ -2,7 +2,8 @@
 
 The order is a function of (seed, epoch) alone, so the place in a run is two numbers, the same on every rank, and rank
 0's checkpoint is enough to resume exactly. They are not kept here: the trainer counts epochs and batches, and saves
-and restores both.
+and restores both. Where a run continues with other batches, what is left of the epoch is given
+(:mod:`memtrain.data.resumed_epoch`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from memtrain.data.dataset import Visit
+from memtrain.data.resumed_epoch import Rest
 from memtrain.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,14 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         place: gives the current epoch and the samples *per rank* that are done in it; asked when an iteration begins.
             By default the epoch is that of `set_epoch`, from its start. (After some checkpoints Lightning 2.6 hands
             `set_epoch` another epoch than the trainer is in.)
+
+    Attributes:
+        rest: what is left of an epoch that was begun in other batches; None if there is no such epoch.
+        batch_size: of a process, in which `rest` counts what is done.
     """
+
+    rest: Rest | None = None
+    batch_size: int = 1
 
     def __init__(
         self,
@@ -51,11 +60,42 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
         done = 0
         if self.place is not None:
             self.epoch, done = self.place()
-        rest = islice(super().__iter__(), done, None)
+        rest: Iterator[int] = islice(super().__iter__(), done, None)
+        if self.rest is not None and self.rest.epoch == self.epoch:
+            batches = done // self.batch_size
+            rest = iter(
+                self.rest.own(batches=batches, batch_size=self.batch_size, rank=self.rank, processes=self.num_replicas)
+            )
         if getattr(self.dataset, "varies", False):
             yield from (Visit(position, self.epoch) for position in rest)
         else:
             yield from rest
+
+
+class InOrder(SequentialSampler):
+    """The same visits in every epoch, in fixed order, continued where an epoch stopped: for `overfit_batches`.
+
+    Args:
+        dataset: what is sampled.
+        batch_size: of the process.
+        place: as of :class:`ResumableDistributedSampler`.
+    """
+
+    rest: Rest | None = None
+
+    def __init__(self, dataset: Any, *, batch_size: int, place: Callable[[], tuple[int, int]]) -> None:
+        super().__init__(dataset)
+        self.dataset, self.batch_size, self.place = dataset, batch_size, place
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, done = self.place()
+        positions: Any = range(done, len(self.dataset))
+        if self.rest is not None and self.rest.epoch == epoch:
+            batches = done // self.batch_size
+            positions = self.rest.own(batches=batches, batch_size=self.batch_size, rank=0, processes=1)
+        varies = getattr(self.dataset, "varies", False)
+        for position in positions:
+            yield Visit(position, epoch) if varies else position
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):

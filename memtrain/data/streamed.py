@@ -10,17 +10,22 @@ none. The class of `data` in a configuration:
 
 The monitor takes `reference: paired`, which measures nothing outside of training steps, and holds out by weight the
 share of the names that its setting `heldout_share` says.
-Cost: none beside the stream. Cannot: resume in the middle of an epoch (a resumed run begins its epoch again), scan for
-families (copies are recognised while they come), hold pictures back from training, cache, sort into buckets, or show an
-evaluation its training images. Whatever fits on a disk is better read from there (:mod:`memtrain.data.huggingface`).
+A run is resumed in the middle of an epoch by reading the stream from the beginning of the epoch up to there: images are
+not decoded meanwhile without loader workers, and are with them.
+Cost: none beside the stream. Cannot: go on in the middle of an epoch on another number of processes or workers, or with
+another order, which deal the rows out otherwise (it is refused); scan for families (copies are recognised while they
+come), hold pictures back from training, cache, sort into buckets, or show an evaluation its training images. Whatever
+fits on a disk is better read from there (:mod:`memtrain.data.huggingface`).
 """
 
 from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -32,6 +37,9 @@ from memtrain.data.huggingface import PREFIX, imported, parsed
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.resume_contract import check_settings, plain
+
+log = logging.getLogger(__name__)
 
 
 class Row(SampleSource):
@@ -73,9 +81,10 @@ class Stream(IterableDataset[dict[str, Any]]):
     ) -> None:
         self.rows, self.columns, self.path = rows, columns, path
         self.resolution, self.tokens = resolution, tokens
+        self.skipped = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in self.rows:
+        for row in islice(self.rows, self.skipped, None):
             missing = [column for column in self.columns if row.get(column) is None]
             if missing:
                 raise DataError(
@@ -108,14 +117,28 @@ class StreamLoader(DataLoader[dict[str, Any]]):
 
     Attributes:
         epoch: gives the current one.
+        begin: is told the epoch when an iteration begins, and says where: the epoch, and the samples of this process
+            that are done in it.
     """
 
     epoch: Callable[[], int] = staticmethod(lambda: 0)
+    begin: Callable[[int], tuple[int, int]] = staticmethod(lambda epoch: (epoch, 0))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         stream: Any = self.dataset
-        stream.rows.set_epoch(self.epoch())
-        yield from super().__iter__()
+        epoch, done = self.begin(self.epoch())
+        stream.rows.set_epoch(epoch)
+        # Workers take turns, so what they have done is known in batches of all of them alone.
+        stream.skipped = 0 if self.num_workers else done
+        batches = done // (self.batch_size or 1) if self.num_workers else 0
+        yield from islice(super().__iter__(), batches, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module knows the place; this tells Lightning that resuming is exact."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take up."""
 
 
 class StreamedImages(LightningDataModule):
@@ -152,6 +175,53 @@ class StreamedImages(LightningDataModule):
         self.path, self.resolution, self.batch_size = path, resolution, batch_size
         self.num_workers, self.shuffle_buffer = num_workers, shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self._epoch = self._done = 0
+        self._start: tuple[int, int] | None = None
+
+    def _settings(self) -> dict[str, Any]:
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        order = {
+            "processes": processes,
+            "num_workers": self.num_workers,
+            "shuffle_buffer": self.shuffle_buffer,
+            "seed": self.seed,
+        }
+        workers = {"stream_batch_size": self.batch_size} if self.num_workers else {"batch_size": self.batch_size}
+        return {"resolution": self.resolution, "stream_order": order, **workers}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream, and what the order of its rows rests on."""
+        if self.trainer is None:
+            return {}
+        over = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        place = {"epoch": self._epoch + 1, "samples": 0} if over else {"epoch": self._epoch, "samples": self._done}
+        return {"settings": plain(self._settings()), **place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there, unless the rest of the epoch cannot be known.
+
+        Raises:
+            ConfigurationError: naming what may not differ.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        names = ("resolution", "batch_size") if not state["samples"] else tuple(state["settings"])
+        saved = {name: value for name, value in state["settings"].items() if name in names}
+        for note in check_settings(saved, self._settings()):
+            log.warning("Continued with other settings: %s", note)
+        self._start = state["epoch"], state["samples"]
+
+    def _begin(self, epoch: int) -> tuple[int, int]:
+        """Where an iteration begins: in the first after a checkpoint, where that stopped."""
+        start, self._start = self._start, None
+        self._epoch, self._done = start or (epoch, 0)
+        return self._epoch, self._done
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count what is trained on; a batch that is fetched ahead is not."""
+        if self.trainer is not None and self.trainer.training:
+            self._done += self.batch_size
+        return batch
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The share of this process, shuffled anew in each epoch."""
@@ -185,6 +255,7 @@ class StreamedImages(LightningDataModule):
         loader = StreamLoader(stream, batch_size=self.batch_size, num_workers=self.num_workers, drop_last=True)
         if trainer is not None:
             loader.epoch = lambda: trainer.current_epoch
+            loader.begin = self._begin
         return loader
 
     def val_dataloader(self) -> list[Any]:

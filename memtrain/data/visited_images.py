@@ -6,7 +6,9 @@ import logging
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from memtrain.data.bucket_sampler import BucketSampler
 from memtrain.data.caption_choice import Captions
+from memtrain.data.continuation import VisitSampler, compared, go_on, state_of
 from memtrain.data.dataset import Batch, CaptionedImages, loader
 from memtrain.data.disk_cache import Cache
 from memtrain.data.framing import Augment, Buckets, without_small
 from memtrain.data.regularisation import Regularisation
-from memtrain.data.sampler import ResumableDistributedSampler, ResumableLoader, fitting_batch
+from memtrain.data.sampler import InOrder, ResumableDistributedSampler, ResumableLoader, fitting_batch
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of_text, uniform
 
@@ -81,6 +84,9 @@ class VisitedImages(LightningDataModule):
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
         self._empty_caption: dict[str, Tensor] = {}
+        self._sampler: VisitSampler | None = None
+        self._begun: Callable[[VisitSampler], None] | None = None
+        self._samples: dict[str, Tensor] | None = None
 
     @property
     def bucketed(self) -> bool:
@@ -95,22 +101,18 @@ class VisitedImages(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled visits of this rank, continued where a checkpoint left off."""
         train, _ = self._built()
-        trainer = self.trainer
-        processes = trainer.world_size if trainer is not None else 1
-        self._fit_batch(processes)
-        common: dict[str, Any] = {
-            "num_replicas": processes,
-            "rank": trainer.global_rank if trainer is not None else 0,
-            "seed": self.seed,
-            "place": self._place if trainer is not None else None,
-        }
-        sampler: ResumableDistributedSampler | BucketSampler
-        if self.bucketed:
-            sampler = BucketSampler(train, batch_size=self.batch_size, **common)
-        else:
-            sampler = ResumableDistributedSampler(train, **common)
+        trainer, sampler = self.trainer, self._new_sampler()
         if trainer is not None:
             _require_validation_in_an_epoch(trainer, batches=len(sampler) // self.batch_size)
+        resumed = trainer is not None and trainer.ckpt_path is not None
+        if resumed and self._begun is not None:
+            self._begun(sampler)
+        elif resumed and self._sampler is None:
+            log.warning(
+                "The checkpoint does not say of which data it is, nor of which batch size: continued as if both were "
+                "the same"
+            )
+        self._sampler = sampler
         return ResumableLoader(
             train,
             batch_size=self.batch_size,
@@ -120,6 +122,24 @@ class VisitedImages(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _new_sampler(self) -> VisitSampler:
+        train, trainer = self._built()[0], self.trainer
+        processes = trainer.world_size if trainer is not None else 1
+        self._fit_batch(processes)
+        common: dict[str, Any] = {
+            "num_replicas": processes,
+            "rank": trainer.global_rank if trainer is not None else 0,
+            "seed": self.seed,
+            "place": self._place if trainer is not None else None,
+        }
+        if self.bucketed:
+            return BucketSampler(train, batch_size=self.batch_size, **common)
+        if trainer is not None and getattr(trainer, "overfit_batches", False):
+            return InOrder(train, batch_size=self.batch_size, place=self._place)
+        sampler = ResumableDistributedSampler(train, **common)
+        sampler.batch_size = self.batch_size
+        return sampler
 
     def _fit_batch(self, processes: int) -> None:
         """Lower the batch size to what an epoch fills; where images have shapes, a batch has to be full."""
@@ -147,6 +167,31 @@ class VisitedImages(LightningDataModule):
         for dataset in (train, held):
             dataset.settle(replace(dataset.framing, shapes=shapes))
 
+    def state_dict(self) -> dict[str, Any]:
+        """How samples are visited, and by what they are known again: what a checkpoint holds of the data."""
+        if self.train_dataset is None or self._sampler is None or self.trainer is None:
+            return {}
+        state = state_of(self, self._sampler, self.trainer, kept=self._samples)
+        self._samples = state["samples"]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare a checkpoint's data with these, before any work.
+
+        Raises:
+            ConfigurationError: naming what may not differ.
+        """
+        trainer: Any = self.trainer
+        assert trainer is not None, "a trainer loads checkpoints"
+        if trainer.state.fn != "fit":
+            return
+        sampler = self._new_sampler()
+        found = compared(self, state, processes=trainer.world_size)
+        # Before Lightning takes these counters up; hooks of its own see a checkpoint in modules and callbacks alone.
+        loops = trainer._checkpoint_connector._loaded_checkpoint["loops"]["fit_loop"]
+        go_on(found, sampler, trainer, batch_size=self.batch_size, loops=loops)
+        self._begun = partial(_begun, sampler)
+
     def _place(self) -> tuple[int, int]:
         """The epoch, and the samples of this rank that are done in it."""
         assert self.trainer is not None
@@ -173,6 +218,15 @@ class VisitedImages(LightningDataModule):
             batch[field] = torch.where(drop.view(-1, *[1] * (empty.ndim - 1)), empty, batch[field])
         batch["caption"] = ["" if gone else text for gone, text in zip(drop.tolist(), batch["caption"], strict=True)]
         return batch
+
+
+def _begun(earlier: VisitSampler, sampler: VisitSampler) -> None:
+    """Let a sampler go on as another one does."""
+    if isinstance(sampler, BucketSampler):
+        if isinstance(earlier, BucketSampler) and earlier.streams is not None:
+            sampler.continue_from(earlier.streams)
+    elif not isinstance(earlier, BucketSampler):
+        sampler.rest = earlier.rest
 
 
 def _require_validation_in_an_epoch(trainer: Trainer, *, batches: int) -> None:

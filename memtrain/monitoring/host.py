@@ -99,6 +99,11 @@ class Host:
         return False
 
     @property
+    def checkpoint(self) -> str | Path | None:
+        """The file that the run goes on from; None if it is new, or nobody knows."""
+        return None
+
+    @property
     def loss_scale(self) -> float | Tensor:
         """Factor between the batch-mean loss and what is differentiated; a tensor where it is on the device."""
         return 1.0

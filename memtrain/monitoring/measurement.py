@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evidence.base_profile import ReferenceProfile
 from memtrain.families.table import FamilyIndex
+from memtrain.files.earlier_run import taken_over
 from memtrain.models.attention_reading import without_cast_cache
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -104,6 +105,8 @@ def measure_profile(
         RecordError: if `cached_only` and the cache lacks a sample.
     """
     data = host.data
+    if cached_only and host.rank == 0:
+        taken_over(host.checkpoint, f"profiles/{profile.fingerprint}", into=profile.folder / profile.fingerprint)
     if not cached_only and host.rank == 0:
         profile.name_after(probe.denoiser, host.module)
     profile.fingerprint = host.broadcast(profile.fingerprint)

@@ -20,9 +20,9 @@ from memtrain.models.backbones.base import find_denoiser, unwrap
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.base_forward import BaseForward
 from memtrain.monitoring.batch_fields import BatchNames
-from memtrain.monitoring.combinations import refuse_combinations, require_kind, require_same_watch
+from memtrain.monitoring.combinations import refuse_combinations, require_kind
+from memtrain.monitoring.continued_watch import check_continued, require_state, watch_of
 from memtrain.monitoring.data_protocol import by_key, known_samples, require_measurable
-from memtrain.monitoring.family_index import family_index, index_name
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_check import LossCheck
@@ -171,7 +171,9 @@ class WatchedRun:
         columns = self.readings.columns
         names = columns + ([f"base.{name}" for name in columns] if self._base is not None else [])
         if state:
-            require_same_watch(state.get("watch"), self._watch())
+            check_continued(state.get("watch"), self._watch(), host=host)
+        else:
+            require_state(host, self.options)
         self.records = RunRecords(host, names, batches_done=self.batches_done if state else None)
         if state:
             if self.online is not None:
@@ -193,16 +195,7 @@ class WatchedRun:
 
     def _watch(self) -> dict[str, Any]:
         """What the evidence of a run rests on; plain types."""
-        options, settings = self.options, self.options.settings
-        return {
-            "columns": list(self.readings.columns),
-            "families": index_name(family_index(self.host)),
-            "reference": options.reference,
-            "flag_by": options.flag_by,
-            "heldout_share": settings.heldout_share,
-            "evidence_window": settings.evidence_window,
-            "reference_timesteps": list(settings.reference_timesteps),
-        }
+        return watch_of(self.host, self.options, columns=self.readings.columns, mitigations=self.mitigations)
 
     def _check(self, predicted: Callable[[Tensor], Tensor]) -> None:
         """Refuse what this module or data cannot do, before any work is done."""

@@ -18,6 +18,7 @@ from memtrain.evidence.verdict import calibration_figures
 from memtrain.families.table import Families
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.earlier_records import bring_records
 from memtrain.monitoring.family_index import family_index, training_keys
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
@@ -42,6 +43,7 @@ class RunRecords:
         self.folder = self.run / "records"
         if host.rank == 0:
             if batches_done is not None:
+                bring_records(self.folder, checkpoint=host.checkpoint, batches_done=batches_done)
                 drop_newer(self.folder, batches_done, trim=host.saves_alone)
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)

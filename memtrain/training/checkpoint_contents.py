@@ -12,6 +12,7 @@ from typing import Any
 
 from memtrain.errors import ConfigurationError
 from memtrain.models.fingerprint import weights_sketch
+from memtrain.training.continued_training import check_training
 from memtrain.training.lora import LoRA
 from memtrain.training.timestep_lora import TimestepRank
 
@@ -29,6 +30,7 @@ def keep_trained(module: Any, checkpoint: dict[str, Any], *, pretrained: str) ->
         "base": base_sketch(module),
         "lora": None if module.lora is None else asdict(module.lora),
         "train_text_encoder": module.lora is None and hasattr(module, "trained_text_encoders"),
+        **({} if module.settings is None else {"settings": module.settings}),
     }
     if module.ema is not None:
         checkpoint["ema"] = module.ema.state_dict()
@@ -88,6 +90,8 @@ def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
                 f"has a weight average of {len(average)} parameters",
                 f"one of the {len(module.trained())} that are trained, or ema_decay: null",
             )
+    if "settings" in checkpoint.get(KEY, {}):
+        check_training(module, checkpoint[KEY]["settings"], checkpoint)
 
 
 def _function(lora: LoRA | None) -> tuple[Any, ...] | None:

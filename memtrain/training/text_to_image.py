@@ -19,11 +19,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.resume_contract import check_settings
 from memtrain.functional.keyed_draws import mixed_seed
 from memtrain.models.fingerprint import encoder_fingerprint
 from memtrain.training.averaged_module import AveragedModule
 from memtrain.training.base_model import BaseModel, base_model
-from memtrain.training.checkpoint_contents import check_contents, keep_trained
+from memtrain.training.checkpoint_contents import KEY, check_contents, keep_trained
+from memtrain.training.continued_training import say, settings_of, with_length
 from memtrain.training.denoising import Denoised, denoise
 from memtrain.training.execution import Execution
 from memtrain.training.lora import LoRA
@@ -75,6 +77,10 @@ class TextToImageModule(AveragedModule):
         self.lora, self.objective = lora, objective or Objective()
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
+        self.ema_decay = ema_decay
+        # What a checkpoint says of this run, once there is an optimizer; what one says that this run continues.
+        self.settings: dict[str, Any] | None = None
+        self._continued: dict[str, Any] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.pretrained = base_model(pretrained).path
         self.execution.check(adapters=lora is not None)
@@ -249,7 +255,12 @@ class TextToImageModule(AveragedModule):
     def configure_optimizers(self) -> Any:
         """The optimizer with the schedule."""
         optimizer = optimizer_of(self.trained(), self.optimizer_class, learning_rate=self.learning_rate)
-        return with_warmup(optimizer, self.schedule, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        total = int(self.trainer.estimated_stepping_batches)
+        self.settings = with_length(settings_of(self), total)
+        if self._continued is not None:
+            length = {"total_steps": self.settings.get("total_steps")}
+            say(check_settings(self._continued, length if length["total_steps"] else {}))
+        return with_warmup(optimizer, self.schedule, self.warmup_steps, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, and the weight average."""
@@ -258,6 +269,7 @@ class TextToImageModule(AveragedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of something else; take the weight average up again."""
         check_contents(self, checkpoint)
+        self._continued = checkpoint.get(KEY, {}).get("settings")
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
 

@@ -1,16 +1,19 @@
 """Streams of Hugging Face's `datasets`: every row once an epoch, in an order of its own, watched without a profile."""
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.data.streamed import StreamedImages
+from memtrain.data.streamed import Stream, StreamedImages, StreamLoader
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
 from memtrain.training.text_to_image import TextToImageModule
 
-from ..conftest import train
+from ..conftest import encoded_image, train
 
 OPTIONS = "image=picture&caption=words&key=name"
 
@@ -73,3 +76,76 @@ def test_a_stream_without_names_is_refused(options):
 def test_columns_that_are_not_there(folder, options, found):
     with pytest.raises((DataError, KeyError), match=found):
         keys(StreamedImages(f"datasets:{folder}?{options}", resolution=16, batch_size=4))
+
+
+class Counting(LightningModule):
+    """Writes down what it trains on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.ones(1)), []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch["key"])
+        return self.weight.sum() * 0.0
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tmp_path, folder, *, epochs=2, resume=None, **options):
+    data = StreamedImages(f"datasets:{folder}?{OPTIONS}", **{"resolution": 16, "batch_size": 4, "seed": 3, **options})
+    keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    trainer = Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        max_epochs=epochs,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=resume is None,
+        callbacks=[keep] if resume is None else [],
+    )
+    module = Counting()
+    trainer.fit(module, data, ckpt_path=resume)
+    return module.seen
+
+
+class Rows(list):
+    """Rows of a stream that is not shuffled."""
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_done_of_a_stream_is_left_out_once(workers):
+    rows = Rows({"image": {"bytes": encoded_image(n)}, "text": f"picture {n}", "key": n} for n in range(12))
+    stream = Stream(rows, ("image", "text", "key"), path="rows", resolution=8, tokens=None)
+    loader = StreamLoader(stream, batch_size=2, num_workers=workers)
+    starts = iter([(3, 6), (4, 0)])
+    loader.begin = lambda epoch: next(starts)
+    assert [key for batch in loader for key in batch["key"]] == [str(n) for n in range(6, 12)]
+    assert rows.epoch == 3
+    assert len(list(loader)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__`")
+def test_a_stream_goes_on_where_a_checkpoint_stopped(tmp_path, folder):
+    """In the middle, at the end of an epoch, and in the next; in other batches, as far as these do not matter."""
+    whole = fit(tmp_path, folder)
+    assert len(whole) == 12
+    for done in (2, 6):
+        assert fit(tmp_path, folder, resume=tmp_path / "kept" / f"step={done}.ckpt") == whole[done:], done
+    first = [key for batch in whole for key in batch]
+    smaller = fit(tmp_path, folder, resume=tmp_path / "kept" / "step=4.ckpt", batch_size=2)
+    assert [key for batch in smaller for key in batch] == first[16:]
+    for options in ({"shuffle_buffer": 5}, {"num_workers": 1}):
+        with pytest.raises(ConfigurationError, match="stream_order: the checkpoint was trained with"):
+            fit(tmp_path, folder, resume=tmp_path / "kept" / "step=2.ckpt", **options)

@@ -42,6 +42,7 @@ class Seeing(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
         self.seen, self.validated, self.trains_text, self.encoded = [], [], trains_text, 0
+        self.epochs = []
 
     def tokens(self, captions):
         return {"input_ids": torch.tensor([[len(text)] for text in captions])}
@@ -60,6 +61,7 @@ class Seeing(LightningModule):
     def training_step(self, batch, batch_idx):
         image = batch["latents"] if "latents" in batch else batch["pixel_values"]
         self.seen.append((batch["key"], batch["caption"], tuple(image.shape), float(image.sum())))
+        self.epochs.append(self.trainer.current_epoch)
         self.batch = batch
         return self.weight.sum() * 0.0
 
@@ -67,6 +69,7 @@ class Seeing(LightningModule):
         self.validated += [(key, len(batch["key"])) for key in batch["key"]]
 
     def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches  # as for a schedule: Lightning makes the loader for it
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
@@ -79,10 +82,10 @@ VARIED = {
 }
 
 
-def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, processes=1, **options):
+def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, processes=1, trainer=None, **options):
     module = module or Seeing()
-    data = TextImageDataModule(folder, resolution=32, batch_size=4, seed=5, **options)
-    trainer = Trainer(
+    data = TextImageDataModule(folder, **{"resolution": 32, "batch_size": 4, "seed": 5, **options})
+    run = Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
         logger=False,
@@ -94,8 +97,9 @@ def fit(tmp_path, folder, *, module=None, resume=None, callbacks=(), epochs=3, p
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
         callbacks=list(callbacks),
+        **(trainer or {}),
     )
-    trainer.fit(module, data, ckpt_path=resume)
+    run.fit(module, data, ckpt_path=resume)
     return module, data
 
 

@@ -1,0 +1,203 @@
+"""How the data of a checkpoint are continued: what is kept in it, what is compared, and where the order goes on.
+
+The contract is :mod:`memtrain.files.resume_contract`'s. A checkpoint holds the settings by which samples were visited,
+numbers that stand for the samples (:mod:`memtrain.data.trained_samples`), and the place, which is Lightning's count of
+batches with the batch size and number of processes that these batches had.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtrain.data.bucket_sampler import BatchPlan, BucketSampler
+from memtrain.data.resumed_epoch import Place, Rest, Streams, limited, order_of, recount
+from memtrain.data.sampler import InOrder, ResumableDistributedSampler
+from memtrain.data.trained_samples import number_of, plain_options, positions_since, trained_samples
+from memtrain.files.resume_contract import check_settings, plain
+
+log = logging.getLogger(__name__)
+
+VisitSampler = ResumableDistributedSampler | BucketSampler | InOrder
+
+_SETTINGS = {
+    "resolution": "resolution",
+    "buckets": "buckets",
+    "heldout": "heldout_setting",
+    "heldout_fraction": "heldout_fraction",
+    "repeats": "repeats",
+    "duplicates": "duplicates",
+    "canaries": "canaries",
+    "regularisation": "regularisation",
+    "batch_size": "batch_size",
+    "caption_dropout": "caption_dropout",
+    "augment": "augment",
+    "captions": "captions",
+}
+"""By name in the contract, where a data module has it."""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What a checkpoint says of its data, compared with those of this run.
+
+    Attributes:
+        saved: what the checkpoint holds.
+        moved: where its visits are now; None if nothing changed.
+    """
+
+    saved: Mapping[str, Any]
+    moved: Tensor | None
+
+
+def settings_of(data: Any, *, processes: int) -> dict[str, Any]:
+    """How a data module visits its samples, in plain values."""
+    found = {name: plain_options(getattr(data, attribute, None)) for name, attribute in _SETTINGS.items()}
+    excluded = sorted(getattr(data, "exclude", ()))
+    found["exclude"] = f"{len(excluded)} keys" + (f" ({number_of(chr(10).join(excluded)):x})" if excluded else "")
+    found["processes"] = processes
+    found["bucketed_seed" if data.bucketed else "seed"] = data.seed
+    if data.bucketed:
+        found["bucket_shapes"] = sorted(set(data.train_dataset.shapes_of_visits()))
+    settings: dict[str, Any] = plain(found)
+    return settings
+
+
+def state_of(data: Any, sampler: VisitSampler, trainer: Any, *, kept: dict[str, Tensor] | None) -> dict[str, Any]:
+    """What a checkpoint holds of the data.
+
+    Args:
+        data: a data module.
+        sampler: of the run.
+        trainer: of the run.
+        kept: what :func:`trained_samples` found before, if it did.
+    """
+    rest, streams = getattr(sampler, "rest", None), getattr(sampler, "streams", None)
+    return {
+        "settings": settings_of(data, processes=trainer.world_size),
+        "samples": trained_samples(data.train_dataset) if kept is None else kept,
+        "batches": int(trainer.num_training_batches),
+        "seed": data.seed,
+        "ordered": isinstance(sampler, InOrder),
+        "rest": None if rest is None or rest.epoch != trainer.current_epoch else rest.state_dict(),
+        "streams": None if streams is None else streams.state_dict(),
+    }
+
+
+def compared(data: Any, saved: Mapping[str, Any], *, processes: int) -> Continued:
+    """Compare what a checkpoint says of its data with a data module that is set up, and log what differs.
+
+    Raises:
+        ConfigurationError: naming what may not differ.
+    """
+    for note in check_settings(saved["settings"], settings_of(data, processes=processes)):
+        log.warning("Continued with other settings: %s", note)
+    moved = positions_since(saved["samples"], data.train_dataset, excluded=getattr(data, "exclude", ()))
+    if moved is not None:
+        gone = int((moved < 0).sum())
+        log.warning(
+            "Continued on data that changed: %d of %d visits per epoch are left out from here on; the epochs after "
+            "this one have another order",
+            gone,
+            len(moved),
+        )
+    return Continued(saved, moved)
+
+
+def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: int, loops: Mapping[str, Any]) -> None:
+    """Let a sampler go on where a checkpoint's batches stopped, and count what is done in this run's batches.
+
+    Args:
+        found: what the checkpoint says.
+        sampler: of this run, before its first batch.
+        trainer: of this run, before it has taken up the checkpoint's counters.
+        batch_size: of a process in this run.
+        loops: these counters, `fit_loop` of the checkpoint's `loops`; changed in place.
+    """
+    processes, settings = trainer.world_size, found.saved["settings"]
+    size, was = batch_size * processes, settings["batch_size"] * settings["processes"]
+    per_epoch = limited(len(sampler) // batch_size, trainer.limit_train_batches)
+    place = Place.of(loops, batches_per_epoch=found.saved["batches"])
+    same = (batch_size, processes) == (settings["batch_size"], settings["processes"]) and found.moved is None
+    same = same and found.saved["ordered"] == isinstance(sampler, InOrder)
+    if isinstance(sampler, BucketSampler):
+        same, left = _continue_streams(found, sampler, place, was=was, same=same)
+    else:
+        same = same and found.saved["seed"] == getattr(sampler, "seed", found.saved["seed"])
+        left = _continue_order(found, sampler, place, was=was, same=same)
+    if same or not place.batches:
+        return
+    if per_epoch < len(sampler) // batch_size:  # an epoch is limited to some batches
+        left = min(left, max(0, per_epoch * size - place.batches * was))
+    batches = 0 if place.finished else min(left // size, per_epoch)
+    done = per_epoch - batches
+    recount(loops, by=done - place.batches, last=not batches)
+    if isinstance(sampler, BucketSampler) and sampler.streams is not None and not place.finished:
+        sampler.continue_from(Streams(place.epoch, done, batches * size, sampler.streams.slots))
+    elif not isinstance(sampler, BucketSampler) and sampler.rest is not None:
+        sampler.rest = Rest(place.epoch, done, sampler.rest.positions)
+    if not place.finished:
+        log.warning(
+            "Epoch %d goes on with the %d visits that it has left, in %d batch(es)",
+            place.epoch,
+            batches * size,
+            batches,
+        )
+
+
+def _continue_order(
+    found: Continued, sampler: ResumableDistributedSampler | InOrder, place: Place, *, was: int, same: bool
+) -> int:
+    """Give a sampler what is left of the epoch, where it would not find it; how many visits that is."""
+    kept = found.saved["rest"]
+    if place.finished or not place.batches or (same and kept is None):
+        return 0
+    count = int(found.saved["samples"]["visits"].sum())
+    if kept is not None and kept["epoch"] == place.epoch:
+        rest = Rest(kept["epoch"], kept["batches"], kept["positions"])
+        positions = rest.after(place.batches, size=was)
+    elif found.saved["ordered"]:
+        positions = torch.arange(count)[place.batches * was :]
+    else:
+        positions = order_of(count, seed=found.saved["seed"], epoch=place.epoch)[place.batches * was :]
+    if found.moved is not None:
+        positions = found.moved[positions]
+        positions = positions[positions >= 0]
+    sampler.rest = Rest(place.epoch, place.batches, positions)
+    return len(positions)
+
+
+def _continue_streams(
+    found: Continued, sampler: BucketSampler, place: Place, *, was: int, same: bool
+) -> tuple[bool, int]:
+    """Let streams go on where they stopped; whether nothing changed, and how many visits the epoch has left."""
+    kept, plan = found.saved["streams"], sampler.plan
+    before = None if kept is None else Streams(**kept)
+    if same:
+        if before is not None:
+            sampler.continue_from(before)
+        return True, 0
+    epoch, batches = (place.epoch + 1, 0) if place.finished else (place.epoch, place.batches)
+    visits = int(found.saved["samples"]["visits"].sum())
+    per_epoch = visits // was
+    if found.moved is None:
+        earlier = BatchPlan(
+            sampler.shapes, size=was, seed=found.saved["seed"], done=() if before is None else before.slots
+        )
+        number = epoch * per_epoch + batches
+        if before is not None:
+            number = before.number(epoch, batches, size=was, per_epoch=per_epoch)
+        slots = earlier.done_before(number)
+    else:
+        # Other streams: each begins with a new pass through all of its visits.
+        slots = [(epoch + 1) * len(stream) for stream in plan.streams]
+    left = visits - batches * was if before is None else before.left_after(epoch, batches, size=was, visits=visits)
+    if found.moved is not None:
+        left = min(left, plan.visits)
+    sampler.continue_from(Streams(epoch, batches, left, slots))
+    return False, left
