@@ -30,6 +30,7 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.levels import COMMON
 from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 from memtrain.families.table import Families
+from memtrain.files.whole import written_whole
 
 ENTROPY = "attention_entropy."
 """What the names of the entropies of all sites begin with."""
@@ -96,7 +97,7 @@ FLAGGED_COLUMNS = (
 
 def write_flagged(table: pa.Table, path: Path) -> None:
     """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FLAGGED_COLUMNS)
         writer.writerows([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
 from memtrain.records import write_parquet, written_whole
+
+log = logging.getLogger(__name__)
 
 
 class ScoreParts:
@@ -92,9 +95,19 @@ class ScoreParts:
     def _read(self) -> pa.Table:
         try:
             files = [self._whole] if self._whole.is_file() else sorted(self.folder.glob("part-*.parquet"))
-            return pa.concat_tables([self._schema.empty_table(), *(pq.read_table(file) for file in files)])
+            tables = [self._part(file) for file in files]
+            return pa.concat_tables([self._schema.empty_table(), *(table for table in tables if table is not None)])
         except FileNotFoundError:  # another process has just put the parts together
             return pq.read_table(self._whole)
+
+    def _part(self, file: Path) -> pa.Table | None:
+        """The rows of a file; of one that is torn none, so that its prompts are scored again."""
+        try:
+            return pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            log.warning("%s is torn (%s): its prompts are scored again", file, str(error).splitlines()[0])
+            file.unlink(missing_ok=True)
+            return None
 
 
 def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None:
