@@ -52,3 +52,7 @@ class DiskFullError(MemtrainError, OSError):
 
 class TrainingError(MemtrainError):
     """Training cannot go on, or what it arrived at is of no use: change the settings, or go back to a checkpoint."""
+
+
+class ResourceError(MemtrainError):
+    """Memory ran out, or a process died: ask for less or give more, then go on with the same command."""

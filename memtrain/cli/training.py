@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.callbacks.safe_training import SafeTraining
 from memtrain.cli.chatter import quiet
+from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import set_aside
@@ -151,7 +152,8 @@ def train(args: ArgsType = None) -> None:
             args=args,
         )
     except Exception as error:
-        found = own_error(error)
+        again = training_again(given if args is None else args if isinstance(args, list) else [])
+        found = own_error(error) or explained(error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
             raise
         sys.exit(f"{type(found).__name__}: {found}")
