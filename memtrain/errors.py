@@ -49,3 +49,15 @@ class CalibrationError(MemtrainError):
 
 class RecordError(MemtrainError):
     """The record table is missing, incomplete or was written by something else: check the run folder."""
+
+
+class DiskFullError(MemtrainError, OSError):
+    """There is no space for what is to be written: free some, or name another folder."""
+
+
+class TrainingError(MemtrainError):
+    """Training cannot go on, or what it arrived at is of no use: change the settings, or go back to a checkpoint."""
+
+
+class ResourceError(MemtrainError):
+    """Memory ran out, or a process died: ask for less or give more, then go on with the same command."""

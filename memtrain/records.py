@@ -19,7 +19,8 @@ unit of resuming), `rank`, `timestep`, `prompt_length`, one column per signal va
 the caption was dropped), `score` (accumulated evidence before this visit), `flagged`, `weight` (of the sample in the
 mini-batch).
 
-On resume, parts newer than the checkpoint are dropped, so a crash neither loses nor doubles a row.
+On resume, parts newer than the checkpoint are dropped, so a crash neither loses nor doubles a row. Parts are brought to
+the disk (`fsync`) before the checkpoint that counts on them is written, and a torn one is refused by name.
 """
 
 from __future__ import annotations
@@ -27,17 +28,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
+from memtrain.files.whole import written_whole as written_whole
 
 PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
 """Groups of samples: training images repeated on purpose, training images seen once per epoch, images never seen."""
@@ -69,18 +69,6 @@ _TYPES = {
     "prompt_length": pa.int32(),
     "flagged": pa.bool_(),
 }
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """An unfinished file beside `path`, which becomes `path` at the end: it is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -168,15 +156,17 @@ def drop_newer(folder: Path, batches_done: int, *, trim: bool = False) -> int:
         Number of parts deleted.
 
     Raises:
-        RecordError: if a part straddles the checkpoint, so that rows would be lost or doubled.
+        RecordError: if a part straddles the checkpoint, so that rows would be lost or doubled, or a part that stays is
+            torn.
     """
     dropped = 0
     for part in sorted((folder / "steps").glob("rank-*/part-*.parquet")):
         match = PART.fullmatch(part.name)
         if match is None or int(match[2]) < batches_done:
+            _open(part)
             continue
         if int(match[1]) < batches_done and trim and part.parent.name != "rank-00000":
-            table = pq.read_table(part)
+            table = _read(part)
             older = table.filter(pc.less(table["batch"], batches_done))
             if len(older):
                 write_parquet(older, part.with_name(f"part-{match[1]}-{batches_done - 1:08d}.parquet"))
@@ -201,7 +191,7 @@ def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
         first: leave out earlier batches.
 
     Raises:
-        RecordError: if there are none.
+        RecordError: if there are none, or one is torn.
     """
     parts = sorted((folder / "steps").glob("rank-*/part-*.parquet"))
     if not parts:
@@ -209,7 +199,7 @@ def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
             f"No records in {folder}", expected="the records folder of a run", remedy="train with MemorizationMonitor"
         )
     # File by file: pyarrow's datasets would import pandas, which takes 70 MB.
-    tables = [pq.ParquetFile(part).read() for part in parts]
+    tables = [_read(part) for part in parts]
     if first:
         tables = [table.filter(pc.field("batch") >= first) for table in tables]
     table = pa.concat_tables(tables, promote_options="default")
@@ -220,7 +210,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
     """`samples` or `evidence` of a run.
 
     Raises:
-        RecordError: if the run has none.
+        RecordError: if the run has none, or it is torn.
     """
     path = folder / f"{name}.parquet"
     if not path.is_file():
@@ -229,7 +219,32 @@ def read_table(folder: Path, name: str) -> pa.Table:
             expected="the records of a finished run",
             remedy="let the run end (continue it with --ckpt_path last), or check the path",
         )
-    return pq.read_table(path)
+    return _read(path)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return _open(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise _torn(path, error) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    """A table of which the end is there, without which it was not written whole."""
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _torn(path, error) from error
+
+
+def _torn(path: Path, error: Exception) -> RecordError:
+    match = PART.fullmatch(path.name)
+    before = f"continue from a checkpoint of before batch {int(match[1])}, or " if match else ""
+    return RecordError(
+        f"{path} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        expected="a table that was written whole; memtrain renames tables into place when they are",
+        remedy=f"restore the file from a copy, {before}start the run anew in another folder",
+    )
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -27,6 +27,7 @@ class LightningHost(Host):
     def __init__(self, trainer: Any, module: Any) -> None:
         super().__init__(module, data=_data(trainer), folder=trainer.default_root_dir)
         self.trainer = trainer
+        self.watches_numbers = any(getattr(callback, "watches_numbers", False) for callback in trainer.callbacks)
         self.exports = any(isinstance(callback, PipelineExport) for callback in trainer.callbacks)
 
     @property

@@ -37,6 +37,7 @@ from memtrain.callbacks.suspicious_samples import can_show, most_suspicious
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.files.whole import written_whole
 from memtrain.monitoring import processes
 
 log = logging.getLogger(__name__)
@@ -169,10 +170,10 @@ class SampleImages(Callback):
 
     def _write(self, trainer: Any, name: str, pages: Sequence[Image.Image]) -> None:
         folder = Path(self.folder or Path(trainer.default_root_dir) / "images")
-        folder.mkdir(parents=True, exist_ok=True)
         for number, page in enumerate(pages, 1):
             behind = f"-{number}" if number > 1 else ""
-            page.save(folder / f"step-{trainer.global_step:06d}-{name}{behind}.png")
+            with written_whole(folder / f"step-{trainer.global_step:06d}-{name}{behind}.png") as unfinished:
+                page.save(unfinished, "PNG")
             for logger in trainer.loggers:
                 log_image(logger, f"samples/{name}{behind}", page, step=trainer.global_step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import fields
 from inspect import getdoc
@@ -14,8 +15,9 @@ import torch
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.faults import SMALLER_EVALUATION, explained
 from memtrain.cli.writable import require_writable
-from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import (
     ModelStage,
     PromptStage,
@@ -55,8 +57,12 @@ def evaluate(args: list[str] | None = None) -> None:
             return
         stage = read_command(words)
         status = stage.exit_status(run_stage(stage))
-    except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        again = shlex.join(["python", "evaluate.py", *words])
+        found = explained(error, again=again, smaller=SMALLER_EVALUATION)
+        if found is None:
+            raise
+        sys.exit(f"{type(found).__name__}: {found}")
     if status:
         sys.exit(status)
 

@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.faults import SMALLER_SCAN, explained
 from memtrain.cli.writable import require_writable
 from memtrain.data.source import open_source
-from memtrain.errors import ConfigurationError, DataError, MemtrainError
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.stages.shards import MERGE, read_shard
 from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_page import write_page
@@ -54,11 +55,16 @@ def scan_command(args: Sequence[str] | None = None) -> None:
         args: arguments instead of those of the command line.
     """
     parser = command_parser()
-    options = parser.parse_args(list(sys.argv[1:] if args is None else args))
+    words = list(sys.argv[1:] if args is None else args)
+    options = parser.parse_args(words)
     try:
         run_scan(parser.instantiate(options))
-    except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        again = shlex.join(["python", "train.py", "scan", *words])
+        found = explained(error, again=again, smaller=SMALLER_SCAN)
+        if found is None:
+            raise
+        sys.exit(f"{type(found).__name__}: {found}")
 
 
 def command_parser() -> CarefulParser:

@@ -12,8 +12,10 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from memtrain.callbacks.progress_bar import ProgressBar
+from memtrain.callbacks.safe_training import SafeTraining
 from memtrain.cli.chatter import quiet
 from memtrain.cli.continued import require_checkpoint
+from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
 from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.records import set_aside
@@ -82,9 +84,13 @@ class TrainCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         if trainer.logger is None:
             kwargs["logger"] = CSVLogger(self._folder(), name="logs")
-        named = any(callback.class_path.endswith("ProgressBar") for callback in _listed(trainer.callbacks))
-        if trainer.enable_progress_bar is not False and not named:
-            self.trainer_defaults["callbacks"] = [ProgressBar()]
+        given = [callback.class_path for callback in _listed(trainer.callbacks)]
+        added: list[Any] = []
+        if not any(name.endswith("SafeTraining") for name in given):
+            added.append(SafeTraining())
+        if trainer.enable_progress_bar is not False and not any(name.endswith("ProgressBar") for name in given):
+            added.append(ProgressBar())
+        self.trainer_defaults["callbacks"] = added
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -132,7 +138,8 @@ def train(args: ArgsType = None) -> None:
             args=args,
         )
     except Exception as error:
-        found = own_error(error)
+        again = training_again(given if args is None else args if isinstance(args, list) else [])
+        found = own_error(error) or explained(error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
             raise
         sys.exit(f"{type(found).__name__}: {found}")

@@ -31,6 +31,7 @@ from memtrain.evidence.verdict import calibration_figures, next_step, verdict, w
 from memtrain.families.table import Families
 from memtrain.files.sheet_cells import write_cells
 from memtrain.files.shown import shown
+from memtrain.files.whole import written_whole
 
 ENTROPY = "attention_entropy."
 """What the names of the entropies of all sites begin with."""
@@ -97,7 +98,7 @@ FLAGGED_COLUMNS = (
 
 def write_flagged(table: pa.Table, path: Path) -> None:
     """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         rows = ([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
         write_cells(file, FLAGGED_COLUMNS, rows)
 

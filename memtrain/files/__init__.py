@@ -13,6 +13,7 @@
 | `inside` | names from a file that become paths |
 | `shown` | strangers' text on a terminal |
 | `lock` | one process at a time in a folder |
+| `whole` | what is written: files that are whole or not there, full disks |
 
 What is refused is refused in one line that names the file, the place in it and the remedy. Nothing here imports more of
 memtrain than its errors.

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.whole import folder_whole
 from memtrain.models.neuron_mask import NeuronMask
 
 
@@ -23,9 +24,10 @@ def save_masked_pipeline(pipeline: StableDiffusionPipeline, mask: NeuronMask, fo
         ProbeError: if the mask does not fit the denoiser.
     """
     require_free(folder)
-    with mask.baked(pipeline.unet):
-        pipeline.save_pretrained(folder)
-    mask.save(folder / "neuron_mask.safetensors")
+    with folder_whole(folder) as unfinished:
+        with mask.baked(pipeline.unet):
+            pipeline.save_pretrained(unfinished)
+        mask.save(unfinished / "neuron_mask.safetensors")
 
 
 def require_free(folder: Path) -> None:

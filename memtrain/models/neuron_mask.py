@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from memtrain.errors import ConfigurationError, DataError, ProbeError
 from memtrain.files.shown import shown
 from memtrain.files.text import json_of
+from memtrain.files.whole import written_whole
 from memtrain.functional.neurons import scale_neurons
 from memtrain.models.backbones.base import Backbone, find_backbone, unwrap
 from memtrain.models.value_hooks import ValueHooks
@@ -135,8 +136,8 @@ class NeuronMask:
     def save(self, path: Path) -> None:
         """Write a safetensors file: one int64 tensor per site, factor and format in its metadata."""
         tensors = {site: torch.tensor(chosen) for site, chosen in self.channels.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"format": FORMAT, "factor": json.dumps(self.factor)})
+        with written_whole(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"format": FORMAT, "factor": json.dumps(self.factor)})
 
     @staticmethod
     def load(path: Path) -> NeuronMask:

@@ -29,6 +29,7 @@ from torch import Tensor
 from memtrain.models.observation import Observation
 from memtrain.monitoring.batch_fields import caption_dropped, described_length, described_mask
 from memtrain.monitoring.combinations import require_changeable
+from memtrain.monitoring.finite import HostNumbers
 from memtrain.monitoring.intake import Intake
 from memtrain.monitoring.loss_check import AT_ONCE
 from memtrain.monitoring.loss_weight import loss_weights
@@ -47,11 +48,13 @@ class Engine(WatchedRun):
         super().__init__(signals, options)
         self.turn: Turn | None = None
         self.intake: Intake | None = None
+        self._numbers = HostNumbers()
 
     def start(self) -> None:
         """Attach the probe, measure the base model, calibrate, open the record."""
         super().start()
         probe, flagging, _ = self.running
+        self._numbers = HostNumbers(self.host)
         self.intake = Intake(
             self.host,
             probe=probe,
@@ -124,6 +127,7 @@ class Engine(WatchedRun):
         turn = self.turn
         assert turn is not None, "begin() comes first"
         turn.differentiated = True
+        self._numbers.see(loss, batch=turn.number, keys=turn.observation.keys)
         if turn.loss_check is not None and not turn.handed:
             turn.loss_check.differentiates(loss if turn.scaled else loss.detach() * turn.observation.loss_scale)
         if turn.penalized or not probe.current.timesteps.numel():
@@ -205,6 +209,17 @@ class Engine(WatchedRun):
         for mitigation in self.mitigations:
             mitigation.batch_done()
 
+    # Numbers that are none
+
+    def _update(self, *, over: bool = False) -> None:
+        self._numbers.require_finite(thorough=over)
+        super()._update(over=over)
+
+    def flush(self) -> None:
+        """Make the records on disk end where the run stands; call when a checkpoint is written."""
+        self._numbers.require_finite(thorough=True)
+        super().flush()
+
     # Losses that are handed over
 
     def loss(
@@ -247,6 +262,8 @@ class Engine(WatchedRun):
             caption_dropped=caption_dropped,
         )
         self.turn = self.intake.finished(begun) or begun
+        if self.turn is not None:
+            self._numbers.see(loss, batch=self.turn.number, keys=self.turn.observation.keys)
         return loss
 
     def show(self, *, images: Tensor | None, captions: Sequence[str] | None) -> None:

@@ -57,6 +57,8 @@ class Host:
     """Captions by key, where the data does not know them."""
     noise_scheduler: Any = None
     """Diffusers' scheduler of the training noise, where the host hands its losses over."""
+    watches_numbers: bool = False
+    """Whether the host ends training by itself when its numbers are no longer finite."""
     saves_alone: bool = False
     """Whether checkpoints may be written by the first process without the others knowing."""
     exports: bool = False

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from memtrain.evaluation.report.figure_text import figure_text
+from memtrain.files.whole import written_whole
 
 ROWS = 12
 """Prompts on a sheet at most."""
@@ -56,6 +57,6 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
             if column == 0:
                 label = figure_text(row.label, WIDEST)
                 figure.text(box.x0, box.y1 + 0.03 / figure.get_figheight(), label, fontsize=6.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the default Software entry the bytes do not depend on matplotlib's version string.
-    figure.savefig(path, metadata={"Software": None})
+    with written_whole(path, durable=False) as unfinished:
+        # Without the default Software entry the bytes do not depend on matplotlib's version string.
+        figure.savefig(unfinished, format="png", metadata={"Software": None})

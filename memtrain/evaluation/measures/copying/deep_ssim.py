@@ -27,6 +27,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.measures.copying.base import CopyMeasure, CopyWeights, scaled
 from memtrain.families.registration import luminance
+from memtrain.files.whole import written_whole
 
 SIDE, WIDTH, NUMBERS = 32, 24, 128
 STEPS, PAIRS, LEARNING_RATE = 300, 48, 3e-3
@@ -73,8 +74,8 @@ class DeepSSIM(CopyMeasure):
         chosen = torch.linspace(0, len(training) - 1, min(len(training), MOST)).long().unique()
         self._network = trained(_grey(training[chosen]), steps=self._steps, seed=self._seed)
         if self._path is not None:
-            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-            save_file(self._network.state_dict(), self._path)
+            with written_whole(Path(self._path)) as unfinished:
+                save_file(self._network.state_dict(), unfinished)
 
     @torch.inference_mode()
     def describe(self, images: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.prompts import MEMORIZED, OTHER, UNKNOWN, PromptToScore, group_names
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.files.whole import written_whole
 from memtrain.functional.ranking import mean_with_interval
 from memtrain.models.stock_pipeline import text_tokenizer
 from memtrain.records import write_parquet
@@ -146,7 +147,8 @@ def draw_tokens(path: Path, attention: Tensor, words: Sequence[str], *, title: s
     bar.set_label("share of the attention", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     # Without the default Software entry the bytes do not depend on matplotlib's version string.
-    figure.savefig(path, metadata={"Software": None})
+    with written_whole(path, durable=False) as unfinished:
+        figure.savefig(unfinished, format="png", metadata={"Software": None})
 
 
 def draw_entropy(path: Path, trace: AttentionTrace, memorized: Sequence[bool | None]) -> None:
@@ -176,7 +178,8 @@ def draw_entropy(path: Path, trace: AttentionTrace, memorized: Sequence[bool | N
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, metadata={"Software": None})
+    with written_whole(path, durable=False) as unfinished:
+        figure.savefig(unfinished, format="png", metadata={"Software": None})
 
 
 def _in_turn(memorized: Sequence[bool | None]) -> list[int]:

@@ -25,6 +25,7 @@ from memtrain.evaluation.stages.compare.summary import summary
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.files.inside import below
+from memtrain.files.whole import written_whole
 from memtrain.functional.ranking import mean_with_interval, share
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
@@ -226,9 +227,8 @@ def _shown(
         images = {}
         for name, source in sources.items():
             path = output / "comparison" / f"{number:04d}-{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(source) as image:
-                image.convert("RGB").save(path)
+            with Image.open(source) as image, written_whole(path, durable=False) as unfinished:
+                image.convert("RGB").save(unfinished, "PNG")
             images[name] = str(path.relative_to(output))
         shown.append(
             {

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -31,6 +32,7 @@ from memtrain.records import write_parquet, written_whole
 
 UNNAMED = "earlier"
 """Folder of results that do not say whose they are, with a number behind it."""
+log = logging.getLogger(__name__)
 
 
 class ScoreParts:
@@ -96,17 +98,22 @@ class ScoreParts:
         return table
 
     def _read(self) -> pa.Table:
-        def read(file: Path) -> pa.Table:
-            remedy = f"delete {file}; what it held is scored again"
-            return read_parquet(file, schema=self._schema, what="scores of this detection", remedy=remedy)
-
         files = [self._whole] if self._whole.is_file() else sorted(self.folder.glob("part-*.parquet"))
+        tables = [self._part(file) for file in files]
+        if files != [self._whole] and self._whole.is_file():  # another process has just put the parts together
+            tables = [self._part(self._whole)]
+        return pa.concat_tables([self._schema.empty_table(), *(table for table in tables if table is not None)])
+
+    def _part(self, file: Path) -> pa.Table | None:
+        """The rows of a file; of one that is torn none, so that its prompts are scored again."""
+        remedy = f"delete {file}; what it held is scored again"
         try:
-            return pa.concat_tables([self._schema.empty_table(), *map(read, files)])
-        except DataError:
-            if files == [self._whole] or not self._whole.is_file():
-                raise
-            return read(self._whole)  # another process has just put the parts together
+            return read_parquet(file, schema=self._schema, what="scores of this detection", remedy=remedy)
+        except DataError as error:
+            if file.is_file():
+                log.warning("%s; its prompts are scored again", error.problem)
+                file.unlink(missing_ok=True)
+            return None
 
 
 def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None:

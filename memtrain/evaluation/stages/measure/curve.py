@@ -222,4 +222,5 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         beside = axes.twinx()
         beside.plot(*zip(*losses, strict=True), marker="s", linestyle="--", color="tab:blue")
         beside.set_ylabel("held-out loss", color="tab:blue")
-    figure.savefig(path, format="png", dpi=150)
+    with written_whole(path, durable=False) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)

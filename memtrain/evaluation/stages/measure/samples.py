@@ -18,6 +18,7 @@ from memtrain.evaluation.sampling.generate import Trace
 from memtrain.evaluation.stages.measure.copied import Copied
 from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.files.whole import written_whole
 from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 
@@ -89,10 +90,10 @@ def write_images(folder: Path, trace: Trace, own_images: Tensor) -> list[tuple[s
     written = []
     for number, (own, generated) in enumerate(zip(own_images, trace.images, strict=True)):
         place = f"images/{number:04d}"
-        (folder / place).mkdir(parents=True, exist_ok=True)
         names = [f"{place}/own.png", *(f"{place}/seed-{seed}.png" for seed in trace.seeds)]
         for name, image in zip(names, (own, *generated), strict=True):
-            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(folder / name)
+            with written_whole(folder / name, durable=False) as unfinished:
+                Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(unfinished, "PNG")
         written.append((names[0], names[1:]))
     return written
 

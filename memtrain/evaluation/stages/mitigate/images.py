@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memtrain.evaluation.stages.mitigate.changes import Measured
 from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.files.whole import written_whole
 
 
 def write_images(folder: Path, images: Sequence[Tensor], seeds: Sequence[int]) -> list[list[str]]:
@@ -29,10 +30,10 @@ def write_images(folder: Path, images: Sequence[Tensor], seeds: Sequence[int]) -
     for condition, name in enumerate(("without", "with")):
         for number, generated in enumerate(images[condition]):
             place = f"mitigation/{number:04d}"
-            (folder / place).mkdir(parents=True, exist_ok=True)
             for seed, image in zip(seeds, generated, strict=True):
                 paths[condition].append(f"{place}/{name}-seed-{seed}.png")
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / paths[condition][-1])
+                with written_whole(folder / paths[condition][-1], durable=False) as unfinished:
+                    Image.fromarray(image.permute(1, 2, 0).numpy()).save(unfinished, "PNG")
     return paths
 
 

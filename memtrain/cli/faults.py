@@ -1,0 +1,104 @@
+"""What befalls a command from outside, in the words of whoever gave it: cause, remedy, and the command that goes on.
+
+Memory, disks, worker processes and the other processes of a run give out with errors of their own libraries, in
+tracebacks that hide what to do. Nothing is caught here that has another cause: it keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import torch
+
+from memtrain.errors import DiskFullError, MemtrainError, ResourceError
+from memtrain.files.whole import free_bytes, no_space
+
+NO_MEMORY = ("out of memory", "defaultcpuallocator", "not enough memory", "cannot allocate memory", "bad_alloc")
+DEAD_WORKER = ("dataloader worker", "process pool was terminated", "exited unexpectedly")
+DEAD_PROCESS = (
+    *("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "timed out waiting"),
+    *("remote process exited", "nccl communicator was aborted", "watchdog caught collective operation timeout"),
+)
+
+
+def explained(error: BaseException, *, again: str, smaller: str) -> MemtrainError | None:
+    """An error of ours that says what happened outside; None for an error with another cause.
+
+    Args:
+        error: that ended the command.
+        again: the command that goes on.
+        smaller: what to ask for less memory with.
+    """
+    for one in _chain(error):
+        if isinstance(one, MemtrainError):
+            return one
+        if (found := _explained(one, again=again, smaller=smaller)) is not None:
+            return found
+    return None
+
+
+def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainError | None:
+    said = " ".join(str(error).split())
+    lower, foreign = said.lower(), isinstance(error, (RuntimeError, OSError))
+    if isinstance(error, OSError):
+        path = Path(error.filename) if isinstance(error.filename, str) else Path()
+        if (reason := no_space(error, path)) is not None:
+            where = str(path) if isinstance(error.filename, str) else "A file"
+            return DiskFullError(
+                f"{where} could not be written: {reason} ({free_bytes(path) or 0:,} bytes free)",
+                expected="space for what the command writes; finished files are as they were",
+                remedy=f"free some, then go on with: {again}",
+            )
+    if isinstance(error, BrokenExecutor) or (foreign and any(words in lower for words in DEAD_WORKER)):
+        return ResourceError(
+            f"A worker process died: {said[:300]}",
+            expected="workers that live as long as the command; the system kills them when memory runs out",
+            remedy=f"fewer workers (such as --data.init_args.num_workers 0) or {smaller}; go on with: {again}",
+        )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        foreign and any(words in lower for words in NO_MEMORY)
+    ):
+        where = "of the GPU" if isinstance(error, torch.OutOfMemoryError) else "of this machine"
+        return ResourceError(
+            f"The memory {where} is used up: {said[:300] or type(error).__name__}",
+            expected="room for a batch beside the model",
+            remedy=f"{smaller}; go on with: {again}",
+        )
+    if (foreign and any(words in lower for words in DEAD_PROCESS)) or type(error).__name__ == "ProcessExitedException":
+        return ResourceError(
+            f"Another process of this run ended or can no longer be reached: {said[:300]}",
+            expected="every process up to the end; its own output, or the system's log, says why it ended",
+            remedy=f"mend that, then go on with: {again}",
+        )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, the outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def training_again(words: Sequence[str]) -> str:
+    """The command that goes on from the last checkpoint; without one it begins anew.
+
+    Args:
+        words: of `train.py`.
+    """
+    words = list(words)
+    asked = any(word.split("=")[0] == "--ckpt_path" for word in words)
+    return shlex.join(["python", "train.py", *words, *([] if asked else ["--ckpt_path", "last"])])
+
+
+SMALLER_TRAINING = (
+    "smaller batches (--data.init_args.batch_size) and as many more of them in a step "
+    "(--trainer.accumulate_grad_batches), or what `python train.py plan` suggests"
+)
+SMALLER_EVALUATION = "a smaller --batch_size"
+SMALLER_SCAN = "another descriptor, or less beside it on this machine"
