@@ -173,11 +173,16 @@ class MemorizationMonitor(Callback):
         self.engine.load_state_dict(state_dict)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write evidence.parquet and flagged.csv, print the most suspicious samples."""
-        self.engine.finish()
+        """Take in the last visits: what is exported after this is as they leave it."""
+        self.engine.settle()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove every hook."""
+        """Write evidence.parquet and flagged.csv, print the most suspicious samples, remove every hook.
+
+        By now the weights are exported, whatever befalls the summary. A run that is continued after its last step, to
+        finish what was interrupted, comes here without a step.
+        """
+        self.engine.finish()
         self.engine.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from memtrain.callbacks.base import Callback
 from memtrain.callbacks.model_card import write_cards
 from memtrain.errors import ConfigurationError
+from memtrain.files.whole import folder_whole
 from memtrain.models.adapters import adapted_layers, merged
 from memtrain.models.whole_weights import is_sharded, whole
 from memtrain.monitoring.host import Host
@@ -39,6 +40,7 @@ class PipelineExport(Callback):
 
     def __init__(self, folder: str | None = None, *, adapters: Literal["lora", "pipeline", "both"] = "both") -> None:
         self.folder, self.adapters = folder, adapters
+        self._exported = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported, before any work is done."""
@@ -72,7 +74,20 @@ class PipelineExport(Callback):
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, as the first thing after the last step."""
+        self._export(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where there was no step left: the run was interrupted while it exported. Then write the model cards."""
+        if not self._exported:
+            self._export(trainer, pl_module)
+        if trainer.is_global_zero:
+            folder = Path(self.folder or Path(trainer.default_root_dir) / "pipeline")
+            write_cards(trainer, pl_module, folder)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save on rank 0; of sharded weights, all ranks help."""
+        self._exported = True
         denoiser: Any = pl_module.denoiser
         if is_sharded(denoiser):
             denoiser = whole(denoiser, keep=trainer.is_global_zero)
@@ -85,7 +100,6 @@ class PipelineExport(Callback):
                 module.save_adapters(root)  # type: ignore[operator]
                 if _quantized(module):
                     log.warning("The adapters are not merged into a pipeline, because their base is quantised")
-                    write_cards(trainer, module, Path(self.folder or root / "pipeline"))
                     return
             pipeline = module.export_pipeline()  # type: ignore[operator]
             setattr(pipeline, "transformer" if hasattr(pipeline, "transformer") else "unet", denoiser)
@@ -99,10 +113,10 @@ class PipelineExport(Callback):
             edited = versions != [value._version for value in denoiser.parameters()]
             folder = Path(self.folder or root / "pipeline")
             if self.adapters != "lora" or edited:
-                pipeline.save_pretrained(folder)
+                with folder_whole(folder) as unfinished:
+                    pipeline.save_pretrained(unfinished)
             if adapted and edited:
                 log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
-        write_cards(trainer, module, folder)
 
 
 def _quantized(module: Any) -> bool:

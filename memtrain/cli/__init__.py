@@ -14,7 +14,7 @@ __all__ = ["evaluate", "train"]
 
 
 def train(args: list[str] | None = None) -> None:
-    """See :func:`memtrain.cli.training.train`; a first word `scan`, `rewind` or `convert` names a command."""
+    """See :func:`memtrain.cli.training.train`; a first word `scan`, `plan`, `rewind` or `export` names a command."""
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["scan"]:
         from memtrain.cli import scan
@@ -31,10 +31,10 @@ def train(args: list[str] | None = None) -> None:
 
         rewind.rewind(words[1:])
         return
-    if words[:1] == ["convert"]:
-        from memtrain.cli import convert
+    if words[:1] == ["export"]:
+        from memtrain.cli import export
 
-        convert.convert(words[1:])
+        export.export(words[1:])
         return
     from memtrain.cli import training
 

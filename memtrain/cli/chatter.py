@@ -8,9 +8,12 @@ import warnings
 import diffusers
 import transformers
 
+from memtrain.files.output import careful_output
+
 
 def quiet() -> None:
     """Keep library chatter that a reader can do nothing about off the screen."""
+    careful_output()
     # Lightning still registers its instantiators the old way; jsonargparse would say so at every start.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     transformers.logging.disable_progress_bar()

@@ -119,21 +119,27 @@ def _adapters(description: Mapping[str, Any]) -> LoRA | None:
         raise ConfigurationError(
             f"The checkpoint's options of adapters are not those of this version: {one_line(error)}",
             expected="a checkpoint that this version of memtrain reads",
-            remedy="convert it with the version that wrote it (python train.py convert)",
+            remedy="export it with the version that wrote it (python train.py export)",
         ) from error
 
 
-def checkpoint_pipeline(path: Path) -> DiffusionPipeline:
+def checkpoint_pipeline(path: Path, *, pretrained: str | None = None, config: str | None = None) -> DiffusionPipeline:
     """The pipeline of a checkpoint in float32 on the CPU, with averaged weights if it holds an average.
 
     Adapters become part of the weights, but those of T-LoRA, whose ranks are masked by timestep while sampling.
 
+    Args:
+        path: of the checkpoint.
+        pretrained: the model that training began with; default the one that the checkpoint names.
+        config: of a single-file model, a pipeline folder or hub name with its configurations; default what the run's
+            configuration says.
+
     Raises:
         ConfigurationError: if the file is something else, or the base model under adapters is another one.
     """
-    state, config = read_checkpoint(path), base_config(path)
-    module = checkpoint_module(state, config=config, where=str(path))
-    pretrained = state[KEY]["pretrained"]
+    state, config = read_checkpoint(path), config or base_config(path)
+    module = checkpoint_module(state, pretrained=pretrained, config=config, where=str(path))
+    pretrained = pretrained or str(state[KEY]["pretrained"])
     if module.ema is not None:
         module.ema.copy_to(module.trained())
     if module.lora is None:

@@ -16,6 +16,7 @@ import torch
 from memtrain.cli.chatter import quiet
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_EVALUATION, explained
+from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import (
@@ -56,7 +57,8 @@ def evaluate(args: list[str] | None = None) -> None:
             print(overview())
             return
         stage = read_command(words)
-        status = stage.exit_status(run_stage(stage))
+        with stopped_by_signals(["python", "evaluate.py", *words], kept="what is finished"):
+            status = stage.exit_status(run_stage(stage))
     except Exception as error:
         again = shlex.join(["python", "evaluate.py", *words])
         found = explained(error, again=again, smaller=SMALLER_EVALUATION)

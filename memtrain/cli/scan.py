@@ -15,6 +15,7 @@ from rich.table import Table
 
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_SCAN, explained
+from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError, DataError
@@ -58,7 +59,8 @@ def scan_command(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     options = parser.parse_args(words)
     try:
-        run_scan(parser.instantiate(options))
+        with stopped_by_signals(["python", "train.py", "scan", *words], kept="what was looked at"):
+            run_scan(parser.instantiate(options))
     except Exception as error:
         again = shlex.join(["python", "train.py", "scan", *words])
         found = explained(error, again=again, smaller=SMALLER_SCAN)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from memtrain.callbacks.progress_bar import ProgressBar
 from memtrain.callbacks.safe_training import SafeTraining
+from memtrain.callbacks.stop_on_signal import StopOnSignal, Stopped
 from memtrain.cli.chatter import quiet
 from memtrain.cli.continued import require_checkpoint
 from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
+from memtrain.cli.slurm import one_of_an_allocation
+from memtrain.cli.stopped import continue_training, stopped_by_signals
 from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
-from memtrain.records import set_aside
+from memtrain.files.lock import locked
+from memtrain.files.shown import shown
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
@@ -42,7 +51,13 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class TrainCLI(LightningCLI):
-    """LightningCLI in which everything a run writes goes to `trainer.default_root_dir`."""
+    """LightningCLI in which everything a run writes goes to `trainer.default_root_dir`.
+
+    Attributes:
+        held: what is given back when the command ends.
+    """
+
+    held: ClassVar[ExitStack] = ExitStack()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with hints."""
@@ -57,22 +72,23 @@ class TrainCLI(LightningCLI):
         """Put checkpoints into the run folder unless the configuration says otherwise.
 
         Raises:
-            ConfigurationError: if the list of excluded keys lies in the run folder, and is renamed with it when the new
-                run takes its place, or written anew.
+            ConfigurationError: if the run folder holds an earlier run, or the list of excluded keys that this run would
+                write anew.
         """
         require_checkpoint(self.config[self.subcommand].ckpt_path)
+        folder = self._folder()
+        if self.subcommand == "fit" and self.config[self.subcommand].ckpt_path is None:
+            require_new(folder)
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
-        # In a fresh folder a list may lie, unless the run writes it anew.
-        if (
-            isinstance(excluded, str)
-            and Path(excluded).resolve().is_relative_to(self._folder().resolve())
-            and (self._holds_earlier_run() or Path(excluded).name == "flagged.csv")
-        ):
+        if isinstance(excluded, str) and Path(excluded).resolve() == (folder / "flagged.csv").resolve():
             raise ConfigurationError(
-                f"The keys to exclude, {excluded}, lie in the folder of the new run, {self._folder()}",
+                f"The keys to exclude, {excluded}, lie in the folder of the new run, which writes that file anew",
                 expected="a folder of its own for the run without them",
-                remedy=f"add --trainer.default_root_dir {self._folder()}_excluded",
+                remedy=f"add --trainer.default_root_dir {folder}_excluded",
             )
+        # Checkpoints are plain tensors and numbers; what would have to be unpickled can run code.
+        if "weights_only" in self.config[self.subcommand]:
+            self.config[self.subcommand].weights_only = True
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = str(self._folder())
         for callback in _listed(trainer.callbacks):
@@ -88,20 +104,17 @@ class TrainCLI(LightningCLI):
         added: list[Any] = []
         if not any(name.endswith("SafeTraining") for name in given):
             added.append(SafeTraining())
+        if not any(name.endswith("StopOnSignal") for name in given):
+            added.append(StopOnSignal())
         if trainer.enable_progress_bar is not False and not any(name.endswith("ProgressBar") for name in given):
             added.append(ProgressBar())
         self.trainer_defaults["callbacks"] = added
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Keep an earlier run of the same name out of the way."""
-        if self._holds_earlier_run():
-            _keep(self._folder())
-
-    def _holds_earlier_run(self) -> bool:
-        """Whether the folder holds a run in whose place the new one steps."""
-        left = any((self._folder() / name).exists() for name in ("records", "checkpoints", "pipeline"))
-        return left and self.config[self.subcommand].ckpt_path is None
+        """From now on the folder is this run's."""
+        if own_rank() == 0:
+            self.held.enter_context(locked(self._folder(), doing="train"))
 
 
 def _listed(callbacks: Any) -> list[Any]:
@@ -109,9 +122,32 @@ def _listed(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
-@rank_zero_only
-def _keep(folder: Path) -> None:
-    rank_zero_info(f"{folder} holds an earlier run; it is kept as {set_aside(folder)}")
+def require_new(folder: Path) -> None:
+    """Refuse a folder in which a run lies: nothing of it, and nothing beside it, is moved or written over.
+
+    Args:
+        folder: of the new run; it may hold other files.
+
+    Raises:
+        ConfigurationError: saying what may be meant.
+    """
+    left = [name for name in ("records", "checkpoints", "pipeline") if (folder / name).exists()]
+    if not left or own_rank() != 0:
+        return
+    free = next(one for number in count(2) if not (one := folder.with_name(f"{folder.name}-{number}")).exists())
+    remedy = f"add --trainer.default_root_dir {shown(free)}, or delete {shown(folder)} if you need it no more"
+    if any(folder.glob("checkpoints/*.ckpt")):
+        remedy += f", or go on with it: {continue_training(folder)}"
+    raise ConfigurationError(
+        shown(f"{folder} holds an earlier run: {', '.join(left)}"),
+        expected="a folder of its own for a new run",
+        remedy=remedy,
+    )
+
+
+def own_rank() -> int:
+    """Rank of this process, as its launcher says; 0 of a single one."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def train(args: ArgsType = None) -> None:
@@ -121,28 +157,52 @@ def train(args: ArgsType = None) -> None:
         args: arguments instead of those of the command line.
     """
     quiet()
+    one_of_an_allocation()
     given = sys.argv[1:]
     if args is None and (not given or (given[0].startswith("-") and given[0] not in ("-h", "--help"))):
         named = any(word.split("=")[0] in ("--config", "-c") for word in given)
         sys.argv[1:] = ["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *given]
+    words = given if args is None else args if isinstance(args, list) else []
+    again = training_again(words)
     try:
-        TrainCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            parser_kwargs={"description": DESCRIPTION},
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
+        with stopped_by_signals(shlex.split(again), kept="the last checkpoint, if there is one"):
+            _run(args)
+    except Stopped as stopped:
+        folder = stopped.checkpoint.parent.parent
+        name = "last" if stopped.checkpoint.name == "last.ckpt" else stopped.checkpoint
+        if own_rank() == 0:
+            said = f"Stopped by {signal.Signals(stopped.number).name}, with a checkpoint. Go on with:"
+            print(f"{said}\n  {continue_training(folder, name)}", file=sys.stderr)
+        raise
     except Exception as error:
-        again = training_again(given if args is None else args if isinstance(args, list) else [])
         found = own_error(error) or explained(error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
+            print(f"After the cause is mended, the last checkpoint goes on by: {again}", file=sys.stderr)
             raise
         sys.exit(f"{type(found).__name__}: {found}")
+
+
+def _run(args: ArgsType) -> None:
+    try:
+        with ExitStack() as TrainCLI.held:
+            TrainCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                parser_kwargs={"description": DESCRIPTION},
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"overwrite": True},
+                args=args,
+            )
+    except SystemExit as ended:
+        # Lightning ends an interrupted run with status 1, or 0 where it was SIGTERM.
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(*ended.__context__.args) from ended
+        if isinstance(ended, SIGTERMException):
+            raise KeyboardInterrupt(signal.SIGTERM) from ended
+        raise
 
 
 def own_error(error: BaseException | None) -> MemtrainError | None:

@@ -80,6 +80,7 @@ class WatchedRun:
         self._unconditional_every = 0
         self._without_caption: set[str] = set()
         self._skipped = SkippedSteps()
+        self._settled = False
         self._state: dict[str, Any] = {}
 
     # What there is once a run has started
@@ -272,16 +273,23 @@ class WatchedRun:
         """Kept until the run starts."""
         self._state = state
 
-    def finish(self) -> None:
-        """Take in the last visits; write evidence.parquet, calibration.json and flagged.csv; print a summary."""
+    def settle(self) -> None:
+        """Take in the last visits, as the trained weights are exported with; harmless when done before."""
+        if self._settled:
+            return
         self._update(over=True)
         self._skipped.require_some_trained(self.batches_done)
+        for mitigation in self.mitigations:
+            mitigation.finish(self.host)
+        self._settled = True
+
+    def finish(self) -> None:
+        """After :meth:`settle`, write evidence.parquet, calibration.json and flagged.csv; print a summary."""
+        self.settle()
         keys, compared = self.running[1].heldout_keys, self.options.reference is not False
         self.running[2].finish(self.calibration, self.readings.columns, held_out=keys, compared=compared)
         if self.online is not None:
             self.online.finish(self.running[2].folder)
-        for mitigation in self.mitigations:
-            mitigation.finish(self.host)
 
     def close(self) -> None:
         """Remove every hook; harmless when done before."""

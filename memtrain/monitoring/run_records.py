@@ -16,6 +16,7 @@ from memtrain.evidence.evidence_table import evidence_table, print_summary, writ
 from memtrain.evidence.onset import onset_figures, onset_sentences
 from memtrain.evidence.verdict import calibration_figures
 from memtrain.families.table import Families
+from memtrain.files.output import harmless_output
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.earlier_records import bring_records
@@ -144,7 +145,8 @@ class RunRecords:
         notes = onset_sentences(figures, samples=len(keys), edited=bool(by_key(data, "copied_from")))
         if held_out.share:
             notes.append(_held_out_by_weight(len(apart), len(keys), share=held_out.share))
-        print_summary(table, calibration, self.run, keys=keys, note="\n".join(notes) or None)
+        with harmless_output():
+            print_summary(table, calibration, self.run, keys=keys, note="\n".join(notes) or None)
 
 
 def _held_out_by_weight(apart: int, trained: int, *, share: float) -> str:

@@ -101,9 +101,9 @@ def test_the_run_folder_holds_adapters_and_the_merged_pipeline(runs: Path, pipel
     assert state["text_to_image"]["pretrained"] == str(pipeline_folder)
 
 
-def test_a_checkpoint_converts_to_adapters(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_exported_as_adapters(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = runs / "cut" / "checkpoints" / "last.ckpt"
-    cli.train(["convert", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "new")])
+    cli.train(["export", "--ckpt", str(checkpoint), "--output", str(tmp_path / "new")])
     assert "(step 6)" in capsys.readouterr().out
     state = torch.load(checkpoint, weights_only=True)
     found = load_file(tmp_path / "new" / FILE)
@@ -113,21 +113,21 @@ def test_a_checkpoint_converts_to_adapters(runs: Path, tmp_path: Path, capsys: p
         part = "unet" if part == "denoiser" else part
         torch.testing.assert_close(found[f"{part}.{layer}".replace(".default", "")], value)
     with pytest.raises(SystemExit, match="holds a model already"):
-        cli.train(["convert", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "new")])
+        cli.train(["export", "--ckpt", str(checkpoint), "--output", str(tmp_path / "new")])
 
 
 def test_what_would_have_to_be_unpickled_is_not_converted(tmp_path: Path) -> None:
     for name, content in (("bad.ckpt", pickle.dumps({"state_dict": Path("x")})), ("none.ckpt", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SystemExit, match="cannot be read as plain tensors"):
-            cli.train(["convert", "--checkpoint", str(tmp_path / name), "--output", str(tmp_path / "new")])
+            cli.train(["export", "--ckpt", str(tmp_path / name), "--output", str(tmp_path / "new")])
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit, match="does not say which model"):
-        cli.train(["convert", "--checkpoint", str(tmp_path / "other.ckpt"), "--output", str(tmp_path / "new")])
+        cli.train(["export", "--ckpt", str(tmp_path / "other.ckpt"), "--output", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_full_fine_tuning_converts_to_a_pipeline(
+def test_a_checkpoint_of_full_fine_tuning_is_exported_as_a_pipeline(
     pipeline_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = TextToImageModule(str(pipeline_folder), ema_decay=None, train_text_encoder=True)
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_full_fine_tuning_converts_to_a_pipeline(
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
     with caplog.at_level(logging.WARNING, "memtrain"):
-        cli.train(["convert", "--checkpoint", str(tmp_path / "last.ckpt"), "--output", str(tmp_path / "new")])
+        cli.train(["export", "--ckpt", str(tmp_path / "last.ckpt"), "--output", str(tmp_path / "new")])
     assert "NeuronMasking" in caplog.text
     found = StableDiffusionPipeline.from_pretrained(tmp_path / "new")
     for ours, theirs in ((module.denoiser, found.unet), (module.text_encoder, found.text_encoder)):

@@ -1,0 +1,103 @@
+"""`python train.py export --ckpt ... [--output ...]`: a pipeline from any checkpoint of a training run.
+
+A checkpoint of full fine-tuning gives a diffusers pipeline folder; one of a LoRA training gives
+`pytorch_lora_weights.safetensors` and, beside it in `pipeline/`, the weights with the adapters merged into them. Both
+have the averaged weights if there is an average. The checkpoint names the pretrained model and the options of the
+adapters.
+
+Checkpoints are read as plain tensors and numbers; what else is in a file is refused, and never run. The output is whole
+or not there. Cannot: apply what a mitigation does to exported weights, which is said; merge adapters of T-LoRA, whose
+ranks depend on the timestep, into weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+
+from memtrain.cli.checkpoint_model import checkpoint_module, checkpoint_pipeline, read_checkpoint
+from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.stopped import stopped_by_signals
+from memtrain.cli.writable import require_writable
+from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.output import careful_output
+from memtrain.files.whole import folder_whole
+
+log = logging.getLogger(__name__)
+
+BAKED = ("NeuronMasking", "MemorizationSinks")
+"""Mitigations that change the weights which are exported."""
+
+
+def export(args: Sequence[str]) -> None:
+    """`python train.py export ...`.
+
+    Args:
+        args: what follows `export`.
+    """
+    careful_output()
+    try:
+        with stopped_by_signals(["python", "train.py", "export", *args], kept="nothing of the export; the checkpoint"):
+            auto_cli(
+                export_checkpoint,
+                args=list(args),
+                as_positional=False,
+                parser_class=CarefulParser,
+                prog="train.py export",
+            )
+    except MemtrainError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def export_checkpoint(
+    ckpt: str,
+    output: str | None = None,
+    adapters: Literal["lora", "pipeline", "both"] = "both",
+    pretrained: str | None = None,
+    pretrained_config: str | None = None,
+) -> None:
+    """Write the model of a checkpoint in diffusers' format.
+
+    Args:
+        ckpt: A .ckpt file of train.py.
+        output: Folder to write to; default `exported/` and the checkpoint's name in the run folder.
+        adapters: Of a LoRA training, write the file of adapters, the pipeline with them merged, or both.
+        pretrained: The model that training began with; default the one that the checkpoint names.
+        pretrained_config: Of a single-file model, a pipeline folder or hub name with its configurations.
+    """
+    path = Path(ckpt)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = Path(output) if output is not None else run / "exported" / path.stem
+    if (folder / "model_index.json").exists() or any(folder.glob("*.safetensors")):
+        raise ConfigurationError(f"{folder} holds a model already", expected="a new folder", remedy="name another one")
+    state = read_checkpoint(path)
+    require_writable(folder)
+    module = checkpoint_module(state, pretrained=pretrained, config=pretrained_config)
+    trained = module.lora
+    with module.averaged_weights():
+        if trained is None:
+            with folder_whole(folder) as unfinished:
+                module.export_pipeline().save_pretrained(unfinished)
+        elif adapters != "pipeline":
+            module.save_adapters(folder)
+    del module
+    if trained is not None and adapters != "lora":
+        if trained.timestep_rank is None:
+            with folder_whole(folder / "pipeline") as unfinished:
+                checkpoint_pipeline(path, pretrained=pretrained, config=pretrained_config).save_pretrained(unfinished)
+        else:
+            log.warning("Adapters of T-LoRA are not merged: their ranks depend on the timestep")
+    for name in BAKED:
+        if any(name in callback for callback in state.get("callbacks", {})):
+            log.warning(
+                "What %s does to exported weights is not in %s: apply the mask in the run folder with "
+                "memtrain.models.neuron_mask.NeuronMask",
+                name,
+                folder,
+            )
+    print(f"{path} (step {state.get('global_step')}) is exported: {folder}")

@@ -1,0 +1,58 @@
+"""Commands that are told to stop say what goes on, and end with 128 and the signal's number."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from memtrain.files.shown import shown
+
+
+@contextmanager
+def stopped_by_signals(words: Sequence[str], *, kept: str = "what was computed") -> Iterator[None]:
+    """Within the context, SIGTERM, SIGINT and SIGHUP end the command with what to do next.
+
+    Args:
+        words: the command, which goes on when it is given again.
+        kept: what a second start finds done.
+
+    Raises:
+        SystemExit: 128 and the signal's number.
+    """
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    former: dict[int, Any] = {}
+    try:
+        for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            former[one] = signal.signal(one, receive)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        pass
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        said = signal.Signals(int(interrupt.args[0] if interrupt.args else signal.SIGINT))
+        again = shown(shlex.join(words), most=2000)
+        print(f"Stopped by {said.name}; {kept} is kept. Go on with:\n  {again}", file=sys.stderr)
+        sys.exit(128 + said)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def continue_training(folder: Path, checkpoint: Path | str = "last") -> str:
+    """The command that goes on with a run.
+
+    Args:
+        folder: of the run.
+        checkpoint: which one; `last` is the newest.
+    """
+    words = ["python", "train.py", "fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    return shown(shlex.join(words), most=2000)

@@ -1,0 +1,39 @@
+"""What a command prints can fail, and never ends a run: another encoding, a closed pipe, a full disk.
+
+A character that the output's encoding lacks is written as `repr` would write it. Output that nobody takes any more is
+given up. The files of a run hold everything that is printed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+
+def careful_output() -> None:
+    """Let standard output and error write every text, whatever their encoding; call when a command starts."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def harmless_output() -> Iterator[None]:
+    """Within the context, printing that fails is given up with a word in the log.
+
+    Only for what prints: an `OSError` of a file that has to be written belongs to no such context.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (UnicodeError, OSError, ValueError) as error:  # ValueError: the stream is closed
+        if isinstance(error, BrokenPipeError):
+            # What is left in the stream would raise again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        log.warning("What was to be printed could not be (%s: %s); the files hold it", type(error).__name__, error)
