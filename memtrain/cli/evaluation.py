@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from inspect import getdoc
 from pathlib import Path
@@ -33,6 +34,8 @@ from memtrain.evaluation.stages.cut_prompts import cut_prompts
 from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.prompts import prompts_read
 from memtrain.evaluation.stages.results_stage import ResultsStage
+from memtrain.evaluation.stages.shards import Shard, read_shard
+from memtrain.files.lock import locked
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
@@ -156,6 +159,20 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         What the stage's JSON file holds; empty if this process did only its part.
     """
     stage.check()
+    with _held(stage):
+        return _run_held(stage)
+
+
+def _held(stage: Stage) -> AbstractContextManager[None]:
+    """One process at a time for a stage's results, but for processes that share the work."""
+    if isinstance(stage, ResultsStage) or read_shard(getattr(stage, "shard", None)) != Shard(0, 1):
+        return nullcontext()
+    require_writable(stage.folder)
+    name = type(stage).__name__.lower()
+    return locked(stage.folder, doing=name, name=f".lock-{name}")
+
+
+def _run_held(stage: Stage) -> dict[str, Any]:
     if isinstance(stage, ResultsStage):
         require_writable(stage.folder)
         results = stage.work()

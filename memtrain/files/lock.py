@@ -22,18 +22,19 @@ NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, *, doing: str) -> Iterator[None]:
+def locked(folder: Path, *, doing: str, name: str = NAME) -> Iterator[None]:
     """Hold a folder while something is written to it.
 
     Args:
         folder: made if it is not there.
         doing: such as `train`, for whoever finds it locked.
+        name: of the lock's file: what may be written at the same time has locks of different names.
 
     Raises:
         ConfigurationError: if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / NAME).open("a+", encoding="utf-8") as file:
+    with (folder / name).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

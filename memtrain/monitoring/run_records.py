@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,9 @@ from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, wr
 
 log = logging.getLogger(__name__)
 
+OWN = ("steps", "samples.parquet")
+"""What a run writes into its records first."""
+
 
 class RunRecords:
     """Records below `records/` in the run folder.
@@ -46,6 +50,12 @@ class RunRecords:
             if batches_done is not None:
                 bring_records(self.folder, checkpoint=host.checkpoint, batches_done=batches_done)
                 drop_newer(self.folder, batches_done, trim=host.saves_alone)
+            elif _is_foreign(self.folder):
+                raise RecordError(
+                    f"{self.folder} holds other files than the records of a run",
+                    expected="a folder of the run in which nothing else is called `records`",
+                    remedy="choose another folder of the run",
+                )
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)
         try:
@@ -147,6 +157,11 @@ class RunRecords:
             notes.append(_held_out_by_weight(len(apart), len(keys), share=held_out.share))
         with harmless_output():
             print_summary(table, calibration, self.run, keys=keys, note="\n".join(notes) or None)
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder holds something, and nothing that a run writes."""
+    return folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in OWN)
 
 
 def _held_out_by_weight(apart: int, trained: int, *, share: float) -> str:
