@@ -9,6 +9,8 @@ import sys
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# The libraries of the Hub count their uses; nothing of a private training is counted.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __all__ = ["evaluate", "train"]
 
