@@ -161,8 +161,8 @@ class PromptStage(ModelStage):
     """A stage that takes prompts, of a run or of any model.
 
     Args:
-        prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, a run's planted captions
-            count as memorized and its held-out ones as not.
+        prompts: a file of prompts (.csv, .tsv, .txt, .json, .jsonl, .parquet; text also as .gz), or one prompt. Without
+            it, a run's planted captions count as memorized and its held-out ones as not.
         max_prompts: a run's prompts at most, planted and held-out each.
     """
 

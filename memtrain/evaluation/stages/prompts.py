@@ -1,6 +1,6 @@
 """Prompts from a file, or one prompt as it is.
 
-A file is of one of the kinds of :mod:`memtrain.evaluation.stages.prompt_file`. A table holds the prompt in a column
+A file is of one of the kinds of :mod:`memtrain.files.prompt_file`. A table holds the prompt in a column
 `caption`, `prompt` or `text` (in any case; the lists that published work passes around have `Caption;URL;...` with
 semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in `type` how it is memorized (`VM`
 verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled. Plain text has one prompt per line
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memtrain.errors import DataError
-from memtrain.evaluation.stages.prompt_file import COLUMNS, SUFFIXES, Row, kind_of, read_rows
+from memtrain.files.prompt_file import SUFFIXES, Row, kind_of, prompt_of, read_rows
 from memtrain.files.prompt_texts import missing, prompt_text
 from memtrain.files.shown import shown
 
@@ -164,17 +164,8 @@ def _refuse_path(source: str, path: Path) -> None:
 def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
     """The prompt of a row; None if it has none."""
     where = f"{shown(source)}, {row.place}"
-    # Of several columns for the prompt the first counts, unless they contradict each other.
-    said = {name: row.values[name] for name in COLUMNS if name in row.values and not missing(row.values[name])}
-    texts = {name: prompt_text(value, f"{where}, `{name}`").strip() for name, value in said.items()}
-    texts = {name: text for name, text in texts.items() if text}
-    if len(set(texts.values())) > 1:
-        raise DataError(
-            f"{where} has different texts in its columns {' and '.join(texts)}",
-            expected="one column with the prompt",
-            remedy=f"rename those that are not the prompt (the names {', '.join(COLUMNS)} are)",
-        )
-    if not texts:
+    text = prompt_of(source, row)
+    if text is None:
         return None
     kind = row.values.get("type")
     if missing(kind):
@@ -184,7 +175,7 @@ def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
             f"{where} says {shown(kind, most=60)} in its column `type`", expected="a word", remedy="correct the column"
         )
     return PromptToScore(
-        next(iter(texts.values())),
+        text,
         _truth(where, row.values.get("memorized")),
         type=str(kind).strip() or None,
         seed=_seed(where, row.values.get("seed")),
