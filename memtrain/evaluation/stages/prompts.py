@@ -14,14 +14,15 @@ of anything else, which would be scored as if it were the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memtrain.errors import DataError
 from memtrain.files.prompt_file import SUFFIXES, Row, kind_of, prompt_of, read_rows
-from memtrain.files.prompt_texts import missing, prompt_text
+from memtrain.files.prompt_texts import missing, prompt_list, prompt_text
 from memtrain.files.shown import shown
+from memtrain.files.text import json_of
 
 FILE_SUFFIXES = re.compile(
     "arrow|bz2|ckpt|conf|css|csv|dat|db|docx?|feather|gif|gz|h5|html?|ini|ipynb|jpe?g|jsonl?|log|lst|md|np[yz]|ods|"
@@ -131,6 +132,22 @@ def prompts_read(source: str) -> PromptsRead:
     return PromptsRead(source, prompts, len(rows), tuple(left_out))
 
 
+def as_prompts(prompts: Iterable[PromptToScore | str]) -> Sequence[PromptToScore]:
+    """Prompts of which something or nothing is known, as a caller has them.
+
+    Args:
+        prompts: a list, an array or a column of a data frame, of prompts or of texts.
+
+    Raises:
+        ConfigurationError: if it is no list, or something in it is neither.
+    """
+    if isinstance(prompts, (list, tuple)) and all(isinstance(one, PromptToScore) for one in prompts):
+        return prompts
+    if isinstance(prompts, (list, tuple)):
+        return [one if isinstance(one, PromptToScore) else PromptToScore(prompt_list([one])[0]) for one in prompts]
+    return [PromptToScore(text) for text in prompt_list(prompts)]
+
+
 def _there(path: Path) -> bool:
     try:
         return path.exists()
@@ -150,15 +167,26 @@ def _refuse_path(source: str, path: Path) -> None:
         what = "looks like the name of a file"
     elif word and (re.match(r"(?:[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\])", text) or text.endswith(("/", "\\"))):
         what = "looks like a path"
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        what = "looks like an address"
+    elif text[0] in "[{" and _is_json(text):
+        what = "looks like JSON"
     elif word and "/" in text and len(text) < 1000 and _there(Path(text).parent):
         what = "looks like a path in a folder that is there"
     else:
         return
     raise DataError(
-        f"{shown(source)} {what} of a kind that holds no prompts",
+        f"{shown(source, most=200)} {what}, and no prompts are read from such",
         expected=f"a file ({', '.join(SUFFIXES)}), or a prompt",
         remedy="write the prompts into such a file, one per line in a .txt file; a prompt that looks like a path, too",
     )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json_of(text, ""), (list, dict))
+    except DataError:
+        return False
 
 
 def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
