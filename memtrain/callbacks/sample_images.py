@@ -34,9 +34,10 @@ from memtrain.callbacks.image_grid import GridRow, image_grid
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.paused_training import paused_training, require_exportable
 from memtrain.callbacks.suspicious_samples import can_show, most_suspicious
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.sampling.generate import generate
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.files.prompt_file import prompt_of, read_rows
 from memtrain.files.whole import written_whole
 from memtrain.monitoring import processes
 
@@ -52,7 +53,7 @@ class SampleImages(Callback):
     """Sample prompts and the most suspicious training samples now and then.
 
     Args:
-        prompts: validation prompts, or a text file with one in each line.
+        prompts: validation prompts, or a file of them: text with one in each line, or a table.
         every: optimizer steps between images.
         suspicious: training samples with the highest scores that are shown; 0 for none.
         seeds: of the images of each prompt.
@@ -179,20 +180,22 @@ class SampleImages(Callback):
 
 
 def read_prompt_file(path: str) -> list[str]:
-    """The lines of a text file that are not empty.
+    """The prompts of a file, rows without one left out; see :mod:`memtrain.files.prompt_file`.
+
+    Args:
+        path: of the file; without one of the known endings it is text with a prompt in each line.
 
     Raises:
-        ConfigurationError: if there is no such file, or nothing in it.
+        ConfigurationError: if there is no such file, it cannot be read, or there is nothing in it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        prompts = [text for row in read_rows(Path(path)) if (text := prompt_of(path, row)) is not None]
+    except DataError as error:
         raise ConfigurationError(
-            f"The prompts in {path!r} cannot be read: {error}",
+            f"The prompts in {path!r} cannot be read: {error.problem}",
             expected="a text file with a prompt in each line, or a list of prompts",
-            remedy="check the path",
+            remedy=error.remedy,
         ) from error
-    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigurationError(f"{path} holds no prompt", expected="one in each line", remedy="write some into it")
     return prompts

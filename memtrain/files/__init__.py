@@ -7,6 +7,7 @@
 | `sheet_cells` | text in CSV files of ours, which no spreadsheet evaluates |
 | `key_table` | tables of keys, such as flagged.csv, also from a spreadsheet |
 | `parquet_table` | Parquet: whole files, with the columns that are needed |
+| `prompt_file` | the rows of a file of prompts, of many kinds |
 | `prompt_texts` | prompts as text, and lists, arrays and columns of them |
 | `yaml_file` | YAML of plain values: sizes, aliases |
 | `pictures` | which image formats are decoded, and how large |

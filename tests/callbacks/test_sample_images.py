@@ -23,7 +23,7 @@ from memtrain.callbacks.image_grid import GridRow, image_grid
 from memtrain.callbacks.memorization_sinks import MemorizationSinks
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.paused_training import paused_training
-from memtrain.callbacks.sample_images import SampleImages
+from memtrain.callbacks.sample_images import SampleImages, read_prompt_file
 from memtrain.callbacks.suspicious_samples import SuspiciousSample, most_suspicious
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates
@@ -333,3 +333,11 @@ def test_a_grid_shows_images_as_they_are_and_cuts_text() -> None:
     assert len(places) == 1
     assert page.shape[1] <= 600
     assert np.asarray(image_grid([GridRow([], [torch.zeros(3, 1000, 500)])])).shape[0] < 300
+
+
+def test_prompts_of_a_table_are_its_column(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt,memorized\na fox,1\n,0\n")
+    assert read_prompt_file(str(tmp_path / "prompts.csv")) == ["a fox"]
+    (tmp_path / "prompts.csv").write_text('prompt\n"a fox\n')
+    with pytest.raises(ConfigurationError, match="line 2: a quote has no end"):
+        read_prompt_file(str(tmp_path / "prompts.csv"))

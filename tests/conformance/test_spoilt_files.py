@@ -176,7 +176,7 @@ def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_much_damage_is_a_value_or_a_refusal(
     name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

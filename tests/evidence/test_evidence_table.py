@@ -13,6 +13,7 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, pictures_in, print_summary, write_flagged
 from memtrain.evidence.verdict import calibration_figures
 from memtrain.families.table import Families
+from memtrain.files.key_table import read_key_table
 
 COLUMNS = ["denoising_loss", "attention_entropy.up"]
 
@@ -174,3 +175,16 @@ def test_the_screen_shows_pictures_and_the_verdict_counts_both(
     figures = calibration_figures(with_families, ["a", "b", "b2", "b3", "c", "d"])
     assert (figures["pictures"], figures["pictures_flagged"], figures["captions_flagged"]) == (4, 1, 0)
     assert (figures["samples"], figures["flagged"], figures["judged"]) == (6, 3, 3)
+
+
+def test_captions_do_not_act_on_the_terminal(
+    table: pa.Table, calibration: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = pa.array(["a\x1b[2J\x07\u202eb"] * len(table))
+    table = table.set_column(table.column_names.index("caption"), "caption", captions)
+    print_summary(table, calibration, tmp_path)
+    shown = capsys.readouterr().out
+    assert r"a\x1b[2J\x07" in shown and not {"\x1b", "\x07", "\u202e"} & set(shown)
+    write_flagged(table, tmp_path / "flagged.csv")
+    assert b"\x1b" not in (tmp_path / "flagged.csv").read_bytes()
+    assert read_key_table(tmp_path / "flagged.csv") == ["b"]

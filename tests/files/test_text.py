@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,3 +75,14 @@ def test_any_bytes_are_a_value_or_refused(content: bytes, tmp_path_factory: pyte
     path.write_bytes(content)
     with suppress(DataError):
         read_json(path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(bytes(20_000_000), compresslevel=1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="more than 1000 bytes"):
+            read_text(tmp_path / "a.txt.gz", most=1000)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -42,9 +43,9 @@ class ClipFeatures:
         try:
             self.model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise ConfigurationError(
-                f"{folder} holds no CLIP model: {str(error).splitlines()[0]}",
+                f"{folder} holds no CLIP model: {(str(error) or type(error).__name__).splitlines()[0]}",
                 expected="a local folder with config.json, model.safetensors and the tokenizer",
                 remedy="save one with CLIPModel.save_pretrained and CLIPTokenizer.save_pretrained",
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.shown import shown
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 """In which numbers a model computes; `auto` is half precision on a GPU and float32 on a CPU."""
@@ -38,7 +40,13 @@ class Sampling:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(self.seeds))
+        try:
+            # Whole numbers of numpy become those of Python, which generators take.
+            object.__setattr__(self, "seeds", tuple(map(operator.index, self.seeds)))
+        except TypeError as error:
+            raise ConfigurationError(
+                f"seeds are {shown(repr(self.seeds), most=80)}", expected="whole numbers", remedy="list them"
+            ) from error
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.steps, self.batch_size) < 1:
             raise ConfigurationError(
                 f"Nothing sensible to sample: seeds {list(self.seeds)}, steps={self.steps}, "

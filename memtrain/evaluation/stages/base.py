@@ -26,22 +26,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
-from jinja2.exceptions import UndefinedError
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError, MemtrainError, RecordError
+from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation import stages
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.report.page import write_page
-from memtrain.evaluation.report.section import Section, joined, paragraph
+from memtrain.evaluation.report.section import Section
+from memtrain.evaluation.report.spoilt import SHAPE, spoilt, spoilt_sections
 from memtrain.evaluation.sampling.settings import Precision, Sampling
 from memtrain.evaluation.stages.checkpoints import Checkpoint
-from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.evaluation.stages.prompts import PromptToScore, as_prompts
 from memtrain.evaluation.stages.run_samples import Run
 
 DEFAULT = Sampling()
-LAST = 99
-"""Place of what is said after all results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,8 @@ class StageInput:
     Attributes:
         pipeline: the model, on its device.
         output: folder to write to; it may hold files of other stages.
-        prompts: P prompts, with what is known about them.
+        prompts: P prompts, with what is known about them; texts of which nothing is known, in a list, an array or a
+            column of a data frame, become such prompts.
         own_images: `(P, 3, H, W)` uint8, the image that belongs to each prompt; None unless the prompts are a run's.
         sampling: how images are sampled.
         model: where the pipeline comes from.
@@ -67,6 +66,9 @@ class StageInput:
     model: str = ""
     run: Run | None = None
     checkpoints: Sequence[Checkpoint] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", as_prompts(self.prompts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +163,8 @@ class PromptStage(ModelStage):
     """A stage that takes prompts, of a run or of any model.
 
     Args:
-        prompts: a file of prompts (.csv, .txt, .jsonl, .parquet), or one prompt. Without it, a run's planted captions
-            count as memorized and its held-out ones as not.
+        prompts: a file of prompts (.csv, .tsv, .txt, .json, .jsonl, .parquet; text also as .gz), or one prompt. Without
+            it, a run's planted captions count as memorized and its held-out ones as not.
         max_prompts: a run's prompts at most, planted and held-out each.
     """
 
@@ -269,30 +271,13 @@ def write_report(folder: str | Path, *, redacted: Path | None = None) -> Path:
         MemtrainError: if nothing of what is there can be shown; what cannot be shown beside others is said on the page.
     """
     found: list[Section] = []
-    spoilt: list[MemtrainError] = []
+    errors: list[MemtrainError] = []
     for name in stage_names():
         sections = import_module(f"{stages.__name__}.{name}.section").sections
         try:
             found += sections(redacted or Path(folder))
-        except MemtrainError as error:
-            spoilt.append(error)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, UndefinedError) as error:
-            spoilt.append(_spoilt(name, Path(folder), error))
-    if spoilt and not found:
-        raise spoilt[0]
-    for one in spoilt:
-        print(f"Not in the report: {one}")
-    body = joined([paragraph(str(one)) for one in spoilt])
-    extra = [Section(title="Results that cannot be shown", body=body, place=LAST)] if spoilt else []
-    return write_page(Path(folder), [*found, *extra], redacted=redacted is not None)
-
-
-def _spoilt(name: str, folder: Path, error: Exception) -> RecordError:
-    """Results of another shape than a stage writes; those of other stages are shown without them."""
-    said = RecordError(
-        f"The results of {name} in {folder} cannot be shown ({type(error).__name__}: {error})",
-        expected=f"what `python evaluate.py {name}` writes",
-        remedy="run it again, or remove its files",
-    )
-    said.__cause__ = error
-    return said
+        except (MemtrainError, *SHAPE) as error:
+            errors.append(spoilt(name, Path(folder), error))
+    if errors and not found:
+        raise errors[0]
+    return write_page(Path(folder), [*found, *spoilt_sections(errors)], redacted=redacted is not None)

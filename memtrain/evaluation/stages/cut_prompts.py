@@ -13,13 +13,13 @@ from memtrain.models.stock_pipeline import text_tokenizer
 
 
 def cut_prompts(pipeline: DiffusionPipeline, prompts: Sequence[PromptToScore]) -> str:
-    """A line that says how many prompts are cut off; empty if none is.
+    """A line that says how many prompts are cut off; empty if none is, or nothing counts tokens.
 
     Args:
         pipeline: whose tokenizer counts.
         prompts: that it is asked for.
     """
-    if not prompts:
+    if not prompts or getattr(pipeline, "tokenizer", None) is None:
         return ""
     texts = [prompt.text for prompt in prompts]
     lengths, uncut = (prompt_lengths(pipeline, texts, truncation=cut) for cut in (True, False))

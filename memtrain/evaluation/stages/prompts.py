@@ -1,6 +1,6 @@
 """Prompts from a file, or one prompt as it is.
 
-A file is of one of the kinds of :mod:`memtrain.evaluation.stages.prompt_file`. A table holds the prompt in a column
+A file is of one of the kinds of :mod:`memtrain.files.prompt_file`. A table holds the prompt in a column
 `caption`, `prompt` or `text` (in any case; the lists that published work passes around have `Caption;URL;...` with
 semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in `type` how it is memorized (`VM`
 verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled. Plain text has one prompt per line
@@ -14,14 +14,15 @@ of anything else, which would be scored as if it were the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memtrain.errors import DataError
-from memtrain.evaluation.stages.prompt_file import COLUMNS, SUFFIXES, Row, kind_of, read_rows
-from memtrain.files.prompt_texts import missing, prompt_text
+from memtrain.files.prompt_file import SUFFIXES, Row, kind_of, prompt_of, read_rows
+from memtrain.files.prompt_texts import missing, prompt_list, prompt_text
 from memtrain.files.shown import shown
+from memtrain.files.text import json_of
 
 FILE_SUFFIXES = re.compile(
     "arrow|bz2|ckpt|conf|css|csv|dat|db|docx?|feather|gif|gz|h5|html?|ini|ipynb|jpe?g|jsonl?|log|lst|md|np[yz]|ods|"
@@ -131,6 +132,22 @@ def prompts_read(source: str) -> PromptsRead:
     return PromptsRead(source, prompts, len(rows), tuple(left_out))
 
 
+def as_prompts(prompts: Iterable[PromptToScore | str]) -> Sequence[PromptToScore]:
+    """Prompts of which something or nothing is known, as a caller has them.
+
+    Args:
+        prompts: a list, an array or a column of a data frame, of prompts or of texts.
+
+    Raises:
+        ConfigurationError: if it is no list, or something in it is neither.
+    """
+    if isinstance(prompts, (list, tuple)) and all(isinstance(one, PromptToScore) for one in prompts):
+        return prompts
+    if isinstance(prompts, (list, tuple)):
+        return [one if isinstance(one, PromptToScore) else PromptToScore(prompt_list([one])[0]) for one in prompts]
+    return [PromptToScore(text) for text in prompt_list(prompts)]
+
+
 def _there(path: Path) -> bool:
     try:
         return path.exists()
@@ -150,31 +167,33 @@ def _refuse_path(source: str, path: Path) -> None:
         what = "looks like the name of a file"
     elif word and (re.match(r"(?:[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\])", text) or text.endswith(("/", "\\"))):
         what = "looks like a path"
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        what = "looks like an address"
+    elif text[0] in "[{" and _is_json(text):
+        what = "looks like JSON"
     elif word and "/" in text and len(text) < 1000 and _there(Path(text).parent):
         what = "looks like a path in a folder that is there"
     else:
         return
     raise DataError(
-        f"{shown(source)} {what} of a kind that holds no prompts",
+        f"{shown(source, most=200)} {what}, and no prompts are read from such",
         expected=f"a file ({', '.join(SUFFIXES)}), or a prompt",
         remedy="write the prompts into such a file, one per line in a .txt file; a prompt that looks like a path, too",
     )
 
 
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json_of(text, ""), (list, dict))
+    except DataError:
+        return False
+
+
 def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
     """The prompt of a row; None if it has none."""
     where = f"{shown(source)}, {row.place}"
-    # Of several columns for the prompt the first counts, unless they contradict each other.
-    said = {name: row.values[name] for name in COLUMNS if name in row.values and not missing(row.values[name])}
-    texts = {name: prompt_text(value, f"{where}, `{name}`").strip() for name, value in said.items()}
-    texts = {name: text for name, text in texts.items() if text}
-    if len(set(texts.values())) > 1:
-        raise DataError(
-            f"{where} has different texts in its columns {' and '.join(texts)}",
-            expected="one column with the prompt",
-            remedy=f"rename those that are not the prompt (the names {', '.join(COLUMNS)} are)",
-        )
-    if not texts:
+    text = prompt_of(source, row)
+    if text is None:
         return None
     kind = row.values.get("type")
     if missing(kind):
@@ -184,7 +203,7 @@ def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
             f"{where} says {shown(kind, most=60)} in its column `type`", expected="a word", remedy="correct the column"
         )
     return PromptToScore(
-        next(iter(texts.values())),
+        text,
         _truth(where, row.values.get("memorized")),
         type=str(kind).strip() or None,
         seed=_seed(where, row.values.get("seed")),

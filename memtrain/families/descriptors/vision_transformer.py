@@ -11,7 +11,6 @@ detector; CLIP in particular is alike for what is called alike.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.descriptors.base import IMAGENET, Descriptor, described, normalised, stacked
+from memtrain.files.text import read_json_object
 
 CLIP = {"clip", "clip_vision_model"}
 """Kinds of models whose projected image embedding is used."""
@@ -56,7 +56,14 @@ class VisionTransformer(Descriptor):
         config = self._json("config.json")
         self._projects = config.get("model_type") in CLIP
         vision = config.get("vision_config") or config
-        self._size = int(vision.get("image_size", 224))
+        size = vision.get("image_size", 224) if isinstance(vision, dict) else None
+        if not isinstance(size, int):
+            raise ConfigurationError(
+                f"{self._folder / 'config.json'} says an image_size of {size!r:.80}",
+                expected="one number, the side of a square",
+                remedy="take another model",
+            )
+        self._size = size
         pixels = self._json("preprocessor_config.json")
         default = CLIP_PIXELS if self._projects else IMAGENET
         self._mean, self._std = pixels.get("image_mean", default[0]), pixels.get("image_std", default[1])
@@ -96,4 +103,9 @@ class VisionTransformer(Descriptor):
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self._folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return read_json_object(path, what="what save_pretrained writes", remedy="download or save the model again")
+        except DataError as error:
+            raise ConfigurationError(error.problem, expected=error.expected, remedy=error.remedy) from error

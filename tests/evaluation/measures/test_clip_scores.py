@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_other_sizes_are_resized_and_cropped(clip_folder: Path) -> None:
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="holds no CLIP model"):
         ClipFeatures(tmp_path)
+
+
+def test_weights_that_are_cut_off_are_refused(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigurationError, match="holds no CLIP model"):
+        ClipFeatures(tmp_path / "clip")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

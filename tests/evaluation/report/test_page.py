@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from memtrain.errors import RecordError
+from memtrain.evaluation.report.page import write_page
+from memtrain.evaluation.report.section import Section, paragraph
 from memtrain.evaluation.stages.base import write_report
 
 ATTACK = "<script>alert('x')</script>\" onerror=\"alert(1) & $\\frac$"
@@ -366,3 +368,13 @@ def test_an_interval_that_is_not_known_is_said_to_be(folder: Path) -> None:
     assert "0.0217" in text
     assert "too few prompts for an interval" in text
     assert "of a single image, so without an interval" in text
+
+
+def test_nothing_in_a_page_acts(tmp_path: Path) -> None:
+    """Escape sequences of whoever prints it, marks that turn the order of text, and what cannot be encoded."""
+    said = "a\x1b]0;t\x07\u202egnp.exe\ud800 <b>क्\u200dष"
+    section = Section(title=said, body=paragraph(said))
+    write_page(tmp_path, [section])
+    for name, end in (("report.html", "&lt;b&gt;क्\u200dष"), ("results.md", "क्\u200dष")):
+        text = (tmp_path / name).read_bytes().decode()
+        assert not {"\x1b", "\x07", "\u202e"} & set(text) and end in text

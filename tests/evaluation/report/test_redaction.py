@@ -93,3 +93,11 @@ def test_what_cannot_be_reported_is_refused(folder: Path, tmp_path: Path) -> Non
         evaluate(["report", str(folder), "--redact_key", "a"])
     content = json.loads((folder / "results.json").read_text())
     assert content["counts"]["by_group"][KEY], "the results themselves stay"
+
+
+@pytest.mark.parametrize("name", ["results.json", "samples.parquet"])
+def test_what_cannot_be_read_cannot_be_redacted(name: str, folder: Path) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+    with pytest.raises(SystemExit, match=rf"{name}.*\n.*\n.*run the stage that wrote it again, or remove it"):
+        evaluate(["report", str(folder), "--redact"])
+    assert not (folder / "report-redacted.html").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -181,3 +182,15 @@ def test_senseless_settings_are_refused(pipeline: StableDiffusionPipeline, wrong
         sample(pipeline, **wrong)
     with pytest.raises(ConfigurationError, match="share a name"):
         sample(pipeline, GuidanceNorm(), GuidanceNorm())
+
+
+def test_prompts_and_seeds_of_arrays_are_those_of_lists(pipeline: StableDiffusionPipeline) -> None:
+    listed = generate(pipeline, ["a", "b"], sampling=Sampling(seeds=[0, 1], steps=1, progress=False))
+    arrays = Sampling(seeds=np.array([0, 1]), steps=1, progress=False)  # type: ignore[arg-type]
+    found = generate(pipeline, np.array(["a", "b"]), sampling=arrays)  # type: ignore[arg-type]
+    assert found.prompts == listed.prompts and found.seeds == listed.seeds
+    assert torch.equal(found.images, listed.images)
+    with pytest.raises(ConfigurationError, match="prompts is 'a cat'"):
+        generate(pipeline, "a cat", sampling=arrays)
+    with pytest.raises(ConfigurationError, match="seeds are"):
+        Sampling(seeds=np.array([0.5]))  # type: ignore[arg-type]

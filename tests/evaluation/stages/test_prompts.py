@@ -6,14 +6,15 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memtrain.errors import DataError
-from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.stages.prompts import PromptToScore, as_prompts, known_truth, prompts_read, read_prompts
 from memtrain.files.prompt_texts import MOST
 
 
@@ -75,7 +76,7 @@ def test_missing_files_and_empty_prompts(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_no_prompt(tmp_path: Path) -> None:
     (tmp_path / "prompts.xlsx").write_text("[]")
     for source in (tmp_path / "prompts.xlsx", tmp_path):
-        with pytest.raises(DataError, match="holds no prompts"):
+        with pytest.raises(DataError, match=r"is a f.*no prompts are read"):
             read_prompts(str(source))
 
 
@@ -177,6 +178,8 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
         "~/p",
         "C:\\prompts",
         "p.txt",
+        "https://host/prompts",
+        '["a cat", "a dog"]',
     ],
 )
 def test_what_looks_like_a_path_is_no_prompt(source: str) -> None:
@@ -249,3 +252,13 @@ def _read(source: str) -> list[PromptToScore] | None:
         return read_prompts(source)
     except DataError:
         return None
+
+
+def test_texts_become_prompts_of_which_nothing_is_known() -> None:
+    known = [PromptToScore("a", True)]
+    assert as_prompts(known) is known
+    assert as_prompts([*known, "b"]) == [PromptToScore("a", True), PromptToScore("b")]
+    assert as_prompts(np.array(["a", "b"])) == [PromptToScore("a"), PromptToScore("b")]
+    for prompts in ("a cat", [1], np.array([1.0])):
+        with pytest.raises(ConfigurationError, match="prompts"):
+            as_prompts(prompts)  # type: ignore[arg-type]

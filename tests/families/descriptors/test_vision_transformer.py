@@ -76,5 +76,14 @@ def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="safetensors"):
         VisionTransformer(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"broken")
+    for spoilt, said in (
+        ('{"model_type": ', "is not JSON"),
+        ("[]", "no JSON object"),
+        ('{"image_size": []}', "image_size"),
+    ):
+        (tmp_path / "config.json").write_text(spoilt)
+        with pytest.raises(ConfigurationError, match=said):
+            VisionTransformer(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         VisionTransformer(str(tmp_path))

@@ -13,9 +13,9 @@ from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageI
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse_none
 from memtrain.evaluation.stages.detect.against_null import Null
 from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
-from memtrain.evaluation.stages.prompt_file import SUFFIXES, kind_of
 from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
 from memtrain.evaluation.stages.shards import read_shard
+from memtrain.files.prompt_file import SUFFIXES, kind_of
 
 AUTO, NONE = "auto", "none"
 FEWEST_NULL = 99

@@ -142,3 +142,28 @@ def test_other_than_two_folders_with_results_are_refused(tmp_path: Path) -> None
     with pytest.raises(SystemExit, match=r"results\.json does not exist[\s\S]*measure --run"):
         evaluate(["compare", str(tmp_path), str(tmp_path), "--output", str(tmp_path / "o")])
     assert Compare(runs=["runs/a", "runs/b/evaluation"]).folder == Path("runs/comparison/a-b")
+
+
+def test_results_that_are_spoilt_or_name_files_elsewhere_are_refused(tmp_path: Path) -> None:
+    before, after = write_run(tmp_path / "a", back=set()), write_run(tmp_path / "b", back={1})
+    words = ["compare", str(before), str(after), "--output", str(tmp_path / "o")]
+    place = after / "evaluation"
+    whole = (place / "results.json").read_text()
+    for content, said in (
+        (whole[:50], "is not JSON"),
+        ("[]", "no JSON object"),
+        ('{"created": "x"}', "no sampling.seeds"),
+    ):
+        (place / "results.json").write_text(content)
+        with pytest.raises(SystemExit, match=rf"{said}[\s\S]*measure --run"):
+            evaluate(words)
+    (place / "results.json").write_text(whole)
+    table = pq.read_table(place / "samples.parquet")
+    position = table.column_names.index("image")
+    outside = pa.array(["../../image.png"] * len(table))
+    pq.write_table(table.set_column(position, "image", outside), place / "samples.parquet")
+    with pytest.raises(SystemExit, match=r"samples.parquet: image is '../../image.png'"):
+        evaluate(words)
+    pq.write_table(table.drop_columns(["ratio"]), place / "samples.parquet")
+    with pytest.raises(SystemExit, match=r"no column 'ratio'"):
+        evaluate(words)

@@ -131,3 +131,28 @@ def test_a_killed_curve_goes_on_and_another_question_does_not(
 def test_no_checkpoints_are_refused(given: StageInput, samples: RunSamples) -> None:
     with pytest.raises(ConfigurationError, match="No checkpoints"):
         curve(given, samples, [], evaluate=Evaluations(), asked={})
+
+
+@pytest.mark.parametrize("content", ['{"replication": ', "[]", "{}", '{"replication": {"groups": 3}}'])
+def test_a_checkpoint_whose_results_are_spoilt_is_evaluated_again(
+    content: str,
+    given: StageInput,
+    samples: RunSamples,
+    checkpoints: list[Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("memtrain.evaluation.stages.measure.curve.draw", lambda points, path: path.touch())
+    evaluations = Evaluations()
+    curve(given, samples, checkpoints[:1], evaluate=evaluations, asked={})
+    (kept,) = (given.output / "curve").glob("*/results.json")
+    kept.write_text(content)
+
+    def again(given: StageInput, samples: RunSamples) -> Mapping[str, Any]:
+        kept.unlink()
+        kept.parent.rmdir()
+        return evaluations(given, samples)
+
+    (point,) = curve(given, samples, checkpoints[:1], evaluate=again, asked={})
+    assert point["reproduced"] == 1 and evaluations.seen == ["step-100"] * 2
+    assert "Evaluated again, because" in capsys.readouterr().out

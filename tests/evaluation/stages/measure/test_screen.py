@@ -118,3 +118,13 @@ def test_an_error_that_is_not_known_is_not_printed_as_a_number() -> None:
     quality = results()["quality"]
     quality["kid"]["standard_error"] = None
     assert "0.0217 (standard error not known, features" in printed(results(quality=quality))
+
+
+def test_names_of_files_do_not_act_on_the_terminal() -> None:
+    asked = [{"name": "a\x1b[2J\u202e.png", "group": "planted", "files": 2, "ratio": 0.1, "reproduced": True}]
+    found = results(families={"pictures": 1, "files": 2, "captions": 0, "asked": asked})
+    found["verdict"]["text"] = "It reproduces \x1b]0;x\x07."
+    screen = io.StringIO()
+    print_results(found, Path("runs/x"), Console(file=screen, width=120))
+    assert r"a\x1b[2J\u202e.png" in screen.getvalue() and r"reproduces \x1b]0;x\x07." in screen.getvalue()
+    assert not {"\x1b", "\x07", "\u202e"} & set(screen.getvalue())

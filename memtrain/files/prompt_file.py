@@ -22,6 +22,7 @@ from typing import Any
 from memtrain.errors import DataError
 from memtrain.files.csv_table import DELIMITERS, csv_table
 from memtrain.files.parquet_table import parquet_names, read_parquet
+from memtrain.files.prompt_texts import missing, prompt_text
 from memtrain.files.sheet_cells import cell_of
 from memtrain.files.shown import shown
 from memtrain.files.text import json_of, read_text
@@ -61,12 +62,12 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file, those without a prompt among them.
 
     Args:
-        path: of a file of a known kind.
+        path: of the file; of an unknown kind it is read as text.
 
     Raises:
         DataError: if it cannot be read, or its rows cannot be told apart for certain.
     """
-    kind = kind_of(path)
+    kind = kind_of(path) or ".txt"
     if kind == ".parquet":
         return _parquet(path)
     text = read_text(path, most=MOST_BYTES)
@@ -86,6 +87,30 @@ def read_rows(path: Path) -> list[Row]:
         Row(f"line {line}", {name: cell_of(value) for name, value in row.items()} if ours else row)
         for line, row in zip(table.lines, table.rows, strict=True)
     ]
+
+
+def prompt_of(source: str, row: Row) -> str | None:
+    """The prompt of a row; None if it has none.
+
+    Args:
+        source: the file, for the error.
+        row: of it.
+
+    Raises:
+        DataError: if it is no text, or if columns contradict each other.
+    """
+    where = f"{shown(source)}, {row.place}"
+    # Of several columns for the prompt the first counts, unless they contradict each other.
+    said = {name: row.values[name] for name in COLUMNS if name in row.values and not missing(row.values[name])}
+    texts = {name: prompt_text(value, f"{where}, `{name}`").strip() for name, value in said.items()}
+    texts = {name: text for name, text in texts.items() if text}
+    if len(set(texts.values())) > 1:
+        raise DataError(
+            f"{where} has different texts in its columns {' and '.join(texts)}",
+            expected="one column with the prompt",
+            remedy=f"rename those that are not the prompt (the names {', '.join(COLUMNS)} are)",
+        )
+    return next(iter(texts.values()), None)
 
 
 def _parquet(path: Path) -> list[Row]:
