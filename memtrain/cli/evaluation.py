@@ -29,6 +29,7 @@ from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.evaluation.stages.results_stage import ResultsStage
+from memtrain.files.shown import shown
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
@@ -215,7 +216,14 @@ def _trained(stage: Stage) -> TrainedPipeline:
 
     if not isinstance(stage, ModelStage) or stage.model is None:
         return of_run(Path(stage.run), precision=stage.precision)
-    return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
+    try:
+        return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
+    except OSError as error:
+        raise ConfigurationError(
+            f"There is no model {shown(stage.model)!r}: {error.strerror}",
+            expected="a pipeline folder, a single-file checkpoint (.safetensors), a .ckpt of train.py, or a hub name",
+            remedy="check the path",
+        ) from error
 
 
 def _checkpoints(stage: Stage) -> list[Checkpoint]:
