@@ -161,8 +161,16 @@ RUNS = [
     data_of_a_run("run_with_objects", "data: !!python/object:stranger18.Thing {}\n", r"config\.yaml is not YAML"),
 ]
 ROWS = [*FILES, *SETTINGS, *RUNS]
+QUICK = 20
+"""Settings in the plain suite, which take a tenth of a second each; the others are among the slow tests."""
 
 
-@pytest.mark.parametrize("row", [row.param for row in ROWS])
+@pytest.mark.parametrize("row", [row.param for row in [*FILES, *SETTINGS[:QUICK], *RUNS]])
 def test_a_hostile_configuration_is_refused(row: Row, confined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(row, confined, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row.param for row in SETTINGS[QUICK:]])
+def test_hostile_settings_are_refused(row: Row, confined: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(row, confined, capsys)
