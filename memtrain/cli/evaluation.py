@@ -105,7 +105,7 @@ def read_command(words: list[str]) -> Stage:
             remedy="for prompts take a stage that takes them, such as `python evaluate.py detect`",
         )
     parser = stage_parser(name, kind)
-    options = parser.instantiate_classes(parser.parse_args(_named(words[1:] if named else words, kind)))
+    options = parser.instantiate(parser.parse_args(_named(words[1:] if named else words, kind)))
     return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
 
 
