@@ -18,25 +18,36 @@ import json
 import logging
 import os
 import re
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fuzz_targets import TARGETS, Target
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 SLOWEST = 10
 """Seconds for one input."""
 LONGEST = 4096
 """Bytes of an input."""
 SHOWN = 200
+LIBRARIES = (
+    "torch",
+    "lightning.pytorch.cli",
+    "diffusers",
+    "transformers",
+    "peft",
+    "pyarrow.parquet",
+    "safetensors.torch",
+)
+"""What takes long to import, and is imported once; memtrain is imported by each process, which watches it."""
 
 
 class Tally:
@@ -137,32 +148,54 @@ def unguided(target: Target, seconds: float, path: Path) -> None:
 
 def fuzz(target: Target, seconds: float, *, guide: bool) -> dict[str, Any]:
     """The figures of a reader, from a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        path = Path(folder) / "figures.json"
-        words = [sys.executable, __file__, "--target", target.name, "--seconds", str(seconds), "--figures", str(path)]
-        environment = {**os.environ, "TMPDIR": folder, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-        words += [] if guide else ["--unguided"]
-        try:
-            done = subprocess.run(  # noqa: S603 - this file with another option
-                words,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=environment,
-                timeout=seconds + 180,
-                cwd=folder,
-            )
-            said = done.stderr
-        except subprocess.TimeoutExpired:
-            said = "it did not end"
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        folder = Path(place)
+        path, log = folder / "figures.json", folder / "log"
+        child = os.fork()
+        if child == 0:
+            _child(target, seconds, path, log, guide=guide)
+        said = "" if _ended(child, seconds + 180) else "it did not end"
+        said += log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"findings": {}}
         reached = re.findall(r"cov: (\d+)", said)
         tried = re.findall(r"^#(\d+)", said, re.MULTILINE)
         figures["edges"] = int(reached[-1]) if reached else None
         figures["executions"] = max([figures.get("executions", 0), *map(int, tried)])
-        if not path.is_file() or re.search(r"ERROR: libFuzzer|did not end", said):
+        if not path.is_file() or re.search(r"ERROR: libFuzzer|did not end|Traceback", said):
             figures["findings"]["the process ended"] = {"said": said[-600:], "input": ""}
     return figures
+
+
+def _child(target: Target, seconds: float, path: Path, log: Path, *, guide: bool) -> NoReturn:
+    """What a process of its own does: everything it says goes to a file, and its files to a folder that is removed."""
+    with log.open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    tempfile.tempdir = str(path.parent)
+    os.chdir(path.parent)
+    sys.argv = sys.argv[:1]
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    try:
+        (guided if guide else unguided)(target, seconds, path)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _ended(child: int, seconds: float) -> bool:
+    """Wait for a process; one that does not end is ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 def main() -> None:
@@ -172,34 +205,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="names of readers, as they are in the table")
     parser.add_argument("--unguided", action="store_true", help="hypothesis even where atheris is installed")
-    for hidden in ("--target", "--seconds", "--figures"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.target is not None:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        target = next(one for one in TARGETS if one.name == asked.target)
-        (unguided if asked.unguided else guided)(target, float(asked.seconds), Path(asked.figures))
-        return
     guide = not asked.unguided and find_spec("atheris") is not None
     chosen = [one for one in TARGETS if not asked.only or one.name in asked.only]
     print(f"{len(chosen)} readers, {'guided by atheris' if guide else 'changed at random by hypothesis'}")
+    for name in LIBRARIES:
+        import_module(name)
     figures = {}
     for target in chosen:
         found = figures[target.name] = fuzz(target, 60 * asked.minutes / len(chosen), guide=guide)
         edges = "" if found["edges"] is None else f"{found['edges']:>6,} edges"
-        print(
-            f"{target.name:<22}{found['executions']:>10,} executions {edges}{len(found['findings']):>4} findings",
-            flush=True,
-        )
+        count = f"{found['executions']:>10,} executions {edges}{len(found['findings']):>4} findings"
+        print(f"{target.name:<22}{count}", flush=True)
         for what, finding in found["findings"].items():
             print(f"    {what}: {finding['said']!r}", flush=True)
-    total = sum(len(one["findings"]) for one in figures.values())
-    tries = sum(one["executions"] for one in figures.values())
-    print(f"{tries:,} executions, {total} findings")
-    if asked.json is not None:
+        total = sum(len(one["findings"]) for one in figures.values())
+        tries = sum(one["executions"] for one in figures.values())
         report = {"guided": guide, "minutes": asked.minutes, "executions": tries, "findings": total, "readers": figures}
-        asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{tries:,} executions, {total} findings")
     sys.exit(1 if total else 0)
 
 
