@@ -62,7 +62,7 @@ class Tally:
         from memtrain.errors import MemtrainError
 
         self.read, self.path, self.refusal = read, path, MemtrainError
-        self.executions, self.refused, self.slowest = 0, 0, 0.0
+        self.executions, self.refused, self.slowest, self.due = 0, 0, 0.0, 0.0
         self.findings: dict[str, dict[str, str]] = {}
 
     def __call__(self, data: bytes) -> None:
@@ -80,7 +80,7 @@ class Tally:
         if spent > SLOWEST:
             self._keep("slow", f"{spent:.0f} seconds", data)
         self.slowest = max(self.slowest, spent)
-        if self.executions % 200 == 0:
+        if time.monotonic() > self.due:
             self.write()
 
     def _found(self, error: Exception, data: bytes) -> None:
@@ -96,6 +96,7 @@ class Tally:
 
     def write(self) -> None:
         """Keep the figures."""
+        self.due = time.monotonic() + 0.5
         figures = {
             "executions": self.executions,
             "refused": self.refused,
