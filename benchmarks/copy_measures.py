@@ -37,6 +37,7 @@ from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure, Copy
 from memtrain.evaluation.measures.copying.calibration import PLAIN, rate_bound
 from memtrain.evaluation.measures.copying.find import copy_measures
 from memtrain.evaluation.measures.edits import EDITS, LIGHT
+from memtrain.families.network_file import trust_scripts
 from memtrain.functional.ranking import proportion_interval
 from memtrain.functional.statistics import conformal_threshold
 
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", action="store_true", help="print the tables of what was measured before")
     options = parser.parse_args()
+    trust_scripts()  # files that are named on this command line
     if not options.markdown:
         weights = CopyWeights(copy_detector=options.copy_detector, vision=options.vision)
         measures, left_out = copy_measures(["all"], weights=weights)

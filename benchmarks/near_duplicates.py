@@ -43,6 +43,7 @@ from memtrain.families.descriptors.efficientnet_lite0 import EfficientNetFeature
 from memtrain.families.exact import pixel_hash
 from memtrain.families.find import FoundFamilies, find_families
 from memtrain.families.looks import thumbnail
+from memtrain.families.network_file import trust_scripts
 from memtrain.families.search import NEIGHBOURS
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file of the results; rows that it holds are not measured again")
     parser.add_argument("--markdown", action="store_true", help="print the table of --json and measure nothing")
     options = parser.parse_args()
+    trust_scripts()  # files that are named on this command line
     results = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
     if not options.markdown:
         torch.set_num_threads(1)

@@ -17,6 +17,7 @@ from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.yaml_file import read_mapping, yaml_of
 
 T = TypeVar("T")
+_parsing: list[bool] = []
 USAGE = 2
 """Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
 
@@ -29,6 +30,10 @@ class CarefulParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """See `argparse`; configurations are checked first."""
+        if _parsing:
+            # A subcommand's words, within those of its command.
+            return super().parse_args(args, *rest, **options)
+        _parsing.append(True)
         try:
             packages, words = taken_trust(sys.argv[1:] if args is None else args)
             guard(packages)
@@ -37,6 +42,8 @@ class CarefulParser(ArgumentParser):
             return super().parse_args(words, *rest, **options)
         except MemtrainError as error:
             self.refuse(error)
+        finally:
+            _parsing.clear()
 
     def parse_object(self, *args: Any, **options: Any) -> Any:
         """See `jsonargparse`; what the command line trusts is trusted here."""
@@ -111,7 +118,7 @@ def check_config(name: str) -> None:
         there = False
     if there:
         read_mapping(path)
-    elif ": " in name or name.endswith(":"):
+    elif ": " in name:
         yaml_of(name, "The value of --config")
     else:
         folder = path.parent

@@ -36,6 +36,7 @@ from memtrain.evaluation.stages.prompts import prompts_read
 from memtrain.evaluation.stages.results_stage import ResultsStage
 from memtrain.evaluation.stages.shards import Shard, read_shard
 from memtrain.files.lock import locked
+from memtrain.files.shown import shown
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
@@ -116,7 +117,7 @@ def read_command(words: list[str]) -> Stage:
             remedy="for prompts take a stage that takes them, such as `python evaluate.py detect`",
         )
     parser = stage_parser(name, kind)
-    options = parser.instantiate_classes(parser.parse_args(_named(words[1:] if named else words, kind)))
+    options = parser.instantiate(parser.parse_args(_named(words[1:] if named else words, kind)))
     return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
 
 
@@ -249,7 +250,14 @@ def _trained(stage: Stage) -> TrainedPipeline:
 
     if not isinstance(stage, ModelStage) or stage.model is None:
         return of_run(Path(stage.run), precision=stage.precision)
-    return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
+    try:
+        return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
+    except OSError as error:
+        raise ConfigurationError(
+            f"There is no model {shown(stage.model)!r}: {error.strerror}",
+            expected="a pipeline folder, a single-file checkpoint (.safetensors), a .ckpt of train.py, or a hub name",
+            remedy="check the path",
+        ) from error
 
 
 def _checkpoints(stage: Stage) -> list[Checkpoint]:

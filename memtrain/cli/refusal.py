@@ -77,6 +77,10 @@ def refusal(message: str, options: Iterable[str] = ()) -> ConfigurationError:
                 f"the import path of a {found[2]}",
                 "check the class_path",
             )
+    if (found := re.search(r'in "<unicode string>", line (\d+)', message)) is not None:
+        place = max(number for number, line in enumerate(lines) if "<unicode string>" in line)
+        what = f"{path or 'A file'} names a file that is not YAML: {lines[max(place - 1, 0)].strip()}, line {found[1]}"
+        return _told(what, "YAML of plain values", "mend it")
     if lines[0].startswith("unrecognized arguments:"):
         return _unrecognized(lines[0].partition(": ")[2], known)
     if lines[0].startswith("the following arguments are required:"):

@@ -65,6 +65,9 @@ class TrainCLI(LightningCLI):
         parser.__class__ = TrainParser
         return parser
 
+    def _parse_ckpt_path(self) -> None:
+        """Settings are those of the command line; what a checkpoint says of itself is compared with them, not taken."""
+
     def _folder(self) -> Path:
         return Path(self.config[self.subcommand].trainer.default_root_dir or "runs/unnamed")
 

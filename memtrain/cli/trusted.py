@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from memtrain.errors import ConfigurationError
 from memtrain.families.network_file import trust_scripts
-from memtrain.files.yaml_file import check_yaml
+from memtrain.files.yaml_file import check_yaml, refuse_doubled_keys
 
 OPTION = "--trust"
 SCRIPTS = "torchscript"
@@ -89,9 +89,12 @@ def guard(packages: Sequence[str] | None = None) -> None:
 
 
 def _checked(stream: str) -> object:
-    """A value as jsonargparse reads it, if it is none that grows."""
+    """A value as jsonargparse reads it, if it is none that grows; of a file that a configuration names, the whole."""
     check_yaml(stream, "A value of the configuration")
-    return _load(stream)
+    loaded = _load(stream)
+    if isinstance(loaded, dict | list):
+        refuse_doubled_keys(stream, "A value of the configuration")
+    return loaded
 
 
 def taken_trust(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -269,7 +269,10 @@ class TextImageDataModule(MaskedImages):
     def _tokens(self, module: Any) -> Tokens | None:
         """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
         if self.tokenizer_path:
-            return tokens_by(AutoTokenizer.from_pretrained(self.tokenizer_path))
+            local = Path(self.tokenizer_path).exists()
+            return tokens_by(
+                AutoTokenizer.from_pretrained(self.tokenizer_path, local_files_only=local, trust_remote_code=False)
+            )
         if hasattr(module, "tokens"):
             return module.tokens
         tokenizer = getattr(module, "tokenizer", None)

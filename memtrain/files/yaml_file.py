@@ -70,7 +70,7 @@ def yaml_of(text: str, where: str) -> Any:
     """
     try:
         check_yaml(text, where)
-        _refuse_doubled_keys(text, where)
+        refuse_doubled_keys(text, where)
         return yaml.load(text, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(
@@ -128,8 +128,17 @@ def check_yaml(text: str, where: str) -> None:
                 )
 
 
-def _refuse_doubled_keys(text: str, where: str) -> None:
-    """Refuse a mapping with one key twice."""
+def refuse_doubled_keys(text: str, where: str) -> None:
+    """Refuse a mapping with one key twice.
+
+    Args:
+        text: YAML.
+        where: which file; for the error.
+
+    Raises:
+        ConfigurationError: naming the key and its line.
+        yaml.YAMLError: if it is no YAML.
+    """
     # Of each list or mapping that is open: its keys so far, None for a list; and whether a key comes next.
     opened: list[tuple[set[str] | None, bool]] = []
     line = 1

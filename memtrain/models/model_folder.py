@@ -37,13 +37,17 @@ def check_place(pretrained: str, expected: str) -> None:
         ConfigurationError: if it is a path of nothing.
     """
     path = Path(pretrained)
-    if path.exists():
-        return
+    try:
+        if path.exists():
+            return
+        beside = path.parent.is_dir() and path.parent != Path()
+    except OSError:  # a name that is too long
+        beside = True
     if "://" in pretrained:
         raise ConfigurationError(
             f"{shown(pretrained)} is an address", expected=expected, remedy="download it and name the folder"
         )
-    if not _HUB.fullmatch(pretrained) or path.parent.is_dir():
+    if not _HUB.fullmatch(pretrained) or beside:
         raise ConfigurationError(
             f"There is no model {shown(pretrained)!r}",
             expected=expected,

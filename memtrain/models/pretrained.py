@@ -23,7 +23,11 @@ _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+
 
 def is_single_file(pretrained: str) -> bool:
     """Whether a path names a file: it is one, or has the suffix of one."""
-    return Path(pretrained).is_file() or Path(pretrained).suffix in {*PICKLED, ".safetensors", ".gguf"}
+    try:
+        there = Path(pretrained).is_file()
+    except OSError:  # a name that is too long
+        there = False
+    return there or Path(pretrained).suffix in {*PICKLED, ".safetensors", ".gguf"}
 
 
 def check_file(path: Path) -> None:

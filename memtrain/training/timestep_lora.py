@@ -23,6 +23,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.shown import shown
+from memtrain.files.text import json_of
 from memtrain.models.adapters import adapted_layers
 from memtrain.models.backbones.base import Backbone, find_backbone
 
@@ -68,8 +70,22 @@ class TimestepRank:
 
     @staticmethod
     def of(metadata: dict[str, str]) -> TimestepRank | None:
-        """The rule of a weight file; None if it has none."""
-        return TimestepRank(**json.loads(metadata[METADATA])) if METADATA in metadata else None
+        """The rule of a weight file; None if it has none.
+
+        Raises:
+            MemtrainError: if it says something else.
+        """
+        if METADATA not in metadata:
+            return None
+        rule = json_of(metadata[METADATA], f"{METADATA!r} of a weight file's metadata")
+        numbers = isinstance(rule, dict) and all(type(value) in (int, float) for value in rule.values())
+        if not numbers or not rule.keys() <= {"minimum", "exponent"}:
+            raise ConfigurationError(
+                f"{METADATA!r} of a weight file's metadata is {shown(rule)}",
+                expected="minimum and exponent, two numbers",
+                remedy="get the file again",
+            )
+        return TimestepRank(**rule)
 
 
 class TimestepMask:

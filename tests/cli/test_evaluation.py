@@ -102,6 +102,17 @@ def test_without_a_stage_a_run_is_measured() -> None:
     assert read_command([]).run == "runs/tiny"
 
 
+def test_prompts_without_a_stage_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "m", "--prompts", "p"]
+    assert read_command(words) == read_command(["detect", *words])
+    assert capsys.readouterr().out.startswith("No stage is named: detect, which scores prompts.")
+
+
+@pytest.mark.parametrize("words", [["--detectors", "false"], ["--detectors=false"], ["--detectors", "none"]])
+def test_no_detectors_in_other_words(words: list[str]) -> None:
+    assert read_command(["measure", *words]).detectors == "none"
+
+
 def test_where_results_go() -> None:
     assert read_command(["detect", "--run", "runs/x"]).folder == Path("runs/x/evaluation")
     for name in ("detect", "mitigate"):

@@ -455,3 +455,9 @@ def test_tokens_are_made_by_the_module_where_it_can(write_folder, tmp_path, toke
     data, module = TextImageDataModule(str(write_folder(6)), resolution=8, batch_size=2), Making(tokenizer)
     trainer(tmp_path, max_steps=1).fit(module, data)
     assert data.train_dataset[0].keys() == {"key", "caption", "pixel_values", "input_ids_2"}
+
+
+@pytest.mark.parametrize("resolution", [0, 60, 500])
+def test_a_resolution_that_nothing_samples_in_is_refused(resolution, tmp_path):
+    with pytest.raises(ConfigurationError, match=f"resolution={resolution}"):
+        TextImageDataModule(str(tmp_path), resolution=resolution)

@@ -75,6 +75,18 @@ FILES = [
     read("many_digits", "a: " + "9" * 5000, r"a\.yaml is not YAML: .*digits"),
 ]
 
+
+def nested(name: str, content: str, says: str) -> Row:
+    """Settings in a file that the configuration names."""
+
+    def call(folder: Path) -> None:
+        inner = written(folder, content, "inner.yaml")
+        config = written(folder, f"data: {inner}\n", "outer.yaml")
+        train_parser().parse_args(["fit", "-c", TINY, "--config", str(config)])
+
+    return Row(name, call, says)
+
+
 MODEL = "model: {class_path: %s}\n"
 CALLBACK = "trainer:\n  callbacks+:\n    - class_path: %s\n      init_args: {%s}\n"
 NAMED = r"names stranger18\.\w+, whose code would be run(.|\n)*--trust stranger18"
@@ -145,6 +157,15 @@ SETTINGS = [
     fit("uncut_name", "x" * 5000 + ": 1\n", r"hostile\.yaml is not YAML"),
 ]
 
+NESTED = [
+    nested("named_file_of_a_stranger", "class_path: stranger18.Thing\n", f"data {NAMED}"),
+    nested("named_file_with_a_bomb", LAUGH, r"grows beyond 100,000 values"),
+    nested("named_file_not_closed", "a: [\n", r"data names a file that is not YAML: did not find .*, line 2"),
+    nested("named_file_key_twice", "init_args: {path: a, path: b}\n", r"the key 'path' twice"),
+    nested("named_file_of_objects", "a: !!python/name:os.system\n", r"data names a file that is not YAML: .*line 1"),
+    nested("named_file_names_itself", "data: inner.yaml\n", r"data"),
+]
+
 OURS = "memtrain.data.module.TextImageDataModule"
 RUNS = [
     data_of_a_run("run_with_foreign_data", "data: {class_path: stranger18.Thing}\n", r"names stranger18\.Thing, whose"),
@@ -160,9 +181,17 @@ RUNS = [
     data_of_a_run("run_with_a_bomb", LAUGH, r"config\.yaml grows beyond"),
     data_of_a_run("run_with_objects", "data: !!python/object:stranger18.Thing {}\n", r"config\.yaml is not YAML"),
 ]
-ROWS = [*FILES, *SETTINGS, *RUNS]
+ROWS = [*FILES, *SETTINGS, *NESTED, *RUNS]
+QUICK = 20
+"""Settings in the plain suite, which take a tenth of a second each; the others are among the slow tests."""
 
 
-@pytest.mark.parametrize("row", [row.param for row in ROWS])
+@pytest.mark.parametrize("row", [row.param for row in [*FILES, *SETTINGS[:QUICK], *NESTED, *RUNS]])
 def test_a_hostile_configuration_is_refused(row: Row, confined: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(row, confined, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row.param for row in SETTINGS[QUICK:]])
+def test_hostile_settings_are_refused(row: Row, confined: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(row, confined, capsys)
