@@ -61,14 +61,15 @@ def check_training(module: Any, saved: Mapping[str, Any], checkpoint: Mapping[st
     trainer = getattr(module, "_trainer", None)
     if trainer is None or trainer.state.fn != "fit":  # loaded to be looked at, not to be trained
         return
-    say(check_settings(saved, settings_of(module)))
+    say(module, check_settings(saved, settings_of(module)))
     unfinished = unfinished_window(checkpoint, int(saved.get("accumulate_grad_batches") or 1))
     if unfinished:
         say(
+            module,
             [
                 f"the checkpoint was written when {unfinished} batch(es) had been accumulated for the next step, whose "
                 "gradients no checkpoint holds: they do not train, and the next step is of the batches that follow"
-            ]
+            ],
         )
 
 
@@ -81,9 +82,9 @@ def unfinished_window(checkpoint: Mapping[str, Any], accumulate: int) -> int:
     return int(progress["current"]["ready"]) % accumulate
 
 
-def say(notes: list[str]) -> None:
-    """Log what differs."""
-    for note in notes:
+def say(module: Any, notes: list[str]) -> None:
+    """Log what differs, on one process."""
+    for note in notes if module.global_rank == 0 else []:
         log.warning("Continued with other settings: %s", note)
 
 
