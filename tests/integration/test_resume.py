@@ -101,6 +101,15 @@ def test_a_checkpoint_without_its_records_is_refused(
         fit(tmp_path / "branch", stop=5, resume=tmp_path / "taken.ckpt")
 
 
+def test_a_part_of_the_records_that_is_gone_is_missed(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    (folder / "records" / "steps" / "rank-00000" / "part-00000002-00000002.parquet").unlink()
+    with pytest.raises(RecordError, match=r"has 16 rows of the first process .*, which was written after 20"):
+        fit(folder, stop=7, resume=checkpoint(folder, 5))
+
+
 def test_records_of_another_run_are_kept_aside_and_its_own_stay(
     fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
 ) -> None:
