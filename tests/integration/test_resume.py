@@ -110,6 +110,7 @@ def test_a_part_of_the_records_that_is_gone_is_missed(
         fit(folder, stop=7, resume=checkpoint(folder, 5))
 
 
+@pytest.mark.slow
 def test_records_of_another_run_are_kept_aside_and_its_own_stay(
     fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_what_differs_from_here_on_is_said(
         assert note in caplog.text
 
 
+@pytest.mark.slow
 def test_a_longer_run_says_that_its_learning_rate_is_another(
     fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
