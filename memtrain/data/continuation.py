@@ -89,18 +89,25 @@ def state_of(data: Any, sampler: VisitSampler, trainer: Any, *, kept: dict[str, 
     }
 
 
-def compared(data: Any, saved: Mapping[str, Any], *, processes: int) -> Continued:
+def _say(trainer: Any, text: str, *values: object) -> None:
+    """Log on one process."""
+    if trainer.global_rank == 0:
+        log.warning(text, *values)
+
+
+def compared(data: Any, saved: Mapping[str, Any], trainer: Any) -> Continued:
     """Compare what a checkpoint says of its data with a data module that is set up, and log what differs.
 
     Raises:
         ConfigurationError: naming what may not differ.
     """
-    for note in check_settings(saved["settings"], settings_of(data, processes=processes)):
-        log.warning("Continued with other settings: %s", note)
+    for note in check_settings(saved["settings"], settings_of(data, processes=trainer.world_size)):
+        _say(trainer, "Continued with other settings: %s", note)
     moved = positions_since(saved["samples"], data.train_dataset, excluded=getattr(data, "exclude", ()))
     if moved is not None:
         gone = int((moved < 0).sum())
-        log.warning(
+        _say(
+            trainer,
             "Continued on data that changed: %d of %d visits per epoch are left out from here on; the epochs after "
             "this one have another order",
             gone,
@@ -142,7 +149,8 @@ def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: 
     elif not isinstance(sampler, BucketSampler) and sampler.rest is not None:
         sampler.rest = Rest(place.epoch, done, sampler.rest.positions)
     if not place.finished:
-        log.warning(
+        _say(
+            trainer,
             "Epoch %d goes on with the %d visits that it has left, in %d batch(es)",
             place.epoch,
             batches * size,

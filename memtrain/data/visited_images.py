@@ -186,7 +186,7 @@ class VisitedImages(LightningDataModule):
         if trainer.state.fn != "fit":
             return
         sampler = self._new_sampler()
-        found = compared(self, state, processes=trainer.world_size)
+        found = compared(self, state, trainer)
         # Before Lightning takes these counters up; hooks of its own see a checkpoint in modules and callbacks alone.
         loops = trainer._checkpoint_connector._loaded_checkpoint["loops"]["fit_loop"]
         go_on(found, sampler, trainer, batch_size=self.batch_size, loops=loops)

@@ -66,6 +66,28 @@ def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: 
     )
 
 
+def require_rows(folder: Path, rows: int | None) -> None:
+    """Refuse records of which something is gone.
+
+    Args:
+        folder: `records/`, with what comes before the checkpoint.
+        rows: of the first process, as the checkpoint says; None if it does not.
+
+    Raises:
+        RecordError: if there are more or fewer.
+    """
+    parts = (folder / "steps" / "rank-00000").glob("part-*.parquet")
+    found = sum(pq.read_metadata(part).num_rows for part in parts)
+    if rows is not None and found != rows:
+        raise RecordError(
+            f"{folder} has {found:,} rows of the first process from before the checkpoint, which was written after "
+            f"{rows:,}",
+            expected="the records of the run that is continued, all of them",
+            remedy="restore the files of records/steps; or continue in another folder (trainer.default_root_dir) from "
+            "a checkpoint that lies in the folder of its run",
+        )
+
+
 def _same(one: Path, other: Path, batches_done: int) -> bool:
     """Whether two tables of records have the same visits before a checkpoint."""
     names = ["batch", "rank", "key", "timestep"]

@@ -175,7 +175,9 @@ class WatchedRun:
             check_continued(state.get("watch"), self._watch(), host=host)
         else:
             require_state(host, self.options)
-        self.records = RunRecords(host, names, batches_done=self.batches_done if state else None)
+        self.records = RunRecords(
+            host, names, batches_done=self.batches_done if state else None, rows=state.get("rows")
+        )
         if state:
             if self.online is not None:
                 self.online.load_state_dict(state["online"])
@@ -263,6 +265,7 @@ class WatchedRun:
         return {
             **self.flagging.state_dict(),
             "batches_done": self.batches_done,
+            "rows": self.running[2].rows_with(self._visits),
             "watch": self._watch(),
             "evidence_until": min((visits.batch for visits in self._visits), default=self.batches_done),
             "signals": [signal.state_dict() for signal in self.readings.fitted],

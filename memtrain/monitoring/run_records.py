@@ -20,7 +20,7 @@ from memtrain.families.table import Families
 from memtrain.files.output import harmless_output
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.monitoring.data_protocol import by_key, known_samples
-from memtrain.monitoring.earlier_records import bring_records
+from memtrain.monitoring.earlier_records import bring_records, require_rows
 from memtrain.monitoring.family_index import family_index, training_keys
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
@@ -41,15 +41,23 @@ class RunRecords:
         columns: names of the values of a visit.
         batches_done: of the checkpoint that the run goes on from; None for a new run, which keeps the records of an
             earlier one out of the way.
+        rows: that the first process had recorded by then; None if the checkpoint does not say.
+
+    Raises:
+        RecordError: if there are not as many rows, or they cannot be written.
     """
 
-    def __init__(self, host: Host, columns: Sequence[str], *, batches_done: int | None) -> None:
+    def __init__(
+        self, host: Host, columns: Sequence[str], *, batches_done: int | None, rows: int | None = None
+    ) -> None:
         self.host, self.run, self.columns = host, host.folder, list(columns)
         self.folder = self.run / "records"
+        self._rows = rows or 0
         if host.rank == 0:
             if batches_done is not None:
                 bring_records(self.folder, checkpoint=host.checkpoint, batches_done=batches_done)
                 drop_newer(self.folder, batches_done, trim=host.saves_alone)
+                require_rows(self.folder, rows)
             elif _is_foreign(self.folder):
                 raise RecordError(
                     f"{self.folder} holds other files than the records of a run",
@@ -95,6 +103,11 @@ class RunRecords:
             if not batch.recorded:
                 self.writer.append(batch.batch, batch.rows(self.columns))
                 batch.recorded = True
+                self._rows += len(batch.keys)
+
+    def rows_with(self, visits: Sequence[Visits]) -> int:
+        """Rows of this process since the run began, with those of visits that are still to be added."""
+        return self._rows + sum(len(batch.keys) for batch in visits if not batch.recorded)
 
     def flush(self) -> None:
         """Write what was appended."""

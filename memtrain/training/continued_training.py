@@ -16,6 +16,9 @@ from memtrain.training.schedule import optimizer_of
 
 log = logging.getLogger(__name__)
 
+OF_THE_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
+"""Options of Lightning's trainer."""
+
 
 def settings_of(module: Any) -> dict[str, Any]:
     """What a :class:`~memtrain.training.text_to_image.TextToImageModule` is trained with, in plain values."""
@@ -32,9 +35,7 @@ def settings_of(module: Any) -> dict[str, Any]:
             "schedule": module.schedule if isinstance(module.schedule, str) else "by class path",
             "warmup_steps": module.warmup_steps,
             "model_seed": module.seed,
-            "precision": trainer.precision,
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "gradient_clip_val": trainer.gradient_clip_val,
+            **{name: getattr(trainer, name, None) for name in OF_THE_TRAINER},
             "lora_options": None if module.lora is None else {"dropout": module.lora.dropout},
         }
     )
@@ -60,14 +61,15 @@ def check_training(module: Any, saved: Mapping[str, Any], checkpoint: Mapping[st
     trainer = getattr(module, "_trainer", None)
     if trainer is None or trainer.state.fn != "fit":  # loaded to be looked at, not to be trained
         return
-    say(check_settings(saved, settings_of(module)))
-    unfinished = unfinished_window(checkpoint, int(saved.get("accumulate_grad_batches", 1)))
+    say(module, check_settings(saved, settings_of(module)))
+    unfinished = unfinished_window(checkpoint, int(saved.get("accumulate_grad_batches") or 1))
     if unfinished:
         say(
+            module,
             [
                 f"the checkpoint was written when {unfinished} batch(es) had been accumulated for the next step, whose "
                 "gradients no checkpoint holds: they do not train, and the next step is of the batches that follow"
-            ]
+            ],
         )
 
 
@@ -80,9 +82,9 @@ def unfinished_window(checkpoint: Mapping[str, Any], accumulate: int) -> int:
     return int(progress["current"]["ready"]) % accumulate
 
 
-def say(notes: list[str]) -> None:
-    """Log what differs."""
-    for note in notes:
+def say(module: Any, notes: list[str]) -> None:
+    """Log what differs, on one process."""
+    for note in notes if module.global_rank == 0 else []:
         log.warning("Continued with other settings: %s", note)
 
 

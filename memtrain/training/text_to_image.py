@@ -259,7 +259,7 @@ class TextToImageModule(AveragedModule):
         self.settings = with_length(settings_of(self), total)
         if self._continued is not None:
             length = {"total_steps": self.settings.get("total_steps")}
-            say(check_settings(self._continued, length if length["total_steps"] else {}))
+            say(self, check_settings(self._continued, length if length["total_steps"] else {}))
         return with_warmup(optimizer, self.schedule, self.warmup_steps, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError, RecordError
 from memtrain.records import read_steps, read_table
 from memtrain.training.continued_training import unfinished_window
@@ -99,6 +101,16 @@ def test_a_checkpoint_without_its_records_is_refused(
         fit(tmp_path / "branch", stop=5, resume=tmp_path / "taken.ckpt")
 
 
+def test_a_part_of_the_records_that_is_gone_is_missed(
+    fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    (folder / "records" / "steps" / "rank-00000" / "part-00000002-00000002.parquet").unlink()
+    with pytest.raises(RecordError, match=r"has 16 rows of the first process .*, which was written after 20"):
+        fit(folder, stop=7, resume=checkpoint(folder, 5))
+
+
+@pytest.mark.slow
 def test_records_of_another_run_are_kept_aside_and_its_own_stay(
     fit: Fit, whole: tuple[Path, TextToImageModule], tmp_path: Path
 ) -> None:
@@ -160,6 +172,7 @@ def test_what_differs_from_here_on_is_said(
         assert note in caplog.text
 
 
+@pytest.mark.slow
 def test_a_longer_run_says_that_its_learning_rate_is_another(
     fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -176,6 +189,17 @@ def test_a_longer_run_says_that_its_learning_rate_is_another(
     assert "total_steps was 6, and is 24 now: from here on the learning rate is that of" in caplog.text
     assert (tmp_path / "long" / "checkpoints" / "step=21.ckpt").is_file(), "3 of 4, 6 of 2 and 12 of 2"
     assert not (tmp_path / "long" / "checkpoints" / "step=22.ckpt").is_file()
+
+
+def test_a_checkpoint_is_looked_at_with_any_settings(
+    fit: Fit, whole: tuple[Path, TextToImageModule], pipeline_folder: Path
+) -> None:
+    """What a run may not change matters to nobody who validates: there it is the weights that count."""
+    module = TextToImageModule(str(pipeline_folder), learning_rate=1.0, ema_decay=0.5)
+    data = TextImageDataModule(str(fit.args[0]), resolution=16, batch_size=3, families="off")  # type: ignore[attr-defined]
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.validate(module, data, ckpt_path=checkpoint(whole[0], 3), verbose=False)
+    assert "heldout/loss" in trainer.callback_metrics
 
 
 def test_gradients_that_no_checkpoint_holds_are_counted() -> None:
