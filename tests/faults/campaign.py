@@ -1,11 +1,11 @@
 """Kill commands at random moments, give them again until they are done, and compare with what they leave undisturbed.
 
-`python -m tests.faults.campaign --kills 50 --seed 0 --json FILE` starts `train`, `scan`, `detect`, `measure`, `mitigate` and
-`localize` in turn, each in a folder of its own; ends each one to four times with SIGKILL, at a moment drawn evenly from
-the time it takes; gives the same command again (training with `--ckpt_path last`); and lets it come to its end. At the
-end stand the kills by command, rows lost and doubled, and whether weights and results equal the uninterrupted run's, bit
-for bit. A campaign that is ended itself goes on when the same command is given again. The exit status is 1 if anything
-differs.
+`python -m tests.faults.campaign --kills 50 --seed 0 --json FILE` starts `train`, `scan`, `detect`, `measure`,
+`mitigate` and `localize` in turn, each in a folder of its own; ends each one to four times with SIGKILL, at a moment
+drawn evenly from the time it takes; gives the same command again (training with `--ckpt_path last`); and lets it come
+to its end. At the end stand the kills by command, rows lost and doubled, and whether weights and results equal the
+undisturbed run's, bit for bit. A campaign that is ended itself goes on when the same command is given again. The exit
+status is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def campaign(base: Path, *, kills: int, seed: int, path: Path) -> dict[str, Any]
     """All cases until there were as many kills; what is done is not done again."""
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     same = said.get("seed") == seed
-    cases = [case for case in said.get("cases", [])] if same else []
+    cases: list[Any] = list(said.get("cases", [])) if same else []
     warm()
     reference = uninterrupted(base, [command.name for command in COMMANDS])
     while (done := sum(len(case["killed_after"]) for case in cases)) < kills:
@@ -112,9 +112,8 @@ def _summary(seed: int, cases: list[Any], reference: dict[str, tuple[float, Outc
             "equal": sum(case["equal"] for case in own),
             "seconds_undisturbed": round(seconds, 1),
         }
-    total = {
-        key: sum(row[key] for row in by_command.values()) for key in ("kills", "cases", "rows_lost", "rows_doubled")
-    }
+    counts = ("kills", "cases", "rows_lost", "rows_doubled")
+    total = {count: sum(row[count] for row in by_command.values()) for count in counts}
     return {
         "seed": seed,
         **total,
@@ -132,9 +131,7 @@ def _line(case: Any) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.faults.campaign", description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign", description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("runs/faults/faults.json"), help="where the figures go")

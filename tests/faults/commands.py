@@ -29,7 +29,7 @@ NEEDED = (
     *("memtrain.evaluation.stages.detect.detect", "memtrain.evaluation.stages.measure.evaluate_run"),
     *("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "lightning.pytorch", "matplotlib.figure"),
 )
-PICTURES = 24
+PICTURES, MANY = 24, 150
 STEPS = 12
 SAMPLING = ("--steps", "2", "--images_per_prompt", "2", "--batch_size", "4")
 
@@ -68,7 +68,7 @@ TRAIN = (
 )
 COMMANDS = (
     Command("train", "train.py", TRAIN, again=("--ckpt_path", "last")),
-    Command("scan", "train.py", ("scan", "{base}/pictures", "--output", "out")),
+    Command("scan", "train.py", ("scan", "{base}/many", "--output", "out")),
     Command(
         "detect",
         "evaluate.py",
@@ -93,7 +93,7 @@ COMMANDS = (
         (
             *("localize", "--model", str(MODEL), "--prompts", "{base}/few.csv", "--output", "out", *SAMPLING),
             *("--settings.seeds", "3", "--settings.most_k", "2", "--threshold", "-1", "--probe_steps", "0"),
-            *("--statistics", "{base}/calibrated/statistics.safetensors"),
+            *("--statistics", "{base}/calibrated/neurons/statistics.safetensors"),
         ),
     ),
 )
@@ -109,13 +109,14 @@ CALIBRATE = Command(
 
 def prepare(base: Path) -> None:
     """Pictures and prompts that every command works on."""
-    pictures = base / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
     drawn = np.random.default_rng(0)
-    for number in range(PICTURES):
-        noise = drawn.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(pictures / f"{number:02d}.png")
-        (pictures / f"{number:02d}.txt").write_text(f"a picture with the number {number}", encoding="utf-8")
+    for name, count, side in (("pictures", PICTURES, 32), ("many", MANY, 256)):
+        (base / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            noise = drawn.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(base / name / f"{number:03d}.png")
+            text = f"a picture with the number {number}"
+            (base / name / f"{number:03d}.txt").write_text(text, encoding="utf-8")
     for name, count in (("prompts", 8), ("few", 3), ("ordinary", 4)):
         lines = [f"{name} {number},{0 if name == 'ordinary' else number % 2}" for number in range(count)]
         (base / f"{name}.csv").write_text("\n".join(["caption,memorized", *lines, ""]), encoding="utf-8")

@@ -86,7 +86,7 @@ def _tensors(checkpoint: dict[str, Any]) -> str:
     for part in (checkpoint["state_dict"], dict(enumerate(checkpoint.get("ema", {}).get("shadow_params", [])))):
         for name, value in part.items():
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(value.detach().flatten().clone().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
