@@ -153,7 +153,7 @@ def train(args: ArgsType = None) -> None:
         )
     except Exception as error:
         again = training_again(given if args is None else args if isinstance(args, list) else [])
-        found = own_error(error) or explained(error, again=again, smaller=SMALLER_TRAINING)
+        found = explained(own_error(error) or error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
             raise
         sys.exit(f"{type(found).__name__}: {found}")
