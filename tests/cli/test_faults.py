@@ -36,7 +36,6 @@ def test_a_fault_from_outside_says_cause_remedy_and_the_next_command(
     for one in (error, wrapped):
         found = explained(one, again="python train.py again", smaller="smaller batches")
         assert type(found) is kind
-        assert (said in found.problem and "bytes free" in found.problem) or kind is ResourceError
         assert said in found.problem
         assert found.remedy.endswith("go on with: python train.py again")
 
