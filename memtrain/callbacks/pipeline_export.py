@@ -21,6 +21,7 @@ from torch import nn
 from memtrain.callbacks.base import Callback
 from memtrain.callbacks.model_card import write_cards
 from memtrain.errors import ConfigurationError
+from memtrain.files.whole import naming_full_disk
 from memtrain.models.adapters import adapted_layers, merged
 from memtrain.models.whole_weights import is_sharded, whole
 from memtrain.monitoring.host import Host
@@ -99,7 +100,8 @@ class PipelineExport(Callback):
             edited = versions != [value._version for value in denoiser.parameters()]
             folder = Path(self.folder or root / "pipeline")
             if self.adapters != "lora" or edited:
-                pipeline.save_pretrained(folder)
+                with naming_full_disk(folder):
+                    pipeline.save_pretrained(folder)
             if adapted and edited:
                 log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
         write_cards(trainer, module, folder)

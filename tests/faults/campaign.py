@@ -91,13 +91,19 @@ def campaign(base: Path, *, kills: int, seed: int, path: Path) -> dict[str, Any]
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     same = said.get("seed") == seed
     cases: list[Any] = list(said.get("cases", [])) if same else []
+    if cases and _kills(cases) >= kills:
+        return dict(said)
     warm()
     reference = uninterrupted(base, [command.name for command in COMMANDS])
-    while (done := sum(len(case["killed_after"]) for case in cases)) < kills:
+    while (done := _kills(cases)) < kills:
         cases.append(one_case(len(cases), seed, base=base, left=kills - done, reference=reference))
         print(_line(cases[-1]), flush=True)
         write_json(_summary(seed, cases, reference), path)
     return write_json(_summary(seed, cases, reference), path)
+
+
+def _kills(cases: Sequence[Any]) -> int:
+    return sum(len(case["killed_after"]) for case in cases)
 
 
 def _summary(seed: int, cases: list[Any], reference: dict[str, tuple[float, Outcome]]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def _summary(seed: int, cases: list[Any], reference: dict[str, tuple[float, Outc
     for name, (seconds, _) in reference.items():
         own = [case for case in cases if case["command"] == name]
         by_command[name] = {
-            "kills": sum(len(case["killed_after"]) for case in own),
+            "kills": _kills(own),
             "cases": len(own),
             "rows_lost": sum(case.get("rows_lost", 0) for case in own),
             "rows_doubled": sum(case.get("rows_doubled", 0) for case in own),
