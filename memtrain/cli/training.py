@@ -17,6 +17,7 @@ from memtrain.callbacks.safe_training import SafeTraining
 from memtrain.cli.chatter import quiet
 from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.whole import written_whole
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import set_aside
 
@@ -38,7 +39,8 @@ class SaveRunConfig(SaveConfigCallback):
         """Called on rank 0 only."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile)
+        with written_whole(folder / "config.yaml") as unfinished:
+            self.parser.save(self.config, unfinished, skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class TrainParser(LightningArgumentParser):
