@@ -84,3 +84,20 @@ def test_an_earlier_run_is_kept_beside(tmp_path: Path) -> None:
         assert kept == tmp_path / f"tiny-{number}"
         assert (kept / "x").read_text() == str(number)
     assert not run.exists()
+
+
+def test_a_torn_part_is_named_with_what_can_be_done(tmp_path: Path) -> None:
+    write(tmp_path, range(8))
+    part = tmp_path / "steps" / "rank-00000" / "part-00000004-00000007.parquet"
+    part.write_bytes(part.read_bytes()[:-10])
+    for reading in (lambda: read_steps(tmp_path), lambda: drop_newer(tmp_path, 8)):
+        with pytest.raises(RecordError, match=r"part-00000004-00000007\.parquet is torn(?s:.*)before batch 4"):
+            reading()
+    assert drop_newer(tmp_path, 4) == 1, "one that is newer than the checkpoint is dropped, torn or not"
+    assert len(read_steps(tmp_path)) == 8
+
+
+def test_a_torn_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "samples.parquet").write_bytes(b"PAR1 half")
+    with pytest.raises(RecordError, match=r"samples\.parquet is torn"):
+        read_table(tmp_path, "samples")

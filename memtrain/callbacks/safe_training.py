@@ -5,6 +5,8 @@
 - When the weights are NaN or infinite, training ends with the batch in which this began, and with the samples in it
   (:mod:`memtrain.monitoring.finite`), before a checkpoint is overwritten or a pipeline exported. A step that the loss
   scaler of `16-mixed` leaves out is no fault.
+- A training that was killed after its last step and before its end was written (evidence, pipeline) comes to that end
+  when it is continued: Lightning finds nothing left to train, and would do nothing.
 
 `train.py` adds it to every run; a script of one's own puts it among the trainer's callbacks.
 
@@ -14,17 +16,22 @@ pass over the weights before each checkpoint. Suggested: the default.
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
 from memtrain.callbacks.base import Callback
 from memtrain.callbacks.checkpoint_io import write_whole
+from memtrain.files.whole import written_whole
 from memtrain.monitoring.finite import FiniteWatch, NumberFault
+
+log = logging.getLogger(__name__)
 
 
 class SafeTraining(Callback):
@@ -39,12 +46,21 @@ class SafeTraining(Callback):
 
     def __init__(self, every: int | None = None) -> None:
         self.every = every
-        self._watch = FiniteWatch()
+        self._watch, self._begun = FiniteWatch(), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before a checkpoint is read or written."""
         write_whole(trainer)
-        self._watch = FiniteWatch()
+        self._watch, self._begun = FiniteWatch(), False
+        # First of all: no other callback has put away what the end of a training needs.
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """There is something to train."""
+        self._begun = True
+        if trainer.is_global_zero:
+            _ended(trainer).unlink(missing_ok=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """See the gradient, unless a loss scaler sees it and leaves out the step by itself."""
@@ -72,10 +88,31 @@ class SafeTraining(Callback):
         """Keep NaN out of what is exported: the last epoch ends before anything is."""
         self._require_finite(trainer, pl_module, thorough=True)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what a training does at its end, where the process that trained last did not come to it."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        cut_off = not self._begun and trainer.ckpt_path is not None and not _ended(trainer).is_file()
+        if trainer.strategy.broadcast(cut_off):
+            self._require_finite(trainer, pl_module, thorough=True)
+            log.warning("The training was complete, and its end had not been written: that is done now")
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if not isinstance(callback, Checkpoint):
+                    callback.on_train_end(trainer, pl_module)
+            pl_module.on_train_end()
+        if trainer.is_global_zero:
+            with written_whole(_ended(trainer)) as unfinished:
+                unfinished.write_text(f"{trainer.global_step}\n", encoding="utf-8")
+
     def _require_finite(self, trainer: Trainer, module: LightningModule, *, thorough: bool = False) -> None:
         fault = self._watch.fault(_trained(module), thorough=thorough)
         if fault is not None:
             raise fault.error(step=trainer.global_step, remedy=_remedy(trainer, fault))
+
+
+def _ended(trainer: Any) -> Path:
+    """A file that says that a training came to its end."""
+    return Path(trainer.default_root_dir) / ".training_ended"
 
 
 def _trained(module: nn.Module) -> list[Tensor]:

@@ -17,6 +17,7 @@ from memtrain.errors import DiskFullError, MemtrainError, ResourceError
 from memtrain.files.whole import free_bytes, no_space
 
 NO_MEMORY = ("out of memory", "defaultcpuallocator", "not enough memory", "cannot allocate memory", "bad_alloc")
+ROOM = "free space there, or name a folder on another disk"
 DEAD_WORKER = ("dataloader worker", "process pool was terminated", "exited unexpectedly")
 DEAD_PROCESS = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "timed out waiting"),
@@ -33,6 +34,8 @@ def explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErro
         smaller: what to ask for less memory with.
     """
     for one in _chain(error):
+        if isinstance(one, DiskFullError):
+            return DiskFullError(one.problem, expected=one.expected, remedy=f"{ROOM}; then go on with: {again}")
         if isinstance(one, MemtrainError):
             return one
         if (found := _explained(one, again=again, smaller=smaller)) is not None:
@@ -43,15 +46,15 @@ def explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErro
 def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainError | None:
     said = " ".join(str(error).split())
     lower, foreign = said.lower(), isinstance(error, (RuntimeError, OSError))
-    if isinstance(error, OSError):
-        path = Path(error.filename) if isinstance(error.filename, str) else Path()
-        if (reason := no_space(error, path)) is not None:
-            where = str(path) if isinstance(error.filename, str) else "A file"
-            return DiskFullError(
-                f"{where} could not be written: {reason} ({free_bytes(path) or 0:,} bytes free)",
-                expected="space for what the command writes; finished files are as they were",
-                remedy=f"free some, then go on with: {again}",
-            )
+    name = getattr(error, "filename", None)
+    path = Path(name) if isinstance(name, str) else Path()
+    if (reason := no_space(error, path)) is not None:
+        free = f" ({free_bytes(path) or 0:,} bytes free)" if isinstance(name, str) else f": {said[:300]}"
+        return DiskFullError(
+            f"{path if isinstance(name, str) else 'A file'} could not be written: {reason}{free}",
+            expected="space for what the command writes; finished files are as they were",
+            remedy=f"{ROOM}; then go on with: {again}",
+        )
     if isinstance(error, BrokenExecutor) or (foreign and any(words in lower for words in DEAD_WORKER)):
         return ResourceError(
             f"A worker process died: {said[:300]}",

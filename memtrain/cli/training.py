@@ -28,6 +28,7 @@ from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.lock import locked
 from memtrain.files.shown import shown
+from memtrain.files.whole import written_whole
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
@@ -47,7 +48,8 @@ class SaveRunConfig(SaveConfigCallback):
         """Called on rank 0 only."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile)
+        with written_whole(folder / "config.yaml") as unfinished:
+            self.parser.save(self.config, unfinished, skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class TrainCLI(LightningCLI):
@@ -178,7 +180,7 @@ def train(args: ArgsType = None) -> None:
             print(f"{said}\n  {continue_training(folder, name)}", file=sys.stderr)
         raise
     except Exception as error:
-        found = own_error(error) or explained(error, again=again, smaller=SMALLER_TRAINING)
+        found = explained(own_error(error) or error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
             print(f"After the cause is mended, the last checkpoint goes on by: {again}", file=sys.stderr)
             raise

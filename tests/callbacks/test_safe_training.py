@@ -49,9 +49,12 @@ class Line(LightningModule):
 class Exported(Callback):
     """What an export at the end would do."""
 
-    done = False
+    def __init__(self, *, killed: bool = False) -> None:
+        self.done, self.killed = False, killed
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.killed:
+            raise RuntimeError("killed")
         self.done = True
 
 
@@ -60,8 +63,10 @@ def samples() -> DataLoader[Any]:
     return DataLoader(data, batch_size=2)
 
 
-def fit(folder: Path, module: Line, *, steps: int = 12, every: int = 100, resume: bool = False) -> Exported:
-    exported = Exported()
+def fit(
+    folder: Path, module: Line, *, steps: int = 12, every: int = 100, resume: bool = False, killed: bool = False
+) -> Exported:
+    exported = Exported(killed=killed)
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=steps,
@@ -149,3 +154,14 @@ def test_a_way_of_writing_of_ones_own_stays(tmp_path: Path) -> None:
     trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
     SafeTraining().setup(trainer, Line(), "fit")
     assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO)
+
+
+def test_what_was_killed_between_its_last_step_and_its_end_comes_to_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path, Line(), steps=4, killed=True)
+    with caplog.at_level(logging.WARNING):
+        assert fit(tmp_path, Line(), steps=4, resume=True).done
+    assert "its end had not been written" in caplog.text
+    assert not fit(tmp_path, Line(), steps=4, resume=True).done, "once"

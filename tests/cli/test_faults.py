@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from memtrain.cli.faults import explained, training_again
 from memtrain.errors import DiskFullError, MemtrainError, ResourceError
@@ -36,9 +39,28 @@ def test_a_fault_from_outside_says_cause_remedy_and_the_next_command(
     for one in (error, wrapped):
         found = explained(one, again="python train.py again", smaller="smaller batches")
         assert type(found) is kind
-        assert (said in found.problem and "bytes free" in found.problem) or kind is ResourceError
         assert said in found.problem
         assert found.remedy.endswith("go on with: python train.py again")
+
+
+class Killed(Dataset[int]):
+    """A worker dies of the first sample."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_worker_of_the_loader_that_is_killed_is_named_as_such() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        list(DataLoader(Killed(), num_workers=1, multiprocessing_context="fork"))
+    found = explained(raised.value, again="the same", smaller="less")
+    assert isinstance(found, ResourceError)
+    assert "A worker process died" in found.problem and "num_workers 0" in found.remedy
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from memtrain.errors import DiskFullError, MemtrainError
 from memtrain.files.whole import folder_whole, naming_full_disk, written_whole
+from tests.conftest import ROOT
 
 
 @contextmanager
@@ -102,3 +104,35 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             (unfinished / "model_index.json").write_text(text)
         assert (folder / "unet" / "part.bin").read_text() == (folder / "model_index.json").read_text() == text
     assert list(tmp_path.iterdir()) == [folder]
+
+
+WRITING = {"write_text", "write_bytes", "savefig", "save_file", "savez", "write_table", "to_csv", "save"}
+IN_MEMORY_OR_WHOLE = (
+    *("(buffer", "(file", "self.pool.save(", "self.mask.save(", "statistics.save(", "threshold.save("),
+    *("Localization.load(folder).save(", "save(arrays, metadata", "write_table(folder / 'memorization_statistics.csv'"),
+)
+"""Calls that write to memory, or whose own function is looked at here."""
+HELD_OPEN = {"memtrain/files/lock.py", "memtrain/families/stored_arrays.py"}
+"""A lock, which holds nothing, and arrays that are filled in place under an unfinished name."""
+
+
+def _opens_to_write(call: ast.Call) -> bool:
+    mode = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+    modes = [value.value for value in mode if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    return any(set(mode) <= set("wax+bt") for mode in modes)
+
+
+def test_no_result_is_written_in_place() -> None:
+    """A kill would leave half a file where a whole one stood."""
+    found = []
+    for path in sorted((ROOT / "memtrain").rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or name in HELD_OPEN:
+                continue
+            called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            text = ast.unparse(call)
+            writes = (called in WRITING and call.args) or (called == "open" and _opens_to_write(call))
+            if writes and "unfinished" not in text and not any(word in text for word in IN_MEMORY_OR_WHOLE):
+                found.append(f"{name}:{call.lineno} {text[:100]}")
+    assert not found, "write these by memtrain.files.whole.written_whole"
