@@ -48,10 +48,10 @@ from memtrain.evidence.running_means import Evidence, Sign
 from memtrain.evidence.set_curve import SetCurve
 from memtrain.evidence.standardisation import Standardisation
 from memtrain.evidence.thresholds import (
+    BULK_FREEDOM,
     SharedRate,
     bulk_threshold,
     corrected_p_values,
-    heldout_null,
     heldout_threshold,
 )
 from memtrain.functional.moments import DriftingMoments
@@ -156,8 +156,10 @@ class Calibration(Judgement):
     def _set_threshold(self, peaks: Tensor) -> None:
         rate, minimum = self.false_positive_rate, self.minimum_visits
         calibrating, divided = self.bulk.calibrating(peaks)
-        bulk = bulk_threshold(calibrating, rate / divided)
-        self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided)
+        # An early bulk is strict enough by what divides its rate.
+        freedom = BULK_FREEDOM if self.heldout is None and self.bulk.early is None else math.inf
+        bulk = bulk_threshold(calibrating, rate / divided, freedom=freedom)
+        self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided, freedom=freedom)
         if self.heldout is None:
             self.threshold = self.threshold if bulk is None else bulk
             if self.levels.families is not None:
@@ -241,14 +243,15 @@ class Calibration(Judgement):
     def p_values(self, keys: Sequence[str]) -> Tensor:
         """Probability that a picture which is not memorized scores as high at some time in the run, `(B,)`.
 
-        From the highest scores of the held-out samples (or the bulk of the training samples) under a normal
-        distribution, and corrected for the number of training pictures by Holm's method. NaN for samples with too few
+        The lowest rate at which its highest score would be above the threshold of the held-out samples (or of the bulk
+        of the training samples), corrected for the number of training pictures by Holm's method: n held-out samples
+        give a score above all of them 1/(n + 1) at most, and less the further above it is. NaN for samples with too few
         visits, and for all while too few scores, or equal ones, say how far apart they are. Unlike the threshold, it
         does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
         have it.
         """
-        null = self.bulk.null() if self.heldout is None else heldout_null(self.highest.values())
-        return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, null)
+        held = None if self.heldout is None else torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, heldout=held, bulk=self.bulk.null())
 
     def share_flagged(self) -> float:
         """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""

@@ -13,7 +13,7 @@ from memtrain.functional.statistics import MINIMUM_CALIBRATING
 
 def test_too_few_heldout_samples_are_refused_or_named() -> None:
     assert heldout_method(99, 0.01) == "order statistic"
-    assert heldout_method(98, 0.01) == "normal distribution"
+    assert heldout_method(98, 0.01) == "tail bound"
     with pytest.raises(CalibrationError, match="7 held-out samples"):
         heldout_method(7, 0.01)
     with pytest.raises(CalibrationError, match="false_positive_rate=0"):
