@@ -50,9 +50,10 @@ from memtrain.evidence.standardisation import Standardisation
 from memtrain.evidence.thresholds import (
     BULK_FREEDOM,
     SharedRate,
+    Spending,
+    apart_from_themselves,
     bulk_threshold,
     corrected_p_values,
-    heldout_threshold,
 )
 from memtrain.functional.moments import DriftingMoments
 
@@ -113,7 +114,7 @@ class Calibration(Judgement):
         early = None if heldout else self.calibrating_visits
         self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
         self.curve, self.copies = SetCurve(columns, buckets), Copies()
-        self.highest: dict[str, float] = {}
+        self.highest, self.spending = dict[str, float](), Spending()
 
     @property
     def moments(self) -> DriftingMoments:
@@ -168,9 +169,9 @@ class Calibration(Judgement):
             return
         early = self._calibrates_early(self.heldout)
         divided = most_looks(self.samples, self.scored, minimum_visits=minimum) if early else 1.0
-        self.shared.heldout = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        self.shared.heldout = self._null()
         self.shared.heldout_rate = rate / divided
-        found = heldout_threshold(self.shared.heldout, rate / divided)
+        found = self.spending.threshold(self.highest, self.shared.heldout, rate / divided)
         self.threshold = self.threshold if found is None else found
         if math.isfinite(self.threshold) and bulk is not None:
             self.threshold = max(self.threshold, bulk)
@@ -250,17 +251,14 @@ class Calibration(Judgement):
         does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
         have it.
         """
-        held = None if self.heldout is None else torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        held = None if self.heldout is None else self._null()
         return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, heldout=held, bulk=self.bulk.null())
 
-    def share_flagged(self) -> float:
-        """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""
-        pictures = self.levels.pictures or len(self.samples.row)
-        return len(self.levels.flagged_pictures) / pictures if pictures else 0.0
-
-    def power(self) -> tuple[int, int]:
-        """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
-        return sum(key in self.first_flagged for key in self.canaries), len(self.canaries)
+    def _null(self) -> Tensor:
+        """Highest scores of the held-out samples, as those of others would be, `(n,)`."""
+        signed = self.memorized_when != "unknown" or self.direction is not None
+        found = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        return found if signed else found * apart_from_themselves(len(found))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
@@ -270,6 +268,7 @@ class Calibration(Judgement):
             "moments": self.moments.state_dict(),
             "length_moments": self.standardisation.length_moments.state_dict(),
             "highest": dict(self.highest),
+            "named": sorted(self.spending.named),
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
             "curve": self.curve.state_dict(),
@@ -289,6 +288,7 @@ class Calibration(Judgement):
         self.moments.load_state_dict(state["moments"])
         self.standardisation.length_moments.load_state_dict(state["length_moments"])
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
+        self.spending.named = set(state.get("named", ()))
         self.levels.load_state_dict(state.get("levels"), state["first_flagged"])
         self.shared = SharedRate(**state.get("shared", {}))
         self.bulk.load_state_dict(state)
