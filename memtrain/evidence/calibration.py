@@ -9,8 +9,8 @@
 3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence.running_means`).
 4. A signal of known sign scores by the signed evidence. One whose sites differ in sign scores by the mean square over
    sites, or along the direction that canaries taught (:mod:`memtrain.evidence.direction`).
-5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
-   holds for a whole run, not for one look (:mod:`memtrain.evidence.thresholds`).
+5. The threshold is set on the highest score that each held-out sample ever reached, and the rate is spent over the run,
+   so that it holds for a whole run, not for one look (:mod:`memtrain.evidence.thresholds`).
 6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
    trained on it comes to know better than what is held out, all of it.
 
@@ -24,8 +24,7 @@ stands alone is its own picture, and where all do, nothing differs from counting
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
 threshold is set on the bulk alone, early in a run on samples with a single visit. That finds outliers among them, and
-promises less: of 200 simulated ordinary samples, 2.5 to 4.0 % were flagged at some time in 40 visits at a stated 1 %,
-with heavy tails 6.4 % (`benchmarks/flag_rates.py`: means of six runs), most where samples hardly differ.
+promises nothing. What was flagged of ordinary samples in simulation is in :mod:`memtrain.evidence.measured_rates`.
 
 Every process feeds in the visits of all, in the same order, so calibration is the same on all of them.
 """

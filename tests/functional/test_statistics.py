@@ -1,9 +1,12 @@
 """Running moments against torch, thresholds against coverage and scipy's quantiles."""
 
 import math
+import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from memtrain.functional.statistics import (
@@ -179,3 +182,67 @@ def test_a_direction_takes_one_positive_and_two_negatives_and_leaving_out_two_po
             else:
                 found = separate(*groups)
                 assert math.isfinite(found if isinstance(found, float) else found[1])
+
+
+SCORES = st.lists(st.integers(-10_000, 10_000), min_size=8, max_size=40).map(
+    lambda found: torch.tensor(found, dtype=torch.float64) / 100
+)
+RATE = st.floats(0.0005, 0.5)
+
+
+def set_by(scores: torch.Tensor, rate: float) -> float:
+    """As the monitor chooses."""
+    enough = len(scores) >= samples_needed(rate)
+    return conformal_threshold(scores, rate) if enough else tail_threshold(scores, rate)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, RATE, RATE, st.floats(0.01, 100), st.floats(-100, 100))
+def test_thresholds_are_monotone_in_the_rate_and_move_with_the_scores(
+    scores: torch.Tensor, one: float, other: float, scale: float, shift: float
+) -> None:
+    low, high = sorted((one, other))
+    assert set_by(scores, low) >= set_by(scores, high)
+    assert robust_threshold(scores, low, upper=True, freedom=5) >= robust_threshold(scores, high, upper=True, freedom=5)
+    assert set_by(scores[torch.randperm(len(scores))], one) == pytest.approx(set_by(scores, one))
+    for threshold in (set_by, robust_threshold):
+        moved = threshold(scale * scores + shift, one)
+        assert moved == pytest.approx(scale * threshold(scores, one) + shift, rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCORES, RATE)
+def test_a_score_above_the_threshold_has_a_p_value_of_at_most_the_rate_and_no_other_has(
+    scores: torch.Tensor, rate: float
+) -> None:
+    threshold = set_by(scores, rate)
+    hair = 1e-9 * max(1.0, abs(threshold))
+    below, above = tail_p_values(torch.tensor([threshold - hair, threshold + hair], dtype=torch.float64), scores)
+    assert float(above) <= rate * (1 + 1e-5) + 1e-12
+    assert float(below) >= rate * (1 - 1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_holms_p_values_are_those_of_the_closed_testing_procedure(found: list[float], chance: random.Random) -> None:
+    p = torch.tensor(found, dtype=torch.float64)
+    ordered = sorted(found)
+    # Each is the most that a smaller or equal one becomes, times the number of those that are not smaller than that.
+    expected = [
+        min(1.0, max((len(found) - rank) * ordered[rank] for rank in range(len(found)) if ordered[rank] <= one))
+        for one in found
+    ]
+    assert holm(p).tolist() == pytest.approx(expected)
+    order = list(range(len(found)))
+    chance.shuffle(order)
+    assert holm(p[order]).tolist() == pytest.approx([expected[row] for row in order])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 400), st.integers(1, 8))
+def test_a_tolerance_bound_lies_above_the_average_and_falls_with_more_samples(count: int, above: int) -> None:
+    bound = order_rate_bound(count, above=above)
+    assert above / (count + 1) < bound <= 1
+    assert order_rate_bound(2 * count, above=above) < bound
+    assert order_rate_bound(count, above=above, confidence=0.5) < bound
+    assert stats.binom.cdf(above - 1, count, bound) == pytest.approx(0.05, abs=1e-6)
