@@ -117,7 +117,7 @@ def rows(cell: Cell, done: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     found = []
     for name, promised in cell.promised.items():
         shares = [one[name] for one in done]
-        figures = mean_with_interval(torch.tensor(shares))
+        figures = mean_with_interval(torch.tensor(shares, dtype=torch.float64))
         low = figures["interval"][0] if isinstance(figures["interval"], list) else math.nan
         found.append(
             {

@@ -53,7 +53,7 @@ def tail_threshold(scores: Tensor, false_positive_rate: float) -> float:
     probability is assumed to fall at least with the third power of the distance from the median, as it does in a
     Student distribution of three degrees of freedom and in all that have lighter tails (normal, exponential, Gumbel).
     No other assumption is made. How heavy the tail is, which so few scores cannot show, is not estimated from them: a
-    generalised Pareto tail fitted to a quarter of 120 scores gives 4 to 6 times the stated 0.1 %
+    generalised Pareto tail fitted to a quarter of 120 scores gives 3 to 6 times the stated 0.1 %
     (`benchmarks/tail_bounds.py`).
 
     Equivariant under shift and scaling, and monotone in the rate, with :func:`conformal_threshold` too. With 8 scores
