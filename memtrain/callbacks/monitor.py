@@ -57,7 +57,8 @@ class MemorizationMonitor(Callback):
     Args:
         signals: what is measured; default denoising loss and attention entropy.
         flag_by: name of the signal that flags go by, or `combined` for all of them, weighted by the run's canaries.
-        false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run.
+        false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run. What so
+            many held-out samples promise of it is said before training (:mod:`memtrain.evidence.promise`).
         minimum_visits: visits before a sample can be flagged.
         reference: how values are compared with the base model, see above.
         reference_folder: where reference profiles are kept; default `profiles/` in the run folder.

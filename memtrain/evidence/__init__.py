@@ -9,6 +9,7 @@ In reading order, by the question that each file answers:
 - `direction.py`: which way does memorization move each value, where canaries can teach it?
 - `thresholds.py`: how high do samples score that are not memorized?
 - `bulk.py`: and those that are trained on as often as most?
+- `promise.py`: which rate is promised by that, and which was measured in simulation (`measured_rates.py`)?
 - `flags.py`: what does a mitigation get to know of a batch?
 - `evidence_table.py`, `verdict.py`: what does the run leave for a reader, in figures and in sentences?
 """

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from memtrain.evidence.running_means import Evidence
-from memtrain.evidence.thresholds import MINIMUM_BULK, bulk_null
+from memtrain.evidence.thresholds import MINIMUM_BULK
 
 ORDINARY = 3
 """Times the median number of visits that a sample of the bulk may have."""
@@ -130,9 +130,9 @@ class Bulk:
         bulk = [key for key in self.peak if key not in self.frequent]
         return float(self._visits(bulk).median()) if bulk else 0.0
 
-    def null(self) -> tuple[float, float]:
-        """Mean and deviation of a highest score when nothing is memorized; NaN from too few samples."""
-        return bulk_null(self.peak.values() if self.early is None else self.early_peaks().tolist())
+    def null(self) -> Tensor:
+        """Highest scores that say what is ordinary, `(n,)`."""
+        return torch.tensor(list(self.peak.values()), dtype=torch.float64) if self.early is None else self.early_peaks()
 
     def share_between_samples(self) -> Tensor:
         """Share of variance between samples `(columns,)`, where they calibrate alone."""

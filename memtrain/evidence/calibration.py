@@ -9,8 +9,8 @@
 3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence.running_means`).
 4. A signal of known sign scores by the signed evidence. One whose sites differ in sign scores by the mean square over
    sites, or along the direction that canaries taught (:mod:`memtrain.evidence.direction`).
-5. The threshold is set on the highest score that each held-out sample ever reached, so the stated false-positive rate
-   holds for a whole run, not for one look (:mod:`memtrain.evidence.thresholds`).
+5. The threshold is set on the highest score that each held-out sample ever reached, and the rate is spent over the run,
+   so that it holds for a whole run, not for one look (:mod:`memtrain.evidence.thresholds`).
 6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
    trained on it comes to know better than what is held out, all of it.
 
@@ -24,8 +24,7 @@ stands alone is its own picture, and where all do, nothing differs from counting
 A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
 Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
 threshold is set on the bulk alone, early in a run on samples with a single visit. That finds outliers among them, and
-promises less: of 200 simulated ordinary samples, 2.5 to 4.0 % were flagged at some time in 40 visits at a stated 1 %,
-with heavy tails 6.4 % (`benchmarks/flag_rates.py`: means of six runs), most where samples hardly differ.
+promises nothing. What was flagged of ordinary samples in simulation is in :mod:`memtrain.evidence.measured_rates`.
 
 Every process feeds in the visits of all, in the same order, so calibration is the same on all of them.
 """
@@ -48,11 +47,12 @@ from memtrain.evidence.running_means import Evidence, Sign
 from memtrain.evidence.set_curve import SetCurve
 from memtrain.evidence.standardisation import Standardisation
 from memtrain.evidence.thresholds import (
+    BULK_FREEDOM,
     SharedRate,
+    Spending,
+    apart_from_themselves,
     bulk_threshold,
     corrected_p_values,
-    heldout_null,
-    heldout_threshold,
 )
 from memtrain.functional.moments import DriftingMoments
 
@@ -113,7 +113,7 @@ class Calibration(Judgement):
         early = None if heldout else self.calibrating_visits
         self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
         self.curve, self.copies = SetCurve(columns, buckets), Copies()
-        self.highest: dict[str, float] = {}
+        self.highest, self.spending = dict[str, float](), Spending()
 
     @property
     def moments(self) -> DriftingMoments:
@@ -156,8 +156,10 @@ class Calibration(Judgement):
     def _set_threshold(self, peaks: Tensor) -> None:
         rate, minimum = self.false_positive_rate, self.minimum_visits
         calibrating, divided = self.bulk.calibrating(peaks)
-        bulk = bulk_threshold(calibrating, rate / divided)
-        self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided)
+        # An early bulk is strict enough by what divides its rate.
+        freedom = BULK_FREEDOM if self.heldout is None and self.bulk.early is None else math.inf
+        bulk = bulk_threshold(calibrating, rate / divided, freedom=freedom)
+        self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided, freedom=freedom)
         if self.heldout is None:
             self.threshold = self.threshold if bulk is None else bulk
             if self.levels.families is not None:
@@ -166,9 +168,9 @@ class Calibration(Judgement):
             return
         early = self._calibrates_early(self.heldout)
         divided = most_looks(self.samples, self.scored, minimum_visits=minimum) if early else 1.0
-        self.shared.heldout = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        self.shared.heldout = self._null()
         self.shared.heldout_rate = rate / divided
-        found = heldout_threshold(self.shared.heldout, rate / divided)
+        found = self.spending.threshold(self.highest, self.shared.heldout, rate / divided)
         self.threshold = self.threshold if found is None else found
         if math.isfinite(self.threshold) and bulk is not None:
             self.threshold = max(self.threshold, bulk)
@@ -241,23 +243,21 @@ class Calibration(Judgement):
     def p_values(self, keys: Sequence[str]) -> Tensor:
         """Probability that a picture which is not memorized scores as high at some time in the run, `(B,)`.
 
-        From the highest scores of the held-out samples (or the bulk of the training samples) under a normal
-        distribution, and corrected for the number of training pictures by Holm's method. NaN for samples with too few
+        The lowest rate at which its highest score would be above the threshold of the held-out samples (or of the bulk
+        of the training samples), corrected for the number of training pictures by Holm's method: n held-out samples
+        give a score above all of them 1/(n + 1) at most, and less the further above it is. NaN for samples with too few
         visits, and for all while too few scores, or equal ones, say how far apart they are. Unlike the threshold, it
         does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
         have it.
         """
-        null = self.bulk.null() if self.heldout is None else heldout_null(self.highest.values())
-        return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, null)
+        held = None if self.heldout is None else self._null()
+        return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, heldout=held, bulk=self.bulk.null())
 
-    def share_flagged(self) -> float:
-        """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""
-        pictures = self.levels.pictures or len(self.samples.row)
-        return len(self.levels.flagged_pictures) / pictures if pictures else 0.0
-
-    def power(self) -> tuple[int, int]:
-        """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
-        return sum(key in self.first_flagged for key in self.canaries), len(self.canaries)
+    def _null(self) -> Tensor:
+        """Highest scores of the held-out samples, as those of others would be, `(n,)`."""
+        signed = self.memorized_when != "unknown" or self.direction is not None
+        found = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        return found if signed else found * apart_from_themselves(len(found))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
@@ -267,6 +267,7 @@ class Calibration(Judgement):
             "moments": self.moments.state_dict(),
             "length_moments": self.standardisation.length_moments.state_dict(),
             "highest": dict(self.highest),
+            "named": sorted(self.spending.named),
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
             "curve": self.curve.state_dict(),
@@ -286,6 +287,7 @@ class Calibration(Judgement):
         self.moments.load_state_dict(state["moments"])
         self.standardisation.length_moments.load_state_dict(state["length_moments"])
         self.highest, self.threshold = dict(state["highest"]), state["threshold"]
+        self.spending.named = set(state.get("named", ()))
         self.levels.load_state_dict(state.get("levels"), state["first_flagged"])
         self.shared = SharedRate(**state.get("shared", {}))
         self.bulk.load_state_dict(state)

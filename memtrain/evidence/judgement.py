@@ -213,3 +213,12 @@ class Judgement:
     def ever_flagged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample, its picture or its caption has been above its threshold at some visit, `(B,)` bool."""
         return torch.tensor([self.levels.is_flagged(key) for key in keys], dtype=torch.bool)
+
+    def share_flagged(self) -> float:
+        """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""
+        pictures = self.levels.pictures or len(self.samples.row)
+        return len(self.levels.flagged_pictures) / pictures if pictures else 0.0
+
+    def power(self) -> tuple[int, int]:
+        """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
+        return sum(key in self.first_flagged for key in self.canaries), len(self.canaries)

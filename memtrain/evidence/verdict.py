@@ -16,7 +16,7 @@ import pyarrow as pa
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.direction import MINIMUM_CANARIES
 from memtrain.evidence.levels import CAPTION
-from memtrain.functional.statistics import samples_needed
+from memtrain.evidence.promise import FIELDS, promise, promise_of
 
 
 def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:
@@ -27,18 +27,26 @@ def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[s
         keys: all training samples.
 
     Returns:
-        `threshold` (None if there was never one), `false_positive_rate`, `minimum_visits`, `heldout` (pictures that
-        calibrated; None if training samples did), `samples`, `judged` (of them, those whose picture had visits enough),
-        `flagged`, `pictures` (of the samples), `pictures_flagged` (of which a sample was), `captions_flagged` (families
-        of samples that share one), `canaries`, `canaries_flagged`, `power` (their share; None without canaries),
+        `threshold` (None if there was never one), `false_positive_rate` (asked), what is promised of it
+        (:data:`memtrain.evidence.promise.FIELDS`; all None without a threshold), `minimum_visits`, `heldout` (pictures
+        that calibrated; None if training samples did), `samples`, `judged` (of them, those whose picture had visits
+        enough), `flagged`, `pictures` (of the samples), `pictures_flagged` (of which a sample was), `captions_flagged`
+        (families of samples that share one), `canaries`, `canaries_flagged`, `power` (their share; None without
+        canaries),
         `separation` (of canaries along the learnt direction, standard deviations; None without one).
     """
     found, canaries = calibration.power()
+    held, known = (
+        None if calibration.heldout is None else len(calibration.highest),
+        math.isfinite(calibration.threshold),
+    )
+    promised = promise(held, calibration.false_positive_rate) if known else None
     return {
-        "threshold": calibration.threshold if math.isfinite(calibration.threshold) else None,
+        "threshold": calibration.threshold if known else None,
         "false_positive_rate": calibration.false_positive_rate,
+        **(dict.fromkeys(FIELDS) if promised is None else promised.figures()),
         "minimum_visits": calibration.minimum_visits,
-        "heldout": None if calibration.heldout is None else len(calibration.highest),
+        "heldout": held,
         "samples": len(keys),
         "judged": int(calibration.judged(keys).sum()),
         "flagged": int(calibration.ever_flagged(keys).sum()),
@@ -65,25 +73,18 @@ def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
         few = "ordinary training samples" if held is None else "held-out samples"
         lines = [f"Nothing could be flagged: too few {few} had the visits that a threshold needs."]
     else:
-        null = "most training samples" if held is None else f"the {held} held-out ones"
-        rate = 100 * figures["false_positive_rate"]
         lines = [
             f"{figures['flagged']:,} of {samples:,} training samples were flagged: their score rose above "
-            f"{figures['threshold']:.2f}, which at most {rate:g} % of samples like {null} do in a run."
+            f"{figures['threshold']:.2f}."
         ]
         if figures["pictures"] != samples:
             lines = [
                 f"{figures['pictures_flagged']:,} of {figures['pictures']:,} training pictures were flagged "
                 f"({figures['flagged']:,} of {samples:,} files): the score of the file, its picture or its caption "
-                f"rose above its threshold ({figures['threshold']:.2f} for a picture of one file), which happens to at "
-                f"most {rate:g} % of samples like {null} in a run."
+                f"rose above its threshold ({figures['threshold']:.2f} for a picture of one file)."
             ]
-        needed = samples_needed(figures["false_positive_rate"])
-        if held is not None and held < needed:
-            lines.append(
-                f"{held} held-out ones promise that rate only if scores are normally distributed; it takes {needed} to "
-                "do without. In small data, several per cent of ordinary pictures may be flagged."
-            )
+        promised = promise_of(figures)
+        lines += [] if promised is None else promised.sentences()
     if late:
         lines.append(
             f"{late:,} of {samples:,} training samples had fewer than {figures['minimum_visits']} counted visits "

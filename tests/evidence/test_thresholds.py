@@ -7,13 +7,13 @@ import torch
 
 from memtrain.errors import CalibrationError
 from memtrain.evidence.calibration import Calibration
-from memtrain.evidence.thresholds import heldout_method
-from memtrain.functional.statistics import MINIMUM_CALIBRATING
+from memtrain.evidence.thresholds import Spending, apart_from_themselves, heldout_method
+from memtrain.functional.statistics import MINIMUM_CALIBRATING, conformal_threshold, tail_threshold
 
 
 def test_too_few_heldout_samples_are_refused_or_named() -> None:
     assert heldout_method(99, 0.01) == "order statistic"
-    assert heldout_method(98, 0.01) == "normal distribution"
+    assert heldout_method(98, 0.01) == "tail bound"
     with pytest.raises(CalibrationError, match="7 held-out samples"):
         heldout_method(7, 0.01)
     with pytest.raises(CalibrationError, match="false_positive_rate=0"):
@@ -31,3 +31,33 @@ def test_p_values_need_as_many_heldout_samples_as_a_threshold(count: int) -> Non
         calibration.add(["a"], [0], torch.full((1, 1), 9.0), step=step)
     known = count >= MINIMUM_CALIBRATING
     assert bool(calibration.p_values(["a"]).isfinite()) == known == math.isfinite(calibration.threshold)
+
+
+def test_no_more_held_out_samples_than_the_rate_allows_are_ever_above_the_threshold_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    highest, spending, named = torch.zeros(59, dtype=torch.float64), Spending(), set()
+    keys = [str(row) for row in range(59)]
+    for step in range(40):
+        highest = highest.maximum(torch.randn(59, generator=generator, dtype=torch.float64))
+        found = spending.threshold(dict(zip(keys, highest.tolist(), strict=True)), highest, 0.05)
+        assert found is not None
+        if step == 0:
+            assert found == conformal_threshold(highest, 0.05)
+        named |= {key for key, score in zip(keys, highest.tolist(), strict=True) if score >= found}
+    assert named == spending.named and len(named) == 3, "3 of 60"
+
+
+def test_where_another_one_leads_the_threshold_lies_above_all() -> None:
+    first, then = torch.arange(30.0, dtype=torch.float64), torch.arange(30.0, dtype=torch.float64)
+    then[0] = 40.0
+    spending, keys = Spending(), [str(row) for row in range(30)]
+    assert spending.threshold(dict.fromkeys(keys, 0.0), first, 1 / 31) == 29
+    assert spending.threshold(dict.fromkeys(keys, 0.0), then, 1 / 31) == tail_threshold(then, 1 / 31) > 40
+
+
+def test_root_mean_squares_of_held_out_samples_are_too_low_by_their_own_part_in_the_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4000, 9, 7, generator=generator, dtype=torch.float64)
+    off = values - values[:, :8].mean(dim=1, keepdim=True)
+    apart = off[:, 8].square().mean().sqrt() / off[:, :8].square().mean().sqrt()
+    assert float(apart) == pytest.approx(apart_from_themselves(8), rel=0.01)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.promise import promise
 from memtrain.evidence.verdict import calibration_figures, next_step, verdict, why_untaught
 
 
@@ -30,10 +31,12 @@ def calibration(heldout: int, *, canaries: int = 0, minimum_visits: int = 2) -> 
 
 
 def test_figures_say_how_many_samples_were_judged_and_what_canaries_showed() -> None:
-    made = calibration(30, canaries=4)
+    made, promised = calibration(30, canaries=4), promise(30, 0.05)
+    assert promised is not None
     assert calibration_figures(made, ["a", "b", "c"]) == {
         "threshold": made.threshold,
         "false_positive_rate": 0.05,
+        **promised.figures(),
         "minimum_visits": 2,
         "heldout": 30,
         "samples": 3,

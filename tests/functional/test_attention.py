@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from memtrain.functional import attention
 from memtrain.functional.attention import (
@@ -115,3 +117,31 @@ def test_no_sample_one_and_two_have_as_many_distributions(count: int) -> None:
     torch.testing.assert_close(found.sum(dim=1), torch.ones(count))
     assert token_map(query, key, torch.zeros(count, dtype=torch.long)).shape == (count, 6)
     assert text_mass(query, key, slice(0, 2)).shape == entropy(found).shape == (count,)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 90), st.integers(0, 10_000), st.floats(0, 30))
+def test_entropy_lies_between_0_and_log_t_and_knows_no_order(tokens: int, seed: int, sharpness: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p = (sharpness * torch.randn(3, tokens, generator=generator, dtype=torch.float64)).softmax(-1)
+    found, order = entropy(p), torch.randperm(tokens, generator=generator)
+    assert (found >= -1e-6).all() and (found <= math.log(tokens) + 1e-5).all()
+    torch.testing.assert_close(entropy(p[:, order]), found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy(torch.cat([p, torch.zeros(3, 4)], dim=1)), found, rtol=1e-5, atol=1e-5)
+    halves = torch.arange(tokens) < tokens // 2
+    parts = partial_entropy(p, halves) + partial_entropy(p, ~halves)
+    torch.testing.assert_close(parts, found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 1e-3), (torch.float16, 2e-4), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("sharpness", [1, 6])
+def test_entropy_of_half_precision_queries_and_keys_is_that_in_double(
+    dtype: torch.dtype, error: float, sharpness: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = sharpness * torch.randn(4, 4, 64, 16, generator=generator, dtype=torch.float64)
+    key = torch.randn(4, 4, 77, 16, generator=generator, dtype=torch.float64)
+    p = torch.softmax(query @ key.transpose(-1, -2) * 16**-0.5, -1).mean((1, 2))
+    exact = -(p * p.log()).sum(-1)
+    found = entropy(token_attention(query.to(dtype), key.to(dtype))).double()
+    torch.testing.assert_close(found, exact, rtol=0, atol=error)

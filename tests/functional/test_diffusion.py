@@ -109,3 +109,16 @@ def test_losses_of_no_sample_one_and_two_are_read_from_the_gradient(count: int) 
     gradient = torch.autograd.grad(losses.sum() / max(count, 1), prediction)[0]
     torch.testing.assert_close(loss_from_gradient(gradient), losses.detach())
     assert gate_gradient(gradient, torch.zeros(count)).abs().sum() == 0
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11), (torch.float32, 1e-6)])
+def test_losses_from_half_precision_gradients_are_those_in_double(dtype: torch.dtype, error: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(6, 4, 16, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(6, 4, 16, 16, generator=generator, dtype=torch.float64)
+    exact = per_sample_mse(prediction, target).detach()
+    # A loss scale, as mixed precision has it: fp16 gradients would be subnormal without.
+    (gradient,) = torch.autograd.grad(1024 * F.mse_loss(prediction, target), prediction)
+    found = loss_from_gradient(gradient.to(dtype), 1024.0).double()
+    torch.testing.assert_close(found, exact.double(), rtol=error, atol=0)
+    assert found.log().sub(exact.log()).abs().max() < error, "as a signal: a difference of logarithms"

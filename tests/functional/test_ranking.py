@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 from torchmetrics.functional.classification import binary_auroc
 
 from memtrain.functional.ranking import (
@@ -176,3 +179,14 @@ def test_the_share_of_none_is_unknown_and_that_of_one_nearly_so() -> None:
         low, high = proportion_interval(k, n)
         assert 0 <= low <= k / n <= high <= 1
         assert high - low > 0.6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500), st.data())
+def test_wilsons_interval_is_scipys_and_mirrors(n: int, data: st.DataObject) -> None:
+    k, level = data.draw(st.integers(0, n)), data.draw(st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+    low, high = proportion_interval(k, n, level=level)
+    expected = stats.binomtest(k, n).proportion_ci(level, method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert 0 <= low <= k / n <= high <= 1
+    assert proportion_interval(n - k, n, level=level) == pytest.approx((1 - high, 1 - low))

@@ -29,7 +29,7 @@ from torch import Tensor
 from memtrain.evaluation.measures.copying.base import CopyMeasure, TrainingImages, candidates, pictures
 from memtrain.evaluation.measures.edits import EDITS, Edit
 from memtrain.functional.ranking import proportion_interval
-from memtrain.functional.statistics import conformal_threshold
+from memtrain.functional.statistics import conformal_threshold, order_rate_bound
 
 PLAIN = "none"
 """Name of the edit that changes nothing."""
@@ -158,13 +158,7 @@ def rate_bound(heldout: int, *, above: int, confidence: float = CONFIDENCE) -> f
         above: k.
         confidence: of the bound.
     """
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        # Probability that fewer than k of n draws lie above, if the rate is `middle`.
-        fewer = sum(math.comb(heldout, i) * middle**i * (1 - middle) ** (heldout - i) for i in range(above))
-        low, high = (middle, high) if fewer > 1 - confidence else (low, middle)
-    return high
+    return order_rate_bound(heldout, above=above, confidence=confidence)
 
 
 def power(

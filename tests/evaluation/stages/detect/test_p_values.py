@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
@@ -103,3 +105,31 @@ def test_half_of_what_fits_lies_above_the_middle() -> None:
     found = fit_of_null(torch.tensor([0.1, 0.2, 0.6, 0.9]))["above_median"]
     assert (found["k"], found["n"], found["share"]) == (2, 4, 0.5)
     assert found["interval"][0] < 0.5 < found["interval"][1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 200).map(lambda rank: rank / 200), min_size=1, max_size=30))
+def test_corrected_p_values_are_monotone_and_those_of_step_down_and_step_up(found: list[float]) -> None:
+    p = torch.tensor(found, dtype=torch.float64)
+    step_down, step_up, order = holm(p), benjamini_hochberg(p), p.argsort()
+    assert (step_down >= step_up - 1e-12).all() and (step_up >= p - 1e-12).all()
+    for corrected in (step_down, step_up):
+        assert (corrected[order].diff() >= -1e-12).all() and corrected.max() <= 1
+    ordered, count = sorted(found), len(found)
+    for row, one in enumerate(found):
+        up = min(count * ordered[rank] / (rank + 1) for rank in range(count) if ordered[rank] >= one)
+        down = max((count - rank) * ordered[rank] for rank in range(count) if ordered[rank] <= one)
+        assert float(step_up[row]) == pytest.approx(min(1.0, up))
+        assert float(step_down[row]) == pytest.approx(min(1.0, down))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.1, 10), st.floats(-5, 5))
+def test_p_values_know_no_scale_and_fall_with_the_score(seed: int, scale: float, shift: float) -> None:
+    score, null, about = drawn(seed, 6, 50)
+    # Below 0, as the logarithms of positive scores would be another score.
+    score, null = score.double() - 100, null.double() - 100
+    found = p_values(score, null, **about)
+    assert (p_values(score + 3, null, **about) <= found).all()
+    moved = p_values(scale * score + shift, scale * null + shift, **about)
+    torch.testing.assert_close(moved, found, rtol=0, atol=1 / 51 + 1e-9)
