@@ -32,6 +32,7 @@ from memtrain.data.huggingface import PREFIX, imported, parsed
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.pictures import opened_image
 
 
 class Row(SampleSource):
@@ -54,7 +55,7 @@ class Row(SampleSource):
 
     def open_image(self, index: int) -> Image.Image:
         """The image, not yet decoded."""
-        return Image.open(io.BytesIO(self.content))
+        return opened_image(io.BytesIO(self.content))
 
 
 class Stream(IterableDataset[dict[str, Any]]):
