@@ -8,6 +8,7 @@ kinds of planted samples are made in :mod:`memtrain.data.planted`, from images c
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,8 +36,8 @@ class Duplicates:
         varied_captions: further images that are planted under varied captions, with the highest of `repeats`.
         varied_images: further captions that are planted with variations of their image, likewise.
         variants: captions per image, and images per caption, in these two.
-        only_in: plant only when this is the data's path, so that a configuration made for an experiment does not repeat
-            the images of somebody who runs it on other data.
+        only_in: plant only when this is the data's path, however it is spelt, so that a configuration made for an
+            experiment does not repeat the images of somebody who runs it on other data.
     """
 
     count: int = 0
@@ -77,6 +78,12 @@ class Duplicates:
         """All of `repeats`."""
         return (self.repeats,) if isinstance(self.repeats, int) else tuple(self.repeats)
 
+    def meant_for(self, path: str) -> bool:
+        """Whether images are planted in data at `path`."""
+        if self.only_in is None or self.only_in == path:
+            return True
+        return os.path.realpath(self.only_in) == os.path.realpath(path)
+
     @property
     def highest(self) -> int:
         """The visits of a template per epoch, all variants together."""
@@ -90,7 +97,7 @@ def read_keys(path: str) -> frozenset[str]:
         DataError: if there is no such file or column.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if "key" not in (rows.fieldnames or ()):
                 raise DataError(
@@ -98,8 +105,15 @@ def read_keys(path: str) -> frozenset[str]:
                     expected="a CSV file with a column `key`, such as a run's flagged.csv",
                     remedy="name another file, or list the keys",
                 )
-            return frozenset(row["key"] for row in rows)
-    except (OSError, UnicodeDecodeError) as error:
+            keys = [row["key"] for row in rows]
+            if None in keys:
+                raise DataError(
+                    f"Row {keys.index(None) + 1} of {path} has no key",
+                    expected="a CSV file with a column `key`, such as a run's flagged.csv",
+                    remedy="mend the row",
+                )
+            return frozenset(keys)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"The keys to exclude cannot be read from {path!r}: {error}",
             expected="a CSV file with a column `key`, such as a run's flagged.csv",

@@ -28,8 +28,8 @@ captions ask the data module for them. docs/data.md has the forms that data may 
 What every source refuses, before training and for all samples at once: keys and captions that are no UTF-8 or hold a
 NUL, keys of more than `LONGEST_KEY` and captions of more than `LONGEST_CAPTION` characters, empty captions, a
 key twice, and images that cannot be decoded (:mod:`memtrain.files.pictures`). Captions with control characters are
-taken and counted in a warning (:mod:`memtrain.data.sample_texts`). A file that a network file system fails to read is tried
-again (:mod:`memtrain.data.decoding`).
+taken and counted in a warning (:mod:`memtrain.data.sample_texts`). A file that a network file system fails to read is
+tried again (:mod:`memtrain.data.decoding`).
 """
 
 from __future__ import annotations

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from memtrain.errors import RecordError
 from memtrain.evaluation.stages.compare.evaluated import Evaluated, check_comparable
 from memtrain.evaluation.stages.compare.summary import summary
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.files.pictures import PictureError, read_image
 from memtrain.functional.ranking import mean_with_interval, share
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
@@ -193,6 +195,17 @@ def _figure(value: Any) -> tuple[float, list[float] | None] | None:
     return float(number), interval
 
 
+def _image(path: Path) -> Image.Image:
+    try:
+        return read_image(path)
+    except (OSError, PictureError) as error:
+        raise RecordError(
+            f"{path} cannot be shown: {error}",
+            expected="the images that `measure` wrote",
+            remedy="run `measure` again, or show none with --pictures 0",
+        ) from error
+
+
 def _shown(
     before: Evaluated, after: Evaluated, places: Sequence[tuple[str, int]], output: Path, most: int
 ) -> list[dict[str, Any]]:
@@ -226,8 +239,7 @@ def _shown(
         for name, source in sources.items():
             path = output / "comparison" / f"{number:04d}-{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(source) as image:
-                image.convert("RGB").save(path)
+            _image(source).save(path)
             images[name] = str(path.relative_to(output))
         shown.append(
             {
