@@ -21,6 +21,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from memtrain.data.sample_texts import LONGEST_KEY
 from memtrain.errors import DataError
 from memtrain.files.pictures import SUFFIXES, UNDECODED_SUFFIXES
 
@@ -74,7 +75,7 @@ def folder_images(folder: Path, *, quiet: bool = False) -> list[Path]:
         for path in files_below(folder)
         if path.suffix.lower() in SUFFIXES | UNDECODED_SUFFIXES and not path.name.endswith(MASK_SUFFIX)
     )
-    odd = [str(path.relative_to(folder)) for path in found if not _is_file(path)]
+    odd = [str(path.relative_to(folder)) for path in found if not is_file(path)]
     if odd:
         raise DataError(
             f"{len(odd)} image(s) in {folder} are links to nothing, or no files, first {odd[:3]}",
@@ -145,6 +146,12 @@ def named_file(folder: Path, name: object, where: str) -> str:
     if not isinstance(name, str):
         raise DataError(f"{where} is no text but {name!r:.80}", expected="a file name", remedy="mend it")
     require_text(name, where)
+    if len(name) > LONGEST_KEY:
+        raise DataError(
+            f"{where} names a file in {len(name)} characters: {name[:40]!r}...",
+            expected=f"{LONGEST_KEY} characters at most",
+            remedy="mend it",
+        )
     spelt = [name] if "\\" not in name else [name, name.replace("\\", "/")]
     plain = [posixpath.normpath(one) for one in spelt]
     if any(one.startswith("/") or one == ".." or one.startswith("../") for one in plain):
@@ -154,7 +161,7 @@ def named_file(folder: Path, name: object, where: str) -> str:
             remedy="move the file into the folder, or a link to it, and name that",
         )
     spelt = [form for one in plain for form in (one, *(unicodedata.normalize(kind, one) for kind in ("NFC", "NFD")))]
-    return next((one for one in spelt if _is_file(folder / one)), plain[0])
+    return next((one for one in spelt if is_file(folder / one)), plain[0])
 
 
 def require_text(text: str, what: str) -> str:
@@ -177,7 +184,8 @@ def require_text(text: str, what: str) -> str:
     return text
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is a file, links followed; names that no file can have are none."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):

@@ -13,7 +13,7 @@
 | `config`, `revision` | as of `load_dataset` |
 
 Refused, with the row: captions that are no text, keys that are no text or whole number, columns that hold no images,
-and images by a path outside the data's own folder or the caches of the library, which only a stranger's table would name.
+and images by a path outside the data's own folder and the caches of the library, which only a stranger's table names.
 Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files. Cost: a
 scan for families is made anew in each run, because no file holds an image as it is. Cannot: stream, which is what
 :mod:`memtrain.data.streamed` does. Needs `pip install datasets`.

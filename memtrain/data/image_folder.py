@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from memtrain.data.folder_files import MASK_SUFFIX, folder_images, named_file, require_decoded, tell_of_links
+from memtrain.data.folder_files import MASK_SUFFIX, folder_images, is_file, named_file, require_decoded, tell_of_links
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
 from memtrain.files.pictures import opened_image
@@ -131,17 +131,17 @@ class ImageFolderSource(SampleSource):
 
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}
-        missing = sorted(name for name in listed if not (self.path / name).is_file())
+        missing = sorted(name for name in listed if not is_file(self.path / name))
         if missing:
             lowered = {str(file.relative_to(self.path)).lower() for file in folder_images(self.path, quiet=True)}
             other_case = sum(name.lower() in lowered for name in missing)
             raise DataError(
-                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {missing[:3]}"
+                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {[name[:80] for name in missing[:3]]}"
                 + (f"; {other_case} in other letters (A for a)" if other_case else ""),
                 expected="every listed file in the folder",
                 remedy="add the files or remove their lines",
             )
-        masks = sorted(name for name in self._masks.values() if not (self.path / name).is_file())
+        masks = sorted(name for name in self._masks.values() if not is_file(self.path / name))
         if masks:
             raise DataError(
                 f"{len(masks)} mask(s) listed in {self._metadata} do not exist, first {masks[:3]}",

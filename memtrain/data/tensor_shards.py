@@ -6,7 +6,7 @@ what it holds. A shard that cannot be opened, such as one that was cut short whi
 folder is looked through for missing entries, and what it held is missing.
 Entries are read through the memory map of safetensors: only what is asked for is read, and the page cache of the
 machine is shared by its processes. Each tensor has a checksum (CRC-32) in its shard, which is compared whenever it is
-read: of a shard that changed on the disk nothing is trained on, it is removed, and made again when the run is continued.
+read: a shard that changed on the disk is not trained on but removed, and made again when the run is continued.
 Shards without checksums, of earlier versions, are read as they are. Cost: an open file for each of at most
 :data:`OPEN` shards, and 0.1 ms to check the latents of an image.
 """
@@ -169,7 +169,7 @@ class ShardWriter:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of the values of a tensor on the CPU, its type and its shape."""
     about = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), about)
+    return zlib.crc32(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()), about)
 
 
 def content_key(*parts: object) -> str:

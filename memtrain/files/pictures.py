@@ -82,6 +82,7 @@ def upright(image: Image.Image) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
+        image.close()
         raise PictureError(reason(error)) from error
     try:
         with warnings.catch_warnings():
