@@ -135,8 +135,9 @@ class ImageFolderSource(SampleSource):
         if missing:
             lowered = {str(file.relative_to(self.path)).lower() for file in folder_images(self.path, quiet=True)}
             other_case = sum(name.lower() in lowered for name in missing)
+            first = [name[:80] for name in missing[:3]]
             raise DataError(
-                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {[name[:80] for name in missing[:3]]}"
+                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {first}"
                 + (f"; {other_case} in other letters (A for a)" if other_case else ""),
                 expected="every listed file in the folder",
                 remedy="add the files or remove their lines",

@@ -16,7 +16,11 @@ which nobody may pass over in silence.
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +47,20 @@ MOST_PIXELS = 178_956_970
 """Pixels of an image at most: Pillow's own limit, a third of a gigabyte of RGB."""
 
 
+_FILTERS = threading.Lock()
+"""Held while Python's filters of warnings are exchanged, which all threads share."""
+if hasattr(os, "register_at_fork"):  # a loader process must not begin with a lock that nobody will open
+    os.register_at_fork(before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings, of images beyond half its limit of pixels and of EXIF entries that are cut short."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class PictureError(ValueError):
     """A file is no image that is decoded; the message says why, in one line."""
 
@@ -57,9 +75,7 @@ def opened_image(file: str | Path | BinaryIO) -> Image.Image:
         OSError: if it is none of :data:`FORMATS` (`PIL.UnidentifiedImageError`), or cannot be read.
         Image.DecompressionBombError: if it has too many pixels.
     """
-    with warnings.catch_warnings():
-        # Pillow warns from half its limit on; the limit itself is what counts.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _quiet():
         image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
         raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS}")
@@ -76,18 +92,16 @@ def upright(image: Image.Image) -> Image.Image:
         PictureError: if it cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image.load()
+        image.load()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
         image.close()
         raise PictureError(reason(error)) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of EXIF entries that are cut short
-            return ImageOps.exif_transpose(image)
+        with _quiet():
+            image.getexif()
+        return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception:  # likewise; such entries are written by many a tool, and the picture is whole
