@@ -1,11 +1,14 @@
-"""A file with further captions of samples: JSON lines `{"key": ..., "captions": [...]}`."""
+"""A file with further captions of samples: JSON lines `{"key": ..., "captions": [...]}`.
+
+Accepted: UTF-8, a key once, texts alone. Refused with the line: everything else.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from memtrain.errors import DataError
+from memtrain.files.text import json_of, read_text
 
 
 def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
@@ -15,14 +18,14 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
         DataError: if a line is something else, or a key occurs twice.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_of(line, f"Line {number} of {path}")
             key, captions = row["key"], row["captions"]
             fits = isinstance(captions, list) and all(isinstance(text, str) for text in [key, *captions])
-        except (ValueError, KeyError, TypeError):
+        except (DataError, KeyError, TypeError):
             fits = False
         if not fits or key in found:
             raise DataError(

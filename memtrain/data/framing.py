@@ -27,6 +27,31 @@ Shape = tuple[int, int]
 """Rows and columns, pixels."""
 
 
+PIXELS_PER_LATENT = 8
+"""Sides of images are multiples of it: what the autoencoders of latent diffusion make one latent of."""
+
+
+def require_multiple(name: str, pixels: int) -> None:
+    """Refuse a side that no image of a latent diffusion model has.
+
+    Args:
+        name: of the setting.
+        pixels: of the side.
+
+    Raises:
+        ConfigurationError: with the nearest sides.
+    """
+    if pixels < 1 or pixels % PIXELS_PER_LATENT:
+        below = max(1, pixels // PIXELS_PER_LATENT) * PIXELS_PER_LATENT
+        above = below + PIXELS_PER_LATENT
+        raise ConfigurationError(
+            f"{name}={pixels}",
+            expected=f"a multiple of {PIXELS_PER_LATENT}, such as {below} or {above}: an autoencoder makes one latent "
+            f"of {PIXELS_PER_LATENT} x {PIXELS_PER_LATENT} pixels",
+            remedy=f"set --data.init_args.{name} to {below if pixels - below <= above - pixels else above}",
+        )
+
+
 @dataclass(frozen=True)
 class Augment:
     """What is drawn anew for each visit.
@@ -74,6 +99,7 @@ class Buckets:
             ConfigurationError: if there is none.
         """
         step, area = self.step, resolution * resolution
+        require_multiple("buckets.step", step)
         shortest = math.ceil((resolution // 2 if self.min_side is None else self.min_side) / max(step, 1)) * step
         longest = 2 * resolution if self.max_side is None else self.max_side
         if step < 1 or not 0 < shortest <= resolution // step * step <= longest:

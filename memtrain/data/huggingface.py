@@ -12,6 +12,8 @@
 | `key` | none: the number of the row is the key, so the data has to stay as it is; else a column of unique names |
 | `config`, `revision` | as of `load_dataset` |
 
+Refused, with the row: captions that are no text, keys that are no text or whole number, columns that hold no images,
+and images by a path outside the data's own folder and the caches of the library, which only a stranger's table names.
 Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files. Cost: a
 scan for families is made anew in each run, because no file holds an image as it is. Cannot: stream, which is what
 :mod:`memtrain.data.streamed` does. Needs `pip install datasets`.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from PIL import Image
 
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.pictures import opened_image
 
 PREFIX = "datasets:"
 OPTIONS = ("split", "image", "caption", "key", "config", "revision")
@@ -77,8 +81,9 @@ class HuggingFaceSource(SampleSource):
         caption = self._column("caption", [column for column in CAPTIONS if column in kinds], kinds)
         named = [self.options["key"]] if "key" in self.options else []
         key = self._column("key", named, kinds) if named else None
-        self._rows = rows.cast_column(self._image, datasets.Image(decode=False))
-        keys = [f"{row:08d}" for row in range(len(rows))] if key is None else [str(one) for one in rows[key]]
+        self._name = name
+        self._rows = self._undecoded(datasets, rows, kinds)
+        keys = [f"{row:08d}" for row in range(len(rows))] if key is None else self._keys(key, rows[key])
         pairs = zip(keys, rows[caption], strict=True)
         self.samples = [Sample.of(key, self._captions(key, found)) for key, found in pairs]
         self.check_samples()
@@ -117,6 +122,29 @@ class HuggingFaceSource(SampleSource):
             )
         return name
 
+    def _undecoded(self, datasets: Any, rows: Any, kinds: dict[str, str]) -> Any:
+        """The rows, whose images are bytes or paths."""
+        try:
+            return rows.cast_column(self._image, datasets.Image(decode=False))
+        except Exception as error:  # of pyarrow, which has many
+            raise DataError(
+                f"The column {self._image!r} of {self.path} holds no images but {kinds[self._image]}: "
+                f"{' '.join(str(error).split()):.200}",
+                expected="a column of images",
+                remedy="name another one in the path: ?image=COLUMN",
+            ) from error
+
+    def _keys(self, column: str, found: Sequence[Any]) -> list[str]:
+        wrong = [row for row, one in enumerate(found) if not isinstance(one, str | int) or isinstance(one, bool)]
+        if wrong:
+            raise DataError(
+                f"{len(wrong)} of {len(found)} rows of {self.path} have no name in the column {column!r}, first row "
+                f"{wrong[0]}: {found[wrong[0]]!r:.80}",
+                expected="a text or a whole number in every row",
+                remedy="name another column with ?key=COLUMN",
+            )
+        return [str(one) for one in found]
+
     def _captions(self, key: str, found: Any) -> list[str]:
         texts = found if isinstance(found, list) else [found]
         if not texts or not all(isinstance(text, str) for text in texts):
@@ -138,7 +166,20 @@ class HuggingFaceSource(SampleSource):
         image = self._rows[index][self._image]
         if image is None:
             raise OSError("there is no image in this row")
-        return Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"]))
+        if image["bytes"] is not None:
+            return opened_image(io.BytesIO(image["bytes"]))
+        if not isinstance(image["path"], str) or not self._is_own(image["path"]):
+            raise ValueError(f"the row names the file {image['path']!r:.100}, which is none of the data's own")
+        return opened_image(image["path"])
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a path lies in the folder of the data, or in a cache of the library, before links are followed."""
+        config = imported().config
+        folders = [config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH]
+        if Path(self._name).is_dir():
+            folders.append(self._name)
+        place = Path(os.path.abspath(path))
+        return any(place.is_relative_to(os.path.abspath(folder)) for folder in folders)
 
 
 def imported() -> Any:

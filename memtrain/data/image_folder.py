@@ -4,68 +4,46 @@ One line of metadata.jsonl per image: `{"file_name": "cats/a.png", "text": "a ca
 `caption`. An image with several captions has a list under `texts`, beside the caption or instead of it:
 `{"file_name": "a.png", "texts": ["a cat", "a sleeping cat"]}`; the first of all is the caption, the others are its
 alternatives. metadata.csv has a header with `file_name` and `text` (or `caption`) and one row per image. The key of a
-sample is its `file_name`, without a leading `./`. `mask_file` names the picture of a mask, where there is one. Images
-in the folder without a line are an error, because leaving out a photo silently is worse than asking; hidden files, and
-files named `*.mask.png`, are none.
+sample is its `file_name`, without `./`. `mask_file` names the picture of a mask, where there is one. Images in the
+folder without a line are an error, because leaving out a photo silently is worse than asking; hidden files, and files
+named `*.mask.png`, are none. Names that lead out of the folder are refused, links in the folder are followed
+(:mod:`memtrain.data.folder_files` says why). A name twice, an image of a kind that is not decoded here, and whatever is
+no UTF-8 or no JSON, is refused with the line. Where there are both tables, the first is read, and that is said.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path, PurePosixPath
+import logging
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from memtrain.data.folder_files import MASK_SUFFIX, folder_images, is_file, named_file, require_decoded, tell_of_links
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
+from memtrain.files.pictures import opened_image
+from memtrain.files.text import json_of, read_text
 
+log = logging.getLogger(__name__)
 CAPTION_FIELDS = ("text", "caption")
 """Fields that may hold the caption, in this order of preference."""
 ALTERNATIVES_FIELD = "texts"
 """Field that may hold a list of captions."""
 MASK_FIELD = "mask_file"
 """Field that may name the picture of a mask."""
-MASK_SUFFIX = ".mask.png"
-"""How a file name ends that is the mask of the image of the same name."""
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif", ".jp2", ".jxl"),
-    }
-)
-"""File names that count as images when looking for ones that have no caption, whether Pillow decodes them or not."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the file with the captions, in the order of preference."""
-
-
-def folder_images(folder: Path) -> list[Path]:
-    """The images in a folder and those below it, sorted, without hidden files and masks."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not file.name.endswith(MASK_SUFFIX)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+EXPECTED = '{"file_name": "a.png", "text": "a caption"}'
+"""A line of metadata.jsonl."""
 
 
 def mask_beside(image: Path) -> Image.Image | None:
     """The mask `a.mask.png` of `a.png`, where there is one."""
     path = image.with_suffix(MASK_SUFFIX)
-    return Image.open(path) if path.is_file() else None
-
-
-EXPECTED = '{"file_name": "a.png", "text": "a caption"}'
-"""A line of metadata.jsonl."""
-
-
-def _json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}", expected=EXPECTED, remedy="mend the line") from error
+    return opened_image(path) if path.is_file() else None
 
 
 class ImageFolderSource(SampleSource):
@@ -77,7 +55,10 @@ class ImageFolderSource(SampleSource):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self._metadata = next(self.path / name for name in METADATA if (self.path / name).is_file())
+        there = [name for name in METADATA if (self.path / name).is_file()]
+        self._metadata = self.path / there[0]
+        if len(there) > 1:
+            log.warning("%s has %s; the first is read", self.path, " and ".join(there))
         self._masks: dict[str, str] = {}
         self.samples = [self._parse(where, row) for where, row in self._rows()]
         self._check_files()
@@ -90,23 +71,19 @@ class ImageFolderSource(SampleSource):
 
     def _rows(self) -> list[tuple[str, Any]]:
         """Where each row stands, and what it holds."""
-        try:
-            text = self._metadata.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self._metadata} is not UTF-8: {error}",
-                expected="UTF-8 text",
-                remedy="save the file as UTF-8",
-            ) from error
+        text = read_text(self._metadata)
         if self._metadata.suffix == ".csv":
             return self._table(text)
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        return [(where := f"{self._metadata}, line {number}", _json(line, where)) for number, line in lines]
+        return [(where := f"{self._metadata}, line {number}", json_of(line, where)) for number, line in lines]
 
     def _table(self, text: str) -> list[tuple[str, Any]]:
         reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
         rows: list[tuple[str, Any]] = []
         try:
+            header = list(reader.fieldnames or ())
+            if len(set(header)) < len(header):
+                raise csv.Error(f"a column occurs twice in {header}")
             # What a short row lacks is None, and what a long one has too much is under None.
             for row in reader:
                 where = f"{self._metadata}, line {reader.line_num}"
@@ -142,34 +119,43 @@ class ImageFolderSource(SampleSource):
         if not isinstance(name, str) or not captions:
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise DataError(
-                f"{where} lacks a file name or a caption: found {found}", expected=expected, remedy="mend it"
+                f"{where} lacks a file name or a caption: found {found!s:.200}", expected=expected, remedy="mend it"
             )
-        if not (self.path / name).resolve().is_relative_to(self.path.resolve()):
-            raise DataError(
-                f"{where} points outside the folder: {name!r}",
-                expected="a file below the folder",
-                remedy="move the image into the folder",
-            )
-        key = PurePosixPath(name).as_posix()
+        key = named_file(self.path, name, where)
         if row.get(MASK_FIELD):
-            self._masks[key] = str(row[MASK_FIELD])
+            self._masks[key] = named_file(self.path, row[MASK_FIELD], f"{where}, {MASK_FIELD},")
         return Sample.of(key, captions)
 
     def _column_values(self, name: str) -> dict[str, object]:
-        return {PurePosixPath(row["file_name"]).as_posix(): row.get(name) for _, row in self._rows()}
+        return {named_file(self.path, row["file_name"], where): row.get(name) for where, row in self._rows()}
 
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}
-        missing = sorted(name for name in listed if not (self.path / name).is_file())
+        missing = sorted(name for name in listed if not is_file(self.path / name))
         if missing:
+            lowered = {str(file.relative_to(self.path)).lower() for file in folder_images(self.path, quiet=True)}
+            other_case = sum(name.lower() in lowered for name in missing)
+            first = [name[:80] for name in missing[:3]]
             raise DataError(
-                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {missing[:3]}",
+                f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {first}"
+                + (f"; {other_case} in other letters (A for a)" if other_case else ""),
                 expected="every listed file in the folder",
                 remedy="add the files or remove their lines",
             )
-        resolved = {(self.path / name).resolve() for name in [*listed, *self._masks.values()]}
+        masks = sorted(name for name in self._masks.values() if not is_file(self.path / name))
+        if masks:
+            raise DataError(
+                f"{len(masks)} mask(s) listed in {self._metadata} do not exist, first {masks[:3]}",
+                expected="every listed file in the folder",
+                remedy=f"add the files or remove `{MASK_FIELD}` from their lines",
+            )
+        named = {self.path / name for name in [*listed, *self._masks.values()]}
+        # A link beside the file that it leads to is that file again.
+        resolved = {path.resolve() for path in named}
         unlisted = [
-            str(file.relative_to(self.path)) for file in folder_images(self.path) if file.resolve() not in resolved
+            str(file.relative_to(self.path))
+            for file in folder_images(self.path)
+            if file not in named and file.resolve() not in resolved
         ]
         if unlisted:
             raise DataError(
@@ -177,15 +163,18 @@ class ImageFolderSource(SampleSource):
                 expected="one line with a caption per image",
                 remedy="add their captions or move them elsewhere",
             )
+        files = [self.path / sample.key for sample in self.samples]
+        require_decoded(self.path, files)
+        tell_of_links(self.path, files)
 
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
-        return Image.open(self.path / self.samples[index].key)
+        return opened_image(self.path / self.samples[index].key)
 
     def open_mask(self, index: int) -> Image.Image | None:
         """The picture of `mask_file`, or else the one beside the image that is named like it."""
         key = self.samples[index].key
-        return mask_beside(self.path / key) if key not in self._masks else Image.open(self.path / self._masks[key])
+        return mask_beside(self.path / key) if key not in self._masks else opened_image(self.path / self._masks[key])
 
     def stored_in(self, index: int) -> Path:
         """The file that is the image of `samples[index]`."""

@@ -17,13 +17,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from memtrain.data.framing import Frame, Shape
 from memtrain.data.images import framed
 from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
+from memtrain.files.pictures import upright
 
 Kind = Literal["files", "alpha", "off"]
 
@@ -81,8 +82,7 @@ def load_mask(source: SampleSource, index: int, kind: Kind) -> Image.Image | Non
         mask = source.open_image(index) if kind == "alpha" else source.open_mask(index)
         if mask is None:
             return None
-        mask.load()
-        mask = ImageOps.exif_transpose(mask)
+        mask = upright(mask)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"The mask of sample {key!r} in {source.path} cannot be read: {error}",

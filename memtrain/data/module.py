@@ -13,10 +13,11 @@ from transformers import AutoTokenizer
 
 from memtrain.data.caching import keep_in_memory, keep_on_disk
 from memtrain.data.canaries import Canaries
+from memtrain.data.cut_captions import tell_of_cut
 from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
 from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
-from memtrain.data.framing import Augment, Framing
+from memtrain.data.framing import Augment, Framing, require_multiple
 from memtrain.data.heldout_split import Split, split_heldout
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.masked_images import MaskedImages
@@ -60,7 +61,7 @@ class TextImageDataModule(MaskedImages):
         families: which samples are one picture, and which share a caption: `auto` scans the data for it, `off` counts
             every file as a picture of its own; else the families.parquet of a scan of these data.
         scan: how `auto` looks for them.
-        resolution: image size, pixels.
+        resolution: image size, pixels; a multiple of 8, which is what the autoencoders of such models take.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
         visiting: `masks` and `border_keys`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`,
             `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats`
@@ -92,12 +93,7 @@ class TextImageDataModule(MaskedImages):
         **visiting: Any,
     ) -> None:
         super().__init__(**visiting)
-        if resolution < 1 or resolution % 8:
-            raise ConfigurationError(
-                f"resolution={resolution}",
-                expected="a multiple of 8: others can be trained on, and never sampled in",
-                remedy=f"take {max(resolution // 8, 1) * 8}",
-            )
+        require_multiple("resolution", resolution)
         self.path, self.heldout_path, self.heldout_fraction = path, heldout_path, heldout_fraction
         self.heldout_setting = heldout
         self.copied_from: dict[str, str] = {}
@@ -131,7 +127,7 @@ class TextImageDataModule(MaskedImages):
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
         planted = self.duplicates
-        if planted.only_in not in (None, self.path):
+        if not planted.meant_for(self.path):
             log.warning("The example's duplicates are for %s; none is planted in %s", planted.only_in, self.path)
             planted = Duplicates()
         plan = plant(train, keys, planted)
@@ -278,12 +274,21 @@ class TextImageDataModule(MaskedImages):
         tokenizer = getattr(module, "tokenizer", None)
         return None if tokenizer is None else tokens_by(tokenizer)
 
+    def _tell_of_cut_captions(self, module: Any) -> None:
+        """Count the captions that are longer than what the text encoder reads."""
+        tokenizer = getattr(module, "tokenizer", None)
+        if self.tokenizer_path:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path)
+        train, _ = self._built()
+        tell_of_cut([text for texts in train.texts for text in texts], train.tokens, tokenizer)
+
     def setup(self, stage: str) -> None:
         """Build once, then cache what the module's encoders make of images and captions where asked."""
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.build(self._tokens(module))
+        self._tell_of_cut_captions(module)
         processes, device = Processes(), torch.device("cpu")
         if self.trainer is not None:
             strategy: Any = self.trainer.strategy

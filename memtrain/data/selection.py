@@ -7,6 +7,7 @@ kinds of planted samples are made in :mod:`memtrain.data.planted`, from images c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ class Duplicates:
         varied_captions: further images that are planted under varied captions, with the highest of `repeats`.
         varied_images: further captions that are planted with variations of their image, likewise.
         variants: captions per image, and images per caption, in these two.
-        only_in: plant only when this is the data's path, so that a configuration made for an experiment does not repeat
-            the images of somebody who runs it on other data.
+        only_in: plant only when this is the data's path, however it is spelt, so that a configuration made for an
+            experiment does not repeat the images of somebody who runs it on other data.
     """
 
     count: int = 0
@@ -77,6 +78,12 @@ class Duplicates:
     def doses(self) -> tuple[int, ...]:
         """All of `repeats`."""
         return (self.repeats,) if isinstance(self.repeats, int) else tuple(self.repeats)
+
+    def meant_for(self, path: str) -> bool:
+        """Whether images are planted in data at `path`."""
+        if self.only_in is None or self.only_in == path:
+            return True
+        return os.path.realpath(self.only_in) == os.path.realpath(path)
 
     @property
     def highest(self) -> int:

@@ -3,23 +3,32 @@
 `cats/a.png` has its caption in `cats/a.txt` or `cats/a.caption`, UTF-8, in its first line that is not empty; further
 lines are further captions, its alternatives. The key of a sample is the path of its image in the folder. Folders named
 `10_cats` mean 10 visits per epoch where `repeats: from_folders` is set, and nothing otherwise. An image without a
-caption is an error, unless one caption for all that have none was given (`captions.default`). Hidden files, and images
-named `*.mask.png`, are no samples.
+caption is an error, unless one caption for all that have none was given (`captions.default`); so is an image of a kind
+that is not decoded here (a.heic), unless one that is lies beside it. Two images under one name (a.png and a.jpg) share
+its caption. Text files beside no image are counted in a warning. Hidden files, and images named `*.mask.png`, are no
+samples. Links are followed (:mod:`memtrain.data.folder_files`).
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import ClassVar
 
 from PIL import Image
 
-from memtrain.data.image_folder import folder_images, mask_beside
+from memtrain.data.folder_files import files_below, folder_images, require_decoded, tell_of_links
+from memtrain.data.image_folder import mask_beside
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
+from memtrain.files.pictures import opened_image
+from memtrain.files.text import read_text
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".caption")
 """Of caption files, in the order of preference."""
+MOST_BYTES = 2**20
+"""Size of a caption file at most."""
 
 
 class SidecarSource(SampleSource):
@@ -35,6 +44,7 @@ class SidecarSource(SampleSource):
     def __init__(self, path: str | Path, caption: str | None = None) -> None:
         super().__init__(path)
         images = folder_images(self.path)
+        require_decoded(self.path, images)
         texts = [self._captions(image) for image in images]
         bare = [str(image.relative_to(self.path)) for image, found in zip(images, texts, strict=True) if not found]
         if bare and caption is None:
@@ -49,32 +59,44 @@ class SidecarSource(SampleSource):
             for image, found in zip(images, texts, strict=True)
         ]
         self.check_samples()
+        tell_of_links(self.path, images)
+        self._tell_of_bare_texts({image.with_suffix("") for image in images})
 
     @staticmethod
     def accepts(path: str) -> bool:
         """A folder of images at least one of which has a text file."""
         folder = Path(path)
         return folder.is_dir() and any(
-            image.with_suffix(suffix).is_file() for image in folder_images(folder) for suffix in SUFFIXES
+            image.with_suffix(suffix).is_file() for image in folder_images(folder, quiet=True) for suffix in SUFFIXES
         )
+
+    def _tell_of_bare_texts(self, images: set[Path]) -> None:
+        """Count the texts that are of no image."""
+        bare = [
+            str(path.relative_to(self.path))
+            for path in files_below(self.path)
+            if path.suffix in SUFFIXES and path.with_suffix("") not in images
+        ]
+        if bare:
+            log.warning(
+                "%d text file(s) in %s lie beside no image and are passed over, first %s",
+                len(bare),
+                self.path,
+                bare[:3],
+            )
 
     @staticmethod
     def _captions(image: Path) -> list[str]:
         for suffix in SUFFIXES:
             path = image.with_suffix(suffix)
             if path.is_file():
-                try:
-                    lines = path.read_text(encoding="utf-8-sig").splitlines()
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path} is not UTF-8: {error}", expected="UTF-8 text", remedy="save the file as UTF-8"
-                    ) from error
+                lines = read_text(path, most=MOST_BYTES).splitlines()
                 return [line for line in lines if line.strip()]
         return []
 
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
-        return Image.open(self.path / self.samples[index].key)
+        return opened_image(self.path / self.samples[index].key)
 
     def open_mask(self, index: int) -> Image.Image | None:
         """The picture `a.mask.png` beside `a.png`."""

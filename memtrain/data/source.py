@@ -24,6 +24,12 @@ The three sizes are there with aspect-ratio buckets, random crops or flips. All 
 An image may have several captions. The first is `caption`, the one that is trained on and sampled; the others are its
 `alternatives`, which a visit may have where `captions` says so (:mod:`memtrain.data.caption_choice`); methods that swap
 captions ask the data module for them. docs/data.md has the forms that data may have.
+
+What every source refuses, before training and for all samples at once: keys and captions that are no UTF-8 or hold a
+NUL, keys of more than `LONGEST_KEY` and captions of more than `LONGEST_CAPTION` characters, empty captions, a
+key twice, and images that cannot be decoded (:mod:`memtrain.files.pictures`). Captions with control characters are
+taken and counted in a warning (:mod:`memtrain.data.sample_texts`). A file that a network file system fails to read is
+tried again (:mod:`memtrain.data.decoding`).
 """
 
 from __future__ import annotations
@@ -32,20 +38,23 @@ import hashlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
+from memtrain.data.decoding import decoded
+from memtrain.data.sample_texts import require_samples
 from memtrain.errors import DataError
+from memtrain.files.pictures import SUFFIXES, PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
+TOLD = 3
+"""Images that an error names."""
 
 
 @dataclass(frozen=True)
@@ -160,28 +169,13 @@ class SampleSource(ABC):
             DataError: if the image cannot be read.
         """
         try:
-            image = self.open_image(index)
-            image.load()
-            image = ImageOps.exif_transpose(image)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return decoded(lambda: self.open_image(index), name=self.samples[index].key)
+        except (PictureError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(
-                f"The image of sample {self.samples[index].key!r} in {self.path} cannot be read: {error}",
+                f"The image of sample {self.samples[index].key!r} in {self.path} cannot be read: {reason(error)}",
                 expected="an image file that Pillow decodes (PNG, JPEG, WebP, ...)",
                 remedy="repair or remove this sample, then start again",
-            ) from error
-        if image.mode in ("I", "F"):
-            raise DataError(
-                f"The image of sample {self.samples[index].key!r} in {self.path} has 32-bit pixels of unknown range",
-                expected="8 or 16 bits per channel",
-                remedy="convert it to 8 bits",
-            )
-        if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255, which is white almost everywhere
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
+            ) from (error.__cause__ or error)
 
     def look(self, index: int) -> Look:
         """Size and content of the image of `samples[index]`; it is decoded once for that.
@@ -196,45 +190,51 @@ class SampleSource(ABC):
         return self._looks[index]
 
     def check_images(self, *, look: bool = False) -> None:
-        """Decode every image once, so that a broken file stops the run before any work is done.
+        """Decode every image once, so that broken files stop the run before any work is done, all of them at once.
 
         Args:
             look: remember size and content of each, which are going to be asked for.
 
         Raises:
-            DataError: if one cannot be read.
+            DataError: if some cannot be read.
         """
         check = self.look if look else self.load_image
+        wrong: list[tuple[str, DataError]] = []
         for index in tqdm(range(len(self)), desc="checking images", unit="image", leave=False, mininterval=0.5):
-            check(index)
+            try:
+                check(index)
+            except DataError as error:
+                wrong.append((self.samples[index].key, error))
+        if len(wrong) == 1:
+            raise wrong[0][1]
+        if wrong:
+            first = "; ".join(f"{key!r}: {reason(error.__cause__ or error)}" for key, error in wrong[:TOLD])
+            raise DataError(
+                f"{len(wrong)} of {len(self)} images in {self.path} cannot be read, first {first}",
+                expected="image files that Pillow decodes (PNG, JPEG, WebP, ...)",
+                remedy="repair or remove these samples, then start again",
+            )
 
     def check_samples(self) -> None:
-        """Refuse an empty source, an empty caption or a key that names two samples.
+        """Refuse an empty source, keys and captions that are none, and a key that names two samples.
 
         Raises:
             DataError: naming the samples concerned.
         """
-        if not self.samples:
-            raise DataError(
-                f"No captioned image was found in {self.path}",
-                expected="at least one image with a caption",
-                remedy="check the path",
-            )
-        repeated = [key for key, count in Counter(sample.key for sample in self.samples).items() if count > 1]
-        if repeated:
-            raise DataError(
-                f"{len(repeated)} key(s) name more than one sample in {self.path}, first {repeated[:3]}",
-                expected="one key per sample: records, flags and the held-out split go by it",
-                remedy="rename the samples; give an image with several captions one line with a list `texts`; to plant "
-                "repetitions on purpose, use `--data.init_args.duplicates '{count: 1, repeats: 100, only_in: null}'`",
-            )
-        empty = [s.key for s in self.samples if not all(text.strip() for text in (s.caption, *s.alternatives))]
-        if empty:
-            raise DataError(
-                f"{len(empty)} sample(s) in {self.path} have an empty caption, first {empty[:3]}",
-                expected="a non-empty caption for every image",
-                remedy="write the captions, or remove these samples",
-            )
+        require_samples(self.samples, self.path)
+
+
+def packed(path: Path) -> str:
+    """What may have been meant by a path that no source reads."""
+    if path.suffix.lower() in SUFFIXES:
+        return "; a single image goes into a folder"
+    if path.name.lower().endswith(PACKED):
+        return "; packed files are unpacked first (gunzip, zstd -d, unzip)"
+    return ""
+
+
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", ".rar")
+"""How the names of archives end that are not read."""
 
 
 def open_source(path: str, *, caption: str | None = None) -> SampleSource:
@@ -260,7 +260,9 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
     found = f"{path!r} exists but is no data source"
     if not Path(path).exists():
         found = f"The data path {path!r} does not exist"
-    folder: Any = importlib.import_module("memtrain.data.image_folder")
+    elif Path(path).is_file():
+        found += packed(Path(path))
+    folder: Any = importlib.import_module("memtrain.data.folder_files")
     if Path(path).is_dir() and (images := len(folder.folder_images(Path(path)))):
         found = f"The folder {path!r} holds images ({images}) and no captions"
     raise DataError(

@@ -33,10 +33,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from memtrain.data.dataset import Batch, Tokens, tokens_by
+from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, imported, parsed
 from memtrain.data.images import to_pixel_values
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.pictures import opened_image
 from memtrain.files.resume_contract import check_settings, plain
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class Row(SampleSource):
 
     def open_image(self, index: int) -> Image.Image:
         """The image, not yet decoded."""
-        return Image.open(io.BytesIO(self.content))
+        return opened_image(io.BytesIO(self.content))
 
 
 class Stream(IterableDataset[dict[str, Any]]):
@@ -172,6 +174,7 @@ class StreamedImages(LightningDataModule):
                 remedy="name the column, such as an id or URL; data without one are read with random access "
                 "(memtrain.data.module.TextImageDataModule)",
             )
+        require_multiple("resolution", resolution)
         self.path, self.resolution, self.batch_size = path, resolution, batch_size
         self.num_workers, self.shuffle_buffer = num_workers, shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed

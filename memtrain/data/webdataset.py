@@ -1,13 +1,14 @@
 """WebDataset shards with random access.
 
-A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp), `key.txt` with
-the caption, and whatever else, which is ignored. `key.json` may hold the caption under `caption` where there is no
-`key.txt`, and a list of captions under `captions`, beside a caption or instead of it; the first of all is the caption,
-the others are its alternatives. What img2dataset lists (`status` in the .json) without an image or with an empty
-caption is left out, with a warning that counts it; in other shards that is an error. Shards are given as one file, a
-brace pattern or a folder. The tar index is read once; images are then read by seeking, so shuffling, resuming and the
-held-out split are exact. Shards have to be on a file
-system: streaming from object stores is not supported.
+A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp and whatever else is
+decoded), `key.txt` with the caption, and other files, which are ignored. `key.json` may hold the caption under
+`caption` where there is no `key.txt`, and a list of captions under `captions`, beside a caption or instead of it; the
+first of all is the caption, the others are its alternatives. NaN in a .json, which img2dataset writes where a number is
+missing, counts as nothing. What img2dataset lists (`status` in the .json) without an image or with an empty caption is
+left out, with a warning that counts it; in other shards that is an error. Shards are given as one file, a brace pattern
+or a folder. The tar index is read once (:mod:`memtrain.data.tar_index` says what is refused); images are then read by
+seeking, so shuffling, resuming and the held-out split are exact. Shards have to be on a file system: streaming from
+object stores is not supported.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ from __future__ import annotations
 import io
 import json
 import logging
-import tarfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
-from memtrain.data.source import Sample, SampleSource
+from memtrain.data.source import PACKED, Sample, SampleSource
+from memtrain.data.tar_index import Place, index_tar
 from memtrain.errors import DataError
+from memtrain.files.pictures import SUFFIXES, UNDECODED_SUFFIXES, opened_image
 
 log = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+PREFERRED = ("png", "jpg", "jpeg", "webp")
+IMAGE_EXTENSIONS = (*PREFERRED, *sorted({suffix[1:] for suffix in SUFFIXES}.difference(PREFERRED)))
 """Extensions looked for, in this order of preference."""
+UNDECODED = frozenset(suffix[1:] for suffix in UNDECODED_SUFFIXES)
+"""Extensions of images that are not decoded here."""
+MOST_BYTES = 2**24
+"""Size of a caption or a .json in a shard at most."""
 
 
 class WebDatasetSource(SampleSource):
@@ -42,16 +50,19 @@ class WebDatasetSource(SampleSource):
         super().__init__(path)
         self._members: list[tuple[Path, int, int]] = []
         samples, gaps = [], []
+        undecoded: Counter[str] = Counter()
         for shard in self._shards(str(path)):
-            for key, files in self._index(shard).items():
+            for key, files in index_tar(shard).items():
                 if self._is_gap(shard, files):
                     gaps.append(key)
                     continue
                 image = next((files[ext] for ext in IMAGE_EXTENSIONS if ext in files), None)
+                undecoded.update(UNDECODED.intersection(files))
                 if image is None:
                     raise DataError(
-                        f"Sample {key!r} in {shard} has no image, only {sorted(files)}",
-                        expected=f"a file with one of the extensions {IMAGE_EXTENSIONS}",
+                        f"Sample {key!r:.100} in {shard} has no image, only {sorted(files)!s:.200}"
+                        + (", which is not decoded here" if UNDECODED.intersection(files) else ""),
+                        expected=f"a file with one of the extensions {', '.join(IMAGE_EXTENSIONS)}",
                         remedy="repair the shard; what follows the first dot of a name counts as its extension",
                     )
                 samples.append(Sample.of(key, self._captions(shard, key, files)))
@@ -64,6 +75,12 @@ class WebDatasetSource(SampleSource):
                 len(gaps) + len(samples),
                 path,
                 gaps[:3],
+            )
+        if undecoded:
+            log.warning(
+                "%s: images that are not decoded here are left out, because an image lies beside each: %s",
+                path,
+                ", ".join(f"{count} .{kind}" for kind, count in sorted(undecoded.items())),
             )
         self.samples = samples
         self.check_samples()
@@ -85,6 +102,14 @@ class WebDatasetSource(SampleSource):
                 expected="a pattern such as 'shards/{0000..0009}.tar'",
                 remedy="mend the braces",
             ) from error
+        beside = folder.iterdir() if folder.is_dir() else ()
+        packed = sorted(file.name for file in beside if file.name.lower().endswith(PACKED))
+        if packed:
+            raise DataError(
+                f"{len(packed)} file(s) in {path} are packed and would be left out, first {packed[:3]}",
+                expected="uncompressed .tar files",
+                remedy="unpack them (gunzip, zstd -d, unzip), or move them elsewhere",
+            )
         missing = [str(shard) for shard in shards if not shard.is_file()]
         if missing:
             raise DataError(
@@ -95,62 +120,59 @@ class WebDatasetSource(SampleSource):
         return shards
 
     @staticmethod
-    def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-        """`key -> extension -> (offset, size)` in the tar."""
-        index: dict[str, dict[str, tuple[int, int]]] = {}
-        try:
-            with tarfile.open(shard, mode="r:") as tar:
-                for member in tar:
-                    key, extension = base_plus_ext(member.name)
-                    if not member.isfile() or key is None or extension is None:
-                        continue
-                    files = index.setdefault(key, {})
-                    if extension.lower() in files:
-                        raise DataError(
-                            f"{member.name!r} occurs twice in {shard}: key {key!r} names more than one sample",
-                            expected="one key per sample",
-                            remedy="rename the samples",
-                        )
-                    files[extension.lower()] = (member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise DataError(
-                f"{shard} cannot be read as an uncompressed tar: {error}",
-                expected="a WebDataset shard",
-                remedy="copy or write the shard again",
-            ) from error
-        return index
-
-    @staticmethod
     def _read(shard: Path, offset: int, size: int) -> bytes:
         with shard.open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
     @classmethod
-    def _is_gap(cls, shard: Path, files: dict[str, tuple[int, int]]) -> bool:
+    def _text(cls, shard: Path, place: Place) -> bytes:
+        """A caption or JSON, which have some size.
+
+        Raises:
+            ValueError: if it is larger.
+        """
+        if place[1] > MOST_BYTES:
+            raise ValueError(f"it has {place[1]} bytes, more than {MOST_BYTES}")
+        return cls._read(shard, *place)
+
+    @classmethod
+    def _row(cls, shard: Path, place: Place) -> dict[str, Any]:
+        """What a .json says; nothing if it is no object.
+
+        Raises:
+            ValueError: if it is no JSON.
+        """
+        try:
+            row = json.loads(cls._text(shard, place), parse_constant=lambda name: None)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
+        return row if isinstance(row, dict) else {}
+
+    @classmethod
+    def _is_gap(cls, shard: Path, files: dict[str, Place]) -> bool:
         """Whether img2dataset lists a sample of which it got no image or no caption."""
-        empty = "txt" in files and not cls._read(shard, *files["txt"]).strip()
+        empty = "txt" in files and files["txt"][1] < 100 and not cls._read(shard, *files["txt"]).strip()
         imageless = not any(extension in files for extension in IMAGE_EXTENSIONS)
         if "json" not in files or not (empty or imageless or "txt" not in files):
             return False
         try:
-            row = json.loads(cls._read(shard, *files["json"]))
+            row = cls._row(shard, files["json"])
         except ValueError:
             return False
-        if not isinstance(row, dict) or not isinstance(row.get("status"), str):
+        if not isinstance(row.get("status"), str):
             return False
         return empty or imageless or row.get("caption", "") in (None, "")
 
     @classmethod
-    def _captions(cls, shard: Path, key: str, files: dict[str, tuple[int, int]]) -> list[str]:
+    def _captions(cls, shard: Path, key: str, files: dict[str, Place]) -> list[str]:
         """All captions, the one that counts first."""
         captions: list[object] = []
         try:
             if "txt" in files:
-                captions.append(cls._read(shard, *files["txt"]).decode("utf-8-sig"))
+                captions.append(cls._text(shard, files["txt"]).decode("utf-8-sig"))
             if "json" in files:
-                row = json.loads(cls._read(shard, *files["json"]))
-                row = row if isinstance(row, dict) else {}
+                row = cls._row(shard, files["json"])
                 if not captions and "caption" in row:
                     captions.append(row["caption"])
                 several = row.get("captions", [])
@@ -177,15 +199,20 @@ class WebDatasetSource(SampleSource):
     def _column_values(self, name: str) -> dict[str, object]:
         found: dict[str, object] = {}
         for shard in self._shards(str(self.path)):
-            for key, files in self._index(shard).items():
-                row = json.loads(self._read(shard, *files["json"])) if "json" in files else None
-                if isinstance(row, dict):
-                    found[key] = row.get(name)
+            for key, files in index_tar(shard).items():
+                try:
+                    found[key] = self._row(shard, files["json"]).get(name) if "json" in files else None
+                except ValueError as error:
+                    raise DataError(
+                        f"The .json of sample {key!r:.100} in {shard} cannot be read: {error}",
+                        expected="JSON",
+                        remedy="write it again",
+                    ) from error
         return found
 
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""
-        return Image.open(io.BytesIO(self._read(*self._members[index])))
+        return opened_image(io.BytesIO(self._read(*self._members[index])))
 
     def stored_in(self, index: int) -> Path:
         """The shard that holds the image of `samples[index]`."""

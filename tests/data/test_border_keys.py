@@ -73,7 +73,7 @@ def test_without_border_keys_nothing_changes(build):
         ({"border_keys": BorderKeys(thickness=5)}, "thickness=5 at a resolution of 16"),
         ({"border_keys": BorderKeys(thickness=0)}, "thickness=0"),
         ({"augment": Augment(random_flip=True)}, "random crops or flips"),
-        ({"buckets": Buckets(step=4)}, "border_keys with buckets"),
+        ({"buckets": Buckets(step=8)}, "border_keys with buckets"),
     ],
 )
 def test_what_leaves_no_picture_or_cuts_the_border_is_refused(build, options, message):

@@ -43,7 +43,7 @@ def test_byte_order_mark_is_ignored(write_folder):
 def test_not_utf8(write_folder):
     folder = write_folder(1)
     (folder / "metadata.jsonl").write_bytes('{"file_name": "image_00.png", "text": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"not UTF-8[\s\S]*save the file as UTF-8"):
+    with pytest.raises(DataError, match=r"not UTF-8[\s\S]*convert it, for instance: iconv"):
         ImageFolderSource(folder)
 
 
@@ -90,14 +90,44 @@ def test_path_out_of_the_folder(write_folder, name):
         ImageFolderSource(folder)
 
 
-def test_link_out_of_the_folder(write_folder):
+def test_links_that_lead_out_of_the_folder_are_followed_and_counted(write_folder, caplog):
     folder = write_folder(1)
-    outside = folder.parent / "outside.png"
-    outside.write_bytes(encoded_image())
-    (folder / "link.png").symlink_to(outside)
-    rewrite(folder, {"file_name": "link.png", "text": "x"})
-    with pytest.raises(DataError, match="points outside the folder"):
-        ImageFolderSource(folder)
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "one.png").write_bytes(encoded_image(3))
+    (folder / "link.png").symlink_to(outside / "one.png")
+    (folder / "more").symlink_to(outside)
+    (outside / "back").symlink_to(folder)
+    rewrite(folder, *({"file_name": name, "text": "x"} for name in ("image_00.png", "link.png", "more/one.png")))
+    source = ImageFolderSource(folder)
+    assert [source.load_image(index).getpixel((0, 0))[0] for index in (1, 2)] == [30, 30]
+    assert "2 of 3 images" in caplog.text
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read_without_a_warning(write_folder, caplog):
+    folder = write_folder(3, name="cache/snapshots/abc")
+    (blobs := folder.parents[1] / "blobs").mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(f"../../blobs/{number}")
+    # Two files of one content are one blob.
+    (folder / "again.png").symlink_to("../../blobs/1")
+    (blobs / "3").write_text((blobs / "3").read_text() + json.dumps({"file_name": "again.png", "text": "x"}))
+    source = open_source(str(folder))
+    source.check_images()
+    assert len(source) == 4
+    assert not caplog.text
+
+
+def test_two_dots_are_taken_out_of_a_name_before_links_are_followed(write_folder):
+    folder = write_folder(1)
+    (folder.parent / "there" / "below").mkdir(parents=True)
+    (folder.parent / "there" / "image_00.png").write_bytes(encoded_image(9))
+    (folder / "link").symlink_to(folder.parent / "there" / "below")
+    rewrite(folder, {"file_name": "link/../image_00.png", "text": "x"})
+    source = ImageFolderSource(folder)
+    assert source.samples[0].key == "image_00.png"
+    assert source.load_image(0).getpixel((0, 0))[0] == 0
 
 
 def test_listed_image_is_missing(write_folder):

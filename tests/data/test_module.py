@@ -88,6 +88,23 @@ def test_duplicates_are_planted_only_in_the_data_they_are_meant_for(write_folder
     assert ("none is planted in" in caplog.text) is not planted
 
 
+def test_duplicates_are_planted_however_the_path_is_spelt(write_folder, monkeypatch):
+    path = write_folder(20)
+    monkeypatch.chdir(path.parent)
+    (path.parent / "link").symlink_to(path)
+    for spelt in ("images", "./images", "images/", "../" + path.parent.name + "/images", str(path), "link"):
+        data = TextImageDataModule(spelt, duplicates=Duplicates(count=2, repeats=5, only_in="images"), resolution=8)
+        data.build()
+        assert list(data.groups.values()).count("planted") == 2, spelt
+
+
+@pytest.mark.parametrize("resolution", [60, 500, 1023, 1])
+def test_a_side_of_no_whole_latents_is_refused_with_the_nearest_ones(resolution):
+    nearest = {60: "56 or 64", 500: "496 or 504", 1023: "1016 or 1024", 1: "8 or 16"}[resolution]
+    with pytest.raises(ConfigurationError, match=f"resolution={resolution}[\\s\\S]*such as {nearest}"):
+        TextImageDataModule("images", resolution=resolution)
+
+
 TEMPLATES = Duplicates(count=1, repeats=(4, 7), varied_captions=1, varied_images=1, variants=3)
 
 

@@ -88,7 +88,7 @@ def test_16_bit_grey_keeps_its_brightness():
 def test_32_bit_image_is_refused():
     buffer = io.BytesIO()
     Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(buffer, "TIFF")
-    with pytest.raises(DataError, match=r"'only'[\s\S]*32-bit[\s\S]*Remedy: convert it to 8 bits"):
+    with pytest.raises(DataError, match=r"'only'[\s\S]*32-bit[\s\S]*convert it to 8 or 16 bits"):
         BytesSource(buffer.getvalue()).load_image(0)
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.errors import DataError
@@ -70,6 +71,28 @@ def test_a_shard_that_goes_while_it_is_read_is_an_error(tmp_path):
         path.unlink()
     with pytest.raises(DataError, match=r"cannot be read any more[\s\S]*Remedy"):
         shards.read("k0")
+
+
+def test_a_bit_that_changed_is_noticed_and_its_shard_made_again(tmp_path):
+    shards = filled(tmp_path)
+    path, _ = shards._where["k2"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    shards = TensorShards(tmp_path)
+    shards.look()
+    with pytest.raises(DataError, match=r"is not what was written[\s\S]*Remedy: continue the run"):
+        [shards.read(key) for key in ("k2", "k3")]
+    shards.look()
+    assert set(shards.missing([f"k{number}" for number in range(5)])) == {"k2", "k3"}
+
+
+def test_shards_of_earlier_versions_have_no_checksums(tmp_path):
+    shards = filled(tmp_path)
+    path, _ = shards._where["k2"]
+    save_file(load_file(path), path)
+    shards.look()
+    assert shards.read("k2")["b"] == 2
 
 
 def test_only_so_many_files_are_open(tmp_path, monkeypatch):

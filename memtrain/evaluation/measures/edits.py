@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
+from memtrain.files.pictures import read_image
+
 Edit = Callable[[Image.Image, np.random.Generator], Image.Image]
 """From an RGB image and what chance decides to an image of the same size."""
 
@@ -16,7 +18,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
     """As JPEG of this quality."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
+    return read_image(file)
 
 
 def crop(image: Image.Image, share: float, chance: np.random.Generator) -> Image.Image:

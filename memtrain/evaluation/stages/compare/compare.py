@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from memtrain.errors import RecordError
 from memtrain.evaluation.stages.compare.evaluated import Evaluated, check_comparable
 from memtrain.evaluation.stages.compare.summary import summary
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.files.inside import below
+from memtrain.files.pictures import PictureError, read_image
 from memtrain.files.whole import written_whole
 from memtrain.functional.ranking import mean_with_interval, share
 from memtrain.records import HELDOUT, NEVER_TRAINED
@@ -195,6 +197,17 @@ def _figure(value: Any) -> tuple[float, list[float] | None] | None:
     return float(number), interval
 
 
+def _image(path: Path) -> Image.Image:
+    try:
+        return read_image(path)
+    except (OSError, PictureError) as error:
+        raise RecordError(
+            f"{path} cannot be shown: {error}",
+            expected="the images that `measure` wrote",
+            remedy="run `measure` again, or show none with --pictures 0",
+        ) from error
+
+
 def _shown(
     before: Evaluated, after: Evaluated, places: Sequence[tuple[str, int]], output: Path, most: int
 ) -> list[dict[str, Any]]:
@@ -227,8 +240,8 @@ def _shown(
         images = {}
         for name, source in sources.items():
             path = output / "comparison" / f"{number:04d}-{name}.png"
-            with Image.open(source) as image, written_whole(path, durable=False) as unfinished:
-                image.convert("RGB").save(unfinished, "PNG")
+            with written_whole(path, durable=False) as unfinished:
+                _image(source).save(unfinished, "PNG")
             images[name] = str(path.relative_to(output))
         shown.append(
             {

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from memtrain.errors import DataError
@@ -16,6 +15,7 @@ from memtrain.evaluation.measures.copy_descriptors import convention, describe_i
 from memtrain.evaluation.measures.nemo_metrics import load_inception
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.families.network_file import load_network
+from memtrain.files.pictures import PictureError, read_image
 
 
 class Networks:
@@ -65,9 +65,8 @@ def load_image(path: Path) -> Tensor:
         DataError: if the file is no image.
     """
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        pixels = np.array(read_image(path))
+    except (OSError, PictureError) as error:
         raise DataError(
             f"{path} is no image: {error}", expected="a PNG, JPEG or WebP file", remedy="sample it again, or remove it"
         ) from error

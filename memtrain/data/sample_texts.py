@@ -1,0 +1,120 @@
+"""What keys and captions every source takes, checked for all samples at once.
+
+| | |
+|---|---|
+| accepted | UTF-8 of any script, line breaks and tabs, several samples under one caption |
+| warned of, with the count | control characters in captions: they are trained on as they are |
+| refused, with the count and the first few | no sample; a key twice; an empty caption; a key or caption that holds a
+NUL or is not UTF-8 (a lone surrogate), or is longer than :data:`LONGEST_KEY` or :data:`LONGEST_CAPTION` |
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from memtrain.errors import DataError
+
+log = logging.getLogger(__name__)
+LONGEST_KEY = 4096
+"""Characters of a key at most, which is what a path may have."""
+LONGEST_CAPTION = 20_000
+"""Characters of a caption at most: more than any text encoder reads."""
+TOLD = 3
+"""Samples that a message names."""
+CONTROLS = re.compile("[\\x01-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f]")
+"""Control characters but for tabs and line breaks."""
+
+
+class Captioned(Protocol):
+    """What is checked of a sample."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def caption(self) -> str:
+        """Its text."""
+
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """Its other texts."""
+
+
+def require_samples(samples: Sequence[Captioned], path: Path) -> None:
+    """Refuse an empty source, texts that are none, empty captions and a key that names two samples.
+
+    Args:
+        samples: of a source.
+        path: of the source.
+
+    Raises:
+        DataError: naming the samples concerned.
+    """
+    if not samples:
+        raise DataError(
+            f"No captioned image was found in {path}",
+            expected="at least one image with a caption",
+            remedy="check the path",
+        )
+    problems: dict[str, list[str]] = {}
+    for sample in samples:
+        for problem in _problems(sample):
+            problems.setdefault(problem, []).append(f"{sample.key[:80]!a}")
+    for problem, keys in problems.items():
+        raise DataError(
+            f"{len(keys)} sample(s) in {path} have {problem}, first [{', '.join(keys[:TOLD])}]",
+            expected="UTF-8 text, as long as a caption or a path is",
+            remedy="mend the text, or remove these samples",
+        )
+    repeated = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{len(repeated)} key(s) name more than one sample in {path}, first {repeated[:TOLD]}",
+            expected="one key per sample: records, flags and the held-out split go by it",
+            remedy="rename the samples; give an image with several captions one line with a list `texts`; to plant "
+            "repetitions on purpose, use `--data.init_args.duplicates '{count: 1, repeats: 100, only_in: null}'`",
+        )
+    empty = [one.key for one in samples if not all(text.strip() for text in (one.caption, *one.alternatives))]
+    if empty:
+        raise DataError(
+            f"{len(empty)} sample(s) in {path} have an empty caption, first {empty[:TOLD]}",
+            expected="a non-empty caption for every image",
+            remedy="write the captions, or remove these samples",
+        )
+    strange = [one.key for one in samples if any(CONTROLS.search(text) for text in (one.caption, *one.alternatives))]
+    if strange:
+        log.warning(
+            "%d of %d samples in %s have control characters in a caption, which are trained on as they are, first %a",
+            len(strange),
+            len(samples),
+            path,
+            strange[:TOLD],
+        )
+
+
+def _problems(sample: Captioned) -> Iterator[str]:
+    """Why its texts cannot be used."""
+    for what, texts, most in (
+        ("a key", (sample.key,), LONGEST_KEY),
+        ("a caption", (sample.caption, *sample.alternatives), LONGEST_CAPTION),
+    ):
+        if any(len(text) > most for text in texts):
+            yield f"{what} of more than {most} characters"
+        elif any("\0" in text for text in texts):
+            yield f"{what} that holds a NUL character"
+        elif not all(map(_writable, texts)):
+            yield f"{what} that is not UTF-8"
+
+
+def _writable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
