@@ -15,6 +15,8 @@
 | `shown` | strangers' text on a terminal |
 | `lock` | one process at a time in a folder |
 | `whole` | what is written: files that are whole or not there, full disks |
+| `output` | what is printed: it can fail, and ends nothing |
+| `earlier_run`, `resume_contract` | what a run takes over from a checkpoint's, and what may have changed since |
 
 What is refused is refused in one line that names the file, the place in it and the remedy. Nothing here imports more of
 memtrain than its errors.
