@@ -29,7 +29,7 @@ def read_key_table(path: Path) -> list[str]:
     except DataError as error:
         if not isinstance(error.__cause__, UnicodeDecodeError):
             raise DataError(error.problem, expected=EXPECTED, remedy=error.remedy) from error
-        # Excel's plain CSV has a byte for each character. Captions are not needed, and ASCII is the same in all of them.
+        # Excel's plain CSV has a byte for each character. Captions are not needed, and ASCII is the same everywhere.
         text, one_byte = read_text(path, encoding="latin-1"), True
     keys = _keys(path, text)
     if one_byte and not all(key.isascii() for key in keys):
