@@ -2,7 +2,7 @@
 
 Accepted: what :mod:`memtrain.files.csv_table` accepts, with a column `key`; keys as
 :mod:`memtrain.files.sheet_cells` writes them. Refused: a table without that column, and rows without a key. A table
-without rows names no keys.
+without rows names no keys. Where captions are in another encoding than UTF-8, keys of ASCII are read all the same.
 """
 
 from __future__ import annotations
@@ -25,9 +25,24 @@ def read_key_table(path: Path) -> list[str]:
         DataError: if it cannot be read, lacks the column, or a row lacks its key.
     """
     try:
-        table = csv_table(read_text(path), str(path), wanted=(COLUMN,))
+        text, one_byte = read_text(path), False
     except DataError as error:
-        raise DataError(error.problem, expected=f"{EXPECTED}; {error.expected}", remedy=error.remedy) from error
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise DataError(error.problem, expected=EXPECTED, remedy=error.remedy) from error
+        # Excel's plain CSV has a byte for each character. Captions are not needed, and ASCII is the same everywhere.
+        text, one_byte = read_text(path, encoding="latin-1"), True
+    keys = _keys(path, text)
+    if one_byte and not all(key.isascii() for key in keys):
+        raise DataError(
+            f"{path} is not UTF-8, and has keys such as {next(key for key in keys if not key.isascii())!r:.80}",
+            expected=EXPECTED,
+            remedy="save it as CSV UTF-8",
+        )
+    return keys
+
+
+def _keys(path: Path, text: str) -> list[str]:
+    table = csv_table(text, str(path), wanted=(COLUMN,))
     if COLUMN not in table.columns:
         raise DataError(
             f"{path} has the columns {list(table.columns)}",

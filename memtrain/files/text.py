@@ -22,12 +22,13 @@ MOST_BYTES = 2**30
 """Size of a text file at most."""
 
 
-def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
+def read_text(path: Path, *, most: int = MOST_BYTES, encoding: str = "utf-8-sig") -> str:
     """The text of a file.
 
     Args:
         path: of the file.
         most: bytes at most, decompressed.
+        encoding: where no mark at its beginning says another; UTF-8 but for readers that know better.
 
     Raises:
         DataError: if it cannot be read, is too large, is not UTF-8 or holds a NUL character.
@@ -36,7 +37,7 @@ def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
     # A mark of UTF-32 begins like one of UTF-16; its NUL characters are refused below.
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.decode("utf-16" if wide else "utf-8-sig")
+        text = content.decode("utf-16" if wide else encoding)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not {'UTF-16' if wide else 'UTF-8'}: byte {error.start} cannot be read",

@@ -18,6 +18,7 @@ from memtrain.files.sheet_cells import write_cells
         b"key;caption;visits\r\n003.png;a thing;6\r\n",
         b'"key"\t"caption"\n003.png\ta thing\n',
         "Key,caption\r\n003.png,ein Füchslein\r\n".encode("utf-16"),
+        "key;caption\r\n003.png;ein Füchslein\r\n".encode("cp1252"),
         b"sep=;\r\nkey;n\r\n003.png;\r\n;\r\n"[:-3],
     ],
 )
