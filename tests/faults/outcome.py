@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-VARIES = re.compile(r"second|created|date|time|per_second|path|folder|output|^run$|^model$|memory|fingerprint|cached")
+VARIES = re.compile(
+    r"(^|[_.])(seconds?|created|date|time|paths?|folder|output|memory|fingerprint|cached)($|[_.])|^run$|^model$"
+)
 """Names of fields that say when, where and how fast."""
 NOT_COMPARED = ("logs", "config.yaml", "log.txt", "runs")
 """Logs of each start, and the configuration, in which the checkpoint is named."""
