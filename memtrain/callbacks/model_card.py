@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from memtrain.evidence.promise import percent, promised_in_short
+from memtrain.evidence.promise import promised_in_short
 from memtrain.evidence.verdict import verdict
 from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.mitigation import Mitigation
@@ -219,8 +219,7 @@ def _memorization(facts: CardFacts) -> list[str]:
         "pictures flagged as memorized": flagged,
         "training pictures": pictures,
         "share": f"{100 * flagged / pictures:.2f} %" if pictures else "unknown",
-        "false-positive rate that was asked for": percent(figures["false_positive_rate"]),
-        "promised, of the run": promised_in_short(figures),
+        "false-positive rate that was promised": promised_in_short(figures),
         "the threshold rests on": basis if threshold is not None else "nothing: there was none",
         "samples with too few visits to be judged": figures["samples"] - figures["judged"],
     }

@@ -173,6 +173,6 @@ def promised_in_short(figures: Mapping[str, Any]) -> str:
     """A cell of a table, from a run's `calibration.json`."""
     found = promise_of(figures)
     if found is None or found.rate is None:
-        return "nothing"
+        return f"none; {percent(figures['false_positive_rate'])} was asked for"
     sure = f"{percent(found.bound)} with {percent(CONFIDENCE)} confidence"
-    return f"{percent(found.rate)} on average, {sure} ({found.by})"
+    return f"{percent(found.rate)} on average, {sure} ({found.by}; {percent(found.asked)} was asked for)"

@@ -146,16 +146,12 @@ class Flagging:
 
     def _require_heldout(self) -> None:
         """Refuse too few held-out samples, and say so where the rate that is asked for takes more."""
-        rate, count = self.options.false_positive_rate, None
-        if self.heldout is not None:
-            count = len(self.heldout)
-            heldout_method(count, rate)
-        elif self.heldout_keys.share:
-            # How many are held out by weight shows in training.
+        if self.heldout is None and self.heldout_keys.share:  # How many are held out by weight shows in training.
             return
-        promised = promise(count, rate)
-        said = None if promised is None else promised.warning()
-        if said is not None and self.host.rank == 0:
+        count, rate = None if self.heldout is None else len(self.heldout), self.options.false_positive_rate
+        if (promised := promise(count, rate)) is None:
+            heldout_method(count or 0, rate)
+        elif self.host.rank == 0 and (said := promised.warning()):
             log.warning("%s", said)
 
     def prepare(self, *, resumed: bool) -> None:
