@@ -48,7 +48,7 @@ def require_multiple(name: str, pixels: int) -> None:
             f"{name}={pixels}",
             expected=f"a multiple of {PIXELS_PER_LATENT}, such as {below} or {above}: an autoencoder makes one latent "
             f"of {PIXELS_PER_LATENT} x {PIXELS_PER_LATENT} pixels",
-            remedy=f"set --data.init_args.{name} to {below if pixels - below <= above - pixels else above}",
+            remedy=f"set {name} to {below if pixels - below <= above - pixels else above}",
         )
 
 

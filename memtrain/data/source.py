@@ -47,7 +47,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from memtrain.data.decoding import decoded
-from memtrain.data.sample_texts import require_samples
+from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
 from memtrain.files.pictures import SUFFIXES, PictureError, reason
 
@@ -252,11 +252,18 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
         if module.name not in WITH_LIGHTNING:
             importlib.import_module(f"{package.__name__}.{module.name}")
     kinds: list[Any] = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
-    for kind in kinds:
-        if kind.accepts(path):
-            return kind(path, caption) if kind.takes_caption else kind(path)
-    if caption is not None and Path(path).is_dir():
-        return next(kind for kind in kinds if kind.takes_caption)(path, caption)
+    try:
+        for kind in kinds:
+            if kind.accepts(path):
+                return kind(path, caption) if kind.takes_caption else kind(path)
+        if caption is not None and Path(path).is_dir():
+            return next(kind for kind in kinds if kind.takes_caption)(path, caption)
+    except OSError as error:  # permissions, names that are too long, disks that fail
+        raise DataError(
+            f"The data at {path[:LONGEST_KEY]!r} cannot be read: {error}",
+            expected="files and folders that may be read",
+            remedy="check the path and its permissions",
+        ) from error
     found = f"{path!r} exists but is no data source"
     if not Path(path).exists():
         found = f"The data path {path!r} does not exist"

@@ -169,7 +169,7 @@ class ShardWriter:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of the values of a tensor on the CPU, its type and its shape."""
     about = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    return zlib.crc32(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()), about)
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, about)
 
 
 def content_key(*parts: object) -> str:
