@@ -104,6 +104,7 @@ def test_type_and_seed_of_a_line_are_read_and_repeats_are_kept(tmp_path: Path) -
         ("i.JSONL.gz", gzip.compress(b'{"text": "a cat"}\n{"text": "the dog, brown"}\n')),
         ("j.csv", b'prompt,caption\na cat,\n,"the dog, brown"\n'),
     ],
+    ids=lambda one: one if isinstance(one, str) else "",
 )
 def test_more_kinds_that_people_have(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
