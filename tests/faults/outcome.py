@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 
 VARIES = re.compile(
     r"(^|[_.])(seconds?|created|date|time|paths?|folder|output|memory|fingerprint|cached)($|[_.])|^run$|^model$"
@@ -67,8 +68,14 @@ def outcome(folder: Path) -> Outcome:
             files[name] = str("</html>" in path.read_text(encoding="utf-8")[-20:])
         elif path.suffix == ".json":
             files[name] = _sha(_plain(json.loads(path.read_text(encoding="utf-8"))).encode())
+        elif path.suffix == ".safetensors":
+            # Not the bytes of the file: the order of its metadata is another one each time.
+            with safe_open(path, "pt") as held:
+                told = json.dumps(held.metadata() or {}, sort_keys=True)
+                tensors = {key: held.get_tensor(key) for key in sorted(held.keys())}
+            weights[name] = _tensors({"global_step": told, "state_dict": tensors})
         else:
-            (weights if path.suffix == ".safetensors" else files)[name] = _sha(path.read_bytes())
+            files[name] = _sha(path.read_bytes())
     return Outcome(rows, weights, files)
 
 
