@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -110,9 +110,14 @@ def order_rate_bound(count: int, *, above: int, confidence: float = 0.95) -> flo
     Beta(above, count − above + 1), whatever the distribution of the scores; this is its quantile, and
     1 − (1 − confidence)^(1 / count) for the highest score: a tolerance bound (Wilks, 1941).
     """
-    from scipy.stats import beta
-
-    return float(beta.ppf(confidence, above, count - above + 1))
+    ways = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(above)]
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        # Probability that fewer lie above, if that is the rate.
+        parts = (way + k * math.log(rate) + (count - k) * math.log1p(-rate) for k, way in enumerate(ways))
+        low, high = (rate, high) if sum(map(math.exp, parts)) > 1 - confidence else (low, rate)
+    return high
 
 
 def robust_threshold(
@@ -134,14 +139,14 @@ def robust_threshold(
         ValueError: if n is below 3: of two scores, the lower is the median and has no distance from itself.
     """
     median, scale = robust_location(scores, upper=upper, freedom=freedom)
-    return median + scale * float(student(freedom).isf(false_positive_rate))
+    return median + scale * student_quantile(false_positive_rate, freedom)
 
 
 def robust_p_values(scores: Tensor, bulk: Tensor, *, upper: bool = False, freedom: float = math.inf) -> Tensor:
     """The lowest rate at which a score is above :func:`robust_threshold` of a bulk `(n,)`, `(m,)` fp64."""
     median, scale = robust_location(bulk, upper=upper, freedom=freedom)
     away = (scores.double() - median) / max(scale, 1e-300)
-    return torch.as_tensor(student(freedom).sf(away.numpy()), dtype=torch.float64)
+    return student_tail(away, freedom)
 
 
 def robust_location(scores: Tensor, *, upper: bool, freedom: float) -> tuple[float, float]:
@@ -150,14 +155,32 @@ def robust_location(scores: Tensor, *, upper: bool, freedom: float) -> tuple[flo
     median = scores.median()
     distance = (scores - median).abs()
     deviation = (distance[scores > median] if upper and bool((scores > median).any()) else distance).median()
-    return float(median), float(deviation) / float(student(freedom).isf(0.25))
+    return float(median), float(deviation) / student_quantile(0.25, freedom)
 
 
-def student(freedom: float) -> Any:
-    """Student's distribution of so many degrees of freedom; the normal one of infinitely many."""
-    from scipy import stats
+def student_tail(scores: Tensor, freedom: float) -> Tensor:
+    """Probability above each score `(m,)`, under Student's distribution of an odd or infinite freedom."""
+    scores = scores.double()
+    if math.isinf(freedom):
+        return 0.5 * torch.erfc(scores / math.sqrt(2))
+    angle = torch.atan2(scores, torch.full_like(scores, math.sqrt(freedom)))
+    square, factor, total = angle.cos().square(), torch.ones_like(scores), torch.zeros_like(scores)
+    for part in range((int(freedom) - 1) // 2):
+        total, factor = total + factor, factor * square * (2 * part + 2) / (2 * part + 3)
+    return (0.5 - (angle + angle.sin() * angle.cos() * total) / math.pi).clamp(min=0)
 
-    return stats.norm if math.isinf(freedom) else stats.t(freedom)
+
+@lru_cache(maxsize=1024)
+def student_quantile(rate: float, freedom: float) -> float:
+    """The score that is exceeded with probability `rate`, at most a half."""
+    if math.isinf(freedom):
+        return math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * rate, dtype=torch.float64)))
+    low, high = 0.0, 1e6
+    for _ in range(80):
+        middle = (low + high) / 2
+        above = float(student_tail(torch.tensor([middle], dtype=torch.float64), freedom))
+        low, high = (middle, high) if above > rate else (low, middle)
+    return high
 
 
 def holm(p_values: Tensor) -> Tensor:

@@ -145,14 +145,14 @@ class Flagging:
         return calibration
 
     def _require_heldout(self) -> None:
-        """Refuse too few held-out samples, and say so where the rate that is asked for takes more."""
-        if self.heldout is None and self.heldout_keys.share:  # How many are held out by weight shows in training.
-            return
+        """Refuse too few held-out samples, and say where the rate takes more; by weight, that shows in training."""
         count, rate = None if self.heldout is None else len(self.heldout), self.options.false_positive_rate
+        if count is None and self.heldout_keys.share:
+            return
         if (promised := promise(count, rate)) is None:
             heldout_method(count or 0, rate)
         elif self.host.rank == 0 and (said := promised.warning()):
-            log.warning("%s", said)
+            log.warning(said)
 
     def prepare(self, *, resumed: bool) -> None:
         """Measure or load the base model's profile; in a new run, calibrate on the base model.

@@ -18,6 +18,8 @@ from memtrain.functional.statistics import (
     robust_p_values,
     robust_threshold,
     samples_needed,
+    student_quantile,
+    student_tail,
     tail_p_values,
     tail_threshold,
 )
@@ -246,3 +248,12 @@ def test_a_tolerance_bound_lies_above_the_average_and_falls_with_more_samples(co
     assert order_rate_bound(2 * count, above=above) < bound
     assert order_rate_bound(count, above=above, confidence=0.5) < bound
     assert stats.binom.cdf(above - 1, count, bound) == pytest.approx(0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("freedom", [1, 3, 5, 9, math.inf])
+def test_students_tail_and_quantile_are_scipys(freedom: float) -> None:
+    known = stats.norm if math.isinf(freedom) else stats.t(freedom)
+    scores = torch.linspace(-8, 30, 60, dtype=torch.float64)
+    assert student_tail(scores, freedom).tolist() == pytest.approx(known.sf(scores.numpy()), rel=1e-6, abs=1e-12)
+    for rate in (0.5, 0.25, 0.01, 1e-4):
+        assert student_quantile(rate, freedom) == pytest.approx(known.isf(rate), rel=1e-5, abs=1e-9)
