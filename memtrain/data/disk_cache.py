@@ -162,7 +162,7 @@ def cache_text(
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
         starts = range(0, len(missing), CAPTIONS_AT_ONCE)
-        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False):
+        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
             chunk = missing[start : start + CAPTIONS_AT_ONCE]
             rows = [_row(*places[key]) for key in chunk]
             with torch.no_grad():

@@ -65,7 +65,7 @@ def encoded(
     for shape, places in rows_by_shape([dataset.shapes[row] for row, _ in views]).items():
         size = batch_size or images_at_once(*shape)
         chunks += [places[start : start + size] for start in range(0, len(places), size)]
-    for places in tqdm(chunks, desc="encoding latents", unit="batch", leave=False):
+    for places in tqdm(chunks, desc="encoding latents", unit="batch", leave=False, disable=None):
         chunk = [views[place] for place in places]
         pixels = [dataset.pixel_values(row, dataset.view(row, variant)) for row, variant in chunk]
         yield chunk, encode(torch.stack(pixels)).float().cpu()

@@ -200,7 +200,9 @@ class SampleSource(ABC):
         """
         check = self.look if look else self.load_image
         wrong: list[tuple[str, DataError]] = []
-        for index in tqdm(range(len(self)), desc="checking images", unit="image", leave=False, mininterval=0.5):
+        # On a terminal alone: in a log a bar would run into the line that follows.
+        every = range(len(self))
+        for index in tqdm(every, desc="checking images", unit="image", leave=False, mininterval=0.5, disable=None):
             try:
                 check(index)
             except DataError as error:
