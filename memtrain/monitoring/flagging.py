@@ -147,11 +147,9 @@ class Flagging:
     def _require_heldout(self) -> None:
         """Refuse too few held-out samples, and say where the rate takes more; by weight, that shows in training."""
         count, rate = None if self.heldout is None else len(self.heldout), self.options.false_positive_rate
-        if count is None and self.heldout_keys.share:
-            return
         if (promised := promise(count, rate)) is None:
             heldout_method(count or 0, rate)
-        elif self.host.rank == 0 and (said := promised.warning()):
+        elif self.host.rank == 0 and not self.heldout_keys.share and (said := promised.warning()):
             log.warning(said)
 
     def prepare(self, *, resumed: bool) -> None:
