@@ -59,3 +59,12 @@ def test_a_figure_that_was_not_measured_is_no_pass() -> None:
 def test_what_cannot_be_decided_is_refused_before_anything_is_loaded(text: str) -> None:
     with pytest.raises(ConfigurationError, match="fail_on="):
         Measure(fail_on=text).check()
+
+
+@pytest.mark.parametrize("reason", ["control_failed", "heldout_differs", "samples_flat", "no_threshold"])
+def test_a_figure_below_its_number_is_no_pass_where_copies_pass_unseen(reason: str) -> None:
+    blind = {**RESULTS, "verdict": {**RESULTS["verdict"], "reasons": [{"reason": reason}]}}
+    assert read_fail_on("reproduced > 0.5").status(blind) == 4
+    assert read_fail_on("reproduced > 0.01").status(blind) == 3, "what was found is found"
+    harmless = {**RESULTS, "verdict": {**RESULTS["verdict"], "reasons": [{"reason": "few_prompts"}]}}
+    assert read_fail_on("reproduced > 0.5").status(harmless) == 0
