@@ -160,20 +160,6 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         What the stage's JSON file holds; empty if this process did only its part.
     """
     stage.check()
-    with _held(stage):
-        return _run_held(stage)
-
-
-def _held(stage: Stage) -> AbstractContextManager[None]:
-    """One process at a time for a stage's results, but for processes that share the work."""
-    if isinstance(stage, ResultsStage) or read_shard(getattr(stage, "shard", None)) != Shard(0, 1):
-        return nullcontext()
-    require_writable(stage.folder)
-    name = type(stage).__name__.lower()
-    return locked(stage.folder, doing=name, name=f".lock-{name}")
-
-
-def _run_held(stage: Stage) -> dict[str, Any]:
     if isinstance(stage, ResultsStage):
         require_writable(stage.folder)
         results = stage.work()
@@ -182,6 +168,19 @@ def _run_held(stage: Stage) -> dict[str, Any]:
     asked = _asked_data(stage)
     trained = _trained(stage)
     require_writable(stage.folder)
+    with _held(stage):
+        return _run_held(stage, asked, trained)
+
+
+def _held(stage: Stage) -> AbstractContextManager[None]:
+    """One process at a time for a stage's results, but for processes that share the work."""
+    if read_shard(getattr(stage, "shard", None)) != Shard(0, 1):
+        return nullcontext()
+    name = type(stage).__name__.lower()
+    return locked(stage.folder, doing=name, name=f".lock-{name}")
+
+
+def _run_held(stage: Stage, asked: Run | None, trained: TrainedPipeline) -> dict[str, Any]:
     checkpoints = _checkpoints(stage)
     prompts, own_images = [], None
     if isinstance(stage, PromptStage):

@@ -24,12 +24,7 @@ from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
-from memtrain.data.selection import (
-    Duplicates,
-    choose_templates,
-    plant,
-    read_keys,
-)
+from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
@@ -262,13 +257,15 @@ class TextImageDataModule(MaskedImages):
         """The other captions of each training sample, by key; empty for a sample with one caption."""
         return {sample.key: sample.alternatives for sample in self._built()[0].samples}
 
+    def _named_tokenizer(self) -> Any:
+        """The tokenizer that was named; of a folder nothing is asked of the Hub."""
+        local = Path(str(self.tokenizer_path)).exists()
+        return AutoTokenizer.from_pretrained(self.tokenizer_path, local_files_only=local, trust_remote_code=False)
+
     def _tokens(self, module: Any) -> Tokens | None:
         """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
         if self.tokenizer_path:
-            local = Path(self.tokenizer_path).exists()
-            return tokens_by(
-                AutoTokenizer.from_pretrained(self.tokenizer_path, local_files_only=local, trust_remote_code=False)
-            )
+            return tokens_by(self._named_tokenizer())
         if hasattr(module, "tokens"):
             return module.tokens
         tokenizer = getattr(module, "tokenizer", None)
@@ -276,9 +273,7 @@ class TextImageDataModule(MaskedImages):
 
     def _tell_of_cut_captions(self, module: Any) -> None:
         """Count the captions that are longer than what the text encoder reads."""
-        tokenizer = getattr(module, "tokenizer", None)
-        if self.tokenizer_path:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path)
+        tokenizer = self._named_tokenizer() if self.tokenizer_path else getattr(module, "tokenizer", None)
         train, _ = self._built()
         tell_of_cut([text for texts in train.texts for text in texts], train.tokens, tokenizer)
 

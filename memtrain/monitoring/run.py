@@ -79,8 +79,7 @@ class WatchedRun:
         self._loss_check: LossCheck | None = None
         self._unconditional_every = 0
         self._without_caption: set[str] = set()
-        self._skipped = SkippedSteps()
-        self._settled = False
+        self._skipped, self._settled = SkippedSteps(), False
         self._state: dict[str, Any] = {}
 
     # What there is once a run has started
@@ -134,15 +133,14 @@ class WatchedRun:
         _, denoiser, backbone = find_denoiser(host.module, self.options.denoiser)
         paired = self._starting.finish(denoiser, restored=host.restored) if self._starting is not None else None
         self._check(partial(backbone.prediction_gradient, unwrap(denoiser)))
+        by_weight = self.options.settings.heldout_share > 0 and host.noise_scheduler is not None
         self.probe = DenoiserProbe(
             denoiser,
             sites=self.options.sites,
             backbone=backbone,
             differentiable=any(mitigation.needs().attention_graph for mitigation in self.mitigations),
             neurons=any(signal.needs_neurons for signal in self.signals),
-            keep_call=bool(self._unconditional_every)
-            or paired is not None
-            or (self.options.settings.heldout_share > 0 and host.noise_scheduler is not None),
+            keep_call=bool(self._unconditional_every) or paired is not None or by_weight,
         )
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(host, options=self.options, readings=self.readings, probe=self.probe, paired=paired)
@@ -163,11 +161,10 @@ class WatchedRun:
     def _go_on(self) -> None:
         """Begin the record, or take up a saved state, and bring the calibration to where the run stands."""
         host, (probe, flagging, _) = self.host, (self.probe, self.flagging, None)
-        assert probe is not None
-        assert flagging is not None
+        assert probe is not None and flagging is not None
         # Taken once: a second run of the same engine starts anew.
         state, self._state = self._state, {}
-        self._skipped = SkippedSteps()
+        self._skipped, self._settled = SkippedSteps(), False
         self.batches_done, self._visits = state.get("batches_done", 0), []
         columns = self.readings.columns
         names = columns + ([f"base.{name}" for name in columns] if self._base is not None else [])
@@ -235,8 +232,7 @@ class WatchedRun:
     def _update(self, *, over: bool = False) -> None:
         """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
         _, flagging, records = self.running
-        if self._loss_check is not None:
-            # Before anything becomes evidence.
+        if self._loss_check is not None:  # before anything becomes evidence
             self._loss_check.decide(self.host, over=over)
         records.append(self._visits)
         if self.host.saves_alone:

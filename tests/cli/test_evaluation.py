@@ -173,7 +173,7 @@ def test_prompts_that_the_stage_refuses_are_refused_before_a_model_is_loaded(tmp
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("caption,memorized\na,0\nb,0\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="0 to search"):
-        cli.evaluate(["localize", "--model", "nowhere", "--prompts", str(prompts)])
+        cli.evaluate(["localize", "--model", str(ROOT / "assets/tiny-sd"), "--prompts", str(prompts)])
 
 
 def test_localize_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_what_a_process_did_in_part_has_no_report(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("memtrain.cli.trained_pipeline.load_pipeline", lambda model, config: Nothing())
     stage: Stage = Part(model="m", prompts="a cat", output=str(tmp_path))
     assert evaluation.run_stage(stage) == {}
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock-part"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -116,12 +116,8 @@ COMMANDS = [
     commanded("rewind_without_a_run", ["rewind"], r"Nothing is said about run"),
     commanded("rewind_of_nothing", ["rewind", "--run", "nowhere"], r"nowhere is no run"),
     commanded("rewind_text", ["rewind", "--run", "x", "--remaining", "much"], r"remaining is 'much'"),
-    commanded("convert_nothing", ["convert", "--checkpoint", "no.ckpt", "--output", "o"], r"no\.ckpt"),
-    commanded(
-        "convert_option",
-        ["convert", "--checkpiont", "a", "--output", "o"],
-        r"--checkpiont(.|\n)*did you mean --checkpoint",
-    ),
+    commanded("export_nothing", ["export", "--ckpt", "no.ckpt", "--output", "o"], r"no\.ckpt"),
+    commanded("export_option", ["export", "--ckptt", "a", "--output", "o"], r"--ckptt(.|\n)*did you mean --ckpt"),
 ]
 ROWS = [*EVALUATED, *TRAINED, *COMMANDS]
 
