@@ -31,14 +31,15 @@ class Stopped(SystemExit):
     Args:
         number: of the signal.
         checkpoint: which goes on.
+        folder: of the run.
 
     Attributes:
         code: exit status of the command.
     """
 
-    def __init__(self, number: int, checkpoint: Path) -> None:
+    def __init__(self, number: int, checkpoint: Path, folder: Path) -> None:
         super().__init__(128 + number)
-        self.number, self.checkpoint = number, checkpoint
+        self.number, self.checkpoint, self.folder = number, checkpoint, folder
 
 
 class StopOnSignal(Callback):
@@ -78,7 +79,7 @@ class StopOnSignal(Callback):
         if stop:
             place = _place(trainer)
             trainer.save_checkpoint(place)
-            raise Stopped(self._received or signal.SIGTERM, place)
+            raise Stopped(self._received or signal.SIGTERM, place, Path(trainer.default_root_dir))
 
     def _give_back(self) -> None:
         for number, handler in self._former.items():

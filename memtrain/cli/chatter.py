@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -20,6 +21,8 @@ def quiet() -> None:
     diffusers.logging.disable_progress_bar()
     # It would repeat the end of every long prompt for every batch; `truncated_prompts` counts them.
     diffusers.logging.set_verbosity_error()
+    # Lightning advertises another package at every start.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda one: "litlogger" not in str(one.msg))
     for pattern in (
         "The `srun` command is available",
         "The '.*_dataloader' does not have many workers",

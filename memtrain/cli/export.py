@@ -26,6 +26,7 @@ from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.output import careful_output
+from memtrain.files.shown import shown
 from memtrain.files.whole import folder_whole
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,12 @@ def export_checkpoint(
         pretrained_config: Of a single-file model, a pipeline folder or hub name with its configurations.
     """
     path = Path(ckpt)
+    if not path.is_file():
+        raise ConfigurationError(
+            shown(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}"),
+            expected="a .ckpt file of train.py",
+            remedy="such as RUN/checkpoints/last.ckpt",
+        )
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = Path(output) if output is not None else run / "exported" / path.stem
     if (folder / "model_index.json").exists() or any(folder.glob("*.safetensors")):
@@ -100,4 +107,4 @@ def export_checkpoint(
                 name,
                 folder,
             )
-    print(f"{path} (step {state.get('global_step')}) is exported: {folder}")
+    print(shown(f"{path} (step {state.get('global_step')}) is exported: {folder}", most=2000))

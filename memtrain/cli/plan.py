@@ -47,6 +47,9 @@ class PlanCLI(TrainCLI):
 
     run: PlannedRun
 
+    def require_folder(self, folder: Path) -> None:
+        """A plan writes nothing, so a run may lie in the folder."""
+
     def _run_subcommand(self, subcommand: str) -> None:
         self.run = set_up(self.trainer, self.model, self.datamodule)
 

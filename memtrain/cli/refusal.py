@@ -88,7 +88,9 @@ def refusal(message: str, options: Iterable[str] = ()) -> ConfigurationError:
         return _told(
             f"Nothing is said about {names.replace('fit.', '')}",
             f"options or a configuration that names {names.replace('fit.', '')}",
-            "add --config FILE, such as --config configs/tiny.yaml",
+            "such as --ckpt RUN/checkpoints/last.ckpt"
+            if names == "ckpt"
+            else "add --config FILE, such as --config configs/tiny.yaml",
         )
     if (found := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", lines[0])) is not None:
         choices = re.findall(r"[\w-]+", found[2])

@@ -5,21 +5,24 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from memtrain.cli.trusted import OPTION
 from memtrain.files.shown import shown
 
 
 @contextmanager
-def stopped_by_signals(words: Sequence[str], *, kept: str = "what was computed") -> Iterator[None]:
+def stopped_by_signals(
+    words: Sequence[str] | Callable[[], Sequence[str]], *, kept: str = "what was computed"
+) -> Iterator[None]:
     """Within the context, SIGTERM, SIGINT and SIGHUP end the command with what to do next.
 
     Args:
-        words: the command, which goes on when it is given again.
+        words: the command that goes on, or what says it then.
         kept: what a second start finds done.
 
     Raises:
@@ -39,7 +42,7 @@ def stopped_by_signals(words: Sequence[str], *, kept: str = "what was computed")
         yield
     except KeyboardInterrupt as interrupt:
         said = signal.Signals(int(interrupt.args[0] if interrupt.args else signal.SIGINT))
-        again = shown(shlex.join(words), most=2000)
+        again = shown(shlex.join(words() if callable(words) else words), most=2000)
         print(f"Stopped by {said.name}; {kept} is kept. Go on with:\n  {again}", file=sys.stderr)
         sys.exit(128 + said)
     finally:
@@ -47,12 +50,18 @@ def stopped_by_signals(words: Sequence[str], *, kept: str = "what was computed")
             signal.signal(number, handler)
 
 
-def continue_training(folder: Path, checkpoint: Path | str = "last") -> str:
+def continue_training(folder: Path, checkpoint: Path | str = "last", *, given: Sequence[str] = ()) -> str:
     """The command that goes on with a run.
 
     Args:
         folder: of the run.
         checkpoint: which one; `last` is the newest.
+        given: the command's own words, of which those stay that no configuration holds (`--trust`).
     """
     words = ["python", "train.py", "fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    for place, word in enumerate(given):
+        if word == OPTION:
+            words += given[place : place + 2]
+        elif word.startswith(f"{OPTION}="):
+            words.append(word)
     return shown(shlex.join(words), most=2000)

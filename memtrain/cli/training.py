@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,19 +22,21 @@ from memtrain.callbacks.stop_on_signal import StopOnSignal, Stopped
 from memtrain.cli.chatter import quiet
 from memtrain.cli.continued import require_checkpoint
 from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
+from memtrain.cli.run_settings import check_numbers, require_apart, require_new
 from memtrain.cli.slurm import one_of_an_allocation
 from memtrain.cli.stopped import continue_training, stopped_by_signals
 from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.lock import locked
-from memtrain.files.shown import shown
 from memtrain.files.whole import written_whole
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `python train.py` runs."""
 DESCRIPTION = (
     "Fine-tune a model and watch what it memorizes. Before that, `python train.py scan` shows which files of the data "
-    "are one picture (`python train.py scan --help`), and `python train.py plan` what the training would do."
+    "are one picture (`python train.py scan --help`), and `python train.py plan` what the training would do; after it, "
+    "`python train.py export` makes a pipeline of a checkpoint, and `python train.py rewind` takes a run up again "
+    "before what it flagged. Classes of your own in a configuration need the option --trust PACKAGE."
 )
 
 
@@ -45,11 +47,20 @@ class SaveRunConfig(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called on rank 0 only."""
+        """Called on rank 0 only.
+
+        What follows from the run folder, and from which checkpoint this start went on, is left out: given with another
+        folder, the configuration would write into this one.
+        """
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.ckpt_path = None
+        for callback in _listed(config.trainer.callbacks):
+            if _keeps_checkpoints(callback) and callback.init_args.get("dirpath") == _checkpoints_in(folder):
+                callback.init_args.dirpath = None
         with written_whole(folder / "config.yaml") as unfinished:
-            self.parser.save(self.config, unfinished, skip_none=False, overwrite=True, multifile=self.multifile)
+            self.parser.save(config, unfinished, skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class TrainCLI(LightningCLI):
@@ -60,6 +71,8 @@ class TrainCLI(LightningCLI):
     """
 
     held: ClassVar[ExitStack] = ExitStack()
+    folder: ClassVar[Path | None] = None
+    """Of the run at hand."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with hints."""
@@ -81,9 +94,12 @@ class TrainCLI(LightningCLI):
                 write anew.
         """
         require_checkpoint(self.config[self.subcommand].ckpt_path)
-        folder = self._folder()
-        if self.subcommand == "fit" and self.config[self.subcommand].ckpt_path is None:
-            require_new(folder)
+        folder = TrainCLI.folder = self._folder()
+        check_numbers(self.config[self.subcommand])
+        if self.subcommand == "fit":
+            require_apart(folder, self.config[self.subcommand].data)
+            if self.config[self.subcommand].ckpt_path is None:
+                self.require_folder(folder)
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
         if isinstance(excluded, str) and Path(excluded).resolve() == (folder / "flagged.csv").resolve():
             raise ConfigurationError(
@@ -97,8 +113,8 @@ class TrainCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = str(self._folder())
         for callback in _listed(trainer.callbacks):
-            if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
-                callback.init_args.dirpath = str(self._folder() / "checkpoints")
+            if _keeps_checkpoints(callback) and callback.init_args.get("dirpath") is None:
+                callback.init_args.dirpath = _checkpoints_in(self._folder())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Log to CSV files in the run folder unless the configuration names a logger; our progress bar likewise."""
@@ -116,38 +132,28 @@ class TrainCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = added
         return super().instantiate_trainer(**kwargs)
 
+    def require_folder(self, folder: Path) -> None:
+        """Refuse a folder in which no new run can begin."""
+        if own_rank() == 0:
+            require_new(folder)
+
     def before_fit(self) -> None:
         """From now on the folder is this run's."""
         if own_rank() == 0:
             self.held.enter_context(locked(self._folder(), doing="train"))
 
 
+def _keeps_checkpoints(callback: Any) -> bool:
+    return str(callback.class_path).endswith("ModelCheckpoint")
+
+
+def _checkpoints_in(folder: Path) -> str:
+    return str(folder / "checkpoints")
+
+
 def _listed(callbacks: Any) -> list[Any]:
     """The callbacks of a configuration, in which one may stand without a list, as Lightning's Trainer takes it."""
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-
-
-def require_new(folder: Path) -> None:
-    """Refuse a folder in which a run lies: nothing of it, and nothing beside it, is moved or written over.
-
-    Args:
-        folder: of the new run; it may hold other files.
-
-    Raises:
-        ConfigurationError: saying what may be meant.
-    """
-    left = [name for name in ("records", "checkpoints", "pipeline") if (folder / name).exists()]
-    if not left or own_rank() != 0:
-        return
-    free = next(one for number in count(2) if not (one := folder.with_name(f"{folder.name}-{number}")).exists())
-    remedy = f"add --trainer.default_root_dir {shown(free)}, or delete {shown(folder)} if you need it no more"
-    if any(folder.glob("checkpoints/*.ckpt")):
-        remedy += f", or go on with it: {continue_training(folder)}"
-    raise ConfigurationError(
-        shown(f"{folder} holds an earlier run: {', '.join(left)}"),
-        expected="a folder of its own for a new run",
-        remedy=remedy,
-    )
 
 
 def own_rank() -> int:
@@ -168,23 +174,30 @@ def train(args: ArgsType = None) -> None:
         named = any(word.split("=")[0] in ("--config", "-c") for word in given)
         sys.argv[1:] = ["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *given]
     words = given if args is None else args if isinstance(args, list) else []
-    again = training_again(words)
+    TrainCLI.folder = None
     try:
-        with stopped_by_signals(shlex.split(again), kept="the last checkpoint, if there is one"):
+        with stopped_by_signals(lambda: _go_on(words), kept="what was computed"):
             _run(args)
     except Stopped as stopped:
-        folder = stopped.checkpoint.parent.parent
         name = "last" if stopped.checkpoint.name == "last.ckpt" else stopped.checkpoint
         if own_rank() == 0:
             said = f"Stopped by {signal.Signals(stopped.number).name}, with a checkpoint. Go on with:"
-            print(f"{said}\n  {continue_training(folder, name)}", file=sys.stderr)
+            print(f"{said}\n  {continue_training(stopped.folder, name, given=words)}", file=sys.stderr)
         raise
     except Exception as error:
+        again = shlex.join(_go_on(words))
         found = explained(own_error(error) or error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
-            print(f"After the cause is mended, the last checkpoint goes on by: {again}", file=sys.stderr)
+            print(f"After the cause is mended, go on with: {again}", file=sys.stderr)
             raise
         sys.exit(f"{type(found).__name__}: {found}")
+
+
+def _go_on(words: Sequence[str]) -> list[str]:
+    """The command that goes on from the last checkpoint; where there is none, the same one again."""
+    if TrainCLI.folder is not None and any(TrainCLI.folder.glob("checkpoints/*.ckpt")):
+        return shlex.split(training_again(words))
+    return ["python", "train.py", *words]
 
 
 def _run(args: ArgsType) -> None:

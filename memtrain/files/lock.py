@@ -10,11 +10,14 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.shown import shown
 
 log = logging.getLogger(__name__)
 NAME = ".lock"
@@ -34,13 +37,13 @@ def locked(folder: Path, *, doing: str, name: str = NAME) -> Iterator[None]:
         ConfigurationError: if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a+", encoding="utf-8") as file:
+    with _opened(folder / name) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             raise ConfigurationError(
-                f"Another process writes to {folder}: {file.read().strip() or 'unknown'}",
+                shown(f"Another process writes to {folder}: {file.read(300).strip() or 'unknown'}"),
                 expected="one at a time in a folder",
                 remedy="wait until it ends, or name another folder",
             ) from error
@@ -50,3 +53,18 @@ def locked(folder: Path, *, doing: str, name: str = NAME) -> Iterator[None]:
         file.write(f"{doing}, process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    """The lock's file; a link is not followed, and nothing else than a file is taken for one."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "r+", encoding="utf-8")
+        os.close(descriptor)
+        said = "it is no file"
+    except OSError as error:
+        said = error.strerror or str(error)
+    raise ConfigurationError(
+        shown(f"{path} cannot be held as a lock: {said}"), expected="a file of this name, or none", remedy="remove it"
+    )

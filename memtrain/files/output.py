@@ -11,16 +11,51 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 
 def careful_output() -> None:
     """Let standard output and error write every text, whatever their encoding; call when a command starts."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the command began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            continue
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _Unheard(sys.stdout)
+
+
+class _Unheard:
+    """Standard output that nobody may take any more: what cannot be written is given up."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        # The same descriptor, so that what is left in the stream does not raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        log.warning("Nothing more is printed (%s); the files hold it", error.strerror)
 
 
 @contextmanager

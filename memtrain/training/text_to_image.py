@@ -7,6 +7,7 @@ callbacks see the same noise, and a resumed run continues as if it had never sto
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -75,6 +76,10 @@ class TextToImageModule(AveragedModule):
     ) -> None:
         super().__init__()
         self.lora, self.objective = lora, objective or Objective()
+        if learning_rate is not None and not 0 < learning_rate < math.inf:
+            raise ConfigurationError(
+                f"learning_rate={learning_rate}", expected="a number above 0", remedy="such as 1e-5 for all weights"
+            )
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.ema_decay = ema_decay

@@ -1,5 +1,6 @@
 """One process at a time in a folder."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,16 @@ def test_a_lock_within_one_process(tmp_path: Path) -> None:
         locked(tmp_path, doing="second"),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str) -> None:
+    if kind == "link":
+        (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    elif kind == "folder":
+        (tmp_path / ".lock").mkdir()
+    else:
+        os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(ConfigurationError, match="cannot be held as a lock"), locked(tmp_path, doing="first"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -23,3 +23,10 @@ def test_a_closed_pipe_and_a_full_disk_end_nothing() -> None:
     code = "with harmless_output():\n  for _ in range(10**5): print(_)\nimport sys\nprint('done', file=sys.stderr)"
     for place in ("| head -1", "> /dev/full"):
         assert "done" in run(code, encoding="utf-8", then=place).stderr, place
+
+
+def test_printing_is_given_up_when_nobody_takes_it() -> None:
+    code = "careful_output()\nfor _ in range(10**5): print(_)\nimport sys\nprint('done', file=sys.stderr)"
+    for place in ("| head -1", "> /dev/full", ">&-"):
+        found = run(code, encoding="utf-8", then=place)
+        assert "done" in found.stderr and "Traceback" not in found.stderr, place

@@ -47,11 +47,12 @@ class Sampling:
             raise ConfigurationError(
                 f"seeds are {shown(repr(self.seeds), most=80)}", expected="whole numbers", remedy="list them"
             ) from error
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.steps, self.batch_size) < 1:
+        distinct = self.seeds and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0
+        if not distinct or min(self.steps, self.batch_size) < 1:
             raise ConfigurationError(
                 f"Nothing sensible to sample: seeds {list(self.seeds)}, steps={self.steps}, "
                 f"batch_size={self.batch_size}",
-                expected="distinct seeds, at least one, and numbers of steps and of images at once from 1",
+                expected="distinct seeds from 0, at least one, and numbers of steps and of images at once from 1",
                 remedy="change the settings",
             )
 
