@@ -14,6 +14,7 @@ no UTF-8 or no JSON, is refused with the line. Where there are both tables, the 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from pathlib import Path
@@ -78,10 +79,14 @@ class ImageFolderSource(SampleSource):
         return [(where := f"{self._metadata}, line {number}", json_of(line, where)) for number, line in lines]
 
     def _table(self, text: str) -> list[tuple[str, Any]]:
-        reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+        first = text.partition("\n")[0]
+        delimiter = ";" if first.count(";") > first.count(",") else ","
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         rows: list[tuple[str, Any]] = []
         try:
-            header = list(reader.fieldnames or ())
+            known = ("file_name", *CAPTION_FIELDS)
+            given = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header = [name.lower() if name.lower() in known else name for name in given]
             if len(set(header)) < len(header):
                 raise csv.Error(f"a column occurs twice in {header}")
             # What a short row lacks is None, and what a long one has too much is under None.

@@ -25,7 +25,7 @@ from memtrain.files.pictures import opened_image
 from memtrain.files.text import read_text
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".txt", ".caption")
+SUFFIXES = (".txt", ".caption", ".TXT", ".CAPTION")
 """Of caption files, in the order of preference."""
 MOST_BYTES = 2**20
 """Size of a caption file at most."""
@@ -90,7 +90,8 @@ class SidecarSource(SampleSource):
         for suffix in SUFFIXES:
             path = image.with_suffix(suffix)
             if path.is_file():
-                lines = read_text(path, most=MOST_BYTES).splitlines()
+                # Not `splitlines`: other characters that end lines, such as U+2028, stand within captions.
+                lines = read_text(path, most=MOST_BYTES).replace("\r", "\n").split("\n")
                 return [line for line in lines if line.strip()]
         return []
 

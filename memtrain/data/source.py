@@ -47,6 +47,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from memtrain.data.decoding import decoded
+from memtrain.data.mixed_folders import require_one_kind
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
 from memtrain.files.pictures import SUFFIXES, PictureError, reason
@@ -254,7 +255,10 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
         if module.name not in WITH_LIGHTNING:
             importlib.import_module(f"{package.__name__}.{module.name}")
     kinds: list[Any] = sorted(SampleSource.__subclasses__(), key=lambda kind: kind.__name__)
+    if not path.strip():
+        raise DataError("The path of the data is empty", expected="a folder, shards or a data set", remedy="name it")
     try:
+        require_one_kind(path, captioned=caption is not None)
         for kind in kinds:
             if kind.accepts(path):
                 return kind(path, caption) if kind.takes_caption else kind(path)

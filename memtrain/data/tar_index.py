@@ -3,7 +3,7 @@
 | | |
 |---|---|
 | accepted | uncompressed tars (ustar, GNU, PAX) that end as tars end, with blocks of zeros |
-| passed over | folders, and hidden files (`._a.jpg`, as macOS writes them) |
+| passed over | folders, and hidden files wherever they lie (`._a.jpg` and `__MACOSX`, as macOS writes them) |
 | refused | a tar that is cut inside of a file or between two; further data behind its end, as `cat a.tar b.tar` makes
 it; damaged headers; links, devices, pipes and sparse files; names that are absolute or hold `..`; a name twice |
 
@@ -37,6 +37,8 @@ def index_tar(shard: Path) -> dict[str, dict[str, Place]]:
     """
     index: dict[str, dict[str, Place]] = {}
     for member in _members(shard):
+        if any(part == "__MACOSX" or (part[:1] == "." and part.strip(".")) for part in member.name.split("/")):
+            continue
         key, extension = base_plus_ext(member.name)
         if key is None or extension is None:  # hidden, or without an extension
             continue

@@ -1,0 +1,75 @@
+"""Folders of data that could be read in two ways, or of which a part would be passed over: refused by what they hold.
+
+| holds | refused, because |
+|---|---|
+| shards (.tar) and images, or a table | either would be trained on, and the other passed over |
+| shards in folders below alone, or beside others | only those of the folder itself are read |
+| a table (metadata.jsonl, metadata.csv) in a folder below, and none at the top | its captions would be passed over |
+| metadata.parquet and no other table, .json files beside images without a text file | captions that nobody reads |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from memtrain.data.folder_files import files_below
+from memtrain.errors import DataError
+from memtrain.files.pictures import SUFFIXES
+
+log = logging.getLogger(__name__)
+TABLES = ("metadata.jsonl", "metadata.csv")
+TEXTS = (".txt", ".caption")
+
+
+def require_one_kind(path: str, *, captioned: bool = False) -> None:
+    """Refuse a folder of which a part would be passed over.
+
+    Args:
+        path: of the data; anything but a folder is left alone.
+        captioned: images without a caption have one already; then .json files are only warned of.
+
+    Raises:
+        DataError: naming what it holds.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    files = list(files_below(folder))
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    shards = [file for file in files if file.suffix == ".tar"]
+    tables = [file for file in files if file.name in TABLES]
+    here = [file for file in shards if file.parent == folder]
+    if shards and (images or tables):
+        rest = f"{len(images)} image(s)" if images else f"the table {tables[0].relative_to(folder)}"
+        raise _refused(folder, f"holds {len(shards)} shard(s) and {rest}", "move one of both elsewhere")
+    if shards and len(here) < len(shards):
+        below = _first(folder, [file for file in shards if file.parent != folder])
+        remedy = "name a folder of shards, or a pattern such as 'shards/{00..07}/{0000..0009}.tar'"
+        raise _refused(folder, f"holds shards in folders below it, {below}", remedy)
+    top = [file for file in tables if file.parent == folder]
+    if images and tables and not top:
+        remedy = "name that folder, or put one table with the paths of all images at the top"
+        raise _refused(folder, f"holds a table in a folder below it, {_first(folder, tables)}", remedy)
+    if images and not tables and (folder / "metadata.parquet").is_file():
+        remedy = "write it as metadata.jsonl, or load the folder as a data set (`datasets:` and its path)"
+        raise _refused(folder, "holds metadata.parquet, which is not read", remedy)
+    if not top:
+        named = {file.with_suffix("") for file in files if file.suffix.lower() in TEXTS}
+        described = {file.with_suffix("") for file in files if file.suffix.lower() == ".json"}
+        unread = [image for image in images if image.with_suffix("") in described - named]
+        if unread:
+            remedy = "write the captions into text files (a.txt for a.png) or a metadata.jsonl"
+            what = f"holds {len(unread)} image(s) with a .json file beside them, which is not read"
+            if not captioned:
+                raise _refused(folder, f"{what}, {_first(folder, unread)}", remedy)
+            log.warning("%s %s, %s", folder, what, _first(folder, unread))
+
+
+def _first(folder: Path, files: Sequence[Path]) -> str:
+    return f"first {str(min(files).relative_to(folder))[:80]!a}"
+
+
+def _refused(folder: Path, what: str, remedy: str) -> DataError:
+    return DataError(f"{folder} {what}", expected="data of one kind, all of which is read", remedy=remedy)
