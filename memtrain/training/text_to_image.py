@@ -76,9 +76,9 @@ class TextToImageModule(AveragedModule):
     ) -> None:
         super().__init__()
         self.lora, self.objective = lora, objective or Objective()
-        if learning_rate is not None and not 0 < learning_rate < math.inf:
+        if learning_rate is not None and not 0 <= learning_rate < math.inf:
             raise ConfigurationError(
-                f"learning_rate={learning_rate}", expected="a number above 0", remedy="such as 1e-5 for all weights"
+                f"learning_rate={learning_rate}", expected="a number from 0", remedy="such as 1e-5 for all weights"
             )
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
