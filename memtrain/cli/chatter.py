@@ -21,8 +21,7 @@ def quiet() -> None:
     diffusers.logging.disable_progress_bar()
     # It would repeat the end of every long prompt for every batch; `truncated_prompts` counts them.
     diffusers.logging.set_verbosity_error()
-    # Lightning advertises another package at every start.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda one: "litlogger" not in str(one.msg))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for pattern in (
         "The `srun` command is available",
         "The '.*_dataloader' does not have many workers",
@@ -33,3 +32,8 @@ def quiet() -> None:
         "The number of training batches .* is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning advertises another package at every start."""
+    return "litlogger" not in str(record.msg)
