@@ -44,6 +44,7 @@ class PipelineExport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported, before any work is done."""
+        self._exported = False
         if self.adapters == "lora" and getattr(pl_module, "lora", None) is None:
             raise ConfigurationError(
                 f"PipelineExport is to save adapters, and {type(pl_module).__name__} trains none",

@@ -51,6 +51,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning."""
+        self._received = None
         connector: Any = trainer._accelerator_connector
         if getattr(connector.cluster_environment, "auto_requeue", False):
             return

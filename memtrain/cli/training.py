@@ -22,6 +22,7 @@ from memtrain.callbacks.stop_on_signal import StopOnSignal, Stopped
 from memtrain.cli.chatter import quiet
 from memtrain.cli.continued import require_checkpoint
 from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
+from memtrain.cli.refusal import own_error as hidden_error
 from memtrain.cli.run_settings import check_numbers, require_apart, require_new
 from memtrain.cli.slurm import one_of_an_allocation
 from memtrain.cli.stopped import continue_training, stopped_by_signals
@@ -224,8 +225,5 @@ def _run(args: ArgsType) -> None:
 
 
 def own_error(error: BaseException | None) -> MemtrainError | None:
-    """An error of ours, or the one that the parser met while it made an object, and hid behind one of its own."""
-    found = error
-    while found is not None and not isinstance(found, MemtrainError):
-        found = found.__cause__
-    return found or refused_by_lightning(error)
+    """An error of ours, or the one that the parser hid behind one of its own, or what Lightning's trainer refuses."""
+    return hidden_error(error) or refused_by_lightning(error)

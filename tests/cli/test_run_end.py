@@ -91,3 +91,16 @@ def test_two_trainings_do_not_share_a_folder(stopped: tuple[Path, list[str], int
     run, words, _ = stopped
     with locked(run, doing="train"), pytest.raises(SystemExit, match="Another process writes to"):
         cli.train([*words, "--ckpt_path", "last"])
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_runs_configuration_given_with_another_folder_leaves_the_run_alone(
+    stopped: tuple[Path, list[str], int],
+) -> None:
+    run, _, _ = stopped
+    checkpoint, other = run / "checkpoints" / "last.ckpt", run.parent / "other"
+    before = checkpoint.read_bytes()
+    words = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    cli.train([*words, "--trainer.default_root_dir", str(other), "--trainer.max_steps", "10"])
+    assert checkpoint.read_bytes() == before
+    assert torch.load(other / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
