@@ -69,7 +69,7 @@ def _refuse_or_warn(latents: Tensor) -> None:
     raise ConfigurationError(
         f"{found} in {str(latents.dtype).removeprefix('torch.')}",
         expected="a model that can compute in half precision",
-        remedy="take --precision bfloat16 or float32",
+        remedy="take --dtype bfloat16 or float32",
     )
 
 

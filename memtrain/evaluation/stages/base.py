@@ -79,12 +79,13 @@ class Stage(ABC):
         run: folder of a finished training run.
         output: folder of the results; default `evaluation/` in the run folder, with a model `runs/STAGE/MODEL` (of
             `measure` `runs/evaluation/MODEL`).
-        precision: in which numbers the model computes: half precision on a GPU and float32 on a CPU, or what is named.
+        dtype: in which numbers the model computes: half precision on a GPU (float16 of a U-Net, bfloat16 of a
+            transformer) and float32 on a CPU, or what is named.
     """
 
     run: str = "runs/tiny"
     output: str | None = None
-    precision: Precision = "auto"
+    dtype: Precision = "auto"
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is loaded."""
