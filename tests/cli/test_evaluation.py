@@ -129,7 +129,7 @@ def test_the_type_of_numbers_has_one_name_and_is_known_by_its_former_one(words: 
 
 def test_options_of_sampling_become_one_value() -> None:
     words = "detect --seed 3 --images_per_prompt 2 --steps 5 --guidance_scale 2 --batch_size 6"
-    expected = Sampling(seeds=(3, 4), steps=5, guidance_scale=2.0, batch_size=6)
+    expected = Sampling(seeds=(3, 4), steps=5, guidance_scale=2.0, batch_size=6, by_memory=False)
     assert read_command(words.split()).sampling == expected
     for name in stage_names():
         assert read_command([name]).sampling == Sampling(), f"the defaults of {name} are said elsewhere"

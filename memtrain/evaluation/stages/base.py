@@ -195,14 +195,14 @@ class SamplingOptions:
         seed: first seed.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
+        batch_size: images sampled at once; by default batches of 32, in as many parts as the free memory asks for.
     """
 
     images_per_prompt: int = len(DEFAULT.seeds)
     seed: int = DEFAULT.seeds[0]
     steps: int = DEFAULT.steps
     guidance_scale: float = DEFAULT.guidance_scale
-    batch_size: int = DEFAULT.batch_size
+    batch_size: int | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -211,7 +211,8 @@ class SamplingOptions:
             seeds=range(self.seed, self.seed + self.images_per_prompt),
             steps=self.steps,
             guidance_scale=self.guidance_scale,
-            batch_size=self.batch_size,
+            batch_size=DEFAULT.batch_size if self.batch_size is None else self.batch_size,
+            by_memory=self.batch_size is None,
         )
 
 
