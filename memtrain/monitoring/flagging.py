@@ -34,7 +34,7 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile
+from memtrain.monitoring.measurement import HeldoutSamples, completer, measure_profile, of_all_processes
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.visits import Visits
@@ -210,7 +210,7 @@ class Flagging:
             held = self.heldout_keys.mask(keys)
             if held:
                 self._add_heldout(held, keys, buckets, compared, lengths)
-                keys, buckets, lengths = (_where(held, part, False) for part in (keys, buckets, lengths))
+                keys, buckets, lengths = (_others(held, part) for part in (keys, buckets, lengths))
                 compared = compared[~torch.tensor(held)]
             self.calibration.add(keys, buckets, compared, step, lengths)
 
@@ -243,10 +243,11 @@ class Flagging:
         if self.heldout_keys.share:
             # More as long as there is no threshold: nothing can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
-        for seen in self.host.gather([visits for visits in measured if visits is not None]):
-            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
-            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
-            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
+        if (seen := of_all_processes(self.host, measured)) is None:
+            return
+        buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+        own = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+        self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths)
 
     def add_reference(self, observation: Observation) -> None:
         """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
@@ -295,5 +296,5 @@ class Flagging:
             self.latents.load_state_dict(state["latents"])
 
 
-def _where(mask: Sequence[bool], values: list[Any], wanted: bool) -> list[Any]:
-    return [value for value, chosen in zip(values, mask, strict=True) if chosen is wanted]
+def _others(held: Sequence[bool], values: list[Any]) -> list[Any]:
+    return [value for value, is_held in zip(values, held, strict=True) if not is_held]
