@@ -34,7 +34,7 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, completer, measure_profile, of_all_processes
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile, of_all_processes
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.visits import Visits
