@@ -4,8 +4,8 @@
 
 Each process takes in the visits of all (8 of 16 samples, by default), every 8 batches, and as often 8 held-out samples
 of each; before each batch it asks for the flags of its own samples. The evidence is filled through the same calls, in
-large batches, until every picture has visits enough to be judged. Values are random: 17 of each visit, of which flags go
-by the first, as they do by default. Not in it: what the model computes, the exchange between processes, and the records.
+large batches, until every picture has visits enough to be judged. Values are random: 17 of each visit, of which flags
+go by the first, as they do by default. Not in it: what the model computes, the exchange between processes, the records.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def uuids(count: int, *, seed: int = 0) -> list[str]:
 
 def monitor_update(
     count: int, *, ranks: int = 8, batch: int = 16, seed: int = 0, heldout: bool = True
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Seconds, and bytes a sample, of a run with `count` pictures.
 
     Args:
@@ -123,8 +123,8 @@ def monitor_update(
 
     Returns:
         `step_s` (an update, shared among its batches), `update_s`, `highest_s` (the pictures that are shown as most
-        suspicious), `p_values_s` (of all, at the end), `memory_bytes` (arrays in use, without names), `checkpoint_bytes`
-        (a sample), `uuid_bytes` (likewise, of names that are UUIDs), `save_s`, `load_s`.
+        suspicious), `p_values_s` (of all, at the end), `memory_bytes` (a sample: arrays in use, without names),
+        `checkpoint_bytes` (a sample), `uuid_bytes` (likewise, of names that are UUIDs), `save_s`, `load_s`, `fill_s`.
     """
     began = time.perf_counter()
     watch = Watch(count, heldout=heldout, names=numbered(count), seed=seed)
