@@ -58,7 +58,7 @@ class TextImageDataModule(MaskedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels; a multiple of 8, which is what the autoencoders of such models take.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `masks`, `border_keys` and `heldout_most`, as of :class:`memtrain.data.masked_images.MaskedImages`, and
+        visiting: `masks`, `border_keys` and `heldout_most` of :class:`memtrain.data.masked_images.MaskedImages`, and
             `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
             `cache`, `repeats` and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
 

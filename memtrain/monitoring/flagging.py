@@ -34,9 +34,10 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile, of_all_processes
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, of_all_processes
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.monitoring.profiled_samples import measure_profile
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.readings import Readings
 
@@ -57,8 +58,7 @@ class Flagging:
         paired: the base model's weights, with `reference: paired`.
 
     Raises:
-        CalibrationError: if there are too few held-out samples for the rate, or if `combined` lacks canaries, other
-            training samples or held-out samples.
+        CalibrationError: if the rate, or `combined`, lacks held-out samples, and this canaries or other samples.
     """
 
     def __init__(
