@@ -102,6 +102,11 @@ def data(run: PlannedRun) -> dict[str, Any]:
             "scans them first (python train.py scan shows what it finds), and holds out accordingly"
         )
     _warn_of_few(run, len(held))
+    if len(held) == getattr(run.data, "heldout_most", None):
+        run.warnings.append(
+            f"{len(held)} pictures are held out, as many as heldout_most allows, whatever share of the data that is; a "
+            "rate needs no more"
+        )
     caches = []
     if "latents in memory" in run.caches and hasattr(run.module, "vae"):
         channels, rows, columns = latent_shape(run)

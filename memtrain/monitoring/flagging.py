@@ -33,7 +33,7 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, of_all_processes
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.profiled_samples import measure_profile, profile_of
@@ -57,8 +57,7 @@ class Flagging:
         paired: the base model's weights, with `reference: paired`.
 
     Raises:
-        CalibrationError: if there are too few held-out samples for the rate, or if `combined` lacks canaries, other
-            training samples or held-out samples.
+        CalibrationError: if the rate, or `combined`, lacks held-out samples, and this canaries or other samples.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ class Flagging:
             held = self.heldout_keys.mask(keys)
             if held:
                 self._add_heldout(held, keys, buckets, compared, lengths)
-                keys, buckets, lengths = (_where(held, part, False) for part in (keys, buckets, lengths))
+                keys, buckets, lengths = (_others(held, part) for part in (keys, buckets, lengths))
                 compared = compared[~torch.tensor(held)]
             self.calibration.add(keys, buckets, compared, step, lengths)
 
@@ -242,11 +241,12 @@ class Flagging:
         if self.heldout_keys.share:
             # More as long as there is no threshold: nothing can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
-        for seen in self.host.gather([visits for visits in measured if visits is not None]):
-            self.first_visits.meet(seen.keys)
-            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
-            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
-            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
+        if (seen := of_all_processes(self.host, measured)) is None:
+            return
+        self.first_visits.meet(seen.keys)
+        buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+        own = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+        self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths)
 
     def add_reference(self, observation: Observation) -> None:
         """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
@@ -295,5 +295,5 @@ class Flagging:
             self.latents.load_state_dict(state["latents"])
 
 
-def _where(mask: Sequence[bool], values: list[Any], wanted: bool) -> list[Any]:
-    return [value for value, chosen in zip(values, mask, strict=True) if chosen is wanted]
+def _others(held: Sequence[bool], values: list[Any]) -> list[Any]:
+    return [value for value, is_held in zip(values, held, strict=True) if not is_held]
