@@ -1,12 +1,13 @@
-"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what a CPU's allocator counts.
+"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what an allocator counts.
 
     python benchmarks/evaluation_memory.py --json benchmarks/evaluation_memory.json
 
-Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of the
-pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32, with
-guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that bring
-images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and what CUDA
-takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded model.
+Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of
+the pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32,
+with guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that
+bring images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and
+what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded
+model.
 """
 
 from __future__ import annotations
