@@ -12,6 +12,7 @@ from memtrain.callbacks.model_card import LORA_FILE
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.cli.plan_cost import disk, latent_shape, measure, memory
 from memtrain.cli.plan_run import PlannedRun
+from memtrain.cli.plan_start import before_the_first_step
 from memtrain.evaluation.stages.measure.verdict import FEWEST_HELDOUT
 from memtrain.evidence.thresholds import heldout_method
 from memtrain.models.backbones.base import find_denoiser, unwrap
@@ -33,6 +34,8 @@ def resolved(run: PlannedRun, *, measured: bool = False) -> dict[str, dict[str, 
     """
     figures = {"Model": model(run), "Data": data(run), "Training": training(run)}
     figures["Watch"] = watch(run) if run.batches else {"signals": None}
+    if run.batches:
+        figures["Before step 1"] = before_the_first_step(run)
     figures["Afterwards"] = afterwards(run)
     estimable = all(hasattr(run.module, name) for name in ("parts", "execution", "optimizer_class", "ema"))
     if estimable and run.batches:

@@ -34,9 +34,10 @@ from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.monitoring.profiled_samples import measure_profile
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.readings import Readings
 
