@@ -56,7 +56,9 @@ class TokenTable(Mapping[str, Tensor]):
         types: of what the tokenizer made.
     """
 
-    def __init__(self, fields: Mapping[str, Tensor] | None = None, types: Mapping[str, torch.dtype] | None = None):
+    def __init__(
+        self, fields: Mapping[str, Tensor] | None = None, types: Mapping[str, torch.dtype] | None = None
+    ) -> None:
         self.fields, self.types = dict(fields or {}), dict(types or {})
 
     def __getitem__(self, name: str) -> Tensor:
