@@ -66,7 +66,7 @@ def run(
         {"columns": 1, "sign": "high", "heldout": 40},
         {"columns": 3, "sign": "unknown", "heldout": 40, "missing": 0.1},
         {"columns": 5, "sign": "low", "heldout": 20, "scored": slice(0, 1)},
-        {"columns": 1, "sign": "high", "heldout": 40, "processes": 4},
+        {"columns": 1, "sign": "high", "heldout": 160, "processes": 4, "often": 8, "steps": 20},
         {"columns": 1, "sign": "high", "heldout": 0, "often": 4, "steps": 60},
         {"columns": 2, "sign": "unknown", "heldout": 0, "missing": 0.1, "steps": 70},
     ],
