@@ -18,13 +18,12 @@ from memtrain.data.dataset import Batch, Tokens
 from memtrain.data.images import to_pixel_values
 from memtrain.data.shard_feed import Feed, Place, Share
 from memtrain.data.shard_reading import Raw
+from memtrain.data.stream_broken import Broken
 from memtrain.data.streamed_sample import StreamedSample
 from memtrain.errors import DataError
 
 NOWHERE = Place()
 """The beginning of an epoch."""
-Broken = tuple[str, str, str]
-"""Key, shard and reason of a sample that cannot be used."""
 
 
 @dataclass(frozen=True)
