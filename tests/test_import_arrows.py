@@ -12,13 +12,14 @@ import pytest
 
 from .conftest import ROOT
 
-FREE = {"errors", "files", ""}
+FREE = {"errors", "files", "engines", ""}
 """Importable by everything; "" is `memtrain/__init__.py`."""
 
 ARROWS = {
     "": set(),
     "errors": set(),
     "files": set(),
+    "engines": set(),
     "functional": set(),
     "models": {"functional"},
     "records": set(),

@@ -18,8 +18,9 @@ from memtrain.cli.faults import SMALLER_SCAN, explained
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.data.source import open_source
+from memtrain.engines.base import LOCAL, EngineOptions, opened
 from memtrain.errors import ConfigurationError, DataError
-from memtrain.evaluation.stages.shards import MERGE, read_shard
+from memtrain.evaluation.stages.shards import MERGE, Shard, read_shard
 from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_page import write_page
 from memtrain.families.scan_result import EXCLUDE, SUMMARY, TABLE, Scan, write_exclude, write_scan
@@ -42,7 +43,9 @@ this command shows what it finds, before training:
 
 It writes report.html (contact sheets of the largest families), exclude.csv (all files of a picture but the largest),
 and families.parquet and scan.json (everything found). A scan that was stopped goes on when the same command is given
-again."""
+again.
+
+  python train.py scan my_folder --engine ray        the same on Ray (extra `ray`), with the same results"""
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -97,6 +100,7 @@ def command_parser() -> CarefulParser:
         "`array` for that of a Slurm job array. By default what torchrun says, or all images.",
     )
     parser.add_class_arguments(ScanSettings, as_group=False)
+    parser.add_class_arguments(EngineOptions, as_group=False)
     return parser
 
 
@@ -104,12 +108,20 @@ def run_scan(options: Namespace) -> None:
     """Scan, write the results and say what was found."""
     path = data_path(options)
     shard = read_shard(options.shard)
+    engine = EngineOptions(**{name: options[name] for name in EngineOptions.__dataclass_fields__})
+    if engine.engine != LOCAL and shard != Shard():
+        raise ConfigurationError(
+            f"engine={engine.engine} and a part of the images ({options.shard or 'of this job'})",
+            expected="one of both: the engine shares out the images by itself",
+            remedy="leave --engine or --shard out",
+        )
     output = Path(options.output)
     require_writable(output)
     settings = ScanSettings(**{name: options[name] for name in ScanSettings.__dataclass_fields__})
     source = open_source(path)
     part = None if shard is None else (shard.index, shard.count)
-    found = scan(source, settings=settings, folder=output, shard=part)
+    with opened(engine) as runs:
+        found = scan(source, settings=settings, folder=output, shard=part, engine=runs)
     if found is None:
         print(
             f"Part {shard} of the images is done; others are not yet. Whoever finishes last writes the results to "

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memtrain.engines.base import Engine, LocalEngine
 from memtrain.errors import DataError
 from memtrain.families.registration import (
     COARSE,
@@ -33,6 +34,8 @@ from memtrain.families.registration import (
 
 PAIRS = 256
 """Compared at a time."""
+PIECE = 16
+"""Times as many are one piece of work for an engine."""
 ALIKE_COARSELY, ALIKE, CLEARLY_ALIKE = 0.4, 0.5, 0.7
 """Pairs below are dropped: by the coarse correlation, and by the variance explained at 16 and at 32 pixels."""
 NOTHING = -20.0
@@ -43,13 +46,14 @@ _FLOOR = 2e-4
 """Variance of what is taken for flat: about 4 grey levels."""
 
 
-def compare(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def compare(first: np.ndarray, second: np.ndarray, pairs: np.ndarray, *, engine: Engine | None = None) -> np.ndarray:
     """Scores of pairs: the log odds that both show one picture, before anything is known of the data.
 
     Args:
         first: `(n, 32, 32, 3)` uint8 thumbnails.
         second: `(m, 32, 32, 3)` uint8, which may be the same.
         pairs: `(p, 2)`, an index into each.
+        engine: runs it; default in this process.
 
     Returns:
         `(p,)` fp32; -20 where the pictures are nothing like each other.
@@ -67,11 +71,18 @@ def compare(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndar
     scores = np.full(len(pairs), NOTHING, dtype=np.float32)
     # Pairs of one image follow each other, so that its spectra are made once.
     order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, dtype=np.int64)
-    with torch.inference_mode():
-        for start in range(0, len(order), PAIRS):
-            some = order[start : start + PAIRS]
-            scores[some] = _scores(first, second, pairs[some]).numpy()
+    engine = engine or LocalEngine()
+    pieces = [order[start : start + PIECE * PAIRS] for start in range(0, len(order), PIECE * PAIRS)]
+    shared = [engine.share(one) for one in (first, second)] if pieces else []
+    for some, found in zip(pieces, engine.map(_piece, (pairs[some] for some in pieces), shared=shared), strict=True):
+        scores[some] = found
     return scores
+
+
+def _piece(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        parts = [_scores(first, second, pairs[start : start + PAIRS]) for start in range(0, len(pairs), PAIRS)]
+    return torch.cat(parts).numpy()
 
 
 def _scores(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memtrain.engines.base import Engine
 from memtrain.errors import DataError
 from memtrain.families.captions import LEVEL, caption_families
 from memtrain.families.exact import first_equal
@@ -49,6 +50,7 @@ def find_families(
     caption_level: float | None = LEVEL,
     search: Search | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> FoundFamilies:
     """Which samples are one picture, and which share a caption.
 
@@ -60,6 +62,7 @@ def find_families(
         caption_level: Jaccard similarity of nearly equal captions; None for equal ones only.
         search: proposes pairs of descriptors; default the exact search.
         seed: of the samples that a calibration draws.
+        engine: compares pictures; default in this process.
 
     Raises:
         DataError: if a key comes twice, or keys, captions and looks are not of one length.
@@ -79,6 +82,7 @@ def find_families(
         false_merge_rate=false_merge_rate,
         search=search,
         seed=seed,
+        engine=engine,
     )
     pictures, similarity, reason = _pictures(keys, first, distinct, near)
     names = caption_families(captions, level=caption_level)

@@ -8,20 +8,23 @@ than :data:`ENOUGH` pixels a side, so memory does not grow with the data.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm.auto import tqdm
 
-from memtrain.errors import DataError
+from memtrain.engines.base import Engine
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.descriptors.base import Descriptor
 from memtrain.families.exact import pixel_hash
-from memtrain.families.look_parts import GROUP, Looks
+from memtrain.families.look_parts import GROUP, LookParts, Looks
 from memtrain.families.looks import thumbnail
 from memtrain.families.registration import SIDE
 
@@ -93,7 +96,7 @@ def groups_of(first: int, last: int) -> list[range]:
 
 
 def look_at(
-    source: ScannedSource, descriptor: Descriptor, groups: Iterable[range], *, pool: ThreadPoolExecutor
+    source: ScannedSource, descriptor: Descriptor, groups: Iterable[Sequence[int]], *, pool: ThreadPoolExecutor
 ) -> Iterator[Looks]:
     """The looks of samples, a group after the other.
 
@@ -107,7 +110,7 @@ def look_at(
         The looks of each group.
     """
     left = iter(groups)
-    waiting: deque[tuple[range, list[Future[_Decoded | str]]]] = deque()
+    waiting: deque[tuple[Sequence[int], list[Future[_Decoded | str]]]] = deque()
     while True:
         while len(waiting) <= AHEAD and (group := next(left, None)) is not None:
             waiting.append((group, [pool.submit(decode, source, row) for row in group]))
@@ -117,7 +120,7 @@ def look_at(
         yield _described(group, [future.result() for future in futures], descriptor)
 
 
-def _described(group: range, found: Sequence[_Decoded | str], descriptor: Descriptor) -> Looks:
+def _described(group: Sequence[int], found: Sequence[_Decoded | str], descriptor: Descriptor) -> Looks:
     images = {row: one for row, one in zip(group, found, strict=True) if isinstance(one, _Decoded)}
     decoded = list(images.values())
     return Looks(
@@ -128,3 +131,49 @@ def _described(group: range, found: Sequence[_Decoded | str], descriptor: Descri
         sizes=np.array([one.size for one in decoded], np.int32).reshape(-1, 2),
         broken={row: one for row, one in zip(group, found, strict=True) if isinstance(one, str)},
     )
+
+
+def look_by(
+    engine: Engine,
+    source: ScannedSource,
+    *,
+    describes: Descriptor,
+    parts: LookParts,
+    shard: tuple[int, int],
+    progress: bool,
+) -> None:
+    """Look at what is missing of a shard, a part of the scan as a piece of work each.
+
+    Args:
+        engine: runs the pieces, each of which writes its part.
+        source: has the images.
+        describes: the descriptor.
+        parts: of the scan.
+        shard: index and count.
+        progress: show a bar.
+
+    Raises:
+        ConfigurationError: if what was written is not there, because the machines share no file system.
+    """
+    missing = parts.missing(shard)
+    left = sum(last - first + 1 for first, last in missing)
+    done = engine.map(_look_at_part, missing, shared=(source, describes, parts))
+    with tqdm(total=left, desc="scanning", unit="image", disable=not progress) as bar:
+        for images in done:
+            bar.update(images)
+    if lost := parts.missing(shard):
+        raise ConfigurationError(
+            f"{len(lost)} of {len(missing)} parts that other processes wrote are not in {parts.folder}",
+            expected="a folder that all machines share, under the same path",
+            remedy="name one with --output",
+        )
+
+
+def _look_at_part(source: ScannedSource, describes: Descriptor, parts: LookParts, part: tuple[int, int]) -> int:
+    """The number of images in a part, whose looks are written now."""
+    began = time.perf_counter()
+    if not parts.has(part):
+        with ThreadPoolExecutor(1) as pool:
+            looks = Looks.joined(list(look_at(source, describes, groups_of(*part), pool=pool)))
+        parts.append(part, replace(looks, seconds=time.perf_counter() - began))
+    return part[1] - part[0] + 1

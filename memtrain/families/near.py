@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memtrain.engines.base import Engine
 from memtrain.errors import DataError
 from memtrain.families.agreement import compare
 from memtrain.families.grouping import DisjointSets, around_representatives
@@ -57,6 +58,7 @@ def find_near(
     false_merge_rate: float = 0.01,
     search: Search | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Near:
     """Families of near copies.
 
@@ -66,6 +68,7 @@ def find_near(
         false_merge_rate: wanted share of images that are joined to another picture by mistake.
         search: proposes pairs; default the exact search.
         seed: of the samples that the calibration draws.
+        engine: compares the pairs; default in this process.
 
     Raises:
         DataError: if the arrays do not belong together, or descriptors are no numbers.
@@ -80,12 +83,16 @@ def find_near(
         )
     search = search or ExactSearch()
     candidates = _candidates(descriptors, search, seed)
-    scores = compare(thumbnails, thumbnails, candidates)
+    scores = compare(thumbnails, thumbnails, candidates, engine=engine)
     rough = DisjointSets(count)
     for one, other in candidates[scores >= reference_threshold(false_merge_rate)]:
         rough.join(int(one), int(other))
-    threshold = calibrate(thumbnails, candidates, rough.names(), false_merge_rate=false_merge_rate, seed=seed)
-    return _families(descriptors, thumbnails, candidates, scores, search=search, threshold=threshold, seed=seed)
+    threshold = calibrate(
+        thumbnails, candidates, rough.names(), false_merge_rate=false_merge_rate, seed=seed, engine=engine
+    )
+    return _families(
+        descriptors, thumbnails, candidates, scores, search=search, threshold=threshold, seed=seed, engine=engine
+    )
 
 
 def _families(
@@ -97,12 +104,13 @@ def _families(
     search: Search,
     threshold: NearThreshold,
     seed: int,
+    engine: Engine | None,
 ) -> Near:
     count = len(thumbnails)
     sets, pairs, held = DisjointSets(count), np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
 
     def check(asked: NDArray[np.int64]) -> NDArray[np.float32]:
-        return compare(thumbnails, thumbnails, asked)
+        return compare(thumbnails, thumbnails, asked, engine=engine)
 
     heads, names = np.arange(count), np.arange(count)
     for _ in range(ROUNDS):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memtrain.engines.base import Engine
 from memtrain.errors import ConfigurationError
 from memtrain.families.agreement import compare
 
@@ -89,6 +90,7 @@ def calibrate(
     *,
     false_merge_rate: float,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> NearThreshold:
     """The threshold for the data at hand.
 
@@ -98,6 +100,7 @@ def calibrate(
         rough: `(n,)`, the family of each image by a first look.
         false_merge_rate: wanted.
         seed: of the choice of pictures.
+        engine: compares the pairs; default in this process.
     """
     reference = reference_threshold(false_merge_rate)
     asked = _one_of_each(candidates, rough)
@@ -110,14 +113,16 @@ def calibrate(
     turned = np.ascontiguousarray(thumbnails[:, ::-1])
     involved = np.unique(asked)
     symmetric = np.zeros(len(thumbnails), dtype=bool)
-    symmetric[involved] = compare(thumbnails, turned, np.stack([involved, involved], axis=1)) >= SYMMETRIC
+    symmetric[involved] = (
+        compare(thumbnails, turned, np.stack([involved, involved], axis=1), engine=engine) >= SYMMETRIC
+    )
     asked = asked[~symmetric[asked].all(axis=1)]
     families = rough[asked[:, 0]]
     counted = np.unique(families)
     if len(counted) < ENOUGH:
         return NearThreshold(reference, false_merge_rate, 0)
     best = np.full(len(thumbnails), -np.inf)
-    np.maximum.at(best, families, compare(thumbnails, turned, asked))
+    np.maximum.at(best, families, compare(thumbnails, turned, asked, engine=engine))
     level = float(np.quantile(best[counted], 1 - TURNED))
     move = min(max(level - REFERENCE_TURNED, BOUNDS[0]), BOUNDS[1])
     return NearThreshold(reference + move, false_merge_rate, len(counted))

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
+from memtrain.engines.base import Engine, LocalEngine
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.captions import LEVEL, caption_families
 from memtrain.families.content import files_of
@@ -33,7 +34,7 @@ from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.faiss_search import FaissSearch, faiss_is_there, faiss_module
 from memtrain.families.find import find_families
 from memtrain.families.look_parts import LookParts, Looks
-from memtrain.families.looking import ScannedSource, default_workers, groups_of, look_at
+from memtrain.families.looking import ScannedSource, default_workers, groups_of, look_at, look_by
 from memtrain.families.near_threshold import reference_threshold
 from memtrain.families.scan_result import Scan
 from memtrain.families.search import ExactSearch, Search
@@ -116,6 +117,7 @@ def scan(
     folder: Path | None = None,
     shard: tuple[int, int] | None = (0, 1),
     progress: bool = True,
+    engine: Engine | None = None,
 ) -> Scan | None:
     """Look at every image of a source and find the families.
 
@@ -127,6 +129,8 @@ def scan(
         shard: index and count of the part that this process looks at; None to look at nothing and find the families in
             what other processes wrote.
         progress: show a bar.
+        engine: looks at the images and compares pictures; default in this process. Another one needs a folder that all
+            of its machines share.
 
     Returns:
         None if other processes have not looked at their parts yet. Whoever is last finds the families.
@@ -140,13 +144,15 @@ def scan(
     # What is refused at the end is refused now, not after hours.
     settings.searches(len(source.samples))
     _check_keys(source)
+    engine = engine or LocalEngine()
     if folder is None:
-        if shard != (0, 1):
+        if shard != (0, 1) or not isinstance(engine, LocalEngine):
+            asked = f"shard={shard}" if isinstance(engine, LocalEngine) else "An engine of other processes"
             raise ConfigurationError(
-                f"shard={shard} without a folder", expected="a folder that all processes share", remedy="name one"
+                f"{asked} without a folder", expected="a folder that all processes share", remedy="name one"
             )
         with tempfile.TemporaryDirectory(prefix="memtrain-scan-") as temporary:
-            return _scan(source, settings, Path(temporary), content="", shard=shard, progress=progress)
+            return _scan(source, settings, Path(temporary), content="", shard=shard, progress=progress, engine=engine)
     content = files_of(source)
     if content is None:
         raise ConfigurationError(
@@ -155,7 +161,7 @@ def scan(
             expected="a path for every sample from its method `stored_in(index)`",
             remedy="add the method, or scan without a folder",
         )
-    return _scan(source, settings, folder, content=content, shard=shard, progress=progress)
+    return _scan(source, settings, folder, content=content, shard=shard, progress=progress, engine=engine)
 
 
 def _check_keys(source: ScannedSource) -> None:
@@ -181,11 +187,15 @@ def _scan(
     content: str,
     shard: tuple[int, int] | None,
     progress: bool,
+    engine: Engine,
 ) -> Scan | None:
     identity = {"format": _FORMAT, "content": content, "descriptor": settings.described_by}
     parts = LookParts(folder / "looks", identity, samples=len(source.samples))
     if shard is not None:
-        _look(source, settings, parts, shard=shard, progress=progress)
+        if isinstance(engine, LocalEngine):
+            _look(source, settings, parts, shard=shard, progress=progress)
+        else:
+            look_by(engine, source, describes=settings.describes, parts=parts, shard=shard, progress=progress)
         if parts.missing():
             return None
     looks = parts.merged()
@@ -209,6 +219,7 @@ def _scan(
         false_merge_rate=settings.false_merge_rate,
         caption_level=settings.caption_level,
         search=settings.searches(len(looks)),
+        engine=engine,
     )
     return Scan(
         families=found.families,

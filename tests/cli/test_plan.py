@@ -94,12 +94,28 @@ def test_a_plan_says_what_the_run_will_do(planned: Planned, tmp_path: Path, caps
     assert any("2 of 20 pictures" in warning for warning in found["warnings"])
     assert watch["threshold_rests_on"] == "20 held-out samples (order statistic)"
     assert watch["mitigations"] == ["SampleSkipping"]
+    before = found["Before step 1"]
+    assert (before["images_scanned"], before["images_encoded"]) == (40, 40)
+    # Forty samples at four timesteps with two noises; twenty held-out ones until they have six visits.
+    assert (before["profile_forwards"], before["held-out_forwards"]) == (320, 120)
+    assert before["forwards_last_as_long_as"] == "about 37 batches of training"
+    assert not any("first_visit" in warning for warning in found["warnings"])
     assert found["Model"]["trained_parameters"] * 4 == found["Memory"]["gradients_bytes"]
     # Three with a number and the last one, of weights, two moments and the average.
     assert found["Disk"]["checkpoints (4)_bytes"] == 4 * 4 * found["Memory"]["gradients_bytes"]
     assert 0 < found["Memory"]["gradients_bytes"] * 5 < found["Memory"]["peak_bytes"]
     assert found["Time"]["seconds_per_batch"] > 0
     assert found["problems"] == []
+
+
+def test_a_profile_that_takes_long_before_the_first_step_is_named(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memtrain.cli.plan_start.MANY", 20)
+    found = planned(monitor={"reference": True})
+    assert any("`reference: first_visit` training begins at once" in warning for warning in found["warnings"])
+    found = planned(monitor={"reference": "paired"})
+    assert "profile_forwards" not in found["Before step 1"]
 
 
 def test_adapters_are_planned_as_adapters(planned: Planned) -> None:

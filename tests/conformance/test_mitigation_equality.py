@@ -94,6 +94,7 @@ def test_it_acts(case: Case, runs: Runs) -> None:
         assert distance(runs.whole(case), runs.whole(CASES[0])) > 1e-4
 
 
+@pytest.mark.slow
 @EVERY
 def test_two_processes_equal_one(case: Case, runs: Runs) -> None:
     one, both = runs.whole(case), runs.two(case)

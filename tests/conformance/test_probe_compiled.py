@@ -49,8 +49,12 @@ COMPILED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize(
     ("family", "way"),
     [
-        *((family, "wrapped") for family in FAMILIES),
-        *((family, way) for family in ("unet", "flux") for way in ("in place", "fullgraph", "repeated blocks")),
+        *(pytest.param(family, "wrapped", marks=pytest.mark.slow) for family in FAMILIES),
+        *(
+            pytest.param(family, way, marks=[] if way == "in place" else pytest.mark.slow)
+            for family in ("unet", "flux")
+            for way in ("in place", "fullgraph", "repeated blocks")
+        ),
     ],
 )
 def test_compiled_before_attaching(family: str, model: nn.Module, way: str) -> None:
@@ -64,6 +68,7 @@ def test_compiled_before_attaching(family: str, model: nn.Module, way: str) -> N
 
 
 @compiling
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["unet", "flux"])
 def test_compiled_with_gradient_checkpointing(family: str, model: nn.Module) -> None:
     expected, untouched = oracle(family, model), plain(family, model)
@@ -77,7 +82,11 @@ def test_compiled_with_gradient_checkpointing(family: str, model: nn.Module) -> 
 
 @compiling
 @pytest.mark.parametrize(
-    ("family", "way"), [*((family, "wrapped, traced") for family in FAMILIES), ("unet", "in place")]
+    ("family", "way"),
+    [
+        *(pytest.param(family, "wrapped, traced", marks=pytest.mark.slow) for family in FAMILIES),
+        ("unet", "in place"),
+    ],
 )
 def test_attached_after_the_first_compiled_call_raises(family: str, model: nn.Module, way: str) -> None:
     compiled = COMPILED[way](model)

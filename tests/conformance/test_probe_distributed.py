@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DISTRIBUTED = """
 import os, sys, torch
 from torch.distributed.fsdp import fully_shard
@@ -40,6 +42,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ddp_and_fsdp2_on_two_processes(tmp_path: Path) -> None:
     """Every family under both, in one pair of processes."""
     script, root = tmp_path / "distributed.py", Path(__file__).parents[2]

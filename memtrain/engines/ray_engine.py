@@ -1,0 +1,158 @@
+"""Pieces of work on Ray: on this machine's processors, or on those of a cluster (extra `ray`).
+
+Ray is an engine that exists: it places pieces on machines, sends them what they share once for each machine, and starts
+a piece again whose process died. Each piece has one processor and one thread. The machines of a cluster trust each
+other: whoever may connect to it may run code on it (docs/threat_model.md).
+Cost: some seconds for a Ray of its own to start.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import memtrain
+from memtrain.errors import ConfigurationError, ResourceError
+
+AHEAD = 2
+"""Pieces that are handed out for each that can run, so that none waits for the next."""
+REMEMBERED = 4
+"""Shared values that are known again."""
+AGAIN = 3
+"""Times that a piece is started again whose process died."""
+
+
+class RayEngine:
+    """Runs pieces of work on Ray, which is connected.
+
+    Args:
+        ray: the package.
+        tasks: pieces at a time; default as many as there are processors.
+    """
+
+    def __init__(self, ray: Any, tasks: int | None) -> None:
+        self.ray = ray
+        self.tasks = tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._sent: deque[tuple[Any, Any]] = deque(maxlen=REMEMBERED)
+        self._place = self.share((memtrain.__version__, os.getcwd()))
+
+    def share(self, value: Any) -> Any:
+        """A reference to the value, which is now in Ray's store."""
+        known = next((reference for one, reference in self._sent if one is value), None)
+        if known is None:
+            known = self.ray.put(value)
+            self._sent.append((value, known))
+        return known
+
+    def map(self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = ()) -> Iterator[Any]:
+        """See :class:`memtrain.engines.base.Engine`.
+
+        Raises:
+            ResourceError: if the process of a piece died again and again.
+        """
+        run = self.ray.remote(num_cpus=1, max_retries=AGAIN)(_piece)
+        sent = [one if isinstance(one, self.ray.ObjectRef) else self.share(one) for one in shared]
+        waiting: deque[Any] = deque()
+        left = iter(items)
+        most = self.tasks * AHEAD
+        try:
+            while True:
+                while len(waiting) < most and (item := next(left, _NO_MORE)) is not _NO_MORE:
+                    waiting.append(run.remote(self._place, function, item, *sent))
+                if not waiting:
+                    return
+                yield self._result(waiting.popleft())
+        finally:
+            for one in waiting:
+                self.ray.cancel(one, force=True)
+
+    def _result(self, reference: Any) -> Any:
+        errors = self.ray.exceptions
+        try:
+            return self.ray.get(reference)
+        except errors.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, Exception) else error from error
+        except errors.RayError as error:
+            raise ResourceError(
+                f"A piece of work ended on Ray, {AGAIN + 1} times: {str(error).splitlines()[0]:.200}",
+                expected="processes that live until their work is done",
+                remedy="look at the memory of the machines; fewer pieces at a time need less of it (--engine_tasks 1); "
+                "what is done is kept, and the same command goes on",
+            ) from error
+
+
+_NO_MORE = object()
+
+
+def _piece(place: tuple[str, str], function: Callable[..., Any], item: Any, *shared: Any) -> Any:
+    """One piece of work, in a process of Ray's."""
+    import torch
+
+    version, folder = place
+    if version != memtrain.__version__:
+        raise ConfigurationError(
+            f"{socket.gethostname()} has memtrain {memtrain.__version__}, and {version} asks it to work",
+            expected="one version on all machines",
+            remedy="install the same version everywhere",
+        )
+    if not Path(folder).is_dir():
+        raise ConfigurationError(
+            f"{socket.gethostname()} has no folder {folder}",
+            expected="a file system that all machines share, under the same paths",
+            remedy="run the command in a folder that all machines have",
+        )
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    return function(*shared, item)
+
+
+@contextmanager
+def on_ray(address: str | None, tasks: int | None) -> Iterator[RayEngine]:
+    """A connection to Ray.
+
+    Args:
+        address: of a cluster; None for a Ray of its own on this machine, which ends with the context.
+        tasks: pieces at a time.
+
+    Raises:
+        ConfigurationError: if Ray is not installed, or the cluster is not to be reached.
+    """
+    ray = _imported()
+    if ray.is_initialized():  # by the program that this is part of
+        yield RayEngine(ray, tasks)
+        return
+    # Nothing is told to anybody, and nobody but this machine reaches a Ray of its own.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own: dict[str, Any] = {"num_cpus": tasks, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    given = own if address is None else {"address": address}
+    try:
+        ray.init(**given, logging_level="error", log_to_driver=False, configure_logging=False)
+    except Exception as error:  # of Ray, gRPC and sockets
+        raise ConfigurationError(
+            f"Ray{f' at {address!r}' if address else ''} cannot be reached: {str(error).splitlines()[0]:.300}",
+            expected="a running cluster, or room for a Ray on this machine",
+            remedy="check --engine_address, or start a cluster (ray start --head)",
+        ) from error
+    try:
+        yield RayEngine(ray, tasks)
+    finally:
+        ray.shutdown()
+
+
+def _imported() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Ray cannot be imported: {error}",
+            expected="the extra `ray`",
+            remedy="pip install 'memtrain[ray]' (or pip install ray), or leave --engine out",
+        ) from error
