@@ -7,9 +7,12 @@ this process has seen since it began, counted as :data:`FIRST` samples at least.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,14 +76,15 @@ class BrokenList:
             self._written = _read(path)
             self.folder.mkdir(parents=True, exist_ok=True)
         writer = csv.writer(text, lineterminator="\n")
-        if not path.exists():
-            writer.writerow(COLUMNS)
         for key, shard, reason in broken:
             if (key, shard) not in self._written:
                 self._written.add((key, shard))
                 writer.writerow([safe_cell(key), safe_cell(shard), safe_cell(" ".join(reason.split()))])
         with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            header = "" if os.fstat(file.fileno()).st_size else ",".join(COLUMNS) + "\n"
+            file.write(header + text.getvalue())
 
 
 def _read(path: Path) -> set[tuple[str, str]]:
