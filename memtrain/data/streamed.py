@@ -39,10 +39,11 @@ from torch.utils.data import DataLoader
 from memtrain.data.dataset import Batch, tokens_by
 from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, parsed
-from memtrain.data.shard_feed import Feed, Place, ShardFeed
+from memtrain.data.shard_feed import ShardFeed
 from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_urls, shards_mark
 from memtrain.data.stream_broken import BrokenList
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
+from memtrain.data.stream_place import Feed, Place
 from memtrain.data.streamed_rows import RowFeed, streamed_rows
 from memtrain.errors import ConfigurationError
 from memtrain.files.resume_contract import check_settings, plain
