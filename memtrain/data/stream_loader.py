@@ -1,8 +1,8 @@
 """Batches of a stream, in an order that does not depend on how fast its workers are.
 
-Each loader worker makes whole batches of what it draws (:class:`memtrain.data.stream_place.Feed`), and workers take turns
-for ever: one whose samples are through says so in its turns, until all have said it. With each batch comes the place
-that its worker had reached, so a checkpoint can say where every worker is, and a resumed run begins there.
+Each loader worker makes whole batches of what it draws (:class:`memtrain.data.stream_place.Feed`), and workers take
+turns for ever: one whose samples are through says so in its turns, until all have said it. With each batch comes the
+place that its worker had reached, so a checkpoint can say where every worker is, and a resumed run begins there.
 """
 
 from __future__ import annotations
