@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -38,9 +39,11 @@ from torch.utils.data import DataLoader
 from memtrain.data.dataset import Batch
 from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, parsed
-from memtrain.data.shard_feed import Feed, Place, ShardFeed
+from memtrain.data.shard_feed import ShardFeed
 from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_urls, shards_mark
+from memtrain.data.stream_broken import BrokenList
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
+from memtrain.data.stream_place import Feed, Place
 from memtrain.data.streamed_rows import RowFeed, streamed_rows
 from memtrain.data.token_table import tokens_by
 from memtrain.errors import ConfigurationError
@@ -62,6 +65,7 @@ class StreamedImages(LightningDataModule):
         batches_per_epoch: of each process; default as many as there are, on one process.
         keys: of shards: `name` where base names are unique; `shard` puts the name of the shard before them.
         broken: what becomes of samples and shards that cannot be read: `stop` the run, or `skip` them.
+        broken_share: of the samples that may be skipped.
         allow_pipes: run the commands of `pipe:` in a script of your own; on the command line it is `--trust pipe`.
     """
 
@@ -77,6 +81,7 @@ class StreamedImages(LightningDataModule):
         batches_per_epoch: int | None = None,
         keys: Literal["name", "shard"] = "name",
         broken: Literal["stop", "skip"] = "stop",
+        broken_share: float = 0.01,
         allow_pipes: bool = False,
     ) -> None:
         super().__init__()
@@ -101,7 +106,8 @@ class StreamedImages(LightningDataModule):
         self.path, self.resolution, self.batch_size = path, resolution, batch_size
         self.num_workers, self.shuffle_buffer = num_workers, shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.batches_per_epoch, self.keys, self.broken = batches_per_epoch, keys, broken
+        self.batches_per_epoch, self.keys = batches_per_epoch, keys
+        self.broken, self.broken_share = broken, broken_share
         self._at = Begin()
         self._start: Begin | None = None
         self._loader: StreamLoader | None = None
@@ -209,6 +215,7 @@ class StreamedImages(LightningDataModule):
         if trainer is not None:
             loader.epoch = lambda: trainer.current_epoch
             loader.begin = self._begin
+            loader.report = BrokenList(Path(trainer.default_root_dir), share=self.broken_share)
         self._loader = loader
         return loader
 

@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.data.shard_feed import Place
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
+from memtrain.data.stream_place import Place
 from memtrain.data.streamed import StreamedImages
 from memtrain.data.streamed_rows import RowFeed
 from memtrain.errors import ConfigurationError, DataError
