@@ -201,8 +201,15 @@ class HeldoutSamples:
         return timesteps.tolist(), self.read(observation).cpu()
 
 
-def _joined(visits: list[HeldoutVisits]) -> HeldoutVisits:
-    """Visits of several batches as one."""
+def of_all_processes(host: Host, measured: Sequence[HeldoutVisits | None]) -> HeldoutVisits | None:
+    """What all processes measured, in the order of ranks, whichever arrives first; None where that is nothing."""
+    own = [(host.rank, place, visits) for place, visits in enumerate(measured) if visits is not None]
+    everyone = [visits for *_, visits in sorted(host.gather(own), key=lambda part: part[:2])]
+    return _joined(everyone) if everyone else None
+
+
+def _joined(visits: Sequence[HeldoutVisits]) -> HeldoutVisits:
+    """Visits of several batches, or processes, as one."""
     bases = [one.base for one in visits if one.base is not None]
     return HeldoutVisits(
         [key for one in visits for key in one.keys],
