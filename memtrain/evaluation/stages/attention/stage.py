@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput
+from memtrain.evaluation.stages.offload_option import OffloadOption
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(SamplingOptions, PromptStage):
+class Attention(SamplingOptions, OffloadOption, PromptStage):
     """Draw what each token of a prompt receives of the attention at each step, and the entropy of all prompts.
 
     Args:
