@@ -114,8 +114,8 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
         return super().folder
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
-        """By `fail_on`."""
-        return read_fail_on(self.fail_on).status(results)
+        """By `fail_on`; 0 of a process that did only its part."""
+        return read_fail_on(self.fail_on).status(results) if results else 0
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, measure, compare, and print the tables."""
