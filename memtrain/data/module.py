@@ -58,9 +58,9 @@ class TextImageDataModule(MaskedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels; a multiple of 8, which is what the autoencoders of such models take.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `masks` and `border_keys`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`,
-            `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats`
-            and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
+        visiting: `masks`, `border_keys` and `heldout_most` of :class:`memtrain.data.masked_images.MaskedImages`, and
+            `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
+            `cache`, `repeats` and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -184,7 +184,7 @@ class TextImageDataModule(MaskedImages):
     ) -> tuple[Split, Split, bool]:
         """The split of the training images, that of the regularisation images, and whether edited copies stand in."""
         setting, fraction = self.heldout_setting, 0.0 if self.heldout_path else self.heldout_fraction
-        split = split_heldout(keys, fraction, families=families)
+        split = split_heldout(keys, fraction, families=families, most=self.heldout_most)
         regular_keys = [] if regular is None else [sample.key for sample in regular.samples]
         if setting == "regularisation" and regular is None:
             raise ConfigurationError(
@@ -193,7 +193,7 @@ class TextImageDataModule(MaskedImages):
                 remedy="name them, or set data.init_args.heldout to auto",
             )
         if regular is not None and not self.heldout_path:
-            regular_split = split_heldout(regular_keys, fraction)
+            regular_split = split_heldout(regular_keys, fraction, most=self.heldout_most)
             enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
             few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
             if setting == "regularisation" or (enough and few):

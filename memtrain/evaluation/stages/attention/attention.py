@@ -81,7 +81,7 @@ def attention_plots(given: StageInput, *, most: int = 4, save_arrays: bool = Fal
         draw_tokens(folder / pictures[-1], trace.attention[row], words, title=texts[row])
     results = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "model": given.model,
         "sampling": given.sampling.said(),
         "prompts": len(texts),

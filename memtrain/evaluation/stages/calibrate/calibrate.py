@@ -58,7 +58,7 @@ def calibrate(given: StageInput, *, settings: Settings | None = None, export: Pa
         write_statistics(statistics, export)
     results = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "model": given.model,
         "threshold": asdict(threshold),
         "statistics": {
