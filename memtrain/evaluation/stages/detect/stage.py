@@ -106,10 +106,12 @@ class Detect(SamplingOptions, OffloadOption, PromptStage):
                 "(--null none leaves them out)."
             )
         results = detect(given, detectors, null=null, shard=shard, left_out=left_out)
+        merges = shard is None or shard.merges
         if results is None:
+            left = "others are not yet. Whoever finishes last writes" if merges else "the job that waits for all writes"
             print(
-                f"Part {shard} of the prompts is scored; others are not yet. Whoever finishes last writes the results "
-                f"to {given.output}. If none does, run this again with --shard merge."
+                f"Part {shard} of the prompts is scored; {left} the results to {given.output}. If none does, run this "
+                "again with --shard merge."
             )
             return {}
         print_detection(results, pq.read_table(given.output / "prompts.parquet"), given.output)
