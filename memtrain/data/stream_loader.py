@@ -14,10 +14,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
+from memtrain.data.broken import Broken
 from memtrain.data.dataset import Batch
 from memtrain.data.images import to_pixel_values
 from memtrain.data.shard_reading import Raw
-from memtrain.data.stream_broken import Broken
 from memtrain.data.stream_place import Feed, Place, Share
 from memtrain.data.streamed_sample import StreamedSample
 from memtrain.data.token_table import Tokens
@@ -115,7 +115,7 @@ class Stream(IterableDataset[Turn]):
             except DataError as error:
                 if not self.skip:
                     raise
-                broken.append((raw.key, raw.shard, error.problem))
+                broken.append(Broken(raw.key, raw.shard, " ".join(error.problem.split())))
             if len(items) == self.batch_size:
                 yield Turn(worker, default_collate(items), drawn.place, tuple(broken))
                 items, broken = [], []

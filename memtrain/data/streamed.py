@@ -40,8 +40,8 @@ from memtrain.data.dataset import Batch
 from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, parsed
 from memtrain.data.shard_feed import ShardFeed
-from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_urls, shards_mark
-from memtrain.data.stream_broken import BrokenList
+from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_name, shard_urls, shards_mark
+from memtrain.data.stream_broken import StreamBroken
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
 from memtrain.data.stream_place import Feed, Place
 from memtrain.data.streamed_rows import RowFeed, streamed_rows
@@ -111,6 +111,13 @@ class StreamedImages(LightningDataModule):
         self._at = Begin()
         self._start: Begin | None = None
         self._loader: StreamLoader | None = None
+        self._report: StreamBroken | None = None
+        self._seen = 0
+
+    @property
+    def _shown(self) -> str:
+        """The path in messages, without secrets."""
+        return self.path if not self.urls else shard_name(self.urls[0]) + (" ..." if len(self.urls) > 1 else "")
 
     @property
     def _workers(self) -> int:
@@ -145,6 +152,7 @@ class StreamedImages(LightningDataModule):
             torch.distributed.all_gather_object(every, places[0])
             places = every
         where = {"epoch": at.epoch, "turn": at.turn, "batches": at.batches, "places": places}
+        where["seen"] = 0 if self._report is None else self._report.seen
         return {"settings": plain(self._settings()), **where}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,6 +164,9 @@ class StreamedImages(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         begun = state.get("batches", state.get("samples"))
+        self._seen = state.get("seen", 0)
+        if self._report is not None:
+            self._report.seen = self._seen
         names = tuple(state["settings"]) if begun else ("resolution", "batch_size")
         saved = {name: value for name, value in state["settings"].items() if name in names}
         for note in check_settings(saved, self._settings()):
@@ -215,7 +226,10 @@ class StreamedImages(LightningDataModule):
         if trainer is not None:
             loader.epoch = lambda: trainer.current_epoch
             loader.begin = self._begin
-            loader.report = BrokenList(Path(trainer.default_root_dir), share=self.broken_share)
+            folder = Path(trainer.default_root_dir)
+            report = StreamBroken(folder, share=self.broken_share, path=self._shown, processes=processes)
+            report.seen, self._report = self._seen, report
+            loader.report = report
         self._loader = loader
         return loader
 
