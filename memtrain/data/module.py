@@ -26,10 +26,9 @@ from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import Reading, SampleSource, open_source
-from memtrain.data.splitting import split_samples
+from memtrain.data.splitting import require_apart, split_samples
 from memtrain.data.token_table import Tokens
 from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
-from memtrain.errors import DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
 from memtrain.files.earlier_run import taken_over
@@ -146,13 +145,7 @@ class TextImageDataModule(MaskedImages):
         if self.heldout_path:
             held_source = self._open(self.heldout_path)
             held = list(range(len(held_source)))
-            shared = {sample.key for sample in held_source.samples} & (set(keys) | made_keys)
-            if shared:
-                raise DataError(
-                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
-                    expected="held-out samples that are not trained on",
-                    remedy="remove or rename them",
-                )
+            require_apart(held_source, {*keys, *made_keys}, path=self.path)
         made = [one for one in made if not self._excluded(one, keys)]
         repeats = repeats_of(keys, self.repeats)
         visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from memtrain.data.edited_copies import wants_copies
 from memtrain.data.heldout_split import Split, split_heldout
-from memtrain.errors import ConfigurationError
+from memtrain.data.source import SampleSource
+from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.table import Families
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
 
@@ -56,3 +57,18 @@ def split_samples(
         setting, keys, families=families, fraction=fraction, held=len(split.heldout)
     )
     return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular or ()))), [], []), edited
+
+
+def require_apart(held: SampleSource, trained: Collection[str], *, path: str) -> None:
+    """Refuse held-out samples from elsewhere that have keys of the training samples.
+
+    Raises:
+        DataError: if there are such.
+    """
+    shared = {sample.key for sample in held.samples}.intersection(trained)
+    if shared:
+        raise DataError(
+            f"{len(shared)} key(s) are both in {path} and in {held.path}",
+            expected="held-out samples that are not trained on",
+            remedy="remove or rename them",
+        )
