@@ -1,12 +1,13 @@
-"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what a CPU's allocator counts.
+"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what an allocator counts.
 
     python benchmarks/evaluation_memory.py --json benchmarks/evaluation_memory.json
 
-Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of the
-pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32, with
-guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that bring
-images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and what CUDA
-takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded model.
+Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of
+the pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32,
+with guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that
+bring images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and
+what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded
+model.
 """
 
 from __future__ import annotations
@@ -84,11 +85,14 @@ class Case:
         tensors = (one for part in self.parts.values() for one in (*part.parameters(), *part.buffers()))
         return sum(one.numel() * one.element_size() for one in tensors)
 
-    def denoising(self, halves: int) -> tuple[int, int]:
+    def denoising(self, halves: int, *, backward: bool = False) -> tuple[int, int]:
         """Of a denoiser call."""
         with torch.device("meta"):
             call = SHAPES[self.model].call(halves, self.pixels, dtype=self.type)
-        return denoising_bytes(self.parts["denoiser"], call, halves=halves)
+        if backward:
+            noisy, steps, text = call["args"]
+            call = {"args": (noisy, steps), "encoder_hidden_states": text}
+        return denoising_bytes(self.parts["denoiser"], call, halves=halves, backward=backward)
 
     def stages(self) -> Iterator[tuple[str, int, int]]:
         """What a stage does, images at once, and the bytes of its fullest moment beyond the weights."""
@@ -104,9 +108,13 @@ class Case:
         encoded = images_at_once(self.pixels, self.pixels)
         yield "measure: encoding, held-out loss", encoded, simulated(self.parts["vae"], partial(self.encode, encoded))
         if self.model == "sd15":
+            # The search is at the model's own size.
             fixed, each = self.denoising(1)
-            yield "localize, calibrate: search for neurons", SEARCHED, fixed + SEARCHED * each
-            yield "localize: search for embeddings", RETRIGGERED, self.retrigger()
+            if self.pixels == 512:
+                yield "localize, calibrate: search for neurons", SEARCHED, fixed + SEARCHED * each
+            fixed, each = self.denoising(1, backward=True)
+            rows = min(RETRIGGERED, images_in(free, (fixed, each)))
+            yield "localize: search for embeddings", rows, fixed + rows * each
 
     def decode(self, images: int, vae: nn.Module) -> None:
         """Latents to images."""
@@ -116,18 +124,6 @@ class Case:
     def encode(self, images: int, vae: Any) -> None:
         """Images to latents."""
         vae.encode(torch.empty(images, 3, self.pixels, self.pixels, dtype=self.type))
-
-    def retrigger(self) -> int:
-        """A step of the search for embeddings: forward and backward to the text, weights frozen."""
-
-        def step(denoiser: Any) -> None:
-            call = SHAPES[self.model].call(RETRIGGERED, self.pixels, dtype=self.type)
-            noisy, steps, text = call["args"]
-            text.requires_grad_()
-            with torch.enable_grad():
-                denoiser.requires_grad_(False)(noisy, steps, text)[0].float().square().mean().backward()
-
-        return simulated(self.parts["denoiser"], step)
 
 
 @torch.no_grad()

@@ -21,7 +21,12 @@ from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.planned_visits import too_short_for_flags
 from memtrain.training.schedule import optimizer_of
 
-REFERENCES = {True: "a profile of every sample", False: "none", "paired": "paired, on the same noise"}
+REFERENCES = {
+    True: "a profile of every sample",
+    False: "none",
+    "paired": "paired, on the same noise",
+    "first_visit": "a profile of every sample, at its first visit",
+}
 """What values are compared with, in words."""
 
 
@@ -175,9 +180,9 @@ def watch(run: PlannedRun) -> dict[str, Any]:
         sites = len(backbone.select_sites(unwrap(denoiser), options.sites))
     basis = "the bulk of the training samples"
     with run.checking():
-        if options.reference is True:
-            require_measurable(host, needed_by="`reference: true`")
-        if options.reference is not False and not lacking_to_measure(host, training_samples=options.reference is True):
+        if options.profiled:
+            require_measurable(host, needed_by=f"`reference: {str(options.reference).lower()}`")
+        if options.reference is not False and not lacking_to_measure(host, training_samples=options.profiled):
             count = len(held.unique())
             basis = f"{count} held-out samples ({heldout_method(count, options.false_positive_rate)})"
     least, pictures = options.minimum_visits, run.picture_visits()

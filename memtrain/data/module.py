@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from memtrain.data.caching import keep_in_memory, keep_on_disk
 from memtrain.data.canaries import Canaries
 from memtrain.data.cut_captions import tell_of_cut
-from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
+from memtrain.data.dataset import CaptionedImages
 from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
@@ -26,6 +26,7 @@ from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import SampleSource, open_source
+from memtrain.data.token_table import Tokens, tokens_by
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
@@ -275,7 +276,7 @@ class TextImageDataModule(MaskedImages):
         """Count the captions that are longer than what the text encoder reads."""
         tokenizer = self._named_tokenizer() if self.tokenizer_path else getattr(module, "tokenizer", None)
         train, _ = self._built()
-        tell_of_cut([text for texts in train.texts for text in texts], train.tokens, tokenizer)
+        tell_of_cut(train.all_texts(), train.tokens, tokenizer)
 
     def setup(self, stage: str) -> None:
         """Build once, then cache what the module's encoders make of images and captions where asked."""

@@ -14,11 +14,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from memtrain.data.dataset import Batch, Tokens
+from memtrain.data.dataset import Batch
 from memtrain.data.images import to_pixel_values
 from memtrain.data.shard_feed import Feed, Place, Share
 from memtrain.data.shard_reading import Raw
 from memtrain.data.streamed_sample import StreamedSample
+from memtrain.data.token_table import Tokens
 from memtrain.errors import DataError
 
 NOWHERE = Place()

@@ -35,13 +35,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from memtrain.data.dataset import Batch, tokens_by
+from memtrain.data.dataset import Batch
 from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, parsed
 from memtrain.data.shard_feed import Feed, Place, ShardFeed
 from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_urls, shards_mark
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
 from memtrain.data.streamed_rows import RowFeed, streamed_rows
+from memtrain.data.token_table import tokens_by
 from memtrain.errors import ConfigurationError
 from memtrain.files.resume_contract import check_settings, plain
 

@@ -148,6 +148,8 @@ class ReferenceProfile(ProfileValues):
                 batch = batch if move is None else move(batch)
                 values = self.values(probe, sample_loss, batch, complete=complete)
                 self.parts.add(contents, values.flatten(1).float().numpy())
+                if self.parts.due:
+                    self.parts.flush()
                 measured += len(contents)
         finally:
             self.parts.flush()

@@ -53,13 +53,16 @@ class ProfileParts:
         self._since = time.monotonic()
 
     def add(self, contents: Sequence[str], values: Values) -> None:
-        """Keep the values `(n, width)` of contents; written when it is time."""
+        """Keep the values `(n, width)` of contents, to be written at the next :meth:`flush`."""
         if not self._contents:
             self._since = time.monotonic()
         self._contents += contents
         self._values.append(values.reshape(len(contents), self.width))
-        if len(self._contents) >= ROWS or time.monotonic() - self._since >= self.seconds:
-            self.flush()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write what was added."""
+        return len(self._contents) >= ROWS or time.monotonic() - self._since >= self.seconds
 
     def flush(self) -> None:
         """Write what was added."""

@@ -34,6 +34,7 @@ class ProfileValues:
         self.folder, self.columns, self.timesteps = folder, list(columns), sorted(timesteps)
         self.fingerprint = ""
         self._row: dict[str, int] = {}
+        self._row_of: dict[str, int] = {}
         self._contents: list[str] = []
         self._known: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
         self._values = torch.empty(0, len(self.timesteps), len(self.columns), dtype=torch.float32)
@@ -53,11 +54,10 @@ class ProfileValues:
         Raises:
             DataError: if two of one name are not the same.
         """
+        self._name(contents)
         for key, content in zip(keys, contents, strict=True):
-            row = self._row.setdefault(key, len(self._contents))
-            if row == len(self._contents):
-                self._contents.append(content)
-            elif self._contents[row] != content:
+            row = self._row_of[content]
+            if self._row.setdefault(key, row) != row:
                 raise DataError(
                     f"Two samples of the data are both named {key!r}, and are not the same",
                     expected="a name of its own for every training and held-out sample",
@@ -66,11 +66,21 @@ class ProfileValues:
 
     def uncover(self, keys: Iterable[str]) -> None:
         """Let samples go that could not be read after all; before :meth:`load`."""
-        gone = {self._row[key] for key in keys if key in self._row}
+        gone = frozenset(keys)
         if gone:
-            left = [(key, self._contents[row]) for key, row in self._row.items() if row not in gone]
-            self._row, self._contents = {}, []
-            self.cover([key for key, _ in left], [content for _, content in left])
+            left = {key: self._contents[row] for key, row in self._row.items() if key not in gone}
+            self._row, self._row_of, self._contents = {}, {}, []
+            self.cover(list(left), list(left.values()))
+
+    def recall(self, contents: Sequence[str]) -> None:
+        """Take up what the cache holds for samples that are named later."""
+        self._name(contents)
+        self.load(partly=True)
+
+    def _name(self, contents: Iterable[str]) -> None:
+        for content in contents:
+            if self._row_of.setdefault(content, len(self._contents)) == len(self._contents):
+                self._contents.append(content)
 
     def contents_of(self, batch: dict[str, Any]) -> list[str]:
         """The contents of samples that were covered before."""
@@ -107,13 +117,22 @@ class ProfileValues:
                 remedy="start the run again: measuring continues where it stopped",
             )
         self._values = torch.from_numpy(values).view(len(values), len(self.timesteps), len(self.columns))
-        return int(self._known.sum())
+        return sum(self._known[list(self._row.values())].tolist()) if partly else len(self._row)
+
+    def known(self) -> npt.NDArray[np.uint8]:
+        """Which samples have values, as bits in the order in which they were covered."""
+        return np.packbits(self._known)
+
+    def agree(self, found: Iterable[npt.NDArray[np.uint8]]) -> None:
+        """Leave for later what one of several processes did not find when it loaded the values."""
+        for one in found:
+            self._known &= np.unpackbits(one, count=len(self._known)).astype(np.bool_)
 
     def put(self, keys: Sequence[str], values: Tensor) -> None:
         """Take in values `(n, timesteps, columns)` of samples that are covered."""
         rows = [self._row[key] for key in keys]
         more = len(self._contents) - len(self._values)
-        if more:
+        if more > 0:
             # By doubling: samples may come one after the other.
             grown = max(more, len(self._values))
             shape = (grown, *self._values.shape[1:])
@@ -127,6 +146,18 @@ class ProfileValues:
         known = self._known
         rows = ((key, self._row.get(key, len(known))) for key in dict.fromkeys(keys))
         return [key for key, row in rows if row >= len(known) or not known[row]]
+
+    def uncovered(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that are not covered yet, each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self._row]
+
+    def different(self, keys: Iterable[str]) -> list[str]:
+        """Of keys that are covered and hold the same, the first."""
+        first: dict[int, str] = {}
+        for key in keys:
+            if key in self._row:
+                first.setdefault(self._row[key], key)
+        return list(first.values())
 
     def __contains__(self, key: str) -> bool:
         return not self.missing([key])

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from memtrain.errors import DataError
@@ -20,8 +21,22 @@ from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.data_protocol import KnownSample, known_samples
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.measurement import as_in_training
+from memtrain.monitoring.options import WatchOptions
+from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
+
+
+def profile_of(host: Host, options: WatchOptions, readings: Readings) -> ReferenceProfile:
+    """The profile of a run, empty."""
+    return ReferenceProfile(
+        Path(options.reference_folder or host.folder / "profiles"),
+        readings.signals,
+        readings.columns,
+        timesteps=options.settings.reference_timesteps,
+        draws=options.settings.reference_draws,
+        seed=options.settings.seed,
+    )
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,12 @@ def test_values_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
 def test_what_waits_is_written_when_it_is_time(tmp_path: Path) -> None:
     made = ProfileParts(tmp_path, width=WIDTH, seconds=3600)
     made.add(["a"], values(1))
-    assert not made.paths()
+    assert not made.due
     made.seconds = 0
+    assert made.due
     made.add(["b"], values(2))
+    made.flush()
+    made.flush()
     assert len(made.paths()) == 1
     assert read(made, "a", "b") == [1, 2]
 

@@ -38,6 +38,7 @@ from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.replication import reproduction_threshold
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
+from memtrain.evaluation.sampling.fitting import rows_with_gradients
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.localize.compared_masks import compared_masks
 from memtrain.evaluation.stages.localize.conditions import (
@@ -237,12 +238,14 @@ def _sample_retriggered(case: _Case, conditions: Conditions, own_images: Tensor,
     pipeline, sampling = case.given.pipeline, case.given.sampling.sized_as(own_images)
     # The search for the controls' images is the measure of what it can do without a memory.
     rows = [*case.roles.asked, *case.roles.tested[:CONTROLS]]
+    fitting = rows_with_gradients(pipeline, size=(int(own_images.shape[-2]), int(own_images.shape[-1])))
     for name, every in case.masks(rows).items():
         of_interest = rows if name == UNMASKED else case.roles.asked
         masks = every[: len(of_interest)]
         if name != UNMASKED and not any(masks):
             continue
-        found = retrigger(pipeline, case.texts(of_interest), own_images[of_interest], masks=masks, steps=steps)
+        texts, own = case.texts(of_interest), own_images[of_interest]
+        found = retrigger(pipeline, texts, own, masks=masks, steps=steps, rows_at_once=fitting)
         images = sample_embeddings(pipeline, found.embeddings, masks=masks, sampling=sampling)
         conditions.add(name + SEARCHED, of_interest, images=images, losses=found.losses)
 

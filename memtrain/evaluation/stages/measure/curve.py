@@ -164,7 +164,7 @@ def _key(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping
     content = {
         "file": [str(one.path.absolute()), about.st_size, about.st_mtime_ns],
         "prompts": [[prompt.key, prompt.caption, prompt.group] for prompt in samples.prompts],
-        "training": list(samples.training_keys),
+        "training": list(samples.every_key),
         "size": list(samples.own_images.shape[-2:]),
         "sampling": {**sampling.said(), "batch_size": sampling.batch_size},
         "asked": asked,

@@ -43,7 +43,7 @@ from memtrain.evaluation.stages.measure.null import by_made_captions, nearest_ra
 from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run, quality_of_run
 from memtrain.evaluation.stages.measure.results import Measured, Statistics, results_of_run
 from memtrain.evaluation.stages.measure.samples import (
-    own_index,
+    own_index_of,
     picture_numbers,
     samples_table,
     under_one_caption,
@@ -96,15 +96,15 @@ def evaluate_run(
     """
     statistics = statistics or Statistics()
     held = members([prompt.group for prompt in samples.prompts], HELDOUT)
-    own = own_index(samples.prompts, samples.training_keys, samples.own_images, samples.training_images)
-    family = picture_numbers(samples)
-    calibrating = _checked(samples, statistics, held, family)
+    calibrating = _checked(samples, statistics, held)
     rate = statistics.rate(int(calibrating.sum()))
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
     _warn(heldout_differs(samples, held))
     losses = _heldout_losses(given, samples)
     trace = _sampled(given, samples, detectors)
+    samples = samples.with_candidates(trace.images, given.output / UNFINISHED)
+    own, family = own_index_of(samples), picture_numbers(samples)
     shared = under_one_caption(samples)
     distances = replication(
         trace.images,
@@ -155,14 +155,15 @@ def _add_sampled(training: dict[str, Any] | None, samples: RunSamples, found: Me
         training["sampled"] = flags_and_copies(samples.evidence, back)
 
 
-def _checked(samples: RunSamples, statistics: Statistics, held: Tensor, family: Tensor) -> Tensor:
+def _checked(samples: RunSamples, statistics: Statistics, held: Tensor) -> Tensor:
     """`(P,)` bool, the prompts that set the threshold; refuses what cannot be compared, or a rate too low for them."""
+    own_index_of(samples)  # refuses what does not belong together
     check_images(
         samples.own_images[:, None],
         samples.own_images,
         samples.training_images,
         neighbours=statistics.neighbours,
-        family=family,
+        family=picture_numbers(samples),
     )
     calibrating = null_prompts(samples)
     if statistics.false_positive_rate is not None:
@@ -177,7 +178,7 @@ def _training(
     """What training said of its samples, against what is known of them; None without evidence."""
     if samples.evidence is None:
         return None
-    pictures = {key: samples.picture(key) for key in samples.training_keys}
+    pictures = {key: samples.picture(key) for key in samples.every_key}
     return compare_with_truth(samples.evidence, directions=directions, pictures=pictures, **statistics.bootstrap)
 
 

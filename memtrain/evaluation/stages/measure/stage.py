@@ -12,6 +12,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import ModelStage, SamplingOptions, StageInput, WeightOptions, model_name
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
 from memtrain.evaluation.stages.copy_options import CopyOptions
+from memtrain.evaluation.stages.many_images import ALL_COMPARED, Bounds
 from memtrain.evaluation.stages.measure.fail_on import read_fail_on
 
 
@@ -49,6 +50,10 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
             end of its interval), `pictures` (their number), `copies` and `generations` (share and number of generations
             that are copies), compared by > or >=.
             Status 1 is an error, 2 a command that cannot be read.
+        compare_all: training pictures up to which every generation is compared with all of them. Of more, it is
+            compared with its nearest by an index of descriptors, and mean distances are over a random part.
+        index: folder for that index, which is made once and read by further evaluations; default `training_index/` in
+            the run folder, with a model in that of the results.
     """
 
     data: str | None = None
@@ -64,11 +69,17 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
     exposure: bool = True
     detectors: Literal["suggested", "all", "none"] | list[Detector] = "suggested"
     fail_on: str = "never"
+    compare_all: int = ALL_COMPARED
+    index: str | None = None
 
     def check(self) -> None:
         """Refuse a condition that cannot be decided, a model without pictures, and pictures without a model."""
         super().check()
         read_fail_on(self.fail_on)
+        if self.compare_all < 100:
+            raise ConfigurationError(
+                f"compare_all={self.compare_all}", expected="at least 100", remedy="thousands tell more"
+            )
         if (self.model is None) != (self.data is None):
             raise ConfigurationError(
                 f"model={self.model!r} with data={self.data!r}",
@@ -121,6 +132,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
             unique=self.unique_prompts,
             group_by=self.group_by,
             store=given.output / "training_images",
+            bounds=Bounds(self.compare_all, None if self.index is None else Path(self.index)),
         )
         if not self.exposure:
             samples = replace(samples, canaries=None, borders=None)
