@@ -86,7 +86,7 @@ class ManyRates(Calibration):
 
     def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
         evidence = self._evidence(level)
-        enough = evidence.fewest_visits(self.scored, evidence.rows(names)) >= self.minimum_visits
+        enough = evidence.fewest_visits(evidence.rows(names)) >= self.minimum_visits
         for rate, threshold in self.thresholds.items():
             above = (enough & (scores > threshold)).tolist()
             self.ever[rate].update(name for name, is_above in zip(names, above, strict=True) if is_above)

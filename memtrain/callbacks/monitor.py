@@ -11,6 +11,9 @@ lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a d
 - `true`: a profile of every sample under the base model, measured once before training. It needs a method
   `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and data that can
   be measured.
+- `first_visit`: the same profile, but training begins at once and each sample is measured at its first visit, under the
+  weights that training began with (:mod:`memtrain.monitoring.first_visits`). It needs a data module whose
+  `train_dataset` knows its `samples` too.
 - `paired`: the base model on the very same noise, every `paired_every`-th batch
   (:mod:`memtrain.monitoring.paired_reference`), for data that is streamed or too large for a profile, and for modules
   without `sample_loss`.
@@ -80,7 +83,7 @@ class MemorizationMonitor(Callback):
         flag_by: str = "denoising_loss",
         false_positive_rate: float = 0.01,
         minimum_visits: int = 6,
-        reference: bool | Literal["paired"] = True,
+        reference: bool | Literal["paired", "first_visit"] = True,
         reference_folder: str | None = None,
         paired_every: int = 4,
         sites: str | None = None,

@@ -126,8 +126,10 @@ def read_command(words: list[str]) -> Stage:
 def _named(words: list[str], kind: type[Stage]) -> list[str]:
     """Words in front of all options given to the option that they belong to, and values in their usual words.
 
-    `--redact` is `--redact true`, and `--detectors false` is `--detectors none`.
+    `--redact` is `--redact true`, `--detectors false` is `--detectors none`, and `--precision`, as it was called
+    before, is `--dtype`.
     """
+    words = [one.replace("--precision", "--dtype", 1) if one.split("=")[0] == "--precision" else one for one in words]
     words = ["--detectors=none" if one == "--detectors=false" else one for one in words]
     words = ["none" if one == "false" and words[at - 1] == "--detectors" else one for at, one in enumerate(words)]
     switches = {f"--{field.name}" for field in fields(kind) if field.type == "bool"}
@@ -265,9 +267,9 @@ def _trained(stage: Stage) -> TrainedPipeline:
     from memtrain.cli.trained_pipeline import of_run, trained
 
     if not isinstance(stage, ModelStage) or stage.model is None:
-        return of_run(Path(stage.run), precision=stage.precision)
+        return of_run(Path(stage.run), precision=stage.dtype)
     try:
-        return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.precision)
+        return trained(stage.model, stage.lora, scale=stage.lora_scale, precision=stage.dtype)
     except OSError as error:
         raise ConfigurationError(
             f"There is no model {shown(stage.model)!r}: {error.strerror}",
@@ -282,7 +284,7 @@ def _checkpoints(stage: Stage) -> list[Checkpoint]:
         return []
     from memtrain.cli.checkpoints import checkpoints_of
 
-    return checkpoints_of(stage.checkpoints, precision=stage.precision, device=own_device())
+    return checkpoints_of(stage.checkpoints, precision=stage.dtype, device=own_device())
 
 
 def own_device() -> str:

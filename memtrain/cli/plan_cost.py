@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map_only
 
 from memtrain.callbacks.pipeline_export import PipelineExport
 from memtrain.cli.plan_run import PlannedRun
+from memtrain.models.simulated_memory import empty_like
 from memtrain.monitoring.run import WatchedRun
 from memtrain.training.memory_estimate import MemoryEstimate, estimate_memory
 from memtrain.training.schedule import optimizer_of
-from memtrain.training.simulated_memory import empty_like
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 WARM_UP, TIMED = 1, 3

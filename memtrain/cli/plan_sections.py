@@ -21,7 +21,12 @@ from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.planned_visits import too_short_for_flags
 from memtrain.training.schedule import optimizer_of
 
-REFERENCES = {True: "a profile of every sample", False: "none", "paired": "paired, on the same noise"}
+REFERENCES = {
+    True: "a profile of every sample",
+    False: "none",
+    "paired": "paired, on the same noise",
+    "first_visit": "a profile of every sample, at its first visit",
+}
 """What values are compared with, in words."""
 
 
@@ -97,6 +102,11 @@ def data(run: PlannedRun) -> dict[str, Any]:
             "scans them first (python train.py scan shows what it finds), and holds out accordingly"
         )
     _warn_of_few(run, len(held))
+    if len(held) == getattr(run.data, "heldout_most", None):
+        run.warnings.append(
+            f"{len(held)} pictures are held out, as many as heldout_most allows, whatever share of the data that is; a "
+            "rate needs no more"
+        )
     caches = []
     if "latents in memory" in run.caches and hasattr(run.module, "vae"):
         channels, rows, columns = latent_shape(run)
@@ -170,9 +180,9 @@ def watch(run: PlannedRun) -> dict[str, Any]:
         sites = len(backbone.select_sites(unwrap(denoiser), options.sites))
     basis = "the bulk of the training samples"
     with run.checking():
-        if options.reference is True:
-            require_measurable(host, needed_by="`reference: true`")
-        if options.reference is not False and not lacking_to_measure(host, training_samples=options.reference is True):
+        if options.profiled:
+            require_measurable(host, needed_by=f"`reference: {str(options.reference).lower()}`")
+        if options.reference is not False and not lacking_to_measure(host, training_samples=options.profiled):
             count = len(held.unique())
             basis = f"{count} held-out samples ({heldout_method(count, options.false_positive_rate)})"
     least, pictures = options.minimum_visits, run.picture_visits()

@@ -47,12 +47,14 @@ def _forwards(run: PlannedRun, *, samples: int, held: int) -> dict[str, int]:
     if monitor is None or monitor.options.reference is False:
         return {}
     options = monitor.options
-    if lacking_to_measure(run.host, training_samples=options.reference is True):
+    if lacking_to_measure(run.host, training_samples=options.profiled):
         return {}
     settings, found = options.settings, {}
     if options.reference is True:
         found["profile_forwards"] = samples * len(settings.reference_timesteps) * settings.reference_draws
-    if held and options.reference is True:
+    if options.reference == "first_visit":
+        found["profile_forwards"] = held * len(settings.reference_timesteps) * settings.reference_draws
+    if held and options.profiled:
         found["held-out_forwards"] = held * options.minimum_visits
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from memtrain.files.shown import shown
 def stopped_by_signals(
     words: Sequence[str] | Callable[[], Sequence[str]], *, kept: str = "what was computed"
 ) -> Iterator[None]:
-    """Within the context, SIGTERM, SIGINT and SIGHUP end the command with what to do next.
+    """Within the context, SIGTERM, SIGUSR1, SIGINT and SIGHUP end the command with what to do next.
 
     Args:
         words: the command that goes on, or what says it then.
@@ -28,13 +29,16 @@ def stopped_by_signals(
     Raises:
         SystemExit: 128 and the signal's number.
     """
+    own = os.getpid()
 
     def receive(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and os.getpid() != own:  # a worker: Slurm tells all processes of a job's step
+            return
         raise KeyboardInterrupt(number)
 
     former: dict[int, Any] = {}
     try:
-        for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
             former[one] = signal.signal(one, receive)
     except ValueError:  # not in the main thread: signals are somebody else's
         pass

@@ -22,6 +22,7 @@ from memtrain.callbacks.stop_on_signal import StopOnSignal, Stopped
 from memtrain.cli.chatter import quiet
 from memtrain.cli.continued import require_checkpoint
 from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
+from memtrain.cli.progress import require_progress
 from memtrain.cli.refusal import own_error as hidden_error
 from memtrain.cli.run_settings import check_numbers, require_apart, require_new
 from memtrain.cli.slurm import one_of_an_allocation
@@ -98,6 +99,8 @@ class TrainCLI(LightningCLI):
         folder = TrainCLI.folder = self._folder()
         check_numbers(self.config[self.subcommand])
         if self.subcommand == "fit":
+            if own_rank() == 0:
+                require_progress(folder, self.config[self.subcommand])
             require_apart(folder, self.config[self.subcommand].data)
             if self.config[self.subcommand].ckpt_path is None:
                 self.require_folder(folder)

@@ -6,7 +6,8 @@ own are named by `--trust PACKAGE` on the command line, as often as needed, and 
 
 Of Lightning and torch, what a training is made of may be named, and nothing that loads files, starts programs or
 fetches something by being called. Not allowed either, whatever a file says: Python objects in YAML, and configurations
-from addresses on the web. `--trust torchscript` is the word for network files (:mod:`memtrain.families.network_file`).
+from addresses on the web. `--trust torchscript` is the word for network files (:mod:`memtrain.families.network_file`),
+`--trust pipe` for shards that a command writes (:mod:`memtrain.data.shard_urls`).
 Cannot: judge what allowed classes are told to do, such as where a logger sends figures.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
+from memtrain.data.shard_urls import PIPE, trust_pipes
 from memtrain.errors import ConfigurationError
 from memtrain.families.network_file import trust_scripts
 from memtrain.files.yaml_file import check_yaml, refuse_doubled_keys
@@ -76,13 +78,14 @@ def guard(packages: Sequence[str] | None = None) -> None:
             )
     set_parsing_settings(
         import_path_denylist=["*", *REFUSED, *(name for name in _trusted if name not in KNOWN)],
-        import_path_allowlist=[*KNOWN, *given],
+        import_path_allowlist=[*KNOWN, *(name for name in given if name not in (SCRIPTS, PIPE))],
         instantiate_subclass_spec_in_any=False,
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
     )
     _trusted[:] = given
     trust_scripts(SCRIPTS in given)
+    trust_pipes(PIPE in given)
     if not _guarded:
         set_loader("yaml", _checked, exceptions=(YAMLError,))
         _guarded.append(True)

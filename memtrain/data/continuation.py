@@ -30,6 +30,7 @@ _SETTINGS = {
     "buckets": "buckets",
     "heldout": "heldout_setting",
     "heldout_fraction": "heldout_fraction",
+    "heldout_most": "heldout_most",
     "repeats": "repeats",
     "duplicates": "duplicates",
     "canaries": "canaries",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -15,13 +16,11 @@ from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
 from memtrain.data.kept_latents import KeptLatents, encode_in_memory
 from memtrain.data.source import SampleSource
+from memtrain.data.token_table import Tokens, TokenTable, token_table
 from memtrain.functional.keyed_draws import hash_numbers
-from memtrain.functional.tokens import Tokenizer, tokenize
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
-Tokens = Callable[[Sequence[str]], dict[str, Tensor]]
-"""Makes the fields of a batch that hold the token ids of B captions, each `(B, ...)`."""
 
 
 class Visit(NamedTuple):
@@ -55,16 +54,6 @@ class Turns:
         return self._orders[time][place]
 
 
-def tokens_by(tokenizer: Tokenizer) -> Tokens:
-    """`input_ids` `(B, T)` and `prompt_length` `(B,)` of captions, by one tokenizer."""
-    return partial(_tokens, tokenizer)
-
-
-def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, Tensor]:
-    input_ids, mask = tokenize(tokenizer, captions)
-    return {"input_ids": input_ids, "prompt_length": mask.sum(dim=1)}
-
-
 class CaptionedImages(Dataset[dict[str, Any]]):
     """Visits of samples of a source.
 
@@ -80,6 +69,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         captions: how captions are chosen; default the first.
         weights: field `weight` of each sample; default none.
         rotating: rows (of `indices`) that take turns at their positions from epoch to epoch, those of one shape.
+        kept_in: folder of token tables, which the next start reads; None to make them anew.
 
     Attributes:
         samples: in the order of `indices`.
@@ -99,6 +89,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         captions: Captions | None = None,
         weights: Sequence[float] | None = None,
         rotating: Sequence[int] = (),
+        kept_in: Path | None = None,
     ) -> None:
         self.source, self.resolution = source, resolution
         self.framing, self.captions = framing or Framing(((resolution, resolution),)), captions or Captions()
@@ -109,19 +100,18 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.weights = None if weights is None else list(weights)
         self.visits = [1] * len(self.indices) if visits is None else list(visits)
         self.rotating = frozenset(rotating)
-        self._rows = [(row, number) for row, count in enumerate(self.visits) for number in range(count)]
+        counts = np.asarray(self.visits, np.int64)
+        self._row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._ends = np.cumsum(counts)
         self._latents: Callable[[int, int], Tensor] | None = None
         self._text: Callable[[int], dict[str, Tensor]] | None = None
         self._masks: Callable[[int, Frame], Tensor] | None = None
-        all_of_them = self.captions.choose != "first"
-        self.texts = [[one.caption, *(one.alternatives if all_of_them else ())] for one in self.samples]
-        self._first = [0]
-        for texts in self.texts:
-            self._first.append(self._first[-1] + len(texts))
+        several = [len(self.texts_of(row)) for row in range(len(self.samples))]
+        self._first = np.concatenate([[0], np.cumsum(several, dtype=np.int64)])
         self._make_tokens = tokens if self.captions.shuffle_tags else None
-        self.tokens: dict[str, Tensor] = {}
+        self.tokens = TokenTable()
         if tokens is not None and self.samples:
-            self.tokens = tokens([text for texts in self.texts for text in texts])
+            self.tokens = token_table(self.all_texts(), tokens, folder=kept_in)
 
     def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         if len(shapes) == 1:
@@ -141,14 +131,15 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def shapes_of_visits(self) -> list[Shape]:
         """The shape of each position."""
-        return [self.shapes[row] for row, _ in self._rows]
+        return [self.shapes[row] for row in self._row]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._row)
 
     def __getitem__(self, index: int | Visit) -> dict[str, Any]:
         position, epoch = index if isinstance(index, Visit) else (index, None)
-        row, number = self._rows[position]
+        row = int(self._row[position])
+        number = position - int(self._ends[row]) + self.visits[row]
         if epoch is not None and row in self.rotating:
             row = self._turn_of(position, epoch)
         sample = self.samples[row]
@@ -179,7 +170,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def _captioned(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
         """The caption of a visit with its tokens, and its embeddings where these are cached."""
-        texts, number, name = self.texts[row], 0, ""
+        texts, number, name = self.texts_of(row), 0, ""
         if visit is not None:
             name = f"{self.framing.seed} {self.samples[row].key}"
             epoch, turn = visit
@@ -189,9 +180,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             text = self.captions.shuffled(text, f"{name} {visit}")
             tokens = {} if self._make_tokens is None else self._make_tokens([text])
             return {"caption": text} | {field: values[0] for field, values in tokens.items()}
-        place = self._first[row] + number
+        place = int(self._first[row]) + number
         embedded = {} if self._text is None else self._text(place)
-        return {"caption": text} | {field: values[place] for field, values in self.tokens.items()} | embedded
+        return {"caption": text} | self.tokens.row(place) | embedded
 
     def _turn_of(self, position: int, epoch: int) -> int:
         """The row whose turn it is at a position."""
@@ -199,7 +190,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             for rows in rows_by_shape(self.shapes).values():
                 group = [row for row in rows if row in self.rotating]
                 members = frozenset(group)
-                places = [place for place, (row, _) in enumerate(self._rows) if row in members]
+                places = np.flatnonzero(np.isin(self._row, list(members))).tolist()
                 turns = Turns(group, places, self.framing.seed)
                 self._turns |= dict.fromkeys(places, turns)
         return self._turns[position].row(position, epoch)
@@ -208,7 +199,16 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     def prompt_lengths(self) -> list[int] | None:
         """Tokens of each sample's caption, in the order of `samples`; None where they are not known."""
         lengths = self.tokens.get("prompt_length")
-        return None if lengths is None else lengths[self._first[:-1]].tolist()
+        return None if lengths is None else lengths[torch.from_numpy(self._first[:-1])].tolist()
+
+    def texts_of(self, row: int) -> list[str]:
+        """The captions among which a visit of a sample has one."""
+        sample = self.samples[row]
+        return [sample.caption, *(sample.alternatives if self.captions.choose != "first" else ())]
+
+    def all_texts(self) -> list[str]:
+        """Those of all samples, in the order of `tokens`."""
+        return [text for row in range(len(self.samples)) for text in self.texts_of(row)]
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""

@@ -6,16 +6,22 @@ and so do pictures that share a caption, unless so many share it that they could
 held-out picture, and other pictures under its caption, would spoil what held-out samples are for: the model learns from
 the one what it is then tested on with the other. A held-out picture of several files is measured by one of them; the
 others are neither trained on nor measured.
+
+Of a large source not the whole share is held out, but as many pictures as say anything: a false-positive rate of 0.1 %
+takes 999, and each of them is measured before training and teaches nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memtrain.errors import ConfigurationError
 from memtrain.families.table import FamilyIndex
 from memtrain.functional.keyed_draws import hash_order
+
+log = logging.getLogger(__name__)
 
 HELDOUT_AT_LEAST = 16
 """Held-out pictures kept at least, whatever the fraction, when the source has three times as many."""
@@ -38,23 +44,38 @@ class Split:
     aside: list[int]
 
 
-def split_heldout(keys: Sequence[str], fraction: float, *, families: FamilyIndex | None = None) -> Split:
+def split_heldout(
+    keys: Sequence[str], fraction: float, *, families: FamilyIndex | None = None, most: int | None = None
+) -> Split:
     """Indices of the training and of the held-out samples.
 
     Args:
         keys: the keys of all samples.
         fraction: share of the pictures that is held out, in [0, 0.9].
         families: what is one picture; by default every sample is.
+        most: pictures that are held out at the most, whatever the fraction; default no limit.
 
     Raises:
-        ConfigurationError: if the fraction is out of range or leaves nothing to train on.
+        ConfigurationError: if the fraction is out of range or leaves nothing to train on, or `most` is below 1.
     """
+    if most is not None and most < 1:
+        raise ConfigurationError(
+            f"heldout_most={most}", expected="at least 1 picture", remedy="set heldout_fraction to 0 to hold out none"
+        )
     if not 0 <= fraction <= 0.9:
         raise ConfigurationError(f"heldout_fraction={fraction}", expected="a share from 0 to 0.9", remedy="change it")
     pictures = _grouped([key if families is None else families.picture(key) for key in keys])
     count = round(fraction * len(pictures))
     if fraction > 0:
         count = max(count, min(HELDOUT_AT_LEAST, len(pictures) // 3))
+    if most is not None and count > most:
+        log.info(
+            "%d pictures are held out, not the %d that heldout_fraction=%g asks for (heldout_most)",
+            most,
+            count,
+            fraction,
+        )
+        count = most
     if count and count >= len(pictures):
         raise ConfigurationError(
             f"heldout_fraction={fraction} holds out all of {len(pictures)} picture(s)",

@@ -17,17 +17,25 @@ log = logging.getLogger(__name__)
 
 
 class MaskedImages(VisitedImages):
-    """Visited images, some of which may have masks, or all of them a border that is a secret.
+    """Visited images, some of which may have masks, or all of them a border that is a secret, and some are held out.
 
     Args:
         border_keys: a border of a grey level of its own around every image, to measure what is learned by heart.
         masks: `files`: of those that have a file; `alpha`: from the alpha channel of those that have one; `off`.
+        heldout_most: pictures that are held out at the most, whatever their share; 999 suffice for a rate of 0.1 %.
         visiting: as of :class:`VisitedImages`.
     """
 
-    def __init__(self, *, masks: Kind = "files", border_keys: BorderKeys | None = None, **visiting: Any) -> None:
+    def __init__(
+        self,
+        *,
+        masks: Kind = "files",
+        border_keys: BorderKeys | None = None,
+        heldout_most: int = 2000,
+        **visiting: Any,
+    ) -> None:
         super().__init__(**visiting)
-        self.masks, self.border_keys = masks, border_keys
+        self.masks, self.border_keys, self.heldout_most = masks, border_keys, heldout_most
 
     def _bordered(self, source: SampleSource, resolution: int) -> SampleSource:
         """A source with borders around its images, where they were asked for."""

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from memtrain.data.caching import keep_in_memory, keep_on_disk
 from memtrain.data.canaries import Canaries
 from memtrain.data.cut_captions import tell_of_cut
-from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
+from memtrain.data.dataset import CaptionedImages
 from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
@@ -26,6 +26,7 @@ from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import SampleSource, open_source
+from memtrain.data.token_table import Tokens, tokens_by
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
@@ -58,9 +59,9 @@ class TextImageDataModule(MaskedImages):
         scan: how `auto` looks for them.
         resolution: image size, pixels; a multiple of 8, which is what the autoencoders of such models take.
         cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `masks` and `border_keys`, as of :class:`memtrain.data.masked_images.MaskedImages`, and `batch_size`,
-            `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`, `cache`, `repeats`
-            and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
+        visiting: `masks`, `border_keys` and `heldout_most` of :class:`memtrain.data.masked_images.MaskedImages`, and
+            `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
+            `cache`, `repeats` and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
 
     Attributes:
         visits_per_epoch: of each training sample, by key.
@@ -184,7 +185,7 @@ class TextImageDataModule(MaskedImages):
     ) -> tuple[Split, Split, bool]:
         """The split of the training images, that of the regularisation images, and whether edited copies stand in."""
         setting, fraction = self.heldout_setting, 0.0 if self.heldout_path else self.heldout_fraction
-        split = split_heldout(keys, fraction, families=families)
+        split = split_heldout(keys, fraction, families=families, most=self.heldout_most)
         regular_keys = [] if regular is None else [sample.key for sample in regular.samples]
         if setting == "regularisation" and regular is None:
             raise ConfigurationError(
@@ -193,7 +194,7 @@ class TextImageDataModule(MaskedImages):
                 remedy="name them, or set data.init_args.heldout to auto",
             )
         if regular is not None and not self.heldout_path:
-            regular_split = split_heldout(regular_keys, fraction)
+            regular_split = split_heldout(regular_keys, fraction, most=self.heldout_most)
             enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
             few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
             if setting == "regularisation" or (enough and few):
@@ -275,7 +276,7 @@ class TextImageDataModule(MaskedImages):
         """Count the captions that are longer than what the text encoder reads."""
         tokenizer = self._named_tokenizer() if self.tokenizer_path else getattr(module, "tokenizer", None)
         train, _ = self._built()
-        tell_of_cut([text for texts in train.texts for text in texts], train.tokens, tokenizer)
+        tell_of_cut(train.all_texts(), train.tokens, tokenizer)
 
     def setup(self, stage: str) -> None:
         """Build once, then cache what the module's encoders make of images and captions where asked."""

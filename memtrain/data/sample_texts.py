@@ -62,11 +62,11 @@ def require_samples(samples: Sequence[Captioned], path: Path) -> None:
             expected="at least one image with a caption",
             remedy="check the path",
         )
-    problems: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for sample in samples:
-        for problem in _problems(sample):
-            problems.setdefault(problem, []).append(f"{sample.key[:80]!a}")
-    for problem, keys in problems.items():
+        for problem in problems(sample):
+            found.setdefault(problem, []).append(f"{sample.key[:80]!a}")
+    for problem, keys in found.items():
         raise DataError(
             f"{len(keys)} sample(s) in {path} have {problem}, first [{', '.join(keys[:TOLD])}]",
             expected="UTF-8 text, as long as a caption or a path is",
@@ -98,7 +98,7 @@ def require_samples(samples: Sequence[Captioned], path: Path) -> None:
         )
 
 
-def _problems(sample: Captioned) -> Iterator[str]:
+def problems(sample: Captioned) -> Iterator[str]:
     """Why its texts cannot be used."""
     for what, texts, most in (
         ("a key", (sample.key,), LONGEST_KEY),

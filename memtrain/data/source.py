@@ -46,6 +46,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from tqdm.auto import tqdm
 
+from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
 from memtrain.data.mixed_folders import require_one_kind
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
@@ -80,6 +81,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a source reads its listing.
+
+    Attributes:
+        skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them.
+        kept_in: folder where the listing is kept for the next start; None to keep none.
+    """
+
+    skip: bool = False
+    kept_in: Path | None = None
+
+
+@dataclass(frozen=True)
 class Look:
     """What is known of an image.
 
@@ -99,11 +113,16 @@ class SampleSource(ABC):
     """
 
     samples: Sequence[Sample]
+    broken: list[Broken]
+    """Samples that the listing names and that cannot be used; with `skip` alone, else they are refused."""
     takes_caption: ClassVar[bool] = False
     """Whether a caption for images that have none is its second argument."""
+    takes_reading: ClassVar[bool] = False
+    """Whether it takes `reading`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.broken: list[Broken] = []
         self._looks: dict[int, Look] = {}
 
     @staticmethod
@@ -240,12 +259,19 @@ PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", "
 """How the names of archives end that are not read."""
 
 
-def open_source(path: str, *, caption: str | None = None) -> SampleSource:
+def _opened(kind: Any, path: str, caption: str | None, reading: Reading | None) -> SampleSource:
+    given = {"reading": reading} if kind.takes_reading else {}
+    found: SampleSource = kind(path, caption, **given) if kind.takes_caption else kind(path, **given)
+    return found
+
+
+def open_source(path: str, *, caption: str | None = None, reading: Reading | None = None) -> SampleSource:
     """Open `path` with the source class that accepts it; classes are found by walking this package.
 
     Args:
         path: of the data.
         caption: of images that have none; then a folder may hold nothing but images.
+        reading: what becomes of broken samples, and where listings are kept.
 
     Raises:
         DataError: if nothing is there, or no source reads it.
@@ -261,9 +287,9 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
         require_one_kind(path, captioned=caption is not None)
         for kind in kinds:
             if kind.accepts(path):
-                return kind(path, caption) if kind.takes_caption else kind(path)
+                return _opened(kind, path, caption, reading)
         if caption is not None and Path(path).is_dir():
-            return next(kind for kind in kinds if kind.takes_caption)(path, caption)
+            return _opened(next(kind for kind in kinds if kind.takes_caption), path, caption, reading)
     except OSError as error:  # permissions, names that are too long, disks that fail
         raise DataError(
             f"The data at {path[:LONGEST_KEY]!r} cannot be read: {error}",

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from memtrain.data.disk_cache import Cache
 from memtrain.data.framing import Augment, Buckets, without_small
 from memtrain.data.regularisation import Regularisation
 from memtrain.data.sampler import InOrder, ResumableDistributedSampler, ResumableLoader, fitting_batch
+from memtrain.data.some_samples import SomeSamples
 from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import seed_of_text, uniform
 
@@ -203,9 +204,21 @@ class VisitedImages(LightningDataModule):
         _, held = self._built()
         return loader(held, batch_size=self.batch_size, num_workers=self.num_workers) if len(held) else []
 
-    def unique_dataloader(self, dataset: CaptionedImages) -> DataLoader[Batch]:
-        """Each sample of `dataset` once, in fixed order, for a reference profile."""
-        return loader(dataset.unique(), batch_size=4 * self.batch_size, num_workers=self.num_workers)
+    def unique_dataloader(
+        self, dataset: CaptionedImages, rows: Sequence[int] | None = None, *, part: tuple[int, int] = (0, 1)
+    ) -> DataLoader[Batch]:
+        """Each sample of `dataset` once, in fixed order, for a reference profile.
+
+        Args:
+            dataset: of this data module.
+            rows: of the samples that are wanted; default all. They come in the batches in which all of them would.
+            part: number of a part of these batches, dealt out in turn, and how many there are.
+        """
+        each = 4 * self.batch_size
+        if rows is None and part == (0, 1):
+            return loader(dataset.unique(), batch_size=each, num_workers=self.num_workers)
+        chosen = SomeSamples(dataset.unique(), each, rows=rows, part=part)
+        return DataLoader(chosen, batch_size=None, num_workers=self.num_workers)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""

@@ -15,6 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from memtrain.errors import ConfigurationError
+
 Denoise = Callable[[Tensor, float | None], tuple[Tensor, Tensor | None]]
 """Latents `(B, C, h, w)` and a timestep, or None for that of the call -> conditional and unconditional prediction."""
 
@@ -63,8 +65,17 @@ class DenoiserStep:
     decode: Decode | None = None
 
     def alpha_cumprod(self, timestep: float | None = None) -> float:
-        """ᾱ of a timestep, by default that of the call; never 0, as it is at the end of a zero-SNR schedule."""
-        assert self.alphas_cumprod is not None  # the sampler checks `needs`
+        """ᾱ of a timestep, by default that of the call; never 0, as it is at the end of a zero-SNR schedule.
+
+        Raises:
+            ConfigurationError: if the scheduler has no noise schedule, as that of a flow has none.
+        """
+        if self.alphas_cumprod is None:
+            raise ConfigurationError(
+                f"A detector needs the noise schedule, and this model's scheduler ({self.prediction_type}) has none",
+                expected="a scheduler with alphas_cumprod, such as DDIM",
+                remedy="leave the detector out, or let --detectors all choose those that can read this model",
+            )
         index = round(self.timestep if timestep is None else timestep)
         return max(float(self.alphas_cumprod[index]), 2.0**-24)
 

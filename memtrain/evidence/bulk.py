@@ -10,18 +10,21 @@ flagged come late: where few images are repeated very often, after hundreds of v
 What it cannot know is assumed on the safe side: samples differ for good by a quarter of the variance at the least, as
 with one visit each nobody knows how much they do; and the stated rate is divided by the independent looks that there
 were at the sample visited most, as the others have hardly been looked at.
+
+Cost: of an update, a few medians of at most 8,192 scores, however many samples there are: the bulk of more is told by a
+uniform sample of them (:mod:`memtrain.evidence.reservoir` says with what error), that of fewer by all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memtrain.evidence.running_means import Evidence
+from memtrain.evidence.running_means import Evidence, Rows
 from memtrain.evidence.thresholds import MINIMUM_BULK
 
 ORDINARY = 3
@@ -30,21 +33,18 @@ EARLY_VISITS = 1
 """Counted visits of a sample of the early bulk; nobody is flagged by so few."""
 EARLY_SHARE = 0.25
 """Least share of the variance that lies between samples, while there is an early bulk."""
+PEAK, EARLY, FREQUENT = "peak", "early", "frequent"
+"""Names of what the bulk keeps by row of the evidence: two highest scores, minus infinity without one, and a bool."""
 
 
-def frequent(keys: Sequence[str], samples: Evidence, scored: slice) -> set[str]:
-    """Those of `keys` that have been visited far more often than most samples.
+def frequent(samples: Evidence, rows: Rows) -> Tensor:
+    """Which samples have been visited far more often than most, `(n,)` bool.
 
     Args:
-        keys: of samples that `samples` knows.
         samples: evidence of the training samples.
-        scored: the columns that flags go by.
+        rows: of the samples that are asked for.
     """
-    visits = samples.fewest_visits(scored)
-    seen = visits[visits > 0]
-    most = ORDINARY * float(seen.median()) if len(seen) else 0.0
-    often = (visits[samples.rows(keys)] > most).tolist()
-    return {key for key, is_frequent in zip(keys, often, strict=True) if is_frequent}
+    return samples.fewest_visits(rows) > ORDINARY * samples.counts.median()
 
 
 def looks(visits: float, window: int, *, minimum_visits: int) -> float:
@@ -58,99 +58,131 @@ def looks(visits: float, window: int, *, minimum_visits: int) -> float:
     return max(1.0, 1 + (visits - minimum_visits) / window)
 
 
-def most_looks(samples: Evidence, scored: slice, *, minimum_visits: int) -> float:
+def most_looks(samples: Evidence, *, minimum_visits: int) -> float:
     """Independent looks so far at the sample that is visited most.
 
     Args:
         samples: evidence of the training samples.
-        scored: the columns that flags go by.
         minimum_visits: counted visits before the first look.
     """
-    visits = samples.fewest_visits(scored)
-    return looks(float(visits.max()) if len(visits) else 0.0, samples.window, minimum_visits=minimum_visits)
+    return looks(samples.counts.most, samples.window, minimum_visits=minimum_visits)
 
 
 class Bulk:
-    """Highest scores of training samples so far.
+    """Highest scores of training samples so far, kept by row of their evidence.
 
     Args:
         samples: evidence of the training samples.
-        scored: the columns that flags go by.
         minimum_visits: counted visits before a sample can be flagged.
         early_visits: counted visits of a sample of the early bulk; None if there is to be none.
 
     Attributes:
-        peak: by key, of the samples with visits enough to be flagged.
-        early: by key, of those with fewer too; None once it is no longer needed, or never was.
-        frequent: keys of samples that were once visited far more often than most.
+        early: whether there is an early bulk; not once it is no longer needed.
     """
 
-    def __init__(self, samples: Evidence, *, scored: slice, minimum_visits: int, early_visits: int | None) -> None:
-        self.samples, self.scored = samples, scored
+    def __init__(self, samples: Evidence, *, minimum_visits: int, early_visits: int | None) -> None:
+        self.samples = samples
         self.minimum_visits, self.early_visits = minimum_visits, early_visits
-        self.peak: dict[str, float] = {}
-        self.early: dict[str, float] | None = None if early_visits is None else {}
-        self.frequent: set[str] = set()
+        self.early = early_visits is not None
+        samples.arrays.add(PEAK, -math.inf)
+        samples.arrays.add(FREQUENT, False, dtype=torch.bool)
+        if self.early:
+            samples.arrays.add(EARLY, -math.inf)
 
-    def add(self, keys: Sequence[str], scores: Tensor) -> None:
-        """Take in scores `(B,)` of samples; of those that have visits enough to be flagged."""
-        _raise_peaks(self.peak, keys, scores, self._visits(keys) >= self.minimum_visits)
+    @property
+    def peak(self) -> Tensor:
+        """Highest scores of all samples with visits enough to be flagged, `(n,)`; minus infinity of the others."""
+        return self.samples.arrays[PEAK]
 
-    def add_early(self, keys: Sequence[str], scores: Tensor) -> None:
+    def add(self, rows: Rows, scores: Tensor) -> None:
+        """Take in scores `(B,)` of samples, each once; of those that have visits enough to be flagged."""
+        self._raise(PEAK, rows, scores, self.minimum_visits)
+
+    def add_early(self, rows: Rows, scores: Tensor) -> None:
         """Take in scores `(B,)` of samples that may have fewer visits, where there is an early bulk."""
-        if self.early is not None and self.early_visits is not None:
-            _raise_peaks(self.early, keys, scores, self._visits(keys) >= self.early_visits)
+        if self.early and self.early_visits is not None:
+            self._raise(EARLY, rows, scores, self.early_visits)
 
-    def _visits(self, keys: Sequence[str]) -> Tensor:
-        return self.samples.fewest_visits(self.scored, self.samples.rows(keys))
+    def _raise(self, name: str, rows: Rows, scores: Tensor, enough: int) -> None:
+        counted = self.samples.fewest_visits(rows) >= enough
+        chosen, peaks = torch.as_tensor(rows, dtype=torch.long)[counted], self.samples.arrays[name]
+        peaks[chosen] = peaks[chosen].maximum(scores[counted])
+
+    def _rows(self) -> Tensor:
+        """Samples of the bulk, those visited far more often than most left out once and for all, `(n,)`."""
+        rows, often = self.samples.sample(self.minimum_visits), self.samples.arrays[FREQUENT]
+        rows = rows[(self.peak[rows] > -math.inf) & ~often[rows]]
+        now = frequent(self.samples, rows)
+        often[rows[now]] = True
+        return rows[~now]
 
     def peaks(self) -> Tensor:
         """Highest scores of the samples visited as often as most, `(n,)`; enough of them end the early bulk."""
-        self.frequent |= frequent([key for key in self.peak if key not in self.frequent], self.samples, self.scored)
-        peaks = [peak for key, peak in self.peak.items() if key not in self.frequent]
-        if len(peaks) >= MINIMUM_BULK:
-            self.early = None
-        return torch.tensor(peaks, dtype=torch.float64)
+        rows = self._rows()
+        if len(rows) >= MINIMUM_BULK:
+            self.early = False
+        return self.peak[rows]
 
     def early_peaks(self) -> Tensor:
         """The same of the early bulk, `(n,)`; empty where there is none."""
-        early = self.early or {}
+        if not self.early or self.early_visits is None:
+            return self.peak[:0]
+        rows = self.samples.sample(self.early_visits)
+        peaks, often = self.samples.arrays[EARLY][rows], self.samples.arrays[FREQUENT][rows]
         # Told anew each time: where most have one visit, four come about by chance.
-        often = self.frequent | frequent(list(early), self.samples, self.scored)
-        return torch.tensor([peak for key, peak in early.items() if key not in often], dtype=torch.float64)
+        return peaks[(peaks > -math.inf) & ~(often | frequent(self.samples, rows))]
 
     def calibrating(self, peaks: Tensor) -> tuple[Tensor, float]:
         """The highest scores that set the threshold: :meth:`peaks`, or the early bulk's, and what divides the rate."""
-        if self.early is None:
+        if not self.early:
             return peaks, 1.0
-        return self.early_peaks(), most_looks(self.samples, self.scored, minimum_visits=self.minimum_visits)
+        return self.early_peaks(), most_looks(self.samples, minimum_visits=self.minimum_visits)
 
     def usual_visits(self) -> float:
         """Counted visits of a sample of the bulk, in the middle; 0 while there is none."""
-        bulk = [key for key in self.peak if key not in self.frequent]
-        return float(self._visits(bulk).median()) if bulk else 0.0
+        rows = self.samples.sample(self.minimum_visits)
+        rows = rows[(self.peak[rows] > -math.inf) & ~self.samples.arrays[FREQUENT][rows]]
+        return float(self.samples.fewest_visits(rows).median()) if len(rows) else 0.0
 
     def null(self) -> Tensor:
         """Highest scores that say what is ordinary, `(n,)`."""
-        return torch.tensor(list(self.peak.values()), dtype=torch.float64) if self.early is None else self.early_peaks()
+        return self.early_peaks() if self.early else self.peak[self.peak > -math.inf]
 
     def share_between_samples(self) -> Tensor:
         """Share of variance between samples `(columns,)`, where they calibrate alone."""
         share = self.samples.share_between_samples()
-        return share if self.early is None else share.clamp(min=EARLY_SHARE)
+        return share.clamp(min=EARLY_SHARE) if self.early else share
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        early = None if self.early is None else dict(self.early)
-        return {"peak": dict(self.peak), "frequent": sorted(self.frequent), "early": early}
+        """Plain types and tensors: 8 bytes a sample."""
+        early = None
+        if self.early and self.early_visits is not None:
+            rows = self.samples.sample(self.early_visits)
+            early = {"rows": rows.clone(), "peaks": self.samples.arrays[EARLY][rows]}
+        often = self.samples.arrays[FREQUENT].nonzero()[:, 0]
+        return {"peak": self.peak.clone(), "frequent": often, "early": early}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
-        self.peak, self.frequent = dict(state["peak"]), set(state["frequent"])
-        self.early = None if state["early"] is None else dict(state["early"])
+        """Take up a saved state, after that of the evidence."""
+        kept = state if isinstance(state["peak"], Tensor) else self._of_names(state)
+        arrays = self.samples.arrays
+        arrays[PEAK][:] = kept["peak"]
+        arrays[FREQUENT][:] = False
+        arrays[FREQUENT][kept["frequent"]] = True
+        self.early = kept["early"] is not None and self.early_visits is not None
+        if self.early:
+            arrays[EARLY][:] = -math.inf
+            arrays[EARLY][kept["early"]["rows"]] = kept["early"]["peaks"]
 
+    def _of_names(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of an earlier version, which kept scores by name."""
+        row = self.samples.row
 
-def _raise_peaks(peaks: dict[str, float], keys: Sequence[str], scores: Tensor, counted: Tensor) -> None:
-    for key, score, enough in zip(keys, scores.tolist(), counted.tolist(), strict=True):
-        if enough:
-            peaks[key] = max(score, peaks.get(key, -math.inf))
+        def of(scores: Mapping[str, float]) -> dict[str, Tensor]:
+            rows = torch.tensor([row[key] for key in scores], dtype=torch.long)
+            return {"rows": rows, "peaks": torch.tensor(list(scores.values()), dtype=torch.float64)}
+
+        peaks, peak = of(state["peak"]), torch.full_like(self.peak, -math.inf)
+        peak[peaks["rows"]] = peaks["peaks"]
+        often = torch.tensor([row[key] for key in state["frequent"]], dtype=torch.long)
+        return {"peak": peak, "frequent": often, "early": None if state["early"] is None else of(state["early"])}

@@ -27,6 +27,8 @@ threshold is set on the bulk alone, early in a run on samples with a single visi
 promises nothing. What was flagged of ordinary samples in simulation is in :mod:`memtrain.evidence.measured_rates`.
 
 Every process feeds in the visits of all, in the same order, so calibration is the same on all of them.
+
+Cost: an update's visits, and sums over the held-out samples (at most 2,000 by default) and 8,192 training pictures.
 """
 
 from __future__ import annotations
@@ -35,12 +37,11 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from memtrain.errors import CalibrationError
 from memtrain.evidence.bulk import EARLY_SHARE, EARLY_VISITS, Bulk, looks, most_looks
 from memtrain.evidence.copies import Copies
+from memtrain.evidence.heldout_peaks import HeldoutPeaks
 from memtrain.evidence.judgement import Judgement
 from memtrain.evidence.levels import PICTURE
 from memtrain.evidence.running_means import Evidence, Sign
@@ -53,6 +54,7 @@ from memtrain.evidence.thresholds import (
     apart_from_themselves,
     bulk_threshold,
     corrected_p_values,
+    require_rate,
 )
 from memtrain.functional.moments import DriftingMoments
 
@@ -91,10 +93,7 @@ class Calibration(Judgement):
         edges: Sequence[int] = (),
         canaries: Collection[str] = (),
     ) -> None:
-        if not 0 < false_positive_rate <= 0.5:
-            raise CalibrationError(
-                f"false_positive_rate={false_positive_rate}", expected="above 0, at most 0.5", remedy="change it"
-            )
+        require_rate(false_positive_rate)
         self.false_positive_rate = false_positive_rate
         resolution = columns if isinstance(columns, Tensor) else None
         columns = len(columns) if isinstance(columns, Tensor) else columns
@@ -107,13 +106,13 @@ class Calibration(Judgement):
             canaries=canaries,
         )
         self.standardisation = Standardisation(columns, buckets=buckets, edges=edges, resolution=resolution)
-        self.heldout = Evidence(columns, window) if heldout else None
+        self.heldout = Evidence(self.samples.columns, window) if heldout else None
         usual = minimum_visits if heldout else min(EARLY_VISITS, minimum_visits)
         self.calibrating_visits = usual if calibrating_visits is None else calibrating_visits
         early = None if heldout else self.calibrating_visits
-        self.bulk = Bulk(self.samples, scored=scored, minimum_visits=minimum_visits, early_visits=early)
+        self.bulk = Bulk(self.samples, minimum_visits=minimum_visits, early_visits=early)
         self.curve, self.copies = SetCurve(columns, buckets), Copies()
-        self.highest, self.spending = dict[str, float](), Spending()
+        self.peaks, self.spending = HeldoutPeaks(self.heldout), Spending()
 
     @property
     def moments(self) -> DriftingMoments:
@@ -123,7 +122,7 @@ class Calibration(Judgement):
     def add_heldout(
         self, keys: Sequence[str], buckets: Sequence[int], values: Tensor, lengths: Sequence[float] | None = None
     ) -> None:
-        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew.
+        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew, once.
 
         Args:
             keys: B keys.
@@ -136,15 +135,17 @@ class Calibration(Judgement):
         values, names = values.double(), self.levels.pictures_of(keys)
         self.curve.add_heldout(buckets, values)
         z = self.copies.take(keys, self.standardisation.follow(buckets, lengths, values))
-        self.heldout.add(self.heldout.rows(names), values, z)
+        self.heldout.add(self.heldout.rows(names), values[:, self.scored], z[:, self.scored])
         self._between = self._share_between(self.heldout)
         if self.memorized_when == "unknown" and self.canaries:
             self.taught.fit(self.samples, self.levels.flagged_pictures, between=self._between)
-        scores, visits = self._scores(self.heldout), self.heldout.fewest_visits(self.scored)
-        for key, row in self.heldout.row.items():
-            if visits[row] >= self.calibrating_visits:
-                self.highest[key] = max(float(scores[row]), self.highest.get(key, -math.inf))
+        self.peaks.add(self._scores(self.heldout), self.heldout.fewest_visits() >= self.calibrating_visits)
         self._set_threshold(self.bulk.peaks())
+
+    @property
+    def highest(self) -> dict[str, float]:
+        """Score that each held-out sample ever reached, of those with visits enough, in the order of becoming so."""
+        return self.peaks.by_key()
 
     def untaught(self) -> tuple[int, int] | None:
         """Canaries and ordinary samples with visits enough, where a direction was to be learnt and none was."""
@@ -157,25 +158,26 @@ class Calibration(Judgement):
         rate, minimum = self.false_positive_rate, self.minimum_visits
         calibrating, divided = self.bulk.calibrating(peaks)
         # An early bulk is strict enough by what divides its rate.
-        freedom = BULK_FREEDOM if self.heldout is None and self.bulk.early is None else math.inf
+        freedom = BULK_FREEDOM if self.heldout is None and not self.bulk.early else math.inf
         bulk = bulk_threshold(calibrating, rate / divided, freedom=freedom)
         self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided, freedom=freedom)
         if self.heldout is None:
             self.threshold = self.threshold if bulk is None else bulk
             if self.levels.families is not None:
                 usual = looks(self.bulk.usual_visits(), self.samples.window, minimum_visits=minimum)
-                self.shared.looks = usual if self.bulk.early is None else divided
+                self.shared.looks = divided if self.bulk.early else usual
             return
         early = self._calibrates_early(self.heldout)
-        divided = most_looks(self.samples, self.scored, minimum_visits=minimum) if early else 1.0
+        divided = most_looks(self.samples, minimum_visits=minimum) if early else 1.0
         self.shared.heldout = self._null()
         self.shared.heldout_rate = rate / divided
-        found = self.spending.threshold(self.highest, self.shared.heldout, rate / divided)
+        rows, names = self.peaks.rows(), self.heldout.names
+        found = self.spending.threshold(lambda place: names[int(rows[place])], self.shared.heldout, rate / divided)
         self.threshold = self.threshold if found is None else found
         if math.isfinite(self.threshold) and bulk is not None:
             self.threshold = max(self.threshold, bulk)
-        if self.levels.families is not None and self.highest:
-            visits = self.heldout.fewest_visits(self.scored, self.heldout.rows(list(self.highest)))
+        if self.levels.families is not None and len(self.shared.heldout):
+            visits = self.heldout.fewest_visits(rows)
             usual = looks(float(visits.median()), self.heldout.window, minimum_visits=minimum)
             self.shared.looks = divided if early else usual
 
@@ -198,34 +200,36 @@ class Calibration(Judgement):
         """
         self.curve.add(buckets, values, step)
         counted = [index for index, bucket in enumerate(buckets) if bucket is not None]
-        known = [math.nan] * len(keys) if lengths is None else lengths
-        names = self.levels.pictures_of(keys)
+        known, names = [math.nan] * len(keys) if lengths is None else lengths, self.levels.pictures_of(keys)
         rows, values = self.samples.rows(names), values[counted].double()
         given = self.standardisation
         standardise = given.standardise if self.heldout is not None else given.follow
         z = standardise([int(buckets[i] or 0) for i in counted], [known[i] for i in counted], values)
         z = self.copies.relative([names[i] for i in counted], z)
-        self.samples.add([rows[i] for i in counted], values, z)
+        values, scored = values[:, self.scored], z[:, self.scored]
+        self.samples.add([rows[i] for i in counted], values, scored)
         touched = [names[i] for i, nothing in zip(counted, z.isnan().all(dim=1).tolist(), strict=True) if not nothing]
-        if self.heldout is None:
-            self._between = self.samples.share_between_samples()
         touched = list(dict.fromkeys(touched))
-        scores = self._scores_of(PICTURE, touched)
-        self.bulk.add(touched, scores)
-        if self.heldout is None:
-            scores = self._calibrate_alone(touched)
+        scores = self._judged_by_bulk(touched)
         self._judge(PICTURE, touched, scores, step)
         if self.levels.families is not None:
-            self._judge_beside([keys[i] for i in counted], values, z, step)
+            self._judge_beside([keys[i] for i in counted], values, scored, step)
             self.levels.adopt(keys)
 
-    def _calibrate_alone(self, names: Sequence[str]) -> Tensor:
-        """Set the threshold on the bulk alone, after a visit of pictures; their scores, as the early bulk has them."""
-        peaks = self.bulk.peaks()
-        self._between = self.bulk.share_between_samples()
+    def _judged_by_bulk(self, names: Sequence[str]) -> Tensor:
+        """Scores of pictures after a visit, which become the bulk's; where it calibrates alone, the threshold too."""
+        rows, alone = self.samples.rows(names), self.heldout is None
+        if alone:
+            share = self._between = self.samples.share_between_samples()
         scores = self._scores_of(PICTURE, names)
-        self.bulk.add_early(names, scores)
-        self._set_threshold(peaks)
+        self.bulk.add(rows, scores)
+        if alone:
+            peaks = self.bulk.peaks()
+            if self.bulk.early:
+                self._between = share.clamp(min=EARLY_SHARE)
+                scores = self._scores_of(PICTURE, names)
+                self.bulk.add_early(rows, scores)
+            self._set_threshold(peaks)
         return scores
 
     def _calibrates_early(self, heldout: Evidence) -> bool:
@@ -251,12 +255,11 @@ class Calibration(Judgement):
         have it.
         """
         held = None if self.heldout is None else self._null()
-        return corrected_p_values(self.levels.pictures_of(keys), self.bulk.peak, heldout=held, bulk=self.bulk.null())
+        return self._of_pictures(keys, corrected_p_values(self.bulk.peak, heldout=held, bulk=self.bulk.null()))
 
     def _null(self) -> Tensor:
         """Highest scores of the held-out samples, as those of others would be, `(n,)`."""
-        signed = self.memorized_when != "unknown" or self.direction is not None
-        found = torch.tensor(list(self.highest.values()), dtype=torch.float64)
+        found, signed = self.peaks.scores(), self.memorized_when != "unknown" or self.direction is not None
         return found if signed else found * apart_from_themselves(len(found))
 
     def state_dict(self) -> dict[str, Any]:
@@ -266,7 +269,7 @@ class Calibration(Judgement):
             "heldout": self.heldout.state_dict() if self.heldout is not None else {},
             "moments": self.moments.state_dict(),
             "length_moments": self.standardisation.length_moments.state_dict(),
-            "highest": dict(self.highest),
+            "highest": self.peaks.state_dict(),
             "named": sorted(self.spending.named),
             "threshold": self.threshold,
             "first_flagged": dict(self.first_flagged),
@@ -275,20 +278,20 @@ class Calibration(Judgement):
             "direction": self.taught.weights,
             "separation": self.taught.separation,
             **self.bulk.state_dict(),
-            **({} if self.levels.families is None else {"levels": self.levels.state_dict()}),
-            **({} if self.levels.families is None else {"shared": self.shared.state_dict()}),
+            **self._state_of_families(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
-        self.samples.load_state_dict(state["samples"])
+        self.samples.load_state_dict(state["samples"], self.scored)
         if self.heldout is not None:
-            self.heldout.load_state_dict(state["heldout"])
+            self.heldout.load_state_dict(state["heldout"], self.scored)
         self.moments.load_state_dict(state["moments"])
         self.standardisation.length_moments.load_state_dict(state["length_moments"])
-        self.highest, self.threshold = dict(state["highest"]), state["threshold"]
+        self.peaks.load_state_dict(state["highest"])
+        self.threshold = state["threshold"]
         self.spending.named = set(state.get("named", ()))
-        self.levels.load_state_dict(state.get("levels"), state["first_flagged"])
+        self.levels.load_state_dict(state.get("levels"), state["first_flagged"], self.scored)
         self.shared = SharedRate(**state.get("shared", {}))
         self.bulk.load_state_dict(state)
         self.curve.load_state_dict(state["curve"])

@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -66,6 +67,9 @@ def evidence_table(
     steps_flagged = {key: levels.first_flagged.get(key) for key in keys}
     known = [visits.get(key, {"key_count": 0, "flagged_share_mean": None, "skipped_mean": None}) for key in keys]
     families = levels.families or Families()
+    # Evidence is of the columns that flags go by.
+    means = torch.full((len(keys), len(columns)), math.nan, dtype=torch.float64)
+    means[:, calibration.scored] = calibration.means(keys)
     table = pa.table(
         {
             "key": pa.array(keys, pa.string()),
@@ -75,7 +79,7 @@ def evidence_table(
             "caption_family": pa.array([families.caption(key) for key in keys], pa.string()),
             "visits_per_epoch": pa.array([visits_per_epoch.get(key) for key in keys], pa.int32()),
             "visits": pa.array([row["key_count"] for row in known], pa.int64()),
-            **dict(zip(columns, calibration.means(keys).T.tolist(), strict=True)),
+            **dict(zip(columns, means.T.tolist(), strict=True)),
             "score": calibration.scores(keys).tolist(),
             "p_value": calibration.p_values(keys).tolist(),
             "flagged": [step is not None for step in steps_flagged.values()],

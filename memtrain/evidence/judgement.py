@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Container, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from memtrain.evidence.bulk import looks
 from memtrain.evidence.direction import Direction
 from memtrain.evidence.levels import BESIDE, PICTURE, SAMPLE, Levels
-from memtrain.evidence.running_means import Evidence, Sign, signed_score
+from memtrain.evidence.running_means import Evidence, Rows, Sign, signed_score
 from memtrain.evidence.standardisation import MOMENTS_WINDOW
 from memtrain.evidence.thresholds import SharedRate
 from memtrain.families.table import FamilyIndex
@@ -56,12 +56,13 @@ class Judgement:
         canaries: Collection[str],
     ) -> None:
         self.scored, self.memorized_when, self.minimum_visits = scored, memorized_when, minimum_visits
-        self.samples = Evidence(columns, window)
-        self.levels, self.shared = Levels(None, columns=columns, window=window), SharedRate()
-        self.canaries, width = frozenset(canaries), len(range(columns)[scored])
-        self.taught = Direction(self.canaries, scored=scored, width=width, minimum_visits=minimum_visits)
+        width = len(range(columns)[scored])
+        self.samples = Evidence(width, window)
+        self.levels, self.shared = Levels(None, columns=width, window=window), SharedRate()
+        self.canaries = frozenset(canaries)
+        self.taught = Direction(self.canaries, width=width, minimum_visits=minimum_visits)
         self.threshold = math.inf
-        self._between = torch.zeros(columns, dtype=torch.float64)
+        self._between = torch.zeros(width, dtype=torch.float64)
 
     def group_by(
         self, families: FamilyIndex | None, *, pictures: int | None = None, apart: Container[str] = ()
@@ -88,8 +89,8 @@ class Judgement:
         """What canaries taught, `(scored columns,)`; None until they did."""
         return self.taught.weights
 
-    def _scores(self, evidence: Evidence, rows: list[int] | None = None, *, common: Tensor | None = None) -> Tensor:
-        scaled = evidence.scaled(self._between, rows, common=common)[:, self.scored]
+    def _scores(self, evidence: Evidence, rows: Rows | None = None, *, common: Tensor | None = None) -> Tensor:
+        scaled = evidence.scaled(self._between, rows, common=common)
         return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
 
     def _scores_of(self, level: str, names: Sequence[str]) -> Tensor:
@@ -103,24 +104,32 @@ class Judgement:
     def _evidence(self, level: str) -> Evidence:
         return self.samples if level == PICTURE else self.levels.beside[level]
 
-    def _ready(self, evidence: Evidence, rows: list[int] | None = None) -> Tensor:
+    def _ready(self, evidence: Evidence, rows: Rows | None = None) -> Tensor:
         """Whether samples have visits enough in every scored column, `(n,)` bool."""
-        return evidence.fewest_visits(self.scored, rows) >= self.minimum_visits
+        return evidence.fewest_visits(rows) >= self.minimum_visits
 
     def _judge_beside(self, keys: Sequence[str], values: Tensor, z: Tensor, step: int) -> None:
-        """Let counted visits be evidence of samples and captions too, and flag those that cross their thresholds."""
+        """Let counted visits be evidence of samples and captions too, and flag those that cross their thresholds.
+
+        Args:
+            keys: B keys.
+            values: `(B, scored columns)` compared values.
+            z: the same as z-scores.
+            step: of the flags.
+        """
         if self.levels.pictures is None:
-            self.levels.see(int((self.samples.fewest_visits(self.scored) > 0).sum()))
+            self.levels.see(self.samples.counts.seen)
         for level, names in self.levels.add(keys, values, z).items():
             self._judge(level, names, self._scores_of(level, names), step)
 
     def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
         """Flag the families of a level that are above their thresholds, with all their members."""
         evidence = self._evidence(level)
-        visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
-        for name, score, count in zip(names, scores.tolist(), visits, strict=True):
-            if count >= self.minimum_visits and score > self._threshold_of(level, name, count):
-                self.levels.flag(level, name, step)
+        visits = evidence.fewest_visits(evidence.rows(names))
+        # No threshold lies below that at the stated rate.
+        for place in ((visits >= self.minimum_visits) & (scores > self.threshold)).nonzero()[:, 0].tolist():
+            if float(scores[place]) > self._threshold_of(level, names[place], float(visits[place])):
+                self.levels.flag(level, names[place], step)
 
     def _threshold_of(self, level: str, name: str, visits: float) -> float:
         """The threshold of a family, which has so many counted visits."""
@@ -165,36 +174,63 @@ class Judgement:
         if not math.isfinite(self.threshold):
             return torch.zeros(len(names), dtype=torch.float64)
         evidence = self._evidence(level)
-        visits = evidence.fewest_visits(self.scored, evidence.rows(names)).tolist()
+        visits = evidence.fewest_visits(evidence.rows(names)).tolist()
         own = [self._threshold_of(level, name, count) for name, count in zip(names, visits, strict=True)]
         return torch.tensor(own, dtype=torch.float64) - self.threshold
 
     def highest_pictures(self, count: int) -> list[str]:
         """Names of the training pictures with the highest scores, those with visits enough for a flag first."""
-        names = list(self.samples.row)
-        if not names:
-            return []
-        scores, visits = self._scores_of(PICTURE, names), self.samples.fewest_visits(self.scored)
-        order = scores.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
-        order = order[(visits[order] >= self.minimum_visits).int().argsort(descending=True, stable=True)]
-        return [names[row] for row in order.tolist() if visits[row] > 0][:count]
+        visits = self.samples.fewest_visits()
+        ready = visits >= self.minimum_visits
+        found: list[int] = []
+        for group in (ready, (visits > 0) & ~ready):
+            if len(found) < count:
+                found += self._highest(group.nonzero()[:, 0], count - len(found))
+        return [self.samples.names[row] for row in found]
+
+    def _highest(self, rows: Tensor, count: int) -> list[int]:
+        """The `count` of `rows` with the highest scores, highest first, the earlier row of equal ones."""
+        scores = self._scores(self.samples, rows)
+        if self.levels.families is not None:
+            # Whose picture has several files is looked up of the highest alone; each has one of these two scores.
+            several = torch.full((len(rows),), MEANS_VARIANCE, dtype=torch.float64)
+            scores = scores.maximum(self._scores(self.samples, rows, common=several))
+        scores, taken = scores.nan_to_num(nan=-math.inf), min(len(rows), 4 * count)
+        while True:
+            likely = scores.topk(taken).indices.sort().values
+            own = self._scores_of(PICTURE, [self.samples.names[row] for row in rows[likely].tolist()])
+            order = own.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)[:count]
+            if taken == len(rows) or float(own[order[-1]]) > float(scores[likely].min()):
+                return rows[likely][order].tolist()
+            taken = min(len(rows), 2 * taken)
+
+    def _of_pictures(self, keys: Sequence[str], values: Tensor) -> Tensor:
+        """Of each sample, what its picture has of `values` `(n,)`, one for each picture met; NaN of others, `(B,)`."""
+        rows = [self.samples.row.get(name, len(values)) for name in self.levels.pictures_of(keys)]
+        return torch.cat([values, torch.full((1,), math.nan, dtype=torch.float64)])[rows]
+
+    def _state_of_families(self) -> dict[str, Any]:
+        """What a state has more where pictures are told from files."""
+        if self.levels.families is None:
+            return {}
+        return {"levels": self.levels.state_dict(), "shared": self.shared.state_dict()}
 
     def means(self, keys: Sequence[str]) -> Tensor:
-        """Mean compared values of each sample's own counted visits, `(B, columns)`; NaN without any."""
+        """Mean compared values of each sample's own counted visits, `(B, scored columns)`; NaN without any."""
         found = torch.full((len(keys), self.samples.columns), math.nan, dtype=torch.float64)
         # What a file of several shows is in its own evidence.
         several = [self.levels.name(SAMPLE, key) is not None for key in keys]
         for evidence, wanted in ((self.samples, False), (self.levels.beside[SAMPLE], True)):
             own = [row for row, key in enumerate(keys) if several[row] is wanted and key in evidence.row]
-            rows, width = [evidence.row[keys[row]] for row in own], evidence.columns
-            found[own] = evidence.total.view(-1, width)[rows] / evidence.visits.view(-1, width)[rows]
+            rows = [evidence.row[keys[row]] for row in own]
+            found[own] = evidence.total[rows] / evidence.visits[rows]
         return found
 
     def counted_visits(self, keys: Sequence[str]) -> list[int]:
         """Visits of each sample's picture that count as evidence, in the scored column that has fewest."""
         rows = [self.samples.row.get(name) for name in self.levels.pictures_of(keys)]
         known = [row for row in rows if row is not None]
-        counts = iter(self.samples.fewest_visits(self.scored, known).tolist())
+        counts = iter(self.samples.fewest_visits(known).tolist())
         return [0 if row is None else int(next(counts)) for row in rows]
 
     def judged(self, keys: Sequence[str]) -> Tensor:

@@ -65,6 +65,8 @@ class Levels:
         self.common: set[str] = set()
         self._seen = 0
         self._spans: dict[str, tuple[int, int]] = {}
+        # Members of each flagged family when they were flagged: a large one is not gone through at each of its visits.
+        self._told: dict[tuple[str, str], int] = {}
 
     # Names
 
@@ -91,8 +93,13 @@ class Levels:
         """Keys of the training samples of a family."""
         if self.families is None or level == SAMPLE:
             return (name,)
-        known = self.families.picture_members(name) if level == PICTURE else self.families.caption_members(name)
-        return [key for key in known if key not in self.apart]
+        return [key for key in self._known_members(level, name) if key not in self.apart]
+
+    def _known_members(self, level: str, name: str) -> Sequence[str]:
+        """Likewise, with those that are not trained on."""
+        if self.families is None or level == SAMPLE:
+            return (name,)
+        return self.families.picture_members(name) if level == PICTURE else self.families.caption_members(name)
 
     def known_pictures(self) -> int:
         """Training pictures: all, or as many as were seen so far."""
@@ -161,8 +168,14 @@ class Levels:
     def flag(self, level: str, name: str, step: int) -> None:
         """A family crossed its threshold: all its members are flagged."""
         step = self.crossed[level].setdefault(name, step)
-        for key in self.members(level, name):
-            self._flag(key, level if self.is_family(level, name) else SAMPLE, step)
+        members = self._known_members(level, name)
+        if self._told.get((level, name)) == len(members):
+            return
+        self._told[level, name] = len(members)
+        by = level if self.is_family(level, name) else SAMPLE
+        for key in members:
+            if level == SAMPLE or key not in self.apart:
+                self._flag(key, by, step)
 
     def _flag(self, key: str, level: str, step: int) -> None:
         if key not in self.first_flagged:
@@ -201,14 +214,22 @@ class Levels:
             "seen": self._seen,
         }
 
-    def load_state_dict(self, state: dict[str, Any] | None, first_flagged: dict[str, int]) -> None:
-        """Take up a saved state; None, of a run without families, leaves the levels beside the picture empty."""
+    def load_state_dict(
+        self, state: dict[str, Any] | None, first_flagged: dict[str, int], columns: slice = slice(None)
+    ) -> None:
+        """Take up a saved state; None, of a run without families, leaves the levels beside the picture empty.
+
+        Args:
+            state: from :meth:`state_dict`.
+            first_flagged: step of the first flag, by key.
+            columns: those of an earlier version's evidence that are wanted.
+        """
         self.first_flagged = dict(first_flagged)
         self.flagged_by = dict.fromkeys(first_flagged, SAMPLE)
         self.crossed = {SAMPLE: {}, PICTURE: dict(first_flagged), CAPTION: {}}
         if state is not None:
             for level, evidence in self.beside.items():
-                evidence.load_state_dict(state["beside"][level])
+                evidence.load_state_dict(state["beside"][level], columns)
             self.crossed = {level: dict(steps) for level, steps in state["crossed"].items()}
             self.flagged_by, self._seen = dict(state["flagged_by"]), state["seen"]
         self.flagged_pictures = set(self.pictures_of(self.first_flagged))

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import torch
 
+from memtrain.evidence.bulk import EARLY, FREQUENT, PEAK
 from memtrain.evidence.calibration import Calibration
+from memtrain.evidence.heldout_peaks import HIGHEST, TURN
 from memtrain.evidence.levels import PICTURE
 from memtrain.evidence.running_means import Evidence
+
+HIGHER = (PEAK, EARLY, FREQUENT, HIGHEST, TURN)
+"""What is kept by row of which the higher value of two pictures is that of both."""
 
 
 def rename_picture(calibration: Calibration, old: str, new: str) -> None:
@@ -19,32 +24,32 @@ def rename_picture(calibration: Calibration, old: str, new: str) -> None:
     for evidence in (calibration.samples, calibration.heldout):
         if evidence is not None:
             pool_rows(evidence, old, new)
-    bulk = calibration.bulk
-    for peaks in (calibration.highest, bulk.peak, bulk.early or {}):
-        if old in peaks:
-            peaks[new] = max(peaks.pop(old), peaks.get(new, float("-inf")))
     levels = calibration.levels
-    for names in (bulk.frequent, levels.flagged_pictures):
-        if old in names:
-            names.discard(old)
-            names.add(new)
+    if old in levels.flagged_pictures:
+        levels.flagged_pictures.discard(old)
+        levels.flagged_pictures.add(new)
     crossed = levels.crossed[PICTURE]
     if old in crossed:
         crossed[new] = min(crossed.pop(old), crossed.get(new, 2**62))
 
 
 def pool_rows(evidence: Evidence, old: str, new: str) -> None:
-    """Make the visits of the row `old` visits of the row `new`."""
+    """Make the visits of the row `old` visits of the row `new`; the last row takes its place.
+
+    Means of visits within the window are as if all had been one picture's. Beyond it, the pooled mean is taken to be
+    as noisy as any that remembers a window of visits, and is so again after as many.
+    """
     if old not in evidence.row:
         return
-    first, second = evidence.rows([new, old])
-    both = evidence.visits[[first, second]]
+    first, second = rows = evidence.rows([new, old])
+    arrays, before = evidence.arrays, evidence.fewest_visits([first])
+    both = evidence.visits[rows].double()
     share = torch.where(both.sum(dim=0) > 0, both / both.sum(dim=0).clamp(min=1), torch.tensor([[1.0], [0.0]]).to(both))
-    evidence.mean[first] = (share * evidence.mean[[first, second]]).sum(dim=0)
-    evidence.dilution[first] = (share.square() * evidence.dilution[[first, second]]).sum(dim=0)
+    evidence.mean[first] = (share * evidence.mean[rows]).sum(dim=0)
     evidence.visits[first] += evidence.visits[second]
     evidence.total[first] += evidence.total[second]
-    kept = [row for row in range(len(evidence.row)) if row != second]
-    for name in ("visits", "mean", "dilution", "total"):
-        setattr(evidence, name, getattr(evidence, name)[kept])
-    evidence.row = {key: row for row, key in enumerate(key for key in evidence.row if key != old)}
+    for name in HIGHER:
+        if name in arrays:
+            arrays[name][first] = torch.maximum(arrays[name][first], arrays[name][second])
+    evidence.visited(torch.tensor([first]), before)
+    evidence.remove(old)

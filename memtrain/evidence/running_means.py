@@ -2,19 +2,31 @@
 
 Samples differ for good, not only from visit to visit. The share of variance between samples is estimated from samples
 that are not memorized, and the evidence is scaled by its standard deviation under it.
+
+Cost: of a visit, whatever the number of samples: its own rows of arrays that grow by doubling. What is said of all
+samples at once is counted along (:mod:`memtrain.evidence.visit_counts`) or estimated from a uniform sample of them
+(:mod:`memtrain.evidence.reservoir`), which up to 8,192 samples are all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from memtrain.evidence import reservoir
+from memtrain.evidence.growing_rows import GrowingRows
+from memtrain.evidence.kept_arrays import packed_counts, packed_names, unpacked_counts, unpacked_names
+from memtrain.evidence.reservoir import Reservoir
+from memtrain.evidence.visit_counts import VisitCounts
+
 Sign = Literal["low", "high", "unknown"]
 """Where a memorized sample's values lie; `unknown` for columns that differ in sign."""
+Rows = Sequence[int] | Tensor
+"""Rows of samples."""
 
 
 def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
@@ -24,41 +36,64 @@ def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
     return evidence.mean(dim=1) * (1 if memorized_when == "high" else -1)
 
 
-def _empty() -> Tensor:
-    return torch.zeros(0, 0, dtype=torch.float64)
-
-
-@dataclass
 class Evidence:
     """Accumulated evidence of a set of samples; grows as new keys appear.
 
-    Attributes:
+    Args:
         columns: number of values per visit.
         window: visits that the running mean remembers.
+
+    Attributes:
         row: key to row.
-        visits: `(n, columns)` visits counted, by value: not every visit has every value.
-        mean: `(n, columns)` running mean of z.
-        dilution: `(n, columns)` sum of squared weights in that mean: 1 / visits at first, then 1 / (2 window − 1).
-        total: `(n, columns)` sum of the compared values, not standardised, over the counted visits.
+        names: row to key.
+        arrays: what is kept by row; others may keep more there.
+        counts: visits in the column that has fewest, of all samples.
     """
 
-    columns: int
-    window: int = 12
-    row: dict[str, int] = field(default_factory=dict)
-    visits: Tensor = field(default_factory=_empty)
-    mean: Tensor = field(default_factory=_empty)
-    dilution: Tensor = field(default_factory=_empty)
-    total: Tensor = field(default_factory=_empty)
+    def __init__(self, columns: int, window: int = 12) -> None:
+        self.columns, self.window = columns, window
+        self.row: dict[str, int] = {}
+        self.names: list[str] = []
+        self.arrays, self.counts = GrowingRows(), VisitCounts()
+        self.arrays.add("visits", 0, width=columns, dtype=torch.int32)
+        self.arrays.add("place", 0, dtype=torch.long)
+        for name in ("mean", "total"):
+            self.arrays.add(name, 0.0, width=columns)
+        self._samples: dict[int, Reservoir] = {}
+
+    @property
+    def visits(self) -> Tensor:
+        """`(n, columns)` visits counted, by value: not every visit has every value."""
+        return self.arrays["visits"]
+
+    @property
+    def mean(self) -> Tensor:
+        """`(n, columns)` running mean of z."""
+        return self.arrays["mean"]
+
+    @property
+    def total(self) -> Tensor:
+        """`(n, columns)` sum of the compared values, not standardised, over the counted visits."""
+        return self.arrays["total"]
+
+    @property
+    def dilution(self) -> Tensor:
+        """`(n, columns)` sum of squared weights in the mean: 1 / visits at first, then 1 / (2 window − 1)."""
+        return self._dilution(self.visits)
+
+    def _dilution(self, visits: Tensor) -> Tensor:
+        table = dilutions(self.window)
+        return table[visits.clamp(max=len(table) - 1).long()]
 
     def rows(self, keys: Sequence[str]) -> list[int]:
         """Rows of `keys`; unknown keys get new ones."""
         new = [key for key in dict.fromkeys(keys) if key not in self.row]
         if new:
-            for key in new:
-                self.row[key] = len(self.row)
-            zeros = torch.zeros(len(new), self.columns, dtype=torch.float64)
-            for name, fresh in (("visits", zeros), ("mean", zeros), ("dilution", zeros + 1), ("total", zeros)):
-                setattr(self, name, torch.cat([getattr(self, name).view(-1, self.columns), fresh]))
+            first = len(self.names)
+            self.row.update((key, row) for row, key in enumerate(new, start=first))
+            self.names += new
+            self.arrays.grow(len(self.names))
+            self.arrays["place"][first:] = torch.tensor([reservoir.place(key) for key in new])
         return [self.row[key] for key in keys]
 
     def add(self, rows: Sequence[int], values: Tensor, z: Tensor) -> None:
@@ -69,6 +104,8 @@ class Evidence:
             values: `(B, columns)` compared values, NaN where there is none.
             z: the same as z-scores.
         """
+        touched = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long)
+        before = self.fewest_visits(touched)
         left = list(range(len(rows)))
         while left:
             # A sample's visits have to be taken one after the other, those of different samples need not.
@@ -76,27 +113,56 @@ class Evidence:
             self._add(torch.tensor([rows[index] for index in turn]), values[turn], z[turn])
             taken = set(turn)
             left = [index for index in left if index not in taken]
+        self.visited(touched, before)
 
     def _add(self, rows: Tensor, values: Tensor, z: Tensor) -> None:
         seen = ~(values.isnan() | z.isnan())
-        self.total[rows] += torch.where(seen, values, 0.0)
-        self.visits[rows] += seen
-        rate = torch.where(seen, 1 / self.visits[rows].clamp(1, self.window), 0.0)
-        self.mean[rows] += rate * torch.where(seen, z - self.mean[rows], 0.0)
-        diluted = (1 - rate).square() * self.dilution[rows] + rate.square()
-        self.dilution[rows] = torch.where(rate < 1, diluted, 1.0)
+        self.total[rows] += torch.where(seen, values.double(), 0.0)
+        visits, mean = self.visits[rows] + seen, self.mean[rows]
+        rate = torch.where(seen, 1 / visits.clamp(1, self.window).double(), 0.0)
+        self.visits[rows] = visits
+        self.mean[rows] = mean + rate * torch.where(seen, z.double() - mean, 0.0)
 
-    def fewest_visits(self, scored: slice, rows: list[int] | None = None) -> Tensor:
-        """Visits of samples in the column of `scored` that has fewest, `(n,)`.
+    def visited(self, rows: Tensor, before: Tensor) -> None:
+        """Count along, for rows `(B,)`, each once, that had so many visits `before`."""
+        after = self.fewest_visits(rows)
+        self.counts.move(before.tolist(), after.tolist())
+        for sample in self._samples.values():
+            ready = rows[(before < sample.visits) & (after >= sample.visits)]
+            if len(ready):
+                sample.offer(ready, self.arrays["place"][ready])
+
+    def remove(self, key: str) -> None:
+        """Forget a sample; the last one takes its row."""
+        row, last = self.row.pop(key), len(self.names) - 1
+        self.counts.move(self.fewest_visits([row]).tolist(), [0])
+        self.names[row] = self.names[last]
+        if row != last:
+            self.row[self.names[row]] = row
+        del self.names[last]
+        self.arrays.remove(row)
+        for sample in self._samples.values():
+            sample.remove(row, last=last)
+
+    def sample(self, visits: int) -> Tensor:
+        """Rows of all samples while these are few, `(n,)`; of many, a uniform sample of those with `visits` visits."""
+        if len(self.names) <= reservoir.MOST:
+            return torch.arange(len(self.names))
+        if visits not in self._samples:
+            self._samples[visits] = Reservoir(visits)
+            ready = (self.fewest_visits() >= visits).nonzero()[:, 0]
+            self._samples[visits].offer(ready, self.arrays["place"][ready])
+        return self._samples[visits].rows
+
+    def fewest_visits(self, rows: Rows | None = None) -> Tensor:
+        """Visits of samples in the column that has fewest, `(n,)`.
 
         Args:
-            scored: the columns that flags go by.
             rows: of these samples; default all.
         """
-        visits = self.visits.view(-1, self.columns)
-        return (visits if rows is None else visits[rows])[:, scored].amin(dim=1)
+        return (self.visits if rows is None else self.visits[rows]).amin(dim=1)
 
-    def scaled(self, between: Tensor, rows: list[int] | None = None, *, common: Tensor | None = None) -> Tensor:
+    def scaled(self, between: Tensor, rows: Rows | None = None, *, common: Tensor | None = None) -> Tensor:
         """Evidence in units of its standard deviation when nothing is memorized, `(n, columns)`.
 
         Args:
@@ -105,35 +171,57 @@ class Evidence:
             common: `(n,)` variance of what all visits that are remembered of one have in common; default none.
         """
         chosen = slice(None) if rows is None else rows
-        variance = between + (1 - between) * self.dilution.view(-1, self.columns)[chosen]
+        variance = between + (1 - between) * self._dilution(self.visits[chosen])
         variance = variance if common is None else variance + common[:, None]
-        return self.mean.view(-1, self.columns)[chosen] / variance.sqrt()
+        return self.mean[chosen] / variance.sqrt()
 
     def share_between_samples(self) -> Tensor:
         """Share of variance between samples `(columns,)`, by the method of moments from these samples' evidence.
 
         Var(mean z) is `share + (1 − share) · dilution` when single visits have variance 1.
         """
-        seen = (self.visits.view(-1, self.columns) > 1).double()
+        rows = self.sample(2)
+        visits = self.visits[rows]
+        seen, dilution = (visits > 1).double(), self._dilution(visits)
         count = seen.sum(dim=0)
         if not len(seen):
             return torch.zeros(self.columns, dtype=torch.float64)
-        excess = (seen * (self.mean.square() - self.dilution)).sum(dim=0)
-        room = (seen * (1 - self.dilution)).sum(dim=0)
+        excess = (seen * (self.mean[rows].square() - dilution)).sum(dim=0)
+        room = (seen * (1 - dilution)).sum(dim=0)
         return torch.where(count < 2, 0.0, (excess / room.clamp(min=1e-12)).clamp(0.0, 0.95))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Plain types and tensors: 16 bytes a sample and column, and its name and visits compressed."""
         return {
-            "keys": list(self.row),
-            "visits": self.visits,
-            "mean": self.mean,
-            "dilution": self.dilution,
-            "total": self.total,
+            "names": packed_names(self.names),
+            "visits": packed_counts(self.visits),
+            "mean": self.mean.clone(),
+            "total": self.total.clone(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
-        self.row = {key: row for row, key in enumerate(state["keys"])}
-        self.visits, self.mean = state["visits"], state["mean"]
-        self.dilution, self.total = state["dilution"], state["total"]
+    def load_state_dict(self, state: dict[str, Any], columns: slice = slice(None)) -> None:
+        """Take up a saved state.
+
+        Args:
+            state: from :meth:`state_dict`; or of an earlier version, which kept all columns of a visit.
+            columns: those of an earlier version's that are wanted.
+        """
+        earlier = "keys" in state
+        names = list(state["keys"]) if earlier else unpacked_names(state["names"])
+        self.arrays.clear()
+        self.row, self.names, self._samples = {}, [], {}
+        self.rows(names)
+        for name in ("visits", "mean", "total"):
+            kept = unpacked_counts(state[name]) if name == "visits" and not earlier else state[name]
+            self.arrays[name][:] = (kept[:, columns] if earlier and kept.numel() else kept).view(-1, self.columns)
+        self.counts = VisitCounts.of(self.fewest_visits())
+
+
+@lru_cache(maxsize=32)
+def dilutions(window: int) -> Tensor:
+    """Sum of squared weights in a running mean after so many visits, up to where it changes no more, fp64."""
+    found = [1.0, 1.0]
+    while len(found) <= window or found[-1] != found[-2]:
+        rate = 1 / min(len(found), window)
+        found.append((1 - rate) * (1 - rate) * found[-1] + rate * rate)
+    return torch.tensor(found, dtype=torch.float64)

@@ -68,13 +68,11 @@ class Standardisation:
 
     def follow(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
         """As :meth:`standardise`, one visit after the other, and let the moments follow."""
-        parts = []
-        for bucket, length, value in zip(buckets, lengths, values, strict=True):
-            parts.append(self.standardise([bucket], [length], value[None]))
-            if self.edges and length == length:
-                self.length_moments.update(self._class(length), self.moments.standardise(bucket, value))
-            self.moments.update(bucket, value)
-        return torch.cat(parts) if parts else torch.zeros_like(values)
+        z = self.moments.follow(buckets, values)
+        known = [index for index, length in enumerate(lengths) if length == length] if self.edges else []
+        if known:
+            z[known] = self.length_moments.follow([self._class(lengths[index]) for index in known], z[known])
+        return z
 
     def _class(self, length: float) -> int:
         return bisect.bisect_right(self.edges, length)

@@ -13,7 +13,7 @@ much more often, as a highest score grows with the looks at it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,14 @@ the normal distribution, which an early bulk keeps, twice to seven times the sta
 
 CROSSINGS = 4
 """Times as often as by a single look a running mean crosses a high threshold within the visits that it remembers."""
+
+
+def require_rate(false_positive_rate: float) -> None:
+    """Refuse a share of ordinary samples that nobody can ask for."""
+    if not 0 < false_positive_rate <= 0.5:
+        raise CalibrationError(
+            f"false_positive_rate={false_positive_rate}", expected="above 0, at most 0.5", remedy="change it"
+        )
 
 
 def heldout_method(count: int, false_positive_rate: float) -> str:
@@ -89,23 +97,22 @@ class Spending:
     def __init__(self) -> None:
         self.named: set[str] = set()
 
-    def threshold(self, highest: Mapping[str, float], scores: Tensor, false_positive_rate: float) -> float | None:
+    def threshold(self, name: Callable[[int], str], scores: Tensor, false_positive_rate: float) -> float | None:
         """The threshold now; None from too few.
 
         Args:
-            highest: score that each held-out sample ever reached, in the order of `scores`.
-            scores: `(n,)` the same, as they are compared.
+            name: key of a held-out sample, by its place in `scores`.
+            scores: `(n,)` highest that each ever reached.
             false_positive_rate: of the whole run.
         """
         if len(scores) < samples_needed(false_positive_rate) or len(scores) < MINIMUM_CALIBRATING:
             return heldout_threshold(scores, false_positive_rate)
         allowed = math.floor(false_positive_rate * (len(scores) + 1) + 1e-9)
-        keys, order = list(highest), scores.argsort(descending=True, stable=True).tolist()
-        above = 0
-        for row in order[:allowed]:
-            if keys[row] not in self.named and len(self.named) >= allowed:
+        order, above = scores.argsort(descending=True, stable=True)[:allowed].tolist(), 0
+        for row in order:
+            if name(row) not in self.named and len(self.named) >= allowed:
                 break
-            self.named.add(keys[row])
+            self.named.add(name(row))
             above += 1
         return float(scores[order[above - 1]]) if above else tail_threshold(scores, 1 / (len(scores) + 1))
 
@@ -184,31 +191,28 @@ class SharedRate:
         return {name: getattr(self, name) for name in names}
 
 
-def corrected_p_values(
-    keys: Sequence[str], peaks: Mapping[str, float], *, heldout: Tensor | None, bulk: Tensor
-) -> Tensor:
-    """p-values of samples' highest scores, corrected for the number of samples by Holm's method, `(B,)`.
+def corrected_p_values(peaks: Tensor, *, heldout: Tensor | None, bulk: Tensor) -> Tensor:
+    """p-values of samples' highest scores, corrected for the number of samples by Holm's method, `(n,)`.
 
     Each is the lowest rate at which its sample would be above the threshold, before the correction.
 
     Args:
-        keys: B keys.
-        peaks: highest scores of all samples that have one.
-        heldout: `(n,)` highest scores of held-out samples; None where the bulk alone calibrates.
-        bulk: `(n,)` highest scores of the bulk.
+        peaks: `(n,)` highest scores of all samples, minus infinity of those that have none.
+        heldout: `(m,)` highest scores of held-out samples; None where the bulk alone calibrates.
+        bulk: `(m,)` highest scores of the bulk.
 
     Returns:
         NaN for samples without a highest score, and for all where too few scores, or equal ones, say how far apart
         they are.
     """
+    found = torch.full((len(peaks),), math.nan, dtype=torch.float64)
     null, fewest = (bulk, MINIMUM_BULK) if heldout is None else (heldout, MINIMUM_CALIBRATING)
     if len(null) < fewest or not float(null.max() - null.median()) > 0:
-        return torch.full((len(keys),), math.nan, dtype=torch.float64)
-    names = list(peaks)
-    scores = torch.tensor([peaks[key] for key in names], dtype=torch.float64)
+        return found
+    known = peaks > -math.inf
     if heldout is None:
-        single = robust_p_values(scores, null, upper=True, freedom=BULK_FREEDOM)
+        single = robust_p_values(peaks[known], null, upper=True, freedom=BULK_FREEDOM)
     else:
-        single = tail_p_values(scores, null)
-    known = dict(zip(names, holm(single).tolist(), strict=True))
-    return torch.tensor([known.get(key, math.nan) for key in keys], dtype=torch.float64)
+        single = tail_p_values(peaks[known], null)
+    found[known] = holm(single)
+    return found

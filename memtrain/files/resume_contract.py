@@ -50,6 +50,7 @@ RULES = {
     ),
     "heldout": Rule("samples that were trained on would be held out, or the other way round", BEGIN_ANEW),
     "heldout_fraction": Rule("samples that were trained on would be held out, or the other way round", BEGIN_ANEW),
+    "heldout_most": Rule("samples that were trained on would be held out, or the other way round", BEGIN_ANEW),
     "repeats": Rule("samples have other numbers of visits per epoch", BEGIN_ANEW),
     "duplicates": Rule("other samples are planted", BEGIN_ANEW),
     "canaries": Rule("other samples are planted", BEGIN_ANEW),

@@ -9,6 +9,7 @@ Two skipping rules have moments of their own, which decay: the means of `LossSki
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,8 +80,13 @@ class DriftingMoments:
         self.mean = torch.zeros(groups, columns, dtype=torch.float64)
         self.square = torch.zeros(groups, columns, dtype=torch.float64)
 
-    def update(self, group: int, values: Tensor) -> None:
-        """Take in one observation `(columns,)` of `group`; NaN or infinite where a quantity was not observed."""
+    def update(self, group: int | Tensor, values: Tensor) -> None:
+        """Take in one observation of a group, or one of each of several.
+
+        Args:
+            group: one group, or `(B,)` different ones.
+            values: `(columns,)`, or `(B, columns)`; NaN or infinite where a quantity was not observed.
+        """
         seen = values.isfinite()
         self.count[group] += seen
         rate = 1 / self.count[group].clamp(1, self.window)
@@ -88,6 +94,21 @@ class DriftingMoments:
         self.mean[group] += rate * difference
         updated = (1 - rate) * (self.square[group] + rate * difference.square())
         self.square[group] = torch.where(seen, updated, self.square[group])
+
+    def follow(self, groups: Sequence[int], values: Tensor) -> Tensor:
+        """Standardise observations `(B, columns)` one after the other, each before it is taken in, `(B, columns)`.
+
+        Args:
+            groups: B groups.
+            values: NaN or infinite where a quantity was not observed.
+        """
+        found = torch.empty(values.shape, dtype=torch.float64)
+        # Groups do not know of each other: the first observations of all are taken at once, then the second.
+        for turn in _turns(groups):
+            group, value = torch.tensor([groups[index] for index in turn]), values[turn]
+            found[turn] = self.standardise(group, value)
+            self.update(group, value)
+        return found
 
     def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:
         """`(values − mean) / standard deviation` of `group`; NaN before `minimum` observations.
@@ -111,3 +132,15 @@ class DriftingMoments:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take them up again."""
         self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
+
+
+def _turns(groups: Sequence[int]) -> list[list[int]]:
+    """Places of observations that are taken at once: at most one of each group, in their order within it."""
+    turns: list[list[int]] = []
+    taken: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        turn = taken[group] = taken.get(group, -1) + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(index)
+    return turns

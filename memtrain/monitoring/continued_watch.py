@@ -63,10 +63,10 @@ def require_state(host: Host, options: WatchOptions) -> None:
     Raises:
         ConfigurationError: if a checkpoint of a run without a monitor was loaded, and its weights would be measured.
     """
-    if host.checkpoint is None or not host.restored or options.reference is not True:
+    if host.checkpoint is None or not host.restored or not options.profiled:
         return
     raise ConfigurationError(
-        f"The checkpoint {host.checkpoint} holds no state of MemorizationMonitor, whose `reference: true` measures the "
+        f"The checkpoint {host.checkpoint} holds no state of MemorizationMonitor, whose `reference` measures the "
         "base model, and the checkpoint's weights are trained already",
         expected="a checkpoint of a run with the monitor",
         remedy="set the monitor's `reference: false`, which compares with the other samples of this run; or begin a "

@@ -12,13 +12,11 @@ import logging
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memtrain.evidence.base_profile import ReferenceProfile
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags
 from memtrain.evidence.promise import promise
@@ -30,13 +28,15 @@ from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import to_device
 from memtrain.monitoring.data_protocol import by_key, lacking_to_measure
 from memtrain.monitoring.family_index import Apart, canaries, family_index, picture_count, report_common
+from memtrain.monitoring.first_visits import first_visits
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.heldout_latents import HeldoutLatents
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.loss_route import Handover
-from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, measure_profile
+from memtrain.monitoring.measurement import HeldoutSamples, HeldoutVisits, completer, of_all_processes
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
+from memtrain.monitoring.profiled_samples import measure_profile, profile_of
 from memtrain.monitoring.visits import Visits
 from memtrain.signals.readings import Readings
 
@@ -57,8 +57,7 @@ class Flagging:
         paired: the base model's weights, with `reference: paired`.
 
     Raises:
-        CalibrationError: if there are too few held-out samples for the rate, or if `combined` lacks canaries, other
-            training samples or held-out samples.
+        CalibrationError: if the rate, or `combined`, lacks held-out samples, and this canaries or other samples.
     """
 
     def __init__(
@@ -71,7 +70,9 @@ class Flagging:
         paired: PairedReference | None,
     ) -> None:
         self.host, self.options = host, options
-        self.readings, self.probe, self.paired = readings, probe, paired
+        self.readings, self.probe = readings, probe
+        self.paired = paired if options.reference == "paired" else None
+        self.complete = completer(host, probe=probe, signals=readings.signals)
         self.families, self.canaries = family_index(host), canaries(host.data)
         self.heldout_keys = HeldoutKeys(options.settings.heldout_share, never=self.canaries, families=self.families)
         self.heldout = self._open_heldout()
@@ -82,24 +83,19 @@ class Flagging:
             read=readings.read,
             maximum_timestep=options.settings.maximum_timestep,
             seed=options.settings.seed,
-            complete=completer(host, probe=probe, signals=readings.signals),
-            paired=paired,
+            complete=self.complete,
+            paired=self.paired,
         )
         self.calibration = self._new_calibration()
         self._require_heldout()
-        self.profile = ReferenceProfile(
-            Path(options.reference_folder or host.folder / "profiles"),
-            readings.signals,
-            readings.columns,
-            timesteps=options.settings.reference_timesteps,
-            draws=options.settings.reference_draws,
-            seed=options.settings.seed,
-        )
+        self.profile = profile_of(host, options, readings)
+        self.first_visits = first_visits(host, self.profile, options=options, probe=probe, paired=paired)
+        self.first_visits.complete = self.complete
 
     def _open_heldout(self) -> HeldoutSamples | None:
         if self.options.reference is False:
             return None
-        lacking = lacking_to_measure(self.host, training_samples=self.options.reference is True)
+        lacking = lacking_to_measure(self.host, training_samples=self.options.profiled)
         if lacking and not self.heldout_keys.share:
             log.warning(
                 "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
@@ -114,7 +110,7 @@ class Flagging:
             read=self.readings.read,
             maximum_timestep=self.options.settings.maximum_timestep,
             seed=self.options.settings.seed,
-            complete=completer(self.host, probe=self.probe, signals=self.readings.signals),
+            complete=self.complete,
             paired=self.paired,
         )
 
@@ -166,8 +162,9 @@ class Flagging:
                 profile=self.profile,
                 probe=self.probe,
                 cached_only=resumed,
-                complete=completer(self.host, probe=self.probe, signals=self.readings.signals),
+                complete=self.complete,
             )
+        self.first_visits.open(resumed=resumed)
         if resumed or self._compares_with_itself(self.host.step):
             return
         each = min(4 * self.options.settings.heldout_batch, len(self.heldout))
@@ -200,6 +197,7 @@ class Flagging:
         counted = [visit for visit in visits if not self._compares_with_itself(visit.step)]
         rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in counted]
         everyone = sorted(self.host.gather(rows), key=lambda row: row[:2])
+        self.first_visits.meet(key for row in everyone for key in row[2])
         # A batch counts as one however many processes share it.
         for _, parts in groupby(everyone, key=lambda row: row[0]):
             _, _, *columns = zip(*parts, strict=True)
@@ -210,7 +208,7 @@ class Flagging:
             held = self.heldout_keys.mask(keys)
             if held:
                 self._add_heldout(held, keys, buckets, compared, lengths)
-                keys, buckets, lengths = (_where(held, part, False) for part in (keys, buckets, lengths))
+                keys, buckets, lengths = (_others(held, part) for part in (keys, buckets, lengths))
                 compared = compared[~torch.tensor(held)]
             self.calibration.add(keys, buckets, compared, step, lengths)
 
@@ -243,10 +241,12 @@ class Flagging:
         if self.heldout_keys.share:
             # More as long as there is no threshold: nothing can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
-        for seen in self.host.gather([visits for visits in measured if visits is not None]):
-            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
-            compared = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
-            self.calibration.add_heldout(seen.keys, buckets, compared, seen.lengths)
+        if (seen := of_all_processes(self.host, measured)) is None:
+            return
+        self.first_visits.meet(seen.keys)
+        buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+        own = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+        self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths)
 
     def add_reference(self, observation: Observation) -> None:
         """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
@@ -272,7 +272,7 @@ class Flagging:
 
     def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
         """Values relative to the base model where it is known, `(B, columns)`."""
-        if self.options.reference is True:
+        if self.options.profiled:
             base = self.profile.lookup(keys, timesteps)
         return self.readings.compare(values, base)
 
@@ -295,5 +295,5 @@ class Flagging:
             self.latents.load_state_dict(state["latents"])
 
 
-def _where(mask: Sequence[bool], values: list[Any], wanted: bool) -> list[Any]:
-    return [value for value, chosen in zip(values, mask, strict=True) if chosen is wanted]
+def _others(held: Sequence[bool], values: list[Any]) -> list[Any]:
+    return [value for value, is_held in zip(values, held, strict=True) if not is_held]

@@ -1,24 +1,22 @@
-"""What the monitor measures beside the training batches: the base model's profile, and held-out samples.
+"""What the monitor measures beside the training batches: held-out samples, and how anything is measured.
 
-Both run the host module's `sample_loss` without gradients, in the precision of training, and read the same signals.
+The base model's profile is in :mod:`memtrain.monitoring.profiled_samples`. Both run the host module's `sample_loss`
+without gradients, in the precision of training, and read the same signals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from memtrain.errors import ConfigurationError, DataError
-from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.errors import ConfigurationError
 from memtrain.families.table import FamilyIndex
-from memtrain.files.earlier_run import taken_over
 from memtrain.models.attention_reading import without_cast_cache
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -26,22 +24,6 @@ from memtrain.monitoring.batch_fields import described_length, described_mask
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.signals.base import FittedSignal, Signal
-
-
-def named(host: Host, batch: Any) -> Any:
-    """A batch with its samples' names under `key`; one that is no mapping has no place for them.
-
-    Raises:
-        DataError: if it is none.
-    """
-    if not isinstance(batch, Mapping):
-        raise DataError(
-            f"A profile of the base model cannot tell samples by their content: the batch is a {type(batch).__name__}",
-            expected="a dict with `input_ids`, and `latents` or `pixel_values`",
-            remedy="let the collate function make one, or set `reference: paired`",
-        )
-    keys, given = host.names(batch), batch.get("key")
-    return batch if isinstance(given, list) and given == keys else {**batch, "key": keys}
 
 
 def described(batch: Any, keys: Sequence[str]) -> Observation:
@@ -82,49 +64,6 @@ def completer(host: Host, *, probe: DenoiserProbe, signals: Sequence[Signal]) ->
     if not any(signal.unconditional_every for signal in signals):
         return None
     return lambda observation: add_unconditional(host, probe, observation)
-
-
-def measure_profile(
-    host: Host,
-    *,
-    profile: ReferenceProfile,
-    probe: DenoiserProbe,
-    cached_only: bool,
-    complete: Callable[[Observation], None] | None = None,
-) -> None:
-    """Measure what the profile's cache lacks, dealt out to the processes, and load it on all of them.
-
-    Args:
-        host: with a module that has `sample_loss`, and data that can be measured.
-        profile: to fill.
-        probe: on the denoiser, which is the base model unless `cached_only`.
-        cached_only: the run is resumed, so the model is no longer the base model.
-        complete: adds to each observation what the signals need beside the one forward.
-
-    Raises:
-        RecordError: if `cached_only` and the cache lacks a sample.
-    """
-    data = host.data
-    if cached_only and host.rank == 0:
-        taken_over(host.checkpoint, f"profiles/{profile.fingerprint}", into=profile.folder / profile.fingerprint)
-    if not cached_only and host.rank == 0:
-        profile.name_after(probe.denoiser, host.module)
-    profile.fingerprint = host.broadcast(profile.fingerprint)
-    loaders = [data.unique_dataloader(data.train_dataset), data.unique_dataloader(data.heldout_dataset)]
-    with as_in_training(host):
-        profile.measure(
-            probe,
-            host.module.sample_loss,
-            (named(host, batch) for batch in chain.from_iterable(loaders)),
-            total=sum(map(len, loaders)),
-            rank=host.rank,
-            world_size=host.world_size,
-            cached_only=cached_only,
-            move=host.moved,
-            complete=complete,
-        )
-    host.barrier()
-    profile.load()
 
 
 def fit_signals(
@@ -262,8 +201,15 @@ class HeldoutSamples:
         return timesteps.tolist(), self.read(observation).cpu()
 
 
-def _joined(visits: list[HeldoutVisits]) -> HeldoutVisits:
-    """Visits of several batches as one."""
+def of_all_processes(host: Host, measured: Sequence[HeldoutVisits | None]) -> HeldoutVisits | None:
+    """What all processes measured, in the order of ranks, whichever arrives first; None where that is nothing."""
+    own = [(host.rank, place, visits) for place, visits in enumerate(measured) if visits is not None]
+    everyone = [visits for *_, visits in sorted(host.gather(own), key=lambda part: part[:2])]
+    return _joined(everyone) if everyone else None
+
+
+def _joined(visits: Sequence[HeldoutVisits]) -> HeldoutVisits:
+    """Visits of several batches, or processes, as one."""
     bases = [one.base for one in visits if one.base is not None]
     return HeldoutVisits(
         [key for one in visits for key in one.keys],

@@ -66,7 +66,7 @@ class WatchOptions:
     flag_by: str = "denoising_loss"
     false_positive_rate: float = 0.01
     minimum_visits: int = 6
-    reference: bool | Literal["paired"] = True
+    reference: bool | Literal["paired", "first_visit"] = True
     reference_folder: str | None = None
     paired_every: int = 4
     sites: str | None = None
@@ -77,12 +77,18 @@ class WatchOptions:
     def __post_init__(self) -> None:
         _require_numbers(self)
         found = self.reference
-        _require(isinstance(found, bool) or found == "paired", "reference", repr(found), "true, false or 'paired'")
+        known = isinstance(found, bool) or found in ("paired", "first_visit")
+        _require(known, "reference", repr(found), "true, false, 'paired' or 'first_visit'")
         # More visits than the evidence remembers may be asked for: they are counted beyond it.
         for name in ("minimum_visits", "paired_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         rate = self.false_positive_rate
         _require(0 < rate <= 0.5, "false_positive_rate", rate, "above 0, at most 0.5")
+
+    @property
+    def profiled(self) -> bool:
+        """Whether values are compared with a profile of each sample, measured before training or at its first visit."""
+        return self.reference is True or self.reference == "first_visit"
 
 
 def named_options(given: Mapping[str, Any]) -> WatchOptions:

@@ -69,11 +69,11 @@ class PairedReference:
             raise ConfigurationError(
                 "The weights of the denoiser are spread over processes (FSDP2), and are not kept for a comparison",
                 expected="weights that every process holds whole",
-                remedy="set `reference: false`",
+                remedy="set `reference: true`, which measures before training, or `reference: false`",
             )
         parts = self._parts(denoiser)
         self.switches_off = all(can_be_switched_off(part, _trained(part).values()) for part in parts)
-        trained = self._exchanged(denoiser)
+        trained = self.exchanged(denoiser)
         self._names = frozenset(trained)
         kept = {} if self.switches_off else trained
         self._start = {name: value.detach().clone() for name, value in kept.items()}
@@ -82,14 +82,15 @@ class PairedReference:
         """The trained modules, without wrappers."""
         return [unwrap(denoiser), *([] if self._text_encoder is None else [self._text_encoder])]
 
-    def _exchanged(self, denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    def exchanged(self, denoiser: nn.Module) -> dict[str, nn.Parameter]:
+        """The trained parameters that belong to the base model, by name."""
         text = {} if self._text_encoder is None else _trained(self._text_encoder)
         return _trained(denoiser) | {f"text_encoder.{name}": value for name, value in text.items()}
 
     @contextmanager
     def base_weights(self, denoiser: nn.Module) -> Iterator[None]:
         """Within the context, `denoiser`, wrapped or not, and the text encoder have the parameters of the beginning."""
-        trained = self._exchanged(denoiser)
+        trained = self.exchanged(denoiser)
         if trained.keys() != self._names:
             changed = sorted(trained.keys() ^ self._names)
             raise ConfigurationError(

@@ -124,7 +124,7 @@ class WatchedRun:
             host.families = OnlineFamilies()
         for mitigation in self.mitigations:
             mitigation.open(host)
-        if self.options.reference == "paired":
+        if self.options.reference in ("paired", "first_visit"):
             self._starting = StartingWeights(host.module, self.options.denoiser)
 
     def start(self) -> None:
@@ -140,17 +140,15 @@ class WatchedRun:
             backbone=backbone,
             differentiable=any(mitigation.needs().attention_graph for mitigation in self.mitigations),
             neurons=any(signal.needs_neurons for signal in self.signals),
-            keep_call=bool(self._unconditional_every) or paired is not None or by_weight,
+            keep_call=bool(self._unconditional_every) or self.options.reference == "paired" or by_weight,
         )
         self.readings = Readings(self.signals, list(self.probe.sites))
         self.flagging = Flagging(host, options=self.options, readings=self.readings, probe=self.probe, paired=paired)
         self.flagging.calibration.copies = Copies(by_key(host.data, "copied_from"))
         self.online = OnlineWatch.of(host, chosen=self.flagging.heldout_keys, options=self.options)
-        self._base = None
-        if paired is not None:
-            self._base = BaseForward(
-                host, probe=self.probe, readings=self.readings, paired=paired, every=self.options.paired_every
-            )
+        self._base, every = None, self.options.paired_every
+        if paired is not None and self.options.reference == "paired":
+            self._base = BaseForward(host, probe=self.probe, readings=self.readings, paired=paired, every=every)
         for mitigation in self.mitigations:
             mitigation.attach(denoiser, backbone=backbone, module=host.module)
         self.probe.attach()
@@ -202,11 +200,11 @@ class WatchedRun:
         host = self.host
         require_loss_weight(host.module)
         early = [type(mitigation).__name__ for mitigation in self.mitigations if mitigation.needs().sample_loss]
-        paired, self._loss_check = self._starting is not None, None
+        paired, self._loss_check = self.options.reference == "paired", None
         if early or any(isinstance(signal, DenoisingLoss) for signal in self.signals):
             self._loss_check = LossCheck(early=early, paired=paired, predicted=predicted)
-        if self.options.reference is True:
-            require_measurable(host, needed_by="`reference: true`")
+        if self.options.profiled:
+            require_measurable(host, needed_by=f"`reference: {str(self.options.reference).lower()}`")
         for signal in self.signals:
             if isinstance(signal, FittedSignal):
                 require_measurable(host, needed_by=signal.name)
@@ -253,6 +251,7 @@ class WatchedRun:
         if self.records is not None:
             self.records.append(self._visits)
             self.records.flush()
+            self.running[1].first_visits.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """Evidence, calibration and positions; the same on every process."""
@@ -281,6 +280,7 @@ class WatchedRun:
         for mitigation in self.mitigations:
             mitigation.finish(self.host)
         self._settled = True
+        self.running[1].first_visits.finish()
 
     def finish(self) -> None:
         """After :meth:`settle`, write evidence.parquet, calibration.json and flagged.csv; print a summary."""

@@ -1,14 +1,14 @@
 """How much memory a training will take, before it is run and on any machine.
 
 What: bytes of the weights, their average, the optimizer's states and the gradients, and what a forward and backward
-pass takes at most beside them (:mod:`memtrain.training.simulated_memory`). The peak is that of the fullest of three
+pass takes at most beside them (:mod:`memtrain.models.simulated_memory`). The peak is that of the fullest of three
 moments: the backward pass, the optimizer's step, and the encoding of images, where latents are not cached.
 States are found by letting the optimizer take one step with a small matrix on the CPU: what has its shape counts for
 each weight, what has its rows or columns for these. Optimizers that cannot run there are known by name
 (:data:`KNOWN_STATES`).
 Source: ours. Cost: seconds. Checked: against CUDA's own count of a full training of Stable Diffusion 1.5
 (`benchmarks/memory.py`), and against the allocator's on a CPU (tests).
-Cannot: see what :mod:`memtrain.training.simulated_memory` cannot; :attr:`MemoryEstimate.needed` adds a margin for it.
+Cannot: see what :mod:`memtrain.models.simulated_memory` cannot; :attr:`MemoryEstimate.needed` adds a margin for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memtrain.training.simulated_memory import Counter, peak_of, simulation, without_content
+from memtrain.models.simulated_memory import Counter, peak_of, simulation, without_content
 
 KNOWN_STATES = {"8bit": 2.0, "adafactor": 0.0, "prodigy": 16.0, "lion": 4.0, "sgd": 4.0}
 """Bytes for each weight by a part of the optimizer's name in lower case, where it cannot be tried; others: 8."""

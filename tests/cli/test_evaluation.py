@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 
 SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
 WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
-PROMPTS = {"run", "output", "precision", "model", "lora", "lora_scale", "prompts", "max_prompts"}
+PROMPTS = {"run", "output", "dtype", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 SEARCH = {"sites", "published", "settings"}
 OPTIONS = {
     "attention": PROMPTS | SAMPLED | {"most", "save_arrays"},
@@ -122,9 +122,14 @@ def test_where_results_go() -> None:
     assert read_command(["detect", "--model", "m", "--prompts", "p", "--output", "o"]).folder == Path("o")
 
 
+@pytest.mark.parametrize("words", [["--dtype", "bfloat16"], ["--precision", "bfloat16"], ["--precision=bfloat16"]])
+def test_the_type_of_numbers_has_one_name_and_is_known_by_its_former_one(words: list[str]) -> None:
+    assert read_command(["detect", *words]).dtype == "bfloat16"
+
+
 def test_options_of_sampling_become_one_value() -> None:
     words = "detect --seed 3 --images_per_prompt 2 --steps 5 --guidance_scale 2 --batch_size 6"
-    expected = Sampling(seeds=(3, 4), steps=5, guidance_scale=2.0, batch_size=6)
+    expected = Sampling(seeds=(3, 4), steps=5, guidance_scale=2.0, batch_size=6, by_memory=False)
     assert read_command(words.split()).sampling == expected
     for name in stage_names():
         assert read_command([name]).sampling == Sampling(), f"the defaults of {name} are said elsewhere"

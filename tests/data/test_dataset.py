@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from memtrain.data.dataset import CaptionedImages, loader, tokens_by
+from memtrain.data.dataset import CaptionedImages, loader
 from memtrain.data.source import open_source
+from memtrain.data.token_table import tokens_by
 
 
 @pytest.fixture

@@ -109,3 +109,15 @@ def test_captions_that_chain_all_pictures_do_not_prevent_a_split():
 
 def test_families_of_one_change_nothing():
     assert split_heldout(KEYS, 0.1, families=Families()) == split_heldout(KEYS, 0.1)
+
+
+def test_of_many_pictures_no_more_are_held_out_than_say_anything(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        split = split_heldout(KEYS, 0.1, most=25)
+    assert len(split.heldout) == 25
+    assert sorted(split.train + split.heldout) == list(range(400))
+    assert "25 pictures are held out, not the 40" in caplog.text
+    assert set(split.heldout) < set(split_heldout(KEYS, 0.1).heldout), "the first in the order of the hash"
+    assert split_heldout(KEYS, 0.1, most=40) == split_heldout(KEYS, 0.1)
+    with pytest.raises(ConfigurationError, match="heldout_most=0"):
+        split_heldout(KEYS, 0.1, most=0)

@@ -7,7 +7,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.data.streamed import Stream, StreamedImages, StreamLoader
+from memtrain.data.shard_feed import Place
+from memtrain.data.stream_loader import Begin, Stream, StreamLoader
+from memtrain.data.streamed import StreamedImages
+from memtrain.data.streamed_rows import RowFeed
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.monitoring.options import WatchSettings
 from memtrain.records import read_steps
@@ -125,12 +128,11 @@ class Rows(list):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_done_of_a_stream_is_left_out_once(workers):
     rows = Rows({"image": {"bytes": encoded_image(n)}, "text": f"picture {n}", "key": n} for n in range(12))
-    stream = Stream(rows, ("image", "text", "key"), path="rows", resolution=8, tokens=None)
-    loader = StreamLoader(stream, batch_size=2, num_workers=workers)
-    starts = iter([(3, 6), (4, 0)])
+    feed = RowFeed(rows, ("image", "text", "key"), path="rows")
+    loader = StreamLoader(Stream(feed, batch_size=2, resolution=8, tokens=None), num_workers=workers)
+    starts = iter([Begin(3, (Place(6),), 0, 3), Begin(4)])
     loader.begin = lambda epoch: next(starts)
     assert [key for batch in loader for key in batch["key"]] == [str(n) for n in range(6, 12)]
-    assert rows.epoch == 3
     assert len(list(loader)) == 6
 
 

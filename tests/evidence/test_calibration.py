@@ -157,7 +157,8 @@ def test_a_batch_of_any_size_without_counted_visits_changes_nothing(count: int, 
         calibration.add(keys, [None] * count, torch.randn(count, 3), step=1, lengths=lengths)
     assert calibration.counted_visits(keys) == [0] * count
     assert calibration.scores(keys).tolist() == [0.0] * count
-    assert (calibration.threshold, calibration.first_flagged, calibration.bulk.peak) == (math.inf, {}, {})
+    assert (calibration.threshold, calibration.first_flagged, calibration.highest) == (math.inf, {}, {})
+    assert calibration.bulk.peak.tolist() == [-math.inf] * count
     assert float(calibration.moments.count.sum()) == float(calibration.standardisation.length_moments.count.sum()) == 0
 
 

@@ -117,7 +117,7 @@ def test_a_direction_waits_for_ordinary_samples_and_the_run_can_say_so() -> None
 def test_too_few_canaries_or_ordinary_samples_are_refused_before_any_work() -> None:
     def refuse(canaries: int, ordinary: int | None, *, columns: int = 2, heldout: bool = True) -> None:
         known = [f"c{index}" for index in range(canaries)]
-        made = Direction(known, scored=slice(0, columns), width=columns, minimum_visits=6)
+        made = Direction(known, width=columns, minimum_visits=6)
         made.require_teachable(ordinary, heldout=heldout)
 
     refuse(4, 32)

@@ -43,11 +43,11 @@ def test_flags_stay() -> None:
     values = torch.tensor([[1.0], [-1.0]])
     calibration.add(["a", "b"], [0, 0], values, 3)
     calibration.levels.flag("picture", "b", 3)
-    calibration.bulk.peak["b"] = 2.5
+    calibration.bulk.peak[1] = 2.5
     rename_picture(calibration, "b", "a")
     assert calibration.levels.crossed["picture"] == {"a": 3}
     assert calibration.levels.flagged_pictures == {"a"}
     assert calibration.first_flagged == {"b": 3}
     assert calibration.ever_flagged(["a", "b"]).tolist() == [True, True]
-    assert calibration.bulk.peak["a"] == 2.5
+    assert calibration.bulk.peak.tolist() == [2.5]
     assert calibration.samples.row == {"a": 0}

@@ -39,7 +39,7 @@ def test_no_more_held_out_samples_than_the_rate_allows_are_ever_above_the_thresh
     keys = [str(row) for row in range(59)]
     for step in range(40):
         highest = highest.maximum(torch.randn(59, generator=generator, dtype=torch.float64))
-        found = spending.threshold(dict(zip(keys, highest.tolist(), strict=True)), highest, 0.05)
+        found = spending.threshold(keys.__getitem__, highest, 0.05)
         assert found is not None
         if step == 0:
             assert found == conformal_threshold(highest, 0.05)
@@ -51,8 +51,8 @@ def test_where_another_one_leads_the_threshold_lies_above_all() -> None:
     first, then = torch.arange(30.0, dtype=torch.float64), torch.arange(30.0, dtype=torch.float64)
     then[0] = 40.0
     spending, keys = Spending(), [str(row) for row in range(30)]
-    assert spending.threshold(dict.fromkeys(keys, 0.0), first, 1 / 31) == 29
-    assert spending.threshold(dict.fromkeys(keys, 0.0), then, 1 / 31) == tail_threshold(then, 1 / 31) > 40
+    assert spending.threshold(keys.__getitem__, first, 1 / 31) == 29
+    assert spending.threshold(keys.__getitem__, then, 1 / 31) == tail_threshold(then, 1 / 31) > 40
 
 
 def test_root_mean_squares_of_held_out_samples_are_too_low_by_their_own_part_in_the_mean() -> None:

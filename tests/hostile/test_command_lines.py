@@ -41,9 +41,7 @@ EVALUATED = [
     evaluated("a_fraction_of_a_step", PROMPTS + "--steps 1.5", r"steps is '1\.5'"),
     evaluated("a_list_of_steps", PROMPTS + "--steps [1]", r"steps is"),
     evaluated("no_value", PROMPTS + "--steps", r"steps"),
-    evaluated(
-        "precision_of_ones_own", PROMPTS + "--precision float8", r"precision is 'float8'\n  Expected: one of .*float32"
-    ),
+    evaluated("dtype_of_ones_own", PROMPTS + "--dtype float8", r"dtype is 'float8'\n  Expected: one of .*float32"),
     evaluated("word_beside_options", PROMPTS + "--steps 3 4", r"'4' stands there without an option"),
     evaluated("detector_of_a_stranger", PROMPTS + "--detectors [stranger18.Thing]", r"names stranger18\.Thing, whose"),
     evaluated("detector_of_os", PROMPTS + "--detectors [os.system]", r"os\.system"),

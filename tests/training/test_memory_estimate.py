@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from memtrain.models.simulated_memory import peak_of, simulation, without_content
 from memtrain.training.memory_estimate import MemoryEstimate, estimate_memory, state_bytes
-from memtrain.training.simulated_memory import peak_of, simulation, without_content
 from tests.conftest import ROOT
 
 BATCH, SIDE, TOKENS = 64, 8, 77

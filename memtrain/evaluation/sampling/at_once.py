@@ -22,8 +22,19 @@ _FOUND: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """By pipeline, pixels of all images for which memory sufficed after it had run out."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device had no room for a tensor: a GPU's error has a class, a CPU's only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def in_parts(
-    pipeline: Any, rows: range, work: Callable[[range], T], *, pixels: int, what: str = "Sampling"
+    pipeline: Any,
+    rows: range,
+    work: Callable[[range], T],
+    *,
+    pixels: int,
+    most: int | None = None,
+    what: str = "Sampling",
 ) -> list[tuple[range, T]]:
     """Do a batch's work at once, or in as many parts as memory asks for.
 
@@ -32,25 +43,29 @@ def in_parts(
         rows: of the batch.
         work: takes rows; it may be called again for rows for which it ran out of memory.
         pixels: of one image.
+        most: rows that are done at once, where an estimate says so; default all.
         what: is done, for the message.
 
     Returns:
         Parts of `rows` in order, and what was made of each.
 
     Raises:
-        torch.OutOfMemoryError: if one image does not fit.
+        torch.OutOfMemoryError: if one image does not fit; on a CPU a RuntimeError.
     """
     done: list[tuple[range, T]] = []
     start = rows.start
-    most = len(rows) if pipeline not in _FOUND else max(1, _FOUND[pipeline] // pixels)
+    # Parts of an even size, so that none is left with a few images.
+    most = len(rows) if most is None else -(-len(rows) // -(-len(rows) // most))
+    if pipeline in _FOUND:
+        most = min(most, max(1, _FOUND[pipeline] // pixels))
     while start < rows.stop:
         part = range(start, min(start + most, rows.stop))
         try:
             done.append((part, work(part)))
             start = part.stop
             continue
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if len(part) == 1 or not out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback holds on to the tensors that filled the memory.
         most = (len(part) + 1) // 2

@@ -1,8 +1,8 @@
 """Images from latents, as diffusers makes them: as many at once as memory allows, and never of numbers that are none.
 
-Decoding takes far more memory than denoising (25.8 GB for 32 images of 512 px in fp32), so it goes in slices: on a CPU
-of a fixed budget (:mod:`memtrain.functional.memory`), on a GPU by what is free on it. An autoencoder that overflows in
-half precision decodes in fp32 instead.
+Decoding takes far more memory than denoising (25.8 GB for 32 images of 512 px in fp32), so it goes in slices: on a GPU
+by what is free on it, on a CPU of a fixed budget (:mod:`memtrain.functional.memory`), or less where less is free. An
+autoencoder that overflows in half precision decodes in fp32 instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.at_once import in_parts
+from memtrain.evaluation.sampling.free_memory import free_memory
 from memtrain.functional.memory import images_at_once
 from memtrain.functional.pixels import to_uint8
 from memtrain.models.encoding import decode_latents
@@ -32,8 +33,7 @@ def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
         _refuse_or_warn(latents)
     factor = int(getattr(pipeline, "vae_scale_factor", 8))
     height, width = latents.shape[-2] * factor, latents.shape[-1] * factor
-    free = _free(latents.device)
-    size = images_at_once(height, width, free=free, bytes_per_number=pipeline.vae.dtype.itemsize)
+    size = _at_once(pipeline, latents.device, height=height, width=width)
     images: list[Tensor] = []
     for start in range(0, len(latents), size):
         rows = range(start, min(start + size, len(latents)))
@@ -69,13 +69,16 @@ def _refuse_or_warn(latents: Tensor) -> None:
     raise ConfigurationError(
         f"{found} in {str(latents.dtype).removeprefix('torch.')}",
         expected="a model that can compute in half precision",
-        remedy="take --precision bfloat16 or float32",
+        remedy="take --dtype bfloat16 or float32",
     )
 
 
-def _free(device: torch.device) -> int | None:
-    """Bytes that a GPU has left, with those that torch holds and does not use; None for a CPU."""
-    if device.type != "cuda":
-        return None
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + held
+def _at_once(pipeline: DiffusionPipeline, device: torch.device, *, height: int, width: int) -> int:
+    """Images that are decoded at once: by half of what is free, on a CPU at most those of the fixed budget."""
+    free, wide = free_memory(device), pipeline.vae.config.get("force_upcast", False)
+    number = 4 if wide else pipeline.vae.dtype.itemsize
+    fixed = images_at_once(height, width)
+    if free is None:
+        return fixed
+    found = images_at_once(height, width, free=free, bytes_per_number=number)
+    return found if device.type == "cuda" else min(fixed, found)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.at_once import in_parts
 from memtrain.evaluation.sampling.decoding import decode_images
+from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.generate import prepared, sampled_size
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.models.neuron_mask import NeuronMask
@@ -75,9 +76,11 @@ def sample_embeddings(
     side = sampled_size(pipeline, sampling)
     bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
     with prepared(pipeline), bar:
+        most = images_that_fit(pipeline, sampling, size=side)
         for start in range(0, len(pairs), sampling.batch_size):
             batch = range(start, min(start + sampling.batch_size, len(pairs)))
-            images += [decoded for _, decoded in in_parts(pipeline, batch, some, pixels=side[0] * side[1])]
+            done = in_parts(pipeline, batch, some, pixels=side[0] * side[1], most=most)
+            images += [decoded for _, decoded in done]
             bar.update(len(batch))
     sampled = torch.cat(images)
     return sampled.view(-1, len(sampling.seeds), *sampled.shape[1:])

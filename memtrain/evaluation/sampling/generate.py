@@ -30,6 +30,7 @@ from memtrain.evaluation.sampling.at_once import in_parts
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, observed, read_images
 from memtrain.evaluation.sampling.estimate import Estimate
+from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.sampling.stored_samples import WHOLE, Part, StoredSamples, identity_of, key_of
 from memtrain.files.prompt_texts import prompt_list
@@ -186,8 +187,9 @@ def _sample(
     device = str(pipeline.device)
     left = Estimate(count, steps=sampling.steps, size=size, device=device, silent=not sampling.progress)
     with prepared(pipeline), bar:
+        most = images_that_fit(pipeline, sampling, size=size, detectors=detectors)
         for rows in parts:
-            done = in_parts(pipeline, rows, batch, pixels=size[0] * size[1])
+            done = in_parts(pipeline, rows, batch, pixels=size[0] * size[1], most=most)
             images = torch.cat([one for _, (one, _) in done if one is not None]) if decode else None
             names = done[0][1][1]
             yield rows, images, {name: torch.cat([kept[name] for _, (_, kept) in done]) for name in names}

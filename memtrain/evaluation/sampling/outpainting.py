@@ -24,7 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.sampling.at_once import in_parts
 from memtrain.evaluation.sampling.decoding import decode_images
+from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.generate import prepared
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.border import border_mask, latent_border, read_border
@@ -73,14 +75,21 @@ def paint_borders(
     border = border_mask(images.shape[-2], images.shape[-1], thickness)
     neutral = torch.where(border, torch.tensor(GREY, dtype=torch.uint8), images)
     pairs = [(row, seed) for row in range(len(captions)) for seed in sampling.seeds]
+    side = (int(images.shape[-2]), int(images.shape[-1]))
+
+    def some(numbers: range) -> Tensor:
+        batch = pairs[numbers.start : numbers.stop]
+        rows, seeds = [row for row, _ in batch], [seed for _, seed in batch]
+        texts = [captions[row] for row in rows]
+        return _paint(pipeline, neutral[rows], texts, seeds=seeds, border=border, sampling=sampling)
+
     painted = []
     with prepared(pipeline), tqdm(total=len(pairs), desc="painting borders", disable=not sampling.progress) as bar:
+        most = images_that_fit(pipeline, sampling, size=side)
         for start in range(0, len(pairs), sampling.batch_size):
-            batch = pairs[start : start + sampling.batch_size]
-            rows = [row for row, _ in batch]
-            seeds = [seed for _, seed in batch]
-            texts = [captions[row] for row in rows]
-            painted.append(_paint(pipeline, neutral[rows], texts, seeds=seeds, border=border, sampling=sampling))
+            batch = range(start, min(start + sampling.batch_size, len(pairs)))
+            done = in_parts(pipeline, batch, some, pixels=side[0] * side[1], most=most, what="Painting borders of")
+            painted += [part for _, part in done]
             bar.update(len(batch))
     images_of = torch.cat(painted)
     return images_of.view(len(captions), len(sampling.seeds), *images_of.shape[1:])

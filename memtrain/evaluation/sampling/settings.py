@@ -24,7 +24,8 @@ class Sampling:
         seeds: K distinct seeds; each prompt is sampled with every one.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance; up to 1 means without.
-        batch_size: images sampled at once.
+        batch_size: images of a batch, which are written together, and which rounding may depend on.
+        by_memory: give the denoiser fewer of them at once where memory would not hold all, by an estimate.
         size: height and width in pixels; by default the pipeline's own.
         progress: show a progress bar.
 
@@ -36,6 +37,7 @@ class Sampling:
     steps: int = 20
     guidance_scale: float = 4.0
     batch_size: int = 32
+    by_memory: bool = True
     size: tuple[int, int] | None = None
     progress: bool = True
 

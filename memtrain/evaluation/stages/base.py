@@ -79,12 +79,13 @@ class Stage(ABC):
         run: folder of a finished training run.
         output: folder of the results; default `evaluation/` in the run folder, with a model `runs/STAGE/MODEL` (of
             `measure` `runs/evaluation/MODEL`).
-        precision: in which numbers the model computes: half precision on a GPU and float32 on a CPU, or what is named.
+        dtype: in which numbers the model computes: half precision on a GPU (float16 of a U-Net, bfloat16 of a
+            transformer) and float32 on a CPU, or what is named.
     """
 
     run: str = "runs/tiny"
     output: str | None = None
-    precision: Precision = "auto"
+    dtype: Precision = "auto"
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is loaded."""
@@ -194,14 +195,14 @@ class SamplingOptions:
         seed: first seed.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once.
+        batch_size: images sampled at once; by default batches of 32, in as many parts as the free memory asks for.
     """
 
     images_per_prompt: int = len(DEFAULT.seeds)
     seed: int = DEFAULT.seeds[0]
     steps: int = DEFAULT.steps
     guidance_scale: float = DEFAULT.guidance_scale
-    batch_size: int = DEFAULT.batch_size
+    batch_size: int | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -210,7 +211,8 @@ class SamplingOptions:
             seeds=range(self.seed, self.seed + self.images_per_prompt),
             steps=self.steps,
             guidance_scale=self.guidance_scale,
-            batch_size=self.batch_size,
+            batch_size=DEFAULT.batch_size if self.batch_size is None else self.batch_size,
+            by_memory=self.batch_size is None,
         )
 
 

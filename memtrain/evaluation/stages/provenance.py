@@ -11,11 +11,17 @@ import torch
 import transformers
 
 import memtrain
+from memtrain.models.stock_pipeline import denoiser_of
 
 
-def provenance() -> dict[str, Any]:
-    """`created` (UTC) and `versions`, as they stand in every results file."""
+def provenance(pipeline: Any = None) -> dict[str, Any]:
+    """`created` (UTC) and `versions`, as they stand in every results file, and the `dtype` of a model that was run.
+
+    Args:
+        pipeline: which was run, if any.
+    """
     return {
+        **({} if pipeline is None else {"dtype": dtype_name(pipeline)}),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             "memtrain": memtrain.__version__,
@@ -25,3 +31,9 @@ def provenance() -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def dtype_name(pipeline: Any) -> str:
+    """In which numbers a pipeline's denoiser computes: `float32`, `bfloat16` or `float16`."""
+    kind = next(weight.dtype for weight in denoiser_of(pipeline).parameters() if weight.is_floating_point())
+    return str(kind).removeprefix("torch.")

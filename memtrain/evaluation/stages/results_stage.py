@@ -20,7 +20,7 @@ class ResultsStage(Stage):
     """
 
     positional: ClassVar[str | None] = None
-    without: ClassVar[tuple[str, ...]] = ("run", "precision")
+    without: ClassVar[tuple[str, ...]] = ("run", "dtype")
 
     @abstractmethod
     def work(self) -> dict[str, Any]:

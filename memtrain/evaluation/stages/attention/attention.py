@@ -91,7 +91,7 @@ def attention_plots(
         draw_tokens(folder / pictures[-1], trace.attention[row], words, title=texts[row])
     results = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "model": given.model,
         "sampling": given.sampling.said(),
         "prompts": len(texts),

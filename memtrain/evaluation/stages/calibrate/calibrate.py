@@ -88,7 +88,7 @@ def calibrate(
         write_statistics(statistics, export)
     results = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "model": given.model,
         "threshold": asdict(threshold),
         "statistics": {

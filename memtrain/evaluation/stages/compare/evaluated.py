@@ -95,6 +95,13 @@ def check_comparable(before: Evaluated, after: Evaluated) -> None:
                 expected="the same settings of the sampling, so that what differs is the model",
                 remedy=again,
             )
+    kinds = [one.results.get("dtype") for one in (before, after)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise RecordError(
+            f"{before.name} was computed in {kinds[0]}, {after.name} in {kinds[1]}",
+            expected="the same type of numbers, so that what differs is the model",
+            remedy=f"{again}, both with --dtype {kinds[0]}",
+        )
     shared = before.rows.keys() & after.rows.keys()
     seeds = [sorted({seed for _, seed in one.rows}) for one in (before, after)]
     if not set(seeds[0]) & set(seeds[1]):

@@ -99,7 +99,7 @@ def detect(
     p_columns, said = ({}, None) if null is None or made is None else _against(given, null, made, scores, lengths)
     results = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "key": scoring.key,
         "identity": scoring.identity,
         "model": given.model,

@@ -254,7 +254,7 @@ def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -
     asked, tested = ([by_prompt[text] for text in case.texts(rows)] for rows in (roles.asked, roles.tested))
     return {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(case.given.pipeline),
         "model": case.given.model,
         "sampling": case.given.sampling.said(),
         "search": located.search,

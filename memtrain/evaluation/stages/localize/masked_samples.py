@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
+from memtrain.evaluation.sampling.fitting import rows_with_gradients
 from memtrain.evaluation.sampling.generate import sampled_size
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.sampling.stored_samples import identity_of
@@ -84,9 +85,11 @@ class MaskedSamples:
         steps: int,
     ) -> None:
         """Search for the embeddings that bring images `own` `(n, 3, H, W)` back, and sample with them."""
+        fitting = rows_with_gradients(self.pipeline, size=(int(own.shape[-2]), int(own.shape[-1])))
 
         def work(part: slice) -> Done:
-            found = retrigger(self.pipeline, list(texts[part]), own[part], masks=masks[part], steps=steps)
+            asked = list(texts[part])
+            found = retrigger(self.pipeline, asked, own[part], masks=masks[part], steps=steps, rows_at_once=fitting)
             images = sample_embeddings(self.pipeline, found.embeddings, masks=masks[part], sampling=self.sampling.quiet)
             return Done({"images": images, "losses": found.losses})
 

@@ -37,7 +37,7 @@ from memtrain.evaluation.stages.measure.copying import Chosen
 from memtrain.evaluation.stages.measure.decision import RATIO
 from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
 from memtrain.evaluation.stages.measure.results import Statistics
-from memtrain.evaluation.stages.provenance import provenance
+from memtrain.evaluation.stages.provenance import dtype_name, provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.files.shown import shown
@@ -222,6 +222,8 @@ def _key(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping
         "sampling": {**sampling.said(), "batch_size": sampling.batch_size},
         "asked": asked,
     }
+    if (dtype := dtype_name(given.pipeline)) != "float32":
+        content["dtype"] = dtype
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -247,7 +249,7 @@ def _point(one: Checkpoint, results: Mapping[str, Any], *, measure: str, level: 
 def _write(given: StageInput, points: Sequence[Mapping[str, Any]]) -> None:
     content = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "sampling": given.sampling.said(),
         "calibration": "each checkpoint's own, on its generations for the held-out prompts",
         "points": list(points),

@@ -132,7 +132,7 @@ def results_of_run(
     doses = summarize_doses(groups, visits, distances, threshold=threshold, level=statistics.level, pictures=names)
     return {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(given.pipeline),
         "config": samples.config or {},
         "sampling": {
             **sampling.said(),

@@ -124,7 +124,7 @@ def mitigate(
     count = len(prompts) * len(sampling.seeds)
     results = {
         "schema_version": SCHEMA_VERSION,
-        **provenance(),
+        **provenance(pipeline),
         "model": given.model,
         "mitigation": repr(mitigation),
         "sampling": {**sampling.said(), "batch_size": sampling.batch_size, "images": 2 * count},

@@ -26,7 +26,7 @@ class Report(ResultsStage):
     """
 
     positional: ClassVar[str | None] = "of"
-    without: ClassVar[tuple[str, ...]] = ("run", "output", "precision")
+    without: ClassVar[tuple[str, ...]] = ("run", "output", "dtype")
 
     of: str = "runs/tiny"
     redact: bool = False

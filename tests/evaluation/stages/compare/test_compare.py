@@ -126,6 +126,17 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path, changed: dict[str, Any
     assert not (tmp_path / "o" / "comparison.json").exists()
 
 
+def test_results_of_two_types_of_numbers_are_refused(tmp_path: Path) -> None:
+    """Where both say theirs; those of earlier versions do not."""
+    runs = [write_run(tmp_path / name, back=set()) for name in ("a", "b")]
+    for run, dtype in zip(runs, ("float32", "bfloat16"), strict=True):
+        file = run / "evaluation" / "results.json"
+        evaluate(["compare", *map(str, runs), "--output", str(tmp_path / "o")])
+        file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": dtype}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="a was computed in float32, b in bfloat16"):
+        evaluate(["compare", *map(str, runs), "--output", str(tmp_path / "o")])
+
+
 def test_another_caption_under_the_same_key_is_refused(tmp_path: Path) -> None:
     before, after = write_run(tmp_path / "a", back=set()), write_run(tmp_path / "b", back=set())
     table = pq.read_table(after / "evaluation" / "samples.parquet")

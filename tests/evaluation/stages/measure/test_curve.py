@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -123,6 +124,10 @@ def test_a_killed_curve_goes_on_and_another_question_does_not(
     other = replace(given, sampling=replace(SAMPLING, seeds=(1,)))
     curve(other, samples, checkpoints, evaluate=evaluations, asked={})
     assert len(evaluations.seen) == 6
+    half = copy.deepcopy(given.pipeline)
+    half.unet.bfloat16()
+    curve(replace(given, pipeline=half), samples, checkpoints[:1], evaluate=evaluations, asked={})
+    assert evaluations.seen.pop() == "step-100", "in another type of numbers it is another point"
     checkpoints[0].path.write_bytes(b"trained again")
     curve(given, samples, checkpoints, evaluate=evaluations, asked={})
     assert evaluations.seen[6:] == ["step-100"]

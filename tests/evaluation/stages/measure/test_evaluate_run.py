@@ -112,6 +112,7 @@ def test_results_have_their_schema(evaluated: tuple[Path, dict[str, Any]]) -> No
         "schema_version",
         "created",
         "versions",
+        "dtype",
         "config",
         "sampling",
         "statistics",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,6 +29,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
 
 PIECE = 512
 """Bytes that sizes are rounded up to."""
@@ -129,9 +132,17 @@ def simulation() -> Iterator[Counter]:
         yield counter
 
 
-def without_content(module: nn.Module) -> Any:
-    """A copy of a module, on any device (`meta` too), whose weights have no content; call it in :func:`simulation`."""
+def without_content(module: nn.Module, *, hooks: bool = True) -> Any:
+    """A copy of a module, on any device (`meta` too), whose weights have no content; call it in :func:`simulation`.
+
+    Args:
+        module: to copy.
+        hooks: copy the hooks of its parts, and whatever they hold on to, as well.
+    """
     memo: dict[int, Any] = {}
+    for part in () if hooks else module.modules():
+        for name in _HOOKS:
+            memo[id(getattr(part, name))] = OrderedDict()
     for weight in module.parameters():
         memo[id(weight)] = nn.Parameter(
             torch.empty(weight.shape, dtype=weight.dtype), requires_grad=weight.requires_grad
@@ -145,17 +156,18 @@ def without_content(module: nn.Module) -> Any:
     return made
 
 
-def empty_like(value: Any, *, batch: int | None = None) -> Any:
+def empty_like(value: Any, *, batch: int | None = None, rows: int = 1) -> Any:
     """Nested tensors without content; call it within :func:`simulation`.
 
     Args:
         value: tensors in lists, tuples and dictionaries.
-        batch: what becomes of a first dimension of 1.
+        batch: what becomes of a first dimension of `rows`.
+        rows: of the values that are given.
     """
 
     def emptied(tensor: Tensor) -> Tensor:
         shape = list(tensor.shape)
-        if batch is not None and shape and shape[0] == 1:
+        if batch is not None and shape and shape[0] == rows:
             shape[0] = batch
         return torch.empty(shape, dtype=tensor.dtype)
 

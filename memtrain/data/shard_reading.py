@@ -1,0 +1,240 @@
+"""The samples of one tar shard as they come: read once from beginning to end, nothing unpacked, nothing decoded.
+
+A sample is a run of neighbouring files with one base name, as WebDataset writes them: an image, and its caption in
+`.txt` or `.json`; :mod:`memtrain.data.webdataset` says what of each counts, which is the same here. What random access
+refuses before training is found while it comes: a sample that cannot be used carries its `problem`, a shard that cannot
+be read on is read again from its beginning, :data:`TRIES` times in all, and then raises.
+
+A shard is whole when it ends in a block of zeros and its command, if it is one, ends well. Cannot: bring files of one
+sample together that lie apart; such samples are problems. A source that stands still is waited for: give a command a
+time limit of its own (`curl --max-time`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from webdataset.tariterators import base_plus_ext
+
+from memtrain.data.sample_texts import problems
+from memtrain.data.shard_listing import IMAGE_EXTENSIONS, MOST_BYTES
+from memtrain.data.shard_urls import opened_shard, shard_name
+from memtrain.data.source import Sample
+from memtrain.errors import DataError
+
+log = logging.getLogger(__name__)
+TRIES = 4
+"""How often a shard is read."""
+WAIT = 1.0
+"""Seconds before it is read again; twice as many after each time."""
+MOST_IMAGE_BYTES = 2**29
+"""Size of an image in a shard at most."""
+_BLOCK = 512
+_TAIL = 2**16
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A sample that is not decoded.
+
+    Attributes:
+        key: its name.
+        caption: its text.
+        content: of the image file.
+        shard: that it came from.
+        problem: why it cannot be used; empty where it can.
+    """
+
+    key: str
+    caption: str = ""
+    content: bytes = b""
+    shard: str = ""
+    problem: str = ""
+
+
+class _Tail:
+    """A file that remembers how much of it was read, and the end of that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.total, self.end = file, 0, b""
+
+    def read(self, size: int) -> bytes:
+        found = self.file.read(size)
+        self.total += len(found)
+        self.end = (self.end + found)[-_TAIL:]
+        return found
+
+    def ends_at(self, offset: int) -> bool:
+        """Whether a block of zeros is there."""
+        begin = offset - (self.total - len(self.end))
+        block = self.end[begin : begin + _BLOCK] if begin >= 0 else b""
+        return len(block) == _BLOCK and not any(block)
+
+
+def shard_samples(url: str, *, keys: str = "name") -> Iterator[Raw]:
+    """The samples of a shard, in its order; what cannot be read is tried again from where it stopped.
+
+    Args:
+        url: of the shard.
+        keys: `name` for base names, `shard` for base names after the name of the shard.
+
+    Raises:
+        DataError: if the shard cannot be read to its end.
+    """
+    given, name = 0, shard_name(url)
+    for turn in range(TRIES):
+        if turn:
+            time.sleep(WAIT * 2 ** (turn - 1))
+        try:
+            for number, raw in enumerate(_read_once(url, name, keys=keys)):
+                if number >= given:
+                    given += 1
+                    yield raw
+        except (OSError, tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
+            said = " ".join(str(error).split()).replace(url, name)[:300] or type(error).__name__
+            if turn == TRIES - 1 or isinstance(error, FileNotFoundError):
+                raise DataError(
+                    f"The shard {name} cannot be read beyond its first {given} samples: {said}",
+                    expected="a whole uncompressed tar that can be read",
+                    remedy="mend or leave out the shard, or say broken: skip",
+                ) from error
+            log.warning("The shard %s is read again from sample %d on: %s", name, given, said)
+        else:
+            return
+
+
+def _read_once(url: str, name: str, *, keys: str) -> Iterator[Raw]:
+    with contextlib.ExitStack() as stack:
+        file = opened_shard(url)
+        # Whoever stops before the end does not ask how a command ends that is cut off by this.
+        closing = stack.enter_context(contextlib.closing(_Closing(file)))
+        tail = _Tail(file)
+        met: set[str] = set()
+        with tarfile.open(fileobj=tail, mode="r|") as tar:  # type: ignore[call-overload]
+            for key, files in _groups(tar):
+                raw = _sample(key, files, name, again=key in met)
+                met.add(key)
+                if raw is not None:
+                    yield raw if keys == "name" else _renamed(raw, name)
+            if not tail.ends_at(tar.offset):
+                raise tarfile.ReadError(f"at byte {tar.offset} there is neither a file nor the end of the tar")
+        while tail.read(2**20):
+            pass
+        closing.whole()
+
+
+class _Closing:
+    """Closes a file: with its errors once it was read to its end, else without."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def whole(self) -> None:
+        """Close it, and ask how the command ended."""
+        self.file.close()
+        status = getattr(self.file, "status", None)
+        if status:
+            raise OSError(f"the command ended with status {status}")
+
+    def close(self) -> None:
+        """Close it after an error, or early."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
+def _groups(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes | str]]]:
+    """Key and files of each sample: what a file holds, or as a text why it is not read."""
+    current: tuple[str, dict[str, bytes | str]] | None = None
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]
+        key, extension = base_plus_ext(member.name)
+        hidden = any(part == "__MACOSX" or (part[:1] == "." and part.strip(".")) for part in member.name.split("/"))
+        if member.isdir() or hidden or not key or not extension:
+            continue
+        if current is None or key != current[0]:
+            if current is not None:
+                yield current
+            current = (key, {})
+        extension = extension.lower()
+        if extension in current[1]:
+            current[1][extension] = "it is there twice"
+        elif not member.isreg() or member.issparse():
+            current[1][extension] = "it is a link, a device or a sparse file"
+        else:
+            current[1][extension] = _content(tar, member, extension)
+    if current is not None:
+        yield current
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> bytes | str:
+    most = MOST_BYTES if extension in ("txt", "json") else MOST_IMAGE_BYTES
+    if extension not in ("txt", "json") and extension not in IMAGE_EXTENSIONS:
+        return "it is not looked at"
+    if member.size > most:
+        return f"it has {member.size} bytes, more than {most}"
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _sample(key: str, files: dict[str, bytes | str], shard: str, *, again: bool) -> Raw | None:
+    """A sample; None for what img2dataset lists and could not download."""
+    extension = next((one for one in IMAGE_EXTENSIONS if one in files), None)
+    image = files[extension] if extension is not None else f"there is no image, only {sorted(files)!s:.200}"
+    texts: list[str] = []
+    problem = "its key is there twice, or its files lie apart" if again else ""
+    try:
+        row = _row(files)
+        gap = isinstance(row.get("status"), str)
+        texts = _captions(files, row)
+        if gap and (extension is None or not any(text.strip() for text in texts)):
+            return None
+    except ValueError as error:
+        problem = problem or f"its caption cannot be read: {error}"
+    if isinstance(image, str):
+        problem, image = problem or (image if extension is None else f"its .{extension}: {image}"), b""
+    if key.startswith("/") or ".." in key.split("/"):
+        problem = problem or "its name is absolute or leads out of a folder"
+    sample = Sample.of(key, texts) if texts else Sample(key, "")
+    problem = problem or next((f"it has {found}" for found in problems(sample)), "")
+    problem = problem or ("" if sample.caption else "it has no caption")
+    return Raw(key[:4096], sample.caption, b"" if problem else image, shard, problem)
+
+
+def _row(files: dict[str, bytes | str]) -> dict[str, Any]:
+    """What a .json says; nothing if it is no object."""
+    content = files.get("json", b"{}")
+    if isinstance(content, str):
+        raise ValueError(content)
+    try:
+        row = json.loads(content, parse_constant=lambda name: None)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    return row if isinstance(row, dict) else {}
+
+
+def _captions(files: dict[str, bytes | str], row: dict[str, Any]) -> list[str]:
+    captions: list[object] = []
+    if "txt" in files:
+        text = files["txt"]
+        if isinstance(text, str):
+            raise ValueError(text)
+        captions.append(text.decode("utf-8-sig"))
+    elif row.get("caption") is not None:
+        captions.append(row["caption"])
+    several = row.get("captions", [])
+    if not isinstance(several, list) or not all(isinstance(one, str) for one in [*captions, *several]):
+        raise ValueError("it is no text")
+    return [str(one) for one in [*captions, *several]]
+
+
+def _renamed(raw: Raw, shard: str) -> Raw:
+    stem = Path(shard.rsplit("/", 1)[-1]).name.removesuffix(".tar")
+    return Raw(f"{stem}/{raw.key}", raw.caption, raw.content, raw.shard, raw.problem)

@@ -1,0 +1,76 @@
+"""Every kind of pipeline in half precision: all that samples works, and reads nearly what it reads in float32."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.attention.attention import attention_plots
+from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.calibrate.calibrate import calibrate
+from memtrain.evaluation.stages.chosen_detectors import chosen_detectors
+from memtrain.evaluation.stages.detect.detect import detect
+from memtrain.evaluation.stages.localize.localize import localize
+from memtrain.evaluation.stages.localize.search import Search
+from memtrain.evaluation.stages.mitigate.mitigate import mitigate
+from memtrain.evaluation.stages.prompts import PromptToScore
+from memtrain.inference.attention_masking import AttentionMasking
+from memtrain.localization.settings import Settings
+
+from .pipelines import KINDS, pipeline_of
+
+PROMPTS = ["a dog", "some cat"]
+FARTHEST = {torch.bfloat16: 0.15, torch.float16: 0.015}
+"""Mean difference of a score, relative to its mean; that of images is less than a tenth of it."""
+
+
+def in_type(pipeline: Any, dtype: torch.dtype) -> Any:
+    """A copy with its weights in another type."""
+    made = copy.deepcopy(pipeline)
+    for part in made.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(dtype)
+    return made
+
+
+@pytest.mark.parametrize("kind", [pytest.param("unet", marks=pytest.mark.slow), *KINDS[1:]])
+def test_every_detector_reads_nearly_the_same(kind: str, tmp_path: Path) -> None:
+    whole = pipeline_of(kind)
+    sampling = Sampling(seeds=(3, 7), steps=3, progress=False)
+    detectors, _ = chosen_detectors("all", whole, sampling)
+    assert len(detectors) > 1
+
+    def read(pipeline: Any) -> dict[str, torch.Tensor]:
+        trace = generate(pipeline, PROMPTS, sampling=sampling, detectors=detectors)
+        assert not {one.dtype for one in trace.readings.values()} & set(FARTHEST), "readings are in float32"
+        scores = {one.name: one.score_images(trace.readings[one.name]).float() for one in detectors}
+        return {**scores, "images": trace.images.float() / 255}
+
+    expected = read(whole)
+    for dtype, farthest in FARTHEST.items():
+        for name, values in read(in_type(whole, dtype)).items():
+            most = farthest * values.abs().mean() * (0.1 if name == "images" else 1)
+            assert values.isfinite().all()
+            assert (values - expected[name]).abs().mean() <= most + 1e-6, (name, dtype)
+    prompts = [PromptToScore(text) for text in PROMPTS]
+    given = StageInput(pipeline=in_type(whole, torch.bfloat16), prompts=prompts, output=tmp_path, sampling=sampling)
+    assert detect(given, detectors[:2])["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
+def test_every_stage_of_prompts_says_in_which_numbers_it_was_made(tmp_path: Path) -> None:
+    prompts = [PromptToScore("a b", True), *(PromptToScore(text, False) for text in ("e", "f g", "h i", "j", "k l"))]
+    pipeline = in_type(pipeline_of("unet"), torch.bfloat16)
+    sampling = Sampling(seeds=(0, 1), steps=2, progress=False)
+    given = StageInput(pipeline=pipeline, prompts=prompts, output=tmp_path, sampling=sampling)
+    settings = Settings(seeds=2, steps=2)
+    assert calibrate(given, settings=settings)["dtype"] == "bfloat16"
+    assert localize(given, search=Search(threshold=0.9, settings=settings))["dtype"] == "bfloat16"
+    assert mitigate(given, AttentionMasking(c1=2.0), others=1)["dtype"] == "bfloat16"
+    assert attention_plots(given, most=1)["dtype"] == "bfloat16"
