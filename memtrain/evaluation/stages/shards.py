@@ -55,6 +55,10 @@ class Shard:
         return f"{self.index}/{self.count}"
 
 
+WHOLE = Shard()
+"""All of the work in one process."""
+
+
 def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None = None) -> Shard | None:
     """The part that `text` or the environment names.
 
@@ -108,3 +112,20 @@ def _number(variables: Mapping[str, str], name: str, default: int) -> int:
             f"The variable {name} is {given!r:.80}", expected="a whole number", remedy="unset it, or say --shard 0/1"
         )
     return int(given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """Options of a stage whose work several processes share.
+
+    Args:
+        shard: the part of the work to do, `index/count` with the index from 0; `array` takes it from a Slurm job array,
+            `merge` does none and puts together what others wrote. Whoever is last writes the results.
+    """
+
+    shard: str | None = None
+
+    @property
+    def own_shard(self) -> Shard | None:
+        """The part that the option or the environment names; None to merge."""
+        return read_shard(self.shard)

@@ -13,6 +13,7 @@ from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageI
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse_none
 from memtrain.evaluation.stages.detect.against_null import Null
 from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
+from memtrain.evaluation.stages.offload_option import OffloadOption
 from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
 from memtrain.evaluation.stages.shards import read_shard
 from memtrain.files.prompt_file import SUFFIXES, kind_of
@@ -25,7 +26,7 @@ LEAST = 19
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detect(SamplingOptions, PromptStage):
+class Detect(SamplingOptions, OffloadOption, PromptStage):
     """Score prompts for memorization, without any training image, and say how unlikely each score is.
 
     Args:
