@@ -1,12 +1,13 @@
-"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what a CPU's allocator counts.
+"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what an allocator counts.
 
     python benchmarks/evaluation_memory.py --json benchmarks/evaluation_memory.json
 
-Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of the
-pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32, with
-guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that bring
-images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and what CUDA
-takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded model.
+Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of
+the pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32,
+with guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that
+bring images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and
+what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded
+model.
 """
 
 from __future__ import annotations
@@ -81,14 +82,32 @@ class Case:
     @property
     def standing(self) -> int:
         """Bytes of all weights."""
-        tensors = (one for part in self.parts.values() for one in (*part.parameters(), *part.buffers()))
-        return sum(one.numel() * one.element_size() for one in tensors)
+        return sum(self.sizes.values())
 
-    def denoising(self, halves: int) -> tuple[int, int]:
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part's weights."""
+        return {
+            name: sum(one.numel() * one.element_size() for one in (*part.parameters(), *part.buffers()))
+            for name, part in self.parts.items()
+        }
+
+    def offloaded(self) -> dict[str, Any]:
+        """`detect --offload`: the denoiser or the largest other part alone, whichever takes more."""
+        fixed, each = self.denoising(self.halves)
+        weights = self.sizes["denoiser"]
+        images = min(BATCH, images_in(CARD - DRIVER - weights, (fixed, each), reading=READING))
+        calls = weights + READING + fixed + images * each
+        return {"batch": images, "weights": max(self.sizes.values()), "peak": max(calls, *self.sizes.values())}
+
+    def denoising(self, halves: int, *, backward: bool = False) -> tuple[int, int]:
         """Of a denoiser call."""
         with torch.device("meta"):
             call = SHAPES[self.model].call(halves, self.pixels, dtype=self.type)
-        return denoising_bytes(self.parts["denoiser"], call, halves=halves)
+        if backward:
+            noisy, steps, text = call["args"]
+            call = {"args": (noisy, steps), "encoder_hidden_states": text}
+        return denoising_bytes(self.parts["denoiser"], call, halves=halves, backward=backward)
 
     def stages(self) -> Iterator[tuple[str, int, int]]:
         """What a stage does, images at once, and the bytes of its fullest moment beyond the weights."""
@@ -104,9 +123,13 @@ class Case:
         encoded = images_at_once(self.pixels, self.pixels)
         yield "measure: encoding, held-out loss", encoded, simulated(self.parts["vae"], partial(self.encode, encoded))
         if self.model == "sd15":
+            # The search is at the model's own size.
             fixed, each = self.denoising(1)
-            yield "localize, calibrate: search for neurons", SEARCHED, fixed + SEARCHED * each
-            yield "localize: search for embeddings", RETRIGGERED, self.retrigger()
+            if self.pixels == 512:
+                yield "localize, calibrate: search for neurons", SEARCHED, fixed + SEARCHED * each
+            fixed, each = self.denoising(1, backward=True)
+            rows = min(RETRIGGERED, images_in(free, (fixed, each)))
+            yield "localize: search for embeddings", rows, fixed + rows * each
 
     def decode(self, images: int, vae: nn.Module) -> None:
         """Latents to images."""
@@ -116,18 +139,6 @@ class Case:
     def encode(self, images: int, vae: Any) -> None:
         """Images to latents."""
         vae.encode(torch.empty(images, 3, self.pixels, self.pixels, dtype=self.type))
-
-    def retrigger(self) -> int:
-        """A step of the search for embeddings: forward and backward to the text, weights frozen."""
-
-        def step(denoiser: Any) -> None:
-            call = SHAPES[self.model].call(RETRIGGERED, self.pixels, dtype=self.type)
-            noisy, steps, text = call["args"]
-            text.requires_grad_()
-            with torch.enable_grad():
-                denoiser.requires_grad_(False)(noisy, steps, text)[0].float().square().mean().backward()
-
-        return simulated(self.parts["denoiser"], step)
 
 
 @torch.no_grad()
@@ -219,6 +230,8 @@ def main(json: str | None = None) -> None:
                 for stage, batch, beyond in case.stages():
                     about = {"model": model, "pixels": pixels, "dtype": dtype, "stage": stage, "batch": batch}
                     rows.append(row(**about, weights=case.standing, peak=case.standing + beyond))
+                about = {"model": model, "pixels": pixels, "dtype": dtype, "stage": "detect, attention: --offload"}
+                rows.append(row(**about, **case.offloaded()))
     rows += [*networks(), *trainings()]
     console = Console(width=130)
     table = Table(title="Memory of every stage on a card of 24 GB, estimated", title_justify="left")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 
 from memtrain.cli.run_pictures import Pictures
+from memtrain.cli.training_pictures import images_of, index_of, part_of, training_images
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
-from memtrain.evaluation.sampling.stored_images import stored_images
+from memtrain.evaluation.stages.many_images import Bounds
 from memtrain.evaluation.stages.null_prompts import framed_null_prompts
 from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.functional.keyed_draws import hash_order
-from memtrain.functional.pixels import to_uint8
 from memtrain.records import (
     CANARY,
     EXCLUDED,
@@ -35,21 +33,16 @@ from memtrain.records import (
     VARIED_IMAGES,
 )
 
-IN_MEMORY = 1 << 30
-"""Bytes of training images that are kept in memory."""
 NO_CAPTION = "(no caption)"
 """What stands for an empty caption while data are read; they refuse empty ones, which in training are mistakes."""
 MADE_CAPTIONS = 40
 """Null prompts where no picture is held out: they promise a false-positive rate of one in 41."""
 TRIES = 20
 """Times that null prompts are made until there are as many."""
+HELDOUT_LOSSES = 2_000
+"""Held-out images at most whose loss is measured."""
 CAPTIONS_PER_IMAGE = 2
 """Captions sampled of an image that was trained on under many."""
-
-
-def images_of(dataset: CaptionedImages, rows: list[int]) -> torch.Tensor:
-    """`(len(rows), 3, H, W)` uint8."""
-    return torch.stack([to_uint8(dataset.pixel_values(row)) for row in rows])
 
 
 def _choose(dataset: CaptionedImages, rows: list[int], most: int) -> list[int]:
@@ -141,7 +134,13 @@ def _different(pictures: Pictures, dataset: CaptionedImages, rows: list[int]) ->
 
 
 def samples_of(
-    pictures: Pictures, chosen: list[Asked], *, config: Mapping[str, Any], store: Path | None = None
+    pictures: Pictures,
+    chosen: list[Asked],
+    *,
+    config: Mapping[str, Any],
+    store: Path | None = None,
+    bounds: Bounds | None = None,
+    scan: Path | None = None,
 ) -> RunSamples:
     """The prompts of :func:`choose_prompts`, and what they are compared with; made captions where nothing is held out.
 
@@ -150,6 +149,8 @@ def samples_of(
         chosen: the prompts.
         config: where the model and the data come from.
         store: folder for training images that are too many for memory.
+        bounds: of how many training images all are compared with, and where the index of more lies.
+        scan: folder of a scan of the data, if there is one.
     """
     train, held = pictures.data.train_dataset, pictures.data.heldout_dataset
     assert train is not None
@@ -164,11 +165,21 @@ def samples_of(
         made = _made_captions([sample.caption for sample in train.samples])
         prompts += [Prompt(f"made caption {number}", text, MADE_CAPTION) for number, (text, _) in enumerate(made)]
         own += [images_of(train, [row for _, row in made])] if made else []
+    own_images, bounds = torch.cat(own), bounds or Bounds()
+    part, images = None, own_images[:0]
+    if len(train.samples) > bounds.most and bounds.prompts_only:
+        index_of(train, bounds=bounds, store=store, scan=scan)[0].build(bounds.part, others=False)
+    elif len(train.samples) > bounds.most:
+        part = part_of(pictures, prompts, own_images, bounds=bounds, store=store, scan=scan)
+        images = part.images
+    elif not bounds.prompts_only:
+        images = training_images(train, store)
     return RunSamples(
         prompts=prompts,
-        own_images=torch.cat(own),
-        training_images=training_images(train, store),
-        training_keys=[sample.key for sample in train.samples],
+        own_images=own_images,
+        training_images=images,
+        training_keys=[sample.key for sample in train.samples] if part is None else part.part_keys,
+        part=part,
         families=pictures.families,
         templates=pictures.data.template,
         population={one.group: one.of for one in chosen if one.group not in NEVER_TRAINED},
@@ -197,26 +208,6 @@ def _made_captions(captions: list[str]) -> list[tuple[str, int]]:
     return list(made.items())
 
 
-def training_images(train: CaptionedImages, store: Path | None) -> torch.Tensor:
-    """`(M, 3, H, W)` uint8, all of a dataset: in memory, or in a file if they are more than :data:`IN_MEMORY`.
-
-    Args:
-        train: the dataset.
-        store: folder of the file; None for memory, whatever their number.
-    """
-    first = images_of(train, [0])
-    if store is None or len(train.samples) * first.numel() <= IN_MEMORY:
-        return images_of(train, list(range(len(train.samples))))
-    files = [train.source.stored_in(index) for index in train.indices]
-    states = [None if path is None else (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    told = json.dumps([[sample.key for sample in train.samples], states])
-    identity = {"images": hashlib.sha256(told.encode()).hexdigest(), "resolution": train.resolution}
-    height, width = int(first.shape[-2]), int(first.shape[-1])
-    return stored_images(
-        store, len(train.samples), (height, width), lambda row: images_of(train, [row])[0], identity=identity
-    )
-
-
 def column_of(data: TextImageDataModule, name: str) -> dict[str, str]:
     """A column of the data by key, of what was made of a sample that of the sample.
 
@@ -230,4 +221,5 @@ def column_of(data: TextImageDataModule, name: str) -> dict[str, str]:
 def _heldout(pictures: Pictures, held: CaptionedImages) -> tuple[torch.Tensor, list[str]] | None:
     """Images and captions of the held-out pictures that the run did not train on; None if there are none."""
     rows = [row for row in _held_rows(pictures.data, held) if pictures.name(held.samples[row].key) not in pictures.rows]
+    rows = _choose(held, rows, HELDOUT_LOSSES)
     return (images_of(held, rows), [held.samples[row].caption for row in rows]) if rows else None

@@ -19,9 +19,11 @@ from PIL import Image
 from memtrain.cli.asked_pictures import NO_CAPTION, choose_prompts, column_of, samples_of
 from memtrain.cli.run_pictures import Pictures
 from memtrain.data.caption_choice import Captions
+from memtrain.data.known_families import DataScan
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import SampleSource, open_source
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.many_images import Bounds
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.families.table import Families
@@ -65,8 +67,12 @@ class PictureFolder:
         """The same at the pipeline's own size, where none was asked for."""
         return replace(self, size=self.size or pipeline_size(pipeline))
 
-    def data(self) -> TextImageDataModule:
-        """The pictures as a run would train on them, each once."""
+    def data(self, scan: Path | None = None) -> TextImageDataModule:
+        """The pictures as a run would train on them, each once.
+
+        Args:
+            scan: folder of the scan for families, which a further evaluation reads again; None for a temporary one.
+        """
         assert self.size is not None  # `at` was called
         data = _Data(
             self.path,
@@ -75,6 +81,7 @@ class PictureFolder:
             heldout="split",
             captions=Captions(default=self._caption),
             resolution=self.size,
+            scan=DataScan(folder=None if scan is None else str(scan)),
         )
         data.build()
         return data
@@ -87,13 +94,24 @@ class PictureFolder:
             remedy="name them with --run or --prompts",
         )
 
-    def samples(self, *, most: int, unique: int, group_by: str | None = None, store: Path | None = None) -> RunSamples:
+    def samples(
+        self,
+        *,
+        most: int,
+        unique: int,
+        group_by: str | None = None,
+        store: Path | None = None,
+        bounds: Bounds | None = None,
+    ) -> RunSamples:
         """Repeated pictures first, others by chance, and what they are compared with."""
-        data = self.data()
+        bounds = bounds or Bounds()
+        kept = bounds.index or (None if store is None else store.parent)
+        scan = None if kept is None else kept / "families"
+        data = self.data(scan)
         pictures = Pictures(data, _asked_alone(data))
         chosen = choose_prompts(pictures, most=most, unique=unique)
         config = {"model": self.model, "data": self.path, "heldout": self.heldout}
-        found = samples_of(pictures, chosen, config=config, store=store)
+        found = samples_of(pictures, chosen, config=config, store=store, bounds=bounds, scan=scan)
         prompts = [replace(one, caption="") if one.caption == NO_CAPTION else one for one in found.prompts]
         if not any(one.caption for one in prompts if one.group != HELDOUT):
             # A null has to be asked for as the pictures are: captions would bring their held-out pictures nearer.

@@ -45,7 +45,8 @@ def require_progress(folder: Path, config: Any) -> None:
     except DataError:
         last = {}
     same = last.get("job") == job and start > 1 and all(last.get(name) == value for name, value in found.items())
-    in_vain = int(last.get("in_vain", 0)) + 1 if same else 0
+    # Those that ended before they came here count, too.
+    in_vain = int(last.get("in_vain", 0)) + max(1, start - int(last.get("start", 0))) if same else 0
     if in_vain > FORGIVEN:
         raise ConfigurationError(
             f"The last {in_vain} starts of job {job} made no progress: no checkpoint was written, and no cache has "

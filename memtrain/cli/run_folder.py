@@ -10,13 +10,15 @@ import pyarrow as pa
 import torch
 from lightning.pytorch import LightningDataModule
 
-from memtrain.cli.asked_pictures import choose_prompts, column_of, images_of, samples_of
+from memtrain.cli.asked_pictures import choose_prompts, column_of, samples_of
 from memtrain.cli.command_parser import object_of
 from memtrain.cli.planted_secrets import border_secrets, canary_secrets
 from memtrain.cli.run_pictures import Pictures, read_families
+from memtrain.cli.training_pictures import images_of
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.many_images import Bounds
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.files.yaml_file import read_mapping
@@ -65,7 +67,8 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
             expected="TextImageDataModule, whose training images evaluation compares with",
-            remedy="call memtrain.evaluation.stages.measure.evaluate_run with your own images",
+            remedy=f"compare with images on the disk: python evaluate.py measure --model {path.parent / 'pipeline'} "
+            "--data IMAGES; or call memtrain.evaluation.stages.measure.evaluate_run with your own",
         )
     data.buckets, data.augment = None, None  # pictures are compared with generated ones in one view, of one size
     scanned = path.parent / "families"
@@ -153,7 +156,15 @@ class FinishedRun:
         """See :func:`known_prompts`."""
         return known_prompts(Pictures(self.data, read_families(self.folder, self.data)[0]), most=most)
 
-    def samples(self, *, most: int, unique: int, group_by: str | None = None, store: Path | None = None) -> RunSamples:
+    def samples(
+        self,
+        *,
+        most: int,
+        unique: int,
+        group_by: str | None = None,
+        store: Path | None = None,
+        bounds: Bounds | None = None,
+    ) -> RunSamples:
         """Prompts of every group, as :func:`choose_prompts` takes them, and what they are compared with."""
         records = self.folder / "records"
         evidence = read_table(records, "evidence") if (records / "evidence.parquet").is_file() else None
@@ -166,7 +177,9 @@ class FinishedRun:
             flagged=_flagged(evidence),
             excluded=excluded_images(self.folder, self.config, self.data),
         )
-        found = samples_of(pictures, chosen, config=self.config, store=store)
+        bounds = bounds or Bounds()
+        bounds = replace(bounds, index=bounds.index or self.folder / "training_index")
+        found = samples_of(pictures, chosen, config=self.config, store=store, bounds=bounds, scan=_scan_of(self.data))
         grouped = column_of(self.data, group_by) if group_by is not None else None
         return replace(
             found,
@@ -182,3 +195,8 @@ def _flagged(evidence: pa.Table | None) -> set[str]:
     if evidence is None or "flagged" not in evidence.column_names:
         return set()
     return set(evidence.filter(evidence["flagged"])["key"].to_pylist())
+
+
+def _scan_of(data: TextImageDataModule) -> Path | None:
+    """Where training looked at the pictures, if it did."""
+    return Path(data.scan.folder) if data.scan.folder is not None and data.families is not None else None

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from memtrain.data.caption_choice import Captions
 from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
 from memtrain.data.kept_latents import KeptLatents, encode_in_memory
-from memtrain.data.source import SampleSource
-from memtrain.functional.keyed_draws import hash_numbers
-from memtrain.functional.tokens import Tokenizer, tokenize
+from memtrain.data.source import BrokenImageError, SampleSource, broken_of
+from memtrain.data.token_table import Tokens, TokenTable, token_table
+from memtrain.data.turns import Turns
+from memtrain.functional.keyed_draws import seed_of
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
-Tokens = Callable[[Sequence[str]], dict[str, Tensor]]
-"""Makes the fields of a batch that hold the token ids of B captions, each `(B, ...)`."""
 
 
 class Visit(NamedTuple):
@@ -31,38 +32,10 @@ class Visit(NamedTuple):
     epoch: int
 
 
-class Turns:
-    """Rows that take turns at some positions: all of them equally often in the long run, in a new order each time.
-
-    Args:
-        rows: that take turns.
-        positions: of the dataset at which they do.
-        seed: of the orders.
-    """
-
-    def __init__(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> None:
-        self.rows, self.seed = list(rows), seed
-        self.slots = {position: slot for slot, position in enumerate(positions)}
-        self._orders: dict[int, list[int]] = {}
-
-    def row(self, position: int, epoch: int) -> int:
-        """Whose turn it is."""
-        time, place = divmod(epoch * len(self.slots) + self.slots[position], len(self.rows))
-        if time not in self._orders:
-            draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
-            order = [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
-            self._orders = {**dict(list(self._orders.items())[-3:]), time: order}
-        return self._orders[time][place]
-
-
-def tokens_by(tokenizer: Tokenizer) -> Tokens:
-    """`input_ids` `(B, T)` and `prompt_length` `(B,)` of captions, by one tokenizer."""
-    return partial(_tokens, tokenizer)
-
-
-def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, Tensor]:
-    input_ids, mask = tokenize(tokenizer, captions)
-    return {"input_ids": input_ids, "prompt_length": mask.sum(dim=1)}
+BROKEN = "broken"
+"""Field of an item: JSON of what is broken, and has been replaced by it; empty where nothing is."""
+TRIES = 100
+"""Samples that are tried in the place of a broken one."""
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -80,11 +53,13 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         captions: how captions are chosen; default the first.
         weights: field `weight` of each sample; default none.
         rotating: rows (of `indices`) that take turns at their positions from epoch to epoch, those of one shape.
+        kept_in: folder of token tables, which the next start reads; None to make them anew.
 
     Attributes:
         samples: in the order of `indices`.
         visits: how often each of them occurs.
         shapes: rows and columns of each sample's pixel values.
+        skips: whether another sample takes the place of one whose image cannot be read.
     """
 
     def __init__(
@@ -99,6 +74,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         captions: Captions | None = None,
         weights: Sequence[float] | None = None,
         rotating: Sequence[int] = (),
+        kept_in: Path | None = None,
     ) -> None:
         self.source, self.resolution = source, resolution
         self.framing, self.captions = framing or Framing(((resolution, resolution),)), captions or Captions()
@@ -106,22 +82,22 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.samples = [source.samples[index] for index in self.indices]
         self.shapes = self._shapes(self.framing.shapes)
         self._turns: dict[int, Turns] = {}
+        self.skips = False
         self.weights = None if weights is None else list(weights)
         self.visits = [1] * len(self.indices) if visits is None else list(visits)
         self.rotating = frozenset(rotating)
-        self._rows = [(row, number) for row, count in enumerate(self.visits) for number in range(count)]
+        counts = np.asarray(self.visits, np.int64)
+        self._row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._ends = np.cumsum(counts)
         self._latents: Callable[[int, int], Tensor] | None = None
         self._text: Callable[[int], dict[str, Tensor]] | None = None
         self._masks: Callable[[int, Frame], Tensor] | None = None
-        all_of_them = self.captions.choose != "first"
-        self.texts = [[one.caption, *(one.alternatives if all_of_them else ())] for one in self.samples]
-        self._first = [0]
-        for texts in self.texts:
-            self._first.append(self._first[-1] + len(texts))
+        several = [len(self.texts_of(row)) for row in range(len(self.samples))]
+        self._first = np.concatenate([[0], np.cumsum(several, dtype=np.int64)])
         self._make_tokens = tokens if self.captions.shuffle_tags else None
-        self.tokens: dict[str, Tensor] = {}
+        self.tokens = TokenTable()
         if tokens is not None and self.samples:
-            self.tokens = tokens([text for texts in self.texts for text in texts])
+            self.tokens = token_table(self.all_texts(), tokens, folder=kept_in)
 
     def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         if len(shapes) == 1:
@@ -141,18 +117,42 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def shapes_of_visits(self) -> list[Shape]:
         """The shape of each position."""
-        return [self.shapes[row] for row, _ in self._rows]
+        return [self.shapes[row] for row in self._row]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._row)
 
     def __getitem__(self, index: int | Visit) -> dict[str, Any]:
         position, epoch = index if isinstance(index, Visit) else (index, None)
-        row, number = self._rows[position]
+        row = int(self._row[position])
+        number = position - int(self._ends[row]) + self.visits[row]
         if epoch is not None and row in self.rotating:
             row = self._turn_of(position, epoch)
-        sample = self.samples[row]
         visit = None if epoch is None else (epoch, number)
+        return self._or_another(row, visit) if self.skips else self._item(row, visit)
+
+    def _or_another(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
+        """The item of a row; of another one where its image cannot be read, with what is broken under `broken`."""
+        try:
+            return {**self._item(row, visit), BROKEN: ""}
+        except BrokenImageError as error:
+            broken = broken_of(self.source, self.indices[row], error)
+        # Whoever comes in its place does so at every visit, and after every resume.
+        for turn in range(TRIES):
+            other = seed_of(f"{self.framing.seed} {turn} in place of", broken.key) % len(self.samples)
+            if self.shapes[other] == self.shapes[row] and other not in self.rotating:
+                try:
+                    return {**self._item(other, visit), BROKEN: json.dumps(broken)}
+                except BrokenImageError:
+                    continue
+        raise BrokenImageError(
+            f"{broken.key!r} cannot be read, and neither can others that might take its place: {broken.reason}",
+            expected="at most a few broken images among many",
+            remedy="look at the disk that holds the data",
+        )
+
+    def _item(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
+        sample = self.samples[row]
         item: dict[str, Any] = {"key": sample.key, **self._captioned(row, visit)}
         variant = 0 if self._latents is None else self.framing.variant_of(sample.key, visit)
         frame = self.framing.frame(self.shapes[row], sample.key, visit)
@@ -179,7 +179,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def _captioned(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
         """The caption of a visit with its tokens, and its embeddings where these are cached."""
-        texts, number, name = self.texts[row], 0, ""
+        texts, number, name = self.texts_of(row), 0, ""
         if visit is not None:
             name = f"{self.framing.seed} {self.samples[row].key}"
             epoch, turn = visit
@@ -189,9 +189,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             text = self.captions.shuffled(text, f"{name} {visit}")
             tokens = {} if self._make_tokens is None else self._make_tokens([text])
             return {"caption": text} | {field: values[0] for field, values in tokens.items()}
-        place = self._first[row] + number
+        place = int(self._first[row]) + number
         embedded = {} if self._text is None else self._text(place)
-        return {"caption": text} | {field: values[place] for field, values in self.tokens.items()} | embedded
+        return {"caption": text} | self.tokens.row(place) | embedded
 
     def _turn_of(self, position: int, epoch: int) -> int:
         """The row whose turn it is at a position."""
@@ -199,7 +199,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             for rows in rows_by_shape(self.shapes).values():
                 group = [row for row in rows if row in self.rotating]
                 members = frozenset(group)
-                places = [place for place, (row, _) in enumerate(self._rows) if row in members]
+                places = np.flatnonzero(np.isin(self._row, list(members))).tolist()
                 turns = Turns(group, places, self.framing.seed)
                 self._turns |= dict.fromkeys(places, turns)
         return self._turns[position].row(position, epoch)
@@ -208,7 +208,16 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     def prompt_lengths(self) -> list[int] | None:
         """Tokens of each sample's caption, in the order of `samples`; None where they are not known."""
         lengths = self.tokens.get("prompt_length")
-        return None if lengths is None else lengths[self._first[:-1]].tolist()
+        return None if lengths is None else lengths[torch.from_numpy(self._first[:-1])].tolist()
+
+    def texts_of(self, row: int) -> list[str]:
+        """The captions among which a visit of a sample has one."""
+        sample = self.samples[row]
+        return [sample.caption, *(sample.alternatives if self.captions.choose != "first" else ())]
+
+    def all_texts(self) -> list[str]:
+        """Those of all samples, in the order of `tokens`."""
+        return [text for row in range(len(self.samples)) for text in self.texts_of(row)]
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""
@@ -258,39 +267,10 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             captions=self.captions,
             weights=self.weights,
         )
-        dataset.tokens = self.tokens
+        dataset.tokens, dataset.skips = self.tokens, self.skips
         dataset.use(latents=self._latents, text=self._text, masks=self._masks)
         return dataset
 
     def by_shape(self) -> list[list[int]]:
         """Rows of samples, those of one shape together, in fixed order."""
         return list(rows_by_shape(self.shapes).values())
-
-
-class OneShape(Dataset[Batch]):
-    """Batches of a dataset's samples, each once, in fixed order; each batch of one shape.
-
-    Args:
-        dataset: with each sample once.
-        batch_size: samples of a batch, at most.
-    """
-
-    def __init__(self, dataset: CaptionedImages, batch_size: int) -> None:
-        self.dataset = dataset
-        self.batches = [
-            rows[start : start + batch_size] for rows in dataset.by_shape() for start in range(0, len(rows), batch_size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Batch:
-        batch: Batch = default_collate([self.dataset[row] for row in self.batches[index]])
-        return batch
-
-
-def loader(dataset: CaptionedImages, *, batch_size: int, **options: Any) -> DataLoader[Batch]:
-    """A DataLoader of samples that are there once each, collated as torch does it; each batch of one shape."""
-    if len(set(dataset.shapes)) > 1:
-        return DataLoader(OneShape(dataset, batch_size), batch_size=None, **options)
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=default_collate, **options)

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.kept_latents import View, encoded
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
+from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
 
 CAPTIONS_AT_ONCE = 16
@@ -156,15 +157,16 @@ def cache_text(
         The embeddings of the empty caption, `(1, ...)`.
     """
     shards = TensorShards(folder)
-    tokens = [*(dataset.tokens for dataset in datasets if dataset.tokens), empty]
-    keys = [[_caption_key(fields, row) for row in range(_count(fields))] for fields in tokens]
+    types = {name: values.dtype for name, values in empty.items()}
+    tokens = [*(dataset.tokens for dataset in datasets if dataset.tokens), TokenTable(empty, types)]
+    keys = [[_caption_key(fields.row(row)) for row in range(_count(fields))] for fields in tokens]
     places = {key: (fields, row) for fields, own in zip(tokens, keys, strict=True) for row, key in enumerate(own)}
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
         starts = range(0, len(missing), CAPTIONS_AT_ONCE)
         for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
             chunk = missing[start : start + CAPTIONS_AT_ONCE]
-            rows = [_row(*places[key]) for key in chunk]
+            rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():
                 found = encode({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
             for number, key in enumerate(chunk):
@@ -176,16 +178,12 @@ def cache_text(
     return {name: values[None] for name, values in shards.read(keys[-1][0]).items()}
 
 
-def _count(fields: dict[str, Tensor]) -> int:
+def _count(fields: TokenTable) -> int:
     return len(next(iter(fields.values())))
 
 
-def _row(fields: dict[str, Tensor], row: int) -> dict[str, Tensor]:
-    return {name: values[row] for name, values in fields.items()}
-
-
-def _caption_key(fields: dict[str, Tensor], row: int) -> str:
-    return content_key(*(part for name in sorted(fields) for part in (name, fields[name][row])))
+def _caption_key(fields: dict[str, Tensor]) -> str:
+    return content_key(*(part for name in sorted(fields) for part in (name, fields[name])))
 
 
 def _fill(

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer
 
 from memtrain.data.caching import keep_in_memory, keep_on_disk
 from memtrain.data.canaries import Canaries
-from memtrain.data.cut_captions import tell_of_cut
-from memtrain.data.dataset import CaptionedImages, Tokens, tokens_by
+from memtrain.data.checking import leave_out
+from memtrain.data.dataset import CaptionedImages
 from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import wants_copies, with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
@@ -25,7 +24,9 @@ from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
-from memtrain.data.source import SampleSource, open_source
+from memtrain.data.source import Reading, SampleSource, open_source
+from memtrain.data.token_table import Tokens
+from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
@@ -69,6 +70,7 @@ class TextImageDataModule(MaskedImages):
         families: of all samples; None with `families: off`.
         copied_from: the key of the training sample that a held-out one is an edited copy of, by the copy's key.
         template: the key of the sample that a variant is made from, by the variant's key.
+        run_folder: where an earlier start kept what it found, without a trainer; default that of the trainer.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class TextImageDataModule(MaskedImages):
         self.resolution, self.cache_latents = resolution, cache_latents
         self.families_setting, self.scan = families, scan or DataScan()
         self.families: Families | None = None
+        self.run_folder: str | Path | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -115,7 +118,7 @@ class TextImageDataModule(MaskedImages):
         """
         source = self._open(self.path)
         keys = [sample.key for sample in source.samples]
-        families = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
+        families, scanned = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         regular = None if self.regularisation is None else self.regularisation.open()
         split, regular_split, edited = self._split(keys, regular, families)
         train, held = split.train, split.heldout
@@ -147,8 +150,23 @@ class TextImageDataModule(MaskedImages):
         visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        for one in {id(one): one for one in (source, held_source, regular) if one is not None}.values():
-            one.check_images(look=self._framing().sized or self.cache is not None)
+        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
+        self.broken.folder = None if root is None else Path(root)
+        gone = leave_out(
+            self.broken,
+            [source, held_source, *([] if regular is None else [regular])],
+            scanned=scanned,
+            look=self._framing().sized or self.cache is not None,
+            every=self.cache_latents,
+            without=self.exclude,
+            write=getattr(self.trainer, "global_rank", 1) == 0,
+        )
+        if gone:
+            made_of = [key if one.original is None else keys[one.original] for one in made for key in [one.sample.key]]
+            visits = {row: count for row, count in visits.items() if [*keys, *made_of][row] not in gone}
+            held = [row for row in held if held_source.samples[row].key not in gone]
+            if regular is not None:
+                regular_split = regular_split.without([sample.key in gone for sample in regular.samples])
         if edited:
             trained = [index for index in visits if index < len(keys)]
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
@@ -162,6 +180,8 @@ class TextImageDataModule(MaskedImages):
         self.heldout_dataset = CaptionedImages(
             held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
         )
+        for dataset in self._built():
+            dataset.skips = self.broken.skips
         known = everything.samples
         self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
         self.groups |= {one.sample.key: one.group for one in made}
@@ -175,7 +195,8 @@ class TextImageDataModule(MaskedImages):
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
-        source = open_source(path, caption=self.captions.default or self.captions.trigger)
+        reading = Reading(self.broken.skips, self._kept_in("listings"))
+        source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
         source.samples = [self.captions.triggered(sample) for sample in source.samples]
         return source
 
@@ -234,7 +255,14 @@ class TextImageDataModule(MaskedImages):
             captions=self.captions,
             weights=weights,
             rotating=range(len(visits), len(indices)),
+            kept_in=self._kept_in("tokens"),
         )
+
+    def _kept_in(self, name: str) -> Path | None:
+        """Folder of what the next start finds again: of the cache, or else of the run."""
+        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
+        place = self.cache.folder if self.cache is not None else None if root is None else Path(root) / "index"
+        return None if place is None else Path(place) / name
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
@@ -257,33 +285,13 @@ class TextImageDataModule(MaskedImages):
         """The other captions of each training sample, by key; empty for a sample with one caption."""
         return {sample.key: sample.alternatives for sample in self._built()[0].samples}
 
-    def _named_tokenizer(self) -> Any:
-        """The tokenizer that was named; of a folder nothing is asked of the Hub."""
-        local = Path(str(self.tokenizer_path)).exists()
-        return AutoTokenizer.from_pretrained(self.tokenizer_path, local_files_only=local, trust_remote_code=False)
-
-    def _tokens(self, module: Any) -> Tokens | None:
-        """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
-        if self.tokenizer_path:
-            return tokens_by(self._named_tokenizer())
-        if hasattr(module, "tokens"):
-            return module.tokens
-        tokenizer = getattr(module, "tokenizer", None)
-        return None if tokenizer is None else tokens_by(tokenizer)
-
-    def _tell_of_cut_captions(self, module: Any) -> None:
-        """Count the captions that are longer than what the text encoder reads."""
-        tokenizer = self._named_tokenizer() if self.tokenizer_path else getattr(module, "tokenizer", None)
-        train, _ = self._built()
-        tell_of_cut([text for texts in train.texts for text in texts], train.tokens, tokenizer)
-
     def setup(self, stage: str) -> None:
         """Build once, then cache what the module's encoders make of images and captions where asked."""
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
-        self.build(self._tokens(module))
-        self._tell_of_cut_captions(module)
+        self.build(tokens_of(module, self.tokenizer_path))
+        tell_of_cut_captions(self._built()[0], module, self.tokenizer_path)
         processes, device = Processes(), torch.device("cpu")
         if self.trainer is not None:
             strategy: Any = self.trainer.strategy

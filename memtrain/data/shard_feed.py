@@ -3,7 +3,7 @@
 The shards of an epoch are dealt out to all loader workers of all processes in turn, in an order that is drawn from
 (seed, epoch). A worker reads its shards one after the other, and draws each next sample from those of a buffer with a
 generator of (seed, epoch, process, worker). So the order is a function of these, of the list of shards and of what they
-hold. With `endless`, a worker whose shards are through begins them again, in another order.
+hold. With `endless`, a worker whose shards are through, and whose buffer is empty, begins them again in another order.
 
 To go on in the middle, the draws are done again on paper: which samples the buffer held follows from the number of
 samples in the shards that were finished, which the place says. Only shards of which samples are still in the buffer are
@@ -17,76 +17,17 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 from memtrain.data.shard_reading import Raw, shard_samples
 from memtrain.data.shard_urls import shard_name
+from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 COMPARED = 50_000
 """Keys of a worker's first shard that those of its second are compared with."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of a stream somebody reads.
-
-    Attributes:
-        rank: of the process.
-        processes: number of them.
-        worker: of the process's loader.
-        workers: number of them, 1 without loader processes.
-    """
-
-    rank: int = 0
-    processes: int = 1
-    worker: int = 0
-    workers: int = 1
-
-    @property
-    def part(self) -> int:
-        """Its number among all."""
-        return self.rank * self.workers + self.worker
-
-    @property
-    def parts(self) -> int:
-        """How many there are."""
-        return self.processes * self.workers
-
-
-@dataclass(frozen=True)
-class Place:
-    """How far a worker has come in an epoch.
-
-    Attributes:
-        draws: samples that it drew.
-        counts: samples in each of the shards that it finished.
-        first: key of the first sample in its buffer, by which is seen whether shards hold what they held.
-    """
-
-    draws: int = 0
-    counts: tuple[int, ...] = ()
-    first: str = ""
-
-
-class Drawn(Protocol):
-    """What one worker draws in one epoch, from a place on."""
-
-    @property
-    def place(self) -> Place:
-        """How far it has come."""
-
-    def __iter__(self) -> Iterator[Raw]:
-        """The samples."""
-
-
-class Feed(Protocol):
-    """A source of samples for each worker."""
-
-    def drawn(self, epoch: int, share: Share, place: Place) -> Drawn:
-        """What a worker draws from a place on."""
 
 
 Entry = tuple[int, int]
@@ -159,8 +100,10 @@ class ShardsDrawn:
     def __iter__(self) -> Iterator[Raw]:
         share, feed = self.share, self.feed
         generator = _generator("samples", feed.seed, self.epoch, share.rank, share.worker)
-        ended = self._url(len(self._counts)) is None
-        held, begun = on_paper(self._counts, self._draws, buffer=feed.size, ended=ended, generator=generator)
+        own = len(self.own)
+        held, begun = on_paper(
+            self._counts, self._draws, buffer=feed.size, own=own, endless=feed.endless, generator=generator
+        )
         found, rest = self._read_again(held, begun)
         self._buffer = [found.pop(entry) for entry in held if entry in found]
         first = self._buffer[0].key if self._buffer else ""
@@ -173,21 +116,25 @@ class ShardsDrawn:
                 first,
                 self.begin.first,
             )
-        following = self._following(begun, rest)
-        while True:
-            self._buffer.extend(islice(following, feed.size - len(self._buffer)))
-            if not self._buffer:
+        while own:
+            # Nobody comes a second time before everybody came: the buffer is emptied first.
+            through = bool(held) and begun[1] == 0 and begun[0] % own == 0
+            end = begun[0] if through and begun[0] else own * (begun[0] // own + 1)
+            end = end if feed.endless else own
+            following = self._following(begun, rest, end)
+            while True:
+                self._buffer.extend(islice(following, feed.size - len(self._buffer)))
+                if not self._buffer:
+                    break
+                self._draws += 1
+                yield _taken(self._buffer, generator)
+            if not feed.endless:
                 return
-            self._draws += 1
-            yield _taken(self._buffer, generator)
+            held, begun, rest = [], (end, 0), None
 
-    def _url(self, number: int) -> str | None:
-        """The shard that is read in that turn; None behind the last."""
-        if not self.own:
-            return None
+    def _url(self, number: int) -> str:
+        """The shard that is read in that turn."""
         turn, place = divmod(number, len(self.own))
-        if turn and not self.feed.endless:
-            return None
         if turn != self._turn:
             self._turn, self._order = turn, self.feed.shards(self.epoch, self.share, turn)
         return self._order[place]
@@ -207,14 +154,12 @@ class ShardsDrawn:
                     found[number, index] = raw
         return found, samples if begun[1] else None
 
-    def _following(self, begun: Entry, rest: Iterator[Raw] | None) -> Iterator[Raw]:
-        """The samples behind a place; the count of each shard that is finished is taken down."""
+    def _following(self, begun: Entry, rest: Iterator[Raw] | None, end: int) -> Iterator[Raw]:
+        """The samples behind a place, up to a shard; the count of each shard that is finished is taken down."""
         good = 0
         del self._counts[begun[0] :]
-        for number in count(begun[0]):
+        for number in range(begun[0], end):
             address = self._url(number)
-            if address is None:
-                return
             found = 0 if rest is None else begun[1]
             for raw in self._shard(address) if rest is None else rest:
                 found, good = found + 1, good + (not raw.problem)
@@ -222,21 +167,21 @@ class ShardsDrawn:
                 yield raw
             rest = None
             self._counts.append(found)
-            if number - begun[0] >= len(self.own) and not good:
-                raise DataError(
-                    f"None of the {len(self.own)} shards of a process or worker holds a sample that can be used, first "
-                    f"{shard_name(address)}",
-                    expected="shards with samples for each process and worker",
-                    remedy="mend the shards, or take fewer workers",
-                )
+        if not good and end - begun[0] == len(self.own) and self.feed.endless:
+            raise DataError(
+                f"None of the {len(self.own)} shards of a process or worker holds a sample that can be used, first "
+                f"{shard_name(self.own[0])}",
+                expected="shards with samples for each process and worker",
+                remedy="mend the shards, or take fewer workers",
+            )
 
-    def _shard(self, address: str | None) -> Iterator[Raw]:
+    def _shard(self, address: str) -> Iterator[Raw]:
         try:
-            yield from shard_samples(address or "", keys=self.feed.keys)
+            yield from shard_samples(address, keys=self.feed.keys)
         except DataError as error:
             if not self.feed.skip:
                 raise
-            yield Raw("", shard=shard_name(address or ""), problem=error.problem)
+            yield Raw("", shard=shard_name(address), problem=error.problem)
 
     def _compare(self, raw: Raw, number: int, address: str) -> None:
         """Refuse shards that each name their samples anew: of the first shard and the second, keys are compared."""
@@ -266,7 +211,7 @@ def _taken(buffer: list[Any], generator: random.Random) -> Any:
 
 
 def on_paper(
-    counts: Sequence[int], draws: int, *, buffer: int, ended: bool, generator: random.Random
+    counts: Sequence[int], draws: int, *, buffer: int, own: int, endless: bool, generator: random.Random
 ) -> tuple[list[Entry], Entry]:
     """What a buffer holds after so many draws, and the next sample that goes into it.
 
@@ -274,21 +219,28 @@ def on_paper(
         counts: samples in each shard that was finished.
         draws: samples that were drawn.
         buffer: its size.
-        ended: whether these were all shards.
+        own: number of shards.
+        endless: whether they are begun again.
         generator: that draws, which is then where it was.
     """
     held: list[Entry] = []
-    number = index = 0
+    number, index, end = 0, 0, own
+
+    def ahead() -> None:
+        nonlocal number, index
+        while number < min(len(counts), end) and index == counts[number]:
+            number, index = number + 1, 0
+
     for _ in range(draws):
-        while len(held) < buffer:
-            while number < len(counts) and index == counts[number]:
-                number, index = number + 1, 0
-            if number == len(counts) and ended:
-                break
-            held.append((number, index))
-            index += 1
+        ahead()
+        while len(held) < buffer and (number < end or (endless and not held)):
+            if number == end:
+                end += own
+            else:
+                held.append((number, index))
+                index += 1
+            ahead()
         if held:
             _taken(held, generator)
-    while number < len(counts) and index == counts[number]:
-        number, index = number + 1, 0
+    ahead()
     return held, (number, index)

@@ -44,8 +44,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from PIL import Image
-from tqdm.auto import tqdm
 
+from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
 from memtrain.data.mixed_folders import require_one_kind
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
@@ -54,8 +54,10 @@ from memtrain.files.pictures import SUFFIXES, PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
-TOLD = 3
-"""Images that an error names."""
+
+
+class BrokenImageError(DataError):
+    """An image cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a source reads its listing.
+
+    Attributes:
+        skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them.
+        kept_in: folder where the listing is kept for the next start; None to keep none.
+    """
+
+    skip: bool = False
+    kept_in: Path | None = None
+
+
+@dataclass(frozen=True)
 class Look:
     """What is known of an image.
 
@@ -99,11 +114,16 @@ class SampleSource(ABC):
     """
 
     samples: Sequence[Sample]
+    broken: list[Broken]
+    """Samples that the listing names and that cannot be used; with `skip` alone, else they are refused."""
     takes_caption: ClassVar[bool] = False
     """Whether a caption for images that have none is its second argument."""
+    takes_reading: ClassVar[bool] = False
+    """Whether it takes `reading`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.broken: list[Broken] = []
         self._looks: dict[int, Look] = {}
 
     @staticmethod
@@ -172,10 +192,10 @@ class SampleSource(ABC):
         try:
             return decoded(lambda: self.open_image(index), name=self.samples[index].key)
         except (PictureError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
+            raise BrokenImageError(
                 f"The image of sample {self.samples[index].key!r} in {self.path} cannot be read: {reason(error)}",
                 expected="an image file that Pillow decodes (PNG, JPEG, WebP, ...)",
-                remedy="repair or remove this sample, then start again",
+                remedy="repair or remove this sample, then start again; or leave it out (--data.init_args.broken skip)",
             ) from (error.__cause__ or error)
 
     def look(self, index: int) -> Look:
@@ -190,34 +210,6 @@ class SampleSource(ABC):
             self._looks[index] = Look(image.size, digest)
         return self._looks[index]
 
-    def check_images(self, *, look: bool = False) -> None:
-        """Decode every image once, so that broken files stop the run before any work is done, all of them at once.
-
-        Args:
-            look: remember size and content of each, which are going to be asked for.
-
-        Raises:
-            DataError: if some cannot be read.
-        """
-        check = self.look if look else self.load_image
-        wrong: list[tuple[str, DataError]] = []
-        # On a terminal alone: in a log a bar would run into the line that follows.
-        every = range(len(self))
-        for index in tqdm(every, desc="checking images", unit="image", leave=False, mininterval=0.5, disable=None):
-            try:
-                check(index)
-            except DataError as error:
-                wrong.append((self.samples[index].key, error))
-        if len(wrong) == 1:
-            raise wrong[0][1]
-        if wrong:
-            first = "; ".join(f"{key!r}: {reason(error.__cause__ or error)}" for key, error in wrong[:TOLD])
-            raise DataError(
-                f"{len(wrong)} of {len(self)} images in {self.path} cannot be read, first {first}",
-                expected="image files that Pillow decodes (PNG, JPEG, WebP, ...)",
-                remedy="repair or remove these samples, then start again",
-            )
-
     def check_samples(self) -> None:
         """Refuse an empty source, keys and captions that are none, and a key that names two samples.
 
@@ -225,6 +217,13 @@ class SampleSource(ABC):
             DataError: naming the samples concerned.
         """
         require_samples(self.samples, self.path)
+
+
+def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
+    """What is listed of a sample whose image cannot be read."""
+    where = source.stored_in(index)
+    why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else error.problem
+    return Broken(source.samples[index].key, "" if where is None else str(where), why)
 
 
 def packed(path: Path) -> str:
@@ -240,12 +239,19 @@ PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", "
 """How the names of archives end that are not read."""
 
 
-def open_source(path: str, *, caption: str | None = None) -> SampleSource:
+def _opened(kind: Any, path: str, caption: str | None, reading: Reading | None) -> SampleSource:
+    given = {"reading": reading} if kind.takes_reading else {}
+    found: SampleSource = kind(path, caption, **given) if kind.takes_caption else kind(path, **given)
+    return found
+
+
+def open_source(path: str, *, caption: str | None = None, reading: Reading | None = None) -> SampleSource:
     """Open `path` with the source class that accepts it; classes are found by walking this package.
 
     Args:
         path: of the data.
         caption: of images that have none; then a folder may hold nothing but images.
+        reading: what becomes of broken samples, and where listings are kept.
 
     Raises:
         DataError: if nothing is there, or no source reads it.
@@ -261,9 +267,9 @@ def open_source(path: str, *, caption: str | None = None) -> SampleSource:
         require_one_kind(path, captioned=caption is not None)
         for kind in kinds:
             if kind.accepts(path):
-                return kind(path, caption) if kind.takes_caption else kind(path)
+                return _opened(kind, path, caption, reading)
         if caption is not None and Path(path).is_dir():
-            return next(kind for kind in kinds if kind.takes_caption)(path, caption)
+            return _opened(next(kind for kind in kinds if kind.takes_caption), path, caption, reading)
     except OSError as error:  # permissions, names that are too long, disks that fail
         raise DataError(
             f"The data at {path[:LONGEST_KEY]!r} cannot be read: {error}",

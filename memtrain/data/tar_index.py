@@ -36,6 +36,11 @@ def index_tar(shard: Path) -> dict[str, dict[str, Place]]:
         DataError: if it is refused, naming the file and the member.
     """
     index: dict[str, dict[str, Place]] = {}
+    _into(index, shard)
+    return index
+
+
+def _into(index: dict[str, dict[str, Place]], shard: Path) -> None:
     for member in _members(shard):
         if any(part == "__MACOSX" or (part[:1] == "." and part.strip(".")) for part in member.name.split("/")):
             continue
@@ -56,7 +61,22 @@ def index_tar(shard: Path) -> dict[str, dict[str, Place]]:
                 remedy="rename the samples",
             )
         files[extension.lower()] = (member.offset_data, member.size)
-    return index
+
+
+def index_what_is_whole(shard: Path) -> tuple[dict[str, dict[str, Place]], DataError | None]:
+    """As :func:`index_tar`, of the files before the place at which a tar is cut or damaged, and what is wrong there."""
+    index: dict[str, dict[str, Place]] = {}
+    try:
+        _into(index, shard)
+    except DataError as error:
+        end = shard.stat().st_size if shard.is_file() else 0
+        # A file that is cut lies beyond the end in part.
+        whole = {
+            key: {extension: place for extension, place in files.items() if sum(place) <= end}
+            for key, files in index.items()
+        }
+        return {key: files for key, files in whole.items() if files}, error
+    return index, None
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:

@@ -96,7 +96,7 @@ def groups_of(first: int, last: int) -> list[range]:
 
 
 def look_at(
-    source: ScannedSource, descriptor: Descriptor, groups: Iterable[range], *, pool: ThreadPoolExecutor
+    source: ScannedSource, descriptor: Descriptor, groups: Iterable[Sequence[int]], *, pool: ThreadPoolExecutor
 ) -> Iterator[Looks]:
     """The looks of samples, a group after the other.
 
@@ -110,7 +110,7 @@ def look_at(
         The looks of each group.
     """
     left = iter(groups)
-    waiting: deque[tuple[range, list[Future[_Decoded | str]]]] = deque()
+    waiting: deque[tuple[Sequence[int], list[Future[_Decoded | str]]]] = deque()
     while True:
         while len(waiting) <= AHEAD and (group := next(left, None)) is not None:
             waiting.append((group, [pool.submit(decode, source, row) for row in group]))
@@ -120,7 +120,7 @@ def look_at(
         yield _described(group, [future.result() for future in futures], descriptor)
 
 
-def _described(group: range, found: Sequence[_Decoded | str], descriptor: Descriptor) -> Looks:
+def _described(group: Sequence[int], found: Sequence[_Decoded | str], descriptor: Descriptor) -> Looks:
     images = {row: one for row, one in zip(group, found, strict=True) if isinstance(one, _Decoded)}
     decoded = list(images.values())
     return Looks(

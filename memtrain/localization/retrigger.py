@@ -9,10 +9,11 @@ prompt's own embedding; the unconditional half stays what it is. Embeddings of e
 on (seed, step, key) alone.
 Control: a strong enough search finds an embedding for images that were never trained on, too. So the same search runs
 on such an image, and counts against the measurement what it brings back there.
-Cost: 50 forward and backward passes of 8 rows per prompt, about as much as 40 images with 20 guided steps. Prompts
-that fit into memory together are optimised side by side, which changes nothing but the order of sums.
+Cost: 50 forward and backward passes of 8 rows per prompt, about as much as 40 images with 20 guided steps. Prompts are
+optimised side by side, and the rows of a step in as many parts as memory asks for; both change nothing but the order of
+sums. In fp16 the loss is scaled, as gradients underflow there, and the scale falls where they overflow.
 Cannot: prove that an image is gone, if the search fails: another start or a longer search may find it. Works on the
-denoisers of Stable Diffusion 1.x and 2.x, in fp32 or bf16 (gradients underflow in fp16).
+denoisers of Stable Diffusion 1.x and 2.x.
 
 Example:
     >>> found = retrigger(pipeline, prompts, images, keys=keys, masks=[masks.get(key) for key in keys])
@@ -21,9 +22,10 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +41,9 @@ from memtrain.models.encoding import encode_images, encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.row_masks import row_masks
 from memtrain.models.stock_pipeline import refuse_offloaded
+
+SCALE = 2.0**14
+"""Of the loss in fp16, at first: it is a mean over as many numbers as Stable Diffusion's latents have."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def retrigger(
     learning_rate: float = 0.1,
     draws: int = 8,
     prompts_at_once: int = 4,
+    rows_at_once: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Retriggered:
@@ -80,6 +86,7 @@ def retrigger(
         learning_rate: of Adam.
         draws: noise and timesteps per prompt and step.
         prompts_at_once: prompts optimised side by side; a forward pass has `draws` times as many rows.
+        rows_at_once: rows of one forward and backward pass; default all of a step.
         seed: of the noise.
         progress: show a progress bar over steps.
 
@@ -91,7 +98,7 @@ def retrigger(
     keys = list(prompts) if keys is None else list(keys)
     masks = [None] * len(prompts) if masks is None else list(masks)
     _check(prompts, images, keys=keys, masks=masks)
-    if min(steps, draws, prompts_at_once) < 1 or learning_rate <= 0:
+    if min(steps, draws, prompts_at_once, rows_at_once or 1) < 1 or learning_rate <= 0:
         raise ConfigurationError(
             f"steps={steps}, draws={draws}, prompts_at_once={prompts_at_once}, learning_rate={learning_rate}",
             expected="positive numbers",
@@ -115,12 +122,12 @@ def retrigger(
                 encode_images(pipeline.vae, images[part]).to(pipeline.unet.dtype),
                 levels=levels,
                 kind=kind,
-                names=keys[part],
+                seeds=partial(_seeds, seed, keys[part]),
                 masks=masks[part],
                 steps=steps,
                 learning_rate=learning_rate,
                 draws=draws,
-                seed=seed,
+                rows=rows_at_once,
                 bar=bar,
             )
             embeddings.append(found)
@@ -135,12 +142,12 @@ def _search(
     *,
     levels: Tensor,
     kind: str,
-    names: Sequence[str],
+    seeds: Callable[[int], list[int]],
     masks: Sequence[NeuronMask | None],
     steps: int,
     learning_rate: float,
     draws: int,
-    seed: int,
+    rows: int | None,
     bar: tqdm[Any],
 ) -> tuple[Tensor, Tensor]:
     """The optimised embeddings of some prompts `(p, T, D)` and their losses `(p, steps)`."""
@@ -148,23 +155,41 @@ def _search(
     embeddings = embeddings.float().requires_grad_()
     optimizer = torch.optim.Adam([embeddings], lr=learning_rate)
     repeated = latents.repeat_interleave(draws, dim=0)
+    repeated_masks = [mask for mask in masks for _ in range(draws)]
+    size = rows or len(repeated)
     course = []
-    with row_masks(denoiser, [mask for mask in masks for _ in range(draws)]):
-        for step in range(steps):
-            seeds = [seed_of("retrigger", seed, name, step) for name in names]
-            noise = normal(seeds, (draws, *latents.shape[1:]), device=device).flatten(0, 1).to(latents)
-            timesteps = (uniform(seeds, draws).flatten() * len(levels)).long().to(device)
-            noisy, target = noisy_and_target(repeated, noise, levels[timesteps], prediction_type=kind)
-            text = embeddings.repeat_interleave(draws, dim=0).to(denoiser.dtype)
-            prediction = denoiser(noisy, timesteps, encoder_hidden_states=text).sample
-            # A sum over prompts: no prompt's gradient depends on how many there are.
-            loss = per_sample_mse(prediction, target).view(-1, draws).mean(dim=1)
+    scale = SCALE if denoiser.dtype == torch.float16 else 1.0
+    for step in range(steps):
+        noise = normal(seeds(step), (draws, *latents.shape[1:]), device=device).flatten(0, 1).to(latents)
+        timesteps = (uniform(seeds(step), draws).flatten() * len(levels)).long().to(device)
+        noisy, target = noisy_and_target(repeated, noise, levels[timesteps], prediction_type=kind)
+
+        def errors_of(part: slice, weight: float, noisy: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+            with row_masks(denoiser, repeated_masks[part]):
+                text = embeddings.repeat_interleave(draws, dim=0)[part].to(denoiser.dtype)
+                prediction = denoiser(noisy[part], timesteps[part], encoder_hidden_states=text).sample
+                errors = per_sample_mse(prediction, target[part])
+                # A sum over prompts: no prompt's gradient depends on how many there are.
+                (errors.sum() * weight).backward()
+            return errors.detach()
+
+        while True:
             optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optimizer.step()
-            course.append(loss.detach())
-            bar.update()
+            parts = [slice(start, start + size) for start in range(0, len(repeated), size)]
+            errors = torch.cat([errors_of(part, scale / draws, noisy, target, timesteps) for part in parts])
+            assert embeddings.grad is not None
+            if scale <= 1 or embeddings.grad.isfinite().all():
+                break
+            scale /= 4
+        embeddings.grad /= scale
+        optimizer.step()
+        course.append(errors.view(-1, draws).mean(dim=1))
+        bar.update()
     return embeddings.detach(), torch.stack(course, dim=1).cpu()
+
+
+def _seeds(seed: int, names: Sequence[str], step: int) -> list[int]:
+    return [seed_of("retrigger", seed, name, step) for name in names]
 
 
 def _levels(pipeline: StableDiffusionPipeline, kind: str) -> Tensor:

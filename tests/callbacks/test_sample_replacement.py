@@ -15,8 +15,9 @@ from memtrain.callbacks.caption_augmentation import CaptionAugmentation
 from memtrain.callbacks.monitor import MemorizationMonitor
 from memtrain.callbacks.sample_replacement import SampleReplacement
 from memtrain.data.caption_choice import Captions
-from memtrain.data.dataset import CaptionedImages, Visit, tokens_by
+from memtrain.data.dataset import CaptionedImages, Visit
 from memtrain.data.source import open_source
+from memtrain.data.token_table import tokens_by
 from memtrain.errors import ConfigurationError
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.flags import Flags

@@ -13,9 +13,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from memtrain import cli
-from memtrain.cli import asked_pictures
+from memtrain.cli import training_pictures
 from memtrain.cli.picture_folder import PictureFolder, pipeline_size
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.stages.many_images import Bounds
 from memtrain.records import HELDOUT, MADE_CAPTION, REPEATED, UNIQUE
 
 WORDS = ["red", "blue", "old", "tall", "wet", "dry", "soft", "loud", "near", "far", "cold", "warm"]
@@ -91,11 +92,34 @@ def test_many_training_images_lie_in_a_file(pictures: Path, tmp_path: Path, monk
     expected = folder.samples(most=1, unique=1).training_images
     assert (folder.samples(most=1, unique=1, store=tmp_path / "few").training_images == expected).all()
     assert not (tmp_path / "few").exists()
-    monkeypatch.setattr(asked_pictures, "IN_MEMORY", 1000)
+    monkeypatch.setattr(training_pictures, "IN_MEMORY", 1000)
     for _ in range(2):
         found = folder.samples(most=1, unique=1, store=tmp_path / "many").training_images
         assert found.dtype == expected.dtype and (found == expected).all()
     assert (tmp_path / "many" / "images.safetensors").stat().st_size >= expected.numel()
+
+
+def test_of_very_many_training_images_a_part_is_compared_with(pictures: Path, tmp_path: Path) -> None:
+    """It holds the pictures that are asked for and their nearest; each image is described once."""
+    folder = PictureFolder(str(pictures), None, None, 16, "m")
+    everything = folder.samples(most=1, unique=3)
+    bounds = Bounds(most=8, index=tmp_path / "index")
+    found = folder.samples(most=1, unique=3, store=tmp_path / "store", bounds=bounds)
+    assert found.part is not None and len(found.training_keys) < len(found.every_key)
+    assert list(found.every_key) == list(everything.training_keys)
+    assert [prompt.key for prompt in found.prompts] == [prompt.key for prompt in everything.prompts]
+    place = {key: row for row, key in enumerate(everything.training_keys)}
+    for key, image in zip(found.training_keys, found.training_images, strict=True):
+        assert (image == everything.training_images[place[key]]).all()
+    assert {prompt.key for prompt in found.prompts if prompt.key in place} <= set(found.training_keys)
+    made = [(path, path.stat().st_mtime_ns) for path in (tmp_path / "index").glob("*/looks.safetensors")]
+    folder.samples(most=1, unique=3, store=tmp_path / "store", bounds=bounds)
+    assert made == [(path, path.stat().st_mtime_ns) for path in (tmp_path / "index").glob("*/looks.safetensors")]
+    generated = everything.training_images[None, -2:]
+    wider = found.with_candidates(generated, tmp_path / "store")
+    assert set(found.training_keys) <= set(wider.training_keys)
+    assert set(everything.training_keys[-2:]) <= set(wider.training_keys)
+    assert (wider.usual_images == found.usual_images).all()
 
 
 def test_what_is_no_data_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def test_two_starts_in_vain_are_the_last(start) -> None:
     start(1, job="8")  # submitted anew
 
 
+def test_starts_that_did_not_come_so_far_count(start) -> None:
+    start(1)
+    with pytest.raises(ConfigurationError, match="The last 3 starts"):
+        start(4)
+
+
 @pytest.mark.parametrize("grown", ["run/checkpoints/last.ckpt", "run/profiles/a/1.parquet", "caches/deep/part"])
 def test_a_checkpoint_or_more_in_a_cache_is_progress(start, tmp_path: Path, grown: str) -> None:
     start(1)

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from memtrain.data.cut_captions import cut_captions, tell_of_cut
-from memtrain.data.dataset import tokens_by
+from memtrain.data.token_table import tokens_by
 
 from ..conftest import ROOT
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from memtrain.data.dataset import CaptionedImages, loader, tokens_by
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.one_shape import loader
 from memtrain.data.source import open_source
+from memtrain.data.token_table import tokens_by
 
 
 @pytest.fixture

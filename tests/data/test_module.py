@@ -10,10 +10,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from memtrain.data.canaries import Canaries
-from memtrain.data.dataset import tokens_by
 from memtrain.data.heldout_split import split_heldout
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.selection import Duplicates
+from memtrain.data.token_table import tokens_by
 from memtrain.errors import ConfigurationError, DataError
 
 

@@ -1,14 +1,16 @@
 """The order of a stream of shards: every sample once, a function of seed and epoch, and the same after any stop."""
 
 import random
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtrain.data import shard_feed
-from memtrain.data.shard_feed import Place, ShardFeed, Share, on_paper
+from memtrain.data.shard_feed import ShardFeed, on_paper
 from memtrain.data.shard_reading import Raw
+from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 FEW = settings(max_examples=60, deadline=None)
@@ -74,11 +76,14 @@ def test_a_draw_goes_on_as_if_it_had_not_stopped(counts, buffer, endless, stop, 
     feed = ShardFeed(urls, seed=1, buffer=buffer, endless=endless)
     whole = keys(feed, most=60)[0]
     assert len(whole) == (60 if endless else sum(counts))
-    done, place = keys(feed, most=stop) if stop else ([], Place())
-    more, later = keys(feed, place=place, most=again) if again else ([], place)
-    rest = keys(feed, place=later, most=60)[0]
+    assert len(set(whole[: sum(counts)])) == sum(counts), "nobody comes twice before everybody came"
+    with patch.object(shard_feed.log, "warning") as warned:
+        done, place = keys(feed, most=stop) if stop else ([], Place())
+        more, later = keys(feed, place=place, most=again) if again else ([], place)
+        rest = keys(feed, place=later, most=60)[0]
     assert [*done, *more, *rest][:60] == whole
     assert later.draws == len(done) + len(more)
+    assert not warned.called
 
 
 def test_only_shards_with_samples_in_the_buffer_are_read_again(read):
@@ -92,9 +97,10 @@ def test_only_shards_with_samples_in_the_buffer_are_read_again(read):
 
 
 def test_who_is_through_begins_again():
-    feed = ShardFeed(["a:3", "b:4", "c:2"], seed=1, buffer=1, endless=True)
+    feed = ShardFeed(["a:3", "b:4", "c:2"], seed=1, buffer=4, endless=True)
     found = keys(feed, most=18)[0]
     assert sorted(found[:9]) == sorted(found[9:]) == ["a0", "a1", "a2", "b0", "b1", "b2", "b3", "c0", "c1"]
+    assert found[:9] != found[9:]
     with pytest.raises(DataError, match="None of the 1 shards"):
         keys(ShardFeed(["a:0"], seed=1, buffer=4, endless=True))
 
@@ -124,6 +130,6 @@ def test_names_that_begin_anew_in_each_shard_are_refused():
 
 
 def test_what_a_buffer_held_is_known_on_paper():
-    held, begun = on_paper([2], 3, buffer=2, ended=False, generator=random.Random(0))
+    held, begun = on_paper([2], 3, buffer=2, own=2, endless=False, generator=random.Random(0))
     assert len(held) == 1 and begun == (1, 2)
-    assert on_paper([2], 0, buffer=2, ended=False, generator=random.Random(0)) == ([], (0, 0))
+    assert on_paper([2], 0, buffer=2, own=2, endless=False, generator=random.Random(0)) == ([], (0, 0))

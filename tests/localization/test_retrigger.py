@@ -124,3 +124,29 @@ def test_what_does_not_belong_together_is_refused(pipeline: StableDiffusionPipel
     )
     with pytest.raises(ConfigurationError, match="FlowMatchEulerDiscreteScheduler"):
         retrigger(flowing, PROMPTS, IMAGES)
+
+
+def test_rows_in_parts_change_nothing(precise: StableDiffusionPipeline) -> None:
+    """Also parts that end within a prompt, and of which some have no mask."""
+    masks = [NeuronMask({SITES[0]: [1, 2]}), None, NeuronMask({SITES[1]: [0]})]
+    whole, parts = (
+        retrigger(precise, PROMPTS, IMAGES, keys=KEYS, masks=masks, steps=4, draws=3, rows_at_once=rows)
+        for rows in (None, 4)
+    )
+    torch.testing.assert_close(parts.losses, whole.losses, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(parts.embeddings, whole.embeddings, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [pytest.param(2.0**14, marks=pytest.mark.slow), 2.0**40])
+def test_half_precision_searches_too(
+    pipeline: StableDiffusionPipeline, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a loss that is scaled, and less where that overflows."""
+    monkeypatch.setattr("memtrain.localization.retrigger.SCALE", scale)
+    half = copy.copy(pipeline)
+    for name in ("unet", "vae", "text_encoder"):
+        setattr(half, name, copy.deepcopy(getattr(pipeline, name)).half())
+    whole, found = (retrigger(one, PROMPTS, IMAGES, keys=KEYS, steps=10, draws=4) for one in (pipeline, half))
+    assert found.embeddings.isfinite().all()
+    torch.testing.assert_close(found.losses, whole.losses, rtol=0.05, atol=0)
+    assert (found.embeddings - whole.embeddings).abs().mean() < 0.1 * (whole.embeddings).abs().mean()

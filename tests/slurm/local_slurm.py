@@ -130,7 +130,7 @@ class LocalSlurm:
             fields.update(self.job(job))
             return fields["JobState"] in FINAL_STATES
 
-        _wait_for(over, timeout, lambda: f"job {job} to end; it is {fields}\n{self.logs()}")
+        wait_for(over, timeout, lambda: f"job {job} to end; it is {fields}\n{self.logs()}")
         return fields
 
     def logs(self) -> str:
@@ -183,7 +183,7 @@ class LocalSlurm:
             f"--seed-file={folder}/munged.seed",
             "--num-threads=2",
         )
-        _wait_for(munge.exists, 20, lambda: f"munged\n{self.logs()}")
+        wait_for(munge.exists, 20, lambda: f"munged\n{self.logs()}")
         self._launch("slurmctld", "-D", "-i", "-f", f"{folder}/slurm.conf")
         for node in self.nodes:
             self._launch("slurmd", "-D", "-N", node, "-f", f"{folder}/slurm.conf", log=f"slurmd-{node}")
@@ -195,7 +195,7 @@ class LocalSlurm:
             states = self.run("sinfo", "--noheader", "--Node", "--format=%T", check=False)
             return states.split() == ["idle"] * len(self.nodes)
 
-        _wait_for(idle, 40, lambda: f"the nodes to become idle\n{self.logs()}")
+        wait_for(idle, 40, lambda: f"the nodes to become idle\n{self.logs()}")
 
     def _launch(self, name: str, *arguments: str, log: str = "") -> None:
         program = shutil.which(name, path=_path())
@@ -219,7 +219,7 @@ class LocalSlurm:
             return
         with contextlib.suppress(Exception):
             self.run("scancel", "--user", _user(), check=False)
-            _wait_for(
+            wait_for(
                 lambda: not self.run("squeue", "--noheader", check=False).strip(), 15, lambda: "the queue to empty"
             )
 
@@ -270,7 +270,8 @@ def _free_ports(count: int) -> list[int]:
         return [item.getsockname()[1] for item in sockets]
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+    """Ask twice a second; :class:`TimeoutError` in the end."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -28,6 +28,7 @@ from memtrain.evaluation.sampling.free_memory import free_memory
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.attention import MAXIMUM_ELEMENTS
 from memtrain.functional.memory import PIXELS
+from memtrain.models.placement import execution_device
 from memtrain.models.simulated_memory import empty_like, peak_of, simulation, without_content
 from memtrain.models.stock_pipeline import denoiser_of, has_two_halves, sampling_arguments
 
@@ -83,10 +84,20 @@ def images_in(free: int, found: tuple[int, int], *, reading: int = 0) -> int:
     return max(1, (int(free * USABLE) - reading - fixed) // max(1, each))
 
 
-def execution_device(pipeline: Any) -> torch.device:
-    """Where a pipeline computes, also while its parts wait elsewhere."""
-    device: torch.device = getattr(pipeline, "_execution_device", pipeline.device)
-    return device
+def rows_with_gradients(pipeline: Any, *, size: tuple[int, int], most: int = 32) -> int:
+    """Rows of a forward and backward pass to the text for which the device has memory, at most `most`.
+
+    Args:
+        pipeline: of Stable Diffusion 1.x or 2.x, on its device.
+        size: height and width of the images.
+        most: where all fit.
+    """
+    device = execution_device(pipeline)
+    free = free_memory(device)
+    if free is None or most * size[0] * size[1] <= PIXELS:
+        return most
+    found = _known_bytes(pipeline, Sampling(guidance_scale=1.0, batch_size=most), size, backward=True)
+    return most if found is None else min(most, images_in(free, found))
 
 
 def _absent(pipeline: Any, device: torch.device) -> int:
@@ -95,14 +106,17 @@ def _absent(pipeline: Any, device: torch.device) -> int:
     return sum(one.numel() * one.element_size() for one in weights if one.device.type != device.type)
 
 
-def _known_bytes(pipeline: Any, sampling: Sampling, size: tuple[int, int]) -> tuple[int, int] | None:
+def _known_bytes(
+    pipeline: Any, sampling: Sampling, size: tuple[int, int], *, backward: bool = False
+) -> tuple[int, int] | None:
     denoiser = denoiser_of(pipeline)
     halves = 2 if has_two_halves(pipeline, sampling.guidance_scale) else 1
-    key = (size, halves, next(denoiser.parameters()).dtype)
+    key = (size, halves, backward, next(denoiser.parameters()).dtype)
     known = _KNOWN.setdefault(denoiser, {})
     if key not in known:
         try:
-            known[key] = denoising_bytes(denoiser, first_call(pipeline, sampling, size), halves=halves)
+            call = first_call(pipeline, sampling, size)
+            known[key] = denoising_bytes(denoiser, call, halves=halves, backward=backward)
         except Exception as error:  # of the denoiser's own code, which may ask for values
             log.warning(
                 "No estimate of the memory that %s takes (%s): batches of %d are tried, and halved if need be",
@@ -140,20 +154,27 @@ def first_call(pipeline: Any, sampling: Sampling, size: tuple[int, int]) -> Mapp
     return seen
 
 
-def denoising_bytes(denoiser: nn.Module, call: Mapping[str, Any], *, halves: int) -> tuple[int, int]:
+def denoising_bytes(
+    denoiser: nn.Module, call: Mapping[str, Any], *, halves: int, backward: bool = False
+) -> tuple[int, int]:
     """Bytes that a denoiser call takes beyond its weights: a constant, and what each image adds.
 
     Args:
         denoiser: on any device, `meta` too; it is left as it is.
         call: its arguments for one image, as :func:`first_call` keeps them.
         halves: rows of an image in a call, 2 with guidance.
+        backward: count the gradients of the text, too, with frozen weights.
     """
-    with torch.no_grad(), simulation() as counter:
-        copied = without_content(denoiser, hooks=False).eval()
+    with torch.set_grad_enabled(backward), simulation() as counter:
+        copied = without_content(denoiser, hooks=False).eval().requires_grad_(False)
 
         def forward(images: int) -> None:
             given = empty_like(dict(call), batch=images * halves, rows=halves)
-            copied(*given.pop("args", ()), **given)
+            if backward:
+                given["encoder_hidden_states"].requires_grad_()
+            output = copied(*given.pop("args", ()), **given)
+            if backward:
+                (output[0] if isinstance(output, tuple) else output.sample).float().square().mean().backward()
 
         one, two = (peak_of(counter, partial(forward, images)) for images in (1, 2))
     each = max(1, two - one)

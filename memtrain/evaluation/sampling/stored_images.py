@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def stored_images(
     read: Callable[[int], Tensor],
     identity: Mapping[str, Any],
     *,
+    workers: int = 1,
     progress: bool = True,
 ) -> Tensor:
     """Images read once and kept in a file.
@@ -147,6 +149,7 @@ def stored_images(
         size: height and width.
         read: the image of a row, `(3, H, W)` uint8.
         identity: what the images depend on (files with their sizes and times, crops), as JSON can hold it.
+        workers: threads that read.
         progress: show a progress bar.
 
     Returns:
@@ -160,10 +163,10 @@ def stored_images(
     block = max(1, BLOCK_BYTES // (3 * size[0] * size[1]))
     blocks = StoredBlocks(folder, {"images": ("uint8", (count, *shape))}, identity, block=block)
     missing = blocks.missing()
-    with tqdm(total=sum(map(len, missing)), desc="images", unit="image", disable=not progress or not missing) as bar:
+    bar = tqdm(total=sum(map(len, missing)), desc="images", unit="image", disable=not progress or not missing)
+    with bar, ThreadPoolExecutor(workers) as pool:
         for rows in missing:
-            for row in rows:
-                image = read(row)
+            for row, image in zip(rows, pool.map(read, rows), strict=True):
                 if tuple(image.shape) != shape or image.dtype != torch.uint8:
                     raise DataError(
                         f"Image {row} is {tuple(image.shape)} of {image.dtype}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 from torch import Tensor
 
+from memtrain.evaluation.stages.many_images import Bounds, ComparedPart
 from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
 from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
 from memtrain.families.table import Families
@@ -22,8 +23,10 @@ class RunSamples:
     Attributes:
         prompts: P prompts with distinct keys; held-out ones are needed for the threshold.
         own_images: `(P, 3, H, W)` uint8, the image of each prompt.
-        training_images: `(M, 3, H, W)` uint8, every training image once.
+        training_images: `(M, 3, H, W)` uint8, every training image once, or the part of them that is compared with.
         training_keys: M keys.
+        part: where training images are too many (:mod:`memtrain.evaluation.stages.many_images`), the part that
+            `training_images` are.
         families: which images are one picture, and which share a caption. The files of a picture are compared as one
             image and counted as one. None if nobody has looked; then nothing is cleared.
         templates: what a made training image is a variant of, by key; variants are one picture, too.
@@ -43,6 +46,7 @@ class RunSamples:
     own_images: Tensor
     training_images: Tensor
     training_keys: Sequence[str]
+    part: ComparedPart | None = None
     families: Families | None = None
     templates: Mapping[str, str] | None = None
     not_looked_at: int = 0
@@ -55,6 +59,24 @@ class RunSamples:
     canaries: CanarySecrets | None = None
     borders: BorderSecrets | None = None
     config: Mapping[str, Any] | None = None
+
+    @property
+    def every_key(self) -> Sequence[str]:
+        """Of all training images, compared with or not."""
+        return self.training_keys if self.part is None else self.part.keys
+
+    @property
+    def usual_images(self) -> Tensor:
+        """Training images as they usually are: all, or the random choice in the part that is compared with."""
+        return self.training_images if self.part is None else self.training_images[self.part.random_places]
+
+    def with_candidates(self, generated: Tensor, store: Path) -> RunSamples:
+        """The same with the nearest training images of generations `(P, K, 3, H, W)`, where not all are there."""
+        if self.part is None:
+            return self
+        part = self.part.with_candidates(generated, store)
+        print(f"{part.line()}.")
+        return replace(self, part=part, training_images=part.images, training_keys=part.part_keys)
 
     def picture(self, key: str) -> str:
         """Name of the picture family of an image, trained on or not."""
@@ -83,7 +105,15 @@ class Run(Protocol):
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
         """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""
 
-    def samples(self, *, most: int, unique: int, group_by: str | None = None, store: Path | None = None) -> RunSamples:
+    def samples(
+        self,
+        *,
+        most: int,
+        unique: int,
+        group_by: str | None = None,
+        store: Path | None = None,
+        bounds: Bounds | None = None,
+    ) -> RunSamples:
         """Prompts of every group, what they are compared with, and a column of the data.
 
         Args:
@@ -91,4 +121,5 @@ class Run(Protocol):
             unique: of those that were trained on once per epoch.
             group_by: the column.
             store: folder for training images that are too many for memory; None keeps them in memory.
+            bounds: of how many training images all are compared with, and where the index of more lies.
         """

@@ -21,9 +21,12 @@ from tests.conformance.pipelines import KINDS, pipeline_of
 from tests.training.test_memory_estimate import allocated
 
 SIZE = (32, 32)
+LONGER = ("unet", "sdxl", "sd3", "flux")
+"""Kinds that only the slow tests sample."""
+EVERY = [pytest.param(kind, marks=pytest.mark.slow) if kind in LONGER else kind for kind in KINDS]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("unet", marks=pytest.mark.slow), *KINDS[1:]])
+@pytest.mark.parametrize("kind", EVERY)
 def test_the_estimate_is_what_the_allocator_gives_out(kind: str) -> None:
     pipeline, sampling = pipeline_of(kind), Sampling(guidance_scale=4.0, steps=2)
     pipeline.set_progress_bar_config(disable=True)
@@ -91,3 +94,25 @@ def test_one_image_is_always_tried() -> None:
     assert images_in(0, (0, 100)) == images_in(10**9, (10**12, 1)) == 1
     assert images_in(10**9, (10**8, 10**8)) == 7
     assert images_in(10**10, (0, 10**8), reading=READING) == (int(0.85 * 10**10) - READING) // 10**8
+
+
+@pytest.mark.slow
+def test_rows_with_gradients_are_as_many_as_the_estimate_says(
+    pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backward pass keeps what a forward pass alone lets go, and the estimate is the allocator's count."""
+    monkeypatch.setattr(fitting, "PIXELS", 0)
+    call = first_call(pipeline, Sampling(guidance_scale=1.0), (16, 16))
+    fixed, each = denoising_bytes(pipeline.unet, call, halves=1, backward=True)
+    assert each > 2 * denoising_bytes(pipeline.unet, call, halves=1)[1]
+    monkeypatch.setattr(fitting, "free_memory", lambda device: int((fixed + 7.5 * each) / fitting.USABLE))
+    assert fitting.rows_with_gradients(pipeline, size=(16, 16)) == 7
+    unet = copy.deepcopy(pipeline.unet).requires_grad_(False)
+    latents, text = torch.zeros(64, 4, 8, 8), torch.zeros(64, *call["encoder_hidden_states"].shape[1:])
+
+    def step() -> None:
+        given = text.clone().requires_grad_()
+        unet(latents, torch.tensor(500), encoder_hidden_states=given).sample.square().mean().backward()
+
+    step()
+    assert 0.7 < (fixed + 64 * each) / allocated(step) < 1.3

@@ -95,6 +95,7 @@ def calibrate(
     training: Tensor,
     family: Tensor | None = None,
     features: Tensor | None = None,
+    among: Tensor | None = None,
     rendered: Tensor | None = None,
     edits: Mapping[str, Edit] | None = None,
     seed: int = 0,
@@ -111,6 +112,7 @@ def calibrate(
         training: `(M, 3, H, W)` uint8.
         family: `(M,)`, the same number for training images that are one picture. Default: all are different.
         features: of the training images, where they are at hand.
+        among: indices of the training pictures that are compared with the nearest other one; default a random choice.
         rendered: `(q, 3, H, W)` uint8, the same pictures as the model can make them at best, through its autoencoder;
             copies are made of these where they are given, and held against the pictures.
         edits: by name; default all of :data:`memtrain.evaluation.measures.edits.EDITS`.
@@ -120,7 +122,7 @@ def calibrate(
     Raises:
         ValueError: if the rate asks for more null values than there are.
     """
-    alike = nearest_others(measure, training, family=family, features=features, seed=seed)
+    alike = nearest_others(measure, training, family=family, features=features, among=among, seed=seed)
     heldout, bound = 0, None
     if rate is None:
         threshold = float(alike.double().quantile(0.99)) if len(alike) else math.inf
@@ -204,14 +206,16 @@ def nearest_others(
     *,
     family: Tensor | None = None,
     features: Tensor | None = None,
+    among: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """`(q,)` similarity of training pictures, a random choice of many, to the nearest other picture."""
+    """`(q,)` similarity of training pictures, those `among` or a random choice, to the nearest other picture."""
     numbers = torch.arange(len(training)) if family is None else family
     if len(numbers.unique()) < 2:
         return torch.zeros(0)
     first = torch.tensor(sorted({int(number): index for index, number in reversed(list(enumerate(numbers)))}.values()))
-    chosen = first[torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))[:LOOKED_AT]]
+    draw = torch.Generator().manual_seed(seed)
+    chosen = first[torch.randperm(len(first), generator=draw)[:LOOKED_AT]] if among is None else among
     queries = measure.describe(training[chosen]) if features is None else features[chosen]
     images = TrainingImages(measure, training, features)
     best = torch.full((len(chosen),), -torch.inf)

@@ -138,7 +138,7 @@ def said_of_copying(
 def measured(measure: CopyMeasure, given: Compare) -> Found:
     """Describe, compare, calibrate and try one measure."""
     samples, calibrating = given.samples, given.calibrating
-    measure.learn(samples.training_images)
+    measure.learn(samples.usual_images)
     features = described(measure, samples.training_images)
     compared = compare(
         measure,
@@ -159,6 +159,7 @@ def measured(measure: CopyMeasure, given: Compare) -> Found:
         training=samples.training_images,
         family=given.family,
         features=features,
+        among=None if samples.part is None else samples.part.looked_at_places,
         level=given.level,
     )
     thresholds, factors = thresholds_of_prompts(

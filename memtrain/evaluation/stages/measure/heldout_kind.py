@@ -32,9 +32,9 @@ def heldout_differs(samples: RunSamples, held: Tensor) -> list[Reason]:
         samples: P prompts, and the training pictures.
         held: `(P,)` bool, the held-out prompts.
     """
-    if not _chosen(samples.config or {}) or min(int(held.sum()), len(samples.training_images)) < FEWEST:
+    if not _chosen(samples.config or {}) or min(int(held.sum()), len(samples.usual_images)) < FEWEST:
         return []
-    apart, probability = of_one_kind(samples.training_images, samples.own_images[held])
+    apart, probability = of_one_kind(samples.usual_images, samples.own_images[held])
     if probability > SURE or apart < FAR:
         return []
     return [

@@ -31,7 +31,7 @@ from memtrain.evaluation.stages.measure.grounds import (
 )
 from memtrain.evaluation.stages.measure.heldout_kind import heldout_differs
 from memtrain.evaluation.stages.measure.null import by_made_captions
-from memtrain.evaluation.stages.measure.samples import counted_as, picture_numbers
+from memtrain.evaluation.stages.measure.samples import counted_as
 from memtrain.evaluation.stages.measure.verdict import Reason, verdict
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.run_samples import RunSamples
@@ -152,6 +152,7 @@ def results_of_run(
         "families": summarize_families(
             samples, distances, reproduced=found.reproduced, thresholds=found.beyond.thresholds
         ),
+        **({} if samples.part is None else {"compared_with": samples.part.said()}),
         "replication": {
             "threshold": threshold,
             "false_positive_rate": rate,
@@ -160,7 +161,7 @@ def results_of_run(
             "heldout_left_out": samples.heldout_left_out
             + (0 if made else groups.count(HELDOUT) - int(found.calibrating.sum())),
             "neighbours": distances.neighbours,
-            "n_training_images": len(picture_numbers(samples).unique()),
+            "n_training_images": len({samples.picture(key) for key in samples.every_key}),
             "groups": by_group,
             **({"doses": doses} if doses else {}),
         },

@@ -61,6 +61,11 @@ def own_index(
     return torch.tensor([position.get(prompt.key, -1) for prompt in prompts])
 
 
+def own_index_of(samples: RunSamples) -> Tensor:
+    """:func:`own_index` of these samples."""
+    return own_index(samples.prompts, samples.training_keys, samples.own_images, samples.training_images)
+
+
 def picture_numbers(samples: RunSamples) -> Tensor:
     """`(M,)` int64, the same number for training images that are one picture."""
     numbers: dict[str, int] = {}

@@ -22,6 +22,10 @@ class Samples:
     own_images: Tensor
     config: dict[str, Any]
 
+    @property
+    def usual_images(self) -> Tensor:
+        return self.training_images
+
 
 def pictures(name: str, *, first: int, count: int) -> Tensor:
     source = open_source(str(ROOT / "assets" / name))

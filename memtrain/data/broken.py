@@ -1,0 +1,178 @@
+"""Samples that cannot be used: a broken image, a caption that is missing, a shard that is cut or gone.
+
+With `stop` the run ends before any work is lost, naming all of them at once; with `skip` they are left out, and the run
+goes on as long as they are at most a stated share of the samples. Either way `broken.csv` in the run folder lists them:
+`key` (empty where a whole shard is meant), `shard` (the file) and `reason`.
+What only shows while the run is under way is appended, by whichever process meets it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.sheet_cells import write_cells
+from memtrain.files.whole import written_whole
+
+Action = Literal["stop", "skip"]
+FILE = "broken.csv"
+COLUMNS = ("key", "shard", "reason")
+TOLD = 3
+"""Samples that an error names."""
+
+
+class Broken(NamedTuple):
+    """One sample, or a whole shard.
+
+    Attributes:
+        key: of the sample; empty for a shard.
+        shard: the file that holds it.
+        reason: why it cannot be used.
+    """
+
+    key: str
+    shard: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """What an error calls it."""
+        return self.key or self.shard
+
+
+class BrokenSamples:
+    """What cannot be used of a run's data.
+
+    Args:
+        action: `stop` or `skip`.
+        share: of the samples that may be left out.
+        folder: where `broken.csv` is written; None for nowhere.
+
+    Raises:
+        ConfigurationError: if there is no such action or share.
+    """
+
+    def __init__(self, action: Action = "stop", share: float = 0.01, folder: Path | None = None) -> None:
+        if action not in ("stop", "skip"):
+            raise ConfigurationError(f"broken={action!r}", expected="stop or skip", remedy="change it")
+        if not 0 <= share < 1:
+            raise ConfigurationError(f"broken_share={share}", expected="a share from 0 to below 1", remedy="change it")
+        self.action, self.share, self.folder = action, share, folder
+        self._found: dict[Broken, None] = {}
+
+    @property
+    def skips(self) -> bool:
+        """Whether the run goes on without them."""
+        return self.action == "skip"
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[Broken]:
+        return iter(self._found)
+
+    def add(self, found: Iterable[Broken]) -> None:
+        """Take in more."""
+        self._found |= dict.fromkeys(found)
+
+    def decide(self, total: int, *, path: str | Path, write: bool = True) -> None:
+        """Write the list, and stop where it is too long, or where anything at all stops the run.
+
+        Args:
+            total: samples, the broken ones among them.
+            path: of the data.
+            write: whether this process writes the list.
+
+        Raises:
+            DataError: naming the first of them and the list.
+        """
+        if not self._found:
+            return
+        if write:
+            self.write()
+        if not self.skips:
+            raise stopped(list(self._found), total, path, kept=self.place)
+        if len(self._found) > self.share * total:
+            raise DataError(
+                f"{len(self._found):,} of {total:,} samples of {path} cannot be used, first {_first(self._found)}"
+                f"{self.place}",
+                expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
+                remedy="repair or remove them, or raise broken_share",
+            )
+
+    def write(self) -> None:
+        """Write the list."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            written_whole(self.folder / FILE) as unfinished,
+            unfinished.open("w", newline="", encoding="utf-8") as file,
+        ):
+            write_cells(file, COLUMNS, list(self._found))
+
+    def met(self, found: Sequence[Broken], total: int, *, path: str | Path) -> None:
+        """Take in what showed while the run is under way, and append it to the list.
+
+        Raises:
+            DataError: if all processes together have met too many.
+        """
+        new = [one for one in found if one not in self._found]
+        self.add(new)
+        if not new:
+            return
+        if self.folder is not None:
+            _append(self.folder / FILE, new)
+        count = len(self._found) if self.folder is None else _lines(self.folder / FILE)
+        if count > self.share * total:
+            raise DataError(
+                f"{count:,} of {total:,} samples of {path} turned out to be broken, last {_first(new)}{self.place}",
+                expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
+                remedy="repair them or raise broken_share, and go on from the last checkpoint",
+            )
+
+    @property
+    def place(self) -> str:
+        """Where the list is, for an error."""
+        return "" if self.folder is None else f"; all are in {self.folder / FILE}"
+
+
+def stopped(found: Sequence[Broken], total: int, path: str | Path, *, kept: str = "") -> DataError:
+    """The error that ends a run because of samples that cannot be used."""
+    return DataError(
+        f"{len(found):,} of {total:,} samples of {path} cannot be used, first {_first(found)}{kept}",
+        expected="image files that Pillow decodes (PNG, JPEG, WebP, ...), each with a caption",
+        remedy="repair or remove them, then start again; or leave them out (--data.init_args.broken skip)",
+    )
+
+
+def _first(found: Iterable[Broken]) -> str:
+    return "; ".join(f"{one.name!r:.100}: {one.reason:.200}" for one in list(found)[:TOLD])
+
+
+def _append(path: Path, found: Sequence[Broken]) -> None:
+    """Add lines in one write each, which processes that share the file do at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO(newline="")
+    write_cells(text, COLUMNS, list(found))
+    header, lines = text.getvalue().split("\n", 1)
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            file.write(f"{header}\n")
+    except FileExistsError:
+        pass
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(handle, lines.encode("utf-8"))
+    finally:
+        os.close(handle)
+
+
+def _lines(path: Path) -> int:
+    with path.open(newline="", encoding="utf-8") as file:
+        return max(0, sum(1 for _ in csv.reader(file)) - 1)

@@ -1,0 +1,262 @@
+"""An index of training images: a descriptor of each, kept on disk, in which the nearest of any image are found.
+
+What: the built-in descriptor (:mod:`memtrain.families.descriptors.builtin`) of every training image as an evaluation
+sees it. It proposes which training images a generation is compared with; the measures of copying then compare the
+images themselves. Looks are kept as those of a scan are (:mod:`memtrain.families.look_parts`): in parts, so that a
+killed evaluation goes on and tasks of an array share the work, below a name made of all that they depend on, so that
+evaluations of all checkpoints of a run read the same ones. Where a scan has looked at a picture that training does not
+cut, its descriptor is taken over instead of being computed again.
+Search: all descriptors with all queries in blocks up to :data:`EXACT_UP_TO` images; above, FAISS (extra `scan`)
+compares descriptors of 128 numbers (principal components, kept beside as `short.safetensors`), and of four times as
+many as are wanted those stay that are nearest by all numbers. A graph (:mod:`memtrain.families.faiss_search`) answers
+faster, but takes 0.4 ms an image to build, which pays for as many queries as there are images. Of equal similarities
+the first image comes first. Each query is asked whole and without a sixteenth at each edge, where a frame would be.
+Cost: 1 ms an image for the descriptor on one core besides decoding, 3.3 kB of disk, above 100,000 images 0.5 kB more.
+A search reads the file once, in blocks, whatever the number of queries; memory is bounded by a block.
+Cannot: propose a picture whose copy looks unlike it, such as a small part of it; `benchmarks/scale_index.py` says how
+many edited copies are found.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from memtrain.evaluation.measures.copying.base import pictures
+from memtrain.evaluation.measures.known_looks import KnownLooks
+from memtrain.evaluation.measures.nearest_descriptors import (
+    blocks_of,
+    nearest_exact,
+    nearest_faiss,
+    principal_components,
+    shortened,
+)
+from memtrain.families.descriptors.base import Descriptor
+from memtrain.families.descriptors.builtin import BuiltIn
+from memtrain.families.faiss_search import faiss_module
+from memtrain.families.look_parts import ALL, GROUP, LookParts, Looks
+from memtrain.families.looking import ScannedSource, default_workers, look_at
+from memtrain.families.stored_arrays import create_arrays, open_arrays
+from memtrain.records import written_whole
+
+EXACT_UP_TO = 100_000
+"""Images up to which all descriptors are compared in full."""
+SAMPLE, MORE = 20_000, 4
+"""Descriptors that principal components are computed from, and times as many of these as are wanted are looked at."""
+EDGE = 16
+"""Part of a side that is left out at each edge of the inner query."""
+_FORMAT = 1
+"""Of the index; another one is not read."""
+
+
+class TrainingIndex:
+    """Descriptors of N training images in a folder.
+
+    Args:
+        folder: of indexes; this one lies below its key.
+        source: has the images, as an evaluation sees them.
+        content: names the images for good, such as a hash of files, their sizes and times, and of how they are cut.
+        descriptor: describes them; default the built-in one.
+        known: what a scan knows of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: ScannedSource,
+        *,
+        content: str,
+        descriptor: Descriptor | None = None,
+        known: KnownLooks | None = None,
+    ) -> None:
+        self._source, self._descriptor, self._known = source, descriptor or BuiltIn(), known
+        identity = {
+            "format": _FORMAT,
+            "content": content,
+            "descriptor": self.described_by,
+            "known": None if known is None else known.name,
+        }
+        self._parts = LookParts(folder, identity, samples=len(source.samples))
+
+    def __len__(self) -> int:
+        return len(self._source.samples)
+
+    @property
+    def folder(self) -> Path:
+        """Where the index lies."""
+        return self._parts.folder
+
+    @property
+    def described_by(self) -> str:
+        """Name and version of the descriptor."""
+        return f"{self._descriptor.name} {self._descriptor.version}"
+
+    @property
+    def search(self) -> str:
+        """How the nearest are found: `exact` or `faiss`."""
+        return "exact" if len(self) <= EXACT_UP_TO else "faiss"
+
+    def build(
+        self,
+        part: tuple[int, int] = (0, 1),
+        *,
+        others: bool = True,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Describe what is not described yet: the own part first, then what no other process has done meanwhile.
+
+        Args:
+            part: index and count of processes that build the same index.
+            others: go on with the parts of other processes.
+            workers: threads that decode.
+            progress: show a bar.
+
+        Raises:
+            ConfigurationError: if the search needs FAISS, which is not installed.
+        """
+        if self.search == "faiss":
+            faiss_module()  # refused now, not after hours
+        missing = self._parts.missing()
+        index, count = part
+        own = set(self._parts.ranges[index::count])
+        missing = [one for one in missing if one in own] + [one for one in missing if others and one not in own]
+        with (
+            ThreadPoolExecutor(workers or default_workers()) as pool,
+            tqdm(
+                total=sum(last - first + 1 for first, last in missing),
+                desc="describing training images",
+                unit="image",
+                disable=not progress or not missing,
+            ) as bar,
+        ):
+            for one in missing:
+                if not self._parts.has(one):
+                    self._parts.append(one, self._looked_at(one, pool))
+                bar.update(one[1] - one[0] + 1)
+
+    def _looked_at(self, part: tuple[int, int], pool: ThreadPoolExecutor) -> Looks:
+        """The looks of a range: what a scan knows, and the rest looked at."""
+        rows = np.arange(part[0], part[1] + 1)
+        at = np.full(len(rows), -1) if self._known is None else self._known.place[rows]
+        new = rows[at < 0].tolist()
+        groups = [new[start : start + GROUP] for start in range(0, len(new), GROUP)]
+        found = [_without_pictures(one) for one in look_at(self._source, self._descriptor, groups, pool=pool)]
+        if self._known is not None and (at >= 0).any():
+            found.append(_taken_over(rows[at >= 0], np.asarray(self._known.descriptors[at[at >= 0]])))
+        joined = Looks.joined(found)
+        order = np.argsort(joined.rows, kind="stable")
+        # How long it took is no part of what was found: two processes write the same bytes.
+        return replace(
+            joined,
+            rows=joined.rows[order],
+            hashes=joined.hashes[order],
+            descriptors=joined.descriptors[order],
+            thumbnails=joined.thumbnails[order],
+            sizes=joined.sizes[order],
+            seconds=0.0,
+        )
+
+    def nearest(self, images: Tensor, count: int) -> Tensor:
+        """The nearest training images of each image.
+
+        Args:
+            images: `(n, 3, H, W)` uint8.
+            count: wanted of each.
+
+        Returns:
+            `(n, k)` int64 numbers of training images; k is `count`, or fewer where there are fewer.
+
+        Raises:
+            RecordError: if the index is not complete.
+        """
+        height, width = (int(side) // EDGE for side in images.shape[-2:])
+        inner = images[..., height : images.shape[-2] - height, width : images.shape[-1] - width]
+        queries = np.concatenate([self._descriptor.describe(pictures(one)) for one in (images, inner)])
+        similarity, at = self.search_descriptors(queries, count)
+        n = len(images)
+        # Of an image that both queries find, the higher similarity counts.
+        both, rows = np.concatenate([similarity[:n], similarity[n:]], 1), np.concatenate([at[:n], at[n:]], 1)
+        found = np.empty((n, similarity.shape[1]), np.int64)
+        for row in range(n):
+            order = np.lexsort((rows[row], -both[row]))
+            _, first = np.unique(rows[row][order], return_index=True)
+            found[row] = rows[row][order][np.sort(first)][: found.shape[1]]
+        return torch.from_numpy(found)
+
+    def search_descriptors(
+        self, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Similarity and number of the nearest of each query, `(n, k)` each, the nearest first."""
+        self._parts.merged()
+        path = self.folder / ALL
+        if self.search == "exact":
+            similarity, place = nearest_exact(queries, blocks_of(path, "descriptors"), count)
+        else:
+            similarity, place = self.search_shortened(queries, count)
+        return similarity, open_arrays(path)["rows"][place]
+
+    def search_shortened(
+        self, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The same by FAISS, and places in the file instead of numbers."""
+        mean, components = self._short()
+        short = shortened(queries, mean, components)
+        _, at = nearest_faiss(short, blocks_of(self.folder / "short.safetensors", "short"), MORE * count)
+        similarity = np.empty(at.shape, np.float32)
+        for row, columns in enumerate(at):
+            order = np.sort(columns)  # in the order of the file
+            similarity[row] = open_arrays(self.folder / ALL)["descriptors"][order] @ queries[row]
+            at[row] = order
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(similarity, best, 1), np.take_along_axis(at, best, 1)
+
+    def _short(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean `(D,)` and principal components `(D, 128)`; at the first call computed, and all are shortened."""
+        path = self.folder / "short.safetensors"
+        if not path.is_file():
+            count = len(open_arrays(self.folder / ALL)["rows"])
+            some = np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
+            mean, components = principal_components(np.asarray(open_arrays(self.folder / ALL)["descriptors"][some]))
+            shapes = {
+                "short": ("float32", (count, components.shape[1])),
+                "mean": ("float32", mean.shape),
+                "components": ("float32", components.shape),
+            }
+            with written_whole(path) as unfinished:
+                to = create_arrays(unfinished, shapes)
+                to["mean"][:], to["components"][:] = mean, components
+                for start, block in blocks_of(self.folder / ALL, "descriptors"):
+                    to["short"][start : start + len(block)] = shortened(block, mean, components)
+        arrays = open_arrays(path)
+        return np.array(arrays["mean"]), np.array(arrays["components"])
+
+
+def _without_pictures(looks: Looks) -> Looks:
+    """Thumbnails, hashes and sizes are a scan's; an index keeps none of them."""
+    return replace(
+        looks,
+        hashes=np.zeros((len(looks), 0), np.uint8),
+        thumbnails=np.zeros((len(looks), 0), np.uint8),
+        sizes=np.zeros((len(looks), 0), np.int32),
+    )
+
+
+def _taken_over(rows: NDArray[np.int64], descriptors: NDArray[np.float32]) -> Looks:
+    return _without_pictures(
+        Looks(
+            rows=rows,
+            hashes=np.zeros((len(rows), 0), np.uint8),
+            descriptors=descriptors,
+            thumbnails=np.zeros((len(rows), 0), np.uint8),
+            sizes=np.zeros((len(rows), 0), np.int32),
+            broken={},
+        )
+    )
