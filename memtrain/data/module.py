@@ -166,10 +166,9 @@ class TextImageDataModule(MaskedImages):
         everything = self._bordered(PlantedSource(source, made) if made else source, self.resolution)
         held_source = self._bordered(held_source, self.resolution)
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
-        # Held-out images are seen in their fixed view alone.
-        framing = replace(self._framing(), augment=Augment())
+        fixed = replace(self._framing(), augment=Augment())  # the one view in which held-out images are seen
         self.heldout_dataset = CaptionedImages(
-            held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=fixed
         )
         for dataset in self._built():
             dataset.skips = self.broken.skips
