@@ -7,8 +7,8 @@ first of all is the caption, the others are its alternatives. NaN in a .json, wh
 missing, counts as nothing. What img2dataset lists (`status` in the .json) without an image or with an empty caption is
 left out, with a warning that counts it; in other shards that is an error. Shards are given as one file, a brace pattern
 or a folder. The tar index is read once (:mod:`memtrain.data.tar_index` says what is refused); images are then read by
-seeking, so shuffling, resuming and the held-out split are exact. Shards have to be on a file system: streaming from
-object stores is not supported.
+seeking, so shuffling, resuming and the held-out split are exact. Shards have to be on a file system; those elsewhere
+are streamed (:mod:`memtrain.data.streamed`).
 """
 
 from __future__ import annotations

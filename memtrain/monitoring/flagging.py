@@ -244,6 +244,7 @@ class Flagging:
         left = of_all_processes(self.host, measured)
         self.first_visits.meet(key for seen in left for key in seen.keys)
         while left and (seen := left.pop(0)):
+            self.first_visits.meet(seen.keys)
             buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
             own = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
             self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths, more=bool(left))
