@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from memtrain.cli.run_pictures import Pictures
-from memtrain.cli.training_pictures import images_of, part_of, training_images
+from memtrain.cli.training_pictures import images_of, index_of, part_of, training_images
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
@@ -166,13 +166,18 @@ def samples_of(
         prompts += [Prompt(f"made caption {number}", text, MADE_CAPTION) for number, (text, _) in enumerate(made)]
         own += [images_of(train, [row for _, row in made])] if made else []
     own_images, bounds = torch.cat(own), bounds or Bounds()
-    part = None
-    if len(train.samples) > bounds.most:
+    part, images = None, own_images[:0]
+    if len(train.samples) > bounds.most and bounds.prompts_only:
+        index_of(train, bounds=bounds, store=store, scan=scan)[0].build(bounds.part, others=False)
+    elif len(train.samples) > bounds.most:
         part = part_of(pictures, prompts, own_images, bounds=bounds, store=store, scan=scan)
+        images = part.images
+    elif not bounds.prompts_only:
+        images = training_images(train, store)
     return RunSamples(
         prompts=prompts,
         own_images=own_images,
-        training_images=training_images(train, store) if part is None else part.images,
+        training_images=images,
         training_keys=[sample.key for sample in train.samples] if part is None else part.part_keys,
         part=part,
         families=pictures.families,

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from inspect import getdoc
@@ -20,6 +21,7 @@ from memtrain.cli.faults import SMALLER_EVALUATION, explained
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.sampling.stored_samples import UnfinishedParts
 from memtrain.evaluation.stages.base import (
     ModelStage,
     PromptStage,
@@ -37,6 +39,7 @@ from memtrain.evaluation.stages.results_stage import ResultsStage
 from memtrain.evaluation.stages.shards import Shard, read_shard
 from memtrain.files.lock import locked
 from memtrain.files.shown import shown
+from memtrain.models.placement import placed
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
@@ -164,8 +167,9 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     stage.check()
     if isinstance(stage, ResultsStage):
         require_writable(stage.folder)
-        results = stage.work()
-        print(f"Report: {stage.report()}")
+        results = _shared(stage, stage.work)
+        if results:
+            print(f"Report: {stage.report()}")
         return results
     asked = _asked_data(stage)
     trained = _trained(stage)
@@ -194,20 +198,20 @@ def _run_held(stage: Stage, asked: Run | None, trained: TrainedPipeline) -> dict
             assert asked is not None  # stage.check() refuses a model without prompts
             prompts, own_images = asked.known_prompts(most=stage.max_prompts)
         stage.check_prompts(prompts)
-    pipeline = trained.load().to(own_device())
+    offload = getattr(stage, "offload", False)
+    pipeline = placed(trained.load(), own_device(), offload=offload)
     _say(cut_prompts(pipeline, prompts))
-    results = stage(
-        StageInput(
-            pipeline=pipeline,
-            output=stage.folder,
-            prompts=prompts,
-            own_images=own_images,
-            sampling=stage.sampling,
-            model=trained.name,
-            run=asked.at(pipeline) if asked is not None else None,
-            checkpoints=checkpoints,
-        )
+    given = StageInput(
+        pipeline=pipeline,
+        output=stage.folder,
+        prompts=prompts,
+        own_images=own_images,
+        sampling=stage.sampling,
+        model=trained.name,
+        run=asked.at(pipeline) if asked is not None else None,
+        checkpoints=checkpoints,
     )
+    results = _shared(stage, lambda: stage(given))
     # Of shared prompts, only the process that finished last has results.
     if results:
         if isinstance(stage, ModelStage) and stage.model is None and "verdict" in results:
@@ -217,6 +221,21 @@ def _run_held(stage: Stage, asked: Run | None, trained: TrainedPipeline) -> dict
                 print(f"Model card: {card}")
         print(f"Report: {write_report(stage.folder)}")
     return results
+
+
+def _shared(stage: Stage | ResultsStage, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a stage found; empty where this process did its part and others have not done theirs yet."""
+    try:
+        return work()
+    except UnfinishedParts as error:
+        shard = read_shard(getattr(stage, "shard", None))
+        if shard is None or shard == Shard():
+            raise
+        print(
+            f"Part {shard} is done; others are not yet: {error.problem}. Whoever finishes last writes the results to "
+            f"{stage.folder}. If none does, run this again with --shard merge."
+        )
+        return {}
 
 
 def _say(line: str) -> None:

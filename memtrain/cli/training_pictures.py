@@ -18,7 +18,8 @@ from memtrain.data.planted import PlantedSource
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.source import Sample
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.measures.training_index import KnownLooks, TrainingIndex, known_looks
+from memtrain.evaluation.measures.known_looks import KnownLooks, known_looks
+from memtrain.evaluation.measures.training_index import TrainingIndex
 from memtrain.evaluation.sampling.stored_images import stored_images
 from memtrain.evaluation.stages.many_images import IN_MEMORY, Bounds, ComparedPart, compared_part
 from memtrain.evaluation.stages.prompts import Prompt
@@ -85,17 +86,7 @@ def part_of(
     """
     train = pictures.data.train_dataset
     assert train is not None
-    folder = bounds.index or (None if store is None else store.parent / "training_index")
-    if folder is None:
-        raise ConfigurationError(
-            f"{len(train.samples)} training images without a place for their index",
-            expected="a folder",
-            remedy="name one with --index",
-        )
-    identity = _identity(train)
-    content = hashlib.sha256(json.dumps([identity, train.resolution]).encode()).hexdigest()
-    known = None if scan is None else _known(train, scan)
-    index = TrainingIndex(folder, _Seen(train), content=content, known=known)
+    index, content = index_of(train, bounds=bounds, store=store, scan=scan)
     index.build(bounds.part)
     return compared_part(
         [sample.key for sample in train.samples],
@@ -107,6 +98,23 @@ def part_of(
         most=bounds.most,
         store=store,
     )
+
+
+def index_of(
+    train: CaptionedImages, *, bounds: Bounds, store: Path | None, scan: Path | None
+) -> tuple[TrainingIndex, str]:
+    """The index of a dataset, which may have to be built, and a name for its images; arguments as :func:`part_of`."""
+    folder = bounds.index or (None if store is None else store.parent / "training_index")
+    if folder is None:
+        raise ConfigurationError(
+            f"{len(train.samples)} training images without a place for their index",
+            expected="a folder",
+            remedy="name one with --index",
+        )
+    identity = _identity(train)
+    content = hashlib.sha256(json.dumps([identity, train.resolution]).encode()).hexdigest()
+    known = None if scan is None else _known(train, scan)
+    return TrainingIndex(folder, _Seen(train), content=content, known=known), content
 
 
 def _identity(train: CaptionedImages) -> str:

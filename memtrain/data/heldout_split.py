@@ -43,6 +43,10 @@ class Split:
     heldout: list[int]
     aside: list[int]
 
+    def without(self, gone: Sequence[bool]) -> Split:
+        """The same without some of the samples."""
+        return Split(*([row for row in rows if not gone[row]] for rows in (self.train, self.heldout, self.aside)))
+
 
 def split_heldout(
     keys: Sequence[str], fraction: float, *, families: FamilyIndex | None = None, most: int | None = None

@@ -37,6 +37,8 @@ MOST_BYTES = 2**24
 """Size of a caption or a .json in a shard at most."""
 FORMAT = 1
 """Of kept listings; others are read anew."""
+WORTH = 1000
+"""Samples of a shard from which on its listing is kept."""
 MANY = 8
 """Shards from which on several are read at the same time."""
 
@@ -164,8 +166,8 @@ def _kept(shard: Path, kept_in: Path) -> Listing | None:
 
 
 def _write(found: Listing, kept_in: Path) -> None:
-    """Keep a listing, unless something is wrong with the shard, which may be mended."""
-    if found.broken:
+    """Keep a listing that is long, unless something is wrong with the shard, which may be mended."""
+    if found.broken or len(found.keys) < WORTH:
         return
     about = {**_about(found.shard), "gaps": found.gaps, "undecoded": found.undecoded}
     schema = pa.schema(

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
@@ -155,6 +155,7 @@ def calibrate(
     output: str | Path,
     settings: Settings | None = None,
     batch_size: int | None = None,
+    scores: Tensor | None = None,
 ) -> tuple[ActivationStatistics, Threshold]:
     """Measure what a search compares with, and keep it in a folder, where :func:`locate` finds it.
 
@@ -164,6 +165,7 @@ def calibrate(
         output: folder, the same as that of the searches to come.
         settings: of those searches.
         batch_size: images in one denoiser call; the predictor's by default.
+        scores: of the prompts, from :func:`memtrain.localization.threshold.pairwise_scores`, where they are at hand.
 
     Returns:
         Activation statistics and threshold.
@@ -186,7 +188,9 @@ def calibrate(
         kept[0].check(predictor.widths(predictor.sites(settings.sites)))
         kept[1].check(settings, SimilarityWindow.of(*predictor.shape[1:]))
         return kept
-    threshold = calibrate_threshold(predictor, others, settings=settings, batch_size=batch_size, source="given")
+    threshold = calibrate_threshold(
+        predictor, others, settings=settings, batch_size=batch_size, source="given", scores=scores
+    )
     statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source="given")
     keep_calibration(folder, others, statistics, threshold)
     return statistics, threshold

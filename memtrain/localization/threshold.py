@@ -174,6 +174,7 @@ def calibrate_threshold(
     deviations: float = 1.0,
     batch_size: int | None = None,
     source: str = "",
+    scores: Tensor | None = None,
 ) -> Threshold:
     """Mean plus one standard deviation of the prompts' highest pairwise similarity.
 
@@ -184,13 +185,16 @@ def calibrate_threshold(
         deviations: standard deviations above the mean; 1 in the paper.
         batch_size: images in one denoiser call; the predictor's by default.
         source: what the prompts are, in words.
+        scores: `(P, K)` of the prompts, from :func:`pairwise_scores`, where they are at hand.
 
     Raises:
         ConfigurationError: for fewer than two prompts, or latents too small to compare.
     """
     settings = settings or Settings()
     window = SimilarityWindow.of(*predictor.shape[1:])
-    scores = pairwise_scores(predictor, prompts, settings=settings, batch_size=batch_size).amax(dim=1)
+    if scores is None:
+        scores = pairwise_scores(predictor, prompts, settings=settings, batch_size=batch_size)
+    scores = scores.amax(dim=1)
     if len(scores) < 2:
         raise ConfigurationError(
             f"A threshold cannot be calibrated on {len(scores)} prompts",

@@ -26,10 +26,10 @@ WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
 PROMPTS = {"run", "output", "dtype", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 SEARCH = {"sites", "published", "settings"}
 OPTIONS = {
-    "attention": PROMPTS | SAMPLED | {"most", "save_arrays"},
+    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "offload"},
     "calibrate": PROMPTS | SEARCH | {"export"},
     "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
-    "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard"},
+    "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard", "offload"},
     "localize": PROMPTS
     | SAMPLED
     | WEIGHTS

@@ -31,6 +31,7 @@ def heldout_loss(
     captions: list[str],
     timesteps: int = 16,
     seed: int = 0,
+    first_image: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
     """Mean denoising loss of each image.
@@ -41,6 +42,8 @@ def heldout_loss(
         captions: P captions.
         timesteps: number of timesteps per image, evenly spread.
         seed: of the noise.
+        first_image: number of the first image where these are a part of all, a multiple of :data:`NOISE_BLOCK`; the
+            noise depends on it.
         batch_size: images per forward pass; default by their size. The noise does not depend on it.
 
     Returns:
@@ -60,11 +63,12 @@ def heldout_loss(
     for first in range(0, len(captions), NOISE_BLOCK):
         last = min(first + NOISE_BLOCK, len(captions))
         parts = [slice(start, min(start + at_once, last)) for start in range(first, last, at_once)]
-        latents = torch.cat([encode_images(pipeline.vae, images[part]) for part in parts])
+        # An autoencoder that is careful in fp16 answers in fp32.
+        latents = torch.cat([encode_images(pipeline.vae, images[part]).to(unet.dtype) for part in parts])
         text = encode_prompts(pipeline, captions[first:last])
         total = torch.zeros(len(latents), device=pipeline.device)
         for index in range(timesteps):
-            generator = torch.Generator().manual_seed((seed * 100_003 + first) * 1009 + index)
+            generator = torch.Generator().manual_seed((seed * 100_003 + first_image + first) * 1009 + index)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             steps = torch.full((len(latents),), index * spacing + spacing // 2, device=latents.device)
             noisy = scheduler.add_noise(latents, noise, steps)

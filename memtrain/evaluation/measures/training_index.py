@@ -19,9 +19,8 @@ many edited copies are found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.evaluation.measures.copying.base import pictures
+from memtrain.evaluation.measures.known_looks import KnownLooks
 from memtrain.evaluation.measures.nearest_descriptors import (
     blocks_of,
     nearest_exact,
@@ -44,7 +44,6 @@ from memtrain.families.faiss_search import faiss_module
 from memtrain.families.look_parts import ALL, GROUP, LookParts, Looks
 from memtrain.families.looking import ScannedSource, default_workers, look_at
 from memtrain.families.stored_arrays import create_arrays, open_arrays
-from memtrain.files.text import read_json_object
 from memtrain.records import written_whole
 
 EXACT_UP_TO = 100_000
@@ -55,21 +54,6 @@ EDGE = 16
 """Part of a side that is left out at each edge of the inner query."""
 _FORMAT = 1
 """Of the index; another one is not read."""
-
-
-@dataclass(frozen=True)
-class KnownLooks:
-    """Descriptors that a scan has computed already.
-
-    Attributes:
-        name: of these looks, a hash of their identity.
-        descriptors: `(n, D)`, mapped.
-        place: `(N,)` int64, for each training image its row in `descriptors`; -1 where it has none that holds.
-    """
-
-    name: str
-    descriptors: NDArray[np.float32]
-    place: NDArray[np.int64]
 
 
 class TrainingIndex:
@@ -119,11 +103,19 @@ class TrainingIndex:
         """How the nearest are found: `exact` or `faiss`."""
         return "exact" if len(self) <= EXACT_UP_TO else "faiss"
 
-    def build(self, part: tuple[int, int] = (0, 1), *, workers: int | None = None, progress: bool = True) -> None:
+    def build(
+        self,
+        part: tuple[int, int] = (0, 1),
+        *,
+        others: bool = True,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
         """Describe what is not described yet: the own part first, then what no other process has done meanwhile.
 
         Args:
             part: index and count of processes that build the same index.
+            others: go on with the parts of other processes.
             workers: threads that decode.
             progress: show a bar.
 
@@ -135,7 +127,7 @@ class TrainingIndex:
         missing = self._parts.missing()
         index, count = part
         own = set(self._parts.ranges[index::count])
-        missing.sort(key=lambda one: one not in own)
+        missing = [one for one in missing if one in own] + [one for one in missing if others and one not in own]
         with (
             ThreadPoolExecutor(workers or default_workers()) as pool,
             tqdm(
@@ -268,28 +260,3 @@ def _taken_over(rows: NDArray[np.int64], descriptors: NDArray[np.float32]) -> Lo
             broken={},
         )
     )
-
-
-def known_looks(folder: Path, content: str, rows: Sequence[int], *, descriptor: Descriptor) -> KnownLooks | None:
-    """What a scan has looked at of training images, where it is complete.
-
-    Args:
-        folder: of a scan, with `looks/` in it.
-        content: of the source that was scanned, from :func:`memtrain.families.content.files_of`.
-        rows: for each training image its number in that source, -1 where it is another picture. Only descriptors of
-            square pictures hold: training cuts others.
-        descriptor: that the scan has to have used.
-    """
-    wanted = {"content": content, "descriptor": f"{descriptor.name} {descriptor.version}"}
-    for path in sorted(folder.glob(f"looks/*/{ALL}")):
-        said = read_json_object(path.parent / "identity.json", what="what was looked at", remedy="scan again")
-        if any(said.get(name) != value for name, value in wanted.items()):
-            continue
-        arrays = open_arrays(path)
-        sizes, of = np.asarray(arrays["sizes"]), np.asarray(arrays["rows"])
-        numbers = np.asarray(rows, np.int64)
-        # The last place is that of -1.
-        place = np.full(max(int(numbers.max(initial=-1)), int(of.max(initial=-1))) + 2, -1)
-        place[of] = np.where(sizes[:, 0] == sizes[:, 1], np.arange(len(of)), -1)
-        return KnownLooks(path.parent.name, arrays["descriptors"], place[numbers])
-    return None

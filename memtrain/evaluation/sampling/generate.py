@@ -32,8 +32,9 @@ from memtrain.evaluation.sampling.denoiser_calls import AllRead, check_needs, ob
 from memtrain.evaluation.sampling.estimate import Estimate
 from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.settings import Sampling
-from memtrain.evaluation.sampling.stored_samples import StoredSamples, identity_of, key_of
+from memtrain.evaluation.sampling.stored_samples import WHOLE, Part, StoredSamples, identity_of, key_of
 from memtrain.files.prompt_texts import prompt_list
+from memtrain.models.placement import execution_device
 from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
 
 
@@ -61,6 +62,7 @@ def generate(
     sampling: Sampling | None = None,
     detectors: Sequence[Detector] = (),
     store: Path | None = None,
+    part: Part = WHOLE,
 ) -> Trace:
     """Sample one image for every prompt and seed.
 
@@ -72,14 +74,16 @@ def generate(
         store: a folder for samplings. Every batch is written to a folder in it as soon as it is there, named after all
             that the images depend on, and a sampling of the same goes on where it was killed. The trace is then mapped
             from the files, and costs no memory.
+        part: of the batches, where several processes share the work and a store.
 
     Raises:
         ConfigurationError: if settings contradict each other, or the disk has no room.
         ProbeError: if the denoiser was not seen working as expected.
+        UnfinishedParts: if this part is sampled and those of other processes are not.
     """
     sampling, prompts = sampling or Sampling(), prompt_list(prompts)
     if store is not None:
-        return _stored(pipeline, prompts, sampling, detectors, store)
+        return _stored(pipeline, prompts, sampling, detectors, store, part)
     images: list[Tensor] = []
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
     for _, decoded, kept in _sample(pipeline, prompts, sampling, detectors=detectors, decode=True):
@@ -101,6 +105,7 @@ def _stored(
     sampling: Sampling,
     detectors: Sequence[Detector],
     store: Path,
+    part: Part,
 ) -> Trace:
     """As :func:`generate`, through files."""
     _check(prompts, detectors)
@@ -108,9 +113,9 @@ def _stored(
     seeds = len(sampling.seeds)
     identity = identity_of(pipeline, prompts, sampling, detectors, size=sampled_size(pipeline, sampling))
     folder = store / key_of(identity)
-    kept = StoredSamples(folder, identity, count=len(prompts) * seeds, batch=sampling.batch_size)
+    kept = StoredSamples(folder, identity, count=len(prompts) * seeds, batch=sampling.batch_size, part=part)
     if missing := kept.missing():
-        done = len(prompts) * seeds - sum(map(len, missing))
+        done = 0 if part != WHOLE else len(prompts) * seeds - sum(map(len, missing))
         if done and sampling.progress:
             tqdm.write(f"Sampling goes on: {done} of {len(prompts) * seeds} images lie in {folder}", file=sys.stderr)
         for rows, images, readings in _sample(
@@ -118,6 +123,7 @@ def _stored(
         ):
             assert images is not None
             kept.write(rows, images, readings)
+    kept.put_together()
     found, readings = kept.read()
     return Trace(
         prompts=tuple(prompts),
@@ -179,7 +185,7 @@ def _sample(
 
     count = sum(map(len, parts))
     bar = tqdm(total=count, desc="sampling", unit="image", disable=not sampling.progress)
-    device = str(pipeline.device)
+    device = str(execution_device(pipeline))
     left = Estimate(count, steps=sampling.steps, size=size, device=device, silent=not sampling.progress)
     with prepared(pipeline), bar:
         most = images_that_fit(pipeline, sampling, size=size, detectors=detectors)

@@ -5,6 +5,9 @@ says in which files). It is known by the fingerprint of the pipeline, the prompt
 (which rounding depends on) and the detectors with their options, and named after a hash of these. So what is read again
 is what would have been sampled.
 
+Several processes share a sampling: each writes the batches of its part to files of their own (`batch-*.safetensors`),
+and whoever finds all of them there puts them together. So the number of processes may change on the way.
+
 Cannot: see what a hook does to a pipeline whose weights it leaves alone, such as an inference-time mitigation.
 Samplings with and without one need folders of their own.
 """
@@ -18,18 +21,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import memtrain
 from memtrain.detectors.base import Detector
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, RecordError
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.sampling.stored_images import StoredBlocks, read_object
 from memtrain.families.stored_arrays import open_arrays
+from memtrain.files.lock import locked
 from memtrain.models.fingerprint import fingerprint
+from memtrain.records import written_whole
 
 IMAGES, READINGS = "images", "readings."
 """Names of arrays, and what the name of a detector follows."""
+
+
+Part = tuple[int, int] | None
+"""Index and count of the processes that share work; None for one that does no work, and needs that of all others."""
+WHOLE: Part = (0, 1)
+
+
+class UnfinishedParts(RecordError):
+    """Parts of the work, which other processes do, are not there yet; one's own part is done."""
+
+    def __init__(self, what: str, folder: Path) -> None:
+        super().__init__(
+            f"{what} missing in {folder}",
+            expected="the parts of every process",
+            remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
+        )
 
 
 class StoredSamples:
@@ -40,13 +63,16 @@ class StoredSamples:
         identity: from :func:`identity_of`.
         count: images.
         batch: images of a batch.
+        part: of the batches that this process samples.
 
     Raises:
         ConfigurationError: if the folder holds another sampling.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, count: int, batch: int) -> None:
-        self.folder, self._identity, self._count, self._batch = folder, identity, count, batch
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], *, count: int, batch: int, part: Part = WHOLE
+    ) -> None:
+        self.folder, self._identity, self._count, self._batch, self._part = folder, identity, count, batch, part
         known = read_object(folder / "identity.json")
         self._blocks: StoredBlocks | None = None
         if known is not None:
@@ -54,10 +80,43 @@ class StoredSamples:
             self._blocks = StoredBlocks(folder, shapes, identity, block=batch)
 
     def missing(self) -> list[range]:
-        """Rows of the batches that are still to be sampled."""
+        """Rows of the batches that this process has to sample still."""
+        left = [rows for rows in self._left() if not self._file(rows).is_file()]
+        if self._part is None:
+            return []
+        index, count = self._part
+        return [rows for rows in left if rows.start // self._batch % count == index]
+
+    def _left(self) -> list[range]:
+        """Rows of the batches that are not in the file of all."""
         if self._blocks is not None:
             return self._blocks.missing()
         return [range(start, min(start + self._batch, self._count)) for start in range(0, self._count, self._batch)]
+
+    def _file(self, rows: range) -> Path:
+        return self.folder / f"batch-{rows.start:08d}.safetensors"
+
+    def put_together(self) -> None:
+        """Take the batches of all processes into the file of all.
+
+        Raises:
+            UnfinishedParts: if some are missing, or another process is at it.
+        """
+        left = self._left()
+        if missing := sum(not self._file(rows).is_file() for rows in left):
+            raise UnfinishedParts(f"{missing} of {-(-self._count // self._batch)} batches of images are", self.folder)
+        if not left:
+            return
+        try:
+            with locked(self.folder, doing="put together", name=".lock-merge"):
+                known = StoredSamples(self.folder, self._identity, count=self._count, batch=self._batch)
+                for rows in known._left():
+                    found = _read_batch(self._file(rows))
+                    images = found.pop(IMAGES)
+                    known.write(rows, images, {name.removeprefix(READINGS): one for name, one in found.items()})
+                    self._file(rows).unlink()
+        except ConfigurationError as error:
+            raise UnfinishedParts("Another process puts batches together; they are", self.folder) from error
 
     def write(self, rows: range, images: Tensor, readings: Mapping[str, Tensor]) -> None:
         """Keep a batch from :meth:`missing`.
@@ -68,6 +127,10 @@ class StoredSamples:
             readings: `(B, R, ...)` by detector.
         """
         found = {IMAGES: images, **{READINGS + name: values for name, values in readings.items()}}
+        if self._part != WHOLE:
+            with written_whole(self._file(rows)) as unfinished:
+                save_file({name: values.contiguous() for name, values in found.items()}, unfinished)
+            return
         if self._blocks is None:
             shapes = {name: (_type(name, one), (self._count, *one.shape[1:])) for name, one in found.items()}
             self._blocks = StoredBlocks(self.folder, shapes, self._identity, block=self._batch)
@@ -81,6 +144,17 @@ class StoredSamples:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         images = tensors.pop(IMAGES)
         return images, {name.removeprefix(READINGS): values for name, values in tensors.items()}
+
+
+def _read_batch(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RecordError(
+            f"{path} cannot be read: {error}",
+            expected="a batch of a sampling",
+            remedy="delete it, and run its part again",
+        ) from error
 
 
 def identity_of(

@@ -48,11 +48,14 @@ class Bounds:
         most: up to so many, all of them.
         index: folder for the index of more; None for a place of its own.
         part: index and count of the processes that make the index together.
+        prompts_only: read no training images, and make no more than the own part of the index: for a process that only
+            samples.
     """
 
     most: int = ALL_COMPARED
     index: Path | None = None
     part: tuple[int, int] = (0, 1)
+    prompts_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError, RecordError
 from memtrain.evaluation.measures import training_index
 from memtrain.evaluation.measures.edits import LIGHT
-from memtrain.evaluation.measures.training_index import TrainingIndex, known_looks
+from memtrain.evaluation.measures.known_looks import known_looks
+from memtrain.evaluation.measures.training_index import TrainingIndex
 from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.look_parts import GROUP, LookParts, Looks
 

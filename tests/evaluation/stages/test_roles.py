@@ -55,7 +55,7 @@ def test_calibrated_and_searched_in_parts_or_in_one_go(pipeline: StableDiffusion
     assert json.loads((tmp_path / "parts" / "calibration.json").read_text()) == results
     kept = Threshold.load(tmp_path / "whole" / NEURONS / "threshold.json")
     assert results["threshold"]["value"] == kept.value
-    parts = [search_part(case, shard=(index, 2), search=search) for index in range(2)]
+    parts = [search_part(case, shard=(index, 2), search=search)[0] for index in range(2)]
     assert [[one.prompt for one in part.found] for part in parts] == [["a b", "f g"], ["c d", "j"]]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts" / NEURONS / "prompts").iterdir()}
     again = calibrate(case, settings=settings)

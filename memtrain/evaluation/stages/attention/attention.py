@@ -24,12 +24,16 @@ from torch import Tensor
 
 from memtrain.evaluation.report.figure_text import figure_text
 from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
+from memtrain.evaluation.sampling.generate import sampled_size
+from memtrain.evaluation.sampling.stored_samples import identity_of
 from memtrain.evaluation.stages.attention.arrays import array_folder, array_writer
 from memtrain.evaluation.stages.attention.trace import AttentionTrace, trace_attention
 from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.parts import PARTS, Parts
 from memtrain.evaluation.stages.prompts import MEMORIZED, OTHER, UNKNOWN, PromptToScore, group_names
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.evaluation.stages.shards import WHOLE, Shard
 from memtrain.files.whole import written_whole
 from memtrain.functional.ranking import mean_with_interval
 from memtrain.models.stock_pipeline import text_tokenizer
@@ -45,7 +49,9 @@ BAND = (0.1, 0.9)
 """Quantiles of the prompts of a group between which a curve's band lies."""
 
 
-def attention_plots(given: StageInput, *, most: int = 4, save_arrays: bool = False) -> dict[str, Any]:
+def attention_plots(
+    given: StageInput, *, most: int = 4, save_arrays: bool = False, shard: Shard | None = WHOLE
+) -> dict[str, Any]:
     """Sample prompts, draw their attention, and write the pictures.
 
     Args:
@@ -54,12 +60,15 @@ def attention_plots(given: StageInput, *, most: int = 4, save_arrays: bool = Fal
         most: prompts that get a picture of their own, memorized ones and others in turn.
         save_arrays: write what every token receives at every step and site, too
             (:mod:`memtrain.evaluation.stages.attention.arrays`).
+        shard: of the prompts, where several processes share an output folder; None to sample none and put together
+            what they wrote.
 
     Returns:
         The content of `attention/attention.json`.
 
     Raises:
         ConfigurationError: if the pipeline's tokens are not laid out as `BOS words EOS padding`.
+        UnfinishedParts: if this part is sampled and those of other processes are not.
     """
     texts = [prompt.text for prompt in given.prompts]
     folder = given.output / FOLDER
@@ -68,7 +77,8 @@ def attention_plots(given: StageInput, *, most: int = 4, save_arrays: bool = Fal
     if save_arrays:
         keep = array_writer(folder, seeds, prompt_lengths(given.pipeline, texts).tolist())
     own = [prompt.seed for prompt in given.prompts]
-    trace = trace_attention(given.pipeline, texts, sampling=given.sampling, seeds=own, keep=keep)
+    parts = Parts(given.output / PARTS, _identity(given, save_arrays=save_arrays), shard=shard)
+    trace = trace_attention(given.pipeline, texts, sampling=given.sampling, seeds=own, keep=keep, parts=parts)
     for earlier in folder.glob("prompt-*.png"):
         earlier.unlink()
     memorized = [prompt.memorized for prompt in given.prompts]
@@ -90,7 +100,17 @@ def attention_plots(given: StageInput, *, most: int = 4, save_arrays: bool = Fal
         "arrays": [array_folder(folder, seed).name for seed in seeds] if save_arrays else [],
         "own_seeds": sum(seed is not None for seed in own),
     }
-    return write_results(results, folder / "attention.json")
+    return parts.closed(write_results(results, folder / "attention.json"))
+
+
+def _identity(given: StageInput, *, save_arrays: bool) -> dict[str, Any]:
+    """Everything that the readings depend on, and whether arrays are written beside."""
+    texts, size = [prompt.text for prompt in given.prompts], sampled_size(given.pipeline, given.sampling)
+    return {
+        **identity_of(given.pipeline, texts, given.sampling, (), size=size),
+        "seeds": [prompt.seed for prompt in given.prompts],
+        "arrays": save_arrays,
+    }
 
 
 def _entropies(trace: AttentionTrace, memorized: Sequence[bool | None]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput
+from memtrain.evaluation.stages.offload_option import OffloadOption
+from memtrain.evaluation.stages.shards import ShardOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(SamplingOptions, PromptStage):
+class Attention(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
     """Draw what each token of a prompt receives of the attention at each step, and the entropy of all prompts.
 
     Args:
@@ -25,7 +27,7 @@ class Attention(SamplingOptions, PromptStage):
         """Sample, draw, and name the pictures."""
         from memtrain.evaluation.stages.attention.attention import FOLDER, attention_plots
 
-        results = attention_plots(given, most=self.most, save_arrays=self.save_arrays)
+        results = attention_plots(given, most=self.most, save_arrays=self.save_arrays, shard=self.own_shard)
         for name in results["pictures"]:
             print(f"Attention: {given.output / FOLDER / name}")
         for name in results["arrays"]:

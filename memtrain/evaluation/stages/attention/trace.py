@@ -8,23 +8,29 @@ Cost: none beyond sampling.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.detectors.base import DenoiserStep, Detector
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
 from memtrain.evaluation.sampling.generate import read_prompts_with
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.stages.parts import Done, Parts
 from memtrain.functional.attention import entropy, partial_entropy, summary_tokens
 from memtrain.models.backbones.base import find_backbone
 from memtrain.models.stock_pipeline import denoiser_of
+
+KEPT = ("attention", "entropy", "summary_entropy")
+"""What is kept of a batch of prompts."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def trace_attention(
     sampling: Sampling | None = None,
     seeds: Sequence[int | None] | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
+    parts: Parts | None = None,
 ) -> AttentionTrace:
     """Sample prompts, and keep what their tokens receive.
 
@@ -84,6 +91,7 @@ def trace_attention(
             Prompts of different first seeds are not sampled at once.
         keep: is given the place of each prompt and its readings `(K, S, sites, T)`, sites in the order in which the
             denoiser calls them.
+        parts: keep the readings of each batch, and share the work; None to keep none.
 
     Raises:
         ConfigurationError: if there is no prompt, or tokens are not laid out as `BOS words EOS padding`.
@@ -98,22 +106,27 @@ def trace_attention(
         )
     lengths = prompt_lengths(pipeline, prompts)
     sampling = sampling or Sampling()
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with tqdm(total=len(prompts), desc="attention", unit="prompt", disable=not sampling.progress) as bar:
-        for start, stop, used in _batches(len(prompts), seeds, sampling):
-            part = prompts[start:stop]
-            reader = TokenAttention()
-            readings = read_prompts_with(pipeline, part, [reader], sampling=used.quiet)
-            for place, own in enumerate(readings[reader.name]):
-                if keep is not None:
-                    keep(start + place, own)
-            average = readings[reader.name].mean(dim=3)
-            summary = summary_tokens(lengths[start:stop], average.shape[-1])[:, None, None]
-            entropies = entropy(average), partial_entropy(average, summary)
-            found.append((average.mean(dim=1), entropies[0].mean(dim=1), entropies[1].mean(dim=1)))
-            bar.update(len(part))
-    attention, whole, partial = (torch.cat(values) for values in zip(*found, strict=True))
-    return AttentionTrace(attention=attention, entropy=whole, summary_entropy=partial, lengths=lengths)
+
+    def read(start: int, stop: int, used: Sampling) -> Done:
+        reader = TokenAttention()
+        readings = read_prompts_with(pipeline, prompts[start:stop], [reader], sampling=used.quiet)
+        for place, own in enumerate(readings[reader.name]):
+            if keep is not None:
+                keep(start + place, own)
+        average = readings[reader.name].mean(dim=3)
+        summary = summary_tokens(lengths[start:stop], average.shape[-1])[:, None, None]
+        entropies = entropy(average), partial_entropy(average, summary)
+        kept = average.mean(dim=1), entropies[0].mean(dim=1), entropies[1].mean(dim=1)
+        return Done(dict(zip(KEPT, kept, strict=True)))
+
+    batches = _batches(len(prompts), seeds, sampling)
+    units = {f"prompts-{start:06d}": partial(read, start, stop, used) for start, stop, used in batches}
+    with tempfile.TemporaryDirectory(prefix="memtrain-attention-") as temporary:
+        parts = parts or Parts(Path(temporary), {}, progress=sampling.progress)
+        parts.share(units, what="batches of prompts")
+        found = [parts.read(name).tensors for name in units]
+    attention, whole, part = (torch.cat([one[name] for one in found]) for name in KEPT)
+    return AttentionTrace(attention=attention, entropy=whole, summary_entropy=part, lengths=lengths)
 
 
 def _batches(count: int, seeds: Sequence[int | None] | None, sampling: Sampling) -> list[tuple[int, int, Sampling]]:

@@ -9,24 +9,43 @@ Written: `neurons/` in the output folder, where the stage `localize` goes on fro
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+import memtrain
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import StageInput
+from memtrain.evaluation.stages.parts import PARTS, Done, Parts
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.roles import NEURONS, Roles, distinct
+from memtrain.evaluation.stages.shards import WHOLE, Shard
 from memtrain.localization import locate as search
 from memtrain.localization.authors_files import write_statistics
+from memtrain.localization.predictor import Predictor
+from memtrain.localization.results import read_search
 from memtrain.localization.settings import Settings
+from memtrain.localization.threshold import pairwise_scores
+from memtrain.models.fingerprint import fingerprint
 
 SCHEMA_VERSION = 1
 """Of `calibration.json`."""
 
 
-def calibrate(given: StageInput, *, settings: Settings | None = None, export: Path | None = None) -> dict[str, Any]:
+def calibrate(
+    given: StageInput,
+    *,
+    settings: Settings | None = None,
+    export: Path | None = None,
+    shard: Shard | None = WHOLE,
+) -> dict[str, Any]:
     """Measure activation statistics and threshold, and keep them where `localize` finds them.
 
     Args:
@@ -34,6 +53,8 @@ def calibrate(given: StageInput, *, settings: Settings | None = None, export: Pa
             takes, and if nothing or the same is known of all, all of them; the output folder.
         settings: of the search to come.
         export: file for the statistics as NeMo's scripts read them, if they shall have one.
+        shard: of the prompts, where several processes share an output folder; None to score none and put together what
+            they wrote.
 
     Returns:
         The content of `calibration.json`.
@@ -41,6 +62,7 @@ def calibrate(given: StageInput, *, settings: Settings | None = None, export: Pa
     Raises:
         ConfigurationError: if there are too few prompts, prompts are known to be memorized and none not to be, or the
             folder holds the results of a search with another calibration.
+        UnfinishedParts: if this part is scored and those of other processes are not.
     """
     kinds = {prompt.memorized for prompt in given.prompts}
     if True in kinds and False not in kinds:
@@ -53,7 +75,15 @@ def calibrate(given: StageInput, *, settings: Settings | None = None, export: Pa
     if len(kinds) > 1:
         prompts = [given.prompts[row] for row in distinct(given.prompts)]
         others = [prompts[row].text for row in Roles.of(prompts).calibrating]
-    statistics, threshold = search.calibrate(given.pipeline, others, output=given.output / NEURONS, settings=settings)
+    settings = settings or Settings()
+    predictor = Predictor.of(given.pipeline, steps=settings.steps)
+    parts = Parts(given.output / PARTS, _identity(given, predictor, others, settings), shard=shard)
+    scores = None
+    if read_search(given.output / NEURONS) is None:  # else the calibration of that search is kept
+        scores = _scores(predictor, others, settings, parts)
+    statistics, threshold = search.calibrate(
+        predictor, others, output=given.output / NEURONS, settings=settings, scores=scores
+    )
     if export is not None:
         write_statistics(statistics, export)
     results = {
@@ -67,4 +97,27 @@ def calibrate(given: StageInput, *, settings: Settings | None = None, export: Pa
             "neurons": sum(map(len, statistics.mean.values())),
         },
     }
-    return write_results(results, given.output / "calibration.json")
+    return parts.closed(write_results(results, given.output / "calibration.json"))
+
+
+def _identity(given: StageInput, predictor: Predictor, others: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """Everything that the scores depend on."""
+    return {
+        "memtrain": memtrain.__version__,
+        "pipeline": fingerprint(given.pipeline),
+        "prompts": list(others),
+        "settings": json.loads(settings.json()),
+        "batch": predictor.batch_size,
+    }
+
+
+def _scores(predictor: Predictor, others: Sequence[str], settings: Settings, parts: Parts) -> Tensor:
+    """`(P, K)` similarities of the prompts, a denoiser call after the other."""
+    at_once = max(1, predictor.batch_size // settings.seeds)
+
+    def scored(start: int) -> Done:
+        return Done({"scores": pairwise_scores(predictor, others[start : start + at_once], settings=settings)})
+
+    units = {f"prompts-{start:06d}": partial(scored, start) for start in range(0, len(others), at_once)}
+    parts.share(units, what="batches of prompts")
+    return torch.cat([torch.zeros(0, settings.seeds), *(parts.read(name).tensors["scores"] for name in units)])

@@ -9,10 +9,11 @@ from typing import Any
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.base import PromptStage, StageInput
 from memtrain.evaluation.stages.neuron_options import SearchOptions
+from memtrain.evaluation.stages.shards import ShardOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate(SearchOptions, PromptStage):
+class Calibrate(SearchOptions, ShardOptions, PromptStage):
     """Measure activation statistics and a threshold on prompts that are not memorized, for `localize`.
 
     Args:
@@ -39,7 +40,7 @@ class Calibrate(SearchOptions, PromptStage):
         from memtrain.evaluation.stages.roles import NEURONS
 
         export = None if self.export is None else Path(self.export)
-        results = calibrate(given, settings=self.search_settings, export=export)
+        results = calibrate(given, settings=self.search_settings, export=export, shard=self.own_shard)
         print(
             "\n".join(sentences(results))
             + f"\nWritten to {given.output / NEURONS}, where `localize` with the same --output finds both."

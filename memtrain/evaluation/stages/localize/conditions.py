@@ -73,14 +73,26 @@ class Conditions:
     false_positive_rate: float | None = None
     found: dict[str, Condition] = field(default_factory=dict)
 
-    def add(self, name: str, rows: Sequence[int], *, images: Tensor, losses: Tensor | None = None) -> None:
-        """Measure the images `(n, K, 3, H, W)` of some prompts, which must not be masked while this runs."""
-        fidelity: dict[int, Tensor] = {}
+    def fidelity(self, rows: Sequence[int], images: Tensor, *, searched: bool) -> dict[int, Tensor]:
+        """Per row the fidelity `(K,)` of its images, which must not be masked while this runs; empty after a search."""
         texts = [self.prompts[row].text for row in self.compared]
-        if losses is None and len(texts) > OTHERS:
-            place = [list(rows).index(row) for row in self.compared]
-            judged = retrieved(self.pipeline, images[place], texts, others=OTHERS)
-            fidelity = dict(zip(self.compared, judged, strict=True))
+        if searched or len(texts) <= OTHERS:
+            return {}
+        place = [list(rows).index(row) for row in self.compared]
+        judged = retrieved(self.pipeline, images[place], texts, others=OTHERS)
+        return dict(zip(self.compared, judged, strict=True))
+
+    def add(
+        self,
+        name: str,
+        rows: Sequence[int],
+        *,
+        images: Tensor,
+        losses: Tensor | None = None,
+        judged: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """Measure the images `(n, K, 3, H, W)` of some prompts; `judged` is their fidelity, where it is known."""
+        fidelity = dict(self.fidelity(rows, images, searched=losses is not None) if judged is None else judged)
         ratio, spread = self._ratio(images, rows), diversity(images)
         self.found[name] = Condition(tuple(rows), images, ratio, spread, fidelity, losses)
 

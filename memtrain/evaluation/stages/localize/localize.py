@@ -37,8 +37,6 @@ from torch import Tensor
 from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.replication import reproduction_threshold
 from memtrain.evaluation.measures.weights import Weights
-from memtrain.evaluation.sampling.embedding_samples import sample_embeddings
-from memtrain.evaluation.sampling.fitting import rows_with_gradients
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.localize.compared_masks import compared_masks
 from memtrain.evaluation.stages.localize.conditions import (
@@ -52,20 +50,21 @@ from memtrain.evaluation.stages.localize.conditions import (
     verdict,
 )
 from memtrain.evaluation.stages.localize.lines import check_images, each_once
+from memtrain.evaluation.stages.localize.masked_samples import MaskedSamples, identity_of_masked, judged
 from memtrain.evaluation.stages.localize.networks import masked_networks
 from memtrain.evaluation.stages.localize.pictures import write_pictures
 from memtrain.evaluation.stages.localize.search import Search, find_neurons
 from memtrain.evaluation.stages.localize.sheet import write_sheet
 from memtrain.evaluation.stages.localize.tables import write_tables
+from memtrain.evaluation.stages.parts import PARTS, Parts
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.roles import Roles, distinct
+from memtrain.evaluation.stages.shards import WHOLE, Shard
 from memtrain.functional.ranking import share
 from memtrain.localization.masked_pipeline import require_free, save_masked_pipeline
 from memtrain.localization.predictor import Predictor
 from memtrain.localization.results import Localization, save_masks, union
-from memtrain.localization.retrigger import retrigger
-from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.records import write_parquet
 
@@ -93,6 +92,7 @@ def localize(
     baselines: Sequence[str] = (),
     baseline_k: int = BASELINE_K,
     save_images: bool = False,
+    shard: Shard = WHOLE,
 ) -> dict[str, Any]:
     """Locate, mask, check, and write the results.
 
@@ -111,6 +111,7 @@ def localize(
         baselines: masks to sample under beside, names of :mod:`memtrain.evaluation.stages.localize.compared_masks`.
         baseline_k: neurons or sets of those that have a number of them.
         save_images: write every image to a file, see :mod:`memtrain.evaluation.stages.localize.pictures`.
+        shard: of what comes after the search, where several processes share an output folder.
 
     Returns:
         The content of `localization.json`.
@@ -120,6 +121,7 @@ def localize(
             other, or the folder to bake into holds a pipeline.
         DataError: if prompts and images do not belong together.
         CalibrationError: if there are too few controls for the rate.
+        UnfinishedParts: if other processes have not done theirs.
     """
     if given.own_images is not None:
         check_images(given.own_images, len(given.prompts))
@@ -131,14 +133,10 @@ def localize(
         reproduction_threshold(torch.zeros(len(roles.controls)), false_positive_rate)
     if bake is not None:
         require_free(Path(bake))
-    roles, located = find_neurons(given, search or Search())
-    case = _Case.of(given, roles, located)
+    case = _Case.of(given, *find_neurons(given, search or Search()))
+    roles, located = case.roles, case.located
     conditions = Conditions(given.pipeline, prompts, own_images, roles.searched, false_positive_rate)
-    _sample_masked(case, conditions)
-    if baselines:
-        _sample_baselines(case, conditions, baselines, k=baseline_k)
-    if probe_steps and own_images is not None:
-        _sample_retriggered(case, conditions, own_images, steps=probe_steps)
+    parts = _sampled(case, conditions, baselines, k=baseline_k, steps=probe_steps, shard=shard)
     loss = _heldout_loss(case, heldout)
     results = {
         **_figures(case, conditions, loss),
@@ -160,7 +158,21 @@ def localize(
         save_masked_pipeline(given.pipeline, case.whole, Path(bake))
     elif bake is not None:
         log.warning("Nothing was baked into %s: no prompt has neurons to switch off", bake)
-    return written
+    return parts.closed(written)
+
+
+def _sampled(
+    case: _Case, conditions: Conditions, baselines: Sequence[str], *, k: int, steps: int, shard: Shard
+) -> Parts:
+    """Sample this process's share, and measure all conditions once everything is there; the parts that are kept."""
+    plan = _plan(case, baselines, k=k, steps=steps)
+    asked = {"baselines": list(baselines), "k": k, "steps": steps}
+    identity = identity_of_masked(case.given, plan.sampling, case.located, asked)
+    parts = Parts(case.given.output / PARTS, identity, shard=shard, progress=case.given.sampling.progress)
+    parts.share(plan.units, what="batches of images")
+    for one in plan.read(parts):
+        conditions.add(one.name, one.rows, images=one.images, losses=one.losses, judged=judged(one, conditions, parts))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -204,50 +216,35 @@ def _heldout_loss(case: _Case, heldout: tuple[Tensor, Sequence[str]] | None) -> 
     return _loss(case.given.pipeline, heldout, mask=case.whole)
 
 
-def _sample_masked(case: _Case, conditions: Conditions) -> None:
-    """Images as the model is, under each prompt's mask, and under all masks together."""
-    pipeline, rows = case.given.pipeline, case.roles.searched
-    sampling = case.given.sampling.sized_as(case.given.own_images)
+def _plan(case: _Case, baselines: Sequence[str], *, k: int, steps: int) -> MaskedSamples:
+    """What is sampled: as the model is, under masks and baselines, and with embeddings that were searched for."""
+    pipeline, roles, own = case.given.pipeline, case.roles, case.given.own_images
+    plan = MaskedSamples(pipeline, case.given.sampling.sized_as(own))
     every = range(len(case.given.prompts))
-    plain = sample_embeddings(pipeline, encode_prompts(pipeline, case.texts(every)), sampling=sampling)
-    conditions.add(UNMASKED, every, images=plain)
-    for name, masks in case.masks(rows).items():
+    plan.plain(UNMASKED, every, case.texts(every), [None] * len(every))
+    texts = case.texts(roles.searched)
+    for name, masks in case.masks(roles.searched).items():
         if name != UNMASKED and any(masks):
-            embeddings = encode_prompts(pipeline, case.texts(rows))
-            images = sample_embeddings(pipeline, embeddings, masks=masks, sampling=sampling)
-            conditions.add(name, rows, images=images)
-
-
-def _sample_baselines(case: _Case, conditions: Conditions, names: Sequence[str], *, k: int) -> None:
-    """The same under masks that located neurons are compared with."""
-    pipeline, rows = case.given.pipeline, case.roles.searched
-    texts, sampling = case.texts(rows), case.given.sampling.sized_as(case.given.own_images)
-    masks = compared_masks(
-        names, case.located, texts, asked=case.texts(case.roles.asked), predictor=Predictor.of(pipeline), k=k
-    )
-    for name, each in masks.items():
-        if any(each):
-            images = sample_embeddings(pipeline, encode_prompts(pipeline, texts), masks=each, sampling=sampling)
-            conditions.add(name, rows, images=images)
-        else:
-            log.warning("Nothing was sampled under the baseline %s: no prompt has neurons to compare with", name)
-
-
-def _sample_retriggered(case: _Case, conditions: Conditions, own_images: Tensor, *, steps: int) -> None:
-    """The same with an embedding that was searched for each prompt's own image."""
-    pipeline, sampling = case.given.pipeline, case.given.sampling.sized_as(own_images)
+            plan.plain(name, roles.searched, texts, masks)
+    if baselines:
+        asked, predictor = case.texts(roles.asked), Predictor.of(pipeline)
+        compared = compared_masks(baselines, case.located, texts, asked=asked, predictor=predictor, k=k)
+        for name, masks in compared.items():
+            if any(masks):
+                plan.plain(name, roles.searched, texts, masks)
+            else:
+                log.warning("Nothing was sampled under the baseline %s: no prompt has neurons to compare with", name)
+    if not steps or own is None:
+        return plan
     # The search for the controls' images is the measure of what it can do without a memory.
-    rows = [*case.roles.asked, *case.roles.tested[:CONTROLS]]
-    fitting = rows_with_gradients(pipeline, size=(int(own_images.shape[-2]), int(own_images.shape[-1])))
-    for name, every in case.masks(rows).items():
-        of_interest = rows if name == UNMASKED else case.roles.asked
-        masks = every[: len(of_interest)]
-        if name != UNMASKED and not any(masks):
-            continue
-        texts, own = case.texts(of_interest), own_images[of_interest]
-        found = retrigger(pipeline, texts, own, masks=masks, steps=steps, rows_at_once=fitting)
-        images = sample_embeddings(pipeline, found.embeddings, masks=masks, sampling=sampling)
-        conditions.add(name + SEARCHED, of_interest, images=images, losses=found.losses)
+    rows = [*roles.asked, *roles.tested[:CONTROLS]]
+    for name, masks in case.masks(rows).items():
+        of_interest = rows if name == UNMASKED else roles.asked
+        masks = masks[: len(of_interest)]
+        if name == UNMASKED or any(masks):
+            texts = case.texts(of_interest)
+            plan.searched(name + SEARCHED, of_interest, texts, masks, own=own[of_interest], steps=steps)
+    return plan
 
 
 def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -> dict[str, Any]:

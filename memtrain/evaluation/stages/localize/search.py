@@ -13,7 +13,7 @@ from memtrain.localization.calibration import calibrated_on, kept_calibration, r
 from memtrain.localization.contribution import EVERY_SITE, locate_contributions
 from memtrain.localization.locate import locate
 from memtrain.localization.predictor import Predictor
-from memtrain.localization.results import Localization
+from memtrain.localization.results import Localization, read_known
 from memtrain.localization.settings import Settings
 from memtrain.localization.statistics import ActivationStatistics
 from memtrain.localization.threshold import Threshold
@@ -97,13 +97,16 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
     )
 
 
-def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | None = None) -> Localization:
+def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | None = None) -> tuple[Localization, int]:
     """Search this process's part of the prompts that `localize` searches.
 
     Args:
         given: pipeline, prompts and output folder, the same on every process.
         shard: `(i, n)`: every n-th prompt from the i-th on.
         search: how, but for contributions.
+
+    Returns:
+        What was found, and how many prompts of all parts are not searched yet.
 
     Raises:
         ConfigurationError: if none is left to search, nothing is calibrated yet, which several
@@ -120,9 +123,10 @@ def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | N
             remedy="run that first, or name both with --statistics and --threshold",
         )
     roles = Roles.of(prompts).calibrated_on(prompts, () if complete else set(others or ()))
-    return locate(
+    texts = [prompts[row].text for row in roles.searched]
+    found = locate(
         given.pipeline,
-        [prompts[row].text for row in roles.searched],
+        texts,
         statistics=statistics,
         threshold=search.threshold,
         settings=search.settings,
@@ -130,3 +134,4 @@ def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | N
         shard=shard,
         progress=given.sampling.progress,
     )
+    return found, len(set(texts)) - len(read_known(folder, texts))

@@ -13,7 +13,7 @@ from memtrain.evaluation.stages.localize.baseline_names import read_baselines
 from memtrain.evaluation.stages.neuron_options import SearchOptions, require_statistics
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.roles import Roles, distinct
-from memtrain.evaluation.stages.shards import Shard, read_shard
+from memtrain.evaluation.stages.shards import WHOLE, Shard, read_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,9 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
         baseline_k: neurons of `most_active` and `frequent_per_layer` in each layer, of `frequent` in all, and sets of
             `frequent_sets`.
         save_images: write every image to a file, such as `images/original/0000/seed-0.png`.
-        shard: this process's part of the prompts to search, such as 0/4 to 3/4; `merge` to go on from there. `array`
-            for that of a Slurm job array. By default what torchrun says, or all prompts.
+        shard: this process's part of the prompts to search, such as 0/4 to 3/4, and given once more when all are, of
+            what comes after; `merge` to do what is left of both. `array` for that of a Slurm job array. By default what
+            torchrun says, or all prompts.
     """
 
     statistics: str | None = None
@@ -87,20 +88,22 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
         from memtrain.evaluation.stages.localize.screen import print_localization
         from memtrain.evaluation.stages.localize.search import Search, search_part
 
-        part = read_shard(self.shard) or Shard()
+        part = read_shard(self.shard) or WHOLE
         search = Search(
             settings=self.search_settings,
             statistics=None if self.statistics is None else Path(self.statistics),
             threshold=self.threshold,
             contribution=self.contribution,
         )
-        if part != Shard():
-            found = search_part(given, shard=(part.index, part.count), search=search)
-            print(
-                f"Part {part} of the prompts is searched: {len(found)} of {len(found.found)} have neurons. When all "
-                f"parts are, the same command with --shard merge masks the neurons, samples and checks."
-            )
-            return {}
+        if part != WHOLE:
+            found, left = search_part(given, shard=(part.index, part.count), search=search)
+            print(f"Part {part} of the prompts is searched: {len(found)} of {len(found.found)} have neurons.")
+            if left:
+                print(
+                    f"{left} prompts of other parts are not yet. When all are, the same commands again share what "
+                    "comes after the search; with --shard merge one process does what is left of it."
+                )
+                return {}
         results = localize(
             given,
             search=search,
@@ -111,6 +114,7 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
             baselines=read_baselines(self.baselines),
             baseline_k=self.baseline_k,
             save_images=self.save_images,
+            shard=part,
         )
         print_localization(results, given.output)
         return results

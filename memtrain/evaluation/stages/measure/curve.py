@@ -20,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.evaluation.sampling.stored_samples import UnfinishedParts
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.measure.copying import Chosen
@@ -70,18 +72,69 @@ def add_curve(
     Returns:
         The content of `results.json`.
     """
-
-    def evaluate(one: StageInput, about: RunSamples) -> Mapping[str, Any]:
-        return evaluate_run(one, about, statistics=statistics, kid=False, copying=copying)
-
-    measures = [] if copying is None else [one.name for one in copying.measures]
-    asked = {"statistics": asdict(statistics), "measures": measures}
-    # What training recorded is about the run as a whole, and what secrets are known is asked of the finished model.
     measure = results["verdict"].get("counted_by") or RATIO
-    about = replace(samples, evidence=None, canaries=None, borders=None)
-    points = curve(given, about, given.checkpoints, evaluate=evaluate, asked=asked, measure=measure)
+    asked = _asked(statistics, copying)
+    evaluate = partial(_evaluate, statistics=statistics, copying=copying)
+    points = curve(given, _about(samples), given.checkpoints, evaluate=evaluate, asked=asked, measure=measure)
     print_curve(points)
     return write_results({**results, "curve": points}, given.output / "results.json")
+
+
+def share_checkpoints(
+    given: StageInput,
+    samples: RunSamples,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    statistics: Statistics,
+    copying: Chosen | None,
+) -> None:
+    """Evaluate some of a stage's checkpoints, each of which is a unit of work; arguments as :func:`add_curve`.
+
+    Their results are found by the process that writes the curve. What is there is not evaluated again.
+    """
+    asked, about = _asked(statistics, copying), _about(samples)
+    for one in checkpoints:
+        folder = checkpoint_folder(one, given, about, asked)
+        if _kept(folder / "results.json", one, measure=RATIO, level=0.95) is None:
+            print(f"Checkpoint {shown(one.path)}")
+            part = replace(given, pipeline=one.load(), output=folder, model=str(one.path))
+            _evaluate(part, about, statistics=statistics, copying=copying)
+
+
+def require_checkpoints(
+    given: StageInput, samples: RunSamples, *, statistics: Statistics, copying: Chosen | None
+) -> None:
+    """Refuse to go on while other processes evaluate checkpoints.
+
+    Raises:
+        UnfinishedParts: if one has no results yet.
+    """
+    asked, about = _asked(statistics, copying), _about(samples)
+    folders = [checkpoint_folder(one, given, about, asked) for one in given.checkpoints]
+    if missing := sum(not (folder / "results.json").is_file() for folder in folders):
+        raise UnfinishedParts(f"Results of {missing} of {len(folders)} checkpoints are", given.output / "curve")
+
+
+def checkpoint_folder(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping[str, Any]) -> Path:
+    """Where the results of a checkpoint lie."""
+    return given.output / "curve" / f"{one.path.stem}-{_key(one, given, samples, asked)}"
+
+
+def _asked(statistics: Statistics, copying: Chosen | None) -> dict[str, Any]:
+    """What results depend on besides prompts and sampling."""
+    measures = [] if copying is None else [one.name for one in copying.measures]
+    return {"statistics": asdict(statistics), "measures": measures}
+
+
+def _about(samples: RunSamples) -> RunSamples:
+    """Without what training recorded, which is about the run as a whole, and secrets, asked of the finished model."""
+    return replace(samples, evidence=None, canaries=None, borders=None)
+
+
+def _evaluate(
+    given: StageInput, samples: RunSamples, *, statistics: Statistics, copying: Chosen | None
+) -> Mapping[str, Any]:
+    return evaluate_run(given, samples, statistics=statistics, kid=False, copying=copying)
 
 
 def print_curve(points: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -130,7 +183,7 @@ def curve(
         )
     points = []
     for number, one in enumerate(checkpoints, 1):
-        folder = given.output / "curve" / f"{one.path.stem}-{_key(one, given, samples, asked)}"
+        folder = checkpoint_folder(one, given, samples, asked)
         kept = folder / "results.json"
         at = f"step {one.step}" if one.step is not None else "a step that it does not name"
         results = _kept(kept, one, measure=measure, level=level)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from memtrain.detectors.base import Detector
-from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.measures.kid import reason_to_leave_out
 from memtrain.evaluation.measures.looks import thresholds_beyond_looks
 from memtrain.evaluation.measures.replication import (
@@ -30,18 +29,19 @@ from memtrain.evaluation.measures.replication import (
     reproduction_threshold,
 )
 from memtrain.evaluation.measures.weights import Weights
-from memtrain.evaluation.sampling.generate import Trace, generate
+from memtrain.evaluation.sampling.generate import Trace
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.measure.copied import Copied
 from memtrain.evaluation.stages.measure.copying import Chosen
 from memtrain.evaluation.stages.measure.copying_results import add_copying
 from memtrain.evaluation.stages.measure.counts import BeyondLooks, members
 from memtrain.evaluation.stages.measure.exposed import exposure_of_run
-from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD, perfect_copies
+from memtrain.evaluation.stages.measure.grounds import FALLBACK_THRESHOLD
 from memtrain.evaluation.stages.measure.heldout_kind import heldout_differs
 from memtrain.evaluation.stages.measure.null import by_made_captions, nearest_ratios, null_prompts
 from memtrain.evaluation.stages.measure.quality import kid_of_run, networks_of_run, quality_of_run
 from memtrain.evaluation.stages.measure.results import Measured, Statistics, results_of_run
+from memtrain.evaluation.stages.measure.sampled import sampled
 from memtrain.evaluation.stages.measure.samples import (
     own_index_of,
     picture_numbers,
@@ -52,13 +52,12 @@ from memtrain.evaluation.stages.measure.samples import (
 from memtrain.evaluation.stages.measure.sentences import cannot_say, rests_on
 from memtrain.evaluation.stages.measure.training_record import compare_with_truth, flags_and_copies
 from memtrain.evaluation.stages.measure.verdict import Reason
+from memtrain.evaluation.stages.parts import UNFINISHED
 from memtrain.evaluation.stages.results_file import write_results
 from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.evaluation.stages.shards import WHOLE, Shard
 from memtrain.files.shown import shown
 from memtrain.records import HELDOUT, write_parquet
-
-UNFINISHED = "unfinished"
-"""Folder of generations while an evaluation is at work: a killed one goes on from there."""
 
 
 def evaluate_run(
@@ -71,12 +70,12 @@ def evaluate_run(
     kid: bool | None = None,
     weights: Weights | None = None,
     copying: Chosen | None = None,
+    shard: Shard | None = WHOLE,
 ) -> dict[str, Any]:
     """Evaluate a trained pipeline and write the results.
 
     Args:
-        given: the trained pipeline, settings of the sampling, and the output folder, in which files of an earlier
-            evaluation are replaced.
+        given: the pipeline, settings of the sampling, and the output folder, whose earlier files are replaced.
         samples: the prompts, and what they are compared with.
         detectors: run on the same sampling.
         statistics: how figures are judged.
@@ -84,6 +83,7 @@ def evaluate_run(
         kid: measure KID on the held-out prompts; by default if its features are installed.
         weights: of networks that measure beside.
         copying: measures of copying; None for the ratio of pixel distances alone, and no controls.
+        shard: of the sampling, where several processes share an output folder; None to sample nothing.
 
     Returns:
         The content of `results.json`.
@@ -93,6 +93,7 @@ def evaluate_run(
         CalibrationError: if there are too few held-out prompts for the false-positive rate.
         ConfigurationError: if settings contradict each other.
         RecordError: if the evidence table is not one.
+        UnfinishedParts: if other processes have not sampled theirs.
     """
     statistics = statistics or Statistics()
     held = members([prompt.group for prompt in samples.prompts], HELDOUT)
@@ -101,8 +102,7 @@ def evaluate_run(
     without_kid = reason_to_leave_out(kid, prompts=int(held.sum()))
     training = _training(samples, directions, statistics)
     _warn(heldout_differs(samples, held))
-    losses = _heldout_losses(given, samples)
-    trace = _sampled(given, samples, detectors)
+    trace, losses, perfect = sampled(given, samples, detectors, shard=shard)
     samples = samples.with_candidates(trace.images, given.output / UNFINISHED)
     own, family = own_index_of(samples), picture_numbers(samples)
     shared = under_one_caption(samples)
@@ -117,7 +117,6 @@ def evaluate_run(
         device=given.pipeline.device,
     )
     threshold, beyond = _thresholds(samples, trace, distances, calibrating=calibrating, rate=rate)
-    perfect = perfect_copies(given.pipeline, samples.own_images)
     found = Measured(trace, distances, threshold, beyond, calibrating, rate, own, shared, perfect)
     distance = kid_of_run(
         given, samples, trace, distances, held=held, reason=without_kid, bootstrap=statistics.bootstrap
@@ -182,27 +181,6 @@ def _training(
     return compare_with_truth(samples.evidence, directions=directions, pictures=pictures, **statistics.bootstrap)
 
 
-def _heldout_losses(given: StageInput, samples: RunSamples) -> Tensor | None:
-    if samples.heldout is None:
-        return None
-    images, captions = samples.heldout
-    return heldout_loss(given.pipeline, images, captions=captions)
-
-
-def _sampled(given: StageInput, samples: RunSamples, detectors: Sequence[Detector]) -> Trace:
-    """The generations of every prompt; a caption that several prompts share is sampled once."""
-    captions = [prompt.caption for prompt in samples.prompts]
-    texts = list(dict.fromkeys(captions))
-    sampling = given.sampling.sized_as(samples.own_images)
-    trace = generate(given.pipeline, texts, sampling=sampling, detectors=detectors, store=given.output / UNFINISHED)
-    if len(texts) == len(captions):
-        return trace
-    place = {text: row for row, text in enumerate(texts)}
-    rows = torch.tensor([place[text] for text in captions])
-    readings = {name: values[rows] for name, values in trace.readings.items()}
-    return Trace(tuple(captions), trace.seeds, trace.images[rows], readings)
-
-
 def _thresholds(
     samples: RunSamples, trace: Trace, distances: Replication, *, calibrating: Tensor, rate: float | None
 ) -> tuple[float, BeyondLooks]:
@@ -247,5 +225,6 @@ def _write(
     write_parquet(table, given.output / "samples.parquet")
     written = write_results(results, given.output / "results.json")
     # All that it held lies in images/ and the table now.
-    shutil.rmtree(given.output / UNFINISHED, ignore_errors=True)
+    for folder in (given.output / UNFINISHED, *given.output.glob("training_images-*-of-*")):
+        shutil.rmtree(folder, ignore_errors=True)
     return written

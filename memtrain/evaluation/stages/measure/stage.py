@@ -9,15 +9,24 @@ from typing import Any, Literal
 
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
-from memtrain.evaluation.stages.base import ModelStage, SamplingOptions, StageInput, WeightOptions, model_name
+from memtrain.evaluation.stages.base import (
+    ModelStage,
+    SamplingOptions,
+    StageInput,
+    WeightOptions,
+    model_name,
+)
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, suggested_beside
 from memtrain.evaluation.stages.copy_options import CopyOptions
 from memtrain.evaluation.stages.many_images import ALL_COMPARED, Bounds
 from memtrain.evaluation.stages.measure.fail_on import read_fail_on
+from memtrain.evaluation.stages.parts import part_of
+from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.evaluation.stages.shards import WHOLE, Shard, ShardOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
+class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelStage):
     """Sample the captions of a run or folder, measure which pictures come back, and say whether that is chance.
 
     Args:
@@ -105,18 +114,19 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         return super().folder
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
-        """By `fail_on`."""
-        return read_fail_on(self.fail_on).status(results)
+        """By `fail_on`; 0 of a process that did only its part."""
+        return read_fail_on(self.fail_on).status(results) if results else 0
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
         """Sample, measure, compare, and print the tables."""
         from memtrain.evaluation.measures.copying.base import CopyWeights
         from memtrain.evaluation.measures.copying.find import copy_measures
         from memtrain.evaluation.stages.measure.copying import Chosen
-        from memtrain.evaluation.stages.measure.curve import add_curve
+        from memtrain.evaluation.stages.measure.curve import add_curve, require_checkpoints, share_checkpoints
         from memtrain.evaluation.stages.measure.evaluate_run import evaluate_run
         from memtrain.evaluation.stages.measure.evidence_curves import write_evidence_curves
         from memtrain.evaluation.stages.measure.results import Statistics
+        from memtrain.evaluation.stages.measure.sampled import sampled
         from memtrain.evaluation.stages.measure.screen import print_results
 
         assert given.run is not None  # a run or a folder of pictures, by check()
@@ -127,19 +137,20 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
         copying = Chosen(*copy_measures(self.measure_names, weights=networks))
         for name, reason in {**left_out, **copying.left_out}.items():
             print(f"Left out: {name}. {reason}")
-        samples = given.run.samples(
-            most=self.max_prompts,
-            unique=self.unique_prompts,
-            group_by=self.group_by,
-            store=given.output / "training_images",
-            bounds=Bounds(self.compare_all, None if self.index is None else Path(self.index)),
-        )
-        if not self.exposure:
-            samples = replace(samples, canaries=None, borders=None)
+        shard = self.own_shard
+        statistics = Statistics(false_positive_rate=self.false_positive_rate)
+        if shard is not None and shard != WHOLE:
+            # Training images are first needed when all is sampled: only who comes last reads them.
+            asked = self._samples(given, shard, prompts_only=True)
+            mine = given.checkpoints[shard.index :: shard.count]
+            if mine:
+                share_checkpoints(given, self._samples(given, shard), mine, statistics=statistics, copying=copying)
+            sampled(given, asked, detectors, shard=shard)
+            require_checkpoints(given, asked, statistics=statistics, copying=copying)
+        samples = self._samples(given, shard)
         keys = [prompt.key for prompt in samples.prompts]
         if self.model is None:
             write_evidence_curves(Path(self.run) / "records", given.output, keys=keys)
-        statistics = Statistics(false_positive_rate=self.false_positive_rate)
         results = evaluate_run(
             given,
             samples,
@@ -148,8 +159,28 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ModelStage):
             kid=self.kid,
             weights=self.weights,
             copying=copying,
+            shard=shard,
         )
         if given.checkpoints:
             results = add_curve(given, samples, results, statistics=statistics, copying=copying)
         print_results(results, given.output)
         return results
+
+    def _samples(self, given: StageInput, shard: Shard | None, *, prompts_only: bool = False) -> RunSamples:
+        """The prompts, and what they are compared with; processes that share the work keep images apart."""
+        assert given.run is not None  # check() says so
+        whole = shard is None or shard == WHOLE
+        store = "training_images" if whole else f"training_images-{str(shard).replace('/', '-of-')}"
+        samples = given.run.samples(
+            most=self.max_prompts,
+            unique=self.unique_prompts,
+            group_by=self.group_by,
+            store=given.output / store,
+            bounds=Bounds(
+                self.compare_all,
+                None if self.index is None else Path(self.index),
+                part_of(shard) or (0, 1),
+                prompts_only,
+            ),
+        )
+        return samples if self.exposure else replace(samples, canaries=None, borders=None)

@@ -12,6 +12,7 @@ Traps: NeMo's script leaves prompts out whose original cannot be read, and so do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
+import memtrain
 from memtrain.errors import DataError
 from memtrain.evaluation.measures.copy_descriptors import convention
 from memtrain.evaluation.measures.nemo_metrics import VERBATIM
@@ -28,9 +30,11 @@ from memtrain.evaluation.stages.metrics.distances import distances
 from memtrain.evaluation.stages.metrics.layout import Pictures, read_pictures
 from memtrain.evaluation.stages.metrics.networks import Networks, load_image, readable
 from memtrain.evaluation.stages.metrics.prompt_scores import figures, pixel_scores, reduced, sscd_scores
+from memtrain.evaluation.stages.parts import PARTS, Done, Parts
 from memtrain.evaluation.stages.prompts import PromptToScore, prompts_read
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.evaluation.stages.shards import WHOLE, Shard
 from memtrain.files.sheet_cells import safe_cells
 from memtrain.records import write_parquet
 
@@ -47,6 +51,7 @@ def measure_folders(
     unblocked: str | None = None,
     real: str | None = None,
     weights: Weights | None = None,
+    shard: Shard | None = WHOLE,
 ) -> dict[str, Any]:
     """Measure the images of prompts.
 
@@ -58,6 +63,7 @@ def measure_folders(
         unblocked: of the same prompts and seeds without the mitigation.
         real: folder of real images; by default the originals.
         weights: local files of networks.
+        shard: of the prompts; None to measure none and put together what others wrote.
 
     Returns:
         What `metrics.json` holds.
@@ -65,21 +71,19 @@ def measure_folders(
     Raises:
         DataError: if folders do not fit each other or the prompts.
         ConfigurationError: if a file of weights is not what it should be.
+        UnfinishedParts: if other processes have not measured theirs.
     """
     weights = weights or Weights()
-    read = prompts_read(prompts)
-    asked = read.prompts
-    if line := read.line():
-        print(line)
+    asked = _read(prompts)
     texts = {prompt.row: prompt.text for prompt in asked}
     made = read_pictures(generated, texts)
     plain = None if unblocked is None else read_pictures(unblocked, texts)
     own = None if original is None else read_pictures(original, texts, originals=True)
     asked = [prompt for prompt in asked if prompt.row in made.files]
-    if plain is not None:
-        _require_same(made, plain, asked)
+    _require_same(made, plain, asked)
     networks, unreadable = Networks(weights), list[str]()
-    rows, before, similar, spaces = _scores(asked, made, plain, own, networks, unreadable)
+    parts = Parts(output / PARTS, _identity(asked, (made, plain, own), weights), shard=shard)
+    rows, before, similar, spaces = _scores(asked, made, plain, own, networks, unreadable, parts)
     best = [row.pop("best_before", None) for row in rows]
     references = [int(row.pop("references")) for row in rows]
     kinds, split = _kinds(asked, best)
@@ -115,7 +119,15 @@ def measure_folders(
         },
         "left_out": _left_out(weights, plain, own),
     }
-    return write_results(results, output / "metrics.json")
+    return parts.closed(write_results(results, output / "metrics.json"))
+
+
+def _read(prompts: str) -> list[PromptToScore]:
+    """The prompts of a file; says what was left out of it."""
+    read = prompts_read(prompts)
+    if line := read.line():
+        print(line)
+    return list(read.prompts)
 
 
 def _counted(made: Pictures, plain: Pictures | None, own: Pictures | None) -> dict[str, Any]:
@@ -154,42 +166,25 @@ def _scores(
     own: Pictures | None,
     networks: Networks,
     unreadable: list[str],
+    parts: Parts,
 ) -> tuple[list[dict[str, float]], list[dict[str, float]], list[Tensor], dict[str, list[dict[str, Tensor]]]]:
     """Per prompt the scores of generations and of unmitigated images, similarities to originals, and features."""
+    units = {f"row-{prompt.row:06d}": partial(_scored, prompt, made, plain, own, networks) for prompt in asked}
+    parts.share(units, what="prompts")
     rows, before, similar = [], [], []
     spaces: dict[str, list[dict[str, Tensor]]] = {"generated": [], "unblocked": [], "originals": []}
     originals: list[Tensor | None] = []
     described: list[Tensor | None] = []
-    for prompt in asked:
-        files = made.of(prompt.row)
-        images = [load_image(file) for file in files]
-        same = None if plain is None else [load_image(file) for file in plain.of(prompt.row)]
-        references = [] if own is None else readable(own.of(prompt.row), unreadable)
-        found, unmitigated, kept = networks.copies(images), networks.copies(same or []), networks.copies(references)
-        row: dict[str, float] = {"references": float(len(references))}
-        if networks.sscd is not None and networks.by is convention("nemo"):
-            assert found is not None  # there is a network, and a prompt without images is not asked
-            row |= sscd_scores(found, unmitigated, kept)
-        described.append(found)
-        originals.append(kept)
-        row |= pixel_scores(images, same, references)
-        earlier: dict[str, float] = {}
-        if same is not None:
-            if unmitigated is not None and networks.by is convention("nemo"):
-                earlier = sscd_scores(unmitigated, None, kept)
-                if kept is not None:
-                    row["best_before"] = earlier["SSCD_orig"]
-            earlier |= pixel_scores(same, None, references)
-        if networks.clip is not None:
-            text = networks.clip.texts([prompt.text])[0]
-            for place, shown in ((row, images), (earlier, same)):
-                if shown:
-                    each = torch.stack([networks.clip.images(image[None])[0] @ text for image in shown])
-                    place["A_CLIP"] = float(each.median())
-        rows.append(row)
-        before.append(earlier)
-        for name, shown in (("generated", images), ("unblocked", same), ("originals", references)):
-            spaces[name].append(networks.seen(shown or []))
+    for name in units:
+        done = parts.read(name)
+        rows.append(done.facts["row"])
+        before.append(done.facts["earlier"])
+        unreadable += done.facts["unreadable"]
+        described.append(done.tensors.get("found"))
+        originals.append(done.tensors.get("kept"))
+        for space, seen in spaces.items():
+            prefix = f"{space} "
+            seen.append({key.removeprefix(prefix): one for key, one in done.tensors.items() if key.startswith(prefix)})
     every = [one for one in originals if one is not None]
     if networks.by is convention("nemo"):
         return rows, before, [], spaces
@@ -199,6 +194,56 @@ def _scores(
         pairs = zip(described, originals, strict=True)
         similar = [found @ kept.T for found, kept in pairs if found is not None and kept is not None]
     return rows, before, similar, spaces
+
+
+def _scored(
+    prompt: PromptToScore, made: Pictures, plain: Pictures | None, own: Pictures | None, networks: Networks
+) -> Done:
+    """Of one prompt the scores of generations and of unmitigated images, descriptors, and features."""
+    unreadable: list[str] = []
+    images = [load_image(file) for file in made.of(prompt.row)]
+    same = None if plain is None else [load_image(file) for file in plain.of(prompt.row)]
+    references = [] if own is None else readable(own.of(prompt.row), unreadable)
+    found, unmitigated, kept = networks.copies(images), networks.copies(same or []), networks.copies(references)
+    row: dict[str, float] = {"references": float(len(references))}
+    if networks.sscd is not None and networks.by is convention("nemo"):
+        assert found is not None  # there is a network, and a prompt without images is not asked
+        row |= sscd_scores(found, unmitigated, kept)
+    row |= pixel_scores(images, same, references)
+    earlier: dict[str, float] = {}
+    if same is not None:
+        if unmitigated is not None and networks.by is convention("nemo"):
+            earlier = sscd_scores(unmitigated, None, kept)
+            if kept is not None:
+                row["best_before"] = earlier["SSCD_orig"]
+        earlier |= pixel_scores(same, None, references)
+    if networks.clip is not None:
+        text = networks.clip.texts([prompt.text])[0]
+        for place, shown in ((row, images), (earlier, same)):
+            if shown:
+                each = torch.stack([networks.clip.images(image[None])[0] @ text for image in shown])
+                place["A_CLIP"] = float(each.median())
+    tensors = {name: one for name, one in (("found", found), ("kept", kept)) if one is not None}
+    for space, shown in (("generated", images), ("unblocked", same), ("originals", references)):
+        tensors |= {f"{space} {name}": one for name, one in networks.seen(shown or []).items()}
+    return Done(tensors, {"row": row, "earlier": earlier, "unreadable": unreadable})
+
+
+def _identity(asked: Sequence[PromptToScore], pictures: Sequence[Pictures | None], weights: Weights) -> dict[str, Any]:
+    """Everything that scores depend on; files count by their size and time."""
+
+    def told(path: Path) -> list[Any]:
+        about = path.stat() if path.exists() else None
+        return [str(path), None if about is None else [about.st_size, about.st_mtime_ns]]
+
+    files = [[] if one is None else [told(file) for prompt in asked for file in one.of(prompt.row)] for one in pictures]
+    networks = [told(Path(path)) for path in (weights.sscd, weights.clip, weights.inception) if path is not None]
+    return {
+        "memtrain": memtrain.__version__,
+        "prompts": [[prompt.row, prompt.text] for prompt in asked],
+        "files": files,
+        "weights": [weights.sscd_convention, *networks],
+    }
 
 
 def _kinds(asked: Sequence[PromptToScore], best: Sequence[float | None]) -> tuple[list[str | None], str]:
@@ -211,9 +256,10 @@ def _kinds(asked: Sequence[PromptToScore], best: Sequence[float | None]) -> tupl
     return [None] * len(asked), ""
 
 
-def _require_same(made: Pictures, plain: Pictures, asked: Sequence[PromptToScore]) -> None:
+def _require_same(made: Pictures, plain: Pictures | None, asked: Sequence[PromptToScore]) -> None:
     """Refuse folders whose prompts and seeds differ, because generations of the same seed are compared."""
-    for prompt in asked:
+    for prompt in asked if plain is not None else ():
+        assert plain is not None
         first, second = (sorted(one.files.get(prompt.row, {})) for one in (made, plain))
         if first != second:
             raise DataError(

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.measures.weights import Weights
 from memtrain.evaluation.stages.results_stage import ResultsStage
+from memtrain.evaluation.stages.shards import ShardOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics(ResultsStage):
+class Metrics(ShardOptions, ResultsStage):
     """Measure folders of images: copies, diversity, fidelity to prompts and distance to real images.
 
     `python evaluate.py metrics --generated blocked --unblocked plain --original originals --prompts prompts.csv
@@ -87,6 +88,7 @@ class Metrics(ResultsStage):
             unblocked=self.unblocked,
             real=self.real,
             weights=self.weights,
+            shard=self.own_shard,
         )
         print_metrics(results)
         return results

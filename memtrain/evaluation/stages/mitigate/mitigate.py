@@ -19,12 +19,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.measures.clip_scores import ClipFeatures
@@ -38,21 +38,25 @@ from memtrain.evaluation.measures.replication import (
     same_picture,
 )
 from memtrain.evaluation.measures.weights import Weights
-from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.generate import generate, sampled_size
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.evaluation.sampling.stored_samples import identity_of
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.mitigate.changes import Measured, summarize
 from memtrain.evaluation.stages.mitigate.images import images_table, write_images
 from memtrain.evaluation.stages.mitigate.sheet import write_sheet
+from memtrain.evaluation.stages.parts import PARTS, Done, Parts
 from memtrain.evaluation.stages.prompts import PromptToScore, group_names
 from memtrain.evaluation.stages.provenance import provenance
 from memtrain.evaluation.stages.results_file import write_results
+from memtrain.evaluation.stages.shards import WHOLE, Shard
 from memtrain.functional.ranking import mean_with_interval
 from memtrain.inference.base import InferenceMitigation
 from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 1
 """Of `mitigation.json` and `mitigation.parquet`."""
+CONDITIONS = ("without", "mitigated")
 MINIMUM_OTHERS = 19
 """Prompts known not to be memorized without which there is no threshold: a false-positive rate of 5 % needs them."""
 
@@ -66,6 +70,7 @@ def mitigate(
     false_positive_rate: float | None = None,
     others: int = 4,
     fidelity_timesteps: int = 8,
+    shard: Shard | None = WHOLE,
 ) -> dict[str, Any]:
     """Sample prompts with and without a mitigation, compare, and write the results.
 
@@ -79,6 +84,7 @@ def mitigate(
             the lowest that the prompts known not to be memorized can promise, 0.01 at the lowest.
         others: prompts that each image's own prompt is compared with.
         fidelity_timesteps: at which the judge's loss is measured.
+        shard: of the batches; None to sample none and put together what others wrote.
 
     Returns:
         The content of `mitigation.json`.
@@ -88,6 +94,7 @@ def mitigate(
         CalibrationError: if too few prompts are known not to be memorized for the rate.
         ConfigurationError: if settings contradict each other, a file of weights is not what it should be, or the
             pipeline is none that the mitigation knows.
+        UnfinishedParts: if other processes have not sampled theirs.
     """
     prompts, pipeline, own_images, weights = given.prompts, given.pipeline, given.own_images, weights or Weights()
     _check(prompts, own_images)
@@ -96,10 +103,10 @@ def mitigate(
     judging = None if weights.clip is None else ClipFeatures(weights.clip, device=pipeline.device)
     known = [prompt.memorized for prompt in prompts]
     sampling = given.sampling.sized_as(own_images)
-    images, seconds = _sample(given, mitigation, sampling)
-    ratios, reproduction = _reproduction(
-        known, images, own_images, false_positive_rate=false_positive_rate, device=pipeline.device
-    )
+    parts = Parts(given.output / PARTS, _identity(given, mitigation, sampling), shard=shard)
+    images, seconds = _sample(given, mitigation, sampling, parts)
+    rate, device = false_positive_rate, pipeline.device
+    ratios, reproduction = _reproduction(known, images, own_images, false_positive_rate=rate, device=device)
     judged, fidelity = _fidelity(
         judge or pipeline,
         images,
@@ -110,10 +117,8 @@ def mitigate(
     )
     if fidelity["measure"] == "retrieved":
         fidelity["judge"] = "the model without mitigation" if judge is None else "another model"
-    measured = [
-        Measured(ratio=ratio, diversity=diversity(found), fidelity=faithful)
-        for ratio, found, faithful in zip(ratios, images, judged, strict=True)
-    ]
+    each = zip(ratios, images, judged, strict=True)
+    measured = [Measured(ratio=ratio, diversity=diversity(one), fidelity=faithful) for ratio, one, faithful in each]
     moved = pixel_distance(images[1], images[0])
     threshold = reproduction.get("threshold")
     count = len(prompts) * len(sampling.seeds)
@@ -135,7 +140,7 @@ def mitigate(
     table = images_table(prompts, sampling.seeds, measured, moved, threshold=threshold, paths=paths)
     write_parquet(table, given.output / "mitigation.parquet")
     write_sheet(given.output / "mitigation.png", prompts, without=images[0], mitigated=images[1], own_images=own_images)
-    return write_results(results, given.output / "mitigation.json")
+    return parts.closed(write_results(results, given.output / "mitigation.json"))
 
 
 def _networks(given: StageInput, images: Sequence[Tensor], weights: Weights) -> dict[str, Any]:
@@ -233,27 +238,39 @@ def _fidelity(
     return [*judged], {"measure": "retrieved", "chance": 1 / (1 + others), "others": others, "timesteps": timesteps}
 
 
+def _identity(given: StageInput, mitigation: InferenceMitigation, sampling: Sampling) -> dict[str, Any]:
+    """Everything that images depend on."""
+    texts = [prompt.text for prompt in given.prompts]
+    size = sampled_size(given.pipeline, sampling)
+    return {**identity_of(given.pipeline, texts, sampling, (), size=size), "mitigation": repr(mitigation)}
+
+
 def _sample(
-    given: StageInput, mitigation: InferenceMitigation, sampling: Sampling
+    given: StageInput, mitigation: InferenceMitigation, sampling: Sampling, parts: Parts
 ) -> tuple[tuple[Tensor, Tensor], list[tuple[float, float]]]:
     """Images `(P, K, 3, H, W)` without and with the mitigation, and the seconds of each batch of both."""
     texts = [prompt.text for prompt in given.prompts]
     together = sampling.prompts_at_once
-    images: tuple[list[Tensor], list[Tensor]] = ([], [])
-    seconds = []
-    with tqdm(total=len(texts), desc="sampling twice", unit="prompt", disable=not sampling.progress) as bar:
-        for number, start in enumerate(range(0, len(texts), together)):
-            part, taken = texts[start : start + together], [0.0, 0.0]
-            # In turn, because the first batch of a pair may find a colder machine.
-            for condition in (0, 1) if number % 2 else (1, 0):
-                begin = time.perf_counter()
-                with mitigation(given.pipeline) if condition else nullcontext():
-                    trace = generate(given.pipeline, part, sampling=sampling.quiet)
-                taken[condition] = time.perf_counter() - begin
-                images[condition].append(trace.images)
-            seconds.append((taken[0], taken[1]))
-            bar.update(len(part))
-    return (torch.cat(images[0]), torch.cat(images[1])), seconds
+
+    def both(number: int) -> Done:
+        start = number * together
+        part, taken, images = texts[start : start + together], [0.0, 0.0], {}
+        # In turn, because the first batch of a pair may find a colder machine.
+        for condition in (0, 1) if number % 2 else (1, 0):
+            begin = time.perf_counter()
+            with mitigation(given.pipeline) if condition else nullcontext():
+                trace = generate(given.pipeline, part, sampling=sampling.quiet)
+            taken[condition] = time.perf_counter() - begin
+            images[CONDITIONS[condition]] = trace.images
+        return Done(images, taken)
+
+    numbers = range(-(-len(texts) // together))
+    names = [f"batch-{number:06d}" for number in numbers]
+    units = {name: partial(both, number) for number, name in zip(numbers, names, strict=True)}
+    parts.share(units, what="batches sampled twice")
+    found = [parts.read(name) for name in names]
+    without, mitigated = (torch.cat([one.tensors[name] for one in found]) for name in CONDITIONS)
+    return (without, mitigated), [(one.facts[0], one.facts[1]) for one in found]
 
 
 def _timing(seconds: list[tuple[float, float]], *, per_image: int) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput, WeightOptions
+from memtrain.evaluation.stages.shards import ShardOptions
 from memtrain.inference.attention_masking import AttentionMasking
 from memtrain.inference.base import InferenceMitigation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mitigate(SamplingOptions, WeightOptions, PromptStage):
+class Mitigate(SamplingOptions, WeightOptions, ShardOptions, PromptStage):
     """Sample every prompt without and with a mitigation on the same noise, and compare.
 
     Args:
@@ -28,6 +29,12 @@ class Mitigate(SamplingOptions, WeightOptions, PromptStage):
         from memtrain.evaluation.stages.mitigate.mitigate import mitigate
         from memtrain.evaluation.stages.mitigate.screen import print_mitigation
 
-        results = mitigate(given, self.mitigation, weights=self.weights, false_positive_rate=self.false_positive_rate)
+        results = mitigate(
+            given,
+            self.mitigation,
+            weights=self.weights,
+            false_positive_rate=self.false_positive_rate,
+            shard=self.own_shard,
+        )
         print_mitigation(results, given.output)
         return results
