@@ -6,7 +6,14 @@ import pytest
 
 from memtrain.cli import trusted
 from memtrain.data import shard_urls as module
-from memtrain.data.shard_urls import in_fixed_order, require_local_shards, require_openers, shard_name, shard_urls, shards_mark
+from memtrain.data.shard_urls import (
+    in_fixed_order,
+    require_local_shards,
+    require_openers,
+    shard_name,
+    shard_urls,
+    shards_mark,
+)
 from memtrain.errors import ConfigurationError, DataError
 
 
