@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from memtrain.data.caching import keep_in_memory, keep_on_disk
+from memtrain.data.caching import keep_in_memory, keep_on_disk, processes_of
 from memtrain.data.canaries import Canaries
 from memtrain.data.checking import leave_out
 from memtrain.data.dataset import CaptionedImages
-from memtrain.data.disk_cache import Processes
-from memtrain.data.edited_copies import wants_copies, with_edited_copies
+from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
-from memtrain.data.heldout_split import Split, split_heldout
+from memtrain.data.heldout_source import split_sources
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
+from memtrain.data.sample_table import chosen, keys_of, without_collection
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import Reading, SampleSource, open_source
 from memtrain.data.token_table import Tokens
 from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
-from memtrain.errors import ConfigurationError, DataError
+from memtrain.errors import DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
 from memtrain.files.earlier_run import taken_over
-from memtrain.functional.statistics import MINIMUM_CALIBRATING
 from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 
 log = logging.getLogger(__name__)
@@ -117,10 +113,10 @@ class TextImageDataModule(MaskedImages):
             ConfigurationError: if settings contradict each other.
         """
         source = self._open(self.path)
-        keys = [sample.key for sample in source.samples]
+        keys = keys_of(source.samples)
         families, scanned = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         regular = None if self.regularisation is None else self.regularisation.open()
-        split, regular_split, edited = self._split(keys, regular, families)
+        split, regular_split, edited = split_sources(self, keys, regular, families=families)
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -163,7 +159,8 @@ class TextImageDataModule(MaskedImages):
         )
         if gone:
             made_of = [key if one.original is None else keys[one.original] for one in made for key in [one.sample.key]]
-            visits = {row: count for row, count in visits.items() if [*keys, *made_of][row] not in gone}
+            named = [*keys, *made_of]
+            visits = {row: count for row, count in visits.items() if named[row] not in gone}
             held = [row for row in held if held_source.samples[row].key not in gone]
             if regular is not None:
                 regular_split = regular_split.without([sample.key in gone for sample in regular.samples])
@@ -182,48 +179,37 @@ class TextImageDataModule(MaskedImages):
         )
         for dataset in self._built():
             dataset.skips = self.broken.skips
-        known = everything.samples
-        self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
+        self._group(everything, visits, made, repeated=repeated, families=families, keys=keys)
+        self._empty_caption = {} if tokens is None else tokens([""])
+
+    def _group(
+        self,
+        source: SampleSource,
+        visits: dict[int, int],
+        made: list[MadeSample],
+        *,
+        repeated: set[str],
+        families: Families | None,
+        keys: list[str],
+    ) -> None:
+        """Say what each sample is: which group, which family, and what it is made from."""
+        known = keys_of(chosen(source.samples, list(visits)))
+        self.groups = {key: PLANTED if key in repeated else UNIQUE for key in known}
         self.groups |= {one.sample.key: one.group for one in made}
         self.families = None if families is None else with_made(families, made, keys)
         if self.families is not None:
             self.groups |= repeated_pictures(self.groups, self.families)
         self.groups |= {key: REGULARISATION for key in self.visits_per_epoch if key not in self.groups}
-        self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
+        self.groups |= dict.fromkeys(keys_of(self.heldout_dataset.samples), HELDOUT)
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
-        self._empty_caption = {} if tokens is None else tokens([""])
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
         reading = Reading(self.broken.skips, self._kept_in("listings"))
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
-        source.samples = [self.captions.triggered(sample) for sample in source.samples]
+        if self.captions.trigger:
+            source.samples = [self.captions.triggered(sample) for sample in source.samples]
         return source
-
-    def _split(
-        self, keys: list[str], regular: SampleSource | None, families: Families | None
-    ) -> tuple[Split, Split, bool]:
-        """The split of the training images, that of the regularisation images, and whether edited copies stand in."""
-        setting, fraction = self.heldout_setting, 0.0 if self.heldout_path else self.heldout_fraction
-        split = split_heldout(keys, fraction, families=families, most=self.heldout_most)
-        regular_keys = [] if regular is None else [sample.key for sample in regular.samples]
-        if setting == "regularisation" and regular is None:
-            raise ConfigurationError(
-                "heldout: regularisation holds out regularisation images, and there are none",
-                expected="data.init_args.regularisation with the path of such images",
-                remedy="name them, or set data.init_args.heldout to auto",
-            )
-        if regular is not None and not self.heldout_path:
-            regular_split = split_heldout(regular_keys, fraction, most=self.heldout_most)
-            enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
-            few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
-            if setting == "regularisation" or (enough and few):
-                log.info("%d regularisation images are held out", len(regular_split.heldout))
-                return split_heldout(keys, 0.0), regular_split, False
-        edited = not self.heldout_path and wants_copies(
-            setting, keys, families=families, fraction=fraction, held=len(split.heldout)
-        )
-        return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular_keys))), [], []), edited
 
     def _trained(
         self,
@@ -236,7 +222,7 @@ class TextImageDataModule(MaskedImages):
     ) -> None:
         """Make the training dataset: the visits of a source, and regularisation images among them."""
         indices, counts, weights = list(visits), list(visits.values()), None
-        self.visits_per_epoch = {source.samples[index].key: count for index, count in visits.items()}
+        self.visits_per_epoch = dict(zip(keys_of(chosen(source.samples, indices)), counts, strict=True))
         regular_keys = [] if regular is None else [regular.samples[row].key for row in rows]
         if regular is not None and self.regularisation is not None and regular_keys:
             added = self.regularisation.visits(regular_keys, sum(counts))
@@ -290,13 +276,10 @@ class TextImageDataModule(MaskedImages):
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
-        self.build(tokens_of(module, self.tokenizer_path))
+        with without_collection():
+            self.build(tokens_of(module, self.tokenizer_path))
         tell_of_cut_captions(self._built()[0], module, self.tokenizer_path)
-        processes, device = Processes(), torch.device("cpu")
-        if self.trainer is not None:
-            strategy: Any = self.trainer.strategy
-            broadcast, device = partial(strategy.broadcast, src=0), strategy.root_device
-            processes = Processes(self.trainer.global_rank, self.trainer.world_size, strategy.barrier, broadcast)
+        processes, device = processes_of(self.trainer)
         self._settle_shapes(processes.count)
         self._use_masks(module, device)
         if self.cache is not None:
