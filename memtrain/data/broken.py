@@ -3,7 +3,11 @@
 With `stop` the run ends before any work is lost, naming all of them at once; with `skip` they are left out, and the run
 goes on as long as they are at most a stated share of the samples. Either way `broken.csv` in the run folder lists them:
 `key` (empty where a whole shard is meant), `shard` (the file) and `reason`.
-What only shows while the run is under way is appended, by whichever process meets it.
+What only shows while the run is under way is appended, by whichever process meets it. A run that begins makes the list
+anew, one that goes on keeps what was listed.
+
+A shard counts as the samples that are lost with it. How many a shard held that is gone or cut is not known; it is taken
+to have held as many as the others do on average.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from memtrain.errors import ConfigurationError, DataError
-from memtrain.files.sheet_cells import write_cells
+from memtrain.files.sheet_cells import cell_of, write_cells
 from memtrain.files.whole import written_whole
 
 Action = Literal["stop", "skip"]
@@ -33,11 +37,13 @@ class Broken(NamedTuple):
         key: of the sample; empty for a shard.
         shard: the file that holds it.
         reason: why it cannot be used.
+        samples: that are lost by it; not listed.
     """
 
     key: str
     shard: str
     reason: str
+    samples: int = 1
 
     @property
     def name(self) -> str:
@@ -53,6 +59,9 @@ class BrokenSamples:
         share: of the samples that may be left out.
         folder: where `broken.csv` is written; None for nowhere.
 
+    Attributes:
+        goes_on: whether the run goes on from a checkpoint, so that what was listed stays listed.
+
     Raises:
         ConfigurationError: if there is no such action or share.
     """
@@ -63,7 +72,8 @@ class BrokenSamples:
         if not 0 <= share < 1:
             raise ConfigurationError(f"broken_share={share}", expected="a share from 0 to below 1", remedy="change it")
         self.action, self.share, self.folder = action, share, folder
-        self._found: dict[Broken, None] = {}
+        self.goes_on = False
+        self._found: dict[tuple[str, str], Broken] = {}
 
     @property
     def skips(self) -> bool:
@@ -74,11 +84,17 @@ class BrokenSamples:
         return len(self._found)
 
     def __iter__(self) -> Iterator[Broken]:
-        return iter(self._found)
+        return iter(self._found.values())
+
+    @property
+    def lost(self) -> int:
+        """Samples that are lost."""
+        return sum(one.samples for one in self)
 
     def add(self, found: Iterable[Broken]) -> None:
         """Take in more."""
-        self._found |= dict.fromkeys(found)
+        for one in found:
+            self._found.setdefault((one.key, one.shard), one)
 
     def decide(self, total: int, *, path: str | Path, write: bool = True) -> None:
         """Write the list, and stop where it is too long, or where anything at all stops the run.
@@ -91,30 +107,37 @@ class BrokenSamples:
         Raises:
             DataError: naming the first of them and the list.
         """
-        if not self._found:
-            return
         if write:
             self.write()
+        if not self._found:
+            return
         if not self.skips:
-            raise stopped(list(self._found), total, path, kept=self.place)
-        if len(self._found) > self.share * total:
+            raise stopped(list(self), total, path, kept=self.place)
+        if self.lost > self.share * total:
             raise DataError(
-                f"{len(self._found):,} of {total:,} samples of {path} cannot be used, first {_first(self._found)}"
-                f"{self.place}",
+                f"{self.lost:,} of {total:,} samples of {path} cannot be used, first {_first(self)}{self.place}",
                 expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
                 remedy="repair or remove them, or raise broken_share",
             )
 
     def write(self) -> None:
-        """Write the list."""
+        """Write the list, or take an old one away where there is nothing to list."""
         if self.folder is None:
+            return
+        kept = _listed(self.folder / FILE) if self.goes_on else {}
+        rows = {
+            **{name: (*name, reason) for name, reason in kept.items()},
+            **{at: one[:3] for at, one in self._found.items()},
+        }
+        if not rows:
+            (self.folder / FILE).unlink(missing_ok=True)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
             written_whole(self.folder / FILE) as unfinished,
             unfinished.open("w", newline="", encoding="utf-8") as file,
         ):
-            write_cells(file, COLUMNS, list(self._found))
+            write_cells(file, COLUMNS, list(rows.values()))
 
     def met(self, found: Sequence[Broken], total: int, *, path: str | Path) -> None:
         """Take in what showed while the run is under way, and append it to the list.
@@ -122,13 +145,16 @@ class BrokenSamples:
         Raises:
             DataError: if all processes together have met too many.
         """
-        new = [one for one in found if one not in self._found]
+        new = list({(one.key, one.shard): one for one in found if (one.key, one.shard) not in self._found}.values())
         self.add(new)
         if not new:
             return
+        count = self.lost
         if self.folder is not None:
-            _append(self.folder / FILE, new)
-        count = len(self._found) if self.folder is None else _lines(self.folder / FILE)
+            place = self.folder / FILE
+            if unlisted := [one for one in new if (one.key, one.shard) not in _listed(place)]:
+                _append(place, unlisted)
+            count += sum(name not in self._found for name in _listed(place))
         if count > self.share * total:
             raise DataError(
                 f"{count:,} of {total:,} samples of {path} turned out to be broken, last {_first(new)}{self.place}",
@@ -145,7 +171,8 @@ class BrokenSamples:
 def stopped(found: Sequence[Broken], total: int, path: str | Path, *, kept: str = "") -> DataError:
     """The error that ends a run because of samples that cannot be used."""
     return DataError(
-        f"{len(found):,} of {total:,} samples of {path} cannot be used, first {_first(found)}{kept}",
+        f"{sum(one.samples for one in found):,} of {total:,} samples of {path} cannot be used, first {_first(found)}"
+        f"{kept}",
         expected="image files that Pillow decodes (PNG, JPEG, WebP, ...), each with a caption",
         remedy="repair or remove them, then start again; or leave them out (--data.init_args.broken skip)",
     )
@@ -159,7 +186,7 @@ def _append(path: Path, found: Sequence[Broken]) -> None:
     """Add lines in one write each, which processes that share the file do at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
-    write_cells(text, COLUMNS, list(found))
+    write_cells(text, COLUMNS, [one[:3] for one in found])
     header, lines = text.getvalue().split("\n", 1)
     try:
         with path.open("x", encoding="utf-8", newline="") as file:
@@ -173,6 +200,10 @@ def _append(path: Path, found: Sequence[Broken]) -> None:
         os.close(handle)
 
 
-def _lines(path: Path) -> int:
+def _listed(path: Path) -> dict[tuple[str, str], str]:
+    """What a list holds: the reason, by key and shard."""
+    if not path.is_file():
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
-        return max(0, sum(1 for _ in csv.reader(file)) - 1)
+        rows = [[cell_of(cell) for cell in row] for row in csv.reader(file)]
+    return {(row[0], row[1]): row[2] for row in rows[1:] if len(row) == len(COLUMNS)}

@@ -52,7 +52,7 @@ def leave_out(
     """
     wrong, different = [], list({id(one): one for one in sources}.values())
     for source in different:
-        broken.add(source.broken)
+        broken.add(one for one in source.broken if one.key not in without or not one.key)
         if source is sources[0] and scanned is not None and not look:
             rows = [row for row, sample in enumerate(source.samples) if sample.key in scanned] if scanned else []
         else:
@@ -64,7 +64,9 @@ def leave_out(
         if write:
             broken.write()
         refuse(sources[0], wrong, kept=broken.place)
-    broken.decide(sum(len(one) + len(one.broken) for one in different), path=sources[0].path, write=write)
+    broken.decide(
+        sum(len(one) + sum(lost.samples for lost in one.broken) for one in different), path=sources[0].path, write=write
+    )
     return {one.key for one in broken if one.key}
 
 

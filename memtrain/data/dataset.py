@@ -140,14 +140,14 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             broken = broken_of(self.source, self.indices[row], error)
         # Whoever comes in its place does so at every visit, and after every resume.
         for turn in range(TRIES):
-            other = seed_of(f"{self.framing.seed} {turn} in place of", broken.key) % len(self.samples)
+            other = seed_of(f"{self.framing.seed} {turn} in place of", self.samples[row].key) % len(self.samples)
             if self.shapes[other] == self.shapes[row] and other not in self.rotating:
                 try:
                     return {**self._item(other, visit), BROKEN: json.dumps(broken)}
                 except BrokenImageError:
                     continue
         raise BrokenImageError(
-            f"{broken.key!r} cannot be read, and neither can others that might take its place: {broken.reason}",
+            f"{self.samples[row].key!r} cannot be read, and neither can others in its place: {broken.reason}",
             expected="at most a few broken images among many",
             remedy="look at the disk that holds the data",
         )

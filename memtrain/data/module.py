@@ -175,10 +175,12 @@ class TextImageDataModule(MaskedImages):
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
-        reading = Reading(self.broken.skips, self._kept_in("listings"))
+        reading = Reading(skip=True, kept_in=self._kept_in("listings"))
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
         if self.captions.trigger:
             source.samples = [self.captions.triggered(sample) for sample in source.samples]
+        if not len(source.samples):
+            self._broken_keys([source], None)
         return source
 
     def _trained(
@@ -216,7 +218,7 @@ class TextImageDataModule(MaskedImages):
 
     def _broken_keys(self, sources: list[SampleSource], scanned: Collection[str] | None) -> set[str]:
         """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`."""
-        self.broken.folder = self._root()
+        self.broken.folder, self.broken.goes_on = self._root(), getattr(self.trainer, "ckpt_path", None) is not None
         return leave_out(
             self.broken,
             sources,

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
@@ -89,6 +90,16 @@ class PlantedSource(SampleSource):
     def look(self, index: int) -> Look:
         """Size and content of the image of `samples[index]`, as the wrapped source knows them."""
         return self.source.look(index) if index < len(self.source) else super().look(index)
+
+    def stored_in(self, index: int) -> Path | None:
+        """The file that holds an image, or that from which it is made."""
+        place = index if index < len(self.source) else self.made[index - len(self.source)].original
+        return None if place is None else self.source.stored_in(place)
+
+    def shared(self, index: int) -> int:
+        """How many samples lie in it."""
+        place = index if index < len(self.source) else self.made[index - len(self.source)].original
+        return 1 if place is None else self.source.shared(place)
 
     def open_mask(self, index: int) -> Image.Image | None:
         """The mask of an image that is shown unchanged; none of varied and synthetic ones."""

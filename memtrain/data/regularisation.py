@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image
 
@@ -134,6 +135,16 @@ class JoinedSource(SampleSource):
         """The decoded image of `samples[index]`, as its source decodes it."""
         source, place = self._of(index)
         return source.load_image(place)
+
+    def stored_in(self, index: int) -> Path | None:
+        """The file that holds the image of `samples[index]`."""
+        source, place = self._of(index)
+        return source.stored_in(place)
+
+    def shared(self, index: int) -> int:
+        """How many samples lie in it."""
+        source, place = self._of(index)
+        return source.shared(place)
 
     def look(self, index: int) -> Look:
         """Size and content of the image of `samples[index]`, as its source knows them."""

@@ -37,6 +37,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,10 +48,10 @@ from PIL import Image
 
 from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
-from memtrain.data.mixed_folders import require_one_kind
+from memtrain.data.mixed_folders import packed, require_one_kind
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
-from memtrain.files.pictures import SUFFIXES, PictureError, reason
+from memtrain.files.pictures import PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
@@ -86,7 +87,8 @@ class Reading:
     """How a source reads its listing.
 
     Attributes:
-        skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them.
+        skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them all, and
+            whoever opens it decides what becomes of that.
         kept_in: folder where the listing is kept for the next start; None to keep none.
     """
 
@@ -146,6 +148,10 @@ class SampleSource(ABC):
             None where no file holds it as it is; every scan of such a source begins anew.
         """
         return None
+
+    def shared(self, index: int) -> int:
+        """How many samples lie in the file that holds the image of `samples[index]`."""
+        return 1
 
     def open_mask(self, index: int) -> Image.Image | None:
         """The mask of the image of `samples[index]`, not yet decoded: white where the loss counts; None for everywhere.
@@ -222,21 +228,12 @@ class SampleSource(ABC):
 def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
     """What is listed of a sample whose image cannot be read."""
     where = source.stored_in(index)
+    if where is not None and source.shared(index) > 1 and not where.exists():
+        return Broken("", str(where), "the shard is gone", source.shared(index))
     why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else error.problem
+    # What Pillow calls a file in memory is another name each time.
+    why = re.sub(r" *<_io\.BytesIO object at 0x[0-9a-f]+>", "", why)
     return Broken(source.samples[index].key, "" if where is None else str(where), why)
-
-
-def packed(path: Path) -> str:
-    """What may have been meant by a path that no source reads."""
-    if path.suffix.lower() in SUFFIXES:
-        return "; a single image goes into a folder"
-    if path.name.lower().endswith(PACKED):
-        return "; packed files are unpacked first (gunzip, zstd -d, unzip)"
-    return ""
-
-
-PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", ".rar")
-"""How the names of archives end that are not read."""
 
 
 def _opened(kind: Any, path: str, caption: str | None, reading: Reading | None) -> SampleSource:

@@ -23,11 +23,12 @@ from pathlib import Path
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
-from memtrain.data.broken import Broken
+from memtrain.data.broken import Broken, stopped
+from memtrain.data.mixed_folders import PACKED
 from memtrain.data.sample_table import joined
 from memtrain.data.shard_listing import listings, read_bytes, row_of
-from memtrain.data.source import PACKED, Reading, Sample, SampleSource
-from memtrain.data.tar_index import index_tar
+from memtrain.data.source import Reading, Sample, SampleSource
+from memtrain.data.tar_index import index_what_is_whole
 from memtrain.errors import DataError
 from memtrain.files.pictures import opened_image
 
@@ -54,7 +55,7 @@ class WebDatasetSource(SampleSource):
         undecoded: Counter[str] = Counter()
         errors: list[DataError] = []
         shards = self._shards(str(path), lost=self.broken if reading.skip else None)
-        for found in listings(shards, skip=reading.skip, kept_in=reading.kept_in):
+        for found in listings(shards, skip=True, kept_in=reading.kept_in):
             gaps += found.gaps
             undecoded.update(found.undecoded)
             self.broken += found.broken
@@ -65,8 +66,10 @@ class WebDatasetSource(SampleSource):
             self._offset.extend(found.offsets)
             self._size.extend(found.sizes)
         self.samples = joined(parts)
-        if len(errors) == 1 and not reading.skip:
-            raise errors[0]
+        self.broken = self._weighed()
+        if self.broken and not reading.skip:
+            total = len(self.samples) + sum(one.samples for one in self.broken)
+            raise errors[0] if len(errors) == 1 else stopped(self.broken, total, path)
         if gaps:
             log.warning(
                 "%d of %d samples of %s have no image or an empty caption, as img2dataset leaves them where a download "
@@ -84,6 +87,14 @@ class WebDatasetSource(SampleSource):
             )
         if self.samples or not self.broken:
             self.check_samples()
+
+    def _weighed(self) -> list[Broken]:
+        """What is broken; a shard counts as what it lacks of the samples that the whole ones have on average."""
+        counts, cut = Counter(self._shard), {one.shard for one in self.broken if not one.key}
+        held = {str(shard): counts[number] for number, shard in enumerate(self._shards_read)}
+        whole = [count for shard, count in held.items() if shard not in cut]
+        usual = round(sum(whole) / len(whole)) if whole else 1
+        return [one if one.key else one._replace(samples=max(1, usual - held.get(one.shard, 0))) for one in self.broken]
 
     @staticmethod
     def accepts(path: str) -> bool:
@@ -125,8 +136,8 @@ class WebDatasetSource(SampleSource):
 
     def _column_values(self, name: str) -> dict[str, object]:
         found: dict[str, object] = {}
-        for shard in self._shards(str(self.path)):
-            for key, files in index_tar(shard).items():
+        for shard in self._shards_read:
+            for key, files in index_what_is_whole(shard)[0].items():
                 try:
                     found[key] = row_of(shard, files["json"]).get(name) if "json" in files else None
                 except ValueError as error:
@@ -144,3 +155,7 @@ class WebDatasetSource(SampleSource):
     def stored_in(self, index: int) -> Path:
         """The shard that holds the image of `samples[index]`."""
         return self._shards_read[self._shard[index]]
+
+    def shared(self, index: int) -> int:
+        """How many samples the shard of `samples[index]` holds."""
+        return self._shard.count(self._shard[index])
