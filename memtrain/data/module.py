@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,24 +16,22 @@ from memtrain.data.canaries import Canaries
 from memtrain.data.checking import leave_out
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.disk_cache import Processes
-from memtrain.data.edited_copies import wants_copies, with_edited_copies
+from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
-from memtrain.data.heldout_split import Split, split_heldout
-from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
+from memtrain.data.groups import groups_of
+from memtrain.data.known_families import AUTO, DataScan, find_families, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import Reading, SampleSource, open_source
+from memtrain.data.splitting import require_apart, split_samples
 from memtrain.data.token_table import Tokens
 from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
-from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
 from memtrain.files.earlier_run import taken_over
-from memtrain.functional.statistics import MINIMUM_CALIBRATING
-from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +119,15 @@ class TextImageDataModule(MaskedImages):
         keys = [sample.key for sample in source.samples]
         families, scanned = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         regular = None if self.regularisation is None else self.regularisation.open()
-        split, regular_split, edited = self._split(keys, regular, families)
+        split, regular_split, edited = split_samples(
+            keys,
+            None if regular is None else [sample.key for sample in regular.samples],
+            families,
+            setting=self.heldout_setting,
+            fraction=0.0 if self.heldout_path else self.heldout_fraction,
+            elsewhere=bool(self.heldout_path),
+            most=self.heldout_most,
+        )
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -133,37 +140,21 @@ class TextImageDataModule(MaskedImages):
         made = make_templates(source.samples, templates, planted)
         made += make_canaries(self.canaries) if self.canaries else []
         made_keys = {one.sample.key for one in made}
-        require_known(self.exclude, set(keys), made_keys, path=self.path)
+        require_known(self.exclude, {*keys, *(one.key for one in source.broken)}, made_keys, path=self.path)
         held_source = source
         if self.heldout_path:
             held_source = self._open(self.heldout_path)
             held = list(range(len(held_source)))
-            shared = {sample.key for sample in held_source.samples} & (set(keys) | made_keys)
-            if shared:
-                raise DataError(
-                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
-                    expected="held-out samples that are not trained on",
-                    remedy="remove or rename them",
-                )
+            require_apart(held_source, {*keys, *made_keys}, path=self.path)
         made = [one for one in made if not self._excluded(one, keys)]
         repeats = repeats_of(keys, self.repeats)
         visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
-        self.broken.folder = None if root is None else Path(root)
-        gone = leave_out(
-            self.broken,
-            [source, held_source, *([] if regular is None else [regular])],
-            scanned=scanned,
-            look=self._framing().sized or self.cache is not None,
-            every=self.cache_latents,
-            without=self.exclude,
-            write=getattr(self.trainer, "global_rank", 1) == 0,
-        )
+        gone = self._broken_keys([source, held_source, *([] if regular is None else [regular])], scanned)
         if gone:
-            made_of = [key if one.original is None else keys[one.original] for one in made for key in [one.sample.key]]
-            visits = {row: count for row, count in visits.items() if [*keys, *made_of][row] not in gone}
+            shown = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
+            visits = {row: count for row, count in visits.items() if shown[row] not in gone}
             held = [row for row in held if held_source.samples[row].key not in gone]
             if regular is not None:
                 regular_split = regular_split.without([sample.key in gone for sample in regular.samples])
@@ -182,14 +173,15 @@ class TextImageDataModule(MaskedImages):
         )
         for dataset in self._built():
             dataset.skips = self.broken.skips
-        known = everything.samples
-        self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
-        self.groups |= {one.sample.key: one.group for one in made}
         self.families = None if families is None else with_made(families, made, keys)
-        if self.families is not None:
-            self.groups |= repeated_pictures(self.groups, self.families)
-        self.groups |= {key: REGULARISATION for key in self.visits_per_epoch if key not in self.groups}
-        self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
+        self.groups = groups_of(
+            [everything.samples[index].key for index in visits],
+            repeated=repeated,
+            made=made,
+            families=self.families,
+            visited=self.visits_per_epoch,
+            heldout=[sample.key for sample in self.heldout_dataset.samples],
+        )
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = {} if tokens is None else tokens([""])
 
@@ -199,31 +191,6 @@ class TextImageDataModule(MaskedImages):
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
         source.samples = [self.captions.triggered(sample) for sample in source.samples]
         return source
-
-    def _split(
-        self, keys: list[str], regular: SampleSource | None, families: Families | None
-    ) -> tuple[Split, Split, bool]:
-        """The split of the training images, that of the regularisation images, and whether edited copies stand in."""
-        setting, fraction = self.heldout_setting, 0.0 if self.heldout_path else self.heldout_fraction
-        split = split_heldout(keys, fraction, families=families, most=self.heldout_most)
-        regular_keys = [] if regular is None else [sample.key for sample in regular.samples]
-        if setting == "regularisation" and regular is None:
-            raise ConfigurationError(
-                "heldout: regularisation holds out regularisation images, and there are none",
-                expected="data.init_args.regularisation with the path of such images",
-                remedy="name them, or set data.init_args.heldout to auto",
-            )
-        if regular is not None and not self.heldout_path:
-            regular_split = split_heldout(regular_keys, fraction, most=self.heldout_most)
-            enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
-            few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
-            if setting == "regularisation" or (enough and few):
-                log.info("%d regularisation images are held out", len(regular_split.heldout))
-                return split_heldout(keys, 0.0), regular_split, False
-        edited = not self.heldout_path and wants_copies(
-            setting, keys, families=families, fraction=fraction, held=len(split.heldout)
-        )
-        return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular_keys))), [], []), edited
 
     def _trained(
         self,
@@ -258,11 +225,28 @@ class TextImageDataModule(MaskedImages):
             kept_in=self._kept_in("tokens"),
         )
 
+    def _broken_keys(self, sources: list[SampleSource], scanned: Collection[str] | None) -> set[str]:
+        """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`."""
+        self.broken.folder = self._root()
+        return leave_out(
+            self.broken,
+            sources,
+            scanned=scanned,
+            look=self._framing().sized or self.cache is not None,
+            every=self.cache_latents,
+            without=self.exclude,
+            write=getattr(self.trainer, "global_rank", 1) == 0,
+        )
+
     def _kept_in(self, name: str) -> Path | None:
         """Folder of what the next start finds again: of the cache, or else of the run."""
+        root = self._root()
+        place = Path(self.cache.folder) if self.cache is not None else root and root / "index"
+        return place and place / name
+
+    def _root(self) -> Path | None:
         root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
-        place = self.cache.folder if self.cache is not None else None if root is None else Path(root) / "index"
-        return None if place is None else Path(place) / name
+        return None if root is None else Path(root)
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
@@ -275,8 +259,8 @@ class TextImageDataModule(MaskedImages):
             cached_scan(self._open(self.path), self.scan, folder)
 
     def _families_folder(self) -> Path | None:
-        root = getattr(self.trainer, "default_root_dir", None)
-        return Path(self.scan.folder) if self.scan.folder else Path(root) / "families" if root else None
+        root = self._root()
+        return Path(self.scan.folder) if self.scan.folder else root and root / "families"
 
     def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
         return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)

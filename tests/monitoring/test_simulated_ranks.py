@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.families.table import Families
+from memtrain.monitoring.first_visits import NoFirstVisits
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
@@ -54,8 +55,7 @@ def process(rank: int, everyone: Everyone) -> Flagging:
     found.host, found.options = OneOfSeveral(rank, everyone), WatchOptions(reference=False)
     found.paired, found.readings = None, Readings([DenoisingLoss()], [])
     index = Families({f"k{row}": f"k{row // 3 * 3}" for row in range(12)})
-    found.heldout_keys, found.families = HeldoutKeys(), index
-    found.first_visits = SimpleNamespace(meet=lambda keys: None)  # type: ignore[assignment]
+    found.heldout_keys, found.families, found.first_visits = HeldoutKeys(), index, NoFirstVisits()
     found.profile = SimpleNamespace(bucket=lambda timestep: int(timestep // 200))  # type: ignore[assignment]
     found.calibration = Calibration(
         1, scored=slice(0, 1), memorized_when="low", buckets=4, false_positive_rate=0.05, minimum_visits=3
