@@ -82,8 +82,23 @@ class Case:
     @property
     def standing(self) -> int:
         """Bytes of all weights."""
-        tensors = (one for part in self.parts.values() for one in (*part.parameters(), *part.buffers()))
-        return sum(one.numel() * one.element_size() for one in tensors)
+        return sum(self.sizes.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part's weights."""
+        return {
+            name: sum(one.numel() * one.element_size() for one in (*part.parameters(), *part.buffers()))
+            for name, part in self.parts.items()
+        }
+
+    def offloaded(self) -> dict[str, Any]:
+        """`detect --offload`: the denoiser or the largest other part alone, whichever takes more."""
+        fixed, each = self.denoising(self.halves)
+        weights = self.sizes["denoiser"]
+        images = min(BATCH, images_in(CARD - DRIVER - weights, (fixed, each), reading=READING))
+        calls = weights + READING + fixed + images * each
+        return {"batch": images, "weights": max(self.sizes.values()), "peak": max(calls, *self.sizes.values())}
 
     def denoising(self, halves: int, *, backward: bool = False) -> tuple[int, int]:
         """Of a denoiser call."""
@@ -215,6 +230,8 @@ def main(json: str | None = None) -> None:
                 for stage, batch, beyond in case.stages():
                     about = {"model": model, "pixels": pixels, "dtype": dtype, "stage": stage, "batch": batch}
                     rows.append(row(**about, weights=case.standing, peak=case.standing + beyond))
+                about = {"model": model, "pixels": pixels, "dtype": dtype, "stage": "detect, attention: --offload"}
+                rows.append(row(**about, **case.offloaded()))
     rows += [*networks(), *trainings()]
     console = Console(width=130)
     table = Table(title="Memory of every stage on a card of 24 GB, estimated", title_justify="left")

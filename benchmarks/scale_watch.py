@@ -75,10 +75,10 @@ class Watch:
         self.calibration.add([self.names[row] for row in rows.tolist()], buckets, values, self.step, lengths)
         self.step += 1
 
-    def measure_heldout(self, rows: Sequence[int]) -> None:
-        """Visits of held-out samples."""
+    def measure_heldout(self, rows: Sequence[int], *, more: bool = False) -> None:
+        """Visits of held-out samples; `more` follow of other processes."""
         buckets, values, lengths = self.visits(len(rows))
-        self.calibration.add_heldout([self.held[row % HELDOUT] for row in rows], buckets, values, lengths)
+        self.calibration.add_heldout([self.held[row % HELDOUT] for row in rows], buckets, values, lengths, more=more)
 
     def ask(self, keys: Sequence[str]) -> None:
         """What a process asks before each of its batches, and logs after it."""
@@ -92,7 +92,9 @@ class Watch:
         for rows in chosen:
             self.visit(rows)
         if self.held:
-            self.measure_heldout([self.step * ranks * MEASURED + row for row in range(ranks * MEASURED)])
+            for rank in range(ranks):
+                first = (self.step * ranks + rank) * MEASURED
+                self.measure_heldout(range(first, first + MEASURED), more=rank < ranks - 1)
         for rows in chosen:
             self.ask([self.names[row] for row in rows[:batch].tolist()])
         return time.perf_counter() - began

@@ -51,6 +51,10 @@ class RecordError(MemtrainError):
     """The record table is missing, incomplete or was written by something else: check the run folder."""
 
 
+class MissingPartsError(RecordError):
+    """Work that processes share is not done yet: run those that are missing."""
+
+
 class DiskFullError(MemtrainError, OSError):
     """There is no space for what is to be written: free some, or name another folder."""
 

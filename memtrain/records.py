@@ -19,16 +19,17 @@ unit of resuming), `rank`, `timestep`, `prompt_length`, one column per signal va
 the caption was dropped), `score` (accumulated evidence before this visit), `flagged`, `weight` (of the sample in the
 mini-batch).
 
-On resume, parts newer than the checkpoint are dropped, so a crash neither loses nor doubles a row. Parts are brought to
-the disk (`fsync`) before the checkpoint that counts on them is written, and a torn one is refused by name.
+On resume, rows newer than the checkpoint are dropped, so a crash neither loses nor doubles a row. Parts are brought to
+the disk (`fsync`) before the checkpoint that counts on them is written, and a torn one is refused by name. As they
+become many, parts are merged (:mod:`memtrain.files.step_parts`): a run of days leaves a few dozen of each rank. Where a
+kill left a part beside a larger one that holds it, the larger one counts.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
+from memtrain.files.step_parts import Part, merged, opened, parts_of, rows_of, superseded, tables_of, torn, write_tables
 from memtrain.files.whole import written_whole as written_whole
 
 PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
@@ -55,7 +57,8 @@ MADE_CAPTION = "made_caption"
 """Group of captions that were made of the data's words, where no picture was held out; they have no picture."""
 NEVER_TRAINED = (HELDOUT, EXCLUDED, MADE_CAPTION)
 """Groups of prompts that the run did not train on."""
-PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
+MOST_ROWS = 2**22
+"""Rows of a part that is merged no further; a hundred bytes each."""
 Columns = Mapping[str, Sequence[Any]]
 """Column name to values, all of the same length."""
 
@@ -107,19 +110,23 @@ def _plain(value: object) -> object:
 
 
 class RecordWriter:
-    """Appends the rows of one rank.
+    """Appends the rows of one rank, and merges its parts as they become many.
 
     Args:
         folder: the run's `records` folder.
         rank: this process.
         batches_per_part: batches collected before a part is written.
+        several: neighbouring parts of about one size that are merged.
     """
 
-    def __init__(self, folder: Path, *, rank: int, batches_per_part: int = 50) -> None:
+    def __init__(self, folder: Path, *, rank: int, batches_per_part: int = 50, several: int = 16) -> None:
         self.folder = folder / "steps" / f"rank-{rank:05d}"
-        self.batches_per_part = batches_per_part
+        self.batches_per_part, self.several = batches_per_part, several
         self._tables: list[pa.Table] = []
-        self._first = 0
+        self._first = self._last = 0
+        self._checkpoint: int | None = None
+        own = [part for part in parts_of(folder) if part.rank == self.folder.name]
+        self._parts = [(part, rows_of(part.path)) for part in own]
 
     def append(self, batch: int, columns: Columns) -> None:
         """Add the rows of one batch.
@@ -137,54 +144,100 @@ class RecordWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was collected as a part."""
-        if self._tables:
-            name = f"part-{self._first:08d}-{self._last:08d}.parquet"
-            write_parquet(pa.concat_tables(self._tables), self.folder / name)
-            self._tables = []
+        """Write what was collected as a part; merge where it is time."""
+        if not self._tables:
+            return
+        path = self.folder / f"part-{self._first:08d}-{self._last:08d}.parquet"
+        table, self._tables = pa.concat_tables(self._tables), []
+        write_parquet(table, path)
+        self._parts.append((Part(path, self._first, self._last), len(table)))
+        end = self._checkpoint
+        older = self._parts if end is None else [one for one in self._parts if one[0].last < end]
+        # What the last checkpoint holds is not mixed with what a run that goes on from it drops.
+        self._parts = self._compact(older) + self._compact(self._parts[len(older) :])
+
+    def checkpoint(self) -> None:
+        """Make the parts end where a checkpoint does that is about to be written."""
+        self.flush()
+        self._checkpoint = self._parts[-1][0].last + 1 if self._parts else None
+
+    def _compact(self, parts: list[tuple[Part, int]]) -> list[tuple[Part, int]]:
+        """Merge the newest parts where `several` of them in a row are of a size or smaller."""
+        for size in range(math.ceil(math.log(MOST_ROWS, self.several))):
+            newest: list[tuple[Part, int]] = []
+            for part, rows in reversed(parts):
+                if rows >= self.several ** (size + 1) or rows >= MOST_ROWS:
+                    break
+                newest.insert(0, (part, rows))
+            if len(newest) >= self.several:
+                whole = merged([part for part, _ in newest])
+                parts = [*parts[: -len(newest)], (whole, sum(rows for _, rows in newest))]
+        return parts
 
 
-def drop_newer(folder: Path, batches_done: int, *, trim: bool = False) -> int:
-    """Delete the parts of all ranks that hold batches from `batches_done` on.
+def drop_newer(folder: Path, batches_done: int) -> int:
+    """Delete the rows of all ranks that are of batches from `batches_done` on, and what is left of merging parts.
+
+    A part with batches before and after is cut: the part of the former is there whole before it goes.
 
     Args:
         folder: the run's `records` folder.
         batches_done: batches that the checkpoint contains.
-        trim: cut parts of other processes than the first in two where they hold batches before and after it.
 
     Returns:
-        Number of parts deleted.
+        Number of parts deleted or cut.
 
     Raises:
-        RecordError: if a part straddles the checkpoint, so that rows would be lost or doubled, or a part that stays is
-            torn.
+        RecordError: if a part that stays is torn.
     """
     dropped = 0
-    for part in sorted((folder / "steps").glob("rank-*/part-*.parquet")):
-        match = PART.fullmatch(part.name)
-        if match is None or int(match[2]) < batches_done:
-            _open(part)
+    for path in superseded(folder):
+        path.unlink()
+    for part in parts_of(folder):
+        if part.last < batches_done:
+            opened(part.path).close()
             continue
-        if int(match[1]) < batches_done and trim and part.parent.name != "rank-00000":
-            table = _read(part)
-            older = table.filter(pc.less(table["batch"], batches_done))
-            if len(older):
-                write_parquet(older, part.with_name(f"part-{match[1]}-{batches_done - 1:08d}.parquet"))
-        elif int(match[1]) < batches_done:
-            raise RecordError(
-                f"{part} holds batches before and after the checkpoint's {batches_done}",
-                expected="parts that end at each checkpoint",
-                remedy="resume from the checkpoint that belongs to these records, or start a new run folder",
-            )
-        part.unlink()
+        if part.first < batches_done:
+            with opened(part.path) as file:
+                schema = file.schema_arrow
+            older = (table.filter(pc.less(table["batch"], batches_done)) for table in tables_of(part.path))
+            write_tables(older, schema, part.spanning(part.first, batches_done - 1))
+        part.path.unlink()
         dropped += 1
     for unfinished in (folder / "steps").glob("rank-*/.part-*"):
         unfinished.unlink()
     return dropped
 
 
+def iterate_steps(folder: Path, columns: Sequence[str] | None = None, *, first: int = 0) -> Iterator[pa.Table]:
+    """The step rows of a run, some at a time: those of each rank by batch, one rank after the other.
+
+    Args:
+        folder: the run's `records` folder.
+        columns: those of them that are there; default all.
+        first: leave out earlier batches.
+
+    Raises:
+        RecordError: if there are none, or one is torn.
+    """
+    parts = parts_of(folder)
+    if not parts:
+        raise RecordError(
+            f"No records in {folder}", expected="the records folder of a run", remedy="train with MemorizationMonitor"
+        )
+    for part in parts:
+        if part.last < first:
+            continue
+        cut = part.first < first
+        needed = [*columns, "batch"] if cut and columns is not None else columns
+        for table in tables_of(part.path, needed):
+            if cut:
+                table = table.filter(pc.field("batch") >= first)
+            yield table if columns is None else table.select([name for name in columns if name in table.column_names])
+
+
 def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
-    """The step rows of a run, ordered by batch and rank.
+    """The step rows of a run, ordered by batch and rank; all in memory, as :func:`iterate_steps` is not.
 
     Args:
         folder: the run's `records` folder.
@@ -193,17 +246,15 @@ def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
     Raises:
         RecordError: if there are none, or one is torn.
     """
-    parts = sorted((folder / "steps").glob("rank-*/part-*.parquet"))
-    if not parts:
-        raise RecordError(
-            f"No records in {folder}", expected="the records folder of a run", remedy="train with MemorizationMonitor"
-        )
     # File by file: pyarrow's datasets would import pandas, which takes 70 MB.
-    tables = [_read(part) for part in parts]
-    if first:
-        tables = [table.filter(pc.field("batch") >= first) for table in tables]
+    tables = list(iterate_steps(folder, first=first)) or [_none_of(folder)]
     table = pa.concat_tables(tables, promote_options="default")
     return table.sort_by([("batch", "ascending"), ("rank", "ascending")])
+
+
+def _none_of(folder: Path) -> pa.Table:
+    with opened(parts_of(folder)[0].path) as file:
+        return file.schema_arrow.empty_table()
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -224,27 +275,9 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return _open(path).read()
+        return opened(path).read()
     except (pa.ArrowException, OSError) as error:
-        raise _torn(path, error) from error
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    """A table of which the end is there, without which it was not written whole."""
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _torn(path, error) from error
-
-
-def _torn(path: Path, error: Exception) -> RecordError:
-    match = PART.fullmatch(path.name)
-    before = f"continue from a checkpoint of before batch {int(match[1])}, or " if match else ""
-    return RecordError(
-        f"{path} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-        expected="a table that was written whole; memtrain renames tables into place when they are",
-        remedy=f"restore the file from a copy, {before}start the run anew in another folder",
-    )
+        raise torn(path, error) from error
 
 
 def set_aside(folder: Path) -> Path | None:

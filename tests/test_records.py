@@ -7,7 +7,16 @@ import duckdb
 import pytest
 
 from memtrain.errors import RecordError
-from memtrain.records import RecordWriter, drop_newer, read_steps, read_table, set_aside, write_json
+from memtrain.files.step_parts import parts_of
+from memtrain.records import (
+    RecordWriter,
+    drop_newer,
+    iterate_steps,
+    read_steps,
+    read_table,
+    set_aside,
+    write_json,
+)
 
 
 def write(folder: Path, batches: range, *, rank: int = 0, per_part: int = 4) -> None:
@@ -61,10 +70,89 @@ def test_resuming_drops_newer_parts_of_every_rank_and_unfinished_ones(tmp_path: 
     assert not unfinished.exists()
 
 
-def test_a_part_across_the_checkpoint_is_refused_rather_than_cut(tmp_path: Path) -> None:
-    write(tmp_path, range(8))
-    with pytest.raises(RecordError, match="before and after the checkpoint's 6"):
+def test_a_part_across_the_checkpoint_is_cut_by_row_for_every_rank(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        write(tmp_path, range(8), rank=rank)
+    assert drop_newer(tmp_path, 6) == 2
+    assert read_steps(tmp_path)["batch"].to_pylist() == [batch for batch in range(6) for _ in range(4)]
+    names = sorted(part.name for part in (tmp_path / "steps" / "rank-00001").iterdir())
+    assert names == ["part-00000000-00000003.parquet", "part-00000004-00000005.parquet"]
+    for rank in (0, 1):
+        write(tmp_path, range(6, 9), rank=rank)
+    assert read_steps(tmp_path)["batch"].to_pylist() == [batch for batch in range(9) for _ in range(4)]
+
+
+def test_a_kill_while_a_part_is_cut_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, range(8), per_part=8)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
         drop_newer(tmp_path, 6)
+    assert len(list(tmp_path.glob("steps/*/*.parquet"))) == 2
+    assert read_steps(tmp_path)["batch"].to_pylist() == [batch for batch in range(8) for _ in range(2)]
+    drop_newer(tmp_path, 6)
+    assert read_steps(tmp_path)["batch"].to_pylist() == [batch for batch in range(6) for _ in range(2)]
+
+
+def killed(self: Path, missing_ok: bool = False) -> None:
+    if not self.name.startswith("."):
+        raise KeyboardInterrupt
+    Path.rename(self, self.with_name("gone")) if self.exists() else None
+
+
+def test_parts_stay_few_and_hold_every_row_in_order(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, rank=0, batches_per_part=1, several=4)
+    most = 0
+    for batch in range(100):
+        writer.append(batch, {"key": ["a"], "batch": [batch], "rank": [0], "score": [float(batch)]})
+        most = max(most, len(list(writer.folder.iterdir())))
+    assert most <= 16, "three of each size at most, and sizes grow fourfold"
+    assert read_steps(tmp_path)["score"].to_pylist() == [float(batch) for batch in range(100)]
+    again = RecordWriter(tmp_path, rank=0, batches_per_part=1, several=4)
+    for batch in range(100, 110):
+        again.append(batch, {"key": ["a"], "batch": [batch], "rank": [0], "score": [float(batch)]})
+    assert read_steps(tmp_path)["batch"].to_pylist() == list(range(110))
+    assert len(list(writer.folder.iterdir())) <= 16
+
+
+def test_parts_before_the_last_checkpoint_are_not_merged_with_later_ones(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, rank=0, batches_per_part=1, several=4)
+    for batch in range(40):
+        writer.append(batch, {"key": ["a"], "batch": [batch], "rank": [0], "score": [0.0]})
+        if batch == 25:
+            writer.checkpoint()
+    before = len(list(writer.folder.iterdir()))
+    assert drop_newer(tmp_path, 26) < before
+    assert all(part.last < 26 for part in parts_of(tmp_path))
+    assert read_steps(tmp_path)["batch"].to_pylist() == list(range(26))
+
+
+def test_a_kill_while_parts_are_merged_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RecordWriter(tmp_path, rank=0, batches_per_part=1, several=4)
+    rows = [{"key": ["a", "b"], "batch": [batch] * 2, "rank": [0] * 2, "score": [0.5, batch]} for batch in range(9)]
+    for batch in range(3):
+        writer.append(batch, rows[batch])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        writer.append(3, rows[3])
+    assert len(list(writer.folder.iterdir())) == 5, "the merged part, and all that it holds"
+    expected = [batch for batch in range(4) for _ in range(2)]
+    assert read_steps(tmp_path)["batch"].to_pylist() == expected
+    assert sum(len(table) for table in iterate_steps(tmp_path, ["key"])) == 8
+    drop_newer(tmp_path, 4)
+    assert [path.name for path in writer.folder.iterdir()] == ["part-00000000-00000003.parquet"]
+    assert read_steps(tmp_path)["batch"].to_pylist() == expected
+
+
+def test_a_newer_part_is_read_without_the_older_ones(tmp_path: Path) -> None:
+    write(tmp_path, range(12))
+    oldest = tmp_path / "steps" / "rank-00000" / "part-00000000-00000003.parquet"
+    oldest.write_bytes(b"not looked at")
+    assert sorted(set(read_steps(tmp_path, first=6)["batch"].to_pylist())) == [6, 7, 8, 9, 10, 11]
+    tables = list(iterate_steps(tmp_path, ["score"], first=6))
+    assert [table.column_names for table in tables] == [["score"], ["score"]]
+    assert sum(map(len, tables)) == 12
 
 
 def test_missing_records_say_so(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from memtrain.evaluation.stages.results_stage import ResultsStage
 from memtrain.evaluation.stages.shards import Shard, read_shard
 from memtrain.files.lock import locked
 from memtrain.files.shown import shown
+from memtrain.models.placement import placed
 
 if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
@@ -197,7 +198,8 @@ def _run_held(stage: Stage, asked: Run | None, trained: TrainedPipeline) -> dict
             assert asked is not None  # stage.check() refuses a model without prompts
             prompts, own_images = asked.known_prompts(most=stage.max_prompts)
         stage.check_prompts(prompts)
-    pipeline = trained.load().to(own_device())
+    offload = getattr(stage, "offload", False)
+    pipeline = placed(trained.load(), own_device(), offload=offload)
     _say(cut_prompts(pipeline, prompts))
     given = StageInput(
         pipeline=pipeline,

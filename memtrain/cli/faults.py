@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from memtrain.errors import DiskFullError, MemtrainError, ResourceError
+from memtrain.errors import DiskFullError, MemtrainError, MissingPartsError, ResourceError
 from memtrain.files.whole import free_bytes, no_space
 
 NO_MEMORY = ("out of memory", "defaultcpuallocator", "not enough memory", "cannot allocate memory", "bad_alloc")
+NOT_TWICE = "What is done is not done twice"
 ROOM = "free space there, or name a folder on another disk"
 DEAD_WORKER = ("dataloader worker", "process pool was terminated", "exited unexpectedly")
 DEAD_PROCESS = (
@@ -36,6 +37,9 @@ def explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErro
     for one in _chain(error):
         if isinstance(one, DiskFullError):
             return DiskFullError(one.problem, expected=one.expected, remedy=f"{ROOM}; then go on with: {again}")
+        if isinstance(one, MissingPartsError):
+            remedy = f"submit the same array again, or make them here with: {without_shard(again)}"
+            return MissingPartsError(one.problem, expected=one.expected, remedy=f"{remedy}. {NOT_TWICE}")
         if isinstance(one, MemtrainError):
             return one
         if (found := _explained(one, again=again, smaller=smaller)) is not None:
@@ -71,8 +75,9 @@ def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErr
             remedy=f"{smaller}; go on with: {again}",
         )
     if (foreign and any(words in lower for words in DEAD_PROCESS)) or type(error).__name__ == "ProcessExitedException":
+        who = "; ".join(getattr(error, "__notes__", []))
         return ResourceError(
-            f"Another process of this run ended or can no longer be reached: {said[:300]}",
+            f"Another process of this run ended or can no longer be reached: {f'{who}. ' if who else ''}{said[:300]}",
             expected="every process up to the end; its own output, or the system's log, says why it ended",
             remedy=f"mend that, then go on with: {again}",
         )
@@ -86,6 +91,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__
+
+
+def without_shard(command: str) -> str:
+    """The command that does whatever is missing, and puts the parts together.
+
+    Args:
+        command: of a process that was to do one part, or to put parts together.
+    """
+    words = shlex.split(command)
+    given = [place for place, word in enumerate(words) if word == "--shard"]
+    left = [word for place, word in enumerate(words) if place not in given and place - 1 not in given]
+    return shlex.join([word for word in left if not word.startswith("--shard=")])
 
 
 def training_again(words: Sequence[str]) -> str:

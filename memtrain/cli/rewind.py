@@ -40,7 +40,7 @@ from memtrain.data.selection import read_keys
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.sheet_cells import write_cells
 from memtrain.files.yaml_file import read_mapping
-from memtrain.records import read_steps, write_json, written_whole
+from memtrain.records import iterate_steps, write_json, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -136,17 +136,15 @@ def make_plan(run: Path, *, remaining: float) -> Plan:
     """
     config = _config(run)
     checkpoints = kept_checkpoints(run, config)
-    steps = read_steps(run / "records").select(["key", "step", "weight", "flagged"])
     listed = run / "flagged.csv"
-    flagged = set(read_keys(str(listed))) if listed.is_file() else _flagged_so_far(steps, checkpoints)
-    trained = steps.filter(pc.and_(pc.is_in(steps["key"], pa.array(sorted(flagged), pa.string())), _taught(steps)))
-    if not trained.num_rows:
+    flagged = set(read_keys(str(listed))) if listed.is_file() else _flagged_so_far(run, checkpoints)
+    visited = _visits_of(run, flagged)
+    if not len(visited):
         raise ConfigurationError(
             f"{run} has nothing to take back: it flagged {len(flagged)} samples, and was trained on none of them",
             expected="flagged samples that the run was trained on",
             remedy="nothing has to be done; evaluate.py shows what the model reproduces",
         )
-    visited = torch.tensor(trained["step"].to_pylist())
     fitting = [one for one in checkpoints if int((visited < one.step).sum()) <= remaining * len(visited)]
     chosen = max(fitting, key=lambda one: one.step, default=None)
     excluded = set((config["data"].get("init_args") or {}).get("exclude") or ())
@@ -184,14 +182,22 @@ def _config(run: Path) -> dict[str, Any]:
     return config
 
 
-def _taught(steps: pa.Table) -> pa.ChunkedArray:
-    return pc.greater(steps["weight"], 0.0)
+def _visits_of(run: Path, keys: set[str]) -> torch.Tensor:
+    """Steps of the visits of samples that were trained on, `(n,)`."""
+    wanted, steps = pa.array(sorted(keys), pa.string()), [torch.zeros(0, dtype=torch.long)]
+    for table in iterate_steps(run / "records", ("key", "step", "weight")):
+        taught = table.filter(pc.and_(pc.is_in(table["key"], wanted), pc.greater(table["weight"], 0.0)))
+        steps.append(torch.tensor(taught["step"].to_numpy().copy(), dtype=torch.long))
+    return torch.cat(steps)
 
 
-def _flagged_so_far(steps: pa.Table, checkpoints: Sequence[Checkpoint]) -> set[str]:
+def _flagged_so_far(run: Path, checkpoints: Sequence[Checkpoint]) -> set[str]:
     """What an interrupted run had flagged, as far as that was written down."""
     newest = max(checkpoints, key=lambda one: one.step, default=None)
-    return set(steps.filter(steps["flagged"])["key"].to_pylist()) | set(newest.flagged if newest is not None else ())
+    found = set(newest.flagged if newest is not None else ())
+    for table in iterate_steps(run / "records", ("key", "flagged")):
+        found |= set(pc.unique(table.filter(table["flagged"])["key"]).to_pylist())
+    return found
 
 
 def prepare(plan: Plan, output: Path) -> None:

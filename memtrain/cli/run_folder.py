@@ -67,7 +67,8 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
             expected="TextImageDataModule, whose training images evaluation compares with",
-            remedy="call memtrain.evaluation.stages.measure.evaluate_run with your own images",
+            remedy=f"compare with images on the disk: python evaluate.py measure --model {path.parent / 'pipeline'} "
+            "--data IMAGES; or call memtrain.evaluation.stages.measure.evaluate_run with your own",
         )
     data.buckets, data.augment = None, None  # pictures are compared with generated ones in one view, of one size
     scanned = path.parent / "families"

@@ -121,11 +121,13 @@ def run_scan(options: Namespace) -> None:
     source = open_source(path)
     part = None if shard is None else (shard.index, shard.count)
     with opened(engine) as runs:
-        found = scan(source, settings=settings, folder=output, shard=part, engine=runs)
+        merges = shard is None or shard.merges
+        found = scan(source, settings=settings, folder=output, shard=part, merges=merges, engine=runs)
     if found is None:
+        left = "others are not yet. Whoever finishes last writes" if merges else "the job that waits for all writes"
         print(
-            f"Part {shard} of the images is done; others are not yet. Whoever finishes last writes the results to "
-            f"{output}. If none does, run this again with --shard {MERGE}."
+            f"Part {shard} of the images is done; {left} the results to {output}. If none does, run this again with "
+            f"--shard {MERGE}."
         )
         return
     _keep_other_data(output, path)

@@ -96,11 +96,11 @@ class BrokenSamples:
         if write:
             self.write()
         if not self.skips:
-            raise stopped(list(self._found), total, path, kept=self._place())
+            raise stopped(list(self._found), total, path, kept=self.place)
         if len(self._found) > self.share * total:
             raise DataError(
                 f"{len(self._found):,} of {total:,} samples of {path} cannot be used, first {_first(self._found)}"
-                f"{self._place()}",
+                f"{self.place}",
                 expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
                 remedy="repair or remove them, or raise broken_share",
             )
@@ -131,12 +131,14 @@ class BrokenSamples:
         count = len(self._found) if self.folder is None else _lines(self.folder / FILE)
         if count > self.share * total:
             raise DataError(
-                f"{count:,} of {total:,} samples of {path} turned out to be broken, last {_first(new)}{self._place()}",
+                f"{count:,} of {total:,} samples of {path} turned out to be broken, last {_first(new)}{self.place}",
                 expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
                 remedy="repair them or raise broken_share, and go on from the last checkpoint",
             )
 
-    def _place(self) -> str:
+    @property
+    def place(self) -> str:
+        """Where the list is, for an error."""
         return "" if self.folder is None else f"; all are in {self.folder / FILE}"
 
 

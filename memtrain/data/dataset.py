@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,15 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from memtrain.data.caption_choice import Captions
 from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
 from memtrain.data.kept_latents import KeptLatents, encode_in_memory
-from memtrain.data.source import SampleSource
+from memtrain.data.sample_table import chosen
+from memtrain.data.source import BrokenImageError, Sample, SampleSource, broken_of
 from memtrain.data.token_table import Tokens, TokenTable, token_table
-from memtrain.functional.keyed_draws import hash_numbers
+from memtrain.data.turns import Turns
+from memtrain.functional.keyed_draws import seed_of
 
 Batch = dict[str, Any]
 """See :mod:`memtrain.data.source` for the fields."""
@@ -30,28 +33,10 @@ class Visit(NamedTuple):
     epoch: int
 
 
-class Turns:
-    """Rows that take turns at some positions: all of them equally often in the long run, in a new order each time.
-
-    Args:
-        rows: that take turns.
-        positions: of the dataset at which they do.
-        seed: of the orders.
-    """
-
-    def __init__(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> None:
-        self.rows, self.seed = list(rows), seed
-        self.slots = {position: slot for slot, position in enumerate(positions)}
-        self._orders: dict[int, list[int]] = {}
-
-    def row(self, position: int, epoch: int) -> int:
-        """Whose turn it is."""
-        time, place = divmod(epoch * len(self.slots) + self.slots[position], len(self.rows))
-        if time not in self._orders:
-            draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))
-            order = [self.rows[place] for place in sorted(range(len(draws)), key=draws.__getitem__)]
-            self._orders = {**dict(list(self._orders.items())[-3:]), time: order}
-        return self._orders[time][place]
+BROKEN = "broken"
+"""Field of an item: JSON of what is broken, and has been replaced by it; empty where nothing is."""
+TRIES = 100
+"""Samples that are tried in the place of a broken one."""
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -75,6 +60,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         samples: in the order of `indices`.
         visits: how often each of them occurs.
         shapes: rows and columns of each sample's pixel values.
+        skips: whether another sample takes the place of one whose image cannot be read.
     """
 
     def __init__(
@@ -94,9 +80,10 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.source, self.resolution = source, resolution
         self.framing, self.captions = framing or Framing(((resolution, resolution),)), captions or Captions()
         self.indices = list(indices)
-        self.samples = [source.samples[index] for index in self.indices]
+        self.samples = chosen(source.samples, self.indices)
         self.shapes = self._shapes(self.framing.shapes)
         self._turns: dict[int, Turns] = {}
+        self.skips = False
         self.weights = None if weights is None else list(weights)
         self.visits = [1] * len(self.indices) if visits is None else list(visits)
         self.rotating = frozenset(rotating)
@@ -106,11 +93,11 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self._latents: Callable[[int, int], Tensor] | None = None
         self._text: Callable[[int], dict[str, Tensor]] | None = None
         self._masks: Callable[[int, Frame], Tensor] | None = None
-        several = [len(self.texts_of(row)) for row in range(len(self.samples))]
+        several = [1 + len(one.alternatives) for one in self.samples] if self._all else [1] * len(self.samples)
         self._first = np.concatenate([[0], np.cumsum(several, dtype=np.int64)])
         self._make_tokens = tokens if self.captions.shuffle_tags else None
         self.tokens = TokenTable()
-        if tokens is not None and self.samples:
+        if tokens is not None and len(self.samples):
             self.tokens = token_table(self.all_texts(), tokens, folder=kept_in)
 
     def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -131,7 +118,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def shapes_of_visits(self) -> list[Shape]:
         """The shape of each position."""
-        return [self.shapes[row] for row in self._row]
+        return [self.shapes[row] for row in self._row.tolist()]
 
     def __len__(self) -> int:
         return len(self._row)
@@ -142,8 +129,31 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         number = position - int(self._ends[row]) + self.visits[row]
         if epoch is not None and row in self.rotating:
             row = self._turn_of(position, epoch)
-        sample = self.samples[row]
         visit = None if epoch is None else (epoch, number)
+        return self._or_another(row, visit) if self.skips else self._item(row, visit)
+
+    def _or_another(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
+        """The item of a row; of another one where its image cannot be read, with what is broken under `broken`."""
+        try:
+            return {**self._item(row, visit), BROKEN: ""}
+        except BrokenImageError as error:
+            broken = broken_of(self.source, self.indices[row], error)
+        # Whoever comes in its place does so at every visit, and after every resume.
+        for turn in range(TRIES):
+            other = seed_of(f"{self.framing.seed} {turn} in place of", broken.key) % len(self.samples)
+            if self.shapes[other] == self.shapes[row] and other not in self.rotating:
+                try:
+                    return {**self._item(other, visit), BROKEN: json.dumps(broken)}
+                except BrokenImageError:
+                    continue
+        raise BrokenImageError(
+            f"{broken.key!r} cannot be read, and neither can others that might take its place: {broken.reason}",
+            expected="at most a few broken images among many",
+            remedy="look at the disk that holds the data",
+        )
+
+    def _item(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
+        sample = self.samples[row]
         item: dict[str, Any] = {"key": sample.key, **self._captioned(row, visit)}
         variant = 0 if self._latents is None else self.framing.variant_of(sample.key, visit)
         frame = self.framing.frame(self.shapes[row], sample.key, visit)
@@ -203,12 +213,18 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def texts_of(self, row: int) -> list[str]:
         """The captions among which a visit of a sample has one."""
-        sample = self.samples[row]
-        return [sample.caption, *(sample.alternatives if self.captions.choose != "first" else ())]
+        return self._texts(self.samples[row])
+
+    def _texts(self, sample: Sample) -> list[str]:
+        return [sample.caption, *(sample.alternatives if self._all else ())]
+
+    @property
+    def _all(self) -> bool:
+        return self.captions.choose != "first"
 
     def all_texts(self) -> list[str]:
         """Those of all samples, in the order of `tokens`."""
-        return [text for row in range(len(self.samples)) for text in self.texts_of(row)]
+        return [text for sample in self.samples for text in self._texts(sample)]
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""
@@ -258,39 +274,10 @@ class CaptionedImages(Dataset[dict[str, Any]]):
             captions=self.captions,
             weights=self.weights,
         )
-        dataset.tokens = self.tokens
+        dataset.tokens, dataset.skips = self.tokens, self.skips
         dataset.use(latents=self._latents, text=self._text, masks=self._masks)
         return dataset
 
     def by_shape(self) -> list[list[int]]:
         """Rows of samples, those of one shape together, in fixed order."""
         return list(rows_by_shape(self.shapes).values())
-
-
-class OneShape(Dataset[Batch]):
-    """Batches of a dataset's samples, each once, in fixed order; each batch of one shape.
-
-    Args:
-        dataset: with each sample once.
-        batch_size: samples of a batch, at most.
-    """
-
-    def __init__(self, dataset: CaptionedImages, batch_size: int) -> None:
-        self.dataset = dataset
-        self.batches = [
-            rows[start : start + batch_size] for rows in dataset.by_shape() for start in range(0, len(rows), batch_size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Batch:
-        batch: Batch = default_collate([self.dataset[row] for row in self.batches[index]])
-        return batch
-
-
-def loader(dataset: CaptionedImages, *, batch_size: int, **options: Any) -> DataLoader[Batch]:
-    """A DataLoader of samples that are there once each, collated as torch does it; each batch of one shape."""
-    if len(set(dataset.shapes)) > 1:
-        return DataLoader(OneShape(dataset, batch_size), batch_size=None, **options)
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=default_collate, **options)

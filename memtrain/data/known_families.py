@@ -30,8 +30,12 @@ class DataScan(ScanSettings):
     folder: str | None = None
 
 
-def find_families(setting: str, source: SampleSource, settings: DataScan, *, folder: Path | None) -> Families | None:
-    """The families of a source; None where they are not to be counted.
+def find_families(
+    setting: str, source: SampleSource, settings: DataScan, *, folder: Path | None
+) -> tuple[Families | None, Collection[str] | None]:
+    """The families of a source, None where they are not to be counted; and the keys of images that cannot be read.
+
+    The latter are None where not all images were looked at.
 
     Args:
         setting: `auto`, `off` or the path of a table.
@@ -40,14 +44,15 @@ def find_families(setting: str, source: SampleSource, settings: DataScan, *, fol
         folder: of its cache; None for none.
     """
     if setting == OFF:
-        return None
+        return None, None
     if setting != AUTO:
-        return read_families(setting, [sample.key for sample in source.samples])
+        return read_families(setting, [sample.key for sample in source.samples]), None
     if folder is not None:
-        return cached_scan(source, settings, folder, quiet=True).families
+        kept = cached_scan(source, settings, folder, quiet=True)
+        return kept.families, kept.broken
     found = scan(source, settings=settings, progress=False)
     assert found is not None  # of one shard
-    return found.families
+    return found.families, found.broken
 
 
 def read_families(path: str, keys: Collection[str]) -> Families:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
 import torch
 
 from memtrain.data.border_keys import BorderedSource, BorderKeys
+from memtrain.data.broken import Action, Broken, BrokenSamples
+from memtrain.data.dataset import BROKEN, Batch
 from memtrain.data.masks import Kind, Masks, masked
 from memtrain.data.source import SampleSource
 from memtrain.data.visited_images import VisitedImages
@@ -22,6 +25,9 @@ class MaskedImages(VisitedImages):
     Args:
         border_keys: a border of a grey level of its own around every image, to measure what is learned by heart.
         masks: `files`: of those that have a file; `alpha`: from the alpha channel of those that have one; `off`.
+        broken: what becomes of samples that cannot be used: `stop` the run, naming all of them, or `skip` them
+            (:mod:`memtrain.data.broken`).
+        broken_share: of the samples that may be skipped.
         heldout_most: pictures that are held out at the most, whatever their share; 999 suffice for a rate of 0.1 %.
         visiting: as of :class:`VisitedImages`.
     """
@@ -32,10 +38,22 @@ class MaskedImages(VisitedImages):
         masks: Kind = "files",
         border_keys: BorderKeys | None = None,
         heldout_most: int = 2000,
+        broken: Action = "stop",
+        broken_share: float = 0.01,
         **visiting: Any,
     ) -> None:
         super().__init__(**visiting)
         self.masks, self.border_keys, self.heldout_most = masks, border_keys, heldout_most
+        self.broken = BrokenSamples(broken, broken_share)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Take out of the batch what was broken, and list it; the rest as of :class:`VisitedImages`."""
+        found = [Broken(*json.loads(text)) for text in batch.pop(BROKEN, ()) if text]
+        if found:
+            log.warning("Others take the place of %d broken image(s), first %r", len(found), found[0].key)
+            total = sum(len(dataset.samples) for dataset in self._built())
+            self.broken.met(found, total, path=self._built()[0].source.path)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _bordered(self, source: SampleSource, resolution: int) -> SampleSource:
         """A source with borders around its images, where they were asked for."""

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import AutoTokenizer
-
-from memtrain.data.caching import keep_in_memory, keep_on_disk
+from memtrain.data.caching import keep_in_memory, keep_on_disk, processes_of
 from memtrain.data.canaries import Canaries
-from memtrain.data.cut_captions import tell_of_cut
+from memtrain.data.checking import leave_out
 from memtrain.data.dataset import CaptionedImages
-from memtrain.data.disk_cache import Processes
-from memtrain.data.edited_copies import wants_copies, with_edited_copies
+from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
-from memtrain.data.heldout_split import Split, split_heldout
-from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
+from memtrain.data.groups import groups_of
+from memtrain.data.heldout_source import require_apart, split_sources
+from memtrain.data.known_families import AUTO, DataScan, find_families, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
+from memtrain.data.sample_table import chosen, keys_of, without_collection
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
-from memtrain.data.source import SampleSource, open_source
-from memtrain.data.token_table import Tokens, tokens_by
-from memtrain.errors import ConfigurationError, DataError
+from memtrain.data.source import Reading, SampleSource, open_source
+from memtrain.data.token_table import Tokens
+from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
 from memtrain.files.earlier_run import taken_over
-from memtrain.functional.statistics import MINIMUM_CALIBRATING
-from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +66,7 @@ class TextImageDataModule(MaskedImages):
         families: of all samples; None with `families: off`.
         copied_from: the key of the training sample that a held-out one is an edited copy of, by the copy's key.
         template: the key of the sample that a variant is made from, by the variant's key.
+        run_folder: where an earlier start kept what it found, without a trainer; default that of the trainer.
     """
 
     def __init__(
@@ -98,6 +95,7 @@ class TextImageDataModule(MaskedImages):
         self.resolution, self.cache_latents = resolution, cache_latents
         self.families_setting, self.scan = families, scan or DataScan()
         self.families: Families | None = None
+        self.run_folder: str | Path | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -115,10 +113,10 @@ class TextImageDataModule(MaskedImages):
             ConfigurationError: if settings contradict each other.
         """
         source = self._open(self.path)
-        keys = [sample.key for sample in source.samples]
-        families = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
+        keys = keys_of(source.samples)
+        families, scanned = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         regular = None if self.regularisation is None else self.regularisation.open()
-        split, regular_split, edited = self._split(keys, regular, families)
+        split, regular_split, edited = split_sources(self, keys, regular, families=families)
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -131,25 +129,24 @@ class TextImageDataModule(MaskedImages):
         made = make_templates(source.samples, templates, planted)
         made += make_canaries(self.canaries) if self.canaries else []
         made_keys = {one.sample.key for one in made}
-        require_known(self.exclude, set(keys), made_keys, path=self.path)
+        require_known(self.exclude, {*keys, *(one.key for one in source.broken)}, made_keys, path=self.path)
         held_source = source
         if self.heldout_path:
             held_source = self._open(self.heldout_path)
             held = list(range(len(held_source)))
-            shared = {sample.key for sample in held_source.samples} & (set(keys) | made_keys)
-            if shared:
-                raise DataError(
-                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
-                    expected="held-out samples that are not trained on",
-                    remedy="remove or rename them",
-                )
+            require_apart(held_source, {*keys, *made_keys}, path=self.path)
         made = [one for one in made if not self._excluded(one, keys)]
         repeats = repeats_of(keys, self.repeats)
         visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        for one in {id(one): one for one in (source, held_source, regular) if one is not None}.values():
-            one.check_images(look=self._framing().sized or self.cache is not None)
+        gone = self._broken_keys([source, held_source, *([] if regular is None else [regular])], scanned)
+        if gone:
+            shown = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
+            visits = {row: count for row, count in visits.items() if shown[row] not in gone}
+            held = [row for row in held if held_source.samples[row].key not in gone]
+            if regular is not None:
+                regular_split = regular_split.without([sample.key in gone for sample in regular.samples])
         if edited:
             trained = [index for index in visits if index < len(keys)]
             held_source, held, self.copied_from = with_edited_copies(source, trained, families=families)
@@ -158,52 +155,31 @@ class TextImageDataModule(MaskedImages):
         everything = self._bordered(PlantedSource(source, made) if made else source, self.resolution)
         held_source = self._bordered(held_source, self.resolution)
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
-        # Held-out images are seen in their fixed view alone.
-        framing = replace(self._framing(), augment=Augment())
+        fixed = replace(self._framing(), augment=Augment())  # the one view in which held-out images are seen
         self.heldout_dataset = CaptionedImages(
-            held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=fixed
         )
-        known = everything.samples
-        self.groups = {known[index].key: PLANTED if known[index].key in repeated else UNIQUE for index in visits}
-        self.groups |= {one.sample.key: one.group for one in made}
+        for dataset in self._built():
+            dataset.skips = self.broken.skips
         self.families = None if families is None else with_made(families, made, keys)
-        if self.families is not None:
-            self.groups |= repeated_pictures(self.groups, self.families)
-        self.groups |= {key: REGULARISATION for key in self.visits_per_epoch if key not in self.groups}
-        self.groups |= {sample.key: HELDOUT for sample in self.heldout_dataset.samples}
+        self.groups = groups_of(
+            keys_of(chosen(everything.samples, list(visits))),
+            repeated=repeated,
+            made=made,
+            families=self.families,
+            visited=self.visits_per_epoch,
+            heldout=keys_of(self.heldout_dataset.samples),
+        )
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = {} if tokens is None else tokens([""])
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
-        source = open_source(path, caption=self.captions.default or self.captions.trigger)
-        source.samples = [self.captions.triggered(sample) for sample in source.samples]
+        reading = Reading(self.broken.skips, self._kept_in("listings"))
+        source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
+        if self.captions.trigger:
+            source.samples = [self.captions.triggered(sample) for sample in source.samples]
         return source
-
-    def _split(
-        self, keys: list[str], regular: SampleSource | None, families: Families | None
-    ) -> tuple[Split, Split, bool]:
-        """The split of the training images, that of the regularisation images, and whether edited copies stand in."""
-        setting, fraction = self.heldout_setting, 0.0 if self.heldout_path else self.heldout_fraction
-        split = split_heldout(keys, fraction, families=families, most=self.heldout_most)
-        regular_keys = [] if regular is None else [sample.key for sample in regular.samples]
-        if setting == "regularisation" and regular is None:
-            raise ConfigurationError(
-                "heldout: regularisation holds out regularisation images, and there are none",
-                expected="data.init_args.regularisation with the path of such images",
-                remedy="name them, or set data.init_args.heldout to auto",
-            )
-        if regular is not None and not self.heldout_path:
-            regular_split = split_heldout(regular_keys, fraction, most=self.heldout_most)
-            enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
-            few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
-            if setting == "regularisation" or (enough and few):
-                log.info("%d regularisation images are held out", len(regular_split.heldout))
-                return split_heldout(keys, 0.0), regular_split, False
-        edited = not self.heldout_path and wants_copies(
-            setting, keys, families=families, fraction=fraction, held=len(split.heldout)
-        )
-        return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular_keys))), [], []), edited
 
     def _trained(
         self,
@@ -216,7 +192,7 @@ class TextImageDataModule(MaskedImages):
     ) -> None:
         """Make the training dataset: the visits of a source, and regularisation images among them."""
         indices, counts, weights = list(visits), list(visits.values()), None
-        self.visits_per_epoch = {source.samples[index].key: count for index, count in visits.items()}
+        self.visits_per_epoch = dict(zip(keys_of(chosen(source.samples, indices)), counts, strict=True))
         regular_keys = [] if regular is None else [regular.samples[row].key for row in rows]
         if regular is not None and self.regularisation is not None and regular_keys:
             added = self.regularisation.visits(regular_keys, sum(counts))
@@ -235,7 +211,31 @@ class TextImageDataModule(MaskedImages):
             captions=self.captions,
             weights=weights,
             rotating=range(len(visits), len(indices)),
+            kept_in=self._kept_in("tokens"),
         )
+
+    def _broken_keys(self, sources: list[SampleSource], scanned: Collection[str] | None) -> set[str]:
+        """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`."""
+        self.broken.folder = self._root()
+        return leave_out(
+            self.broken,
+            sources,
+            scanned=scanned,
+            look=self._framing().sized or self.cache is not None,
+            every=self.cache_latents,
+            without=self.exclude,
+            write=getattr(self.trainer, "global_rank", 1) == 0,
+        )
+
+    def _kept_in(self, name: str) -> Path | None:
+        """Folder of what the next start finds again: of the cache, or else of the run."""
+        root = self._root()
+        place = Path(self.cache.folder) if self.cache is not None else root and root / "index"
+        return place and place / name
+
+    def _root(self) -> Path | None:
+        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
+        return None if root is None else Path(root)
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
@@ -248,8 +248,8 @@ class TextImageDataModule(MaskedImages):
             cached_scan(self._open(self.path), self.scan, folder)
 
     def _families_folder(self) -> Path | None:
-        root = getattr(self.trainer, "default_root_dir", None)
-        return Path(self.scan.folder) if self.scan.folder else Path(root) / "families" if root else None
+        root = self._root()
+        return Path(self.scan.folder) if self.scan.folder else root and root / "families"
 
     def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
         return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)
@@ -258,38 +258,15 @@ class TextImageDataModule(MaskedImages):
         """The other captions of each training sample, by key; empty for a sample with one caption."""
         return {sample.key: sample.alternatives for sample in self._built()[0].samples}
 
-    def _named_tokenizer(self) -> Any:
-        """The tokenizer that was named; of a folder nothing is asked of the Hub."""
-        local = Path(str(self.tokenizer_path)).exists()
-        return AutoTokenizer.from_pretrained(self.tokenizer_path, local_files_only=local, trust_remote_code=False)
-
-    def _tokens(self, module: Any) -> Tokens | None:
-        """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
-        if self.tokenizer_path:
-            return tokens_by(self._named_tokenizer())
-        if hasattr(module, "tokens"):
-            return module.tokens
-        tokenizer = getattr(module, "tokenizer", None)
-        return None if tokenizer is None else tokens_by(tokenizer)
-
-    def _tell_of_cut_captions(self, module: Any) -> None:
-        """Count the captions that are longer than what the text encoder reads."""
-        tokenizer = self._named_tokenizer() if self.tokenizer_path else getattr(module, "tokenizer", None)
-        train, _ = self._built()
-        tell_of_cut(train.all_texts(), train.tokens, tokenizer)
-
     def setup(self, stage: str) -> None:
         """Build once, then cache what the module's encoders make of images and captions where asked."""
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
-        self.build(self._tokens(module))
-        self._tell_of_cut_captions(module)
-        processes, device = Processes(), torch.device("cpu")
-        if self.trainer is not None:
-            strategy: Any = self.trainer.strategy
-            broadcast, device = partial(strategy.broadcast, src=0), strategy.root_device
-            processes = Processes(self.trainer.global_rank, self.trainer.world_size, strategy.barrier, broadcast)
+        with without_collection():
+            self.build(tokens_of(module, self.tokenizer_path))
+        tell_of_cut_captions(self._built()[0], module, self.tokenizer_path)
+        processes, device = processes_of(self.trainer)
         self._settle_shapes(processes.count)
         self._use_masks(module, device)
         if self.cache is not None:

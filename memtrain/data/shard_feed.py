@@ -18,75 +18,16 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from memtrain.data.shard_reading import Raw, shard_samples
 from memtrain.data.shard_urls import shard_name
+from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 COMPARED = 50_000
 """Keys of a worker's first shard that those of its second are compared with."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of a stream somebody reads.
-
-    Attributes:
-        rank: of the process.
-        processes: number of them.
-        worker: of the process's loader.
-        workers: number of them, 1 without loader processes.
-    """
-
-    rank: int = 0
-    processes: int = 1
-    worker: int = 0
-    workers: int = 1
-
-    @property
-    def part(self) -> int:
-        """Its number among all."""
-        return self.rank * self.workers + self.worker
-
-    @property
-    def parts(self) -> int:
-        """How many there are."""
-        return self.processes * self.workers
-
-
-@dataclass(frozen=True)
-class Place:
-    """How far a worker has come in an epoch.
-
-    Attributes:
-        draws: samples that it drew.
-        counts: samples in each of the shards that it finished.
-        first: key of the first sample in its buffer, by which is seen whether shards hold what they held.
-    """
-
-    draws: int = 0
-    counts: tuple[int, ...] = ()
-    first: str = ""
-
-
-class Drawn(Protocol):
-    """What one worker draws in one epoch, from a place on."""
-
-    @property
-    def place(self) -> Place:
-        """How far it has come."""
-
-    def __iter__(self) -> Iterator[Raw]:
-        """The samples."""
-
-
-class Feed(Protocol):
-    """A source of samples for each worker."""
-
-    def drawn(self, epoch: int, share: Share, place: Place) -> Drawn:
-        """What a worker draws from a place on."""
 
 
 Entry = tuple[int, int]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memtrain.data.dataset import CaptionedImages, OneShape
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.one_shape import OneShape
 
 
 class SomeSamples(OneShape):

@@ -44,7 +44,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
@@ -55,8 +54,10 @@ from memtrain.files.pictures import SUFFIXES, PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
-TOLD = 3
-"""Images that an error names."""
+
+
+class BrokenImageError(DataError):
+    """An image cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +192,10 @@ class SampleSource(ABC):
         try:
             return decoded(lambda: self.open_image(index), name=self.samples[index].key)
         except (PictureError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
+            raise BrokenImageError(
                 f"The image of sample {self.samples[index].key!r} in {self.path} cannot be read: {reason(error)}",
                 expected="an image file that Pillow decodes (PNG, JPEG, WebP, ...)",
-                remedy="repair or remove this sample, then start again",
+                remedy="repair or remove this sample, then start again; or leave it out (--data.init_args.broken skip)",
             ) from (error.__cause__ or error)
 
     def look(self, index: int) -> Look:
@@ -209,34 +210,6 @@ class SampleSource(ABC):
             self._looks[index] = Look(image.size, digest)
         return self._looks[index]
 
-    def check_images(self, *, look: bool = False) -> None:
-        """Decode every image once, so that broken files stop the run before any work is done, all of them at once.
-
-        Args:
-            look: remember size and content of each, which are going to be asked for.
-
-        Raises:
-            DataError: if some cannot be read.
-        """
-        check = self.look if look else self.load_image
-        wrong: list[tuple[str, DataError]] = []
-        # On a terminal alone: in a log a bar would run into the line that follows.
-        every = range(len(self))
-        for index in tqdm(every, desc="checking images", unit="image", leave=False, mininterval=0.5, disable=None):
-            try:
-                check(index)
-            except DataError as error:
-                wrong.append((self.samples[index].key, error))
-        if len(wrong) == 1:
-            raise wrong[0][1]
-        if wrong:
-            first = "; ".join(f"{key!r}: {reason(error.__cause__ or error)}" for key, error in wrong[:TOLD])
-            raise DataError(
-                f"{len(wrong)} of {len(self)} images in {self.path} cannot be read, first {first}",
-                expected="image files that Pillow decodes (PNG, JPEG, WebP, ...)",
-                remedy="repair or remove these samples, then start again",
-            )
-
     def check_samples(self) -> None:
         """Refuse an empty source, keys and captions that are none, and a key that names two samples.
 
@@ -244,6 +217,13 @@ class SampleSource(ABC):
             DataError: naming the samples concerned.
         """
         require_samples(self.samples, self.path)
+
+
+def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
+    """What is listed of a sample whose image cannot be read."""
+    where = source.stored_in(index)
+    why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else error.problem
+    return Broken(source.samples[index].key, "" if where is None else str(where), why)
 
 
 def packed(path: Path) -> str:

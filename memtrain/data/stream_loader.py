@@ -1,8 +1,8 @@
 """Batches of a stream, in an order that does not depend on how fast its workers are.
 
-Each loader worker makes whole batches of what it draws (:class:`memtrain.data.shard_feed.Feed`), and workers take turns
-for ever: one whose samples are through says so in its turns, until all have said it. With each batch comes the place
-that its worker had reached, so a checkpoint can say where every worker is, and a resumed run begins there.
+Each loader worker makes whole batches of what it draws (:class:`memtrain.data.stream_place.Feed`), and workers take
+turns for ever: one whose samples are through says so in its turns, until all have said it. With each batch comes the
+place that its worker had reached, so a checkpoint can say where every worker is, and a resumed run begins there.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
+from memtrain.data.broken import Broken
 from memtrain.data.dataset import Batch
 from memtrain.data.images import to_pixel_values
-from memtrain.data.shard_feed import Feed, Place, Share
 from memtrain.data.shard_reading import Raw
+from memtrain.data.stream_place import Feed, Place, Share
 from memtrain.data.streamed_sample import StreamedSample
 from memtrain.data.token_table import Tokens
 from memtrain.errors import DataError
 
 NOWHERE = Place()
 """The beginning of an epoch."""
-Broken = tuple[str, str, str]
-"""Key, shard and reason of a sample that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Stream(IterableDataset[Turn]):
             except DataError as error:
                 if not self.skip:
                     raise
-                broken.append((raw.key, raw.shard, error.problem))
+                broken.append(Broken(raw.key, raw.shard, " ".join(error.problem.split())))
             if len(items) == self.batch_size:
                 yield Turn(worker, default_collate(items), drawn.place, tuple(broken))
                 items, broken = [], []

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -38,9 +39,18 @@ from torch.utils.data import DataLoader
 from memtrain.data.dataset import Batch
 from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, parsed
-from memtrain.data.shard_feed import Feed, Place, ShardFeed
-from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_urls, shards_mark
+from memtrain.data.shard_feed import ShardFeed
+from memtrain.data.shard_urls import (
+    in_fixed_order,
+    require_local_shards,
+    require_openers,
+    shard_name,
+    shard_urls,
+    shards_mark,
+)
+from memtrain.data.stream_broken import StreamBroken
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
+from memtrain.data.stream_place import Feed, Place
 from memtrain.data.streamed_rows import RowFeed, streamed_rows
 from memtrain.data.token_table import tokens_by
 from memtrain.errors import ConfigurationError
@@ -62,6 +72,7 @@ class StreamedImages(LightningDataModule):
         batches_per_epoch: of each process; default as many as there are, on one process.
         keys: of shards: `name` where base names are unique; `shard` puts the name of the shard before them.
         broken: what becomes of samples and shards that cannot be read: `stop` the run, or `skip` them.
+        broken_share: of the samples that may be skipped.
         allow_pipes: run the commands of `pipe:` in a script of your own; on the command line it is `--trust pipe`.
     """
 
@@ -77,6 +88,7 @@ class StreamedImages(LightningDataModule):
         batches_per_epoch: int | None = None,
         keys: Literal["name", "shard"] = "name",
         broken: Literal["stop", "skip"] = "stop",
+        broken_share: float = 0.01,
         allow_pipes: bool = False,
     ) -> None:
         super().__init__()
@@ -101,10 +113,18 @@ class StreamedImages(LightningDataModule):
         self.path, self.resolution, self.batch_size = path, resolution, batch_size
         self.num_workers, self.shuffle_buffer = num_workers, shuffle_buffer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.batches_per_epoch, self.keys, self.broken = batches_per_epoch, keys, broken
+        self.batches_per_epoch, self.keys = batches_per_epoch, keys
+        self.broken, self.broken_share = broken, broken_share
         self._at = Begin()
         self._start: Begin | None = None
         self._loader: StreamLoader | None = None
+        self._report: StreamBroken | None = None
+        self._seen = 0
+
+    @property
+    def _shown(self) -> str:
+        """The path in messages, without secrets."""
+        return self.path if not self.urls else shard_name(self.urls[0]) + (" ..." if len(self.urls) > 1 else "")
 
     @property
     def _workers(self) -> int:
@@ -139,6 +159,7 @@ class StreamedImages(LightningDataModule):
             torch.distributed.all_gather_object(every, places[0])
             places = every
         where = {"epoch": at.epoch, "turn": at.turn, "batches": at.batches, "places": places}
+        where["seen"] = 0 if self._report is None else self._report.seen
         return {"settings": plain(self._settings()), **where}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,6 +171,9 @@ class StreamedImages(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         begun = state.get("batches", state.get("samples"))
+        self._seen = state.get("seen", 0)
+        if self._report is not None:
+            self._report.seen = self._seen
         names = tuple(state["settings"]) if begun else ("resolution", "batch_size")
         saved = {name: value for name, value in state["settings"].items() if name in names}
         for note in check_settings(saved, self._settings()):
@@ -209,6 +233,10 @@ class StreamedImages(LightningDataModule):
         if trainer is not None:
             loader.epoch = lambda: trainer.current_epoch
             loader.begin = self._begin
+            folder = Path(trainer.default_root_dir)
+            report = StreamBroken(folder, share=self.broken_share, path=self._shown, processes=processes)
+            report.seen, self._report = self._seen, report
+            loader.report = report
         self._loader = loader
         return loader
 
@@ -232,6 +260,7 @@ class StreamedImages(LightningDataModule):
                 expected="a shard for each worker of each process at least",
                 remedy="take fewer workers (num_workers), or write more and smaller shards",
             )
+        require_openers(self.urls)
         skip = self.broken == "skip"
         if not skip:
             require_local_shards(self.urls)

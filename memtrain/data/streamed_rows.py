@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from memtrain.data.huggingface import imported
-from memtrain.data.shard_feed import Place, Share
 from memtrain.data.shard_reading import Raw
+from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 _TURNS = 2**20

@@ -43,6 +43,8 @@ def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, Tensor]:
 
 AT_ONCE = 2048
 """Captions that are tokenized together."""
+MANY = 5000
+"""Captions from which on tokens are kept."""
 COMPARED = 64
 """Captions by which a tokenizer is known again: the first, the last, and some between."""
 ABOUT = "about.json"
@@ -56,7 +58,9 @@ class TokenTable(Mapping[str, Tensor]):
         types: of what the tokenizer made.
     """
 
-    def __init__(self, fields: Mapping[str, Tensor] | None = None, types: Mapping[str, torch.dtype] | None = None):
+    def __init__(
+        self, fields: Mapping[str, Tensor] | None = None, types: Mapping[str, torch.dtype] | None = None
+    ) -> None:
         self.fields, self.types = dict(fields or {}), dict(types or {})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -83,7 +87,7 @@ def token_table(texts: Sequence[str], tokens: Tokens, *, folder: Path | None = N
     """
     if not len(texts):
         return TokenTable()
-    if folder is None:
+    if folder is None or len(texts) < MANY:
         arrays, types = _made(texts, tokens)
         return TokenTable({name: torch.from_numpy(one) for name, one in arrays.items()}, types)
     place = folder / _name(texts, tokens)

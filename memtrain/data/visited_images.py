@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from memtrain.data.bucket_sampler import BucketSampler
 from memtrain.data.caption_choice import Captions
 from memtrain.data.continuation import VisitSampler, compared, go_on, state_of
-from memtrain.data.dataset import Batch, CaptionedImages, loader
+from memtrain.data.dataset import Batch, CaptionedImages
 from memtrain.data.disk_cache import Cache
 from memtrain.data.framing import Augment, Buckets, without_small
+from memtrain.data.one_shape import loader
 from memtrain.data.regularisation import Regularisation
 from memtrain.data.sampler import InOrder, ResumableDistributedSampler, ResumableLoader, fitting_batch
 from memtrain.data.some_samples import SomeSamples

@@ -39,27 +39,21 @@ from typing import Any
 
 from torch import Tensor
 
-from memtrain.evidence.bulk import EARLY_SHARE, EARLY_VISITS, Bulk, looks, most_looks
+from memtrain.evidence.bulk import EARLY_SHARE
 from memtrain.evidence.copies import Copies
-from memtrain.evidence.heldout_peaks import HeldoutPeaks
-from memtrain.evidence.judgement import Judgement
 from memtrain.evidence.levels import PICTURE
-from memtrain.evidence.running_means import Evidence, Sign
+from memtrain.evidence.running_means import Sign
 from memtrain.evidence.set_curve import SetCurve
 from memtrain.evidence.standardisation import Standardisation
-from memtrain.evidence.thresholds import (
-    BULK_FREEDOM,
-    SharedRate,
-    Spending,
-    apart_from_themselves,
-    bulk_threshold,
-    corrected_p_values,
-    require_rate,
-)
+from memtrain.evidence.thresholding import Thresholding
+from memtrain.evidence.thresholds import SharedRate, corrected_p_values
 from memtrain.functional.moments import DriftingMoments
 
+Lengths = Sequence[float] | None
+"""Prompt lengths, tokens; NaN or None if unknown."""
 
-class Calibration(Judgement):
+
+class Calibration(Thresholding):
     """Flags samples at a stated false-positive rate.
 
     Args:
@@ -93,26 +87,21 @@ class Calibration(Judgement):
         edges: Sequence[int] = (),
         canaries: Collection[str] = (),
     ) -> None:
-        require_rate(false_positive_rate)
-        self.false_positive_rate = false_positive_rate
         resolution = columns if isinstance(columns, Tensor) else None
         columns = len(columns) if isinstance(columns, Tensor) else columns
         super().__init__(
             columns,
             scored=scored,
             memorized_when=memorized_when,
+            false_positive_rate=false_positive_rate,
             minimum_visits=minimum_visits,
             window=window,
+            heldout=heldout,
+            calibrating_visits=calibrating_visits,
             canaries=canaries,
         )
         self.standardisation = Standardisation(columns, buckets=buckets, edges=edges, resolution=resolution)
-        self.heldout = Evidence(self.samples.columns, window) if heldout else None
-        usual = minimum_visits if heldout else min(EARLY_VISITS, minimum_visits)
-        self.calibrating_visits = usual if calibrating_visits is None else calibrating_visits
-        early = None if heldout else self.calibrating_visits
-        self.bulk = Bulk(self.samples, minimum_visits=minimum_visits, early_visits=early)
         self.curve, self.copies = SetCurve(columns, buckets), Copies()
-        self.peaks, self.spending = HeldoutPeaks(self.heldout), Spending()
 
     @property
     def moments(self) -> DriftingMoments:
@@ -120,15 +109,22 @@ class Calibration(Judgement):
         return self.standardisation.moments
 
     def add_heldout(
-        self, keys: Sequence[str], buckets: Sequence[int], values: Tensor, lengths: Sequence[float] | None = None
+        self,
+        keys: Sequence[str],
+        buckets: Sequence[int],
+        values: Tensor,
+        lengths: Lengths = None,
+        *,
+        more: bool = False,
     ) -> None:
-        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew, once.
+        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew.
 
         Args:
             keys: B keys.
             buckets: B timestep buckets.
             values: compared values, NaN where there is none.
-            lengths: B prompt lengths, tokens; NaN or None if unknown.
+            lengths: B prompt lengths.
+            more: others follow, of another process at the same update: the threshold is set after the last.
         """
         assert self.heldout is not None
         lengths = [math.nan] * len(keys) if lengths is None else lengths
@@ -137,49 +133,13 @@ class Calibration(Judgement):
         z = self.copies.take(keys, self.standardisation.follow(buckets, lengths, values))
         self.heldout.add(self.heldout.rows(names), values[:, self.scored], z[:, self.scored])
         self._between = self._share_between(self.heldout)
-        if self.memorized_when == "unknown" and self.canaries:
+        if self.memorized_when == "unknown" and self.canaries and not more:
             self.taught.fit(self.samples, self.levels.flagged_pictures, between=self._between)
         self.peaks.add(self._scores(self.heldout), self.heldout.fewest_visits() >= self.calibrating_visits)
-        self._set_threshold(self.bulk.peaks())
-
-    @property
-    def highest(self) -> dict[str, float]:
-        """Score that each held-out sample ever reached, of those with visits enough, in the order of becoming so."""
-        return self.peaks.by_key()
-
-    def untaught(self) -> tuple[int, int] | None:
-        """Canaries and ordinary samples with visits enough, where a direction was to be learnt and none was."""
-        if self.memorized_when != "unknown" or not self.canaries or self.heldout is None or self.direction is not None:
-            return None
-        positive, negative = self.taught.taught_by(self.samples, self.levels.flagged_pictures)
-        return len(positive), len(negative)
-
-    def _set_threshold(self, peaks: Tensor) -> None:
-        rate, minimum = self.false_positive_rate, self.minimum_visits
-        calibrating, divided = self.bulk.calibrating(peaks)
-        # An early bulk is strict enough by what divides its rate.
-        freedom = BULK_FREEDOM if self.heldout is None and not self.bulk.early else math.inf
-        bulk = bulk_threshold(calibrating, rate / divided, freedom=freedom)
-        self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided, freedom=freedom)
-        if self.heldout is None:
-            self.threshold = self.threshold if bulk is None else bulk
-            if self.levels.families is not None:
-                usual = looks(self.bulk.usual_visits(), self.samples.window, minimum_visits=minimum)
-                self.shared.looks = divided if self.bulk.early else usual
-            return
-        early = self._calibrates_early(self.heldout)
-        divided = most_looks(self.samples, minimum_visits=minimum) if early else 1.0
-        self.shared.heldout = self._null()
-        self.shared.heldout_rate = rate / divided
-        rows, names = self.peaks.rows(), self.heldout.names
-        found = self.spending.threshold(lambda place: names[int(rows[place])], self.shared.heldout, rate / divided)
-        self.threshold = self.threshold if found is None else found
-        if math.isfinite(self.threshold) and bulk is not None:
-            self.threshold = max(self.threshold, bulk)
-        if self.levels.families is not None and len(self.shared.heldout):
-            visits = self.heldout.fewest_visits(rows)
-            usual = looks(float(visits.median()), self.heldout.window, minimum_visits=minimum)
-            self.shared.looks = divided if early else usual
+        if more:
+            self._spend(self.heldout)
+        else:
+            self._set_threshold(self.bulk.peaks())
 
     def add(
         self,
@@ -187,7 +147,7 @@ class Calibration(Judgement):
         buckets: Sequence[int | None],
         values: Tensor,
         step: int,
-        lengths: Sequence[float] | None = None,
+        lengths: Lengths = None,
     ) -> None:
         """Visits of training samples, `(B, columns)`; a bucket of None leaves a visit out.
 
@@ -196,7 +156,7 @@ class Calibration(Judgement):
             buckets: B timestep buckets.
             values: compared values, NaN where there is none.
             step: recorded as the first flagged step of samples that cross the threshold now.
-            lengths: B prompt lengths, tokens; NaN or None if unknown.
+            lengths: B prompt lengths.
         """
         self.curve.add(buckets, values, step)
         counted = [index for index, bucket in enumerate(buckets) if bucket is not None]
@@ -232,18 +192,6 @@ class Calibration(Judgement):
             self._set_threshold(peaks)
         return scores
 
-    def _calibrates_early(self, heldout: Evidence) -> bool:
-        """Whether held-out samples set the threshold, as was asked for, before all have the visits of a flag."""
-        return self.calibrating_visits < self.minimum_visits and self.heldout_ready() < len(heldout.row)
-
-    def _share_between(self, heldout: Evidence) -> Tensor:
-        share = heldout.share_between_samples()
-        return share.clamp(min=EARLY_SHARE) if self._calibrates_early(heldout) else share
-
-    def heldout_ready(self) -> int:
-        """Held-out samples with visits enough, the same number on every process."""
-        return 0 if self.heldout is None else int(self._ready(self.heldout).sum())
-
     def p_values(self, keys: Sequence[str]) -> Tensor:
         """Probability that a picture which is not memorized scores as high at some time in the run, `(B,)`.
 
@@ -256,11 +204,6 @@ class Calibration(Judgement):
         """
         held = None if self.heldout is None else self._null()
         return self._of_pictures(keys, corrected_p_values(self.bulk.peak, heldout=held, bulk=self.bulk.null()))
-
-    def _null(self) -> Tensor:
-        """Highest scores of the held-out samples, as those of others would be, `(n,)`."""
-        found, signed = self.peaks.scores(), self.memorized_when != "unknown" or self.direction is not None
-        return found if signed else found * apart_from_themselves(len(found))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""

@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -39,7 +38,7 @@ ENTROPY = "attention_entropy."
 
 
 def evidence_table(
-    steps: pa.Table,
+    seen: pa.Table,
     calibration: Calibration,
     columns: Sequence[str],
     captions: Mapping[str, str],
@@ -50,47 +49,57 @@ def evidence_table(
     """One row per training sample, most suspicious first.
 
     Args:
-        steps: the step rows of the run.
+        seen: what the records say of each sample, from :func:`memtrain.evidence.visit_summary.summarise`.
         calibration: holds the accumulated evidence.
         columns: names of the signal values.
         captions: caption of each key, where known.
         visits_per_epoch: planned visits of each key, where known.
         groups: group of each key, where known.
     """
-    steps = steps.append_column("skipped", pc.equal(steps["weight"], 0.0).cast(pa.float32()))
-    steps = steps.set_column(steps.column_names.index("flagged"), "flagged_share", steps["flagged"].cast(pa.float32()))
-    seen = steps.group_by("key").aggregate([("key", "count"), ("flagged_share", "mean"), ("skipped", "mean")])
-    visits = {row.pop("key"): row for row in seen.to_pylist()}
     levels = calibration.levels
-    levels.adopt(visits)
-    keys = [*visits, *(key for key in levels.first_flagged if key not in visits and key not in levels.apart)]
-    steps_flagged = {key: levels.first_flagged.get(key) for key in keys}
-    known = [visits.get(key, {"key_count": 0, "flagged_share_mean": None, "skipped_mean": None}) for key in keys]
+    keys: list[str] = seen["key"].to_pylist()
+    levels.adopt(keys)
+    visited = frozenset(keys)
+    unseen = [key for key in levels.first_flagged if key not in visited and key not in levels.apart]
+    keys += unseen
+    steps_flagged = [levels.first_flagged.get(key) for key in keys]
     families = levels.families or Families()
     # Evidence is of the columns that flags go by.
-    means = torch.full((len(keys), len(columns)), math.nan, dtype=torch.float64)
-    means[:, calibration.scored] = calibration.means(keys)
+    means = calibration.means(keys).T
+    kept = dict(zip(columns[calibration.scored], means, strict=True))
+    nothing = pa.nulls(len(unseen), pa.float64())
     table = pa.table(
         {
             "key": pa.array(keys, pa.string()),
-            "caption": pa.array([captions.get(key) for key in keys], pa.string()),
-            "group": pa.array([(groups or {}).get(key) for key in keys], pa.string()),
-            "picture_family": pa.array([families.picture(key) for key in keys], pa.string()),
-            "caption_family": pa.array([families.caption(key) for key in keys], pa.string()),
-            "visits_per_epoch": pa.array([visits_per_epoch.get(key) for key in keys], pa.int32()),
-            "visits": pa.array([row["key_count"] for row in known], pa.int64()),
-            **dict(zip(columns, means.T.tolist(), strict=True)),
-            "score": calibration.scores(keys).tolist(),
-            "p_value": calibration.p_values(keys).tolist(),
-            "flagged": [step is not None for step in steps_flagged.values()],
-            "flagged_by": pa.array([levels.flagged_by.get(key) for key in keys], pa.string()),
-            "first_flagged_step": pa.array(steps_flagged.values(), pa.int64()),
-            "flagged_share": pa.array([row["flagged_share_mean"] for row in known], pa.float64()),
-            "skipped": pa.array([row["skipped_mean"] for row in known], pa.float64()),
+            "caption": pa.array(map(captions.get, keys), pa.string()),
+            "group": pa.array(map((groups or {}).get, keys), pa.string()),
+            "picture_family": pa.array(map(families.picture, keys), pa.string()),
+            "caption_family": pa.array(map(families.caption, keys), pa.string()),
+            "visits_per_epoch": pa.array(map(visits_per_epoch.get, keys), pa.int32()),
+            "visits": _with(seen["visits"], pa.array([0] * len(unseen), pa.int64())),
+            **{
+                name: pa.array(kept[name].numpy())
+                if name in kept
+                else _with(seen[name], pa.array([math.nan] * len(unseen), pa.float64()))
+                if name in seen.column_names
+                else pa.array([math.nan] * len(keys), pa.float64())
+                for name in columns
+            },
+            "score": pa.array(calibration.scores(keys).numpy()),
+            "p_value": pa.array(calibration.p_values(keys).numpy()),
+            "flagged": pa.array([step is not None for step in steps_flagged], pa.bool_()),
+            "flagged_by": pa.array(map(levels.flagged_by.get, keys), pa.string()),
+            "first_flagged_step": pa.array(steps_flagged, pa.int64()),
+            "flagged_share": _with(seen["flagged_share"], nothing),
+            "skipped": _with(seen["skipped"], nothing),
         }
     )
     order = [("flagged", "descending"), ("first_flagged_step", "ascending"), ("score", "descending")]
     return table.sort_by(order)
+
+
+def _with(column: pa.ChunkedArray, more: pa.Array) -> pa.ChunkedArray:
+    return pa.chunked_array([*column.chunks, more], column.type)
 
 
 FLAGGED_COLUMNS = (
@@ -103,19 +112,24 @@ FLAGGED_COLUMNS = (
 def write_flagged(table: pa.Table, path: Path) -> None:
     """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        rows = ([row[name] for name in FLAGGED_COLUMNS] for row in table.to_pylist() if row["flagged"])
+        flagged = table.filter(table["flagged"]).select(FLAGGED_COLUMNS)
+        rows = ([row[name] for name in FLAGGED_COLUMNS] for row in flagged.to_pylist())
         write_cells(file, FLAGGED_COLUMNS, rows)
 
 
-def pictures_in(table: pa.Table) -> list[dict[str, Any]]:
+def pictures_in(table: pa.Table, most: int | None = None) -> list[dict[str, Any]]:
     """One row per picture, in the order of its most suspicious file: that file's, and what all have together.
 
     Args:
         table: from :func:`evidence_table`.
+        most: of them; default all.
 
     Returns:
         Rows of `table` with `files`, and `visits`, signal values and `skipped` of all files, by visits.
     """
+    if most is not None:
+        first = pc.unique(table["picture_family"]).slice(0, most)
+        table = table.filter(pc.is_in(table["picture_family"], value_set=first))
     found: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         found.setdefault(row["picture_family"], []).append(row)
@@ -151,8 +165,8 @@ def print_summary(
         most: pictures shown.
         note: a sentence more about how the run was watched.
     """
-    pictures = pictures_in(table)
-    several = any(row["files"] > 1 for row in pictures)
+    pictures = pictures_in(table, most)
+    several = pc.count_distinct(table["picture_family"]).as_py() < len(table)
     screen = Table(title="Most suspicious training pictures", title_justify="left")
     screen.add_column("key / caption")
     for name in (*(("files",) if several else ()), "visits", "loss", "entropy", "score", "flagged at", "skipped"):
@@ -160,7 +174,7 @@ def print_summary(
     console = Console()
     wide = max(20, console.width - (72 if several else 64))
     entropies = [name for name in table.column_names if name.startswith(ENTROPY)]
-    for row in pictures[:most]:
+    for row in pictures:
         changes = [row[name] for name in entropies if not math.isnan(row[name])]
         loss = row.get("denoising_loss", math.nan)
         screen.add_row(
@@ -195,9 +209,9 @@ def _common_captions(table: pa.Table, calibration: Calibration) -> list[str]:
     common = calibration.levels.common
     if not common:
         return []
-    captions = {row["key"]: row["caption"] for row in table.select(["key", "caption"]).to_pylist()}
     first = min(common)
+    captions = table.filter(pc.equal(table["key"], first))["caption"].to_pylist()
     return [
         f"{len(common)} captions are shared by more than {100 * COMMON:g} % of the pictures and flag none of them as "
-        f"captions: first {captions.get(first) or first!r}."
+        f"captions: first {(captions[0] if captions else None) or first!r}."
     ]

@@ -187,6 +187,17 @@ class ProfileValues:
         buckets = self.buckets_on_device(torch.tensor(timesteps, dtype=torch.float64))
         return self._values[self._rows(keys), buckets]
 
+    def known_values(self, keys: pa.ChunkedArray, timesteps: Tensor) -> Tensor:
+        """As :meth:`lookup`, for many visits of a table; NaN for samples without values."""
+        coded = keys.combine_chunks().dictionary_encode()
+        known = np.append(self._known, False)
+        rows = np.array([self._row.get(key, -1) for key in coded.dictionary.to_pylist()], dtype=np.int64)
+        rows = np.where(known[rows], rows, -1)[coded.indices.to_numpy()]
+        found = torch.full((len(rows), len(self.columns)), torch.nan, dtype=torch.float32)
+        there = torch.from_numpy(rows >= 0)
+        found[there] = self._values[torch.from_numpy(rows)[there], self.buckets_on_device(timesteps)[there]]
+        return found
+
     def _rows(self, keys: Sequence[str]) -> Tensor:
         if missing := self.missing(keys):
             raise RecordError(

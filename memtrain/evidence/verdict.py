@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.direction import MINIMUM_CANARIES
@@ -120,7 +121,7 @@ def next_step(table: pa.Table, run: Path) -> str:
     """
     if (run / "config.yaml").is_file():
         return f"Next: python evaluate.py --run {run}"
-    if any(row["flagged"] and row["caption"] for row in table.select(["flagged", "caption"]).to_pylist()):
+    if pc.any(pc.and_(table["flagged"], pc.greater(pc.utf8_length(table["caption"]).fill_null(0), 0))).as_py():
         return (
             "Next: save the trained model as a diffusers pipeline folder and score the flagged captions: "
             f"python evaluate.py detect --model FOLDER --prompts {run / 'flagged.csv'}"

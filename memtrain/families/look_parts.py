@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from memtrain.errors import DataError, RecordError
+from memtrain.errors import DataError, MissingPartsError, RecordError
 from memtrain.families.stored_arrays import Arrays, create_arrays, open_arrays
 from memtrain.files.text import json_of, read_json_object
 from memtrain.records import write_json, written_whole
@@ -182,12 +182,14 @@ class LookParts:
         """All looks in the order of samples, kept as one file from now on.
 
         Raises:
-            RecordError: if parts are missing.
+            MissingPartsError: naming them.
         """
         if missing := self.missing():
-            raise RecordError(
-                f"{len(missing)} of {len(self.ranges)} parts are missing in {self.folder}, first that of the samples "
-                f"{missing[0][0]} to {missing[0][1]}",
+            names = ", ".join(self._name(found) for found in missing[:3])
+            raise MissingPartsError(
+                f"{len(missing)} of {len(self.ranges)} parts are missing in {self.folder}: {names}"
+                f"{' and more' if len(missing) > 3 else ''}, first that of the samples {missing[0][0]} to "
+                f"{missing[0][1]}",
                 expected="the parts of every process",
                 remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
             )

@@ -14,10 +14,16 @@ Visits under one key show how differently the data's own augmentation lets one p
 of it are remembered where they differ, and :attr:`OnlineFamilies.recognised` says how many of them the threshold would
 have known again: the share of copies under other keys that can be found, if these differ by no more than that.
 
-Cost: some 300 bytes a picture with its key (10 MB at the default limit); a batch is compared with all pictures that are
-remembered (`benchmarks/online_families.py` measures it). Cannot: know a picture again that has been forgotten
-meanwhile. Its copies then begin a family of their own, and what was known of the earlier one is not lost, but no longer
-added to. Nor crops and shifts of more than a few per cent, which differ more than different pictures do.
+Memory is bounded. A look is remembered of :data:`PICTURES` pictures: among more, the stated rate could not be held by a
+threshold that copies reach. Of those that are forgotten, fingerprints of two million remain, so copies whose values are
+equal are known again however late they come; other copies then begin a family of their own, and what was known of the
+earlier one is not lost, but no longer added to.
+
+Cost: 120 MB beside 60 bytes for each picture that was forgotten: 200 MB at a million, of which a checkpoint holds 70
+(`benchmarks/scale_stream.py`); a batch is compared with all looks that are remembered, which costs the same whatever
+has passed (`benchmarks/online_families.py`). Cannot: know again a copy that is not equal in all values, of a picture
+whose look has been forgotten. Nor crops and shifts of more than a few per cent, which differ more than different
+pictures do.
 """
 
 from __future__ import annotations
@@ -42,6 +48,8 @@ PICTURES = 32_768
 """Pictures that are remembered, by default."""
 KEYS = 4
 """Keys that are remembered, per picture of the limit; and captions, one per picture."""
+MEMBERS = 32
+"""Copies of which the picture is remembered, per picture of the limit."""
 LATE = 3
 """Visits of a sample at which its picture is compared with others."""
 LOOKS = 4
@@ -111,7 +119,7 @@ class OnlineFamilies:
 
     def keys(self) -> list[str]:
         """Keys of the samples that are remembered."""
-        return list(self._visits)
+        return list(dict.fromkeys([*self._visits, *self._picture]))
 
     def settled(self, key: str) -> bool:
         """Whether no more has to be seen of a sample: it was met often enough, or its picture was found."""
@@ -188,12 +196,14 @@ class OnlineFamilies:
             name, threshold, reason = self.picture(name), strict, NEAR
             equal = self.memory.equal(hashes[row], drawn[row])
             if equal is not None and equal != key:
-                name, likeness, reason = equal, 1.0, EXACT
+                name, likeness, reason = self.picture(equal), 1.0, EXACT
             elif likeness < threshold:
                 name, likeness, threshold = self._nearest_by_caption(seen, drawn[row])
             if name and name != key and (reason == EXACT or likeness >= threshold):
                 self._join(key, name, likeness, reason)
-                if likeness < SAME and 0 < len(self.memory.places(name)) < LOOKS:
+                looks = len(self.memory.places(name))
+                # Also one of which nothing but a fingerprint was left, and that came again.
+                if (likeness < SAME and 0 < looks < LOOKS) or (reason == EXACT and not looks):
                     self.memory.add(name, hashes[row], drawn[row], now=self._batches)
             elif not known:
                 self.memory.add(key, hashes[row], drawn[row], now=self._batches)
@@ -249,11 +259,12 @@ class OnlineFamilies:
         for key in list(islice(self._visits, max(0, beyond))):
             del self._visits[key]
             self.captions.forget(key)
-            if key in self._picture:
-                name = self._picture.pop(key)[0]
-                self._members[name].remove(key)
-                if not self._members[name]:
-                    del self._members[name]
+        # Of copies it stays known, as long as there is room, which picture they are.
+        for key in list(islice(self._picture, max(0, len(self._picture) - MEMBERS * self.pictures))):
+            name = self._picture.pop(key)[0]
+            self._members[name].remove(key)
+            if not self._members[name]:
+                del self._members[name]
 
     # Checkpoints
 

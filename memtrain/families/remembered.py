@@ -2,13 +2,13 @@
 
 Which are forgotten when there are too many: pictures met once before those met again, and of each kind those not met
 for longest. Pictures met again may hold at most half of the places, so that new ones have a chance to come again. An
-eighth is forgotten at a time.
+eighth is forgotten at a time. Of those, fingerprints are remembered (:mod:`memtrain.families.remembered_hashes`).
 
 The threshold is calibrated on the pictures that are remembered (:func:`tail`), once there are :data:`ENOUGH` of them
 and whenever their number has doubled.
 
-Cost: :data:`~memtrain.families.figures.MOST` bytes and some 30 more for each; a search is one product of a batch's
-    figures with all that are remembered.
+Cost: :data:`~memtrain.families.figures.MOST` bytes and some 30 more for each in a checkpoint, a kilobyte in memory; a
+search is one product of a batch's figures with all that are remembered.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from memtrain.families.figures import similarity
+from memtrain.families.remembered_hashes import RememberedHashes
 
 ENOUGH = 256
 """Pictures on which a threshold can be calibrated."""
@@ -32,6 +33,8 @@ ALIKE = 0.98
 """Similarity beyond which a pair is left out of the calibration: it may be a copy that is not known as one."""
 WIDE, NARROW, MARGIN = 0.90, 0.97, 1.5
 """Quantiles of all pairs that the tail is drawn through, and how much longer than exponential it is taken to be."""
+HASHES = 64
+"""Pictures of which a fingerprint is remembered, per look: two million by default."""
 _BLOCK = 4096
 
 
@@ -51,6 +54,7 @@ class RememberedLooks:
         self.visits: list[int] = []
         self.last: list[int] = []
         self.forgotten = 0
+        self.hashes = RememberedHashes(HASHES * limit)
         self._calibrated_at = 0
         self._fingerprints: list[int] = []
         self._owner_of: dict[int, str] = {}
@@ -85,7 +89,9 @@ class RememberedLooks:
     def equal(self, fingerprint: int, figure: Tensor) -> str | None:
         """The picture whose values are the same; None if there is none."""
         owner = self._owner_of.get(fingerprint)
-        same = owner is not None and any(torch.equal(self.figures[place], figure) for place in self._places[owner])
+        if owner is None:
+            return self.hashes.owner(fingerprint)
+        same = any(torch.equal(self.figures[place], figure) for place in self._places[owner])
         return owner if same else None
 
     def nearest(self, figures: Tensor, *, but: list[str | None]) -> list[tuple[str, float]]:
@@ -165,6 +171,7 @@ class RememberedLooks:
         excess = max(0, len(often) - self.limit // 2)
         gone = set([*often[:excess], *once, *often[excess:]][:spare])
         self.forgotten += len(gone)
+        self.hashes.add({self._fingerprints[place]: self.owners[place] for place in sorted(gone, reverse=True)})
         self._keep([place for place in range(count) if place not in gone])
 
     def _keep(self, places: list[int]) -> None:
@@ -192,6 +199,7 @@ class RememberedLooks:
             "tail": None if self.tail is None else list(self.tail),
             "calibrated_at": self._calibrated_at,
             "forgotten": self.forgotten,
+            "hashes": self.hashes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,6 +213,9 @@ class RememberedLooks:
         self.tail = None if state["tail"] is None else (state["tail"][0], state["tail"][1])
         self._calibrated_at = state["calibrated_at"]
         self.forgotten = state["forgotten"]
+        self.hashes = RememberedHashes(HASHES * self.limit)
+        if "hashes" in state:
+            self.hashes.load_state_dict(state["hashes"])
         self._index()
 
 

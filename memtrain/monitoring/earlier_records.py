@@ -6,15 +6,18 @@ the same up to the checkpoint (it was begun before); others, of another run or b
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from memtrain.errors import RecordError
 from memtrain.files.earlier_run import run_of
-from memtrain.records import PART, read_steps, set_aside, write_parquet
+from memtrain.files.step_parts import opened, parts_of, rows_of, tables_of, write_tables
+from memtrain.records import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +49,14 @@ def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: 
             remedy=f"copy that run's records/ to {folder}, or continue in that run's folder (trainer.default_root_dir)",
         )
     copied = 0
-    for part in sorted((run / "records" / "steps").glob("rank-*/part-*.parquet")):
-        match = PART.fullmatch(part.name)
-        if match is None or int(match[1]) >= batches_done:
+    for part in parts_of(run / "records"):
+        if part.first >= batches_done:
             continue
-        table = pq.ParquetFile(part).read()
-        older = table.filter(pc.less(table["batch"], batches_done))
-        last = min(int(match[2]), batches_done - 1)
-        write_parquet(older, folder / "steps" / part.parent.name / f"part-{match[1]}-{last:08d}.parquet")
-        copied += older.num_rows
+        with opened(part.path) as file:
+            schema = file.schema_arrow
+        older = (table.filter(pc.less(table["batch"], batches_done)) for table in tables_of(part.path))
+        name = part.spanning(part.first, min(part.last, batches_done - 1)).name
+        copied += write_tables(older, schema, folder / "steps" / part.rank / name)
     if not copied:
         raise RecordError(
             f"{run / 'records'} has no records of the {batches_done:,} batches before the checkpoint",
@@ -76,8 +78,7 @@ def require_rows(folder: Path, rows: int | None) -> None:
     Raises:
         RecordError: if there are more or fewer.
     """
-    parts = (folder / "steps" / "rank-00000").glob("part-*.parquet")
-    found = sum(pq.read_metadata(part).num_rows for part in parts)
+    found = sum(rows_of(part.path) for part in parts_of(folder) if part.rank == "rank-00000")
     if rows is not None and found != rows:
         raise RecordError(
             f"{folder} has {found:,} rows of the first process from before the checkpoint, which was written after "
@@ -90,9 +91,21 @@ def require_rows(folder: Path, rows: int | None) -> None:
 
 def _same(one: Path, other: Path, batches_done: int) -> bool:
     """Whether two tables of records have the same visits before a checkpoint."""
-    names = ["batch", "rank", "key", "timestep"]
-    first, second = (
-        table.filter(pc.less(table["batch"], batches_done)).select(names)
-        for table in (read_steps(one), read_steps(other))
-    )
-    return bool(first.equals(second))
+    return _digests(one, batches_done) == _digests(other, batches_done)
+
+
+def _digests(folder: Path, batches_done: int) -> dict[str, list[str]]:
+    """Of the visits of each rank before a checkpoint, however they are cut into parts."""
+    found: dict[str, list[Any]] = {}
+    for part in parts_of(folder):
+        if part.first >= batches_done:
+            continue
+        digests = found.setdefault(part.rank, [hashlib.sha256() for _ in range(4)])
+        for table in tables_of(part.path, ("batch", "timestep", "key")):
+            table = table.filter(pc.less(table["batch"], batches_done))
+            keys = table["key"].combine_chunks()
+            numbers = (table["batch"], table["timestep"], pc.binary_length(keys))
+            for digest, column in zip(digests, numbers, strict=False):
+                digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+            digests[3].update("".join(keys.to_pylist()).encode())
+    return {rank: [digest.hexdigest() for digest in digests] for rank, digests in found.items()}

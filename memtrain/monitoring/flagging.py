@@ -241,12 +241,13 @@ class Flagging:
         if self.heldout_keys.share:
             # More as long as there is no threshold: nothing can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
-        if (seen := of_all_processes(self.host, measured)) is None:
-            return
-        self.first_visits.meet(seen.keys)
-        buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
-        own = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
-        self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths)
+        left = of_all_processes(self.host, measured)
+        self.first_visits.meet(key for seen in left for key in seen.keys)
+        while left and (seen := left.pop(0)):
+            self.first_visits.meet(seen.keys)
+            buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]
+            own = self._compare(seen.keys, seen.timesteps, seen.values, seen.base)
+            self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths, more=bool(left))
 
     def add_reference(self, observation: Observation) -> None:
         """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""

@@ -201,15 +201,14 @@ class HeldoutSamples:
         return timesteps.tolist(), self.read(observation).cpu()
 
 
-def of_all_processes(host: Host, measured: Sequence[HeldoutVisits | None]) -> HeldoutVisits | None:
-    """What all processes measured, in the order of ranks, whichever arrives first; None where that is nothing."""
+def of_all_processes(host: Host, measured: Sequence[HeldoutVisits | None]) -> list[HeldoutVisits]:
+    """What each process measured, in the order of ranks, whichever arrives first."""
     own = [(host.rank, place, visits) for place, visits in enumerate(measured) if visits is not None]
-    everyone = [visits for *_, visits in sorted(host.gather(own), key=lambda part: part[:2])]
-    return _joined(everyone) if everyone else None
+    return [visits for *_, visits in sorted(host.gather(own), key=lambda part: part[:2])]
 
 
-def _joined(visits: Sequence[HeldoutVisits]) -> HeldoutVisits:
-    """Visits of several batches, or processes, as one."""
+def _joined(visits: list[HeldoutVisits]) -> HeldoutVisits:
+    """Visits of several batches as one."""
     bases = [one.base for one in visits if one.base is not None]
     return HeldoutVisits(
         [key for one in visits for key in one.keys],

@@ -12,8 +12,9 @@ processes, in the order of batches and ranks, so that every process has the same
 Samples that are named by their images are one sample already if they are equal; of them captions alone are looked at.
 
 A copy of a picture that is held out by weight must not be trained on either, at its first visit. So while samples are
-held out by weight, pictures are compared on the device with the remembered ones that are (:meth:`OnlineWatch.twins`).
-Copies within one interval between updates cannot be known.
+held out by weight, pictures are compared on the device with the remembered ones that are (:meth:`OnlineWatch.twins`),
+and their fingerprints with those of the forgotten ones. Copies within one interval between updates cannot be known, nor
+copies that are not equal in all values of a picture whose look was forgotten: those go by their own name's hash.
 
 Cost: measured by `benchmarks/online_families.py`; nothing once every sample was met often enough.
 """
@@ -83,6 +84,8 @@ class OnlineWatch:
         self._levels = noise_levels(host.noise_scheduler)
         self._held: dict[str, bool] = {}
         self._held_figures: Tensor | None = None
+        self._held_hashes: Tensor | None = None
+        self._hashed = 0
         self._told = False
 
     @classmethod
@@ -137,13 +140,21 @@ class OnlineWatch:
 
     def twins(self, packed: Tensor | None) -> Tensor | None:
         """Which rows show a picture that is held out, `(b,)` bool on their device; None where none is known."""
-        held = self._held_figures
-        if held is None or packed is None or held.shape[1] != packed.shape[1] - HASH_BYTES:
+        held, hashes = self._held_figures, self._held_hashes
+        found = None
+        if packed is None:
             return None
+        if hashes is not None:
+            if hashes.device != packed.device:
+                hashes = self._held_hashes = hashes.to(packed.device)
+            own = packed[:, :HASH_BYTES].reshape(-1).clone().view(torch.int64)
+            found = hashes[torch.searchsorted(hashes, own).clamp(max=len(hashes) - 1)] == own
+        if held is None or held.shape[1] != packed.shape[1] - HASH_BYTES:
+            return found
         if held.device != packed.device:
             held = self._held_figures = held.to(packed.device)
-        alike = similarity(figures_in(packed), held)
-        return alike.amax(dim=1) >= self.index.memory.threshold()
+        alike = similarity(figures_in(packed), held).amax(dim=1) >= self.index.memory.threshold()
+        return alike if found is None else alike | found
 
     def end(self, observation: Observation, *, batch: int) -> None:
         """Start the way to the host of what a batch showed."""
@@ -186,6 +197,14 @@ class OnlineWatch:
         self._held = {name: known[name] if name in known else held_out(name) for name in memory.owners}
         places = [place for place, name in enumerate(memory.owners) if self._held[name]]
         self._held_figures = memory.figures[places] if places else None
+        # Fingerprints of forgotten pictures come in their thousands once in a while, and stay.
+        forgotten = memory.hashes.dropped + len(memory.hashes)
+        if forgotten != self._hashed:
+            new = memory.hashes.since(max(0, self._hashed - memory.hashes.dropped))
+            held = [fingerprint for fingerprint, name in new if held_out(name)]
+            before = [] if self._held_hashes is None else [self._held_hashes.cpu()]
+            every = torch.cat([*before, torch.tensor(held, dtype=torch.int64)])
+            self._held_hashes, self._hashed = (every.sort().values if len(every) else None), forgotten
 
     def _tell(self) -> None:
         """Say once if pictures are not recognised although they come again."""
@@ -218,5 +237,6 @@ class OnlineWatch:
         """Take up a saved state; of what was seen since the last update, what the process that saved had seen."""
         self.index.load_state_dict(state["index"])
         self._restored = [tuple(part) for part in state["pending"]] if self.host.rank == 0 else []
+        self._held_hashes, self._hashed = None, 0
         if self.held_out is not None:
             self._remember_held(self.held_out)

@@ -32,6 +32,7 @@ from memtrain.monitoring.mitigation import Mitigation
 from memtrain.monitoring.online_watch import OnlineWatch, wanted
 from memtrain.monitoring.options import COMBINED, WatchOptions
 from memtrain.monitoring.planned_visits import too_short_for_flags
+from memtrain.monitoring.recorded_values import RecordedValues
 from memtrain.monitoring.run_records import RunRecords
 from memtrain.monitoring.skipped_steps import SkippedSteps
 from memtrain.monitoring.starting_weights import StartingWeights
@@ -71,13 +72,12 @@ class WatchedRun:
         self.flagging: Flagging | None = None
         self.records: RunRecords | None = None
         self.online: OnlineWatch | None = None
-        self.batches_done = 0
+        self.batches_done = self._unconditional_every = 0
         self._host: Host | None = None
         self._visits: list[Visits] = []
         self._starting: StartingWeights | None = None
         self._base: BaseForward | None = None
         self._loss_check: LossCheck | None = None
-        self._unconditional_every = 0
         self._without_caption: set[str] = set()
         self._skipped, self._settled = SkippedSteps(), False
         self._state: dict[str, Any] = {}
@@ -153,8 +153,7 @@ class WatchedRun:
             mitigation.attach(denoiser, backbone=backbone, module=host.module)
         self.probe.attach()
         self._go_on()
-        samples = known_samples(host.data, "train")
-        self._without_caption = {sample.key for sample in samples if sample.caption == ""}
+        self._without_caption = {one.key for one in known_samples(host.data, "train") if one.caption == ""}
 
     def _go_on(self) -> None:
         """Begin the record, or take up a saved state, and bring the calibration to where the run stands."""
@@ -285,10 +284,11 @@ class WatchedRun:
     def finish(self) -> None:
         """After :meth:`settle`, write evidence.parquet, calibration.json and flagged.csv; print a summary."""
         self.settle()
-        keys, compared = self.running[1].heldout_keys, self.options.reference is not False
-        self.running[2].finish(self.calibration, self.readings.columns, held_out=keys, compared=compared)
+        _, flagging, records = self.running
+        values = RecordedValues(self.readings, flagging.profile, self.options, self.calibration.scored)
+        records.finish(self.calibration, values, held_out=flagging.heldout_keys)
         if self.online is not None:
-            self.online.finish(self.running[2].folder)
+            self.online.finish(records.folder)
 
     def close(self) -> None:
         """Remove every hook; harmless when done before."""

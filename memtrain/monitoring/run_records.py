@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,39 @@ from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, print_summary, write_flagged
 from memtrain.evidence.onset import onset_figures, onset_sentences
 from memtrain.evidence.verdict import calibration_figures
+from memtrain.evidence.visit_summary import NEEDED, summarise
 from memtrain.families.table import Families
 from memtrain.files.output import harmless_output
+from memtrain.files.step_parts import write_tables
 from memtrain.functional.statistics import MINIMUM_CALIBRATING
-from memtrain.monitoring.data_protocol import by_key, known_samples
+from memtrain.monitoring.data_protocol import KnownSample, by_key, known_samples
 from memtrain.monitoring.earlier_records import bring_records, require_rows
 from memtrain.monitoring.family_index import family_index, training_keys
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
+from memtrain.monitoring.recorded_values import RecordedValues
 from memtrain.monitoring.visits import Visits
-from memtrain.records import RecordWriter, drop_newer, read_steps, set_aside, write_parquet, written_whole
+from memtrain.records import (
+    RecordWriter,
+    drop_newer,
+    iterate_steps,
+    read_steps,
+    set_aside,
+    write_parquet,
+    written_whole,
+)
 
 log = logging.getLogger(__name__)
 
+CHUNK = 2**16
+"""Samples that are written at a time."""
+SAMPLES = pa.schema(
+    [
+        *(("key", pa.string()), ("caption", pa.string()), ("split", pa.string()), ("visits_per_epoch", pa.int64())),
+        *(("group", pa.string()), ("picture_family", pa.string()), ("caption_family", pa.string())),
+    ]
+)
+"""Columns of `samples.parquet`."""
 OWN = ("steps", "samples.parquet")
 """What a run writes into its records first."""
 
@@ -56,7 +77,7 @@ class RunRecords:
         if host.rank == 0:
             if batches_done is not None:
                 bring_records(self.folder, checkpoint=host.checkpoint, batches_done=batches_done)
-                drop_newer(self.folder, batches_done, trim=host.saves_alone)
+                drop_newer(self.folder, batches_done)
                 require_rows(self.folder, rows)
             elif _is_foreign(self.folder):
                 raise RecordError(
@@ -80,21 +101,27 @@ class RunRecords:
             self._write_samples(host.data)
 
     def _write_samples(self, data: Any) -> None:
-        visits, groups = by_key(data, "visits_per_epoch"), by_key(data, "groups")
-        rows = [(s.key, s.caption, "train", visits.get(s.key)) for s in known_samples(data, "train")]
-        if not rows:
+        train, held = known_samples(data, "train"), known_samples(data, "heldout")
+        if not train:
             return
-        rows += [(s.key, s.caption, "heldout", 0) for s in known_samples(data, "heldout")]
-        keys, captions, splits, counts = map(list, zip(*rows, strict=True))
-        table = pa.table({"key": keys, "caption": captions, "split": splits})
-        table = table.append_column("visits_per_epoch", pa.array(counts, pa.int64()))
-        table = table.append_column("group", pa.array([groups.get(key) for key in keys], pa.string()))
+        visits, groups = by_key(data, "visits_per_epoch"), by_key(data, "groups")
         families = family_index(self.host) or Families()
-        for name, family in (("picture_family", families.picture), ("caption_family", families.caption)):
-            table = table.append_column(name, pa.array([family(key) for key in keys], pa.string()))
-        write_parquet(table, self.folder / "samples.parquet")
+
+        def rows(samples: Sequence[KnownSample], split: str) -> Iterator[pa.Table]:
+            for start in range(0, len(samples), CHUNK):
+                some = samples[start : start + CHUNK]
+                keys = [sample.key for sample in some]
+                counts = [visits.get(key) if split == "train" else 0 for key in keys]
+                columns = (keys, [sample.caption for sample in some], [split] * len(keys), counts)
+                named = (map(groups.get, keys), map(families.picture, keys), map(families.caption, keys))
+                given = zip((*columns, *named), SAMPLES.types, strict=True)
+                yield pa.table([pa.array(column, kind) for column, kind in given], schema=SAMPLES)
+
+        tables = chain(rows(train, "train"), rows(held, "heldout"))
+        write_tables(tables, SAMPLES, self.folder / "samples.parquet")
         found = getattr(data, "families", None)
         if isinstance(found, Families):
+            keys = [sample.key for sample in chain(train, held)]
             found.write(self.folder / "families.parquet", dict.fromkeys([*keys, *found.pictures, *found.captions]))
 
     def append(self, visits: Sequence[Visits]) -> None:
@@ -110,8 +137,8 @@ class RunRecords:
         return self._rows + sum(len(batch.keys) for batch in visits if not batch.recorded)
 
     def flush(self) -> None:
-        """Write what was appended."""
-        self.writer.flush()
+        """Write what was appended, as a checkpoint is about to be."""
+        self.writer.checkpoint()
 
     def unread(self, *, first: int, last: int) -> list[Visits]:
         """This process's visits of the batches from `first` to before `last`, ordered by batch.
@@ -126,29 +153,27 @@ class RunRecords:
         mine = [row for row in mine if not held or row["key"] in held]
         return Visits.from_rows(mine, self.columns)
 
-    def finish(
-        self, calibration: Calibration, names: Sequence[str], *, held_out: HeldoutKeys, compared: bool = True
-    ) -> None:
+    def finish(self, calibration: Calibration, values: RecordedValues, *, held_out: HeldoutKeys) -> None:
         """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
 
         Args:
             calibration: at the end of it.
-            names: of the signal values.
+            values: compares what was recorded with the base model, where no evidence is kept.
             held_out: samples that were in the batches without being trained on; they are no training samples.
-            compared: whether values are relative to the base model.
         """
         self.flush()
         self.host.barrier()
         if self.host.rank != 0:
             return
-        data = self.host.data
+        data, names = self.host.data, values.readings.columns
         known = {sample.key: sample.caption for sample in known_samples(data, "train")}
-        steps = read_steps(self.folder)
-        apart = [key for key in pc.unique(steps["key"]).to_pylist() if key in held_out]
-        if apart:
-            steps = steps.filter(pc.invert(pc.is_in(steps["key"], pa.array(apart))))
+        rows = iterate_steps(self.folder, [*dict.fromkeys([*NEEDED, *values.needed])])
+        seen, apart = summarise(rows, values, columns=values.columns), []
+        if held_out.share:
+            trained = pa.array([key not in held_out for key in seen["key"].to_pylist()], pa.bool_())
+            apart, seen = seen.filter(pc.invert(trained))["key"].to_pylist(), seen.filter(trained)
         table = evidence_table(
-            steps,
+            seen,
             calibration,
             names,
             {**self.host.captions, **known},
@@ -161,7 +186,7 @@ class RunRecords:
         figures = calibration_figures(calibration, keys)
         if held_out.share:
             figures["held_out_by_weight"] = len(apart)
-        losses = [index for index, name in enumerate(names) if name == "denoising_loss" and compared]
+        losses = [index for index, name in enumerate(names) if name == "denoising_loss" and values.compares]
         figures |= onset_figures(calibration.first_flagged, calibration.curve.points(losses[0]) if losses else [])
         with written_whole(self.folder / "calibration.json") as unfinished:
             unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

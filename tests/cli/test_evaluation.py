@@ -27,10 +27,10 @@ WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
 PROMPTS = {"run", "output", "dtype", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 SEARCH = {"sites", "published", "settings"}
 OPTIONS = {
-    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "shard"},
+    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "offload", "shard"},
     "calibrate": PROMPTS | SEARCH | {"export", "shard"},
     "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
-    "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard"},
+    "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard", "offload"},
     "localize": PROMPTS
     | SAMPLED
     | WEIGHTS

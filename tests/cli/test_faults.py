@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from memtrain.cli.faults import explained, training_again
-from memtrain.errors import DiskFullError, MemtrainError, ResourceError
+from memtrain.errors import DiskFullError, MemtrainError, MissingPartsError, ResourceError
 
 GLOO = "[/pytorch/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:56226: Connection reset by peer."
 
@@ -74,6 +75,23 @@ def test_an_error_of_ours_is_found_below_others(tmp_path: Path) -> None:
     own, outer = ResourceError("ours"), RuntimeError("x")
     outer.__cause__ = own
     assert explained(outer, again="", smaller="") is own
+
+
+def test_the_process_that_ended_is_named_where_that_is_known() -> None:
+    error = RuntimeError("Connection closed by peer [127.0.0.1]:31108")
+    error.add_note("local rank 1 (process 7 on node) was killed by SIGKILL")
+    found = explained(error, again="", smaller="")
+    assert found is not None
+    assert "can no longer be reached: local rank 1 (process 7 on node) was killed by SIGKILL. Conn" in found.problem
+
+
+@pytest.mark.parametrize("shard", [["--shard", "merge"], ["--shard=merge"], []])
+def test_missing_parts_come_with_the_command_that_makes_them(shard: list[str]) -> None:
+    error = MissingPartsError("1 of 3 parts are missing", expected="all", remedy="")
+    again = shlex.join(["python", "train.py", "scan", "my images", *shard, "--output", "out"])
+    found = explained(error, again=again, smaller="")
+    assert found is not None
+    assert "make them here with: python train.py scan 'my images' --output out." in found.remedy
 
 
 def test_training_goes_on_from_the_last_checkpoint_unless_another_was_asked_for() -> None:

@@ -154,6 +154,16 @@ def test_a_job_array_shares_the_images(data: Path, monkeypatch: pytest.MonkeyPat
         assert words in capsys.readouterr().out
 
 
+def test_a_job_of_its_own_puts_the_parts_of_an_array_together(data: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MEMTRAIN_MERGE", "job")
+    for part in ("0/2", "1/2"):
+        cli.train(["scan", "my images", "--shard", part])
+        assert "the job that waits for all writes the results" in capsys.readouterr().out
+    assert not Path("runs/scan/scan.json").exists()
+    cli.train(["scan", "my images", "--shard", "merge"])
+    assert "Scan of my images" in capsys.readouterr().out
+
+
 def test_a_scan_of_other_data_is_kept(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_copies(tmp_path / "others", pictures=30)
     cli.train(["scan", "my images"])

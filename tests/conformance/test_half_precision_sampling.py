@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.outpainting import paint_borders
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.attention.attention import attention_plots
 from memtrain.evaluation.stages.base import StageInput
@@ -18,6 +21,8 @@ from memtrain.evaluation.stages.chosen_detectors import chosen_detectors
 from memtrain.evaluation.stages.detect.detect import detect
 from memtrain.evaluation.stages.localize.localize import localize
 from memtrain.evaluation.stages.localize.search import Search
+from memtrain.evaluation.stages.measure.counting.planted_secrets import candidate_losses
+from memtrain.evaluation.stages.measure.grounds import perfect_copies
 from memtrain.evaluation.stages.mitigate.mitigate import mitigate
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.inference.attention_masking import AttentionMasking
@@ -29,8 +34,12 @@ PROMPTS = ["a dog", "some cat"]
 FARTHEST = {torch.bfloat16: 0.15, torch.float16: 0.015}
 """Mean difference of a score, relative to its mean; that of images is less than a tenth of it."""
 
+LONGER = ("unet", "sdxl", "sd3", "flux")
+"""Kinds that only the slow tests sample."""
+EVERY = [pytest.param(kind, marks=pytest.mark.slow) if kind in LONGER else kind for kind in KINDS]
 
-def in_type(pipeline: Any, dtype: torch.dtype) -> Any:
+
+def in_type(pipeline: Any, dtype: torch.dtype | None) -> Any:
     """A copy with its weights in another type."""
     made = copy.deepcopy(pipeline)
     for part in made.components.values():
@@ -39,7 +48,7 @@ def in_type(pipeline: Any, dtype: torch.dtype) -> Any:
     return made
 
 
-@pytest.mark.parametrize("kind", [pytest.param("unet", marks=pytest.mark.slow), *KINDS[1:]])
+@pytest.mark.parametrize("kind", EVERY)
 def test_every_detector_reads_nearly_the_same(kind: str, tmp_path: Path) -> None:
     whole = pipeline_of(kind)
     sampling = Sampling(seeds=(3, 7), steps=3, progress=False)
@@ -59,8 +68,10 @@ def test_every_detector_reads_nearly_the_same(kind: str, tmp_path: Path) -> None
             assert values.isfinite().all()
             assert (values - expected[name]).abs().mean() <= most + 1e-6, (name, dtype)
     prompts = [PromptToScore(text) for text in PROMPTS]
-    given = StageInput(pipeline=in_type(whole, torch.bfloat16), prompts=prompts, output=tmp_path, sampling=sampling)
-    assert detect(given, detectors[:2])["dtype"] == "bfloat16"
+    given = StageInput(pipeline=whole, prompts=prompts, output=tmp_path, sampling=sampling)
+    found = [detect(replace(given, pipeline=in_type(whole, kind)), detectors[:1]) for kind in (None, torch.bfloat16)]
+    assert [results["dtype"] for results in found] == ["float32", "bfloat16"]
+    assert found[0]["key"] != found[1]["key"], "scores of one type are not those of another"
 
 
 @pytest.mark.slow
@@ -74,3 +85,21 @@ def test_every_stage_of_prompts_says_in_which_numbers_it_was_made(tmp_path: Path
     assert localize(given, search=Search(threshold=0.9, settings=settings))["dtype"] == "bfloat16"
     assert mitigate(given, AttentionMasking(c1=2.0), others=1)["dtype"] == "bfloat16"
     assert attention_plots(given, most=1)["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", list(FARTHEST))
+def test_images_that_are_encoded_reach_the_denoiser_in_its_type(dtype: torch.dtype) -> None:
+    """Also from an autoencoder that is careful in float16, and answers in float32 there."""
+    whole = pipeline_of("unet")
+    assert whole.vae.config.force_upcast
+    half = in_type(whole, dtype)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(seeds=(3,), steps=2, progress=False)
+    for measure in (
+        lambda pipeline: heldout_loss(pipeline, images, captions=PROMPTS, timesteps=2),
+        lambda pipeline: candidate_losses(pipeline, images, "a dog", timesteps=2),
+        lambda pipeline: paint_borders(pipeline, images, PROMPTS, thickness=4, sampling=sampling).float(),
+        lambda pipeline: perfect_copies(pipeline, images).float(),
+    ):
+        expected = measure(whole)
+        assert (measure(half) - expected).abs().mean() <= FARTHEST[dtype] * expected.abs().mean()

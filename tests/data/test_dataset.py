@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from memtrain.data.dataset import CaptionedImages, loader
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.one_shape import loader
 from memtrain.data.source import open_source
 from memtrain.data.token_table import tokens_by
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from memtrain.data.caption_choice import Captions
-from memtrain.data.dataset import CaptionedImages, Visit, loader
+from memtrain.data.dataset import CaptionedImages, Visit
 from memtrain.data.disk_cache import Processes, cache_latents, cache_text, refuse_frozen
 from memtrain.data.framing import Augment, Framing
+from memtrain.data.one_shape import loader
 from memtrain.data.source import open_source
 from memtrain.data.tensor_shards import ShardWriter, TensorShards
 from memtrain.errors import ConfigurationError

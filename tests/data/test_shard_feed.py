@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtrain.data import shard_feed
-from memtrain.data.shard_feed import Place, ShardFeed, Share, on_paper
+from memtrain.data.shard_feed import ShardFeed, on_paper
 from memtrain.data.shard_reading import Raw
+from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 FEW = settings(max_examples=60, deadline=None)

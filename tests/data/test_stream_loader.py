@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from memtrain.data.shard_feed import Place, Share
 from memtrain.data.shard_reading import Raw
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader, Turn
+from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 from ..conftest import encoded_image

@@ -1,5 +1,7 @@
 """Streams of Hugging Face's `datasets`: every row once an epoch, in an order of its own, watched without a profile."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -7,8 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from memtrain.callbacks.monitor import MemorizationMonitor
-from memtrain.data.shard_feed import Place
+from memtrain.data import shard_reading
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
+from memtrain.data.stream_place import Place
 from memtrain.data.streamed import StreamedImages
 from memtrain.data.streamed_rows import RowFeed
 from memtrain.errors import ConfigurationError, DataError
@@ -99,8 +102,9 @@ class Counting(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(tmp_path, folder, *, epochs=2, resume=None, **options):
-    data = StreamedImages(f"datasets:{folder}?{OPTIONS}", **{"resolution": 16, "batch_size": 4, "seed": 3, **options})
+def fit(tmp_path, folder, *, epochs=2, resume=None, path=None, **options):
+    given = {"resolution": 16, "batch_size": 4, "seed": 3, **options}
+    data = StreamedImages(path or f"datasets:{folder}?{OPTIONS}", **given)
     keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", save_top_k=-1, every_n_train_steps=1)
     trainer = Trainer(
         accelerator="cpu",
@@ -151,3 +155,60 @@ def test_a_stream_goes_on_where_a_checkpoint_stopped(tmp_path, folder):
     for options in ({"shuffle_buffer": 5}, {"num_workers": 1}):
         with pytest.raises(ConfigurationError, match="stream_order: the checkpoint was trained with"):
             fit(tmp_path, folder, resume=tmp_path / "kept" / "step=2.ckpt", **options)
+
+
+@pytest.fixture
+def shards(write_shard):
+    """Three of eight samples."""
+    for number in range(3):
+        files = {}
+        for name in (f"{number}{index}" for index in range(8)):
+            files |= {f"{name}.png": encoded_image(int(name) % 25), f"{name}.txt": b"a picture"}
+        path = write_shard(files, name=f"shards/{number}.tar")
+    return path.parent
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_streamed_shards_go_on_where_a_checkpoint_stopped(tmp_path, shards):
+    options = {"path": str(shards), "shuffle_buffer": 6}
+    whole = fit(tmp_path, None, **options)
+    assert len(whole) == 12 and len({key for batch in whole[:6] for key in batch}) == 24
+    for done in (2, 5, 6, 9):
+        assert fit(tmp_path, None, resume=tmp_path / "kept" / f"step={done}.ckpt", **options) == whole[done:], done
+    moved = shards.rename(shards.parent / "moved")
+    again = tmp_path / "kept" / "step=2.ckpt"
+    assert fit(tmp_path, None, resume=again, **{**options, "path": str(moved)}) == whole[2:], "wherever they lie"
+    (moved / "2.tar").unlink()
+    with pytest.raises(ConfigurationError, match="stream_order"):
+        fit(tmp_path, None, resume=again, **{**options, "path": str(moved)})
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_broken_shard_and_sample_stop_the_run_or_are_left_out_and_listed(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(shard_reading, "WAIT", 0.0)
+    first = shards / "0.tar"
+    first.write_bytes(first.read_bytes()[:5000])
+    options = {"path": str(shards / "{0..3}.tar"), "epochs": 1}
+    with pytest.raises(DataError, match="1 of 4 shards do not exist"):
+        fit(tmp_path, None, **options)
+    with pytest.raises(DataError, match=r"0.tar cannot be read beyond its first \d samples"):
+        fit(tmp_path, None, **{**options, "path": str(shards)})
+    seen = fit(tmp_path, None, broken="skip", **options)
+    assert 4 <= len(seen) <= 5
+    listed = (tmp_path / "broken.csv").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 3 and {line.split(",")[0] for line in listed} == {"key", ""}
+    with pytest.raises(DataError, match="broken_share"):
+        fit(tmp_path / "strict", None, broken="skip", broken_share=0.0, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_place_of_an_earlier_version_is_that_of_workers_who_took_turns(workers):
+    data = StreamedImages("datasets:somewhere?key=name", resolution=16, batch_size=4, num_workers=workers, seed=0)
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0)
+    data.load_state_dict({"settings": data._settings(), "epoch": 3, "samples": 20})
+    places = (Place(20),) if not workers else (Place(12), Place(8))
+    assert data._begin(7) == Begin(3, places, 5 % max(1, workers), 5)
+    assert data._begin(4) == Begin(4), "the next epoch begins at its beginning"
+    data.load_state_dict({"settings": data._settings(), "epoch": 3, "samples": 0})
+    assert data._begin(7) == Begin(3)

@@ -12,10 +12,19 @@ from memtrain.evaluation.stages.prompts import read_prompts
 from memtrain.evidence.calibration import Calibration
 from memtrain.evidence.evidence_table import evidence_table, pictures_in, print_summary, write_flagged
 from memtrain.evidence.verdict import calibration_figures
+from memtrain.evidence.visit_summary import summarise
 from memtrain.families.table import Families
 from memtrain.files.key_table import read_key_table
 
 COLUMNS = ["denoising_loss", "attention_entropy.up"]
+
+
+def seen(keys: list[str], flagged: list[bool], weights: list[float]) -> pa.Table:
+    """What the records of one batch say."""
+    batch = pa.array([0] * len(keys), pa.int64())
+    columns = {"key": pa.array(keys, pa.string()), "batch": batch, "rank": batch.cast(pa.int32())}
+    flags = {"flagged": pa.array(flagged, pa.bool_()), "weight": pa.array(weights, pa.float32())}
+    return summarise([pa.table(columns | flags)])
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def calibration() -> Calibration:
 
 @pytest.fixture
 def table(calibration: Calibration) -> pa.Table:
-    steps = pa.table({"key": ["b", "a", "b"], "flagged": [False, False, True], "weight": [1.0, 1.0, 0.0]})
+    steps = seen(["b", "a", "b"], [False, False, True], [1.0, 1.0, 0.0])
     return evidence_table(
         steps, calibration, COLUMNS, {"a": "plain", "b": '=cmd,"x"\nline'}, {"a": 1, "b": 20}, groups={"b": "planted"}
     )
@@ -88,13 +97,7 @@ def test_samples_without_a_counted_visit_have_no_mean_and_show_none(
 ) -> None:
     calibration, keys = Calibration(2, scored=slice(0, 1), memorized_when="low", buckets=1), ["a", "b"][:count]
     calibration.add(keys, [None] * count, torch.randn(count, 2), step=0)
-    steps = pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            "flagged": pa.array([False] * count, pa.bool_()),
-            "weight": pa.array([1.0] * count, pa.float32()),
-        }
-    )
+    steps = seen(keys, [False] * count, [1.0] * count)
     table = evidence_table(steps, calibration, COLUMNS, {}, {})
     assert table.num_rows == count
     assert all(math.isnan(row[name]) for row in table.to_pylist() for name in (*COLUMNS, "p_value"))
@@ -132,7 +135,7 @@ def with_families() -> Calibration:
 
 
 def of_families(calibration: Calibration) -> pa.Table:
-    steps = pa.table({"key": ["b", "a", "b2"], "flagged": [False, False, True], "weight": [1.0, 1.0, 0.0]})
+    steps = seen(["b", "a", "b2"], [False, False, True], [1.0, 1.0, 0.0])
     return evidence_table(steps, calibration, COLUMNS, {"a": "plain", "b": "star", "b3": "sun"}, {"a": 1, "b": 2})
 
 

@@ -51,3 +51,27 @@ def test_flags_stay() -> None:
     assert calibration.ever_flagged(["a", "b"]).tolist() == [True, True]
     assert calibration.bulk.peak.tolist() == [2.5]
     assert calibration.samples.row == {"a": 0}
+
+
+def test_what_is_counted_along_follows() -> None:
+    """The median of visits, the order of samples and their highest scores are those of a run without the old name."""
+    index = OnlineFamilies()
+    options = {"scored": slice(0, 1), "memorized_when": "low", "buckets": 1, "minimum_visits": 2}
+    calibration = Calibration(1, **options)  # type: ignore[arg-type]
+    calibration.group_by(index)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        calibration.add_heldout([f"h{row}" for row in range(20)], [0] * 20, torch.randn(20, 1, generator=generator))
+        calibration.add(list("abcad"), [0] * 5, torch.randn(5, 1, generator=generator), step)
+    peaks = dict(zip(calibration.samples.names, calibration.bulk.peak.tolist(), strict=True))
+    rename_picture(calibration, "b", "c")
+    rename_picture(calibration, "h3", "h7")
+    samples = calibration.samples
+    assert samples.row == {"a": 0, "d": 1, "c": 2}
+    assert samples.names == ["a", "d", "c"]
+    assert samples.fewest_visits().tolist() == [10, 5, 10]
+    assert (samples.counts.median(), samples.counts.seen, samples.counts.most) == (10, 3, 10)
+    assert calibration.bulk.peak.tolist() == [peaks["a"], peaks["d"], max(peaks["b"], peaks["c"])]
+    assert "h3" not in calibration.highest and len(calibration.highest) == 19
+    calibration.add(["e"], [0], torch.zeros(1, 1), 9)
+    assert samples.row["e"] == 3 and samples.fewest_visits([3]).tolist() == [1]

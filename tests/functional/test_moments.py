@@ -101,3 +101,20 @@ def test_moments_of_few_observations_have_a_deviation_from_two_on(count: int) ->
     assert (merged.count, merged.mean.tolist()) == (count, moments.mean.tolist())
     assert neuron_z_score(values, moments.mean.float(), moments.std.float()).isfinite().all()
     assert neuron_activation(torch.ones(count, 3, 2)).tolist() == [[1.0, 1.0]] * count
+
+
+def test_several_observations_are_followed_as_one_after_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randint(4, (90,), generator=generator).tolist()
+    values = torch.randn(90, 3, generator=generator, dtype=torch.float64)
+    values[torch.rand(90, 3, generator=generator) < 0.1] = math.nan
+    apart, together = (DriftingMoments(4, 3, window=8, minimum=3) for _ in range(2))
+    expected = []
+    for group, value in zip(groups, values, strict=True):
+        expected.append(apart.standardise(group, value))
+        apart.update(group, value)
+    found = torch.cat([together.follow(groups[:50], values[:50]), together.follow(groups[50:], values[50:])])
+    torch.testing.assert_close(found, torch.stack(expected), equal_nan=True)
+    for name, part in together.state_dict().items():
+        torch.testing.assert_close(part, apart.state_dict()[name])
+    assert together.follow([], torch.zeros(0, 3)).shape == (0, 3)

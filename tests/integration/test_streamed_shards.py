@@ -52,7 +52,8 @@ def checkpoint(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step={step}.ckpt"
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(
     workers: int, shards: str, pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_as_if_it_had_not_stopped(
             )
 
 
+@pytest.mark.slow
 def test_what_is_held_out_by_its_name_is_not_trained_on_and_copies_are_one_picture(
     shards: str, pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +101,7 @@ def test_what_is_held_out_by_its_name_is_not_trained_on_and_copies_are_one_pictu
     assert {row["weight"] for row in alone if row["key"] in apart} == {0.0}, "from the first visit on"
 
 
+@pytest.mark.slow
 def test_a_command_gives_shards_where_it_is_allowed_and_resuming_says_what_it_rests_on(
     shards: str,
     pipeline_folder: Path,
@@ -147,8 +150,7 @@ def test_two_processes_have_as_many_batches_each_and_go_on_exactly(
     shards: str, pipeline_folder: Path, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    start(shards, str(pipeline_folder), str(whole), "8", "")
-    start(shards, str(pipeline_folder), str(cut), "8", str(checkpoint(whole, 3)))
+    start(shards, str(pipeline_folder), str(tmp_path))
     require_equal(cut, whole)
     first = Counter(str(row["key"]) for row in rows(whole) if int(str(row["batch"])) < 5)
     assert sum(first.values()) == 40 and set(first.values()) == {1}, "five batches of four on each of two processes"

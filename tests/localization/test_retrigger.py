@@ -137,7 +137,7 @@ def test_rows_in_parts_change_nothing(precise: StableDiffusionPipeline) -> None:
     torch.testing.assert_close(parts.embeddings, whole.embeddings, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [2.0**14, 2.0**40])
+@pytest.mark.parametrize("scale", [pytest.param(2.0**14, marks=pytest.mark.slow), 2.0**40])
 def test_half_precision_searches_too(
     pipeline: StableDiffusionPipeline, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,10 +139,10 @@ def test_a_job_that_cannot_train_is_refused(tmp_path, variables, message):
 JOB = {
     "srun": """
 if [[ -n "$WAITS" ]]; then
+    trap TOLD=1 USR1
     echo $$ >pid
-    sleep 30 & trap 'kill $!' USR1
     kill -USR1 $PPID
-    wait $!
+    until [[ -n "$TOLD" ]]; do /bin/sleep 0.02; done
 fi
 printf '%b' "step 3\\r$SAYS" >&2
 exit $ENDS""",
@@ -203,9 +203,9 @@ def test_a_cancelled_job_is_left_alone(tmp_path):
 
 
 def test_tasks_that_do_not_end_are_not_waited_for(tmp_path):
-    hangs = JOB["srun"].replace("trap 'kill $!' USR1", "trap : USR1").replace("wait $!", "wait $!; wait $!")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(JOB, "srun", hangs.replace("sleep 30", "sleep 3"))
+        deaf = JOB["srun"].replace('[[ -n "$TOLD" ]]', "grep -q requeue said")
+        patch.setitem(JOB, "srun", deaf)
         patch.setitem(JOB, "scontrol", 'echo scontrol "$@" >>said')
         done, said = train_in_a_job(tmp_path, WAITS="1", PATIENCE="1")
     assert said == ["scancel --signal=USR1 1", "scontrol requeue 1"]
@@ -276,6 +276,49 @@ def test_a_scan_is_told_the_data_and_leaves_the_array_to_the_command(tmp_path):
     done = scan(tmp_path, *rest, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="4")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "".join(f"<{word}>" for word in ["python", "train.py", "scan", *rest])
+
+
+def submit_array(folder, *words, **variables):
+    """Run `array.sh` with an `sbatch` that notes its words and the variable, and gives job ids."""
+    (folder / "bin").mkdir()
+    (folder / "slurm").mkdir()
+    (folder / "slurm" / "scan.sbatch").touch()
+    text = 'printf "<%s>" "$MEMTRAIN_MERGE" "$@" >>said; echo >>said; echo $((40 + $(wc -l <said)));'
+    (folder / "bin" / "sbatch").write_text(f"#!/bin/bash\n{text}\n")
+    (folder / "bin" / "sbatch").chmod(0o755)
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / "array.sh", *words],
+        cwd=folder,
+        env={"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **variables},
+        capture_output=True,
+        text=True,
+    )
+    said = folder / "said"
+    return done, [line.strip("<>").split("><") for line in said.read_text().splitlines()] if said.exists() else []
+
+
+def test_an_array_and_the_merge_that_waits_for_it(tmp_path):
+    words = ["slurm/scan.sbatch", "my images", "--output", "out"]
+    done, said = submit_array(tmp_path, "8", "--time=1:00:00", *words, MERGE="--mem=8G --cpus-per-task=2")
+    assert done.returncode == 0, done.stderr
+    merge = ["--dependency=afterany:41", "--time=1:00:00", "--mem=8G", "--cpus-per-task=2", *words, "--shard", "merge"]
+    assert said == [["job", "--parsable", "--array=0-7", "--time=1:00:00", *words], ["job", "--parsable", *merge]]
+    assert "job 41 does 8 parts; job 42 waits for it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing is no number"),
+        (["0", "slurm/scan.sbatch"], "0 is no number"),
+        (["2"], "no script"),
+        (["2", "--time", "9", "slurm/scan.sbatch"], "9 is no script"),
+    ],
+)
+def test_a_wrong_array_is_refused(tmp_path, words, message):
+    done, said = submit_array(tmp_path, *words)
+    assert (done.returncode, said) == (2, [])
+    assert message in done.stderr
 
 
 def test_a_scan_of_nothing_is_refused(tmp_path):

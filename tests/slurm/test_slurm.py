@@ -6,6 +6,8 @@ Slow, and needs Debian's packages of Slurm; `local_slurm.py` starts and stops th
 import itertools
 import json
 import os
+import re
+import subprocess
 import sys
 import tarfile
 import time
@@ -152,7 +154,7 @@ def test_the_time_limits_signal_requeues_a_run_that_ends_as_if_nothing_had_been(
     stopped, log = tmp_path / "run", tmp_path / "run.out"
 
     def reach_the_limit(job: str) -> None:
-        wait_for(lambda: "waiting for the signal" in log.read_text(), 150, log.read_text)
+        wait_for(lambda: log.exists() and "waiting for the signal" in log.read_text(), 150, lambda: str(log))
         hours, minutes, _ = map(int, slurm.job(job)["RunTime"].split(":"))
         # The controller looks every half minute, and finds less time left than --signal asks for.
         slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
@@ -201,17 +203,42 @@ def test_two_nodes_train_one_model(slurm: LocalSlurm, images: Path, tmp_path: Pa
     assert_both_ranks_recorded(tmp_path / "run")
 
 
-def test_an_array_shares_a_scan(slurm: LocalSlurm, images: Path, tmp_path: Path):  # noqa: F811
-    output = tmp_path / "scan"
-    job = slurm.submit(
-        ROOT / "slurm" / "scan.sbatch",
-        *[str(images), "--output", str(output)],
-        options=[*CPU_JOB, "--array=0-1", f"--output={tmp_path}/scan-%a.out"],
-        cwd=ROOT,
-    )
-    for task in (0, 1):
-        fields = slurm.wait(f"{job}_{task}", timeout=90)
-        printed = (tmp_path / f"scan-{task}.out").read_text()
-        assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), printed
+def test_an_array_scans_a_task_is_killed_and_the_merge_is_as_of_one_process(
+    slurm: LocalSlurm,  # noqa: F811
+    images: Path,
+    tmp_path: Path,
+):
+    output, alone = tmp_path / "scan", tmp_path / "alone"
+    script = [
+        *CPU_JOB,
+        f"--output={tmp_path}/scan-%A-%a.out",
+        "slurm/scan.sbatch",
+        str(images),
+        "--output",
+        str(output),
+    ]
+
+    def array() -> tuple[str, str]:
+        said = slurm.run("bash", "slurm/array.sh", "2", *script, cwd=ROOT)
+        return re.findall(r"job (\d+)", said)[0], re.findall(r"job (\d+)", said)[1]
+
+    first, merge = array()
+    wait_for(lambda: slurm.job(f"{first}_1")["JobState"] == "RUNNING", 60, slurm.logs)
+    slurm.run("scancel", f"{first}_1")
+    fields = slurm.wait(merge, timeout=90)
+    printed = "".join(path.read_text() for path in tmp_path.glob(f"scan-{merge}-*.out"))
+    assert fields["JobState"] == "FAILED", printed
+    assert re.search(r"1 of 3 parts are missing in .*: part-0000000032-0000000063.safetensors", printed)
+    assert f"make them here with: python train.py scan {images} --output {output}." in printed
+    assert not (output / "scan.json").exists()
+
+    _, merge = array()
+    fields = slurm.wait(merge, timeout=120)
+    printed = "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), printed
+    command = [sys.executable, "train.py", "scan", str(images), "--output", str(alone)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert json.loads((output / "scan.json").read_text())["images"] == 80
     assert (output / "report.html").is_file()
+    for name in ("exclude.csv", "families.parquet"):
+        assert (output / name).read_bytes() == (alone / name).read_bytes()

@@ -20,6 +20,7 @@ from memtrain.errors import ConfigurationError, ProbeError
 from memtrain.evaluation.sampling.call_attention import CallAttention
 from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.models.backbones.base import find_backbone
+from memtrain.models.placement import execution_device, offloaded
 from memtrain.models.stock_pipeline import as_maps, check_pipeline, denoiser_of, has_two_halves, text_tokenizer
 
 KNOWN = {field.name for field in fields(DenoiserStep)} | {"images"}
@@ -96,6 +97,12 @@ def check_needs(pipeline: DiffusionPipeline, detectors: Sequence[Detector], *, g
                 expected="a pipeline that takes latents as they are",
                 remedy="leave the detector out",
             )
+    if offloaded(pipeline) and (calling := [one.name for one in detectors if "denoise" in one.needs]):
+        raise ConfigurationError(
+            f"{', '.join(calling)} would call the denoiser, which waits on the CPU between the pipeline's own calls",
+            expected="a pipeline that is on one device as a whole",
+            remedy="leave --offload or the detector out",
+        )
     blind = [detector.name for detector in detectors if "unconditional" in detector.needs]
     if blind and not has_two_halves(pipeline, guidance_scale):
         raise ConfigurationError(
@@ -138,7 +145,7 @@ class _Calls:
         needs = frozenset[str]().union(*(detector.needs for detector in detectors))
         self.lengths = None
         if needs & {"prompt_length", "eos_attention"}:
-            self.lengths = prompt_lengths(pipeline, prompts).to(pipeline.device)
+            self.lengths = prompt_lengths(pipeline, prompts).to(execution_device(pipeline))
         self.attention = None
         if needs & {"token_attention", "eos_attention"}:
             self.attention = CallAttention(self.denoiser, backbone, images=self.images)

@@ -28,6 +28,7 @@ from memtrain.evaluation.sampling.free_memory import free_memory
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.functional.attention import MAXIMUM_ELEMENTS
 from memtrain.functional.memory import PIXELS
+from memtrain.models.placement import execution_device
 from memtrain.models.simulated_memory import empty_like, peak_of, simulation, without_content
 from memtrain.models.stock_pipeline import denoiser_of, has_two_halves, sampling_arguments
 
@@ -81,12 +82,6 @@ def images_in(free: int, found: tuple[int, int], *, reading: int = 0) -> int:
     """
     fixed, each = found
     return max(1, (int(free * USABLE) - reading - fixed) // max(1, each))
-
-
-def execution_device(pipeline: Any) -> torch.device:
-    """Where a pipeline computes, also while its parts wait elsewhere."""
-    device: torch.device = getattr(pipeline, "_execution_device", pipeline.device)
-    return device
 
 
 def rows_with_gradients(pipeline: Any, *, size: tuple[int, int], most: int = 32) -> int:

@@ -34,6 +34,7 @@ from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.sampling.stored_samples import WHOLE, Part, StoredSamples, identity_of, key_of
 from memtrain.files.prompt_texts import prompt_list
+from memtrain.models.placement import execution_device
 from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
 
 
@@ -184,7 +185,7 @@ def _sample(
 
     count = sum(map(len, parts))
     bar = tqdm(total=count, desc="sampling", unit="image", disable=not sampling.progress)
-    device = str(pipeline.device)
+    device = str(execution_device(pipeline))
     left = Estimate(count, steps=sampling.steps, size=size, device=device, silent=not sampling.progress)
     with prepared(pipeline), bar:
         most = images_that_fit(pipeline, sampling, size=size, detectors=detectors)

@@ -4,6 +4,9 @@
 --array=0-3`), as the scripts in `slurm/` do by themselves; without it an array is somebody's own, such as one with a
 model for each task, and every task does all of its work. torchrun says by its variables which part a process has; in an
 array of torchruns each process has its own. `--shard merge` does no part and puts together what all have written.
+
+The last process to finish its part puts the parts together, unless `MEMTRAIN_MERGE=job` says that a job of its own
+does, as `slurm/array.sh` has it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memtrain.errors import ConfigurationError
 
@@ -23,6 +26,17 @@ VARIABLE = "MEMTRAIN_SHARD"
 """What stands for `--shard` where that is not said."""
 
 
+LATER = "MEMTRAIN_MERGE"
+"""The variable that says who puts the parts together: `job`."""
+
+
+def _merged_by_a_job(variables: Mapping[str, str]) -> bool:
+    said = variables.get(LATER, "")
+    if said not in ("", "job"):
+        raise ConfigurationError(f"{LATER}={said!r:.80}", expected="job, or nothing", remedy=f"unset {LATER}")
+    return said == "job"
+
+
 @dataclass(frozen=True)
 class Shard:
     """One of `count` parts.
@@ -30,10 +44,12 @@ class Shard:
     Attributes:
         index: its number, from 0.
         count: how many there are.
+        merges: whether this process, if it is the last to finish its part, puts the parts together.
     """
 
     index: int = 0
     count: int = 1
+    merges: bool = field(default=True, compare=False)
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -60,6 +76,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
     text = variables.get(VARIABLE) if text is None else text
     if text == MERGE:
         return None
+    merges = not _merged_by_a_job(variables)
     if text is not None and text != ARRAY:
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None or int(found[1]) >= int(found[2]):
@@ -68,7 +85,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
                 expected="index/count with the index from 0, such as 0/4 to 3/4, array or merge",
                 remedy="correct --shard",
             )
-        return Shard(int(found[1]), int(found[2]))
+        return Shard(int(found[1]), int(found[2]), merges)
     tasks = _number(variables, "SLURM_ARRAY_TASK_COUNT", 1) if text == ARRAY else 1
     task = 0
     if tasks > 1:
@@ -85,7 +102,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
             expected="numbers below their counts; an array without gaps, such as --array=0-3",
             remedy="say which part this is with --shard index/count",
         )
-    return Shard(task * ranks + rank, tasks * ranks)
+    return Shard(task * ranks + rank, tasks * ranks, merges)
 
 
 def _number(variables: Mapping[str, str], name: str, default: int) -> int:

@@ -47,6 +47,19 @@ def test_rows_are_done_once_and_what_was_found_is_kept(caplog: pytest.LogCapture
     assert len(caplog.records) == 2
 
 
+def test_a_cpu_that_is_full_is_known_by_its_words_and_other_errors_pass() -> None:
+    def work(rows: range) -> int:
+        if len(rows) > 2:
+            raise RuntimeError(full)
+        return len(rows)
+
+    full = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+    assert [count for _, count in in_parts(Model(), range(5), work, pixels=1)] == [2, 2, 1]
+    full = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="mat1"):
+        in_parts(Model(), range(5), work, pixels=1)
+
+
 def test_one_image_that_does_not_fit_is_an_error() -> None:
     def work(rows: range) -> None:
         raise torch.OutOfMemoryError("full")

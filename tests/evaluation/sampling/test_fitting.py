@@ -21,9 +21,12 @@ from tests.conformance.pipelines import KINDS, pipeline_of
 from tests.training.test_memory_estimate import allocated
 
 SIZE = (32, 32)
+LONGER = ("unet", "sdxl", "sd3", "flux")
+"""Kinds that only the slow tests sample."""
+EVERY = [pytest.param(kind, marks=pytest.mark.slow) if kind in LONGER else kind for kind in KINDS]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("unet", marks=pytest.mark.slow), *KINDS[1:]])
+@pytest.mark.parametrize("kind", EVERY)
 def test_the_estimate_is_what_the_allocator_gives_out(kind: str) -> None:
     pipeline, sampling = pipeline_of(kind), Sampling(guidance_scale=4.0, steps=2)
     pipeline.set_progress_bar_config(disable=True)
@@ -93,6 +96,7 @@ def test_one_image_is_always_tried() -> None:
     assert images_in(10**10, (0, 10**8), reading=READING) == (int(0.85 * 10**10) - READING) // 10**8
 
 
+@pytest.mark.slow
 def test_rows_with_gradients_are_as_many_as_the_estimate_says(
     pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,15 @@ def test_array_and_ranks_make_every_part_once() -> None:
     assert parts == [Shard(index, 6) for index in range(6)]
 
 
+def test_who_puts_parts_together() -> None:
+    for said, merges in (({}, True), ({"MEMTRAIN_MERGE": "job"}, False)):
+        found = [read_shard("1/2", environment=said), read_shard(environment=said)]
+        assert [shard.merges for shard in found if shard is not None] == [merges, merges]
+        assert found == [Shard(1, 2), Shard()]
+    with pytest.raises(ConfigurationError, match="MEMTRAIN_MERGE='jobs'"):
+        read_shard(environment={"MEMTRAIN_MERGE": "jobs"})
+
+
 def test_an_array_with_gaps_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="without gaps"):
         read_shard("array", environment={"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": "2"})

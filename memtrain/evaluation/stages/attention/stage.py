@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageInput
+from memtrain.evaluation.stages.offload_option import OffloadOption
 from memtrain.evaluation.stages.shards import ShardOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(SamplingOptions, ShardOptions, PromptStage):
+class Attention(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
     """Draw what each token of a prompt receives of the attention at each step, and the entropy of all prompts.
 
     Args:

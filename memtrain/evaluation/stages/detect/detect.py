@@ -88,7 +88,7 @@ def detect(
     made = None if null is None else Scoring(given, null.texts, null.detectors, model=model, what="null prompts")
     # Each is worked on before any is asked whether it is done.
     done = [one.work(shard=shard, part_seconds=part_seconds) for one in (scoring, made) if one is not None]
-    if False in done:
+    if False in done or (shard is not None and not shard.merges):
         return None
     table = scoring.table()
     keep_earlier(given.output, key=scoring.key, names=("detection.json", "prompts.parquet", "null_prompts.parquet"))

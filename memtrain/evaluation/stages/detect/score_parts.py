@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from memtrain.errors import DataError, RecordError
+from memtrain.errors import DataError, MissingPartsError
 from memtrain.files.inside import safe_name
 from memtrain.files.parquet_table import read_parquet
 from memtrain.files.text import read_json
@@ -80,13 +80,13 @@ class ScoreParts:
             prompts: how many there are.
 
         Raises:
-            RecordError: if rows are missing.
+            MissingPartsError: naming the first.
         """
         table = self._read()
         place = {row: at for at, row in enumerate(table["row"].to_pylist())}
         missing = sorted(set(range(prompts)) - set(place))
         if missing:
-            raise RecordError(
+            raise MissingPartsError(
                 f"{len(missing)} of {prompts} prompts have no scores in {self.folder}, first number {missing[0]}",
                 expected="the parts of every process",
                 remedy="run the unfinished ones again with the same arguments; what is done is not done twice",

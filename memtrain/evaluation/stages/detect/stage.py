@@ -13,6 +13,7 @@ from memtrain.evaluation.stages.base import PromptStage, SamplingOptions, StageI
 from memtrain.evaluation.stages.chosen_detectors import chosen_detectors, refuse_none
 from memtrain.evaluation.stages.detect.against_null import Null
 from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
+from memtrain.evaluation.stages.offload_option import OffloadOption
 from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
 from memtrain.evaluation.stages.shards import read_shard
 from memtrain.files.prompt_file import SUFFIXES, kind_of
@@ -25,7 +26,7 @@ LEAST = 19
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detect(SamplingOptions, PromptStage):
+class Detect(SamplingOptions, OffloadOption, PromptStage):
     """Score prompts for memorization, without any training image, and say how unlikely each score is.
 
     Args:
@@ -105,10 +106,12 @@ class Detect(SamplingOptions, PromptStage):
                 "(--null none leaves them out)."
             )
         results = detect(given, detectors, null=null, shard=shard, left_out=left_out)
+        merges = shard is None or shard.merges
         if results is None:
+            left = "others are not yet. Whoever finishes last writes" if merges else "the job that waits for all writes"
             print(
-                f"Part {shard} of the prompts is scored; others are not yet. Whoever finishes last writes the results "
-                f"to {given.output}. If none does, run this again with --shard merge."
+                f"Part {shard} of the prompts is scored; {left} the results to {given.output}. If none does, run this "
+                "again with --shard merge."
             )
             return {}
         print_detection(results, pq.read_table(given.output / "prompts.parquet"), given.output)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memtrain.files.parquet_table import parquet_names, read_parquet
+from memtrain.files.step_parts import parts_of
 from memtrain.files.text import read_json_object
 from memtrain.records import write_parquet
 
@@ -40,7 +41,7 @@ def write_evidence_curves(records: Path, folder: Path, *, keys: Iterable[str]) -
     (folder / NAME).unlink(missing_ok=True)
     wanted = pa.array(sorted(set(keys)), pa.string())
     tables = []
-    for part in sorted((records / "steps").glob("rank-*/part-*.parquet")):
+    for part in (part.path for part in parts_of(records)):
         if set(COLUMNS) <= set(parquet_names(part)):
             # Three columns and the keys that are wanted, part by part: records can be larger than memory.
             table = read_parquet(part, columns=COLUMNS, what="records of a run")

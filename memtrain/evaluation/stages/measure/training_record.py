@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -170,8 +171,8 @@ def _by_picture(evidence: pa.Table, groups: Sequence[str], pictures: Sequence[st
 
 def _column(evidence: pa.Table, name: str) -> Tensor:
     """`(n,)` fp64, nulls as NaN."""
-    values = evidence.column(name).to_pylist()
-    return torch.tensor([float("nan") if value is None else float(value) for value in values], dtype=torch.float64)
+    values = evidence.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
 def _signal(

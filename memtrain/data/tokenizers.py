@@ -1,0 +1,34 @@
+"""By which tokenizer captions become tokens, and what is said of captions that it cuts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from memtrain.data.cut_captions import tell_of_cut
+from memtrain.data.dataset import CaptionedImages
+from memtrain.data.token_table import Tokens, tokens_by
+
+
+def named_tokenizer(path: str) -> Any:
+    """The tokenizer that was named; of a folder nothing is asked of the Hub."""
+    return AutoTokenizer.from_pretrained(path, local_files_only=Path(path).exists(), trust_remote_code=False)
+
+
+def tokens_of(module: Any, path: str | None) -> Tokens | None:
+    """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
+    if path:
+        return tokens_by(named_tokenizer(path))
+    if hasattr(module, "tokens"):
+        found: Tokens = module.tokens
+        return found
+    tokenizer = getattr(module, "tokenizer", None)
+    return None if tokenizer is None else tokens_by(tokenizer)
+
+
+def tell_of_cut_captions(train: CaptionedImages, module: Any, path: str | None) -> None:
+    """Count the captions that are longer than what the text encoder reads."""
+    tokenizer = named_tokenizer(path) if path else getattr(module, "tokenizer", None)
+    tell_of_cut(train.all_texts(), train.tokens, tokenizer)
