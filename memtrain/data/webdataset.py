@@ -17,12 +17,14 @@ import io
 import logging
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from memtrain.data.broken import Broken
+from memtrain.data.sample_table import joined
 from memtrain.data.shard_listing import listings, read_bytes, row_of
 from memtrain.data.source import PACKED, Reading, Sample, SampleSource
 from memtrain.data.tar_index import index_tar
@@ -47,7 +49,8 @@ class WebDatasetSource(SampleSource):
         reading = reading or Reading()
         self._shards_read: list[Path] = []
         self._shard, self._offset, self._size = array("i"), array("q"), array("q")
-        samples, gaps = [], []
+        parts: list[Sequence[Sample]] = []
+        gaps: list[str] = []
         undecoded: Counter[str] = Counter()
         errors: list[DataError] = []
         shards = self._shards(str(path), lost=self.broken if reading.skip else None)
@@ -56,11 +59,12 @@ class WebDatasetSource(SampleSource):
             undecoded.update(found.undecoded)
             self.broken += found.broken
             errors += found.errors
-            samples += [Sample.of(key, texts) for key, texts in zip(found.keys, found.captions, strict=True)]
-            self._shard.extend([len(self._shards_read)] * len(found.places))
+            parts.append(found.samples)
+            self._shard.extend([len(self._shards_read)] * len(found.samples))
             self._shards_read.append(found.shard)
-            self._offset.extend(place[0] for place in found.places)
-            self._size.extend(place[1] for place in found.places)
+            self._offset.extend(found.offsets)
+            self._size.extend(found.sizes)
+        self.samples = joined(parts)
         if len(errors) == 1 and not reading.skip:
             raise errors[0]
         if gaps:
@@ -68,7 +72,7 @@ class WebDatasetSource(SampleSource):
                 "%d of %d samples of %s have no image or an empty caption, as img2dataset leaves them where a download "
                 "failed, and are left out, first %s",
                 len(gaps),
-                len(gaps) + len(samples),
+                len(gaps) + len(self.samples),
                 path,
                 gaps[:3],
             )
@@ -78,8 +82,7 @@ class WebDatasetSource(SampleSource):
                 path,
                 ", ".join(f"{count} .{kind}" for kind, count in sorted(undecoded.items())),
             )
-        self.samples = samples
-        if samples or not self.broken:
+        if self.samples or not self.broken:
             self.check_samples()
 
     @staticmethod
