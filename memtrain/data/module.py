@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from memtrain.data.caching import keep_in_memory, keep_on_disk, processes_of
 from memtrain.data.canaries import Canaries
-from memtrain.data.checking import leave_out
+from memtrain.data.checking import leave_out, look_ahead
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
 from memtrain.data.heldout_source import split_sources
+from memtrain.data.kept_looks import KeptLooks
 from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
@@ -95,7 +96,6 @@ class TextImageDataModule(MaskedImages):
         self.resolution, self.cache_latents = resolution, cache_latents
         self.families_setting, self.scan = families, scan or DataScan()
         self.families: Families | None = None
-        self.run_folder: str | Path | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -148,18 +148,19 @@ class TextImageDataModule(MaskedImages):
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
         root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
         self.broken.folder = None if root is None else Path(root)
+        for one in (held_source, source):
+            one.kept_looks = self._looks_of(one, scanned=one is source)
         gone = leave_out(
             self.broken,
             [source, held_source, *([] if regular is None else [regular])],
             scanned=scanned,
-            look=self._framing().sized or self.cache is not None,
+            look=self._looks_first,
             every=self.cache_latents,
             without=self.exclude,
             write=getattr(self.trainer, "global_rank", 1) == 0,
         )
         if gone:
-            made_of = [key if one.original is None else keys[one.original] for one in made for key in [one.sample.key]]
-            named = [*keys, *made_of]
+            named = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
             visits = {row: count for row, count in visits.items() if named[row] not in gone}
             held = [row for row in held if held_source.samples[row].key not in gone]
             if regular is not None:
@@ -177,8 +178,6 @@ class TextImageDataModule(MaskedImages):
         self.heldout_dataset = CaptionedImages(
             held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
         )
-        for dataset in self._built():
-            dataset.skips = self.broken.skips
         self._group(everything, visits, made, repeated=repeated, families=families, keys=keys)
         self._empty_caption = {} if tokens is None else tokens([""])
 
@@ -193,6 +192,8 @@ class TextImageDataModule(MaskedImages):
         keys: list[str],
     ) -> None:
         """Say what each sample is: which group, which family, and what it is made from."""
+        for dataset in self._built():
+            dataset.skips = self.broken.skips
         known = keys_of(chosen(source.samples, list(visits)))
         self.groups = {key: PLANTED if key in repeated else UNIQUE for key in known}
         self.groups |= {one.sample.key: one.group for one in made}
@@ -200,7 +201,7 @@ class TextImageDataModule(MaskedImages):
         if self.families is not None:
             self.groups |= repeated_pictures(self.groups, self.families)
         self.groups |= {key: REGULARISATION for key in self.visits_per_epoch if key not in self.groups}
-        self.groups |= dict.fromkeys(keys_of(self.heldout_dataset.samples), HELDOUT)
+        self.groups |= dict.fromkeys(keys_of(self._built()[1].samples), HELDOUT)
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
 
     def _open(self, path: str) -> SampleSource:
@@ -244,21 +245,29 @@ class TextImageDataModule(MaskedImages):
             kept_in=self._kept_in("tokens"),
         )
 
-    def _kept_in(self, name: str) -> Path | None:
-        """Folder of what the next start finds again: of the cache, or else of the run."""
-        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
-        place = self.cache.folder if self.cache is not None else None if root is None else Path(root) / "index"
-        return None if place is None else Path(place) / name
+    def _looks_of(self, source: SampleSource, *, scanned: bool = False) -> KeptLooks:
+        """What is kept of the images of a source, here or by the scan for families."""
+        families = self._families_folder() if scanned and self.families_setting == AUTO else None
+        return KeptLooks(source, self._kept_in("looks"), scanned=families, settings=self.scan)
+
+    @property
+    def _looks_first(self) -> bool:
+        """Whether size and content of every image are needed before training."""
+        return self._framing().sized or self.cache is not None
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
 
     def prepare_data(self) -> None:
         """Scan for families on one process, before the others read what it found; says what that cost."""
-        folder = self._families_folder()
+        folder, source = self._families_folder(), None
         if self.families_setting == AUTO and self.families is None and folder is not None:
             taken_over(getattr(self.trainer, "ckpt_path", None), "families", into=folder)
-            cached_scan(self._open(self.path), self.scan, folder)
+            source = self._open(self.path)
+            cached_scan(source, self.scan, folder)
+        if self._looks_first and self.train_dataset is None and self._kept_in("looks") is not None:
+            source = source or self._open(self.path)
+            look_ahead(source, self._looks_of(source, scanned=True), without=self.exclude)
 
     def _families_folder(self) -> Path | None:
         root = getattr(self.trainer, "default_root_dir", None)

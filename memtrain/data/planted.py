@@ -90,6 +90,10 @@ class PlantedSource(SampleSource):
         """Size and content of the image of `samples[index]`, as the wrapped source knows them."""
         return self.source.look(index) if index < len(self.source) else super().look(index)
 
+    def known_look(self, index: int) -> Look | None:
+        """What the wrapped source knows of the image of `samples[index]`."""
+        return self.source.known_look(index) if index < len(self.source) else super().known_look(index)
+
     def open_mask(self, index: int) -> Image.Image | None:
         """The mask of an image that is shown unchanged; none of varied and synthetic ones."""
         if index < len(self.source):

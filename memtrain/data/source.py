@@ -34,7 +34,6 @@ tried again (:mod:`memtrain.data.decoding`).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -47,10 +46,11 @@ from PIL import Image
 
 from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
-from memtrain.data.mixed_folders import require_one_kind
+from memtrain.data.mixed_folders import packed, require_one_kind
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
-from memtrain.files.pictures import SUFFIXES, PictureError, reason
+from memtrain.families.exact import pixel_hash
+from memtrain.files.pictures import PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
@@ -125,6 +125,7 @@ class SampleSource(ABC):
         self.path = Path(path)
         self.broken: list[Broken] = []
         self._looks: dict[int, Look] = {}
+        self.kept_looks: Any = None  # of memtrain.data.kept_looks
 
     @staticmethod
     @abstractmethod
@@ -204,11 +205,23 @@ class SampleSource(ABC):
         Raises:
             DataError: if the image cannot be read.
         """
-        if index not in self._looks:
-            image = self.load_image(index)
-            digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            self._looks[index] = Look(image.size, digest)
-        return self._looks[index]
+        if (known := self.known_look(index)) is not None:
+            return known
+        image = self.load_image(index)
+        found = Look(image.size, pixel_hash(image).hex())
+        if self.kept_looks is None:
+            self._looks[index] = found
+        else:
+            self.kept_looks.put(index, found)
+        return found
+
+    def known_look(self, index: int) -> Look | None:
+        """The same where it is known without decoding the image; else None."""
+        if self.kept_looks is None:
+            return self._looks.get(index)
+        self.kept_looks.find(self)
+        found: Look | None = self.kept_looks.get(index)
+        return found
 
     def check_samples(self) -> None:
         """Refuse an empty source, keys and captions that are none, and a key that names two samples.
@@ -224,19 +237,6 @@ def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
     where = source.stored_in(index)
     why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else error.problem
     return Broken(source.samples[index].key, "" if where is None else str(where), why)
-
-
-def packed(path: Path) -> str:
-    """What may have been meant by a path that no source reads."""
-    if path.suffix.lower() in SUFFIXES:
-        return "; a single image goes into a folder"
-    if path.name.lower().endswith(PACKED):
-        return "; packed files are unpacked first (gunzip, zstd -d, unzip)"
-    return ""
-
-
-PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", ".rar")
-"""How the names of archives end that are not read."""
 
 
 def _opened(kind: Any, path: str, caption: str | None, reading: Reading | None) -> SampleSource:
