@@ -5,6 +5,8 @@
 - When the weights are NaN or infinite, training ends with the batch in which this began, and with the samples in it
   (:mod:`memtrain.monitoring.finite`), before a checkpoint is overwritten or a pipeline exported. A step that the loss
   scaler of `16-mixed` leaves out is no fault.
+- Where one of several processes that Lightning started dies, the first one says which, and of what
+  (:mod:`memtrain.callbacks.dead_processes`).
 - A training that was killed after its last step and before its end was written (evidence, pipeline) comes to that end
   when it is continued: Lightning finds nothing left to train, and would do nothing.
 
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from memtrain.callbacks.base import Callback
 from memtrain.callbacks.checkpoint_io import write_whole
+from memtrain.callbacks.dead_processes import name_ended
 from memtrain.files.whole import written_whole
 from memtrain.monitoring.finite import FiniteWatch, NumberFault
 
@@ -87,6 +90,10 @@ class SafeTraining(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep NaN out of what is exported: the last epoch ends before anything is."""
         self._require_finite(trainer, pl_module, thorough=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say which process had ended before, if one had."""
+        name_ended(trainer, exception)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do what a training does at its end, where the process that trained last did not come to it."""

@@ -75,8 +75,9 @@ def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErr
             remedy=f"{smaller}; go on with: {again}",
         )
     if (foreign and any(words in lower for words in DEAD_PROCESS)) or type(error).__name__ == "ProcessExitedException":
+        who = "; ".join(getattr(error, "__notes__", []))
         return ResourceError(
-            f"Another process of this run ended or can no longer be reached: {said[:300]}",
+            f"Another process of this run ended or can no longer be reached: {f'{who}. ' if who else ''}{said[:300]}",
             expected="every process up to the end; its own output, or the system's log, says why it ended",
             remedy=f"mend that, then go on with: {again}",
         )

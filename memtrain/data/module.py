@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,9 @@ from memtrain.data.checking import leave_out, look_ahead
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
-from memtrain.data.heldout_source import split_sources
+from memtrain.data.groups import groups_of
 from memtrain.data.kept_looks import KeptLooks
-from memtrain.data.known_families import AUTO, DataScan, find_families, repeated_pictures, with_made
+from memtrain.data.known_families import AUTO, DataScan, find_families, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
@@ -23,13 +24,12 @@ from memtrain.data.repeats import repeats_of
 from memtrain.data.sample_table import chosen, keys_of, without_collection
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import Reading, SampleSource, open_source
+from memtrain.data.splitting import require_apart, split_samples
 from memtrain.data.token_table import Tokens
 from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
-from memtrain.errors import DataError
 from memtrain.families.scan_cache import cached_scan
 from memtrain.families.table import Families
 from memtrain.files.earlier_run import taken_over
-from memtrain.records import HELDOUT, PLANTED, REGULARISATION, UNIQUE
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,15 @@ class TextImageDataModule(MaskedImages):
         keys = keys_of(source.samples)
         families, scanned = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         regular = None if self.regularisation is None else self.regularisation.open()
-        split, regular_split, edited = split_sources(self, keys, regular, families=families)
+        split, regular_split, edited = split_samples(
+            keys,
+            None if regular is None else keys_of(regular.samples),
+            families,
+            setting=self.heldout_setting,
+            fraction=0.0 if self.heldout_path else self.heldout_fraction,
+            elsewhere=bool(self.heldout_path),
+            most=self.heldout_most,
+        )
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -129,39 +137,21 @@ class TextImageDataModule(MaskedImages):
         made = make_templates(source.samples, templates, planted)
         made += make_canaries(self.canaries) if self.canaries else []
         made_keys = {one.sample.key for one in made}
-        require_known(self.exclude, set(keys), made_keys, path=self.path)
+        require_known(self.exclude, {*keys, *(one.key for one in source.broken)}, made_keys, path=self.path)
         held_source = source
         if self.heldout_path:
             held_source = self._open(self.heldout_path)
             held = list(range(len(held_source)))
-            shared = {sample.key for sample in held_source.samples} & (set(keys) | made_keys)
-            if shared:
-                raise DataError(
-                    f"{len(shared)} key(s) are both in {self.path} and in {self.heldout_path}",
-                    expected="held-out samples that are not trained on",
-                    remedy="remove or rename them",
-                )
+            require_apart(held_source, {*keys, *made_keys}, path=self.path)
         made = [one for one in made if not self._excluded(one, keys)]
         repeats = repeats_of(keys, self.repeats)
         visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
-        self.broken.folder = None if root is None else Path(root)
-        for one in (held_source, source):
-            one.kept_looks = self._looks_of(one, scanned=one is source)
-        gone = leave_out(
-            self.broken,
-            [source, held_source, *([] if regular is None else [regular])],
-            scanned=scanned,
-            look=self._looks_first,
-            every=self.cache_latents,
-            without=self.exclude,
-            write=getattr(self.trainer, "global_rank", 1) == 0,
-        )
+        gone = self._broken_keys([source, held_source, *([] if regular is None else [regular])], scanned)
         if gone:
-            named = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
-            visits = {row: count for row, count in visits.items() if named[row] not in gone}
+            shown = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
+            visits = {row: count for row, count in visits.items() if shown[row] not in gone}
             held = [row for row in held if held_source.samples[row].key not in gone]
             if regular is not None:
                 regular_split = regular_split.without([sample.key in gone for sample in regular.samples])
@@ -173,36 +163,23 @@ class TextImageDataModule(MaskedImages):
         everything = self._bordered(PlantedSource(source, made) if made else source, self.resolution)
         held_source = self._bordered(held_source, self.resolution)
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
-        # Held-out images are seen in their fixed view alone.
-        framing = replace(self._framing(), augment=Augment())
+        fixed = replace(self._framing(), augment=Augment())  # the one view in which held-out images are seen
         self.heldout_dataset = CaptionedImages(
-            held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=fixed
         )
-        self._group(everything, visits, made, repeated=repeated, families=families, keys=keys)
-        self._empty_caption = {} if tokens is None else tokens([""])
-
-    def _group(
-        self,
-        source: SampleSource,
-        visits: dict[int, int],
-        made: list[MadeSample],
-        *,
-        repeated: set[str],
-        families: Families | None,
-        keys: list[str],
-    ) -> None:
-        """Say what each sample is: which group, which family, and what it is made from."""
         for dataset in self._built():
             dataset.skips = self.broken.skips
-        known = keys_of(chosen(source.samples, list(visits)))
-        self.groups = {key: PLANTED if key in repeated else UNIQUE for key in known}
-        self.groups |= {one.sample.key: one.group for one in made}
         self.families = None if families is None else with_made(families, made, keys)
-        if self.families is not None:
-            self.groups |= repeated_pictures(self.groups, self.families)
-        self.groups |= {key: REGULARISATION for key in self.visits_per_epoch if key not in self.groups}
-        self.groups |= dict.fromkeys(keys_of(self._built()[1].samples), HELDOUT)
+        self.groups = groups_of(
+            keys_of(chosen(everything.samples, list(visits))),
+            repeated=repeated,
+            made=made,
+            families=self.families,
+            visited=self.visits_per_epoch,
+            heldout=keys_of(self.heldout_dataset.samples),
+        )
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
+        self._empty_caption = {} if tokens is None else tokens([""])
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
@@ -245,6 +222,21 @@ class TextImageDataModule(MaskedImages):
             kept_in=self._kept_in("tokens"),
         )
 
+    def _broken_keys(self, sources: list[SampleSource], scanned: Collection[str] | None) -> set[str]:
+        """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`."""
+        self.broken.folder = self._root()
+        for one in reversed(sources):
+            one.kept_looks = self._looks_of(one, scanned=one is sources[0])
+        return leave_out(
+            self.broken,
+            sources,
+            scanned=scanned,
+            look=self._looks_first,
+            every=self.cache_latents,
+            without=self.exclude,
+            write=getattr(self.trainer, "global_rank", 1) == 0,
+        )
+
     def _looks_of(self, source: SampleSource, *, scanned: bool = False) -> KeptLooks:
         """What is kept of the images of a source, here or by the scan for families."""
         families = self._families_folder() if scanned and self.families_setting == AUTO else None
@@ -270,8 +262,8 @@ class TextImageDataModule(MaskedImages):
             look_ahead(source, self._looks_of(source, scanned=True), without=self.exclude)
 
     def _families_folder(self) -> Path | None:
-        root = getattr(self.trainer, "default_root_dir", None)
-        return Path(self.scan.folder) if self.scan.folder else Path(root) / "families" if root else None
+        root = self._root()
+        return Path(self.scan.folder) if self.scan.folder else root and root / "families"
 
     def _excluded(self, one: MadeSample, keys: list[str]) -> bool:
         return one.sample.key in self.exclude or (one.original is not None and keys[one.original] in self.exclude)

@@ -99,9 +99,13 @@ class VisitedImages(LightningDataModule):
 
     def _kept_in(self, name: str) -> Path | None:
         """Folder of what the next start finds again: of the cache, or else of the run."""
+        root = self._root()
+        place = Path(self.cache.folder) if self.cache is not None else root and root / "index"
+        return place and place / name
+
+    def _root(self) -> Path | None:
         root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
-        place = self.cache.folder if self.cache is not None else None if root is None else Path(root) / "index"
-        return None if place is None else Path(place) / name
+        return None if root is None else Path(root)
 
     def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
         if self.train_dataset is None or self.heldout_dataset is None:

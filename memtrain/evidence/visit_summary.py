@@ -1,7 +1,9 @@
 """What the step records say of each sample, summed up as they are read: memory goes with samples, not with visits.
 
-Rows come some at a time, in any number. Those of one sample are added up as soon as as many rows wait as there are
-samples, so that each row is looked at a few times at most, by pyarrow alone.
+Rows come some at a time, in any number. Sums are kept in arrays with a row for each sample, which grow by doubling;
+each visit is added once, in the order in which it is read, so sums come out the same each time.
+
+Cost: some microseconds a visit with 16 columns, and 16 bytes a sample and column.
 """
 
 from __future__ import annotations
@@ -13,9 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-WAITING = 2**18
-"""Rows that wait at least before they are added up."""
-ORDER, COUNT, FLAGGED, SKIPPED = "order", "visits", "flagged", "skipped"
 NEEDED = ("key", "batch", "rank", "flagged", "weight")
 """Columns of the records without which there is no summary."""
 Compared = Callable[[pa.Table], Mapping[str, npt.NDArray[np.float32]]]
@@ -34,61 +33,63 @@ def summarise(rows: Iterable[pa.Table], compared: Compared | None = None, *, col
         `key`, `visits`, `flagged_share` and `skipped` (shares of the visits), and the mean of each column over the
         visits that have a value, NaN without any.
     """
-    state, waiting, count = _empty(columns), list[pa.Table](), 0
-    read = 0
+    sums = _Sums(columns)
     for table in rows:
-        waiting.append(_single(table, {} if compared is None else compared(table), read))
-        read, count = read + len(table), count + len(table)
-        if count >= max(WAITING, len(state)):
-            state, waiting, count = _added(state, waiting), [], 0
-    state = _added(state, waiting).sort_by(ORDER)
-    visits = state[COUNT].cast(pa.float64())
-    found = {
-        "key": state["key"],
-        "visits": state[COUNT],
-        "flagged_share": pc.divide(state[FLAGGED].cast(pa.float64()), visits),
-        "skipped": pc.divide(state[SKIPPED].cast(pa.float64()), visits),
-    }
-    for column in columns:
-        found[column] = pc.divide(state[f"sum {column}"], state[f"count {column}"].cast(pa.float64()))
-    return pa.table(found)
+        if len(table):
+            sums.add(table, {} if compared is None else compared(table))
+    return sums.table()
 
 
-def _schema(columns: Sequence[str]) -> pa.Schema:
-    fields = [("key", pa.string()), *((name, pa.int64()) for name in (ORDER, COUNT, FLAGGED, SKIPPED))]
-    for column in columns:
-        fields += [(f"sum {column}", pa.float64()), (f"count {column}", pa.int64())]
-    return pa.schema(fields)
+class _Sums:
+    """Sums over the visits of each sample."""
 
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns, self.row, self.read = list(columns), dict[str, int](), 0
+        self.first = np.full(0, np.iinfo(np.int64).max)
+        names = ("visits", "flagged", "skipped")
+        self.counts = {name: np.zeros(0, dtype=np.int64) for name in (*names, *self.columns)}
+        self.totals = {name: np.zeros(0, dtype=np.float64) for name in self.columns}
 
-def _empty(columns: Sequence[str]) -> pa.Table:
-    return _schema(columns).empty_table()
+    def add(self, table: pa.Table, values: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Take in visits and their values."""
+        coded = table["key"].combine_chunks().dictionary_encode()
+        known = [self.row.setdefault(key, len(self.row)) for key in coded.dictionary.to_pylist()]
+        self._grow(len(self.row))
+        rows = np.array(known, dtype=np.int64)[coded.indices.to_numpy()]
+        batch, rank = (table[name].to_numpy().astype(np.int64) for name in ("batch", "rank"))
+        # By batch, by rank, by place in the batch.
+        place = np.arange(self.read, self.read + len(table)) % 2**20
+        np.minimum.at(self.first, rows, (batch << 34) + (rank << 20) + place)
+        self.read += len(table)
+        counted = {
+            "visits": np.ones(len(table), dtype=np.bool_),
+            "flagged": table["flagged"].to_numpy(),
+            "skipped": pc.equal(table["weight"], 0.0).to_numpy(),
+            **{name: ~np.isnan(found) for name, found in values.items()},
+        }
+        for name, there in counted.items():
+            np.add.at(self.counts[name], rows, there.astype(np.int64))
+        for name, found in values.items():
+            np.add.at(self.totals[name], rows, np.where(counted[name], found, 0.0).astype(np.float64))
 
+    def _grow(self, needed: int) -> None:
+        more = max(needed, 2 * len(self.first)) - len(self.first)
+        if needed > len(self.first):
+            self.first = np.append(self.first, np.full(more, np.iinfo(np.int64).max))
+            self.counts = {name: np.append(old, np.zeros(more, old.dtype)) for name, old in self.counts.items()}
+            self.totals = {name: np.append(old, np.zeros(more, old.dtype)) for name, old in self.totals.items()}
 
-def _single(table: pa.Table, values: Mapping[str, npt.NDArray[np.float32]], read: int) -> pa.Table:
-    """Each row as the summary of itself."""
-    batch, rank = (table[name].to_numpy().astype(np.int64) for name in ("batch", "rank"))
-    # By batch, by rank, by place in the batch.
-    order = (batch << 34) + (rank << 20) + np.arange(read, read + len(table)) % 2**20
-    columns = {
-        "key": table["key"],
-        ORDER: order,
-        COUNT: np.ones(len(table), dtype=np.int64),
-        FLAGGED: table["flagged"].cast(pa.int64()),
-        SKIPPED: pc.equal(table["weight"], 0.0).cast(pa.int64()),
-    }
-    for name, found in values.items():
-        there = ~np.isnan(found)
-        columns[f"sum {name}"] = np.where(there, found, 0.0).astype(np.float64)
-        columns[f"count {name}"] = there.astype(np.int64)
-    return pa.table(columns, schema=_schema(list(values)))
-
-
-def _added(state: pa.Table, waiting: Sequence[pa.Table]) -> pa.Table:
-    """Summaries of the same samples as one; in one thread, so that sums come out the same each time."""
-    if not waiting:
-        return state
-    sums = [(name, "min" if name == ORDER else "sum") for name in state.column_names if name != "key"]
-    grouped = pa.concat_tables([state, *waiting]).group_by("key", use_threads=False).aggregate(sums)
-    names = {f"{name}_{how}": name for name, how in sums}
-    return grouped.rename_columns([names.get(name, name) for name in grouped.column_names]).select(state.column_names)
+    def table(self) -> pa.Table:
+        """The summary."""
+        order = np.argsort(self.first[: len(self.row)], kind="stable")
+        counts = {name: count[order] for name, count in self.counts.items()}
+        found = {
+            "key": pa.array(self.row, pa.string()).take(pa.array(order)),
+            "visits": counts["visits"],
+            "flagged_share": counts["flagged"] / counts["visits"],
+            "skipped": counts["skipped"] / counts["visits"],
+        }
+        for name in self.columns:
+            seen = counts[name] > 0
+            found[name] = np.where(seen, self.totals[name][order] / np.maximum(counts[name], 1), np.nan)
+        return pa.table(found)

@@ -242,6 +242,7 @@ class Flagging:
             # More as long as there is no threshold: nothing can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
         left = of_all_processes(self.host, measured)
+        self.first_visits.meet(key for seen in left for key in seen.keys)
         while left and (seen := left.pop(0)):
             self.first_visits.meet(seen.keys)
             buckets = [bucket for bucket in self._buckets(seen.timesteps) if bucket is not None]

@@ -19,6 +19,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.base import PromptStage, Stage, StageInput, stage_class, stage_names
 from memtrain.evaluation.stages.localize.stage import Localize
+from memtrain.evaluation.stages.shards import WHOLE
 from tests.conftest import ROOT
 
 SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
@@ -26,8 +27,8 @@ WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
 PROMPTS = {"run", "output", "dtype", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 SEARCH = {"sites", "published", "settings"}
 OPTIONS = {
-    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "offload"},
-    "calibrate": PROMPTS | SEARCH | {"export"},
+    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "offload", "shard"},
+    "calibrate": PROMPTS | SEARCH | {"export", "shard"},
     "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
     "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard", "offload"},
     "localize": PROMPTS
@@ -39,11 +40,21 @@ OPTIONS = {
     "measure": SAMPLED
     | WEIGHTS
     | (PROMPTS - {"prompts"})
-    | {"unique_prompts", "false_positive_rate", "kid", "exposure", "detectors", "fail_on"}
+    | {
+        "unique_prompts",
+        "false_positive_rate",
+        "kid",
+        "exposure",
+        "detectors",
+        "fail_on",
+        "compare_all",
+        "index",
+        "shard",
+    }
     | {"data", "heldout", "caption", "size", "group_by", "checkpoints", "copy_measures", "copy_detector", "vision"},
-    "metrics": {"output", "generated", "prompts", "original", "unblocked", "real", "copy_detector"}
+    "metrics": {"output", "generated", "prompts", "original", "unblocked", "real", "copy_detector", "shard"}
     | (WEIGHTS - {"sscd"}),
-    "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate"},
+    "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate", "shard"},
     "report": {"of", "redact", "redact_key"},
 }
 
@@ -200,6 +211,7 @@ def test_localize_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path
         "baselines": (),
         "baseline_k": 10,
         "save_images": False,
+        "shard": WHOLE,
     }
 
 

@@ -77,6 +77,14 @@ def test_an_error_of_ours_is_found_below_others(tmp_path: Path) -> None:
     assert explained(outer, again="", smaller="") is own
 
 
+def test_the_process_that_ended_is_named_where_that_is_known() -> None:
+    error = RuntimeError("Connection closed by peer [127.0.0.1]:31108")
+    error.add_note("local rank 1 (process 7 on node) was killed by SIGKILL")
+    found = explained(error, again="", smaller="")
+    assert found is not None
+    assert "can no longer be reached: local rank 1 (process 7 on node) was killed by SIGKILL. Conn" in found.problem
+
+
 @pytest.mark.parametrize("shard", [["--shard", "merge"], ["--shard=merge"], []])
 def test_missing_parts_come_with_the_command_that_makes_them(shard: list[str]) -> None:
     error = MissingPartsError("1 of 3 parts are missing", expected="all", remedy="")

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from memtrain.evaluation.measures.heldout_loss import heldout_loss
 from memtrain.evaluation.sampling.generate import generate
+from memtrain.evaluation.sampling.outpainting import paint_borders
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.stages.attention.attention import attention_plots
 from memtrain.evaluation.stages.base import StageInput
@@ -19,6 +21,8 @@ from memtrain.evaluation.stages.chosen_detectors import chosen_detectors
 from memtrain.evaluation.stages.detect.detect import detect
 from memtrain.evaluation.stages.localize.localize import localize
 from memtrain.evaluation.stages.localize.search import Search
+from memtrain.evaluation.stages.measure.counting.planted_secrets import candidate_losses
+from memtrain.evaluation.stages.measure.grounds import perfect_copies
 from memtrain.evaluation.stages.mitigate.mitigate import mitigate
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.inference.attention_masking import AttentionMasking
@@ -81,3 +85,21 @@ def test_every_stage_of_prompts_says_in_which_numbers_it_was_made(tmp_path: Path
     assert localize(given, search=Search(threshold=0.9, settings=settings))["dtype"] == "bfloat16"
     assert mitigate(given, AttentionMasking(c1=2.0), others=1)["dtype"] == "bfloat16"
     assert attention_plots(given, most=1)["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", list(FARTHEST))
+def test_images_that_are_encoded_reach_the_denoiser_in_its_type(dtype: torch.dtype) -> None:
+    """Also from an autoencoder that is careful in float16, and answers in float32 there."""
+    whole = pipeline_of("unet")
+    assert whole.vae.config.force_upcast
+    half = in_type(whole, dtype)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(seeds=(3,), steps=2, progress=False)
+    for measure in (
+        lambda pipeline: heldout_loss(pipeline, images, captions=PROMPTS, timesteps=2),
+        lambda pipeline: candidate_losses(pipeline, images, "a dog", timesteps=2),
+        lambda pipeline: paint_borders(pipeline, images, PROMPTS, thickness=4, sampling=sampling).float(),
+        lambda pipeline: perfect_copies(pipeline, images).float(),
+    ):
+        expected = measure(whole)
+        assert (measure(half) - expected).abs().mean() <= FARTHEST[dtype] * expected.abs().mean()

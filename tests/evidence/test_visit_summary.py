@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from memtrain.evidence import visit_summary
 from memtrain.evidence.visit_summary import summarise
 
 COLUMNS = ["loss", "entropy"]
@@ -44,9 +43,8 @@ def by_rank(table: pa.Table, size: int) -> Iterator[pa.Table]:
             yield own.slice(start, size)
 
 
-@pytest.mark.parametrize(("size", "waiting"), [(7, 16), (64, 1), (1000, 2**18)])
-def test_it_is_that_of_all_rows_at_once(size: int, waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visit_summary, "WAITING", waiting)
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_it_is_that_of_all_rows_at_once(size: int) -> None:
     table = rows()
     found = summarise(by_rank(table, size), values, columns=COLUMNS).to_pylist()
     expected: dict[str, list[dict[str, float]]] = {}
@@ -70,17 +68,3 @@ def test_a_sample_without_a_value_has_no_mean_and_no_rows_have_no_samples() -> N
     assert all(math.isnan(value) for value in found["entropy"].to_pylist())
     assert summarise([table.slice(0, 0)], values, columns=COLUMNS).num_rows == 0
     assert summarise([]).column_names == ["key", "visits", "flagged_share", "skipped"]
-
-
-def test_few_rows_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visit_summary, "WAITING", 16)
-    most, added = 0, visit_summary._added
-
-    def counted(state: pa.Table, waiting: list[pa.Table]) -> pa.Table:
-        nonlocal most
-        most = max(most, len(state) + sum(map(len, waiting)))
-        return added(state, waiting)
-
-    monkeypatch.setattr(visit_summary, "_added", counted)
-    summarise(by_rank(rows(4000), 8), values, columns=COLUMNS)
-    assert most <= 2 * 37 + 8

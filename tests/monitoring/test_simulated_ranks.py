@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memtrain.evidence.calibration import Calibration
 from memtrain.families.table import Families
+from memtrain.monitoring.first_visits import NoFirstVisits
 from memtrain.monitoring.flagging import Flagging
 from memtrain.monitoring.heldout_keys import HeldoutKeys
 from memtrain.monitoring.host import Host
@@ -54,7 +55,7 @@ def process(rank: int, everyone: Everyone) -> Flagging:
     found.host, found.options = OneOfSeveral(rank, everyone), WatchOptions(reference=False)
     found.paired, found.readings = None, Readings([DenoisingLoss()], [])
     index = Families({f"k{row}": f"k{row // 3 * 3}" for row in range(12)})
-    found.heldout_keys, found.families = HeldoutKeys(), index
+    found.heldout_keys, found.families, found.first_visits = HeldoutKeys(), index, NoFirstVisits()
     found.profile = SimpleNamespace(bucket=lambda timestep: int(timestep // 200))  # type: ignore[assignment]
     found.calibration = Calibration(
         1, scored=slice(0, 1), memorized_when="low", buckets=4, false_positive_rate=0.05, minimum_visits=3
@@ -95,6 +96,8 @@ def test_every_process_comes_to_the_same_evidence_and_flags() -> None:
         visits = [visited(4 * update + number, rank, generator) for number in range(4) for rank in range(RANKS)]
         everyone.rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in visits]
         for rank, one in enumerate(processes):
+            # Each asks before its batches for its own samples, which makes none known earlier than to the others.
+            one.calibration.scores([key for visit in visits if visit.rank == rank for key in visit.keys])
             one.add([visit for visit in visits if visit.rank == rank], step=4 * update)
     first, *others = (one.calibration for one in processes)
     assert first.first_flagged

@@ -63,7 +63,8 @@ def heldout_loss(
     for first in range(0, len(captions), NOISE_BLOCK):
         last = min(first + NOISE_BLOCK, len(captions))
         parts = [slice(start, min(start + at_once, last)) for start in range(first, last, at_once)]
-        latents = torch.cat([encode_images(pipeline.vae, images[part]) for part in parts])
+        # An autoencoder that is careful in fp16 answers in fp32.
+        latents = torch.cat([encode_images(pipeline.vae, images[part]).to(unet.dtype) for part in parts])
         text = encode_prompts(pipeline, captions[first:last])
         total = torch.zeros(len(latents), device=pipeline.device)
         for index in range(timesteps):

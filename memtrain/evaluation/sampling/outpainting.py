@@ -118,7 +118,8 @@ def _paint(
     sampling: Sampling,
 ) -> Tensor:
     """A batch of pictures `(B, 3, H, W)` with the border that is painted around them."""
-    known = encode_images(pipeline.vae, neutral)
+    # In the denoiser's type: an autoencoder that is careful in fp16 answers in fp32.
+    known = encode_images(pipeline.vae, neutral).to(pipeline.unet.dtype)
     height, width = border.shape
     thickness = int((~border).any(dim=0).int().argmax())
     inside = ~latent_border(height, width, thickness, latent=(known.shape[-2], known.shape[-1])).to(known.device)

@@ -88,9 +88,8 @@ class MaskedSamples:
         fitting = rows_with_gradients(self.pipeline, size=(int(own.shape[-2]), int(own.shape[-1])))
 
         def work(part: slice) -> Done:
-            found = retrigger(
-                self.pipeline, list(texts[part]), own[part], masks=masks[part], steps=steps, rows_at_once=fitting
-            )
+            asked = list(texts[part])
+            found = retrigger(self.pipeline, asked, own[part], masks=masks[part], steps=steps, rows_at_once=fitting)
             images = sample_embeddings(self.pipeline, found.embeddings, masks=masks[part], sampling=self.sampling.quiet)
             return Done({"images": images, "losses": found.losses})
 

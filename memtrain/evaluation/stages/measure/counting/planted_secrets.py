@@ -46,7 +46,7 @@ def candidate_losses(pipeline: Any, images: Tensor, caption: str, *, timesteps: 
     refuse_offloaded(pipeline)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     at_once = images_at_once(int(images.shape[-2]), int(images.shape[-1]))
-    latents = torch.cat([encode_images(pipeline.vae, part) for part in images.split(at_once)])
+    latents = torch.cat([encode_images(pipeline.vae, part).to(unet.dtype) for part in images.split(at_once)])
     text = encode_prompts(pipeline, [caption])
     spacing = int(scheduler.config["num_train_timesteps"]) // timesteps
     velocity = scheduler.config["prediction_type"] == "v_prediction"

@@ -1,0 +1,73 @@
+"""A part of an evaluation as a function of plain arguments: what another engine than processes with a shard each calls.
+
+A command of `evaluate.py` is cut into as many parts as are wanted; `measure --checkpoints` best into one for each
+checkpoint, which then is evaluated as a whole by the part of its number, beside a share of the finished model's
+sampling. Parts may be done in any order, at the same time and again. What they leave lies in the output folder, which
+all of them have to see, and :func:`merge_parts` writes the results that one process would have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memtrain.cli.evaluation import read_command, run_stage
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.measure.stage import Measure
+from memtrain.evaluation.stages.shards import MERGE
+
+
+def evaluate_part(words: Sequence[str], index: int, count: int) -> bool:
+    """Do one part of a command, in this process.
+
+    Args:
+        words: of the command line, without `--shard`, such as `["measure", "--run", "runs/x"]`.
+        index: of the part, from 0.
+        count: of parts.
+
+    Returns:
+        Whether all parts are done, and the results written.
+
+    Raises:
+        ConfigurationError: if the command cannot be cut, or says itself which part it does.
+    """
+    return bool(run_stage(read_command(_cut(words, f"{index}/{count}"))))
+
+
+def merge_parts(words: Sequence[str]) -> dict[str, Any]:
+    """Put the parts of a command together.
+
+    Returns:
+        What the stage's JSON file holds.
+
+    Raises:
+        RecordError: if a part is missing.
+    """
+    return run_stage(read_command(_cut(words, MERGE)))
+
+
+def parts_wanted(words: Sequence[str]) -> int:
+    """Parts into which a command is cut best: one for each checkpoint; 1 of a command without."""
+    stage = read_command(list(words))
+    if not isinstance(stage, Measure) or stage.checkpoints is None:
+        return 1
+    from memtrain.cli.checkpoints import checkpoints_of
+
+    return len(checkpoints_of(stage.checkpoints, precision=stage.dtype, device="cpu"))
+
+
+def _cut(words: Sequence[str], part: str) -> list[str]:
+    if any(word.split("=")[0] == "--shard" for word in words):
+        raise ConfigurationError(
+            "--shard in a command that is cut into parts",
+            expected="a command for all of the work",
+            remedy="leave it out",
+        )
+    stage = read_command(list(words))
+    if not hasattr(stage, "shard"):
+        raise ConfigurationError(
+            f"{type(stage).__name__.lower()} does not work in parts",
+            expected="a stage with the option --shard",
+            remedy="run it in one process",
+        )
+    return [*words, "--shard", part]
