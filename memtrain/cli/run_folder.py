@@ -71,6 +71,8 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
             "--data IMAGES; or call memtrain.evaluation.stages.measure.evaluate_run with your own",
         )
     data.buckets, data.augment = None, None  # pictures are compared with generated ones in one view, of one size
+    if (path.parent / "index").is_dir():
+        data.run_folder = path.parent  # what training listed is read again
     scanned = path.parent / "families"
     if data.scan.folder is None and scanned.is_dir():
         # What training found is read again instead of scanned for again.

@@ -98,6 +98,19 @@ def unreadable(
     return [one for one in found if one is not None]
 
 
+def look_ahead(source: SampleSource, kept: Any, *, without: Collection[str]) -> None:
+    """Look at every image of a source that is not known yet, and keep what was seen for other processes and starts.
+
+    Args:
+        source: of the images; what is broken, :func:`leave_out` says.
+        kept: its :class:`memtrain.data.kept_looks.KeptLooks`.
+        without: keys that are not looked at.
+    """
+    source.kept_looks = kept
+    unreadable(source, range(len(source)), look=True, without=without)
+    kept.keep()
+
+
 def check_images(source: SampleSource, *, look: bool = False, without: Collection[str] = ()) -> None:
     """Refuse a source with images that cannot be decoded; arguments as for :func:`unreadable`.
 

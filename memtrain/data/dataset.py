@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from memtrain.data.caption_choice import Captions
+from memtrain.data.contents import contents_of
 from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
 from memtrain.data.kept_latents import KeptLatents, encode_in_memory
@@ -225,6 +226,18 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     def all_texts(self) -> list[str]:
         """Those of all samples, in the order of `tokens`."""
         return [text for sample in self.samples for text in self._texts(sample)]
+
+    @property
+    def contents(self) -> list[str] | None:
+        """A name for what each sample's item holds (pixels, how they are cut, tokens); None where not all are known.
+
+        It is known without reading a sample. Of two samples with one name the items are equal but for their keys.
+        """
+        return (
+            None
+            if self._masks is not None
+            else contents_of(self, self._first.tolist(), cached=self._latents is not None)
+        )
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""

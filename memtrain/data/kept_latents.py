@@ -1,8 +1,13 @@
-"""Latents of every view of a dataset's images, encoded in batches of one shape: in memory, or for a cache on disk."""
+"""Latents of every view of a dataset's images, encoded in batches of one shape: in memory, or for a cache on disk.
+
+Images of the next batch are decoded by several threads while one is encoded, so that a GPU does not wait.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -10,8 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.data.framing import Frame, Shape, rows_by_shape
+from memtrain.families.looking import default_workers
 from memtrain.functional.memory import images_at_once
 
+AHEAD = 1
+"""Batches that are decoded while one is encoded."""
 View = tuple[int, int]
 """Row of a sample, and which of its variants."""
 
@@ -65,10 +73,27 @@ def encoded(
     for shape, places in rows_by_shape([dataset.shapes[row] for row, _ in views]).items():
         size = batch_size or images_at_once(*shape)
         chunks += [places[start : start + size] for start in range(0, len(places), size)]
-    for places in tqdm(chunks, desc="encoding latents", unit="batch", leave=False, disable=None):
-        chunk = [views[place] for place in places]
-        pixels = [dataset.pixel_values(row, dataset.view(row, variant)) for row, variant in chunk]
-        yield chunk, encode(torch.stack(pixels)).float().cpu()
+    left = iter([[views[place] for place in places] for places in chunks])
+    waiting: deque[tuple[list[View], list[Future[Tensor]]]] = deque()
+    bar = tqdm(total=len(chunks), desc="encoding latents", unit="batch", leave=False, disable=None)
+    # Pillow decodes without the interpreter's lock, so the encoder need not wait for threads.
+    with bar, ThreadPoolExecutor(default_workers()) as pool:
+        try:
+            while True:
+                while len(waiting) <= AHEAD and (chunk := next(left, None)) is not None:
+                    waiting.append((chunk, [pool.submit(_pixels, dataset, view) for view in chunk]))
+                if not waiting:
+                    return
+                chunk, decoded = waiting.popleft()
+                yield chunk, encode(torch.stack([one.result() for one in decoded])).float().cpu()
+                bar.update()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pixels(dataset: Viewed, view: View) -> Tensor:
+    row, variant = view
+    return dataset.pixel_values(row, dataset.view(row, variant))
 
 
 def encode_in_memory(

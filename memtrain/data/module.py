@@ -10,20 +10,22 @@ from typing import Any, Literal
 
 from memtrain.data.caching import keep_in_memory, keep_on_disk, processes_of
 from memtrain.data.canaries import Canaries
-from memtrain.data.checking import leave_out
+from memtrain.data.checking import leave_out, look_ahead
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
 from memtrain.data.groups import groups_of
 from memtrain.data.heldout_source import require_apart, split_sources
+from memtrain.data.kept_looks import KeptLooks
 from memtrain.data.known_families import AUTO, DataScan, find_families, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
+from memtrain.data.reading import Reading
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
 from memtrain.data.sample_table import chosen, keys_of, without_collection
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
-from memtrain.data.source import Reading, SampleSource, open_source
+from memtrain.data.source import SampleSource, open_source
 from memtrain.data.token_table import Tokens
 from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
 from memtrain.families.scan_cache import cached_scan
@@ -95,7 +97,6 @@ class TextImageDataModule(MaskedImages):
         self.resolution, self.cache_latents = resolution, cache_latents
         self.families_setting, self.scan = families, scan or DataScan()
         self.families: Families | None = None
-        self.run_folder: str | Path | None = None
         self.visits_per_epoch: dict[str, int] = {}
         self.groups: dict[str, str] = {}
         self.template: dict[str, str] = {}
@@ -219,35 +220,41 @@ class TextImageDataModule(MaskedImages):
     def _broken_keys(self, sources: list[SampleSource], scanned: Collection[str] | None) -> set[str]:
         """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`."""
         self.broken.folder, self.broken.goes_on = self._root(), getattr(self.trainer, "ckpt_path", None) is not None
+        for one in reversed(sources):
+            one.kept_looks = self._looks_of(one, scanned=one is sources[0])
         return leave_out(
             self.broken,
             sources,
             scanned=scanned,
-            look=self._framing().sized or self.cache is not None,
+            look=self._looks_first,
             every=self.cache_latents,
             without=self.exclude,
             write=getattr(self.trainer, "global_rank", 1) == 0,
         )
 
-    def _kept_in(self, name: str) -> Path | None:
-        """Folder of what the next start finds again: of the cache, or else of the run."""
-        root = self._root()
-        place = Path(self.cache.folder) if self.cache is not None else root and root / "index"
-        return place and place / name
+    def _looks_of(self, source: SampleSource, *, scanned: bool = False) -> KeptLooks:
+        """What is kept of the images of a source, here or by the scan for families."""
+        families = self._families_folder() if scanned and self.families_setting == AUTO else None
+        return KeptLooks(source, self._kept_in("looks"), scanned=families, settings=self.scan)
 
-    def _root(self) -> Path | None:
-        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
-        return None if root is None else Path(root)
+    @property
+    def _looks_first(self) -> bool:
+        """Whether size and content of every image are needed before training."""
+        return self._framing().sized or self.cache is not None
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
 
     def prepare_data(self) -> None:
         """Scan for families on one process, before the others read what it found; says what that cost."""
-        folder = self._families_folder()
+        folder, source = self._families_folder(), None
         if self.families_setting == AUTO and self.families is None and folder is not None:
             taken_over(getattr(self.trainer, "ckpt_path", None), "families", into=folder)
-            cached_scan(self._open(self.path), self.scan, folder)
+            source = self._open(self.path)
+            cached_scan(source, self.scan, folder)
+        if self._looks_first and self.train_dataset is None and self._kept_in("looks") is not None:
+            source = source or self._open(self.path)
+            look_ahead(source, self._looks_of(source, scanned=True), without=self.exclude)
 
     def _families_folder(self) -> Path | None:
         root = self._root()

@@ -101,6 +101,10 @@ class PlantedSource(SampleSource):
         place = index if index < len(self.source) else self.made[index - len(self.source)].original
         return 1 if place is None else self.source.shared(place)
 
+    def known_look(self, index: int) -> Look | None:
+        """What the wrapped source knows of the image of `samples[index]`."""
+        return self.source.known_look(index) if index < len(self.source) else super().known_look(index)
+
     def open_mask(self, index: int) -> Image.Image | None:
         """The mask of an image that is shown unchanged; none of varied and synthetic ones."""
         if index < len(self.source):

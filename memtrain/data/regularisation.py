@@ -151,6 +151,11 @@ class JoinedSource(SampleSource):
         source, place = self._of(index)
         return source.look(place)
 
+    def known_look(self, index: int) -> Look | None:
+        """What its source knows of the image of `samples[index]`."""
+        source, place = self._of(index)
+        return source.known_look(place)
+
     def open_mask(self, index: int) -> Image.Image | None:
         """The mask of `samples[index]`, as its source has it."""
         source, place = self._of(index)

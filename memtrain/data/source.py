@@ -34,7 +34,6 @@ tried again (:mod:`memtrain.data.decoding`).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pkgutil
 import re
@@ -49,8 +48,10 @@ from PIL import Image
 from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
 from memtrain.data.mixed_folders import packed, require_one_kind
+from memtrain.data.reading import Reading
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
+from memtrain.families.exact import pixel_hash
 from memtrain.files.pictures import PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
@@ -80,20 +81,6 @@ class Sample:
         """A sample whose first caption is the caption and whose others are alternatives; repeated ones count once."""
         first, *others = dict.fromkeys(caption.strip() for caption in captions)
         return cls(key, first, tuple(others))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a source reads its listing.
-
-    Attributes:
-        skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them all, and
-            whoever opens it decides what becomes of that.
-        kept_in: folder where the listing is kept for the next start; None to keep none.
-    """
-
-    skip: bool = False
-    kept_in: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +114,7 @@ class SampleSource(ABC):
         self.path = Path(path)
         self.broken: list[Broken] = []
         self._looks: dict[int, Look] = {}
+        self.kept_looks: Any = None  # of memtrain.data.kept_looks
 
     @staticmethod
     @abstractmethod
@@ -210,11 +198,23 @@ class SampleSource(ABC):
         Raises:
             DataError: if the image cannot be read.
         """
-        if index not in self._looks:
-            image = self.load_image(index)
-            digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            self._looks[index] = Look(image.size, digest)
-        return self._looks[index]
+        if (known := self.known_look(index)) is not None:
+            return known
+        image = self.load_image(index)
+        found = Look(image.size, pixel_hash(image).hex())
+        if self.kept_looks is None:
+            self._looks[index] = found
+        else:
+            self.kept_looks.put(index, found)
+        return found
+
+    def known_look(self, index: int) -> Look | None:
+        """The same where it is known without decoding the image; else None."""
+        if self.kept_looks is None:
+            return self._looks.get(index)
+        self.kept_looks.find(self)
+        found: Look | None = self.kept_looks.get(index)
+        return found
 
     def check_samples(self) -> None:
         """Refuse an empty source, keys and captions that are none, and a key that names two samples.

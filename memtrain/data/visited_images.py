@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ class VisitedImages(LightningDataModule):
         self.cache, self.repeats, self.regularisation = cache, repeats, regularisation
         self.train_dataset: CaptionedImages | None = None
         self.heldout_dataset: CaptionedImages | None = None
+        self.run_folder: str | Path | None = None
         self._empty_caption: dict[str, Tensor] = {}
         self._sampler: VisitSampler | None = None
         self._begun: Callable[[VisitSampler], None] | None = None
@@ -94,6 +96,16 @@ class VisitedImages(LightningDataModule):
     def bucketed(self) -> bool:
         """Whether images have several shapes."""
         return self.buckets is not None and self.buckets.enabled
+
+    def _kept_in(self, name: str) -> Path | None:
+        """Folder of what the next start finds again: of the cache, or else of the run."""
+        root = self._root()
+        place = Path(self.cache.folder) if self.cache is not None else root and root / "index"
+        return place and place / name
+
+    def _root(self) -> Path | None:
+        root = self.run_folder or getattr(self.trainer, "default_root_dir", None)
+        return None if root is None else Path(root)
 
     def _built(self) -> tuple[CaptionedImages, CaptionedImages]:
         if self.train_dataset is None or self.heldout_dataset is None:

@@ -124,6 +124,11 @@ class StoredLooks:
         return open_arrays(self.path)["sizes"]
 
 
+def key_of(identity: Mapping[str, Any]) -> str:
+    """The name of the looks that depend on this."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class LookParts:
     """The looks of one scan.
 
@@ -138,8 +143,7 @@ class LookParts:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, samples: int) -> None:
-        text = json.dumps(identity, sort_keys=True)
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.key = key_of(identity)
         self.folder, self.samples = folder / self.key, samples
         size = min(MOST, max(FEWEST, -(-samples // WANTED // GROUP) * GROUP))
         self.ranges = [(first, min(first + size, samples) - 1) for first in range(0, samples, size)]

@@ -33,7 +33,7 @@ from memtrain.families.descriptors.base import Descriptor
 from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.faiss_search import FaissSearch, faiss_is_there, faiss_module
 from memtrain.families.find import find_families
-from memtrain.families.look_parts import LookParts, Looks
+from memtrain.families.look_parts import ALL, LookParts, Looks, key_of
 from memtrain.families.looking import ScannedSource, default_workers, groups_of, look_at, look_by
 from memtrain.families.near_threshold import reference_threshold
 from memtrain.families.scan_result import Scan
@@ -168,6 +168,25 @@ def scan(
     )
 
 
+def _identity(content: str, settings: ScanSettings) -> dict[str, Any]:
+    return {"format": _FORMAT, "content": content, "descriptor": settings.described_by}
+
+
+def looks_of(content: str, folder: Path, settings: ScanSettings, samples: int) -> Path | None:
+    """The file with the looks of a scan that ended; None if there is none.
+
+    Args:
+        content: of the source, by :func:`memtrain.families.content.files_of`.
+        folder: of the scan.
+        settings: of the scan.
+        samples: of the source.
+    """
+    if not (folder / "looks").is_dir():
+        return None
+    file = folder / "looks" / key_of(_identity(content, settings)) / ALL
+    return file if samples and file.is_file() else None
+
+
 def _check_keys(source: ScannedSource) -> None:
     """Refuse no samples, keys that come twice, and keys that no table can hold."""
     keys = [sample.key for sample in source.samples]
@@ -194,7 +213,7 @@ def _scan(
     engine: Engine,
     merges: bool = True,
 ) -> Scan | None:
-    identity = {"format": _FORMAT, "content": content, "descriptor": settings.described_by}
+    identity = _identity(content, settings)
     parts = LookParts(folder / "looks", identity, samples=len(source.samples))
     if shard is not None:
         if isinstance(engine, LocalEngine):

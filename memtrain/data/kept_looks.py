@@ -1,0 +1,99 @@
+"""Size and content of images that were looked at, kept by the files that hold them: a later start need not decode them.
+
+What: `<folder>/<name>.safetensors` holds a SHA-256 of the pixels and the size of each image that could be read. The
+name is a hash of the names, sizes and times of change of the files, and of which key lies in which. A scan for families
+(:mod:`memtrain.families.scan`) keeps the same of every image, under the same hash, and is asked too.
+Cost: 40 bytes an image; 5 us an image to find out whether files are the same. Cannot: know images that lie in no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtrain.data.source import Look, SampleSource
+from memtrain.errors import RecordError
+from memtrain.families.content import files_of
+from memtrain.families.scan import ScanSettings, looks_of
+from memtrain.families.stored_arrays import create_arrays, open_arrays
+from memtrain.files.whole import written_whole
+
+
+class KeptLooks:
+    """What is known of the images of a source; asked for when the first is wanted.
+
+    Args:
+        source: of the images.
+        folder: of what is kept; None for none.
+        scanned: folder of a scan for families of this source; None for none.
+        settings: of that scan.
+    """
+
+    def __init__(
+        self, source: SampleSource, folder: Path | None, *, scanned: Path | None, settings: ScanSettings
+    ) -> None:
+        self.folder, self.scanned, self.settings = folder, scanned, settings
+        self._digests: NDArray[np.uint8] | None = None
+        self._sizes = np.zeros((len(source), 2), np.int32)
+        self._content: str | None = None
+        self._given = 0
+
+    def find(self, source: SampleSource) -> None:
+        """Read what is kept, unless that was done."""
+        if self._digests is not None:
+            return
+        self._digests = np.zeros((len(source), 32), np.uint8)
+        self._content = None if self.folder is None and self.scanned is None else files_of(source)
+        if self._content is None:
+            return
+        parts = [] if self.scanned is None else [looks_of(self._content, self.scanned, self.settings, len(source))]
+        parts += [] if self._file is None else [self._file]
+        for path in parts:
+            if path is None or not path.is_file():
+                continue
+            try:
+                arrays = open_arrays(path)
+                rows, hashes, sizes = np.array(arrays["rows"]), arrays["hashes"], arrays["sizes"]
+                self._digests[rows], self._sizes[rows] = hashes, sizes
+            except (RecordError, OSError, KeyError, IndexError, ValueError):  # spoilt, and so as good as none
+                continue
+        self._given = int(self._known.sum())
+
+    @property
+    def _known(self) -> NDArray[np.bool_]:
+        return self._sizes[:, 0] > 0
+
+    @property
+    def _file(self) -> Path | None:
+        if self.folder is None or self._content is None:
+            return None
+        return self.folder / f"{hashlib.sha256(self._content.encode()).hexdigest()[:32]}.safetensors"
+
+    def get(self, index: int) -> Look | None:
+        """What is known of an image."""
+        if self._digests is None or not self._sizes[index, 0]:
+            return None
+        return Look((int(self._sizes[index, 0]), int(self._sizes[index, 1])), self._digests[index].tobytes().hex())
+
+    def put(self, index: int, look: Look) -> None:
+        """Take in what was seen of an image."""
+        assert self._digests is not None, "find() comes first"
+        self._digests[index] = np.frombuffer(bytes.fromhex(look.digest), np.uint8)
+        self._sizes[index] = look.size
+
+    def keep(self) -> None:
+        """Write what is known, if that is more than was found."""
+        known = self._known
+        if self._file is None or self._digests is None or int(known.sum()) <= self._given:
+            return
+        rows = np.flatnonzero(known)
+        arrays: dict[str, NDArray[Any]] = {"rows": rows, "hashes": self._digests[rows], "sizes": self._sizes[rows]}
+        with written_whole(self._file) as unfinished:
+            stored = create_arrays(unfinished, {name: (one.dtype.name, one.shape) for name, one in arrays.items()})
+            for name, one in arrays.items():
+                stored[name][...] = one
+        self._given = len(rows)
