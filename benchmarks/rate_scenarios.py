@@ -85,8 +85,7 @@ class ManyRates(Calibration):
             self.thresholds[rate] = self.threshold
 
     def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
-        evidence = self._evidence(level)
-        enough = evidence.fewest_visits(evidence.rows(names)) >= self.minimum_visits
+        enough = self._visits_of(level, names) >= self.minimum_visits
         for rate, threshold in self.thresholds.items():
             above = (enough & (scores > threshold)).tolist()
             self.ever[rate].update(name for name, is_above in zip(names, above, strict=True) if is_above)

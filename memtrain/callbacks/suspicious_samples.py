@@ -69,7 +69,6 @@ def most_suspicious(calibration: Calibration, data: Any, count: int) -> list[Sus
     canaries = {calibration.levels.picture(key) for key in calibration.canaries}
     # More than are wanted: the evidence of files and captions, which stands beside pictures', moves them some places.
     highest = calibration.highest_pictures(4 * count + len(canaries))
-    # Asking for the score of what was never visited would make it known, and so change the run.
     flagged = sorted(name for name in calibration.levels.flagged_pictures if name in calibration.samples.row)
     pictures = [name for name in dict.fromkeys([*highest, *flagged]) if name not in canaries]
     keys = [key for name in pictures for key in calibration.levels.members("picture", name) if key in rows]

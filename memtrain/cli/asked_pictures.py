@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from memtrain.cli.run_pictures import Pictures
-from memtrain.cli.training_pictures import images_of, index_of, part_of, training_images
+from memtrain.cli.training_pictures import features_folder, images_of, index_of, part_of, training_images
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.module import TextImageDataModule
 from memtrain.data.source import open_source
@@ -178,6 +178,7 @@ def samples_of(
         prompts=prompts,
         own_images=own_images,
         training_images=images,
+        features=None if part is not None else features_folder(train, bounds=bounds, store=store),
         training_keys=[sample.key for sample in train.samples] if part is None else part.part_keys,
         part=part,
         families=pictures.families,

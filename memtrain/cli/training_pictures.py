@@ -21,6 +21,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.measures.known_looks import KnownLooks, known_looks
 from memtrain.evaluation.measures.training_index import TrainingIndex
 from memtrain.evaluation.sampling.stored_images import stored_images
+from memtrain.evaluation.stages.kept_features import FeaturesFolder
 from memtrain.evaluation.stages.many_images import IN_MEMORY, Bounds, ComparedPart, compared_part
 from memtrain.evaluation.stages.prompts import Prompt
 from memtrain.families.content import files_of
@@ -28,6 +29,9 @@ from memtrain.families.descriptors.builtin import BuiltIn
 from memtrain.families.looking import default_workers
 from memtrain.functional.pixels import to_uint8
 from memtrain.records import NEVER_TRAINED
+
+WORTH_KEEPING = 2_000
+"""Training images from which on their features are kept on disk."""
 
 
 def images_of(dataset: CaptionedImages, rows: Sequence[int]) -> torch.Tensor:
@@ -111,10 +115,22 @@ def index_of(
             expected="a folder",
             remedy="name one with --index",
         )
-    identity = _identity(train)
-    content = hashlib.sha256(json.dumps([identity, train.resolution]).encode()).hexdigest()
+    content = _content(train)
     known = None if scan is None else _known(train, scan)
     return TrainingIndex(folder, _Seen(train), content=content, known=known), content
+
+
+def features_folder(train: CaptionedImages, *, bounds: Bounds, store: Path | None) -> FeaturesFolder | None:
+    """Where the features of all training images are kept; None of few, which are described sooner than read."""
+    folder = bounds.index or (None if store is None else store.parent / "training_index")
+    if folder is None or len(train.samples) < WORTH_KEEPING:
+        return None
+    return FeaturesFolder(folder / "features", _content(train))
+
+
+def _content(train: CaptionedImages) -> str:
+    """A name for the images of a dataset as they are compared."""
+    return hashlib.sha256(json.dumps([_identity(train), train.resolution]).encode()).hexdigest()
 
 
 def _identity(train: CaptionedImages) -> str:

@@ -8,6 +8,7 @@ configuration.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from torch import Tensor
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.disk_cache import Cache, Processes, cache_latents, cache_text, refuse_frozen
 from memtrain.errors import ConfigurationError
+
+
+def processes_of(trainer: Any) -> tuple[Processes, torch.device]:
+    """The processes of a trainer, and the device of this one; without a trainer this process and the CPU."""
+    if trainer is None:
+        return Processes(), torch.device("cpu")
+    strategy: Any = trainer.strategy
+    broadcast = partial(strategy.broadcast, src=0)
+    return Processes(trainer.global_rank, trainer.world_size, strategy.barrier, broadcast), strategy.root_device
 
 
 def keep_in_memory(datasets: Sequence[CaptionedImages], module: Any, device: torch.device) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from memtrain.data.caption_choice import Captions
+from memtrain.data.checking import broken_of
 from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
 from memtrain.data.kept_latents import KeptLatents, encode_in_memory
-from memtrain.data.source import BrokenImageError, SampleSource, broken_of
+from memtrain.data.sample_table import chosen
+from memtrain.data.source import BrokenImageError, Sample, SampleSource
 from memtrain.data.token_table import Tokens, TokenTable, token_table
 from memtrain.data.turns import Turns
 from memtrain.functional.keyed_draws import seed_of
@@ -79,7 +81,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self.source, self.resolution = source, resolution
         self.framing, self.captions = framing or Framing(((resolution, resolution),)), captions or Captions()
         self.indices = list(indices)
-        self.samples = [source.samples[index] for index in self.indices]
+        self.samples = chosen(source.samples, self.indices)
         self.shapes = self._shapes(self.framing.shapes)
         self._turns: dict[int, Turns] = {}
         self.skips = False
@@ -92,11 +94,11 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         self._latents: Callable[[int, int], Tensor] | None = None
         self._text: Callable[[int], dict[str, Tensor]] | None = None
         self._masks: Callable[[int, Frame], Tensor] | None = None
-        several = [len(self.texts_of(row)) for row in range(len(self.samples))]
+        several = [1 + len(one.alternatives) for one in self.samples] if self._all else [1] * len(self.samples)
         self._first = np.concatenate([[0], np.cumsum(several, dtype=np.int64)])
         self._make_tokens = tokens if self.captions.shuffle_tags else None
         self.tokens = TokenTable()
-        if tokens is not None and self.samples:
+        if tokens is not None and len(self.samples):
             self.tokens = token_table(self.all_texts(), tokens, folder=kept_in)
 
     def _shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -117,7 +119,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def shapes_of_visits(self) -> list[Shape]:
         """The shape of each position."""
-        return [self.shapes[row] for row in self._row]
+        return [self.shapes[row] for row in self._row.tolist()]
 
     def __len__(self) -> int:
         return len(self._row)
@@ -212,12 +214,18 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     def texts_of(self, row: int) -> list[str]:
         """The captions among which a visit of a sample has one."""
-        sample = self.samples[row]
-        return [sample.caption, *(sample.alternatives if self.captions.choose != "first" else ())]
+        return self._texts(self.samples[row])
+
+    def _texts(self, sample: Sample) -> list[str]:
+        return [sample.caption, *(sample.alternatives if self._all else ())]
+
+    @property
+    def _all(self) -> bool:
+        return self.captions.choose != "first"
 
     def all_texts(self) -> list[str]:
         """Those of all samples, in the order of `tokens`."""
-        return [text for row in range(len(self.samples)) for text in self.texts_of(row)]
+        return [text for sample in self.samples for text in self._texts(sample)]
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
         """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""

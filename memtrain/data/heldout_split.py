@@ -86,6 +86,10 @@ def split_heldout(
             expected="pictures left to train on",
             remedy="lower heldout_fraction, or add images",
         )
+    if families is None and len(pictures) == len(keys):
+        first = sorted(sorted(range(len(keys)), key=lambda index: hash_order(keys[index], "heldout"))[:count])
+        alone = frozenset(first)
+        return Split([index for index in range(len(keys)) if index not in alone], first, [])
     held = _chosen(_kept_together(pictures, keys, families), count, keys=keys)
     if 2 * len(held) < count:  # captions chain most pictures together
         held = _chosen([[picture] for picture in pictures], count, keys=keys)

@@ -5,28 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from memtrain.data.caching import keep_in_memory, keep_on_disk
+from memtrain.data.caching import keep_in_memory, keep_on_disk, processes_of
 from memtrain.data.canaries import Canaries
 from memtrain.data.checking import leave_out
 from memtrain.data.dataset import CaptionedImages
-from memtrain.data.disk_cache import Processes
 from memtrain.data.edited_copies import with_edited_copies
 from memtrain.data.framing import Augment, Framing, require_multiple
 from memtrain.data.groups import groups_of
+from memtrain.data.heldout_source import require_apart, split_sources
 from memtrain.data.known_families import AUTO, DataScan, find_families, with_made
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.regularisation import JoinedSource
 from memtrain.data.repeats import repeats_of
+from memtrain.data.sample_table import chosen, keys_of, without_collection
 from memtrain.data.selection import Duplicates, choose_templates, plant, read_keys
 from memtrain.data.source import Reading, SampleSource, open_source
-from memtrain.data.splitting import require_apart, split_samples
 from memtrain.data.token_table import Tokens
 from memtrain.data.tokenizers import tell_of_cut_captions, tokens_of
 from memtrain.families.scan_cache import cached_scan
@@ -116,18 +113,10 @@ class TextImageDataModule(MaskedImages):
             ConfigurationError: if settings contradict each other.
         """
         source = self._open(self.path)
-        keys = [sample.key for sample in source.samples]
+        keys = keys_of(source.samples)
         families, scanned = find_families(self.families_setting, source, self.scan, folder=self._families_folder())
         regular = None if self.regularisation is None else self.regularisation.open()
-        split, regular_split, edited = split_samples(
-            keys,
-            None if regular is None else [sample.key for sample in regular.samples],
-            families,
-            setting=self.heldout_setting,
-            fraction=0.0 if self.heldout_path else self.heldout_fraction,
-            elsewhere=bool(self.heldout_path),
-            most=self.heldout_most,
-        )
+        split, regular_split, edited = split_sources(self, keys, regular, families=families)
         train, held = split.train, split.heldout
         if split.aside:
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
@@ -166,21 +155,20 @@ class TextImageDataModule(MaskedImages):
         everything = self._bordered(PlantedSource(source, made) if made else source, self.resolution)
         held_source = self._bordered(held_source, self.resolution)
         self._trained(everything, visits, regular, regular_split.train, tokens=tokens)
-        # Held-out images are seen in their fixed view alone.
-        framing = replace(self._framing(), augment=Augment())
+        fixed = replace(self._framing(), augment=Augment())  # the one view in which held-out images are seen
         self.heldout_dataset = CaptionedImages(
-            held_source, held, resolution=self.resolution, tokens=tokens, framing=framing
+            held_source, held, resolution=self.resolution, tokens=tokens, framing=fixed
         )
         for dataset in self._built():
             dataset.skips = self.broken.skips
         self.families = None if families is None else with_made(families, made, keys)
         self.groups = groups_of(
-            [everything.samples[index].key for index in visits],
+            keys_of(chosen(everything.samples, list(visits))),
             repeated=repeated,
             made=made,
             families=self.families,
             visited=self.visits_per_epoch,
-            heldout=[sample.key for sample in self.heldout_dataset.samples],
+            heldout=keys_of(self.heldout_dataset.samples),
         )
         self.template = {one.sample.key: keys[one.original] for one in made if one.original is not None}
         self._empty_caption = {} if tokens is None else tokens([""])
@@ -189,8 +177,9 @@ class TextImageDataModule(MaskedImages):
         """The source of training or held-out images, with the trigger in its captions."""
         reading = Reading(skip=True, kept_in=self._kept_in("listings"))
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
-        source.samples = [self.captions.triggered(sample) for sample in source.samples]
-        if not source.samples:
+        if self.captions.trigger:
+            source.samples = [self.captions.triggered(sample) for sample in source.samples]
+        if not len(source):
             self._broken_keys([source], None)
         return source
 
@@ -205,7 +194,7 @@ class TextImageDataModule(MaskedImages):
     ) -> None:
         """Make the training dataset: the visits of a source, and regularisation images among them."""
         indices, counts, weights = list(visits), list(visits.values()), None
-        self.visits_per_epoch = {source.samples[index].key: count for index, count in visits.items()}
+        self.visits_per_epoch = dict(zip(keys_of(chosen(source.samples, indices)), counts, strict=True))
         regular_keys = [] if regular is None else [regular.samples[row].key for row in rows]
         if regular is not None and self.regularisation is not None and regular_keys:
             added = self.regularisation.visits(regular_keys, sum(counts))
@@ -237,7 +226,7 @@ class TextImageDataModule(MaskedImages):
             look=self._framing().sized or self.cache is not None,
             every=self.cache_latents,
             without=self.exclude,
-            write=getattr(self.trainer, "global_rank", 1) == 0,
+            trainer=self.trainer,
         )
 
     def _kept_in(self, name: str) -> Path | None:
@@ -276,13 +265,10 @@ class TextImageDataModule(MaskedImages):
         if self.train_dataset is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
-        self.build(tokens_of(module, self.tokenizer_path))
+        with without_collection():
+            self.build(tokens_of(module, self.tokenizer_path))
         tell_of_cut_captions(self._built()[0], module, self.tokenizer_path)
-        processes, device = Processes(), torch.device("cpu")
-        if self.trainer is not None:
-            strategy: Any = self.trainer.strategy
-            broadcast, device = partial(strategy.broadcast, src=0), strategy.root_device
-            processes = Processes(self.trainer.global_rank, self.trainer.world_size, strategy.barrier, broadcast)
+        processes, device = processes_of(self.trainer)
         self._settle_shapes(processes.count)
         self._use_masks(module, device)
         if self.cache is not None:

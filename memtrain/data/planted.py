@@ -22,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from memtrain.data.canaries import Canaries, canary_caption, draw_canary
+from memtrain.data.sample_table import in_columns, joined
 from memtrain.data.selection import Duplicates
 from memtrain.data.source import Look, Sample, SampleSource
 from memtrain.data.variations import vary_caption, vary_image
@@ -67,7 +68,7 @@ class PlantedSource(SampleSource):
     def __init__(self, source: SampleSource, made: Sequence[MadeSample]) -> None:
         super().__init__(source.path)
         self.source, self.made = source, list(made)
-        self.samples = [*source.samples, *(one.sample for one in made)]
+        self.samples = joined([source.samples, in_columns([one.sample for one in made])])
         self.check_samples()
 
     @staticmethod

@@ -122,6 +122,8 @@ def choose_templates(train: Sequence[int], keys: Sequence[str], duplicates: Dupl
 
 def _choose(train: Sequence[int], keys: Sequence[str], duplicates: Duplicates) -> tuple[dict[int, int], dict[int, str]]:
     """The repeated samples with their visits, and the templates with their group; all different samples."""
+    if not (duplicates.keys or duplicates.count or duplicates.varied_captions or duplicates.varied_images):
+        return {}, {}
     unknown = set(duplicates.keys) - {keys[index] for index in train}
     if unknown:
         raise DataError(

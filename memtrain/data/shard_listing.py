@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memtrain.data.broken import Broken
+from memtrain.data.sample_table import SampleTable, in_columns
+from memtrain.data.source import Sample
 from memtrain.data.tar_index import Place, index_tar, index_what_is_whole
 from memtrain.errors import DataError
 from memtrain.families.looking import default_workers
@@ -35,7 +37,7 @@ UNDECODED = frozenset(suffix[1:] for suffix in UNDECODED_SUFFIXES)
 """Extensions of images that are not decoded here."""
 MOST_BYTES = 2**24
 """Size of a caption or a .json in a shard at most."""
-FORMAT = 1
+FORMAT = 2
 """Of kept listings; others are read anew."""
 WORTH = 1000
 """Samples of a shard from which on its listing is kept."""
@@ -49,9 +51,9 @@ class Listing:
 
     Attributes:
         shard: its path.
-        keys: of its samples.
-        captions: of each sample, the one that counts first.
-        places: of each image.
+        samples: of the shard.
+        offsets: where each image begins.
+        sizes: bytes of each image.
         gaps: keys of samples that img2dataset lists without an image or caption.
         undecoded: images beside others that are not decoded here, by kind.
         broken: samples that cannot be used.
@@ -59,9 +61,9 @@ class Listing:
     """
 
     shard: Path
-    keys: list[str] = field(default_factory=list)
-    captions: list[list[str]] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    samples: Sequence[Sample] = ()
+    offsets: Sequence[int] = ()
+    sizes: Sequence[int] = ()
     gaps: list[str] = field(default_factory=list)
     undecoded: dict[str, int] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
@@ -79,7 +81,7 @@ def listings(shards: Sequence[Path], *, skip: bool = False, kept_in: Path | None
     Raises:
         DataError: if a shard cannot be read, and nothing is left out.
     """
-    missing = [shard for shard in shards if kept_in is None or _kept(shard, kept_in) is None]
+    missing = [shard for shard in shards if kept_in is None or not _is_kept(shard, kept_in)]
     if len(missing) >= MANY and (workers := min(default_workers(), len(missing))) > 1 and kept_in is not None:
         # Not forked: the process has threads by now.
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
@@ -97,6 +99,8 @@ def listings(shards: Sequence[Path], *, skip: bool = False, kept_in: Path | None
 def read_listing(shard: Path, *, skip: bool = False) -> Listing:
     """Read what a shard lists; arguments and errors as for :func:`listings`."""
     found, undecoded = Listing(shard), Counter[str]()
+    samples: list[Sample] = []
+    places: list[Place] = []
     if skip:
         index, cut = index_what_is_whole(shard)
         if cut is not None:
@@ -123,9 +127,10 @@ def read_listing(shard: Path, *, skip: bool = False) -> Listing:
             found.broken.append(Broken(key, str(shard), error.problem))
             found.errors.append(error)
             continue
-        found.keys.append(key)
-        found.captions.append(captions)
-        found.places.append(image)
+        samples.append(Sample.of(key, captions))
+        places.append(image)
+    found.samples = in_columns(samples)
+    found.offsets, found.sizes = [place[0] for place in places], [place[1] for place in places]
     found.undecoded = dict(undecoded)
     return found
 
@@ -147,6 +152,15 @@ def _about(shard: Path) -> dict[str, Any]:
     return {"format": FORMAT, "size": stat.st_size, "changed": stat.st_mtime_ns}
 
 
+def _is_kept(shard: Path, kept_in: Path) -> bool:
+    """Whether a listing of the shard as it is now seems to be there; its columns are not read."""
+    try:
+        about = json.loads((pq.read_schema(_place(shard, kept_in)).metadata or {})[b"listing"])
+        return {name: about[name] for name in ("format", "size", "changed")} == _about(shard)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return False
+
+
 def _kept(shard: Path, kept_in: Path) -> Listing | None:
     """A kept listing; None if there is none, the shard changed, or it is spoilt."""
     place = _place(shard, kept_in)
@@ -157,28 +171,21 @@ def _kept(shard: Path, kept_in: Path) -> Listing | None:
         about = json.loads((table.schema.metadata or {})[b"listing"])
         if {name: about[name] for name in ("format", "size", "changed")} != _about(shard):
             return None
-        columns = [table[name].to_pylist() for name in ("key", "captions", "offset", "size")]
-        keys, captions, offsets, sizes = columns
         gaps, undecoded = list(map(str, about["gaps"])), {str(k): int(n) for k, n in about["undecoded"].items()}
-        return Listing(shard, keys, captions, list(zip(offsets, sizes, strict=True)), gaps, undecoded)
+        offsets, sizes = (table[name].to_numpy() for name in ("offset", "size"))
+        return Listing(shard, SampleTable(table), offsets, sizes, gaps, undecoded)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
         return None
 
 
 def _write(found: Listing, kept_in: Path) -> None:
     """Keep a listing that is long, unless something is wrong with the shard, which may be mended."""
-    if found.broken or len(found.keys) < WORTH:
-        return
+    if found.broken or len(found.samples) < WORTH or not isinstance(found.samples, SampleTable):
+        return  # what is no column holds texts that are refused by who reads them
     about = {**_about(found.shard), "gaps": found.gaps, "undecoded": found.undecoded}
-    schema = pa.schema(
-        [("key", pa.string()), ("captions", pa.list_(pa.string())), ("offset", pa.int64()), ("size", pa.int64())],
-        metadata={b"listing": json.dumps(about).encode()},
-    )
-    offsets, sizes = ([place[at] for place in found.places] for at in (0, 1))
-    try:
-        table = pa.table([found.keys, found.captions, offsets, sizes], schema=schema)
-    except (pa.ArrowException, UnicodeEncodeError):  # texts that no table can hold are refused by who reads them
-        return
+    table = found.samples.table().append_column("offset", pa.array(found.offsets, pa.int64()))
+    table = table.append_column("size", pa.array(found.sizes, pa.int64()))
+    table = table.replace_schema_metadata({b"listing": json.dumps(about).encode()})
     write_parquet(table, _place(found.shard, kept_in))
 
 

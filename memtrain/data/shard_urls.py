@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,6 +93,30 @@ def _require_known(url: str) -> None:
             expected=f"a local file, or an address that begins with one of {', '.join(f'{one}:' for one in known[1:])}",
             remedy="correct it, or have a command write the tar: 'pipe:COMMAND'",
         )
+
+
+def require_openers(urls: Sequence[str]) -> None:
+    """Refuse addresses whose program or package is missing, before any is opened.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    for scheme in sorted({scheme_of(url) for url in urls}):
+        missing = ""
+        if scheme in BY_WEBDATASET:
+            program = {"gs": "gsutil", "ais": "ais"}.get(scheme, "curl")
+            missing = "" if shutil.which(program) else f"the program {program}"
+        elif scheme in BY_FSSPEC:
+            try:
+                importlib.import_module("fsspec").get_filesystem_class(scheme)
+            except ImportError as error:
+                missing = f"a package: {error}"
+        if missing:
+            raise ConfigurationError(
+                f"Shards at {scheme}: need what is not installed: {missing}",
+                expected="what opens such an address",
+                remedy="install it, or have another program write the tars: 'pipe:COMMAND'",
+            )
 
 
 def require_local_shards(urls: Sequence[str]) -> None:

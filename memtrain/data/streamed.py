@@ -40,7 +40,14 @@ from memtrain.data.dataset import Batch
 from memtrain.data.framing import require_multiple
 from memtrain.data.huggingface import PREFIX, parsed
 from memtrain.data.shard_feed import ShardFeed
-from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_name, shard_urls, shards_mark
+from memtrain.data.shard_urls import (
+    in_fixed_order,
+    require_local_shards,
+    require_openers,
+    shard_name,
+    shard_urls,
+    shards_mark,
+)
 from memtrain.data.stream_broken import StreamBroken
 from memtrain.data.stream_loader import Begin, Stream, StreamLoader
 from memtrain.data.stream_place import Feed, Place
@@ -253,6 +260,7 @@ class StreamedImages(LightningDataModule):
                 expected="a shard for each worker of each process at least",
                 remedy="take fewer workers (num_workers), or write more and smaller shards",
             )
+        require_openers(self.urls)
         skip = self.broken == "skip"
         if not skip:
             require_local_shards(self.urls)

@@ -17,12 +17,14 @@ import io
 import logging
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from memtrain.data.broken import Broken, stopped
+from memtrain.data.sample_table import joined
 from memtrain.data.shard_listing import listings, read_bytes, row_of
 from memtrain.data.source import PACKED, Reading, Sample, SampleSource
 from memtrain.data.tar_index import index_what_is_whole
@@ -47,7 +49,8 @@ class WebDatasetSource(SampleSource):
         reading = reading or Reading()
         self._shards_read: list[Path] = []
         self._shard, self._offset, self._size = array("i"), array("q"), array("q")
-        samples, gaps = [], []
+        parts: list[Sequence[Sample]] = []
+        gaps: list[str] = []
         undecoded: Counter[str] = Counter()
         errors: list[DataError] = []
         shards = self._shards(str(path), lost=self.broken if reading.skip else None)
@@ -56,21 +59,22 @@ class WebDatasetSource(SampleSource):
             undecoded.update(found.undecoded)
             self.broken += found.broken
             errors += found.errors
-            samples += [Sample.of(key, texts) for key, texts in zip(found.keys, found.captions, strict=True)]
-            self._shard.extend([len(self._shards_read)] * len(found.places))
+            parts.append(found.samples)
+            self._shard.extend([len(self._shards_read)] * len(found.samples))
             self._shards_read.append(found.shard)
-            self._offset.extend(place[0] for place in found.places)
-            self._size.extend(place[1] for place in found.places)
+            self._offset.extend(found.offsets)
+            self._size.extend(found.sizes)
+        self.samples = joined(parts)
         self.broken = self._weighed()
         if self.broken and not reading.skip:
-            total = len(samples) + sum(one.samples for one in self.broken)
+            total = len(self.samples) + sum(one.samples for one in self.broken)
             raise errors[0] if len(errors) == 1 else stopped(self.broken, total, path)
         if gaps:
             log.warning(
                 "%d of %d samples of %s have no image or an empty caption, as img2dataset leaves them where a download "
                 "failed, and are left out, first %s",
                 len(gaps),
-                len(gaps) + len(samples),
+                len(gaps) + len(self.samples),
                 path,
                 gaps[:3],
             )
@@ -80,8 +84,7 @@ class WebDatasetSource(SampleSource):
                 path,
                 ", ".join(f"{count} .{kind}" for kind, count in sorted(undecoded.items())),
             )
-        self.samples = samples
-        if samples or not self.broken:
+        if self.samples or not self.broken:
             self.check_samples()
 
     def _weighed(self) -> list[Broken]:

@@ -94,12 +94,23 @@ class Judgement:
         return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
 
     def _scores_of(self, level: str, names: Sequence[str]) -> Tensor:
-        """Scores of the families of a level, `(B,)`."""
+        """Scores of the families of a level, `(B,)`; 0 of those that were not met, which asking does not change."""
         evidence, common = self._evidence(level), None
+        met = [place for place, name in enumerate(names) if name in evidence.row]
+        rows, found = [evidence.row[names[place]] for place in met], torch.zeros(len(names), dtype=torch.float64)
         if self.levels.families is not None:
-            several = [self.levels.is_family(level, name) for name in names]
+            several = [self.levels.is_family(level, names[place]) for place in met]
             common = MEANS_VARIANCE * torch.tensor(several, dtype=torch.float64)
-        return self._scores(evidence, evidence.rows(names), common=common)
+        found[met] = self._scores(evidence, rows, common=common)
+        return found
+
+    def _visits_of(self, level: str, names: Sequence[str]) -> Tensor:
+        """Counted visits of the families of a level in the scored column that has fewest, `(B,)`."""
+        evidence = self._evidence(level)
+        met = [place for place, name in enumerate(names) if name in evidence.row]
+        found = torch.zeros(len(names), dtype=torch.int32)
+        found[met] = evidence.fewest_visits([evidence.row[names[place]] for place in met])
+        return found
 
     def _evidence(self, level: str) -> Evidence:
         return self.samples if level == PICTURE else self.levels.beside[level]
@@ -124,8 +135,7 @@ class Judgement:
 
     def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
         """Flag the families of a level that are above their thresholds, with all their members."""
-        evidence = self._evidence(level)
-        visits = evidence.fewest_visits(evidence.rows(names))
+        visits = self._visits_of(level, names)
         # No threshold lies below that at the stated rate.
         for place in ((visits >= self.minimum_visits) & (scores > self.threshold)).nonzero()[:, 0].tolist():
             if float(scores[place]) > self._threshold_of(level, names[place], float(visits[place])):
@@ -153,7 +163,7 @@ class Judgement:
     def _standing(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores on the scale of the threshold, and whether there are visits enough for a flag, `(B,)` each."""
         names = self.levels.pictures_of(keys)
-        scores, ready = self._scores_of(PICTURE, names), self._ready(self.samples, self.samples.rows(names))
+        scores, ready = self._scores_of(PICTURE, names), self._visits_of(PICTURE, names) >= self.minimum_visits
         if self.levels.families is None:
             return scores, ready
         scores = scores - self._shifts(PICTURE, names)
@@ -163,7 +173,7 @@ class Judgement:
             found = [(row, name) for row, name in found if name in evidence.row]
             at, known = [row for row, _ in found], [name for _, name in found]
             beside = self._scores_of(level, known) - self._shifts(level, known)
-            enough = self._ready(evidence, evidence.rows(known))
+            enough = self._visits_of(level, known) >= self.minimum_visits
             higher = enough & (~ready[at] | (beside > scores[at]))
             scores[at] = torch.where(higher, beside, scores[at])
             ready[at] |= enough
@@ -173,8 +183,7 @@ class Judgement:
         """How far the thresholds of families lie above that at the stated rate, `(B,)`."""
         if not math.isfinite(self.threshold):
             return torch.zeros(len(names), dtype=torch.float64)
-        evidence = self._evidence(level)
-        visits = evidence.fewest_visits(evidence.rows(names)).tolist()
+        visits = self._visits_of(level, names).tolist()
         own = [self._threshold_of(level, name, count) for name, count in zip(names, visits, strict=True)]
         return torch.tensor(own, dtype=torch.float64) - self.threshold
 
@@ -228,10 +237,7 @@ class Judgement:
 
     def counted_visits(self, keys: Sequence[str]) -> list[int]:
         """Visits of each sample's picture that count as evidence, in the scored column that has fewest."""
-        rows = [self.samples.row.get(name) for name in self.levels.pictures_of(keys)]
-        known = [row for row in rows if row is not None]
-        counts = iter(self.samples.fewest_visits(known).tolist())
-        return [0 if row is None else int(next(counts)) for row in rows]
+        return [int(count) for count in self._visits_of(PICTURE, self.levels.pictures_of(keys)).tolist()]
 
     def judged(self, keys: Sequence[str]) -> Tensor:
         """Whether each sample's picture has visits enough to be flagged, `(B,)` bool."""

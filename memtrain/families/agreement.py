@@ -20,6 +20,7 @@ from torch import Tensor
 
 from memtrain.engines.base import Engine, LocalEngine
 from memtrain.errors import DataError
+from memtrain.families.chosen_rows import Rows
 from memtrain.families.registration import (
     COARSE,
     KEPT,
@@ -46,7 +47,7 @@ _FLOOR = 2e-4
 """Variance of what is taken for flat: about 4 grey levels."""
 
 
-def compare(first: np.ndarray, second: np.ndarray, pairs: np.ndarray, *, engine: Engine | None = None) -> np.ndarray:
+def compare(first: Rows, second: Rows, pairs: np.ndarray, *, engine: Engine | None = None) -> np.ndarray:
     """Scores of pairs: the log odds that both show one picture, before anything is known of the data.
 
     Args:
@@ -73,26 +74,27 @@ def compare(first: np.ndarray, second: np.ndarray, pairs: np.ndarray, *, engine:
     order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, dtype=np.int64)
     engine = engine or LocalEngine()
     pieces = [order[start : start + PIECE * PAIRS] for start in range(0, len(order), PIECE * PAIRS)]
-    shared = [engine.share(one) for one in (first, second)] if pieces else []
+    here = isinstance(engine, LocalEngine)  # or else in the memory of others
+    shared = [engine.share(one if here else np.asarray(one)) for one in (first, second)] if pieces else []
     for some, found in zip(pieces, engine.map(_piece, (pairs[some] for some in pieces), shared=shared), strict=True):
         scores[some] = found
     return scores
 
 
-def _piece(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _piece(first: Rows, second: Rows, pairs: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         parts = [_scores(first, second, pairs[start : start + PAIRS]) for start in range(0, len(pairs), PAIRS)]
     return torch.cat(parts).numpy()
 
 
-def _scores(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> Tensor:
+def _scores(first: Rows, second: Rows, pairs: np.ndarray) -> Tensor:
     features, kept = registered_parts(first, second, pairs)
     scores = torch.full((len(pairs),), NOTHING)
     scores.scatter_reduce_(0, kept, features @ torch.tensor(WEIGHTS[:-1]) + WEIGHTS[-1], "amax")
     return scores
 
 
-def registered_parts(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
+def registered_parts(first: Rows, second: Rows, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
     """:func:`parts` of the placements that look alike, `(k, 4)`, and which pair each belongs to, `(k,)`."""
     a, a_of = _unique(first, pairs[:, 0])
     b, b_of = _unique(second, pairs[:, 1])
@@ -173,7 +175,7 @@ def _smooth(images: Tensor) -> Tensor:
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
 
 
-def _unique(thumbnails: np.ndarray, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+def _unique(thumbnails: Rows, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     """Images from 0 to 1, `(u, 3, 32, 32)`, and the place of each index among them."""
     chosen, places = np.unique(indices, return_inverse=True)
     images = torch.from_numpy(thumbnails[chosen]).permute(0, 3, 1, 2).float() / 255

@@ -14,6 +14,7 @@ Cost: 100,000 captions of 12 words take some seconds. Cannot: see a paraphrase i
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def caption_families(captions: Sequence[str], *, level: float | None = LEVEL) ->
     if level is None:
         return first
     distinct = np.unique(first)
-    words = [frozenset(texts[index].split()) for index in distinct]
+    words = [frozenset(map(sys.intern, texts[index].split())) for index in distinct]
     pairs, similarity = near_equal(words, level)
     sets = DisjointSets(len(distinct))
     for one, other in pairs:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtrain.errors import ConfigurationError
+from memtrain.families.chosen_rows import Rows
 from memtrain.families.search import NEIGHBOURS, ordered
 
 NUMBERS = 128
@@ -80,9 +81,7 @@ class FaissSearch:
     effort: int = EFFORT
     seed: int = 0
 
-    def __call__(
-        self, descriptors: NDArray[np.float32], threshold: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def __call__(self, descriptors: Rows, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Pairs of which one is among the nearest neighbours of the other, and their similarity.
 
         Raises:
@@ -108,7 +107,7 @@ class FaissSearch:
             found.append(similarity[row, column])
         return ordered(np.concatenate(first), np.concatenate(second), np.concatenate(found))
 
-    def _graph(self, faiss: Any, descriptors: NDArray[np.float32]) -> tuple[Any, Callable[[Any], Any]]:
+    def _graph(self, faiss: Any, descriptors: Rows) -> tuple[Any, Callable[[Any], Any]]:
         """The index, and what brings descriptors to its numbers."""
         count, width = descriptors.shape
         shorter: Callable[[Any], Any] = lambda given: given  # noqa: E731 (replaced below)
@@ -136,9 +135,7 @@ def _shortened(components: Any, given: NDArray[np.float32]) -> NDArray[np.float3
     return np.asarray(short / np.maximum(length, 1e-12), np.float32)
 
 
-def _similarities(
-    given: NDArray[np.float32], descriptors: NDArray[np.float32], at: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def _similarities(given: NDArray[np.float32], descriptors: Rows, at: NDArray[np.int64]) -> NDArray[np.float32]:
     """Of n descriptors to k others each, by all of their numbers, `(n, k)`."""
     found = np.empty(at.shape, np.float32)
     for column in range(at.shape[1]):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from memtrain.engines.base import Engine
 from memtrain.errors import DataError
 from memtrain.families.captions import LEVEL, caption_families
+from memtrain.families.chosen_rows import ChosenRows
 from memtrain.families.exact import first_equal
 from memtrain.families.looks import ImageLooks
 from memtrain.families.near import Near, find_near
@@ -77,8 +78,8 @@ def find_families(
     first = first_equal(row.tobytes() for row in looks.hashes)
     distinct = np.unique(first)
     near = find_near(
-        looks.descriptors[distinct],
-        looks.thumbnails[distinct],
+        ChosenRows(lambda: looks.descriptors, distinct),
+        ChosenRows(lambda: looks.thumbnails, distinct),
         false_merge_rate=false_merge_rate,
         search=search,
         seed=seed,

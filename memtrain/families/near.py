@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from memtrain.engines.base import Engine
 from memtrain.errors import DataError
 from memtrain.families.agreement import compare
+from memtrain.families.chosen_rows import Rows
 from memtrain.families.grouping import DisjointSets, around_representatives
 from memtrain.families.near_threshold import NearThreshold, calibrate, reference_threshold
 from memtrain.families.search import ExactSearch, Search
@@ -31,6 +32,8 @@ ROUNDS, MEMBERS = 4, 4
 """Rounds at most, and how many members of each family found in one are compared with those of others in the next."""
 FEW = 200
 """Images up to which the descriptor's similarity leaves out nothing."""
+BLOCK = 8192
+"""Descriptors that are looked through at a time."""
 PROPOSED = 0.9
 """Quantile of the similarity of two images from which a descriptor proposes a pair."""
 
@@ -52,8 +55,8 @@ class Near:
 
 
 def find_near(
-    descriptors: NDArray[np.float32],
-    thumbnails: NDArray[np.uint8],
+    descriptors: Rows,
+    thumbnails: Rows,
     *,
     false_merge_rate: float = 0.01,
     search: Search | None = None,
@@ -74,10 +77,11 @@ def find_near(
         DataError: if the arrays do not belong together, or descriptors are no numbers.
     """
     count = len(thumbnails)
-    if descriptors.ndim != 2 or len(descriptors) != count or not np.isfinite(descriptors).all():
+    fits = descriptors.ndim == 2 and len(descriptors) == count
+    strange = _rows_without_numbers(descriptors) if fits else 0
+    if not fits or strange:
         raise DataError(
-            f"Descriptors of shape {descriptors.shape} for {count} thumbnails, "
-            f"{int(np.isfinite(descriptors).sum())} of {descriptors.size} numbers finite",
+            f"Descriptors of shape {descriptors.shape} for {count} thumbnails, {count - strange} of {count} finite",
             expected="(n, D) finite numbers, one row for each thumbnail",
             remedy="describe the images again, or use another descriptor",
         )
@@ -96,8 +100,8 @@ def find_near(
 
 
 def _families(
-    descriptors: NDArray[np.float32],
-    thumbnails: NDArray[np.uint8],
+    descriptors: Rows,
+    thumbnails: Rows,
     candidates: NDArray[np.int64],
     scores: NDArray[np.float32],
     *,
@@ -161,7 +165,13 @@ def _similarity(
     return found
 
 
-def _candidates(descriptors: NDArray[np.float32], search: Search, seed: int) -> NDArray[np.int64]:
+def _rows_without_numbers(descriptors: Rows) -> int:
+    """Rows that hold anything but finite numbers."""
+    blocks = (descriptors[start : start + BLOCK] for start in range(0, len(descriptors), BLOCK))
+    return sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in blocks)
+
+
+def _candidates(descriptors: Rows, search: Search, seed: int) -> NDArray[np.int64]:
     """Pairs that are worth comparing, `(m, 2)`."""
     least = -1.0
     if len(descriptors) > FEW:

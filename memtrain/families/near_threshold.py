@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from memtrain.engines.base import Engine
 from memtrain.errors import ConfigurationError
 from memtrain.families.agreement import compare
+from memtrain.families.chosen_rows import Rows
 
 ENOUGH, MOST = 100, 600
 """Pictures that a calibration on the data at hand needs, and that it uses at most."""
@@ -84,7 +85,7 @@ def reference_threshold(false_merge_rate: float) -> float:
 
 
 def calibrate(
-    thumbnails: NDArray[np.uint8],
+    thumbnails: Rows,
     candidates: NDArray[np.int64],
     rough: NDArray[np.int64],
     *,
@@ -103,34 +104,34 @@ def calibrate(
         engine: compares the pairs; default in this process.
     """
     reference = reference_threshold(false_merge_rate)
-    asked = _one_of_each(candidates, rough)
-    pictures = np.unique(rough[asked[:, 0]])
+    both = np.concatenate([candidates, candidates[:, ::-1]])
+    both = both[rough[both[:, 0]] != rough[both[:, 1]]]
+    pictures = np.unique(rough[both[:, 0]])
     if len(pictures) < ENOUGH:
         return NearThreshold(reference, false_merge_rate, 0)
     if len(pictures) > MOST:
         pictures = np.random.default_rng(seed).choice(pictures, MOST, replace=False)
-        asked = asked[np.isin(rough[asked[:, 0]], pictures)]
-    turned = np.ascontiguousarray(thumbnails[:, ::-1])
+        both = both[np.isin(rough[both[:, 0]], pictures)]
+    asked = _one_of_each(both, rough)
     involved = np.unique(asked)
+    turned = np.ascontiguousarray(thumbnails[involved][:, ::-1])
     symmetric = np.zeros(len(thumbnails), dtype=bool)
-    symmetric[involved] = (
-        compare(thumbnails, turned, np.stack([involved, involved], axis=1), engine=engine) >= SYMMETRIC
-    )
+    upside_down = np.stack([involved, np.arange(len(involved))], axis=1)
+    symmetric[involved] = compare(thumbnails, turned, upside_down, engine=engine) >= SYMMETRIC
     asked = asked[~symmetric[asked].all(axis=1)]
     families = rough[asked[:, 0]]
     counted = np.unique(families)
     if len(counted) < ENOUGH:
         return NearThreshold(reference, false_merge_rate, 0)
     best = np.full(len(thumbnails), -np.inf)
-    np.maximum.at(best, families, compare(thumbnails, turned, asked, engine=engine))
+    upside_down = np.stack([asked[:, 0], np.searchsorted(involved, asked[:, 1])], axis=1)
+    np.maximum.at(best, families, compare(thumbnails, turned, upside_down, engine=engine))
     level = float(np.quantile(best[counted], 1 - TURNED))
     move = min(max(level - REFERENCE_TURNED, BOUNDS[0]), BOUNDS[1])
     return NearThreshold(reference + move, false_merge_rate, len(counted))
 
 
-def _one_of_each(candidates: NDArray[np.int64], rough: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pairs of different families, both ways, each pair of families once."""
-    both = np.concatenate([candidates, candidates[:, ::-1]])
-    both = both[rough[both[:, 0]] != rough[both[:, 1]]]
-    _, first = np.unique(rough[both], axis=0, return_index=True)
-    return both[np.sort(first)]
+def _one_of_each(pairs: NDArray[np.int64], rough: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first pair of each pair of families, in order."""
+    _, first = np.unique(rough[pairs], axis=0, return_index=True)
+    return pairs[np.sort(first)]

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from memtrain.families.chosen_rows import Rows
+
 NEIGHBOURS = 5
 """Of each descriptor that are returned at most; all copies of one picture need not be each other's neighbours."""
 
@@ -20,9 +22,7 @@ NEIGHBOURS = 5
 class Search(Protocol):
     """Finds pairs of near descriptors."""
 
-    def __call__(
-        self, descriptors: NDArray[np.float32], threshold: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def __call__(self, descriptors: Rows, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Pairs of which one is among the nearest neighbours of the other.
 
         Args:
@@ -46,9 +46,7 @@ class ExactSearch:
     neighbours: int = NEIGHBOURS
     numbers: int = 2**24
 
-    def __call__(
-        self, descriptors: NDArray[np.float32], threshold: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def __call__(self, descriptors: Rows, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See :class:`Search`."""
         count = len(descriptors)
         wanted = min(self.neighbours, count - 1)

@@ -6,7 +6,14 @@ import pytest
 
 from memtrain.cli import trusted
 from memtrain.data import shard_urls as module
-from memtrain.data.shard_urls import in_fixed_order, require_local_shards, shard_name, shard_urls, shards_mark
+from memtrain.data.shard_urls import (
+    in_fixed_order,
+    require_local_shards,
+    require_openers,
+    shard_name,
+    shard_urls,
+    shards_mark,
+)
 from memtrain.errors import ConfigurationError, DataError
 
 
@@ -59,6 +66,20 @@ def test_on_the_command_line_no_file_can_say_it(monkeypatch):
         assert trusted.trust_words() == ["--trust", "pipe"]
     finally:
         trusted.guard([])
+
+
+def test_what_opens_an_address_has_to_be_there(monkeypatch):
+    monkeypatch.setattr(module.shutil, "which", lambda program: None if program == "gsutil" else program)
+    require_openers(["a.tar", "pipe:id", "https://host/a.tar", "memory://a.tar"])
+    with pytest.raises(ConfigurationError, match="gs: need what is not installed: the program gsutil"):
+        require_openers(["a.tar", "gs://bucket/a.tar"])
+
+    def missing(scheme):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    with pytest.raises(ConfigurationError, match="Install s3fs"):
+        require_openers(["s3://bucket/a.tar"])
 
 
 def test_names_hold_no_secrets():

@@ -1,5 +1,7 @@
 """Streams of Hugging Face's `datasets`: every row once an epoch, in an order of its own, watched without a profile."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -198,3 +200,15 @@ def test_a_broken_shard_and_sample_stop_the_run_or_are_left_out_and_listed(tmp_p
     assert len(listed) == 3 and {line.split(",")[0] for line in listed} == {"key", ""}
     with pytest.raises(DataError, match="broken_share"):
         fit(tmp_path / "strict", None, broken="skip", broken_share=0.0, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_place_of_an_earlier_version_is_that_of_workers_who_took_turns(workers):
+    data = StreamedImages("datasets:somewhere?key=name", resolution=16, batch_size=4, num_workers=workers, seed=0)
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0)
+    data.load_state_dict({"settings": data._settings(), "epoch": 3, "samples": 20})
+    places = (Place(20),) if not workers else (Place(12), Place(8))
+    assert data._begin(7) == Begin(3, places, 5 % max(1, workers), 5)
+    assert data._begin(4) == Begin(4), "the next epoch begins at its beginning"
+    data.load_state_dict({"settings": data._settings(), "epoch": 3, "samples": 0})
+    assert data._begin(7) == Begin(3)

@@ -1,6 +1,6 @@
 """A short watched run over streamed shards, new or continued, on one process or two.
 
-RANK=0 WORLD_SIZE=2 ... python -m tests.integration.streamed_shards SHARDS PIPELINE FOLDER STOP CHECKPOINT
+LOCAL_RANK=0 WORLD_SIZE=2 ... python -m tests.integration.streamed_shards SHARDS PIPELINE FOLDER
 """
 
 from __future__ import annotations
@@ -88,19 +88,12 @@ def run(
 
 
 def main() -> None:
-    """One of two processes."""
+    """One of two processes: a run, and one that goes on from its third step."""
     warnings.simplefilter("ignore")
-    shards, pretrained, folder, stop, resume = sys.argv[1:]
-    run(
-        shards,
-        Path(pretrained),
-        Path(folder),
-        stop=int(stop),
-        resume=Path(resume) if resume else None,
-        data={"batches_per_epoch": 5},
-        devices=2,
-        strategy="ddp",
-    )
+    shards, pretrained, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    two: dict[str, Any] = {"data": {"batches_per_epoch": 5}, "devices": 2, "strategy": "ddp", "stop": 8}
+    run(shards, pretrained, folder / "whole", **two)
+    run(shards, pretrained, folder / "cut", resume=folder / "whole" / "checkpoints" / "step=3.ckpt", **two)
 
 
 if __name__ == "__main__":

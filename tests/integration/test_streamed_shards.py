@@ -150,8 +150,7 @@ def test_two_processes_have_as_many_batches_each_and_go_on_exactly(
     shards: str, pipeline_folder: Path, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    start(shards, str(pipeline_folder), str(whole), "8", "")
-    start(shards, str(pipeline_folder), str(cut), "8", str(checkpoint(whole, 3)))
+    start(shards, str(pipeline_folder), str(tmp_path))
     require_equal(cut, whole)
     first = Counter(str(row["key"]) for row in rows(whole) if int(str(row["batch"])) < 5)
     assert sum(first.values()) == 40 and set(first.values()) == {1}, "five batches of four on each of two processes"

@@ -96,6 +96,8 @@ def test_every_process_comes_to_the_same_evidence_and_flags() -> None:
         visits = [visited(4 * update + number, rank, generator) for number in range(4) for rank in range(RANKS)]
         everyone.rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in visits]
         for rank, one in enumerate(processes):
+            # Each asks before its batches for its own samples, which makes none known earlier than to the others.
+            one.calibration.scores([key for visit in visits if visit.rank == rank for key in visit.keys])
             one.add([visit for visit in visits if visit.rank == rank], step=4 * update)
     first, *others = (one.calibration for one in processes)
     assert first.first_flagged

@@ -184,6 +184,11 @@ def mapped_images(folder: Path, *, name: str = "images") -> Tensor:
     return torch.from_numpy(open_arrays(folder / f"{name}.safetensors")["images"])
 
 
+def mapped_features(folder: Path) -> Tensor:
+    """The array `features` of a folder that :class:`StoredBlocks` has filled, `(N, ...)`."""
+    return torch.from_numpy(open_arrays(folder / "features.safetensors")["features"])
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object of a folder of images; None if the file is not there.
 

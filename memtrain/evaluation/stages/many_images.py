@@ -97,6 +97,11 @@ class ComparedPart:
         return torch.searchsorted(self.rows, self.looked_at)
 
     @property
+    def name(self) -> str:
+        """Of the images in the part."""
+        return sha256(repr((self.identity, self.rows.tolist())).encode()).hexdigest()
+
+    @property
     def part_keys(self) -> list[str]:
         """Of the images in the part."""
         return [self.keys[row] for row in self.rows.tolist()]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from torch import Tensor
 
+from memtrain.evaluation.stages.kept_features import FeaturesFolder
 from memtrain.evaluation.stages.many_images import Bounds, ComparedPart
 from memtrain.evaluation.stages.prompts import Prompt, PromptToScore
 from memtrain.evaluation.stages.secrets import BorderSecrets, CanarySecrets
@@ -27,6 +28,7 @@ class RunSamples:
         training_keys: M keys.
         part: where training images are too many (:mod:`memtrain.evaluation.stages.many_images`), the part that
             `training_images` are.
+        features: where the features of training images are kept; None to compute them in every evaluation.
         families: which images are one picture, and which share a caption. The files of a picture are compared as one
             image and counted as one. None if nobody has looked; then nothing is cleared.
         templates: what a made training image is a variant of, by key; variants are one picture, too.
@@ -47,6 +49,7 @@ class RunSamples:
     training_images: Tensor
     training_keys: Sequence[str]
     part: ComparedPart | None = None
+    features: FeaturesFolder | None = None
     families: Families | None = None
     templates: Mapping[str, str] | None = None
     not_looked_at: int = 0
@@ -76,7 +79,8 @@ class RunSamples:
             return self
         part = self.part.with_candidates(generated, store)
         print(f"{part.line()}.")
-        return replace(self, part=part, training_images=part.images, training_keys=part.part_keys)
+        features = FeaturesFolder(store / "features", part.name)
+        return replace(self, part=part, training_images=part.images, training_keys=part.part_keys, features=features)
 
     def picture(self, key: str) -> str:
         """Name of the picture family of an image, trained on or not."""

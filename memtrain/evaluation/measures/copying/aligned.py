@@ -32,6 +32,7 @@ class Alignment(CopyMeasure):
     """Log odds that two images are one picture."""
 
     name = "aligned"
+    version = BuiltIn.version
     candidates = 2 * REGISTERED
 
     def describe(self, images: Tensor) -> Tensor:

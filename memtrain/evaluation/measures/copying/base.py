@@ -47,10 +47,13 @@ class CopyMeasure(ABC):
         name: in options, results and columns.
         candidates: how many training pictures a generation is compared with, the nearest by :meth:`quick`; None for
             all. For measures that take milliseconds a pair.
+        version: what features depend on besides the image, such as a hash of weights; changes whenever they do. None
+            where it is not known: features are then not kept on disk.
     """
 
     name: str
     candidates: int | None = None
+    version: str | None = None
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:

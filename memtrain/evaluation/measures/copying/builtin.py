@@ -18,6 +18,7 @@ class BuiltInDescriptor(CopyMeasure):
     """Cosine of built-in descriptors."""
 
     name = "builtin"
+    version = BuiltIn.version
 
     def describe(self, images: Tensor) -> Tensor:
         """`(n, 832)` of unit length."""

@@ -23,6 +23,7 @@ class Correlation(CopyMeasure):
     """Pearson's correlation of luminance."""
 
     name = "correlation"
+    version = "1"
 
     def describe(self, images: Tensor) -> Tensor:
         """`(n, 4096)`, without their mean and of unit length."""

@@ -8,6 +8,8 @@ the threshold is calibrated on the data at hand.
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Self
 
 from torch import Tensor
@@ -29,6 +31,8 @@ class SSCD(CopyMeasure):
 
     def __init__(self, path: str, by: str = "nemo") -> None:
         self._network, self._by = load_network(path), convention(by)
+        with Path(path).open("rb") as file:
+            self.version = f"{hashlib.file_digest(file, 'sha256').hexdigest()[:16]} {by}"
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:

@@ -20,6 +20,7 @@ class TiledDistance(CopyMeasure):
     """Negative of the largest distance of a tile."""
 
     name = "tiles"
+    version = "1"
 
     def describe(self, images: Tensor) -> Tensor:
         """`(n, 16, 768)`, pixels by tile."""

@@ -27,6 +27,7 @@ class Vision(CopyMeasure):
 
     def __init__(self, folder: str) -> None:
         self._network = VisionTransformer(folder)
+        self.version = self._network.version
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure, compare
+from memtrain.evaluation.measures.copying.base import CopyMeasure, compare
 from memtrain.evaluation.measures.copying.calibration import COPIED, calibrate
 from memtrain.evaluation.measures.copying.find import recommended
+from memtrain.evaluation.stages.kept_features import features_of
 from memtrain.evaluation.stages.measure.controls import chosen_rows, planted_copies
 from memtrain.evaluation.stages.measure.copied import Copied, null_values, said_of_measure, thresholds_of_prompts
 from memtrain.evaluation.stages.measure.decision import RATIO
@@ -53,11 +54,6 @@ class Compare(NamedTuple):
         """`(P,)` bool, the held-out prompts whose picture the model has not seen."""
         held = torch.tensor([prompt.group == HELDOUT for prompt in self.samples.prompts], dtype=torch.bool)
         return held & self.calibrating
-
-
-def described(measure: CopyMeasure, images: Tensor) -> Tensor:
-    """Features of images `(M, 3, H, W)`, which may lie in a file, block by block."""
-    return torch.cat([measure.describe(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)])
 
 
 class Chosen(NamedTuple):
@@ -139,7 +135,7 @@ def measured(measure: CopyMeasure, given: Compare) -> Found:
     """Describe, compare, calibrate and try one measure."""
     samples, calibrating = given.samples, given.calibrating
     measure.learn(samples.usual_images)
-    features = described(measure, samples.training_images)
+    features = features_of(measure, samples.training_images, samples.features)
     compared = compare(
         measure,
         given.generated,

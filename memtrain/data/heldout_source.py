@@ -1,12 +1,14 @@
-"""Where held-out samples come from: a split of the training images, regularisation images, or edited copies."""
+"""Which source held-out samples come from: the training images, the regularisation images, or edited copies."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from typing import Any
 
 from memtrain.data.edited_copies import wants_copies
 from memtrain.data.heldout_split import Split, split_heldout
+from memtrain.data.sample_table import keys_of
 from memtrain.data.source import SampleSource
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.table import Families
@@ -15,48 +17,40 @@ from memtrain.functional.statistics import MINIMUM_CALIBRATING
 log = logging.getLogger(__name__)
 
 
-def split_samples(
-    keys: Sequence[str],
-    regular: Sequence[str] | None,
-    families: Families | None,
-    *,
-    setting: str,
-    fraction: float,
-    elsewhere: bool,
-    most: int,
+def split_sources(
+    data: Any, keys: list[str], regular: SampleSource | None, *, families: Families | None
 ) -> tuple[Split, Split, bool]:
     """The split of the training images, that of the regularisation images, and whether edited copies stand in.
 
     Args:
+        data: the data module, which has the settings.
         keys: of the training images.
-        regular: of the regularisation images; None if there are none.
-        families: of the training images; None where files are counted.
-        setting: `auto`, `split`, `edited` or `regularisation`.
-        fraction: share of the pictures that is held out.
-        elsewhere: whether held-out images come from a path of their own.
-        most: pictures that are held out at the most.
+        regular: the regularisation images; None for none.
+        families: of the training images.
 
     Raises:
         ConfigurationError: if regularisation images are to be held out, and there are none.
     """
-    split = split_heldout(keys, fraction, families=families, most=most)
+    setting, fraction = data.heldout_setting, 0.0 if data.heldout_path else data.heldout_fraction
+    split = split_heldout(keys, fraction, families=families, most=data.heldout_most)
+    regular_keys = [] if regular is None else keys_of(regular.samples)
     if setting == "regularisation" and regular is None:
         raise ConfigurationError(
             "heldout: regularisation holds out regularisation images, and there are none",
             expected="data.init_args.regularisation with the path of such images",
             remedy="name them, or set data.init_args.heldout to auto",
         )
-    if regular is not None and not elsewhere:
-        regular_split = split_heldout(regular, fraction, most=most)
+    if regular is not None and not data.heldout_path:
+        regular_split = split_heldout(regular_keys, fraction, most=data.heldout_most)
         enough = fraction > 0 and len(regular_split.heldout) >= MINIMUM_CALIBRATING
         few = setting == "auto" and len(split.heldout) < MINIMUM_CALIBRATING
         if setting == "regularisation" or (enough and few):
             log.info("%d regularisation images are held out", len(regular_split.heldout))
             return split_heldout(keys, 0.0), regular_split, False
-    edited = not elsewhere and wants_copies(
+    edited = not data.heldout_path and wants_copies(
         setting, keys, families=families, fraction=fraction, held=len(split.heldout)
     )
-    return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular or ()))), [], []), edited
+    return split_heldout(keys, 0.0) if edited else split, Split(list(range(len(regular_keys))), [], []), edited
 
 
 def require_apart(held: SampleSource, trained: Collection[str], *, path: str) -> None:

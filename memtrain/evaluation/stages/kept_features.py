@@ -1,0 +1,62 @@
+"""Features of training images on disk: computed once, block by block, and read by evaluations of all checkpoints.
+
+A file is named after the images, the measure and its version. It is mapped into memory, so features cost as much of it
+as is looked at. A measure that does not say what its features depend on keeps none, and neither does a process that
+finds another one filling the same file: it computes its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation.measures.copying.base import AT_ONCE, CopyMeasure
+from memtrain.evaluation.sampling.stored_images import StoredBlocks, mapped_features
+from memtrain.files.lock import locked
+
+
+@dataclass(frozen=True)
+class FeaturesFolder:
+    """Where features of some images are kept.
+
+    Attributes:
+        folder: of the files.
+        images: names the images for good.
+    """
+
+    folder: Path
+    images: str
+
+
+def features_of(measure: CopyMeasure, images: Tensor, kept: FeaturesFolder | None = None) -> Tensor:
+    """Features of images `(M, 3, H, W)` uint8, which may lie in a file, block by block.
+
+    Args:
+        measure: describes them.
+        images: M of them.
+        kept: where; None to keep nothing.
+    """
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
+    if kept is None or measure.version is None or not parts:
+        return torch.cat([measure.describe(images[part]) for part in parts])
+    identity = {"images": kept.images, "measure": measure.name, "version": measure.version}
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    folder = kept.folder / f"{measure.name}-{key}"
+    try:
+        with locked(folder, doing="describe training images"):
+            first = measure.describe(images[:1])
+            shapes = {"features": (str(first.dtype).removeprefix("torch."), (len(images), *first.shape[1:]))}
+            blocks = StoredBlocks(folder, shapes, identity, block=AT_ONCE, name="features")
+            for rows in blocks.missing():
+                blocks.arrays["features"][rows.start : rows.stop] = measure.describe(
+                    images[rows.start : rows.stop]
+                ).numpy()
+                blocks.complete(rows)
+    except ConfigurationError:  # another process is at it, or the disk has no room
+        return features_of(measure, images)
+    return mapped_features(folder)
