@@ -86,9 +86,9 @@ class Watch:
         found.flagged(keys), found.ever_flagged(keys), found.scores(keys), found.ready(keys), found.share_flagged()
 
     def update(self, ranks: int, batch: int) -> float:
-        """Seconds of one update, and of the flags of the batches until the next."""
+        """Processor seconds of one update, and of the flags of the batches until the next."""
         chosen = torch.randint(len(self.names), (EVERY, ranks * batch), generator=self.generator)
-        began = time.perf_counter()
+        began = time.process_time()
         for rows in chosen:
             self.visit(rows)
         if self.held:
@@ -97,7 +97,7 @@ class Watch:
                 self.measure_heldout(range(first, first + MEASURED), more=rank < ranks - 1)
         for rows in chosen:
             self.ask([self.names[row] for row in rows[:batch].tolist()])
-        return time.perf_counter() - began
+        return time.process_time() - began
 
 
 def numbered(count: int) -> list[str]:
@@ -124,7 +124,7 @@ def monitor_update(
         heldout: whether held-out samples calibrate; else the bulk of the training samples does.
 
     Returns:
-        `step_s` (an update, shared among its batches), `update_s`, `highest_s` (the pictures that are shown as most
+        `step_s` (an update, shared among its batches), `update_s`, both of the processor; `highest_s` (the most
         suspicious), `p_values_s` (of all, at the end), `memory_bytes` (a sample: arrays in use, without names),
         `checkpoint_bytes` (a sample), `uuid_bytes` (likewise, of names that are UUIDs), `save_s`, `load_s`, `fill_s`.
     """

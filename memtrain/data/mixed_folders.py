@@ -73,3 +73,16 @@ def _first(folder: Path, files: Sequence[Path]) -> str:
 
 def _refused(folder: Path, what: str, remedy: str) -> DataError:
     return DataError(f"{folder} {what}", expected="data of one kind, all of which is read", remedy=remedy)
+
+
+def packed(path: Path) -> str:
+    """What may have been meant by a path that no source reads."""
+    if path.suffix.lower() in SUFFIXES:
+        return "; a single image goes into a folder"
+    if path.name.lower().endswith(PACKED):
+        return "; packed files are unpacked first (gunzip, zstd -d, unzip)"
+    return ""
+
+
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", ".rar")
+"""How the names of archives end that are not read."""

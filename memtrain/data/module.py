@@ -175,11 +175,11 @@ class TextImageDataModule(MaskedImages):
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
-        reading = Reading(skip=True, kept_in=self._kept_in("listings"))
+        reading = Reading(skip=True, stops=not self.broken.skips, kept_in=self._kept_in("listings"))
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
         if self.captions.trigger:
             source.samples = [self.captions.triggered(sample) for sample in source.samples]
-        if not len(source):
+        if not len(source.samples):
             self._broken_keys([source], None)
         return source
 

@@ -47,10 +47,10 @@ from PIL import Image
 
 from memtrain.data.broken import Broken
 from memtrain.data.decoding import decoded
-from memtrain.data.mixed_folders import require_one_kind
+from memtrain.data.mixed_folders import packed, require_one_kind
 from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
-from memtrain.files.pictures import SUFFIXES, PictureError, reason
+from memtrain.files.pictures import PictureError, reason
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
@@ -88,10 +88,12 @@ class Reading:
     Attributes:
         skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them all, and
             whoever opens it decides what becomes of that.
+        stops: whether that will end the run; a source whose own error says more raises it at once.
         kept_in: folder where the listing is kept for the next start; None to keep none.
     """
 
     skip: bool = False
+    stops: bool = False
     kept_in: Path | None = None
 
 
@@ -222,19 +224,6 @@ class SampleSource(ABC):
             DataError: naming the samples concerned.
         """
         require_samples(self.samples, self.path)
-
-
-def packed(path: Path) -> str:
-    """What may have been meant by a path that no source reads."""
-    if path.suffix.lower() in SUFFIXES:
-        return "; a single image goes into a folder"
-    if path.name.lower().endswith(PACKED):
-        return "; packed files are unpacked first (gunzip, zstd -d, unzip)"
-    return ""
-
-
-PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", ".rar")
-"""How the names of archives end that are not read."""
 
 
 def _opened(kind: Any, path: str, caption: str | None, reading: Reading | None) -> SampleSource:

@@ -24,9 +24,10 @@ from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from memtrain.data.broken import Broken, stopped
+from memtrain.data.mixed_folders import PACKED
 from memtrain.data.sample_table import joined
 from memtrain.data.shard_listing import listings, read_bytes, row_of
-from memtrain.data.source import PACKED, Reading, Sample, SampleSource
+from memtrain.data.source import Reading, Sample, SampleSource
 from memtrain.data.tar_index import index_what_is_whole
 from memtrain.errors import DataError
 from memtrain.files.pictures import opened_image

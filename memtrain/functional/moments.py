@@ -102,12 +102,18 @@ class DriftingMoments:
             groups: B groups.
             values: NaN or infinite where a quantity was not observed.
         """
-        found = torch.empty(values.shape, dtype=torch.float64)
+        if not groups:
+            return values.double()
         # Groups do not know of each other: the first observations of all are taken at once, then the second.
-        for turn in _turns(groups):
-            group, value = torch.tensor([groups[index] for index in turn]), values[turn]
-            found[turn] = self.standardise(group, value)
-            self.update(group, value)
+        turns = _turns(groups)
+        order = torch.tensor([index for turn in turns for index in turn], dtype=torch.long)
+        sizes = [len(turn) for turn in turns]
+        group, parts = torch.tensor(groups, dtype=torch.long)[order].split(sizes), []
+        for one, value in zip(group, values.double()[order].split(sizes), strict=True):
+            parts.append(self.standardise(one, value))
+            self.update(one, value)
+        found = torch.empty(values.shape, dtype=torch.float64)
+        found[order] = torch.cat(parts)
         return found
 
     def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:

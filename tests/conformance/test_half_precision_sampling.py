@@ -75,16 +75,21 @@ def test_every_detector_reads_nearly_the_same(kind: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_every_stage_of_prompts_says_in_which_numbers_it_was_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", list(FARTHEST))
+def test_every_stage_of_prompts_says_in_which_numbers_it_was_made(dtype: torch.dtype, tmp_path: Path) -> None:
+    """With the prompts' own images, so that every part of a stage works."""
     prompts = [PromptToScore("a b", True), *(PromptToScore(text, False) for text in ("e", "f g", "h i", "j", "k l"))]
-    pipeline = in_type(pipeline_of("unet"), torch.bfloat16)
-    sampling = Sampling(seeds=(0, 1), steps=2, progress=False)
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pipeline, sampling = in_type(pipeline_of("unet"), dtype), Sampling(seeds=(0, 1), steps=2, progress=False)
     given = StageInput(pipeline=pipeline, prompts=prompts, output=tmp_path, sampling=sampling)
-    settings = Settings(seeds=2, steps=2)
-    assert calibrate(given, settings=settings)["dtype"] == "bfloat16"
-    assert localize(given, search=Search(threshold=0.9, settings=settings))["dtype"] == "bfloat16"
-    assert mitigate(given, AttentionMasking(c1=2.0), others=1)["dtype"] == "bfloat16"
-    assert attention_plots(given, most=1)["dtype"] == "bfloat16"
+    with_images = replace(given, own_images=images)
+    settings, name = Settings(seeds=2, steps=2), str(dtype).removeprefix("torch.")
+    assert calibrate(given, settings=settings)["dtype"] == name
+    found = localize(with_images, search=Search(threshold=-1.0, settings=settings), probe_steps=2)
+    assert found["dtype"] == name
+    assert "unmasked + re-trigger" in found["conditions"]
+    assert mitigate(with_images, AttentionMasking(c1=2.0), others=1)["dtype"] == name
+    assert attention_plots(given, most=1)["dtype"] == name
 
 
 @pytest.mark.parametrize("dtype", list(FARTHEST))

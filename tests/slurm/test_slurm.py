@@ -119,7 +119,7 @@ def test_the_trained_run_is_evaluated(slurm: LocalSlurm, trained: str, run: Path
         options=[*CPU_JOB, "--array=0", f"--output={log}"],
         cwd=ROOT,
     )
-    fields = slurm.wait(job, timeout=90)
+    fields = slurm.wait(job, timeout=150)
     assert (fields["JobState"], fields["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
     assert json.loads((run / "evaluation" / "results.json").read_text())
 

@@ -224,7 +224,10 @@ class TrainingIndex:
         if not path.is_file():
             count = len(open_arrays(self.folder / ALL)["rows"])
             some = np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
-            mean, components = principal_components(np.asarray(open_arrays(self.folder / ALL)["descriptors"][some]))
+            # In stretches: rows of a mapped file bring their surroundings into memory, until the mapping is dropped.
+            stretches = np.array_split(some, -(-len(some) // 500))
+            taken = [np.asarray(open_arrays(self.folder / ALL)["descriptors"][one]) for one in stretches]
+            mean, components = principal_components(np.concatenate(taken))
             shapes = {
                 "short": ("float32", (count, components.shape[1])),
                 "mean": ("float32", mean.shape),
