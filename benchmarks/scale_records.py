@@ -4,8 +4,9 @@
 
 `profile`: values are written in parts, as a measurement does that writes each 1,024 batches of 64, merged, and taken up
 by a restart that names all samples and reads all values. `records`: one process of a run whose samples are visited
-`visits_each` times, in parts of 50 batches of 16; then the end of the run, which sums the records up, compares 16 of 17
-values with the profile, and writes the evidence table. Values are random. Not in it: what the model computes.
+`visits_each` times, in parts of 50 batches of 16 at first, then in parts as if 16 of these had been merged; at the end
+of the run the records are summed up, 16 of 17 values are compared with the profile, and the evidence table is written.
+Values are random. Not in it: what the model computes.
 """
 
 from __future__ import annotations
@@ -97,8 +98,9 @@ def records(count: int, visits_each: int = 4) -> dict[str, float]:
             batch += 1
         writer.flush()
         began, writer.batches_per_part = time.perf_counter(), 1
-        for start in range(TIMED * BATCH, len(order), BATCH * PER_PART):
-            some = [keys[row] for row in order[start : start + BATCH * PER_PART]]
+        rest = BATCH * PER_PART * writer.several
+        for start in range(TIMED * BATCH, len(order), rest):
+            some = [keys[row] for row in order[start : start + rest]]
             writer.append(batch, _rows(some, columns, batch, draw))
             batch += 1
         writer.flush()

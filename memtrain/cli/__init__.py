@@ -45,6 +45,6 @@ def train(args: list[str] | None = None) -> None:
 
 def evaluate(args: list[str] | None = None) -> None:
     """See :func:`memtrain.cli.evaluation.evaluate`."""
-    from memtrain.cli import evaluation
+    from memtrain.cli import evaluation, evaluation_parts
 
-    evaluation.evaluate(args)
+    evaluation.evaluate(args, run=evaluation_parts.run_command)

@@ -51,11 +51,12 @@ PROMPTS = "detect"
 """and that which runs when there are prompts and no stage."""
 
 
-def evaluate(args: list[str] | None = None) -> None:
+def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage], dict[str, Any]] | None = None) -> None:
     """`python evaluate.py [stage] [options]`; without a stage, `measure`, and with prompts `detect`.
 
     Args:
         args: arguments instead of those of the command line.
+        run: lets the stage of a command work; default :func:`run_stage`.
     """
     quiet()
     words = list(sys.argv[1:] if args is None else args)
@@ -65,7 +66,7 @@ def evaluate(args: list[str] | None = None) -> None:
             return
         stage = read_command(words)
         with stopped_by_signals(["python", "evaluate.py", *words], kept="what is finished"):
-            status = stage.exit_status(run_stage(stage))
+            status = stage.exit_status(run_stage(stage) if run is None else run(words, stage))
     except Exception as error:
         again = shlex.join(["python", "evaluate.py", *words])
         found = explained(error, again=again, smaller=SMALLER_EVALUATION)

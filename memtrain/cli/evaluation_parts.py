@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from memtrain.cli.evaluation import read_command, run_stage
+from memtrain.engines.base import LOCAL, EngineOptions, opened
 from memtrain.errors import ConfigurationError
+from memtrain.evaluation.stages.base import Stage
 from memtrain.evaluation.stages.measure.stage import Measure
-from memtrain.evaluation.stages.shards import MERGE
+from memtrain.evaluation.stages.shards import MERGE, Shard, ShardOptions, read_shard
 
 
 def evaluate_part(words: Sequence[str], index: int, count: int) -> bool:
@@ -32,6 +34,55 @@ def evaluate_part(words: Sequence[str], index: int, count: int) -> bool:
         ConfigurationError: if the command cannot be cut, or says itself which part it does.
     """
     return bool(run_stage(read_command(_cut(words, f"{index}/{count}"))))
+
+
+def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
+    """Let the stage of a command work: in this process, or in parts on the engine that the command names.
+
+    Args:
+        words: of the command line.
+        stage: that they name, with its options.
+
+    Returns:
+        What the stage's JSON file holds.
+
+    Raises:
+        ConfigurationError: if the command names an engine and a part.
+    """
+    if not isinstance(stage, ShardOptions) or stage.engine == LOCAL:
+        return run_stage(stage)
+    if read_shard(stage.shard) != Shard():
+        raise ConfigurationError(
+            f"engine={stage.engine} and a part of the work ({stage.shard or 'of this job'})",
+            expected="one of both: the engine shares out the work by itself",
+            remedy="leave --engine or --shard out",
+        )
+    stage.check()
+    plain = _without_engine(words)
+    options = EngineOptions(engine=stage.engine, engine_address=stage.engine_address, engine_tasks=stage.engine_tasks)
+    with opened(options) as engine:
+        count = max(parts_wanted(plain), 1)
+        count = engine.tasks(gpu=True) if count == 1 else count
+        for number, _ in enumerate(engine.map(_part, range(count), shared=[plain, count], gpu=True), 1):
+            print(f"Part {number} of {count} is done", flush=True)
+    return merge_parts(plain)
+
+
+def _part(words: Sequence[str], count: int, index: int) -> bool:
+    return evaluate_part(words, index, count)
+
+
+def _without_engine(words: Sequence[str]) -> list[str]:
+    """A command without what it says of its engine."""
+    kept, value = [], False
+    for word in words:
+        if value:
+            value = False
+        elif word.startswith("--engine"):
+            value = "=" not in word
+        else:
+            kept.append(word)
+    return kept
 
 
 def merge_parts(words: Sequence[str]) -> dict[str, Any]:

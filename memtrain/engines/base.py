@@ -22,13 +22,23 @@ class Engine(Protocol):
     def share(self, value: Any) -> Any:
         """What stands for a value in `shared` of :meth:`map`, so that it is sent out once, however often it is used."""
 
-    def map(self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = ()) -> Iterator[Any]:
+    def tasks(self, *, gpu: bool = False) -> int:
+        """Pieces that run at the same time.
+
+        Args:
+            gpu: if each takes a GPU, where there are any.
+        """
+
+    def map(
+        self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = (), gpu: bool = False
+    ) -> Iterator[Any]:
         """`function(*shared, item)` of each item, in their order.
 
         Args:
             function: of a module, so that other processes find it.
             items: a piece of work each.
             shared: values, or what :meth:`share` gave for them.
+            gpu: whether each piece takes a GPU, where there are any.
         """
 
 
@@ -39,7 +49,13 @@ class LocalEngine:
         """The value itself."""
         return value
 
-    def map(self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = ()) -> Iterator[Any]:
+    def tasks(self, *, gpu: bool = False) -> int:
+        """One."""
+        return 1
+
+    def map(
+        self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = (), gpu: bool = False
+    ) -> Iterator[Any]:
         """See :class:`Engine`."""
         for item in items:
             yield function(*shared, item)

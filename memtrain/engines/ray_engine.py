@@ -37,8 +37,7 @@ class RayEngine:
     """
 
     def __init__(self, ray: Any, tasks: int | None) -> None:
-        self.ray = ray
-        self.tasks = tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.ray, self._tasks = ray, tasks
         self._sent: deque[tuple[Any, Any]] = deque(maxlen=REMEMBERED)
         self._place = self.share((memtrain.__version__, os.getcwd()))
 
@@ -50,17 +49,25 @@ class RayEngine:
             self._sent.append((value, known))
         return known
 
-    def map(self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = ()) -> Iterator[Any]:
+    def tasks(self, *, gpu: bool = False) -> int:
+        """See :class:`memtrain.engines.base.Engine`."""
+        there = self.ray.cluster_resources()
+        return self._tasks or max(1, int((gpu and there.get("GPU")) or there.get("CPU", 1)))
+
+    def map(
+        self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = (), gpu: bool = False
+    ) -> Iterator[Any]:
         """See :class:`memtrain.engines.base.Engine`.
 
         Raises:
             ResourceError: if the process of a piece died again and again.
         """
-        run = self.ray.remote(num_cpus=1, max_retries=AGAIN)(_piece)
+        takes_gpu = gpu and self.ray.cluster_resources().get("GPU", 0) >= 1
+        run = self.ray.remote(num_cpus=1, num_gpus=int(takes_gpu), max_retries=AGAIN)(_piece)
         sent = [one if isinstance(one, self.ray.ObjectRef) else self.share(one) for one in shared]
         waiting: deque[Any] = deque()
         left = iter(items)
-        most = self.tasks * AHEAD
+        most = self.tasks(gpu=gpu) * AHEAD
         try:
             while True:
                 while len(waiting) < most and (item := next(left, _NO_MORE)) is not _NO_MORE:

@@ -9,6 +9,10 @@ has, not by its class:
 |---|---|---|
 | `train_dataset`, `heldout_dataset` | datasets of samples that are and are not trained on | measuring them |
 | `unique_dataloader(dataset)` | batches of each sample of `dataset` once, in fixed order | the base model's profile |
+| `train_dataset.contents`, `heldout_dataset.contents` | a name for what each sample holds, known without reading it; \
+then `unique_dataloader(dataset, rows, part=(number, of))` yields some samples alone | a start that reads what the \
+profile lacks |
+| `train_dataset.unique()` | each training sample once, by its row among `samples` | `reference: first_visit` |
 | `heldout_dataset.unique()` | a map-style dataset of each sample once, for torch's default collation | calibration |
 | `….samples` | a list of objects with `key` and `caption`, both strings | captions in the records |
 | `visits_per_epoch` | visits of each training sample, by key | the records |

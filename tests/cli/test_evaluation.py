@@ -26,16 +26,17 @@ SAMPLED = {"images_per_prompt", "seed", "steps", "guidance_scale", "batch_size"}
 WEIGHTS = {"sscd", "sscd_convention", "clip", "inception"}
 PROMPTS = {"run", "output", "dtype", "model", "lora", "lora_scale", "prompts", "max_prompts"}
 SEARCH = {"sites", "published", "settings"}
+ENGINE = ("shard", "engine", "engine_address", "engine_tasks")
 OPTIONS = {
-    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "offload", "shard"},
-    "calibrate": PROMPTS | SEARCH | {"export", "shard"},
+    "attention": PROMPTS | SAMPLED | {"most", "save_arrays", "offload", *ENGINE},
+    "calibrate": PROMPTS | SEARCH | {"export", *ENGINE},
     "compare": {"runs", "output", "level", "resamples", "seed", "pictures"},
-    "detect": PROMPTS | SAMPLED | {"detectors", "null", "shard", "offload"},
+    "detect": PROMPTS | SAMPLED | {"detectors", "null", *ENGINE, "offload"},
     "localize": PROMPTS
     | SAMPLED
     | WEIGHTS
     | SEARCH
-    | {"statistics", "threshold", "contribution", "probe_steps", "bake", "false_positive_rate", "shard"}
+    | {"statistics", "threshold", "contribution", "probe_steps", "bake", "false_positive_rate", *ENGINE}
     | {"baselines", "baseline_k", "save_images"},
     "measure": SAMPLED
     | WEIGHTS
@@ -49,12 +50,12 @@ OPTIONS = {
         "fail_on",
         "compare_all",
         "index",
-        "shard",
+        *ENGINE,
     }
     | {"data", "heldout", "caption", "size", "group_by", "checkpoints", "copy_measures", "copy_detector", "vision"},
-    "metrics": {"output", "generated", "prompts", "original", "unblocked", "real", "copy_detector", "shard"}
+    "metrics": {"output", "generated", "prompts", "original", "unblocked", "real", "copy_detector", *ENGINE}
     | (WEIGHTS - {"sscd"}),
-    "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate", "shard"},
+    "mitigate": PROMPTS | SAMPLED | WEIGHTS | {"mitigation", "false_positive_rate", *ENGINE},
     "report": {"of", "redact", "redact_key"},
 }
 

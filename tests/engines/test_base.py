@@ -19,8 +19,8 @@ class Counting(LocalEngine):
 
     pieces = 0
 
-    def map(self, function, items, *, shared=()):
-        for one in super().map(function, items, shared=shared):
+    def map(self, function, items, *, shared=(), gpu=False):
+        for one in super().map(function, items, shared=shared, gpu=gpu):
             self.pieces += 1
             yield one
 

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from memtrain.errors import ConfigurationError
 
@@ -120,10 +121,19 @@ class ShardOptions:
 
     Args:
         shard: the part of the work to do, `index/count` with the index from 0; `array` takes it from a Slurm job array,
-            `merge` does none and puts together what others wrote. Whoever is last writes the results.
+            `merge` does none and puts together what others wrote. Whoever is last writes the results. By default what
+            torchrun says, or all of the work. `localize` takes it twice: once to search, and once for what comes after.
+        engine: `local`: in this process. `ray`: in parts on Ray (extra `ray`), with the same results: a part for each
+            processor or GPU, of `measure --checkpoints` one for each checkpoint.
+        engine_address: of a Ray cluster, such as `auto` or `ray://head:10001`; default a Ray of its own on this
+            machine. All machines need memtrain in this version and the same files under the same paths.
+        engine_tasks: parts at a time on Ray; default as many as it has GPUs, or else processors.
     """
 
     shard: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    engine_address: str | None = None
+    engine_tasks: int | None = None
 
     @property
     def own_shard(self) -> Shard | None:

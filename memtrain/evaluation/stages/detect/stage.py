@@ -15,7 +15,7 @@ from memtrain.evaluation.stages.detect.against_null import Null
 from memtrain.evaluation.stages.detect.p_values import FEWEST, suggested_count
 from memtrain.evaluation.stages.offload_option import OffloadOption
 from memtrain.evaluation.stages.prompts import PromptToScore, known_truth, prompts_read, read_prompts
-from memtrain.evaluation.stages.shards import read_shard
+from memtrain.evaluation.stages.shards import ShardOptions, read_shard
 from memtrain.files.prompt_file import SUFFIXES, kind_of
 
 AUTO, NONE = "auto", "none"
@@ -26,7 +26,7 @@ LEAST = 19
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detect(SamplingOptions, OffloadOption, PromptStage):
+class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
     """Score prompts for memorization, without any training image, and say how unlikely each score is.
 
     Args:
@@ -43,13 +43,10 @@ class Detect(SamplingOptions, OffloadOption, PromptStage):
             at least 199 and at most 999, and scores them by the detectors that need one call of the denoiser; where it
             is known which prompts are memorized, it makes none. They are scored once for a model and its settings and
             kept in the output folder.
-        shard: this process's part of the prompts, such as 0/4 to 3/4; `merge` to put the parts together. `array`
-            for that of a Slurm job array. By default what torchrun says, or all prompts.
     """
 
     detectors: Literal["suggested", "all"] | list[Detector] = "suggested"
     null: int | str = AUTO
-    shard: str | None = None
 
     def check(self) -> None:
         """Refuse a part that is none, an empty list of detectors, and a null that is none."""

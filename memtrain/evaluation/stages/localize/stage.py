@@ -13,11 +13,11 @@ from memtrain.evaluation.stages.localize.baseline_names import read_baselines
 from memtrain.evaluation.stages.neuron_options import SearchOptions, require_statistics
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.evaluation.stages.roles import Roles, distinct
-from memtrain.evaluation.stages.shards import WHOLE, Shard, read_shard
+from memtrain.evaluation.stages.shards import WHOLE, Shard, ShardOptions, read_shard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
+class Localize(SearchOptions, SamplingOptions, WeightOptions, ShardOptions, PromptStage):
     """Find neurons that carry memorized images, mask them, and check whether the images are gone.
 
     Args:
@@ -37,9 +37,6 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
         baseline_k: neurons of `most_active` and `frequent_per_layer` in each layer, of `frequent` in all, and sets of
             `frequent_sets`.
         save_images: write every image to a file, such as `images/original/0000/seed-0.png`.
-        shard: this process's part of the prompts to search, such as 0/4 to 3/4, and given once more when all are, of
-            what comes after; `merge` to do what is left of both. `array` for that of a Slurm job array. By default what
-            torchrun says, or all prompts.
     """
 
     statistics: str | None = None
@@ -51,7 +48,6 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, PromptStage):
     baselines: str = ""
     baseline_k: int = 10
     save_images: bool = False
-    shard: str | None = None
 
     def check(self) -> None:
         """Refuse a part that is none, parts of what takes seconds, unknown baselines, and files that are none."""
