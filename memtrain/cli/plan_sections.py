@@ -93,6 +93,7 @@ def data(run: PlannedRun) -> dict[str, Any]:
         "training_samples": len(known_samples(run.data, "train")) or None,
         "pictures": len(pictures) or None if run.scanned is not False else None,
         "held_out": len(held),
+        "left_out_as_broken": getattr(getattr(run.data, "broken", None), "lost", None) or None,
         "visits_in_an_epoch": None if train is None else len(train),
         "size": getattr(run.data, "resolution", None),
     }

@@ -124,7 +124,9 @@ class BrokenSamples:
         """Write the list, or take an old one away where there is nothing to list."""
         if self.folder is None:
             return
-        kept = _listed(self.folder / FILE) if self.goes_on else {}
+        # A plan of a run that has trained takes nothing away either.
+        trained = any((self.folder / "checkpoints").glob("*.ckpt"))
+        kept = _listed(self.folder / FILE) if self.goes_on or trained else {}
         rows = {
             **{name: (*name, reason) for name, reason in kept.items()},
             **{at: one[:3] for at, one in self._found.items()},

@@ -15,9 +15,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from memtrain.data.broken import TOLD, Broken, BrokenSamples
-from memtrain.data.source import SampleSource, broken_of
+from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
 from memtrain.families.looking import default_workers
+from memtrain.files.pictures import reason
 
 MOST = 10_000
 """Images that are decoded before training only to see whether that can be done."""
@@ -31,7 +32,7 @@ def leave_out(
     look: bool,
     every: bool,
     without: Collection[str],
-    write: bool,
+    trainer: Any,
 ) -> set[str]:
     """Find what cannot be used of some sources, and stop, or say what is left out.
 
@@ -42,7 +43,7 @@ def leave_out(
         look: remember size and content of each image, which are going to be asked for.
         every: look at all images, however many there are.
         without: keys that are not looked at.
-        write: whether this process writes the list.
+        trainer: of this process, whose first process says what is left out and writes the list; None for no other.
 
     Returns:
         Keys of the samples that are left out.
@@ -50,7 +51,8 @@ def leave_out(
     Raises:
         DataError: if the run stops because of them.
     """
-    wrong, different = [], list({id(one): one for one in sources}.values())
+    wrong, write = [], getattr(trainer, "global_rank", 1) == 0
+    different = list({id(one): one for one in sources}.values())
     for source in different:
         broken.add(one for one in source.broken if one.key not in without or not one.key)
         if source is sources[0] and scanned is not None and not look:
@@ -59,21 +61,43 @@ def leave_out(
             rows = list(range(len(source))) if look or every or len(source) <= MOST else []
         wrong += unreadable(source, rows, look=look, without=without)
     listed = len(broken)
-    broken.add(one for one, _ in wrong)
+    gone = _agreed(trainer, broken, sources[0], {key: one for key, one, _ in wrong})
+    broken.add(gone.values())
     if not broken.skips and not listed and wrong:
         if write:
             broken.write()
-        refuse(sources[0], wrong, kept=broken.place)
+        refuse(sources[0], [(one, error) for _, one, error in wrong], kept=broken.place)
     broken.decide(
         sum(len(one) + sum(lost.samples for lost in one.broken) for one in different), path=sources[0].path, write=write
     )
-    return {one.key for one in broken if one.key}
+    return {one.key for one in broken if one.key} | set(gone)
+
+
+def _agreed(trainer: Any, broken: BrokenSamples, source: SampleSource, wrong: dict[str, Broken]) -> dict[str, Broken]:
+    """The broken images that the first process found, by key.
+
+    Raises:
+        DataError: in all processes, if they do not list the same samples.
+    """
+    strategy = getattr(trainer, "strategy", None)
+    if strategy is None:
+        return wrong
+    own = len(source), sorted((one.key, one.shard) for one in broken)
+    first, found = strategy.broadcast((own, wrong), src=0)
+    if not strategy.reduce_boolean_decision(own == first, all=True):
+        raise DataError(
+            f"The processes of this run do not see the same data in {source.path}: process {trainer.global_rank} sees "
+            f"{own[0]:,} samples and {len(own[1])} that cannot be used, the first one {first[0]:,} and {len(first[1])}",
+            expected="a folder that all nodes share, and whose files do not change when a run begins",
+            remedy="start again when all nodes see all files",
+        )
+    return dict(found)
 
 
 def unreadable(
     source: SampleSource, rows: Sequence[int], *, look: bool = False, without: Collection[str] = ()
-) -> list[tuple[Broken, DataError]]:
-    """The images that cannot be decoded, and why.
+) -> list[tuple[str, Broken, DataError]]:
+    """The images that cannot be decoded, by key, and why.
 
     Args:
         source: of them.
@@ -83,11 +107,11 @@ def unreadable(
     """
     check = source.look if look else source.load_image
 
-    def problem(index: int) -> tuple[Broken, DataError] | None:
+    def problem(index: int) -> tuple[str, Broken, DataError] | None:
         try:
             check(index)
         except DataError as error:
-            return broken_of(source, index, error), error
+            return source.samples[index].key, broken_of(source, index, error), error
         return None
 
     rows = [row for row in rows if source.samples[row].key not in without]
@@ -111,15 +135,6 @@ def look_ahead(source: SampleSource, kept: Any, *, without: Collection[str]) -> 
     kept.keep()
 
 
-def check_images(source: SampleSource, *, look: bool = False, without: Collection[str] = ()) -> None:
-    """Refuse a source with images that cannot be decoded; arguments as for :func:`unreadable`.
-
-    Raises:
-        DataError: if some cannot be read.
-    """
-    refuse(source, unreadable(source, range(len(source)), look=look, without=without))
-
-
 def refuse(source: SampleSource, wrong: list[tuple[Broken, DataError]], *, kept: str = "") -> None:
     """Raise one error for all of them.
 
@@ -140,3 +155,12 @@ def refuse(source: SampleSource, wrong: list[tuple[Broken, DataError]], *, kept:
             expected="image files that Pillow decodes (PNG, JPEG, WebP, ...)",
             remedy="repair or remove these samples, then start again; or leave them out (--data.init_args.broken skip)",
         )
+
+
+def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
+    """What is listed of a sample whose image cannot be read."""
+    where = source.stored_in(index)
+    if where is not None and source.shared(index) > 1 and not where.exists():
+        return Broken("", str(where), "the shard is gone", source.shared(index))
+    why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else error.problem
+    return Broken(source.samples[index].key, "" if where is None else str(where), why)

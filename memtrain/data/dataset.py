@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from memtrain.data.caption_choice import Captions
+from memtrain.data.checking import broken_of
 from memtrain.data.contents import contents_of
 from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
 from memtrain.data.kept_latents import KeptLatents, encode_in_memory
 from memtrain.data.sample_table import chosen
-from memtrain.data.source import BrokenImageError, Sample, SampleSource, broken_of
+from memtrain.data.source import BrokenImageError, Sample, SampleSource
 from memtrain.data.token_table import Tokens, TokenTable, token_table
 from memtrain.data.turns import Turns
 from memtrain.functional.keyed_draws import seed_of

@@ -22,7 +22,9 @@ from typing import Any
 
 from PIL import Image
 
+from memtrain.data.broken import Broken
 from memtrain.data.folder_files import MASK_SUFFIX, folder_images, is_file, named_file, require_decoded, tell_of_links
+from memtrain.data.reading import Reading
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
 from memtrain.files.pictures import opened_image
@@ -52,10 +54,14 @@ class ImageFolderSource(SampleSource):
 
     Args:
         path: the folder.
+        reading: what becomes of broken samples.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    takes_reading = True
+
+    def __init__(self, path: str | Path, reading: Reading | None = None) -> None:
         super().__init__(path)
+        self._reading = reading or Reading()
         there = [name for name in METADATA if (self.path / name).is_file()]
         self._metadata = self.path / there[0]
         if len(there) > 1:
@@ -63,7 +69,8 @@ class ImageFolderSource(SampleSource):
         self._masks: dict[str, str] = {}
         self.samples = [self._parse(where, row) for where, row in self._rows()]
         self._check_files()
-        self.check_samples()
+        if self.samples or not self.broken:
+            self.check_samples()
 
     @staticmethod
     def accepts(path: str) -> bool:
@@ -137,7 +144,11 @@ class ImageFolderSource(SampleSource):
     def _check_files(self) -> None:
         listed = {sample.key for sample in self.samples}
         missing = sorted(name for name in listed if not is_file(self.path / name))
-        if missing:
+        if missing and self._reading.skip and not self._reading.stops:
+            self.broken = [Broken(name, str(self.path / name), "the file does not exist") for name in missing]
+            gone = set(missing)
+            self.samples = [sample for sample in self.samples if sample.key not in gone]
+        elif missing:
             lowered = {str(file.relative_to(self.path)).lower() for file in folder_images(self.path, quiet=True)}
             other_case = sum(name.lower() in lowered for name in missing)
             first = [name[:80] for name in missing[:3]]

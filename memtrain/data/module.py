@@ -176,7 +176,7 @@ class TextImageDataModule(MaskedImages):
 
     def _open(self, path: str) -> SampleSource:
         """The source of training or held-out images, with the trigger in its captions."""
-        reading = Reading(skip=True, kept_in=self._kept_in("listings"))
+        reading = Reading(skip=True, stops=not self.broken.skips, kept_in=self._kept_in("listings"))
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
         if self.captions.trigger:
             source.samples = [self.captions.triggered(sample) for sample in source.samples]
@@ -229,7 +229,7 @@ class TextImageDataModule(MaskedImages):
             look=self._looks_first,
             every=self.cache_latents,
             without=self.exclude,
-            write=getattr(self.trainer, "global_rank", 1) == 0,
+            trainer=self.trainer,
         )
 
     def _looks_of(self, source: SampleSource, *, scanned: bool = False) -> KeptLooks:

@@ -17,8 +17,10 @@ from typing import ClassVar
 
 from PIL import Image
 
+from memtrain.data.broken import Broken
 from memtrain.data.folder_files import files_below, folder_images, require_decoded, tell_of_links
 from memtrain.data.image_folder import mask_beside
+from memtrain.data.reading import Reading
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
 from memtrain.files.pictures import opened_image
@@ -37,17 +39,25 @@ class SidecarSource(SampleSource):
     Args:
         path: the folder.
         caption: of images that have no text file; None refuses them.
+        reading: what becomes of broken samples.
     """
 
     takes_caption: ClassVar[bool] = True
 
-    def __init__(self, path: str | Path, caption: str | None = None) -> None:
+    takes_reading = True
+
+    def __init__(self, path: str | Path, caption: str | None = None, reading: Reading | None = None) -> None:
         super().__init__(path)
+        reading = reading or Reading()
         images = folder_images(self.path)
         require_decoded(self.path, images)
         texts = [self._captions(image) for image in images]
         bare = [str(image.relative_to(self.path)) for image, found in zip(images, texts, strict=True) if not found]
-        if bare and caption is None:
+        if bare and caption is None and reading.skip and not reading.stops:
+            self.broken = [Broken(name, str(self.path / name), "there is no caption beside it") for name in bare]
+            kept = [(image, found) for image, found in zip(images, texts, strict=True) if found]
+            images, texts = [image for image, _ in kept], [found for _, found in kept]
+        elif bare and caption is None:
             raise DataError(
                 f"{len(bare)} of {len(images)} image(s) in {self.path} have no caption, first {sorted(bare)[:3]}",
                 expected="a text file beside each image: a.txt (or a.caption) for a.png",
@@ -58,7 +68,8 @@ class SidecarSource(SampleSource):
             Sample.of(image.relative_to(self.path).as_posix(), found or [caption or ""])
             for image, found in zip(images, texts, strict=True)
         ]
-        self.check_samples()
+        if self.samples or not self.broken:
+            self.check_samples()
         tell_of_links(self.path, images)
         self._tell_of_bare_texts({image.with_suffix("") for image in images})
 

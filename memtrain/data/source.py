@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -223,17 +222,6 @@ class SampleSource(ABC):
             DataError: naming the samples concerned.
         """
         require_samples(self.samples, self.path)
-
-
-def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
-    """What is listed of a sample whose image cannot be read."""
-    where = source.stored_in(index)
-    if where is not None and source.shared(index) > 1 and not where.exists():
-        return Broken("", str(where), "the shard is gone", source.shared(index))
-    why = reason(error.__cause__) if isinstance(error.__cause__, Exception) else error.problem
-    # What Pillow calls a file in memory is another name each time.
-    why = re.sub(r" *<_io\.BytesIO object at 0x[0-9a-f]+>", "", why)
-    return Broken(source.samples[index].key, "" if where is None else str(where), why)
 
 
 def _opened(kind: Any, path: str, caption: str | None, reading: Reading | None) -> SampleSource:

@@ -17,6 +17,7 @@ which nobody may pass over in silence.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -156,4 +157,5 @@ def read_image(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
 
 def reason(error: BaseException) -> str:
     """What Pillow says of a file, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    # A file in memory has no name but an address, which is another one each time.
+    return " ".join(re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).split()) or type(error).__name__

@@ -25,6 +25,14 @@ def test_a_new_run_makes_the_list_anew_and_takes_an_old_one_away(tmp_path):
     assert not (tmp_path / "broken.csv").exists()
 
 
+def test_the_list_of_a_run_that_has_trained_stays(tmp_path):
+    BrokenSamples("skip", 0.5, tmp_path).met([Broken("a", "0.tar", "cut")], 10, path="data")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    BrokenSamples("skip", 0.5, tmp_path).decide(10, path="data")
+    assert [row[0] for row in rows(tmp_path)[1:]] == ["a"]
+
+
 def test_a_run_that_goes_on_keeps_what_was_listed_and_lists_it_once(tmp_path):
     BrokenSamples("skip", 0.5, tmp_path).met([Broken("=a", "0.tar", "cut")], 10, path="data")
     later = BrokenSamples("skip", 0.5, tmp_path)

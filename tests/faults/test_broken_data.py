@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +25,7 @@ import pytest
 from memtrain.data.dataset import BROKEN
 from memtrain.data.module import TextImageDataModule
 from memtrain.errors import DataError
-from tests.conftest import encoded_image
+from tests.conftest import ROOT, encoded_image
 
 SHARDS, EACH = 4, 10
 
@@ -204,3 +209,52 @@ def test_workers_report_what_is_broken(tmp_path, shards):
     for batch in data.unique_dataloader(data.train_dataset):
         data.on_before_batch_transfer(batch, 0)
     assert [row["key"] for row in listed(tmp_path)] == ["013"]
+
+
+def test_a_folder_of_images_goes_on_without_those_that_are_missing_or_have_no_caption(tmp_path, write_folder):
+    table, beside = write_folder(20), write_folder(20, name="beside")
+    (beside / "metadata.jsonl").unlink()
+    for image in beside.glob("*.png"):
+        image.with_suffix(".txt").write_text("a picture", encoding="utf-8")
+    (beside / "image_03.txt").unlink()
+    (table / "image_03.png").unlink()
+    for folder, why in ((table, "not exist"), (beside, "no caption")):
+        with pytest.raises(DataError, match=r"image_03\.png"):
+            module(tmp_path, str(folder)).build()
+        data = module(tmp_path, str(folder), broken="skip")
+        data.build()
+        assert len(data.train_dataset.samples) == 19
+        (row,) = listed(tmp_path)
+        assert row["key"] == "image_03.png" and row["shard"] == str(folder / "image_03.png") and why in row["reason"]
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_and_neither_waits_for_the_other(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.faults.broken_data_process", str(tmp_path)]
+    both = [
+        subprocess.Popen(
+            command, env={**shared, "RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    first, second = ([json.loads(line) for line in out.splitlines()] for out, _ in said)
+    count = 2 * len(TABLE)
+    assert len(first) > count, said[0][1]
+    assert first[:count] == second[:count]
+    for name, action, keys, error in first[:count]:
+        assert (len(keys), error == "") == ((TABLE[name].left, True) if action == "skip" else (0, False))
+    for row in (first[count], second[count]):
+        assert "do not see the same data" in row[3]
+    assert second[count + 1 :] == [], "its image breaks"
+    assert "The image of sample '013'" in said[1][1]
+    # Gloo tells the other that nobody is there any more, or ends it.
+    assert both[0].returncode != 0 and both[1].returncode == 1
