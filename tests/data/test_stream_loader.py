@@ -84,7 +84,7 @@ def test_what_cannot_be_used_stops_the_run_or_is_told_of():
     made.report = lambda broken, given: told.append((broken, given))
     found = keys(made)
     assert found[0] == ["0-0", "0-2"] and ["0-98", "0-99"] not in found
-    (_, _, reason), *_ = (one for broken, _ in told for one in broken if one[0] == "0-99")
+    reason = next(one[2] for broken, _ in told for one in broken if one[0] == "0-99")
     assert "it is bad" in reason
     assert [one[:2] for one in told[0][0]] == [("0-1", "a shard")]
     assert sum(given for _, given in told) == 98, "99 usable samples, the last alone in its batch"
