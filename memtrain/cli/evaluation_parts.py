@@ -63,13 +63,18 @@ def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
     with opened(options) as engine:
         count = max(parts_wanted(plain), 1)
         count = engine.tasks(gpu=True) if count == 1 else count
-        for number, _ in enumerate(engine.map(_part, range(count), shared=[plain, count], gpu=True), 1):
+        results: dict[str, Any] = {}
+        for number, found in enumerate(engine.map(_part, range(count), shared=[plain, count], gpu=True), 1):
             print(f"Part {number} of {count} is done", flush=True)
-    return merge_parts(plain)
+            results = found or results
+    if not results:  # none was the last one
+        return merge_parts(plain)
+    print(f"Report: {stage.folder / 'report.html'}")
+    return results
 
 
-def _part(words: Sequence[str], count: int, index: int) -> bool:
-    return evaluate_part(words, index, count)
+def _part(words: Sequence[str], count: int, index: int) -> dict[str, Any]:
+    return run_stage(read_command(_cut(words, f"{index}/{count}")))
 
 
 def _without_engine(words: Sequence[str]) -> list[str]:
