@@ -36,7 +36,7 @@ from memtrain.evaluation.stages.cut_prompts import cut_prompts
 from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.prompts import prompts_read
 from memtrain.evaluation.stages.results_stage import ResultsStage
-from memtrain.evaluation.stages.shards import Shard, read_shard
+from memtrain.evaluation.stages.shards import Shard, ShardOptions, read_shard
 from memtrain.files.lock import locked
 from memtrain.files.shown import shown
 from memtrain.models.placement import placed
@@ -169,7 +169,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     if isinstance(stage, ResultsStage):
         require_writable(stage.folder)
         results = _shared(stage, stage.work)
-        if results:
+        if results or not isinstance(stage, ShardOptions):
             print(f"Report: {stage.report()}")
         return results
     asked = _asked_data(stage)

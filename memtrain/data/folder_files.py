@@ -152,8 +152,9 @@ def named_file(folder: Path, name: object, where: str) -> str:
             expected=f"{LONGEST_KEY} characters at most",
             remedy="mend it",
         )
-    spelt = [name] if "\\" not in name else [name, name.replace("\\", "/")]
-    plain = [posixpath.normpath(one) for one in spelt]
+    plain = [posixpath.normpath(name)]
+    if "\\" in name:
+        plain.append(posixpath.normpath(plain[0].replace("\\", "/")))
     if any(one.startswith("/") or one == ".." or one.startswith("../") for one in plain):
         raise DataError(
             f"{where} points outside the folder: {name!r:.80}",
