@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from memtrain import cli
 from memtrain.cli.evaluation_parts import evaluate_part, merge_parts, parts_wanted
 from memtrain.errors import ConfigurationError, RecordError
 
@@ -49,3 +50,20 @@ def test_what_cannot_be_cut_is_refused(pipeline_folder: Path, tmp_path: Path) ->
         evaluate_part([*words, "--shard", "0/2"], 0, 2)
     with pytest.raises(ConfigurationError, match="does not work in parts"):
         evaluate_part(["compare", str(tmp_path), str(tmp_path)], 0, 2)
+
+
+@pytest.mark.slow
+def test_ray_comes_to_the_same(pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command as a user types it, on a real Ray with two processes."""
+    whole, parts = (command(pipeline_folder, tmp_path, name) for name in ("whole", "parts"))
+    cli.evaluate(whole)
+    cli.evaluate([*parts, "--engine", "ray", "--engine_tasks=2"])
+    assert "Part 2 of 2 is done" in capsys.readouterr().out
+    tables = [pq.read_table(tmp_path / name / "attention" / "attention.parquet") for name in ("whole", "parts")]
+    assert tables[0].equals(tables[1])
+
+
+def test_an_engine_and_a_part_exclude_each_other(pipeline_folder: Path, tmp_path: Path) -> None:
+    words = command(pipeline_folder, tmp_path, "out")
+    with pytest.raises(SystemExit, match="leave --engine or --shard out"):
+        cli.evaluate([*words, "--engine", "ray", "--shard", "0/2"])
