@@ -15,17 +15,19 @@ refused. Embeddings are those of full precision, also where training runs its en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.data.dataset import CaptionedImages
+from memtrain.data.framing import Frame
 from memtrain.data.kept_latents import View, encoded
+from memtrain.data.source import Look
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
@@ -42,11 +44,19 @@ class Cache:
         folder: may be shared by all runs and data.
         latents: of every image.
         text: embeddings of every caption.
+        fill: `before` training, or in `training`, each when it is first visited (:mod:`memtrain.data.filling`).
     """
 
     folder: str
     latents: bool = True
     text: bool = True
+    fill: Literal["before", "training"] = "before"
+
+    def __post_init__(self) -> None:
+        if self.fill not in ("before", "training"):
+            raise ConfigurationError(
+                f"cache.fill={self.fill!r}", expected="before, or training", remedy="set data.init_args.cache.fill"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,9 @@ class StoredLatents:
     def __init__(self, shards: TensorShards, keys: dict[View, str]) -> None:
         self.shards, self.keys = shards, keys
 
-    def __call__(self, row: int, variant: int) -> Tensor:
-        """`(C, h, w)`."""
-        return self.shards.read(self.keys[row, variant])["latents"]
+    def __call__(self, row: int, variant: int) -> dict[str, Tensor]:
+        """`latents`, `(C, h, w)`."""
+        return self.shards.read(self.keys[row, variant])
 
 
 class StoredText:
@@ -131,9 +141,12 @@ def cache_latents(
 
 def _view_key(dataset: CaptionedImages, view: View) -> str:
     row, variant = view
-    frame = dataset.view(row, variant)
-    digest = dataset.source.look(dataset.indices[row]).digest
-    return content_key(digest, frame.shape, frame.across, frame.along, frame.flipped)
+    return view_key(dataset.source.look(dataset.indices[row]), dataset.view(row, variant))
+
+
+def view_key(look: Look, frame: Frame) -> str:
+    """The name of an image's latents, by its content and by how it is cut."""
+    return content_key(look.digest, frame.shape, frame.across, frame.along, frame.flipped)
 
 
 def cache_text(
@@ -159,7 +172,7 @@ def cache_text(
     shards = TensorShards(folder)
     types = {name: values.dtype for name, values in empty.items()}
     tokens = [*(dataset.tokens for dataset in datasets if dataset.tokens), TokenTable(empty, types)]
-    keys = [[_caption_key(fields.row(row)) for row in range(_count(fields))] for fields in tokens]
+    keys = [[caption_key(fields.row(row)) for row in range(_count(fields))] for fields in tokens]
     places = {key: (fields, row) for fields, own in zip(tokens, keys, strict=True) for row, key in enumerate(own)}
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
@@ -182,7 +195,8 @@ def _count(fields: TokenTable) -> int:
     return len(next(iter(fields.values())))
 
 
-def _caption_key(fields: dict[str, Tensor]) -> str:
+def caption_key(fields: Mapping[str, Tensor]) -> str:
+    """The name of a caption's embeddings, by its tokens."""
     return content_key(*(part for name in sorted(fields) for part in (name, fields[name])))
 
 
