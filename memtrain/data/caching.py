@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from memtrain.data.dataset import CaptionedImages
-from memtrain.data.disk_cache import Cache, Processes, cache_latents, cache_text, refuse_frozen
+from memtrain.data.disk_cache import (
+    CAPTIONS_AT_ONCE,
+    Cache,
+    Processes,
+    cache_latents,
+    cache_text,
+    encoded_together,
+    refuse_frozen,
+)
 from memtrain.data.filling import Entries, Filling
 from memtrain.errors import ConfigurationError
 
@@ -75,7 +83,13 @@ def keep_on_disk(
     found = _encoders(cache, datasets, module, empty=empty, processes=processes)
     if found.latents is not None:
         encode, folder = found.latents
-        cache_latents(datasets, folder, lambda pixels: encode(pixels.to(device)), processes=processes)
+        cache_latents(
+            datasets,
+            folder,
+            lambda pixels: encode(pixels.to(device)),
+            at_once=encoded_together(device.type, 0) or None,
+            processes=processes,
+        )
     if found.text is None:
         return {}
     method, folder = found.text
@@ -84,7 +98,8 @@ def keep_on_disk(
         made: dict[str, Tensor] = method({name: values.to(device) for name, values in fields.items()})
         return made
 
-    return cache_text(datasets, folder, encode_text, empty=empty, processes=processes)
+    at_once = encoded_together(device.type, CAPTIONS_AT_ONCE)
+    return cache_text(datasets, folder, encode_text, empty=empty, at_once=at_once, processes=processes)
 
 
 def keep_while_training(

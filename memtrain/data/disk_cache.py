@@ -36,6 +36,15 @@ CAPTIONS_AT_ONCE = 16
 """Encoded in one forward."""
 
 
+def encoded_together(kind: str, most: int) -> int:
+    """How many images or captions are encoded in one forward on a kind of device.
+
+    On the CPU each alone: there the others in a batch change the last bit of what is made of one, and so would the
+    number of processes, a start that goes on where another one stopped, and the batches of training that fill a cache.
+    """
+    return 1 if kind == "cpu" else most
+
+
 @dataclass(frozen=True)
 class Cache:
     """What is kept on disk.
@@ -113,6 +122,7 @@ def cache_latents(
     folder: Path,
     encode: Callable[[Tensor], Tensor],
     *,
+    at_once: int | None = None,
     processes: Processes | None = None,
 ) -> None:
     """Let datasets read their latents from a folder, after computing what it lacks.
@@ -121,6 +131,7 @@ def cache_latents(
         datasets: with their shapes and variants settled.
         folder: of the encoder's latents.
         encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
+        at_once: images that are encoded together; default by their size.
         processes: that share the work.
     """
     shards = TensorShards(folder)
@@ -130,7 +141,7 @@ def cache_latents(
     def compute(missing: list[str], writer: ShardWriter) -> None:
         for dataset in datasets:
             names = {places[key][1]: key for key in missing if places[key][0] is dataset}
-            for views, latents in encoded(dataset, list(names), encode):
+            for views, latents in encoded(dataset, list(names), encode, batch_size=at_once):
                 for view, one in zip(views, latents, strict=True):
                     writer.add(names[view], {"latents": one})
 
@@ -155,6 +166,7 @@ def cache_text(
     encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
     empty: dict[str, Tensor],
+    at_once: int = CAPTIONS_AT_ONCE,
     processes: Processes | None = None,
 ) -> dict[str, Tensor]:
     """Let datasets read their text embeddings from a folder, after computing what it lacks.
@@ -164,6 +176,7 @@ def cache_text(
         folder: of the encoders' embeddings.
         encode: fields of tokens to fields of embeddings, each `(B, ...)`.
         empty: the tokens of the empty caption, `(1, ...)`.
+        at_once: captions that are encoded together.
         processes: that share the work.
 
     Returns:
@@ -176,9 +189,9 @@ def cache_text(
     places = {key: (fields, row) for fields, own in zip(tokens, keys, strict=True) for row, key in enumerate(own)}
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
-        starts = range(0, len(missing), CAPTIONS_AT_ONCE)
+        starts = range(0, len(missing), at_once)
         for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
-            chunk = missing[start : start + CAPTIONS_AT_ONCE]
+            chunk = missing[start : start + at_once]
             rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():
                 found = encode({name: torch.stack([row[name] for row in rows]) for name in rows[0]})

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from memtrain.data.collating import LATENTS, TEXT
 from memtrain.data.dataset import CaptionedImages
-from memtrain.data.disk_cache import CAPTIONS_AT_ONCE, Processes, caption_key, view_key
+from memtrain.data.disk_cache import CAPTIONS_AT_ONCE, Processes, caption_key, encoded_together, view_key
 from memtrain.data.images import to_pixel_values
 from memtrain.data.tensor_shards import ShardWriter, TensorShards
 from memtrain.data.token_table import TokenTable
@@ -102,7 +102,7 @@ class Entries:
         Args:
             names: of the entries, which may repeat.
             fields: that are encoded, `(B, ...)`.
-            at_once: encoded in one forward.
+            at_once: encoded in one forward, at the most.
         """
         found: dict[str, dict[str, Tensor]] = {}
         lacking: dict[str, int] = {}
@@ -113,14 +113,14 @@ class Entries:
                 lacking.setdefault(name, row)
             else:
                 found[name] = kept
-        rows = list(lacking.values())
+        rows, device = list(lacking.values()), next(iter(fields.values())).device
+        at_once = encoded_together(device.type, at_once)
         for start in range(0, len(rows), at_once):
             chunk = rows[start : start + at_once]
             made = self._made({name: values[chunk] for name, values in fields.items()})
             for number, row in enumerate(chunk):
                 found[names[row]] = {name: values[number] for name, values in made.items()}
                 self._keep(names[row], found[names[row]])
-        device = next(iter(fields.values())).device
         return {field: torch.stack([found[name][field].to(device) for name in names]) for field in found[names[0]]}
 
     def _made(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:
