@@ -232,22 +232,106 @@ def test_a_killed_run_leaves_what_it_made_until_its_last_checkpoint(pipeline_fol
 def test_profiles_and_held_out_samples_fill_the_cache_too(pipeline_folder, photos, tmp_path, reference, masks):  # noqa: F811
     import shutil
 
+    import pyarrow.parquet as pq
+
     from memtrain.callbacks.monitor import MemorizationMonitor
+    from memtrain.records import read_steps
 
     images = tmp_path / "images"
     shutil.copytree(photos, images)
     if masks:
-        Image.new("L", (20, 20), 255).save(images / "03.mask.png")
+        Image.new("L", (19, 20), 255).save(images / "03.mask.png")
 
     def run(folder, cache):
-        monitor = MemorizationMonitor(reference=reference)
-        module, _, made = trained(pipeline_folder, tmp_path / folder, images, cache=cache, callbacks=[monitor])
-        return module, made, monitor
+        monitor = MemorizationMonitor(reference=reference, false_positive_rate=0.1, minimum_visits=2)
+        module, _, made = trained(
+            pipeline_folder, tmp_path / folder, images, cache=cache, callbacks=[monitor], heldout_fraction=0.5
+        )
+        return module, made
 
-    before, _, _ = run("a", Cache(str(tmp_path / "before")))
+    def measured(folder):
+        (profile,) = (tmp_path / folder / "profiles").iterdir()
+        tables = [pq.read_table(path).to_pylist() for path in profile.glob("*.parquet")]
+        return sorted(str(row) for rows in tables for row in rows), read_steps(
+            tmp_path / folder / "records"
+        ).to_pylist()
+
+    before = run("a", Cache(str(tmp_path / "before")))[0]
     cache = Cache(str(tmp_path / "cache"), fill="training")
-    module, made, _ = run("b", cache)
+    module, made = run("b", cache)
     same_weights(module, before)
+    assert measured("b") == measured("a")
     assert made["images"] <= 20 + masks
-    _, made, _ = run("c", cache)
+    _, made = run("c", cache)
     assert made["images"] <= int(masks), "a mask asks for the size of latents"
+
+
+@pytest.mark.slow
+def test_what_breaks_while_training_is_replaced(pipeline_folder, photos, tmp_path):  # noqa: F811
+    import shutil
+
+    from lightning.pytorch import Callback
+
+    class Break(Callback):
+        def on_train_start(self, trainer, module):
+            for path in sorted(images.glob("*.png"))[::3]:
+                path.write_bytes(b"no image")
+
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    cache = Cache(str(tmp_path / "cache"), fill="training")
+    options = {"broken": "skip", "broken_share": 0.6, "families": "off"}
+    _, data, made = trained(pipeline_folder, tmp_path / "run", images, cache=cache, callbacks=[Break()], **options)
+    assert made["images"] <= 13
+    assert len(data.broken) >= 1
+
+
+@pytest.mark.slow
+def test_substitutes_of_flagged_samples_have_latents(pipeline_folder, photos, tmp_path):  # noqa: F811
+    from types import SimpleNamespace
+
+    from lightning.pytorch import Callback
+
+    from memtrain.callbacks.lightning_host import LightningHost
+    from memtrain.callbacks.sample_replacement import SampleReplacement
+
+    class Replace(Callback):
+        """Puts others in the place of a batch's first two."""
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            mitigation = SampleReplacement(seed=3)
+            mitigation.open(LightningHost(trainer, module))
+            ever = torch.tensor([True, True, False, False])
+            before = batch["latents"].clone()
+            flags = SimpleNamespace(ever=ever, keys=batch["key"], everyone=set(batch["key"]), visits=lambda keys: keys)
+            mitigation.prepare(batch, flags, tokenizer=None, number=batch_idx)
+            changed = [not torch.equal(one, other) for one, other in zip(batch["latents"], before, strict=True)]
+            assert changed == ever.tolist()
+            for key, latents in zip(batch["key"][:2], batch["latents"], strict=False):
+                dataset = trainer.datamodule.train_dataset
+                row = [sample.key for sample in dataset.samples].index(key)
+                assert torch.equal(latents, module.encode_images(dataset.pixel_values(row)[None])[0])
+
+    cache = Cache(str(tmp_path / "cache"), fill="training")
+    trained(pipeline_folder, tmp_path / "run", photos, cache=cache, callbacks=[Replace()])
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_folder_with_what_one_would_make(pipeline_folder, photos, tmp_path):  # noqa: F811
+    from lightning.pytorch import Trainer
+
+    trained(pipeline_folder, tmp_path / "one", photos, stop=1, cache=Cache(str(tmp_path / "before")))
+    module = TextToImageModule(str(pipeline_folder), learning_rate=1e-3, ema_decay=None, seed=1)
+    cache = Cache(str(tmp_path / "cache"), fill="training")
+    data = TextImageDataModule(str(photos), resolution=16, batch_size=2, seed=2, heldout="split", cache=cache)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    Trainer(
+        default_root_dir=tmp_path / "two", max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_fork", **quiet
+    ).fit(module, data)
+    for kind, count in (("latents", 12), ("text", 13)):
+        found = [TensorShards(next((tmp_path / name).glob(f"{kind}-*"))) for name in ("before", "cache")]
+        for shards in found:
+            shards.look()
+        assert len(found[1]._where) == count
+        for key in found[1]._where:
+            equal(found[1].read(key), found[0].read(key))
