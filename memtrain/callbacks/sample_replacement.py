@@ -71,7 +71,7 @@ class SampleReplacement(MitigationCallback):
                 expected="a data module whose train_dataset has samples and unique(), such as TextImageDataModule",
                 remedy="use SampleSkipping",
             )
-        self._rank = host.rank
+        self._host, self._rank = host, host.rank
         self._samples = dataset.unique()
         self._keys = [sample.key for sample in self._samples.samples]
         self._row_of = {key: row for row, key in enumerate(self._keys)}
@@ -96,9 +96,16 @@ class SampleReplacement(MitigationCallback):
                     rows.append(row)
                     # Of data whose visits differ, a visit of its own.
                     varies = getattr(self._samples, "varies", False)
-                    items.append(self._samples[Visit(chosen, number) if varies else chosen])
+                    items.append(self._whole(self._samples[Visit(chosen, number) if varies else chosen], batch))
         if rows:
             self._put(batch, rows, items)
+
+    def _whole(self, item: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+        """An item with what a batch gets on its way to the device, such as latents that are not kept yet."""
+        collate = getattr(self._samples, "collate", None)
+        if collate is None or batch.keys() <= item.keys():
+            return item
+        return {name: values[0] for name, values in self._host.moved(collate([item])).items()}
 
     def _substitute(self, seed: int, flags: Flags, shape: Any) -> int | None:
         """Index of a sample of this shape that is not flagged: of some drawn at random, that of the fewest visits."""

@@ -67,7 +67,8 @@ def memory(run: PlannedRun) -> MemoryEstimate:
         for name, part in getattr(run.module.parts.pipeline, "components", {}).items()
         if isinstance(part, nn.Module) and part is not module.denoiser
     }
-    caching = bool(run.caches)
+    # A cache that is filled in training encodes beside it.
+    caching = bool(run.caches) and getattr(run.caches.get("on disk"), "fill", "before") == "before"
     size, batch = int(run.data.resolution), int(run.data.batch_size)
     offloaded = getattr(module.execution, "ema_offload", False)
     return estimate_memory(

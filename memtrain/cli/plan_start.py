@@ -24,12 +24,13 @@ def before_the_first_step(run: PlannedRun) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if run.scanned is False:
         figures["images_scanned"] = samples
-    filled = getattr(getattr(run.data, "cache", None), "fill", "before") == "before"
-    if run.caches and filled:
+    cache = run.caches.get("on disk")
+    before = None if getattr(cache, "fill", "before") == "training" else cache
+    if "latents in memory" in run.caches or getattr(before, "latents", False):
         dataset = getattr(run.data, "train_dataset", None)
         views = getattr(getattr(dataset, "framing", None), "variants", 1)
         figures["images_encoded"] = views * len(train) + len(held)
-    if filled and getattr(getattr(run.data, "cache", None), "text", False):
+    if getattr(before, "text", False):
         figures["captions_encoded"] = sum(1 + len(getattr(one, "alternatives", ())) for one in (*train, *held))
     forwards = _forwards(run, samples=samples, held=len(held))
     figures |= forwards

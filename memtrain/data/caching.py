@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from memtrain.data.dataset import CaptionedImages
-from memtrain.data.disk_cache import Cache, Processes, cache_latents, cache_text, refuse_frozen
+from memtrain.data.disk_cache import (
+    CAPTIONS_AT_ONCE,
+    Cache,
+    Processes,
+    cache_latents,
+    cache_text,
+    encoded_together,
+    refuse_frozen,
+)
+from memtrain.data.filling import Entries, Filling
 from memtrain.errors import ConfigurationError
 
 
@@ -71,21 +80,77 @@ def keep_on_disk(
     Raises:
         ConfigurationError: if the module lacks a method, or the cache would freeze what is random or trained.
     """
+    found = _encoders(cache, datasets, module, empty=empty, processes=processes)
+    if found.latents is not None:
+        encode, folder = found.latents
+        cache_latents(
+            datasets,
+            folder,
+            lambda pixels: encode(pixels.to(device)),
+            at_once=encoded_together(device.type, 0) or None,
+            processes=processes,
+        )
+    if found.text is None:
+        return {}
+    method, folder = found.text
+
+    def encode_text(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = method({name: values.to(device) for name, values in fields.items()})
+        return made
+
+    at_once = encoded_together(device.type, CAPTIONS_AT_ONCE)
+    return cache_text(datasets, folder, encode_text, empty=empty, at_once=at_once, processes=processes)
+
+
+def keep_while_training(
+    cache: Cache,
+    datasets: Sequence[CaptionedImages],
+    module: Any,
+    *,
+    empty: dict[str, Tensor],
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Filling, dict[str, Tensor]]:
+    """What keeps latents and text embeddings of a module when they are made first; arguments and errors as above.
+
+    Returns:
+        It, and the embeddings of the empty caption, `(1, ...)`; empty where text is not cached.
+    """
+    found = _encoders(cache, datasets, module, empty=empty, processes=processes)
+    latents, text = None, None
+    if found.latents is not None:
+        encode, folder = found.latents
+        latents = Entries(
+            folder, lambda fields: {"latents": encode(fields["pixel_values"].float()).float()}, processes=processes
+        )
+    if found.text is not None:
+        text = Entries(found.text[1], found.text[0], processes=processes)
+    filling = Filling(latents, text)
+    return filling, filling.empty_caption({name: values.to(device) for name, values in empty.items()})
+
+
+class _Encoders(NamedTuple):
+    """Methods of a module, each with the folder of what it makes; None where that is not cached."""
+
+    latents: tuple[Any, Path] | None
+    text: tuple[Any, Path] | None
+
+
+def _encoders(
+    cache: Cache, datasets: Sequence[CaptionedImages], module: Any, *, empty: dict[str, Tensor], processes: Processes
+) -> _Encoders:
+    """What is to be cached, after refusing what cannot be."""
     folder = Path(cache.folder)
     fingerprint = _method(module, "encoder_fingerprint", 'encoder_fingerprint("images" or "text")', setting="cache")
     for dataset in datasets:
         refuse_frozen(dataset, latents=cache.latents, text=cache.text)
+    latents = None
     if cache.latents:
         encode = _method(module, "encode_images", "encode_images(pixel_values)", setting="cache.latents")
         name = processes.broadcast(fingerprint("images") if processes.rank == 0 else None)
-        cache_latents(
-            datasets,
-            folder / f"latents-{name[:16]}",
-            lambda pixels: encode(pixels.to(device)),
-            processes=processes,
-        )
+        latents = encode, folder / f"latents-{name[:16]}"
     if not cache.text:
-        return {}
+        return _Encoders(latents, None)
     if not empty:
         raise ConfigurationError(
             f"cache.text is on, but {type(module).__name__} makes no tokens of captions",
@@ -93,11 +158,6 @@ def keep_on_disk(
             remedy="set data.init_args.cache.text to false",
         )
     method = _method(module, "encode_tokens", "encode_tokens(fields)", setting="cache.text")
-
-    def encode_text(fields: dict[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = method({name: values.to(device) for name, values in fields.items()})
-        return found
-
     with torch.enable_grad():
         # Before anything is moved: what is trained is where the module is, and has not gone to the device yet.
         trained = any(values.requires_grad for values in method(empty).values())
@@ -108,7 +168,7 @@ def keep_on_disk(
             remedy="set data.init_args.cache.text to false, or do not train the text encoder",
         )
     name = processes.broadcast(fingerprint("text") if processes.rank == 0 else None)
-    return cache_text(datasets, folder / f"text-{name[:16]}", encode_text, empty=empty, processes=processes)
+    return _Encoders(latents, (method, folder / f"text-{name[:16]}"))
 
 
 def _method(module: Any, name: str, signature: str, *, setting: str) -> Any:

@@ -30,6 +30,7 @@ def leave_out(
     *,
     scanned: Collection[str] | None,
     look: bool,
+    remember: bool = False,
     every: bool,
     without: Collection[str],
     trainer: Any,
@@ -41,6 +42,7 @@ def leave_out(
         sources: of all images, that of the training images first; one may occur several times.
         scanned: keys of that one's images which a scan could not read; None if nobody looked at them all.
         look: remember size and content of each image, which are going to be asked for.
+        remember: do so of those that are looked at anyway.
         every: look at all images, however many there are.
         without: keys that are not looked at.
         trainer: of this process, whose first process says what is left out and writes the list; None for no other.
@@ -59,7 +61,7 @@ def leave_out(
             rows = [row for row, sample in enumerate(source.samples) if sample.key in scanned] if scanned else []
         else:
             rows = list(range(len(source))) if look or every or len(source) <= MOST else []
-        wrong += unreadable(source, rows, look=look, without=without)
+        wrong += unreadable(source, rows, look=look or remember, without=without)
     listed = len(broken)
     gone = _agreed(trainer, broken, sources[0], {key: one for key, one, _ in wrong})
     broken.add(gone.values())

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from memtrain.data.caption_choice import Captions
 from memtrain.data.checking import broken_of
+from memtrain.data.collating import collated
 from memtrain.data.contents import contents_of
 from memtrain.data.framing import Frame, Framing, Shape, rows_by_shape
 from memtrain.data.images import to_pixel_values
@@ -65,6 +66,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         skips: whether another sample takes the place of one whose image cannot be read.
     """
 
+    collate = staticmethod(collated)
+
     def __init__(
         self,
         source: SampleSource,
@@ -92,8 +95,8 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         counts = np.asarray(self.visits, np.int64)
         self._row = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._ends = np.cumsum(counts)
-        self._latents: Callable[[int, int], Tensor] | None = None
-        self._text: Callable[[int], dict[str, Tensor]] | None = None
+        self._latents: Callable[[int, int], dict[str, Any]] | None = None
+        self._text: Callable[[int], dict[str, Any]] | None = None
         self._masks: Callable[[int, Frame], Tensor] | None = None
         several = [1 + len(one.alternatives) for one in self.samples] if self._all else [1] * len(self.samples)
         self._first = np.concatenate([[0], np.cumsum(several, dtype=np.int64)])
@@ -167,10 +170,9 @@ class CaptionedImages(Dataset[dict[str, Any]]):
                 # What counts was cut off; in the fixed view some of it is seen.
                 variant, frame = 0, Frame(self.shapes[row])
                 item["loss_mask"] = self._masks(self.indices[row], frame)
-        if self._latents is None:
-            item["pixel_values"] = self.pixel_values(row, frame)
-        else:
-            item["latents"] = self._latents(row, variant)
+        item |= (
+            {"pixel_values": self.pixel_values(row, frame)} if self._latents is None else self._latents(row, variant)
+        )
         if self.framing.sized:
             width, height = self.source.look(self.indices[row]).size
             item["original_size"] = torch.tensor([height, width])
@@ -265,14 +267,14 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     def use(
         self,
         *,
-        latents: Callable[[int, int], Tensor] | None = None,
-        text: Callable[[int], dict[str, Tensor]] | None = None,
+        latents: Callable[[int, int], dict[str, Any]] | None = None,
+        text: Callable[[int], dict[str, Any]] | None = None,
         masks: Callable[[int, Frame], Tensor] | None = None,
     ) -> None:
         """Take latents and text embeddings from caches, and masks; what is None stays as it is.
 
         Args:
-            latents: `(C, h, w)` of a row and variant.
+            latents: fields of a row and variant: `latents` `(C, h, w)`, or what they are made of.
             text: fields of the caption in one row of `tokens`.
             masks: `(1, h, w)` of an index of the source, and of how it is cut.
         """

@@ -15,23 +15,34 @@ refused. Embeddings are those of full precision, also where training runs its en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from memtrain.data.dataset import CaptionedImages
+from memtrain.data.framing import Frame
 from memtrain.data.kept_latents import View, encoded
+from memtrain.data.source import Look
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
 
 CAPTIONS_AT_ONCE = 16
 """Encoded in one forward."""
+
+
+def encoded_together(kind: str, most: int) -> int:
+    """How many images or captions are encoded in one forward on a kind of device.
+
+    On the CPU each alone: there the others in a batch change the last bit of what is made of one, and so would the
+    number of processes, a start that goes on where another one stopped, and the batches of training that fill a cache.
+    """
+    return 1 if kind == "cpu" else most
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,19 @@ class Cache:
         folder: may be shared by all runs and data.
         latents: of every image.
         text: embeddings of every caption.
+        fill: `before` training, or in `training`, each when it is first visited (:mod:`memtrain.data.filling`).
     """
 
     folder: str
     latents: bool = True
     text: bool = True
+    fill: Literal["before", "training"] = "before"
+
+    def __post_init__(self) -> None:
+        if self.fill not in ("before", "training"):
+            raise ConfigurationError(
+                f"cache.fill={self.fill!r}", expected="before, or training", remedy="set data.init_args.cache.fill"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,9 +96,9 @@ class StoredLatents:
     def __init__(self, shards: TensorShards, keys: dict[View, str]) -> None:
         self.shards, self.keys = shards, keys
 
-    def __call__(self, row: int, variant: int) -> Tensor:
-        """`(C, h, w)`."""
-        return self.shards.read(self.keys[row, variant])["latents"]
+    def __call__(self, row: int, variant: int) -> dict[str, Tensor]:
+        """`latents`, `(C, h, w)`."""
+        return self.shards.read(self.keys[row, variant])
 
 
 class StoredText:
@@ -103,6 +122,7 @@ def cache_latents(
     folder: Path,
     encode: Callable[[Tensor], Tensor],
     *,
+    at_once: int | None = None,
     processes: Processes | None = None,
 ) -> None:
     """Let datasets read their latents from a folder, after computing what it lacks.
@@ -111,6 +131,7 @@ def cache_latents(
         datasets: with their shapes and variants settled.
         folder: of the encoder's latents.
         encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
+        at_once: images that are encoded together; default by their size.
         processes: that share the work.
     """
     shards = TensorShards(folder)
@@ -120,7 +141,7 @@ def cache_latents(
     def compute(missing: list[str], writer: ShardWriter) -> None:
         for dataset in datasets:
             names = {places[key][1]: key for key in missing if places[key][0] is dataset}
-            for views, latents in encoded(dataset, list(names), encode):
+            for views, latents in encoded(dataset, list(names), encode, batch_size=at_once):
                 for view, one in zip(views, latents, strict=True):
                     writer.add(names[view], {"latents": one})
 
@@ -131,9 +152,12 @@ def cache_latents(
 
 def _view_key(dataset: CaptionedImages, view: View) -> str:
     row, variant = view
-    frame = dataset.view(row, variant)
-    digest = dataset.source.look(dataset.indices[row]).digest
-    return content_key(digest, frame.shape, frame.across, frame.along, frame.flipped)
+    return view_key(dataset.source.look(dataset.indices[row]), dataset.view(row, variant))
+
+
+def view_key(look: Look, frame: Frame) -> str:
+    """The name of an image's latents, by its content and by how it is cut."""
+    return content_key(look.digest, frame.shape, frame.across, frame.along, frame.flipped)
 
 
 def cache_text(
@@ -142,6 +166,7 @@ def cache_text(
     encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
     empty: dict[str, Tensor],
+    at_once: int = CAPTIONS_AT_ONCE,
     processes: Processes | None = None,
 ) -> dict[str, Tensor]:
     """Let datasets read their text embeddings from a folder, after computing what it lacks.
@@ -151,6 +176,7 @@ def cache_text(
         folder: of the encoders' embeddings.
         encode: fields of tokens to fields of embeddings, each `(B, ...)`.
         empty: the tokens of the empty caption, `(1, ...)`.
+        at_once: captions that are encoded together.
         processes: that share the work.
 
     Returns:
@@ -159,13 +185,13 @@ def cache_text(
     shards = TensorShards(folder)
     types = {name: values.dtype for name, values in empty.items()}
     tokens = [*(dataset.tokens for dataset in datasets if dataset.tokens), TokenTable(empty, types)]
-    keys = [[_caption_key(fields.row(row)) for row in range(_count(fields))] for fields in tokens]
+    keys = [[caption_key(fields.row(row)) for row in range(_count(fields))] for fields in tokens]
     places = {key: (fields, row) for fields, own in zip(tokens, keys, strict=True) for row, key in enumerate(own)}
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
-        starts = range(0, len(missing), CAPTIONS_AT_ONCE)
+        starts = range(0, len(missing), at_once)
         for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
-            chunk = missing[start : start + CAPTIONS_AT_ONCE]
+            chunk = missing[start : start + at_once]
             rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():
                 found = encode({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
@@ -182,7 +208,8 @@ def _count(fields: TokenTable) -> int:
     return len(next(iter(fields.values())))
 
 
-def _caption_key(fields: dict[str, Tensor]) -> str:
+def caption_key(fields: Mapping[str, Tensor]) -> str:
+    """The name of a caption's embeddings, by its tokens."""
     return content_key(*(part for name in sorted(fields) for part in (name, fields[name])))
 
 

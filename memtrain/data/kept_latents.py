@@ -49,9 +49,9 @@ class KeptLatents:
     def __init__(self, latents: Mapping[View, Tensor]) -> None:
         self.latents = latents
 
-    def __call__(self, row: int, variant: int) -> Tensor:
-        """`(C, h, w)`."""
-        return self.latents[row, variant]
+    def __call__(self, row: int, variant: int) -> dict[str, Tensor]:
+        """`latents`, `(C, h, w)`."""
+        return {"latents": self.latents[row, variant]}
 
 
 def encoded(

@@ -9,6 +9,7 @@ Cost: 40 bytes an image; 5 us an image to find out whether files are the same. C
 from __future__ import annotations
 
 import hashlib
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class KeptLooks:
         folder: of what is kept; None for none.
         scanned: folder of a scan for families of this source; None for none.
         settings: of that scan.
+
+    Attributes:
+        rank: of this process, which keeps a file of its own.
     """
 
     def __init__(
@@ -38,30 +42,41 @@ class KeptLooks:
     ) -> None:
         self.folder, self.scanned, self.settings = folder, scanned, settings
         self._digests: NDArray[np.uint8] | None = None
-        self._sizes = np.zeros((len(source), 2), np.int32)
+        self._sizes = _shared((len(source), 2), np.int32)
         self._content: str | None = None
+        self.rank = 0
         self._given = 0
 
     def find(self, source: SampleSource) -> None:
         """Read what is kept, unless that was done."""
         if self._digests is not None:
             return
-        self._digests = np.zeros((len(source), 32), np.uint8)
+        self._digests = _shared((len(source), 32), np.uint8)
         self._content = None if self.folder is None and self.scanned is None else files_of(source)
         if self._content is None:
             return
         parts = [] if self.scanned is None else [looks_of(self._content, self.scanned, self.settings, len(source))]
-        parts += [] if self._file is None else [self._file]
         for path in parts:
-            if path is None or not path.is_file():
-                continue
-            try:
-                arrays = open_arrays(path)
-                rows, hashes, sizes = np.array(arrays["rows"]), arrays["hashes"], arrays["sizes"]
-                self._digests[rows], self._sizes[rows] = hashes, sizes
-            except (RecordError, OSError, KeyError, IndexError, ValueError):  # spoilt, and so as good as none
-                continue
+            self._take(path)
+        self._take_kept()
         self._given = int(self._known.sum())
+
+    def _take_kept(self) -> None:
+        """Take in what this and other processes kept."""
+        if self._file is not None:
+            for path in sorted(self._file.parent.glob(f"{self._name}*.safetensors")):
+                self._take(path)
+
+    def _take(self, path: Path | None) -> None:
+        """Take in what lies in a file, if there is one."""
+        if path is None or not path.is_file() or self._digests is None:
+            return
+        try:
+            arrays = open_arrays(path)
+            rows, hashes, sizes = np.array(arrays["rows"]), arrays["hashes"], arrays["sizes"]
+            self._digests[rows], self._sizes[rows] = hashes, sizes
+        except (RecordError, OSError, KeyError, IndexError, ValueError):  # spoilt, and so as good as none
+            return
 
     @property
     def _known(self) -> NDArray[np.bool_]:
@@ -71,7 +86,11 @@ class KeptLooks:
     def _file(self) -> Path | None:
         if self.folder is None or self._content is None:
             return None
-        return self.folder / f"{hashlib.sha256(self._content.encode()).hexdigest()[:32]}.safetensors"
+        return self.folder / f"{self._name}{f'-{self.rank}' if self.rank else ''}.safetensors"
+
+    @property
+    def _name(self) -> str:
+        return hashlib.sha256((self._content or "").encode()).hexdigest()[:32]
 
     def get(self, index: int) -> Look | None:
         """What is known of an image."""
@@ -96,4 +115,12 @@ class KeptLooks:
             stored = create_arrays(unfinished, {name: (one.dtype.name, one.shape) for name, one in arrays.items()})
             for name, one in arrays.items():
                 stored[name][...] = one
-        self._given = len(rows)
+        self._take_kept()
+        self._given = int(self._known.sum())
+
+
+def _shared(shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
+    """Zeros that a loader process, which is forked, shares: what it sees of an image, the others know."""
+    count = shape[0] * shape[1]
+    memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count).reshape(shape)

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from memtrain.data.caching import keep_in_memory, keep_on_disk, processes_of
+from memtrain.data.caching import keep_in_memory, keep_on_disk, keep_while_training, processes_of
 from memtrain.data.canaries import Canaries
 from memtrain.data.checking import leave_out, look_ahead
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.edited_copies import with_edited_copies
+from memtrain.data.filled_images import FilledImages
 from memtrain.data.framing import Augment, Framing, require_multiple
 from memtrain.data.groups import groups_of
 from memtrain.data.heldout_source import require_apart, split_sources
 from memtrain.data.kept_looks import KeptLooks
 from memtrain.data.known_families import AUTO, DataScan, find_families, with_made
-from memtrain.data.masked_images import MaskedImages
 from memtrain.data.planted import MadeSample, PlantedSource, make_canaries, make_templates, require_known
 from memtrain.data.reading import Reading
 from memtrain.data.regularisation import JoinedSource
@@ -35,7 +35,7 @@ from memtrain.files.earlier_run import taken_over
 log = logging.getLogger(__name__)
 
 
-class TextImageDataModule(MaskedImages):
+class TextImageDataModule(FilledImages):
     """Captioned images for fine-tuning.
 
     Args:
@@ -222,11 +222,13 @@ class TextImageDataModule(MaskedImages):
         self.broken.folder, self.broken.goes_on = self._root(), getattr(self.trainer, "ckpt_path", None) is not None
         for one in reversed(sources):
             one.kept_looks = self._looks_of(one, scanned=one is sources[0])
+        self._looked_at = sources
         return leave_out(
             self.broken,
             sources,
             scanned=scanned,
             look=self._looks_first,
+            remember=self.fills,
             every=self.cache_latents,
             without=self.exclude,
             trainer=self.trainer,
@@ -240,7 +242,7 @@ class TextImageDataModule(MaskedImages):
     @property
     def _looks_first(self) -> bool:
         """Whether size and content of every image are needed before training."""
-        return self._framing().sized or self.cache is not None
+        return self._framing().sized or (self.cache is not None and not self.fills)
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
@@ -279,8 +281,12 @@ class TextImageDataModule(MaskedImages):
         self._settle_shapes(processes.count)
         self._use_masks(module, device)
         if self.cache is not None:
-            self._empty_caption |= keep_on_disk(
-                self.cache, self._built(), module, empty=self._empty_caption, processes=processes, device=device
-            )
+            given: dict[str, Any] = {"empty": self._empty_caption, "processes": processes, "device": device}
+            if self.fills:
+                filling, empty = keep_while_training(self.cache, self._built(), module, **given)
+                self._fill(filling, rank=processes.rank)
+            else:
+                empty = keep_on_disk(self.cache, self._built(), module, **given)
+            self._empty_caption |= empty
         if self.cache_latents and not (self.cache is not None and self.cache.latents):
             keep_in_memory(self._built(), module, device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from memtrain.data.collating import collated
 from memtrain.data.dataset import Batch, CaptionedImages
 
 
@@ -27,12 +28,12 @@ class OneShape(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        batch: Batch = default_collate([self.dataset[row] for row in self.batches[index]])
+        batch: Batch = collated([self.dataset[row] for row in self.batches[index]])
         return batch
 
 
 def loader(dataset: CaptionedImages, *, batch_size: int, **options: Any) -> DataLoader[Batch]:
-    """A DataLoader of samples that are there once each, collated as torch does it; each batch of one shape."""
+    """A DataLoader of samples that are there once each, collated as their items ask for; each batch of one shape."""
     if len(set(dataset.shapes)) > 1:
         return DataLoader(OneShape(dataset, batch_size), batch_size=None, **options)
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=default_collate, **options)
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collated, **options)

@@ -87,9 +87,9 @@ class PlantedSource(SampleSource):
         """The decoded RGB image of `samples[index]`, as the wrapped source decodes it."""
         return self.source.load_image(index) if index < len(self.source) else super().load_image(index)
 
-    def look(self, index: int) -> Look:
+    def look(self, index: int, image: Image.Image | None = None) -> Look:
         """Size and content of the image of `samples[index]`, as the wrapped source knows them."""
-        return self.source.look(index) if index < len(self.source) else super().look(index)
+        return self.source.look(index, image) if index < len(self.source) else super().look(index, image)
 
     def stored_in(self, index: int) -> Path | None:
         """The file that holds an image, or that from which it is made."""

@@ -146,10 +146,10 @@ class JoinedSource(SampleSource):
         source, place = self._of(index)
         return source.shared(place)
 
-    def look(self, index: int) -> Look:
+    def look(self, index: int, image: Image.Image | None = None) -> Look:
         """Size and content of the image of `samples[index]`, as its source knows them."""
         source, place = self._of(index)
-        return source.look(place)
+        return source.look(place, image)
 
     def known_look(self, index: int) -> Look | None:
         """What its source knows of the image of `samples[index]`."""

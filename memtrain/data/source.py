@@ -53,7 +53,7 @@ from memtrain.errors import DataError
 from memtrain.families.exact import pixel_hash
 from memtrain.files.pictures import PictureError, reason
 
-WITH_LIGHTNING = ("module", "visited_images", "masked_images", "streamed")
+WITH_LIGHTNING = ("module", "visited_images", "masked_images", "filled_images", "streamed")
 """Modules of this package that hold no source, and import Lightning."""
 
 
@@ -191,15 +191,19 @@ class SampleSource(ABC):
                 remedy="repair or remove this sample, then start again; or leave it out (--data.init_args.broken skip)",
             ) from (error.__cause__ or error)
 
-    def look(self, index: int) -> Look:
-        """Size and content of the image of `samples[index]`; it is decoded once for that.
+    def look(self, index: int, image: Image.Image | None = None) -> Look:
+        """Size and content of the image of `samples[index]`, which are remembered.
+
+        Args:
+            index: of the sample.
+            image: its decoded image; by default it is decoded, where it is not known.
 
         Raises:
             DataError: if the image cannot be read.
         """
         if (known := self.known_look(index)) is not None:
             return known
-        image = self.load_image(index)
+        image = self.load_image(index) if image is None else image
         found = Look(image.size, pixel_hash(image).hex())
         if self.kept_looks is None:
             self._looks[index] = found

@@ -39,6 +39,8 @@ SHARD = 64 * 2**20
 """Bytes after which a shard is full."""
 CHECKSUMS = "crc32"
 """Entry of a shard's metadata: JSON of the checksum of each tensor."""
+LOOK_AGAIN = 60.0
+"""Seconds after which a folder is looked through for a missing entry even where it does not seem to have changed."""
 ABANDONED = 24 * 3600
 """Seconds after which nobody is still writing an unfinished shard."""
 Entry = Mapping[str, Tensor]
@@ -56,6 +58,8 @@ class TensorShards:
         self.folder = folder
         self._where: dict[str, tuple[Path, tuple[str, ...]]] = {}
         self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._seen: set[Path] = set()
+        self._changed, self._looked = 0, 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files do not travel to a loader process.
@@ -67,12 +71,17 @@ class TensorShards:
         Args:
             clean: remove shards that cannot be opened, and unfinished ones that a process left long ago.
         """
-        self._where, self._open = {}, OrderedDict()
+        self._where, self._open, self._seen = {}, OrderedDict(), set()
         if clean:
             for path in self.folder.glob(".*.safetensors.*"):
                 if time.time() - path.stat().st_mtime > ABANDONED:
                     path.unlink(missing_ok=True)
-        for path in sorted(self.folder.glob("*.safetensors")):
+        self._look_at_new(clean=clean)
+
+    def _look_at_new(self, *, clean: bool = False) -> None:
+        """Take in the shards that were not there before."""
+        self._changed, self._looked = _changed(self.folder), time.monotonic()
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
             try:
                 with safe_open(path, framework="pt") as file:
                     names = list(file.keys())
@@ -81,11 +90,29 @@ class TensorShards:
                     log.warning("%s cannot be read (%s) and is made again", path, error)
                     path.unlink(missing_ok=True)
                 continue
+            self._seen.add(path)
             fields: dict[str, list[str]] = {}
             for name in names:
                 key, _, field = name.partition("/")
                 fields.setdefault(key, []).append(field)
             self._where |= {key: (path, tuple(sorted(found))) for key, found in fields.items()}
+
+    def find(self, key: str) -> dict[str, Tensor] | None:
+        """The fields of an entry that this or another process may have written meanwhile; None if there is none."""
+        if key not in self._where and (
+            self._changed != _changed(self.folder) or time.monotonic() - self._looked > LOOK_AGAIN
+        ):
+            self._look_at_new()
+        if key not in self._where:
+            return None
+        try:
+            return self.read(key)
+        except DataError as error:
+            log.warning("%s; it is made again", error.problem)
+            path = self._where[key][0]
+            self._where = {key: place for key, place in self._where.items() if place[0] != path}
+            self._seen.discard(path)
+            return None
 
     def missing(self, keys: Collection[str]) -> list[str]:
         """Those of `keys` that there are not, each once, in the same order."""
@@ -133,6 +160,14 @@ class TensorShards:
         return self._open[path]
 
 
+def _changed(folder: Path) -> int:
+    """When a file was last put into a folder; 0 if there is none."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 class ShardWriter:
     """Collects entries and writes them shard by shard.
 
@@ -144,6 +179,7 @@ class ShardWriter:
     def __init__(self, folder: Path, size: int = SHARD) -> None:
         self.folder, self.size = folder, size
         self._tensors: dict[str, Tensor] = {}
+        self._fields: dict[str, tuple[str, ...]] = {}
         self._bytes = 0
 
     def add(self, key: str, entry: Entry) -> None:
@@ -153,8 +189,15 @@ class ShardWriter:
             kept = value.detach().to("cpu", copy=True).contiguous()
             self._tensors[f"{key}/{field}"] = kept
             self._bytes += kept.numel() * kept.element_size()
+        self._fields[key] = tuple(entry)
         if self._bytes >= self.size:
             self.flush()
+
+    def collected(self, key: str) -> dict[str, Tensor] | None:
+        """The fields of an entry that is not written yet; None if there is none."""
+        start = f"{key}/"
+        found = {field: self._tensors[start + field] for field in self._fields.get(key, ())}
+        return found or None
 
     def flush(self) -> None:
         """Write what was collected."""
@@ -163,7 +206,7 @@ class ShardWriter:
             with written_whole(self.folder / f"{name}.safetensors") as unfinished:
                 checksums = {name: checksum(tensor) for name, tensor in self._tensors.items()}
                 save_file(self._tensors, unfinished, metadata={CHECKSUMS: json.dumps(checksums)})
-            self._tensors, self._bytes = {}, 0
+            self._tensors, self._fields, self._bytes = {}, {}, 0
 
 
 def checksum(tensor: Tensor) -> int:

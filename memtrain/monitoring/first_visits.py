@@ -32,7 +32,7 @@ from memtrain.monitoring.host import Host
 from memtrain.monitoring.measurement import as_in_training
 from memtrain.monitoring.options import WatchOptions
 from memtrain.monitoring.paired_reference import PairedReference
-from memtrain.monitoring.profiled_samples import cover, named, named_samples
+from memtrain.monitoring.profiled_samples import cover, named, named_samples, whole
 
 PARTS = 64
 """Parts of the cache beyond which they are merged during training."""
@@ -145,7 +145,7 @@ class FirstVisits(NoFirstVisits):
         wanted = [key for key in profile.missing(keys) if key in self._place]
         if unknown := profile.uncovered(wanted):
             own = self._batches(unknown)[host.rank :: host.world_size]
-            read = [self._read(*batch) for batch in own]
+            read = [whole(host, self._read(*batch)) for batch in own]
             for names, contents in host.gather([(batch["key"], content_fingerprints(batch)) for batch in read]):
                 profile.cover(names, contents)
             wanted = profile.missing(wanted)

@@ -26,6 +26,9 @@ from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
 
+IMAGES = frozenset({"latents", "pixel_values"})
+"""By which samples are known, in their batches."""
+
 
 def profile_of(host: Host, options: WatchOptions, readings: Readings) -> ReferenceProfile:
     """The profile of a run, empty."""
@@ -122,6 +125,11 @@ def named(host: Host, batch: Any) -> Any:
     return batch if isinstance(given, list) and given == keys else {**batch, "key": keys}
 
 
+def whole(host: Host, batch: Any) -> Any:
+    """A batch with its images, which some data make only of what is on the device; then it is moved there."""
+    return host.moved(batch) if isinstance(batch, Mapping) and not IMAGES & batch.keys() else batch
+
+
 def measure_profile(
     host: Host,
     *,
@@ -156,7 +164,7 @@ def measure_profile(
             profile.measure(
                 probe,
                 host.module.sample_loss,
-                (named(host, batch) for batch in chain.from_iterable(loaders)),
+                (named(host, whole(host, batch)) for batch in chain.from_iterable(loaders)),
                 total=sum(map(len, loaders)),
                 rank=host.rank,
                 world_size=host.world_size,

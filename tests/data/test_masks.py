@@ -124,7 +124,7 @@ def test_a_cut_that_shows_nothing_of_a_mask_gives_way_to_the_fixed_view(folder, 
     data._use_masks(SimpleNamespace(encode_images=lambda pixels: pixels[:, :, ::2, ::2]), torch.device("cpu"))
     dataset = data.train_dataset
     if cached:
-        dataset.use(latents=lambda row, variant: torch.tensor(variant))
+        dataset.use(latents=lambda row, variant: {"latents": torch.tensor(variant)})
     (row,) = (row for row, sample in enumerate(dataset.samples) if sample.key == "named.png")
     items = [dataset[Visit(row, epoch)] for epoch in range(60)]
     left = [int(item["crop_top_left"][1]) for item in items]
