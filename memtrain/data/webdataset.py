@@ -27,7 +27,7 @@ from memtrain.data.broken import Broken, stopped
 from memtrain.data.mixed_folders import PACKED
 from memtrain.data.reading import Reading
 from memtrain.data.sample_table import joined
-from memtrain.data.shard_listing import listings, read_bytes, row_of
+from memtrain.data.shard_listing import ShardFile, listings, read_bytes, row_of
 from memtrain.data.source import Sample, SampleSource
 from memtrain.data.tar_index import index_what_is_whole
 from memtrain.errors import DataError
@@ -138,15 +138,16 @@ class WebDatasetSource(SampleSource):
     def _column_values(self, name: str) -> dict[str, object]:
         found: dict[str, object] = {}
         for shard in self._shards_read:
-            for key, files in index_what_is_whole(shard)[0].items():
-                try:
-                    found[key] = row_of(shard, files["json"]).get(name) if "json" in files else None
-                except ValueError as error:
-                    raise DataError(
-                        f"The .json of sample {key!r:.100} in {shard} cannot be read: {error}",
-                        expected="JSON",
-                        remedy="write it again",
-                    ) from error
+            with ShardFile(shard) as file:
+                for key, files in index_what_is_whole(shard)[0].items():
+                    try:
+                        found[key] = row_of(file, files["json"]).get(name) if "json" in files else None
+                    except ValueError as error:
+                        raise DataError(
+                            f"The .json of sample {key!r:.100} in {shard} cannot be read: {error}",
+                            expected="JSON",
+                            remedy="write it again",
+                        ) from error
         return found
 
     def open_image(self, index: int) -> Image.Image:

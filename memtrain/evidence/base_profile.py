@@ -10,8 +10,9 @@ each sample its latents and tokens, or what the data say in place of them. It is
 (:mod:`memtrain.evidence.profile_parts`), so an interrupted measurement continues, and shared by every run that names
 the same folder.
 
-Cost: `len(timesteps) * draws` forward passes per sample, once. Nothing is added to a training step. The noise of a
-sample depends on its place in the batch that it is measured in.
+Cost: `len(timesteps) * draws` forward passes per sample, once; its caption and image are encoded once for all of them
+(:mod:`memtrain.monitoring.encoded_once`). Nothing is added to a training step. The noise of a sample depends on its
+place in the batch that it is measured in.
 """
 
 from __future__ import annotations

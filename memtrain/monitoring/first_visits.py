@@ -28,6 +28,7 @@ from memtrain.files.earlier_run import taken_over
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.data_protocol import known_samples
+from memtrain.monitoring.encoded_once import EncodedOnce
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.measurement import as_in_training
 from memtrain.monitoring.options import WatchOptions
@@ -82,6 +83,7 @@ class FirstVisits(NoFirstVisits):
     ) -> None:
         self.host, self.profile, self.probe, self.paired = host, profile, probe, paired
         self.most = most
+        self.encoded = EncodedOnce(host.module)
         self._datasets: list[Any] = []
         self._place: dict[str, tuple[int, int]] = {}
         for split in ("train", "heldout"):
@@ -196,7 +198,7 @@ class FirstVisits(NoFirstVisits):
     def _measured(self, number: int, rows: list[int]) -> tuple[list[str], Tensor]:
         """Keys and values `(n, timesteps, columns)` of rows of a dataset."""
         batch = self._read(number, rows)
-        keys, batch = batch["key"], self.host.moved(batch)
+        keys, batch = batch["key"], self.encoded(self.host.moved(batch))
         return keys, self.profile.values(self.probe, self.host.module.sample_loss, batch, complete=self.complete)
 
 

@@ -19,6 +19,7 @@ from memtrain.files.earlier_run import taken_over
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.monitoring.data_protocol import KnownSample, known_samples
+from memtrain.monitoring.encoded_once import EncodedOnce
 from memtrain.monitoring.host import Host
 from memtrain.monitoring.measurement import as_in_training
 from memtrain.monitoring.options import WatchOptions
@@ -169,7 +170,7 @@ def measure_profile(
                 rank=host.rank,
                 world_size=host.world_size,
                 cached_only=cached_only,
-                move=host.moved,
+                move=_encoded(host),
                 complete=complete,
             )
     host.barrier()
@@ -177,6 +178,12 @@ def measure_profile(
     host.barrier()
     if host.rank == 0:
         profile.parts.merge()
+
+
+def _encoded(host: Host) -> Callable[[Any], Any]:
+    """What moves a batch to the device, and encodes there what all of its forwards need."""
+    encoded = EncodedOnce(host.module)
+    return lambda batch: encoded(host.moved(batch))
 
 
 def _measure_lacking(
@@ -203,7 +210,7 @@ def _measure_lacking(
             batches,
             total=len(batches),
             rank=host.rank,
-            move=host.moved,
+            move=_encoded(host),
             complete=complete,
             contents_of=profile.contents_of,
         )
