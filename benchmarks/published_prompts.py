@@ -226,7 +226,7 @@ def main(
         failed = any(row["planned"] != row["counted"] for row in figures["rehearsal"])
     elif not plan:
         if model is None or prompts is None:
-            sys.exit("Name --model and --prompts, or ask for --plan true or --rehearse 6")
+            sys.exit("Name --model and --prompts, or ask for --plan or --rehearse 6")
         place = Path(output)
         given = stages(
             model, Path(prompts), Path(captions) if captions else None, place, more=["--dtype", dtype], search={}
@@ -239,4 +239,10 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    # `--plan` alone means `--plan true`.
+    given = sys.argv[1:]
+    words = [
+        f"{word}=true" if word == "--plan" and next_word[:2] in ("--", "") else word
+        for word, next_word in zip(given, [*given[1:], ""], strict=True)
+    ]
+    auto_cli(main, as_positional=False, args=words)

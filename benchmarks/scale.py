@@ -139,6 +139,8 @@ def main(
     if "watch" in found:
         content["monitor_update_s"] = {size: row["step_s"] for size, row in found["watch"].items()}
     show(found, exponents)
+    if "watch" in found:
+        print("watch.step_s is what one training step takes of watch.update_s, the update after every 8 steps.")
     if json:
         Path(json).write_text(jsonlib.dumps(content, indent=1) + "\n", encoding="utf-8")
     if figure:

@@ -63,7 +63,9 @@ class MemorizationMonitor(Callback):
         false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run. What so
             many held-out samples promise of it is said before training (:mod:`memtrain.evidence.promise`).
         minimum_visits: visits before a sample can be flagged.
-        reference: how values are compared with the base model, see above.
+        reference: what values are compared with. `true`: the base model, measured before training for every sample;
+            `first_visit`: the same, measured when a sample is visited first; `paired`: the base model on the very same
+            noise, every `paired_every` batches; `false`: nothing.
         reference_folder: where reference profiles are kept; default `profiles/` in the run folder.
         paired_every: batches between comparisons with `reference: paired`.
         sites: glob over attention sites (`*` for all); default the backbone's subset.

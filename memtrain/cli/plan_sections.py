@@ -116,7 +116,9 @@ def data(run: PlannedRun) -> dict[str, Any]:
         figures["latents_in_memory_bytes"] = 4 * channels * rows * columns * count
         caches.append("latents in memory")
     if "on disk" in run.caches:
-        caches.append(f"on disk: {run.caches['on disk']}")
+        cache = run.caches["on disk"]
+        what = " and ".join(name for name in ("latents", "text") if getattr(cache, name))
+        caches.append(f"{what} on disk, in {cache.folder}")
     return {**figures, "caches": caches}
 
 

@@ -7,6 +7,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 from rich.console import Console
@@ -17,7 +18,9 @@ from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_SCAN, explained
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
-from memtrain.data.source import open_source
+from memtrain.data.broken import BrokenSamples
+from memtrain.data.reading import Reading
+from memtrain.data.source import SampleSource, open_source
 from memtrain.engines.base import LOCAL, EngineOptions, opened
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.stages.shards import MERGE, Shard, read_shard
@@ -99,6 +102,13 @@ def command_parser() -> CarefulParser:
         help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together; "
         "`array` for that of a Slurm job array. By default what torchrun says, or all images.",
     )
+    parser.add_argument(
+        "--broken",
+        type=Literal["stop", "skip"],
+        default="stop",
+        help="What becomes of samples without image or caption, and of broken shards: `skip` leaves them out, as "
+        "`data.init_args.broken: skip` does in training. Images that cannot be decoded are left out in any case.",
+    )
     parser.add_class_arguments(ScanSettings, as_group=False)
     parser.add_class_arguments(EngineOptions, as_group=False)
     return parser
@@ -118,7 +128,9 @@ def run_scan(options: Namespace) -> None:
     output = Path(options.output)
     require_writable(output)
     settings = ScanSettings(**{name: options[name] for name in ScanSettings.__dataclass_fields__})
-    source = open_source(path)
+    reading = Reading(skip=True, stops=options.broken == "stop")
+    source = open_source(path, reading=reading)
+    _decide_broken(source, options, path)
     part = None if shard is None else (shard.index, shard.count)
     with opened(engine) as runs:
         merges = shard is None or shard.merges
@@ -135,6 +147,17 @@ def run_scan(options: Namespace) -> None:
     write_page(found, source, output / PAGE, name=path)
     write_scan(found, output, path=path)
     show(found, output, path=path, left_out=left_out, fit=_fit_command(options, path))
+
+
+def _decide_broken(source: SampleSource, options: Namespace, path: str) -> None:
+    """Stop at what the listing of the data says is broken, all of it at once, or say what is left out."""
+    broken = BrokenSamples(options.broken, 0.99)
+    broken.add(source.broken)
+    broken.decide(len(source) + sum(one.samples for one in source.broken), path=path, write=False)
+    if source.broken:
+        print(
+            f"Left out: {broken.lost:,} samples of {shown(path)} that have no image or caption, or lie in broken shards"
+        )
 
 
 def _keep_other_data(output: Path, path: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Literal, NamedTuple
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.files.sheet_cells import cell_of, write_cells
 from memtrain.files.whole import written_whole
+
+log = logging.getLogger(__name__)
 
 Action = Literal["stop", "skip"]
 FILE = "broken.csv"
@@ -118,6 +121,15 @@ class BrokenSamples:
                 f"{self.lost:,} of {total:,} samples of {path} cannot be used, first {_first(self)}{self.place}",
                 expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
                 remedy="repair or remove them, or raise broken_share",
+            )
+        if write:
+            log.warning(
+                "%d of %d samples of %s cannot be used and are left out (at most %g %% may be)%s",
+                self.lost,
+                total,
+                path,
+                100 * self.share,
+                self.place,
             )
 
     def write(self) -> None:

@@ -112,6 +112,10 @@ def why_untaught(calibration: Calibration) -> str | None:
     )
 
 
+STREAMED = "StreamedImages"
+"""In the configuration of a run whose images an evaluation cannot ask for."""
+
+
 def next_step(table: pa.Table, run: Path) -> str:
     """The command that looks into what was found.
 
@@ -119,7 +123,13 @@ def next_step(table: pa.Table, run: Path) -> str:
         table: from :func:`memtrain.evidence.evidence_table.evidence_table`.
         run: the run folder; `evaluate.py --run` reads the configuration that `train.py` leaves there.
     """
-    if (run / "config.yaml").is_file():
+    config = run / "config.yaml"
+    if config.is_file() and STREAMED in config.read_text(encoding="utf-8", errors="replace"):
+        return (
+            f"Next: python evaluate.py measure --model {run / 'pipeline'} --data IMAGES --heldout OTHERS "
+            "(a stream does not give its images again; docs/streaming.md says how some are kept)"
+        )
+    if config.is_file():
         return f"Next: python evaluate.py --run {run}"
     if pc.any(pc.and_(table["flagged"], pc.greater(pc.utf8_length(table["caption"]).fill_null(0), 0))).as_py():
         return (
