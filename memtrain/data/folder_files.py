@@ -57,7 +57,37 @@ def files_below(folder: Path) -> Iterator[Path]:
                 yield Path(root, require_text(name, f"A file name in {root}"))
 
 
-def folder_images(folder: Path, *, quiet: bool = False) -> list[Path]:
+class Listed:
+    """Which files are there, by one look into each folder: on a network's disk, asking for each takes its time.
+
+    What is a link, or is not in the list under its own name, is asked for alone.
+    """
+
+    def __init__(self) -> None:
+        self._plain: dict[str, set[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        """Whether there is a file, links followed."""
+        return self.is_plain(path) or is_file(path)
+
+    def is_plain(self, path: Path) -> bool:
+        """Whether it is a file, and no link."""
+        parent, name = os.path.split(path)
+        if parent not in self._plain:
+            self._plain[parent] = _plain_files(parent)
+        return name in self._plain[parent]
+
+
+def _plain_files(folder: str) -> set[str]:
+    """Names of the files in a folder that are no links; none where there is no such folder."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    except (OSError, ValueError):
+        return set()
+
+
+def folder_images(folder: Path, *, quiet: bool = False, listed: Listed | None = None) -> list[Path]:
     """What is called like an image in a folder and those below it, sorted, without hidden files and masks.
 
     An image of a kind that is not decoded here (a.psd, a.heic) is left out, and counted in a warning, where one that is
@@ -66,6 +96,7 @@ def folder_images(folder: Path, *, quiet: bool = False) -> list[Path]:
     Args:
         folder: to look through.
         quiet: without the warning.
+        listed: which files are there, as far as that is known.
 
     Raises:
         DataError: if a folder cannot be read, or an image is a broken link, a pipe or a device.
@@ -75,7 +106,8 @@ def folder_images(folder: Path, *, quiet: bool = False) -> list[Path]:
         for path in files_below(folder)
         if path.suffix.lower() in SUFFIXES | UNDECODED_SUFFIXES and not path.name.endswith(MASK_SUFFIX)
     )
-    odd = [str(path.relative_to(folder)) for path in found if not is_file(path)]
+    listed = listed or Listed()
+    odd = [str(path.relative_to(folder)) for path in found if not listed.has(path)]
     if odd:
         raise DataError(
             f"{len(odd)} image(s) in {folder} are links to nothing, or no files, first {odd[:3]}",
@@ -94,7 +126,8 @@ def folder_images(folder: Path, *, quiet: bool = False) -> list[Path]:
             folder,
             [str(path.relative_to(folder)) for path in originals[:3]],
         )
-    return [path for path in found if path not in set(originals)]
+    left_out = set(originals)
+    return [path for path in found if path not in left_out]
 
 
 def require_decoded(folder: Path, images: Sequence[Path]) -> None:
@@ -115,12 +148,21 @@ def require_decoded(folder: Path, images: Sequence[Path]) -> None:
         )
 
 
-def tell_of_links(folder: Path, files: Sequence[Path]) -> None:
+def tell_of_links(folder: Path, files: Sequence[Path], listed: Listed) -> None:
     """Count the files that lie elsewhere."""
     home = folder.resolve()
     if home.parent.name == "snapshots":  # of the Hub's cache, whose files are links to its blobs
         home = home.parent.parent
-    outside = [file for file in files if not file.resolve().is_relative_to(home)]
+    inside: dict[Path, bool] = {}
+
+    def within(file: Path) -> bool:
+        if not listed.is_plain(file):
+            return file.resolve().is_relative_to(home)
+        if (parent := file.parent) not in inside:
+            inside[parent] = parent.resolve().is_relative_to(home)
+        return inside[parent]
+
+    outside = [file for file in files if not within(file)]
     if outside:
         log.warning(
             "%d of %d images of %s are links to files outside of it, first %s -> %s",
@@ -132,13 +174,14 @@ def tell_of_links(folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-def named_file(folder: Path, name: object, where: str) -> str:
+def named_file(folder: Path, name: object, where: str, listed: Listed | None = None) -> str:
     """The file that a table names, as a path relative to its folder, `.` and `..` taken out.
 
     Args:
         folder: of the table.
         name: what it says.
         where: which file says so, and in which line or field; for the error.
+        listed: which files are there, as far as that is known.
 
     Raises:
         DataError: if it is no text, absolute, or leads out of the folder.
@@ -162,7 +205,8 @@ def named_file(folder: Path, name: object, where: str) -> str:
             remedy="move the file into the folder, or a link to it, and name that",
         )
     spelt = [form for one in plain for form in (one, *(unicodedata.normalize(kind, one) for kind in ("NFC", "NFD")))]
-    return next((one for one in spelt if is_file(folder / one)), plain[0])
+    there = is_file if listed is None else listed.has
+    return next((one for one in spelt if there(folder / one)), plain[0])
 
 
 def require_text(text: str, what: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from memtrain.data.broken import Broken
-from memtrain.data.folder_files import MASK_SUFFIX, folder_images, is_file, named_file, require_decoded, tell_of_links
+from memtrain.data.folder_files import MASK_SUFFIX, Listed, folder_images, named_file, require_decoded, tell_of_links
 from memtrain.data.reading import Reading
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
@@ -67,8 +67,9 @@ class ImageFolderSource(SampleSource):
         if len(there) > 1:
             log.warning("%s has %s; the first is read", self.path, " and ".join(there))
         self._masks: dict[str, str] = {}
-        self.samples = [self._parse(where, row) for where, row in self._rows()]
-        self._check_files()
+        listed = Listed()
+        self.samples = [self._parse(where, row, listed) for where, row in self._rows()]
+        self._check_files(listed)
         if self.samples or not self.broken:
             self.check_samples()
 
@@ -110,7 +111,7 @@ class ImageFolderSource(SampleSource):
             ) from error
         return rows
 
-    def _parse(self, where: str, row: Any) -> Sample:
+    def _parse(self, where: str, row: Any, listed: Listed) -> Sample:
         expected = EXPECTED
         name = row.get("file_name") if isinstance(row, dict) else None
         captions = [row[field] for field in CAPTION_FIELDS if field in row][:1] if name else []
@@ -133,17 +134,18 @@ class ImageFolderSource(SampleSource):
             raise DataError(
                 f"{where} lacks a file name or a caption: found {found!s:.200}", expected=expected, remedy="mend it"
             )
-        key = named_file(self.path, name, where)
+        key = named_file(self.path, name, where, listed)
         if row.get(MASK_FIELD):
-            self._masks[key] = named_file(self.path, row[MASK_FIELD], f"{where}, {MASK_FIELD},")
+            self._masks[key] = named_file(self.path, row[MASK_FIELD], f"{where}, {MASK_FIELD},", listed)
         return Sample.of(key, captions)
 
     def _column_values(self, name: str) -> dict[str, object]:
-        return {named_file(self.path, row["file_name"], where): row.get(name) for where, row in self._rows()}
+        listed = Listed()
+        return {named_file(self.path, row["file_name"], where, listed): row.get(name) for where, row in self._rows()}
 
-    def _check_files(self) -> None:
-        listed = {sample.key for sample in self.samples}
-        missing = sorted(name for name in listed if not is_file(self.path / name))
+    def _check_files(self, listed: Listed) -> None:
+        names = {sample.key for sample in self.samples}
+        missing = sorted(name for name in names if not listed.has(self.path / name))
         if missing and self._reading.skip and not self._reading.stops:
             self.broken = [Broken(name, str(self.path / name), "the file does not exist") for name in missing]
             gone = set(missing)
@@ -158,21 +160,18 @@ class ImageFolderSource(SampleSource):
                 expected="every listed file in the folder",
                 remedy="add the files or remove their lines",
             )
-        masks = sorted(name for name in self._masks.values() if not is_file(self.path / name))
+        masks = sorted(name for name in self._masks.values() if not listed.has(self.path / name))
         if masks:
             raise DataError(
                 f"{len(masks)} mask(s) listed in {self._metadata} do not exist, first {masks[:3]}",
                 expected="every listed file in the folder",
                 remedy=f"add the files or remove `{MASK_FIELD}` from their lines",
             )
-        named = {self.path / name for name in [*listed, *self._masks.values()]}
+        named = {self.path / name for name in [*names, *self._masks.values()]}
+        others = [file for file in folder_images(self.path, listed=listed) if file not in named]
         # A link beside the file that it leads to is that file again.
-        resolved = {path.resolve() for path in named}
-        unlisted = [
-            str(file.relative_to(self.path))
-            for file in folder_images(self.path)
-            if file not in named and file.resolve() not in resolved
-        ]
+        resolved = {path.resolve() for path in named} if others else set()
+        unlisted = [str(file.relative_to(self.path)) for file in others if file.resolve() not in resolved]
         if unlisted:
             raise DataError(
                 f"{len(unlisted)} image(s) in {self.path} have no line in {self._metadata.name}, first {unlisted[:3]}",
@@ -181,7 +180,7 @@ class ImageFolderSource(SampleSource):
             )
         files = [self.path / sample.key for sample in self.samples]
         require_decoded(self.path, files)
-        tell_of_links(self.path, files)
+        tell_of_links(self.path, files, listed)
 
     def open_image(self, index: int) -> Image.Image:
         """The image of `samples[index]`, not yet decoded."""

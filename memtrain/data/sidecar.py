@@ -18,17 +18,19 @@ from typing import ClassVar
 from PIL import Image
 
 from memtrain.data.broken import Broken
-from memtrain.data.folder_files import files_below, folder_images, require_decoded, tell_of_links
+from memtrain.data.folder_files import MASK_SUFFIX, Listed, files_below, folder_images, require_decoded, tell_of_links
 from memtrain.data.image_folder import mask_beside
 from memtrain.data.reading import Reading
 from memtrain.data.source import Sample, SampleSource
 from memtrain.errors import DataError
-from memtrain.files.pictures import opened_image
+from memtrain.files.pictures import SUFFIXES as DECODED
+from memtrain.files.pictures import UNDECODED_SUFFIXES, opened_image
 from memtrain.files.text import read_text
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".caption", ".TXT", ".CAPTION")
 """Of caption files, in the order of preference."""
+IMAGES = frozenset(DECODED) | frozenset(UNDECODED_SUFFIXES)
 MOST_BYTES = 2**20
 """Size of a caption file at most."""
 
@@ -49,9 +51,10 @@ class SidecarSource(SampleSource):
     def __init__(self, path: str | Path, caption: str | None = None, reading: Reading | None = None) -> None:
         super().__init__(path)
         reading = reading or Reading()
-        images = folder_images(self.path)
+        listed = Listed()
+        images = folder_images(self.path, listed=listed)
         require_decoded(self.path, images)
-        texts = [self._captions(image) for image in images]
+        texts = [self._captions(image, listed) for image in images]
         bare = [str(image.relative_to(self.path)) for image, found in zip(images, texts, strict=True) if not found]
         if bare and caption is None and reading.skip and not reading.stops:
             self.broken = [Broken(name, str(self.path / name), "there is no caption beside it") for name in bare]
@@ -70,15 +73,18 @@ class SidecarSource(SampleSource):
         ]
         if self.samples or not self.broken:
             self.check_samples()
-        tell_of_links(self.path, images)
+        tell_of_links(self.path, images, listed)
         self._tell_of_bare_texts({image.with_suffix("") for image in images})
 
     @staticmethod
     def accepts(path: str) -> bool:
         """A folder of images at least one of which has a text file."""
         folder = Path(path)
-        return folder.is_dir() and any(
-            image.with_suffix(suffix).is_file() for image in folder_images(folder, quiet=True) for suffix in SUFFIXES
+        if not folder.is_dir():
+            return False
+        # One is enough, as a rule; where there is none, all are looked at once more, and what is odd about them told.
+        return any(map(_captioned, filter(_is_image, files_below(folder)))) or any(
+            map(_captioned, folder_images(folder, quiet=True))
         )
 
     def _tell_of_bare_texts(self, images: set[Path]) -> None:
@@ -97,10 +103,10 @@ class SidecarSource(SampleSource):
             )
 
     @staticmethod
-    def _captions(image: Path) -> list[str]:
+    def _captions(image: Path, listed: Listed) -> list[str]:
         for suffix in SUFFIXES:
             path = image.with_suffix(suffix)
-            if path.is_file():
+            if listed.has(path):
                 # Not `splitlines`: other characters that end lines, such as U+2028, stand within captions.
                 lines = read_text(path, most=MOST_BYTES).replace("\r", "\n").split("\n")
                 return [line for line in lines if line.strip()]
@@ -117,3 +123,11 @@ class SidecarSource(SampleSource):
     def stored_in(self, index: int) -> Path:
         """The file that is the image of `samples[index]`."""
         return self.path / self.samples[index].key
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not path.name.endswith(MASK_SUFFIX)
+
+
+def _captioned(image: Path) -> bool:
+    return any(image.with_suffix(suffix).is_file() for suffix in SUFFIXES)

@@ -1,7 +1,9 @@
 """A folder of images with metadata.jsonl."""
 
 import json
+import os
 import re
+from functools import partial
 
 import pytest
 
@@ -264,3 +266,20 @@ def test_images_of_every_suffix_are_asked_about(write_folder, name):
     (folder / name).write_bytes(b"")
     with pytest.raises(DataError, match=f"have no line in metadata.jsonl, first .'{name}'"):
         ImageFolderSource(folder)
+
+
+def test_no_file_is_asked_for_by_itself_unless_it_is_a_link(write_folder, monkeypatch):
+    folder, asked = write_folder({f"{number % 3}/{number}.png": f"picture {number}" for number in range(30)}), set()
+    link = folder / "1" / "1.png"
+    link.rename(folder / ".there.png")
+    link.symlink_to(folder / ".there.png")
+
+    def noted(get, path, *args, **options):
+        asked.add(str(path))
+        return get(path, *args, **options)
+
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, partial(noted, getattr(os, name)))
+    assert len(ImageFolderSource(folder)) == 30
+    assert str(link) in asked
+    assert {path for path in asked if path.endswith(".png")} <= {str(link), str(folder / ".there.png")}
