@@ -252,9 +252,8 @@ def test_profiles_and_held_out_samples_fill_the_cache_too(pipeline_folder, photo
     def measured(folder):
         (profile,) = (tmp_path / folder / "profiles").iterdir()
         tables = [pq.read_table(path).to_pylist() for path in profile.glob("*.parquet")]
-        return sorted(str(row) for rows in tables for row in rows), read_steps(
-            tmp_path / folder / "records"
-        ).to_pylist()
+        rows = [str(row) for table in tables for row in table]
+        return sorted(rows), str(read_steps(tmp_path / folder / "records").to_pylist())
 
     before = run("a", Cache(str(tmp_path / "before")))[0]
     cache = Cache(str(tmp_path / "cache"), fill="training")
