@@ -53,6 +53,7 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 WITH_LIGHTNING = (
     *("memtrain.training", "memtrain.callbacks", "memtrain.cli"),
     *("memtrain.data.module", "memtrain.data.visited_images", "memtrain.data.masked_images"),
+    "memtrain.data.filled_images",
     "memtrain.data.streamed",
 )
 

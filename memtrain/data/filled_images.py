@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from memtrain.data.dataset import Batch
 from memtrain.data.filling import Filling, together
 from memtrain.data.masked_images import MaskedImages
 from memtrain.data.source import SampleSource
+
+log = logging.getLogger(__name__)
 
 
 class FilledImages(MaskedImages):
@@ -60,11 +63,15 @@ class FilledImages(MaskedImages):
 
     def _keep(self) -> None:
         """Write what was made, and seen of images, since the last time."""
-        if self._filling is not None:
-            self._filling.flush()
-            for source in self._looked_at:
-                if source.kept_looks is not None:
+        if self._filling is None:
+            return
+        self._filling.flush()
+        for source in self._looked_at:
+            if source.kept_looks is not None:
+                try:
                     source.kept_looks.keep()
+                except OSError as error:  # a full disk: the next start decodes these images again
+                    log.warning("What was seen of the images of %s cannot be kept: %s", source.path, error)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the data, after what was made so far is kept."""

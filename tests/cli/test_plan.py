@@ -170,3 +170,15 @@ def test_figures_in_words() -> None:
 def test_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     cli.train(["plan", "--help"])
     assert "--measure" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fill", "encoded"), [("before", (40, 40)), ("training", (None, None))])
+def test_a_cache_counts_before_the_first_step_where_it_is_filled_there(
+    planned: Planned, tmp_path: Path, fill: str, encoded: tuple[int | None, int | None]
+) -> None:
+    cache = {"folder": str(tmp_path / "cache"), "fill": fill}
+    found = planned(data={"cache": cache, "cache_latents": False})
+    before = found["Before step 1"]
+    assert (before.get("images_encoded"), before.get("captions_encoded")) == encoded
+    assert not (tmp_path / "cache").exists()

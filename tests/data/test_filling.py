@@ -109,6 +109,19 @@ def test_an_image_is_decoded_once_a_visit_and_what_is_seen_of_it_is_remembered(t
     assert set(decoded.values()) == {1}, "an image that is known is not even opened"
 
 
+def test_what_was_made_in_validation_serves_training(tmp_path):
+    data, encoder = dataset(folder_of(tmp_path), shapes=((8, 8),)), Encoder()
+    filling = filling_of(tmp_path / "cache", encoder, [data])
+    with torch.inference_mode():
+        first = completed(filling, [data[0], data[1]])["latents"]
+    again = completed(filling, [data[0], data[2]])
+    assert encoder.images == 3
+    assert torch.equal(again["latents"][0], first[0])
+    weight = torch.ones(1, requires_grad=True)
+    (weight * again["latents"]).square().mean().backward()
+    assert weight.grad is not None
+
+
 def test_loader_processes_find_what_was_written_since_they_began(tmp_path):
     data, encoder = dataset(folder_of(tmp_path), shapes=((8, 8),)), Encoder()
     filling = filling_of(tmp_path / "cache", encoder, [data])
@@ -252,9 +265,8 @@ def test_profiles_and_held_out_samples_fill_the_cache_too(pipeline_folder, photo
     def measured(folder):
         (profile,) = (tmp_path / folder / "profiles").iterdir()
         tables = [pq.read_table(path).to_pylist() for path in profile.glob("*.parquet")]
-        return sorted(str(row) for rows in tables for row in rows), read_steps(
-            tmp_path / folder / "records"
-        ).to_pylist()
+        rows = [str(row) for table in tables for row in table]
+        return sorted(rows), str(read_steps(tmp_path / folder / "records").to_pylist())
 
     before = run("a", Cache(str(tmp_path / "before")))[0]
     cache = Cache(str(tmp_path / "cache"), fill="training")
