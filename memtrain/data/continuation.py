@@ -104,7 +104,9 @@ def compared(data: Any, saved: Mapping[str, Any], trainer: Any) -> Continued:
     """
     for note in check_settings(saved["settings"], settings_of(data, processes=trainer.world_size)):
         _say(trainer, "Continued with other settings: %s", note)
-    moved = positions_since(saved["samples"], data.train_dataset, excluded=getattr(data, "exclude", ()))
+    moved = positions_since(
+        saved["samples"], data.train_dataset, excluded=[*getattr(data, "exclude", ()), *_left_out(data)]
+    )
     if moved is not None:
         gone = int((moved < 0).sum())
         _say(
@@ -115,6 +117,12 @@ def compared(data: Any, saved: Mapping[str, Any], trainer: Any) -> Continued:
             len(moved),
         )
     return Continued(saved, moved)
+
+
+def _left_out(data: Any) -> list[str]:
+    """Keys of samples that turned out to be broken since, where the run goes on without such."""
+    broken: Any = getattr(data, "broken", None)
+    return [one.key for one in broken if one.key] if broken is not None and broken.skips else []
 
 
 def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: int, loops: Mapping[str, Any]) -> None:

@@ -158,7 +158,7 @@ class ImageFolderSource(SampleSource):
                 f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {first}"
                 + (f"; {other_case} in other letters (A for a)" if other_case else ""),
                 expected="every listed file in the folder",
-                remedy="add the files or remove their lines",
+                remedy="add the files or remove their lines; or leave them out (--data.init_args.broken skip)",
             )
         masks = sorted(name for name in self._masks.values() if not listed.has(self.path / name))
         if masks:

@@ -50,7 +50,8 @@ class MaskedImages(VisitedImages):
         """Take out of the batch what was broken, and list it; the rest as of :class:`VisitedImages`."""
         found = [Broken(*json.loads(text)) for text in batch.pop(BROKEN, ()) if text]
         if found:
-            log.warning("Others take the place of %d broken image(s), first %r", len(found), found[0].key)
+            if new := [one for one in found if one not in self.broken]:
+                log.warning("Others take the place of %d broken image(s), first %r", len(new), new[0].key)
             total = sum(len(dataset.samples) for dataset in self._built())
             self.broken.met(found, total, path=self._built()[0].source.path)
         return super().on_before_batch_transfer(batch, dataloader_idx)

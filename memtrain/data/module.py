@@ -141,10 +141,11 @@ class TextImageDataModule(FilledImages):
         visits = {index: count * repeats[index] for index, count in plan.items() if keys[index] not in self.exclude}
         repeated = {keys[index] for index, count in plan.items() if count > 1}
         visits |= {len(keys) + number: one.visits for number, one in enumerate(made)}
-        gone = self._broken_keys([source, held_source, *([] if regular is None else [regular])], scanned)
+        shown = {held_source.samples[row].key for row in held}
+        gone = self._broken_keys([source, held_source, *([] if regular is None else [regular])], scanned, shown)
         if gone:
-            shown = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
-            visits = {row: count for row, count in visits.items() if shown[row] not in gone}
+            named = [*keys, *(one.sample.key if one.original is None else keys[one.original] for one in made)]
+            visits = {row: count for row, count in visits.items() if named[row] not in gone}
             held = [row for row in held if held_source.samples[row].key not in gone]
             if regular is not None:
                 regular_split = regular_split.without([sample.key in gone for sample in regular.samples])
@@ -217,8 +218,10 @@ class TextImageDataModule(FilledImages):
             kept_in=self._kept_in("tokens"),
         )
 
-    def _broken_keys(self, sources: list[SampleSource], scanned: Collection[str] | None) -> set[str]:
-        """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`."""
+    def _broken_keys(
+        self, sources: list[SampleSource], scanned: Collection[str] | None, held: Collection[str] = ()
+    ) -> set[str]:
+        """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`; `held` are held out."""
         self.broken.folder, self.broken.goes_on = self._root(), getattr(self.trainer, "ckpt_path", None) is not None
         for one in reversed(sources):
             one.kept_looks = self._looks_of(one, scanned=one is sources[0])
@@ -230,7 +233,7 @@ class TextImageDataModule(FilledImages):
             look=self._looks_first,
             remember=self.fills,
             every=self.cache_latents,
-            without=self.exclude,
+            without=self.exclude.difference(held),
             trainer=self.trainer,
         )
 

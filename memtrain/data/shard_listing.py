@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memtrain.data.broken import Broken
 from memtrain.data.sample_table import SampleTable, in_columns
+from memtrain.data.shard_files import IMAGE_EXTENSIONS, UNDECODED, ShardFile, captions_of, is_gap
 from memtrain.data.source import Sample
 from memtrain.data.tar_index import Place, index_tar, index_what_is_whole
 from memtrain.errors import DataError
 from memtrain.families.looking import default_workers
-from memtrain.files.pictures import SUFFIXES, UNDECODED_SUFFIXES
 from memtrain.records import write_parquet
 
-PREFERRED = ("png", "jpg", "jpeg", "webp")
-IMAGE_EXTENSIONS = (*PREFERRED, *sorted({suffix[1:] for suffix in SUFFIXES}.difference(PREFERRED)))
-"""Extensions looked for, in this order of preference."""
-UNDECODED = frozenset(suffix[1:] for suffix in UNDECODED_SUFFIXES)
-"""Extensions of images that are not decoded here."""
-MOST_BYTES = 2**24
-"""Size of a caption or a .json in a shard at most."""
 FORMAT = 2
 """Of kept listings; others are read anew."""
+DOTS = " (what follows the first dot of a name counts as its extension)"
 WORTH = 1000
 """Samples of a shard from which on its listing is kept."""
 MANY = 8
@@ -83,10 +77,7 @@ def listings(shards: Sequence[Path], *, skip: bool = False, kept_in: Path | None
     """
     missing = [shard for shard in shards if kept_in is None or not _is_kept(shard, kept_in)]
     if len(missing) >= MANY and (workers := min(default_workers(), len(missing))) > 1 and kept_in is not None:
-        # Not forked: the process has threads by now.
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        with pool:
-            list(pool.map(partial(_keep, skip=skip, kept_in=kept_in), missing))
+        _read_together(missing, workers, skip=skip, kept_in=kept_in)
     for shard in shards:
         found = None if kept_in is None else _kept(shard, kept_in)
         if found is None:
@@ -94,6 +85,35 @@ def listings(shards: Sequence[Path], *, skip: bool = False, kept_in: Path | None
             if kept_in is not None:
                 _write(found, kept_in)
         yield found
+
+
+def _read_together(shards: Sequence[Path], workers: int, *, skip: bool, kept_in: Path) -> None:
+    """Keep the listings of shards, some at the same time; what fails is read again in its turn, and told then.
+
+    The processes are commands of their own: forked ones would hold locks of this one's threads, and spawned ones run
+    the program once more that this is part of.
+    """
+    started = []
+    for number in range(workers):
+        asked = {"shards": [str(shard.absolute()) for shard in shards[number::workers]], "skip": skip}
+        words = json.dumps({**asked, "kept_in": str(kept_in.absolute())})
+        command = [sys.executable, "-c", "from memtrain.data.shard_listing import keep_asked; keep_asked()"]
+        place = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=place)  # noqa: S603 (our own code)
+        started.append((process, words))
+    for process, words in started:
+        assert process.stdin is not None
+        process.stdin.write(words)
+        process.stdin.close()
+    for process, _ in started:
+        process.wait()
+
+
+def keep_asked() -> None:
+    """Keep the listings of the shards that the standard input names."""
+    asked = json.loads(sys.stdin.read())
+    for shard in asked["shards"]:
+        _keep(Path(shard), skip=asked["skip"], kept_in=Path(asked["kept_in"]))
 
 
 def read_listing(shard: Path, *, skip: bool = False) -> Listing:
@@ -110,7 +130,7 @@ def read_listing(shard: Path, *, skip: bool = False) -> Listing:
         index = index_tar(shard)
     with ShardFile(shard) as file:
         for key, files in index.items():
-            if _is_gap(file, files):
+            if is_gap(file, files):
                 found.gaps.append(key)
                 continue
             image = next((files[ext] for ext in IMAGE_EXTENSIONS if ext in files), None)
@@ -119,7 +139,8 @@ def read_listing(shard: Path, *, skip: bool = False) -> Listing:
                 if image is None:
                     raise DataError(
                         f"Sample {key!r:.100} in {shard} has no image, only {sorted(files)!s:.200}"
-                        + (", which is not decoded here" if UNDECODED.intersection(files) else ""),
+                        + (", which is not decoded here" if UNDECODED.intersection(files) else "")
+                        + (DOTS if any("." in extension for extension in files) else ""),
                         expected=f"a file with one of the extensions {', '.join(IMAGE_EXTENSIONS)}",
                         remedy="repair the shard; what follows the first dot of a name counts as its extension",
                     )
@@ -188,110 +209,3 @@ def _write(found: Listing, kept_in: Path) -> None:
     table = table.append_column("size", pa.array(found.sizes, pa.int64()))
     table = table.replace_schema_metadata({b"listing": json.dumps(about).encode()})
     write_parquet(table, _place(found.shard, kept_in))
-
-
-def read_bytes(shard: Path, offset: int, size: int) -> bytes:
-    """A stretch of a file."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-class ShardFile:
-    """Stretches of one shard, which is opened when the first is read, and once; to be used as a context manager.
-
-    Args:
-        path: of the shard.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: BinaryIO | None = None
-
-    def read(self, place: Place) -> bytes:
-        """The bytes at a place."""
-        if self._file is None:
-            self._file = self.path.open("rb")
-        self._file.seek(place[0])
-        return self._file.read(place[1])
-
-    def __enter__(self) -> ShardFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = None
-
-
-def _text(shard: ShardFile, place: Place) -> bytes:
-    """A caption or JSON, which have some size.
-
-    Raises:
-        ValueError: if it is larger.
-    """
-    if place[1] > MOST_BYTES:
-        raise ValueError(f"it has {place[1]} bytes, more than {MOST_BYTES}")
-    return shard.read(place)
-
-
-def row_of(shard: ShardFile, place: Place) -> dict[str, Any]:
-    """What a .json says; nothing if it is no object.
-
-    Raises:
-        ValueError: if it is no JSON.
-    """
-    try:
-        row = json.loads(_text(shard, place), parse_constant=lambda name: None)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    return row if isinstance(row, dict) else {}
-
-
-def _is_gap(shard: ShardFile, files: dict[str, Place]) -> bool:
-    """Whether img2dataset lists a sample of which it got no image or no caption."""
-    if "json" not in files:
-        return False
-    empty = "txt" in files and files["txt"][1] < 100 and not shard.read(files["txt"]).strip()
-    imageless = not any(extension in files for extension in IMAGE_EXTENSIONS)
-    if not (empty or imageless or "txt" not in files):
-        return False
-    try:
-        row = row_of(shard, files["json"])
-    except ValueError:
-        return False
-    if not isinstance(row.get("status"), str):
-        return False
-    return empty or imageless or row.get("caption", "") in (None, "")
-
-
-def captions_of(shard: ShardFile, key: str, files: dict[str, Place]) -> list[str]:
-    """All captions, the one that counts first."""
-    captions: list[object] = []
-    try:
-        if "txt" in files:
-            captions.append(_text(shard, files["txt"]).decode("utf-8-sig"))
-        if "json" in files:
-            row = row_of(shard, files["json"])
-            if not captions and "caption" in row:
-                captions.append(row["caption"])
-            several = row.get("captions", [])
-            if not isinstance(several, list):
-                raise ValueError(f"'captions' is {type(several).__name__}")
-            captions += several
-            wrong = [type(caption).__name__ for caption in captions if not isinstance(caption, str)]
-            if wrong or not captions:
-                raise ValueError(f"a caption is {wrong[0]}" if wrong else "there is none")
-    except ValueError as error:
-        raise DataError(
-            f"The caption of sample {key!r} in {shard.path} cannot be read: {error}",
-            expected="UTF-8 text in .txt, or JSON with a 'caption' or a list of 'captions'",
-            remedy="write the caption again",
-        ) from error
-    if not captions:
-        raise DataError(
-            f"Sample {key!r} in {shard.path} has no caption, only {sorted(files)}",
-            expected="a .txt file with the caption, or a .json file with a 'caption'",
-            remedy="add the caption to the shard",
-        )
-    return [str(caption) for caption in captions]

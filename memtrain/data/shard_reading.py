@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from webdataset.tariterators import base_plus_ext
 
 from memtrain.data.sample_texts import problems
-from memtrain.data.shard_listing import IMAGE_EXTENSIONS, MOST_BYTES
+from memtrain.data.shard_files import IMAGE_EXTENSIONS, MOST_BYTES
 from memtrain.data.shard_urls import opened_shard, shard_name
 from memtrain.data.source import Sample
 from memtrain.errors import DataError

@@ -27,7 +27,8 @@ from memtrain.data.broken import Broken, stopped
 from memtrain.data.mixed_folders import PACKED
 from memtrain.data.reading import Reading
 from memtrain.data.sample_table import joined
-from memtrain.data.shard_listing import ShardFile, listings, read_bytes, row_of
+from memtrain.data.shard_files import ShardFile, read_bytes, row_of
+from memtrain.data.shard_listing import listings
 from memtrain.data.source import Sample, SampleSource
 from memtrain.data.tar_index import index_what_is_whole
 from memtrain.errors import DataError

@@ -140,6 +140,7 @@ def on_ray(address: str | None, tasks: int | None) -> Iterator[RayEngine]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own: dict[str, Any] = {"num_cpus": tasks, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     given = own if address is None else {"address": address}
+    _require_somebody(address)
     try:
         ray.init(**given, logging_level="error", log_to_driver=False, configure_logging=False)
     except Exception as error:  # of Ray, gRPC and sockets
@@ -152,6 +153,20 @@ def on_ray(address: str | None, tasks: int | None) -> Iterator[RayEngine]:
         yield RayEngine(ray, tasks)
     finally:
         ray.shutdown()
+
+
+def _require_somebody(address: str | None) -> None:
+    """Refuse an address at which nobody listens, before Ray tries it for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"Nobody answers at {address}: {error}",
+                expected="the head of a running Ray cluster",
+                remedy="check --engine_address, or start a cluster (ray start --head)",
+            ) from error
 
 
 def _imported() -> Any:

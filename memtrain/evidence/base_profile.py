@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, RecordError
-from memtrain.evidence.content import content_fingerprints, profile_fingerprint
+from memtrain.evidence.content import IMAGES, content_fingerprints, profile_fingerprint
 from memtrain.evidence.profile_values import ProfileValues
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -146,9 +146,14 @@ class ReferenceProfile(ProfileValues):
                 if _has_rows(batch) and len(fresh) < len(contents):
                     batch, contents = _rows_of(batch, fresh), [contents[row] for row in fresh]
                 known.update(contents)
+                # Under both names: at the next start the data may not know the one without reading.
+                names = [contents]
+                if contents_of is not content_fingerprints and IMAGES & batch.keys():
+                    names.append(content_fingerprints(batch))
                 batch = batch if move is None else move(batch)
                 values = self.values(probe, sample_loss, batch, complete=complete)
-                self.parts.add(contents, values.flatten(1).float().numpy())
+                for one in names:
+                    self.parts.add(one, values.flatten(1).float().numpy())
                 if self.parts.due:
                     self.parts.flush()
                 measured += len(contents)

@@ -20,6 +20,8 @@ from memtrain.errors import DataError
 from memtrain.models.fingerprint import weights_fingerprint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+IMAGES = frozenset({"latents", "pixel_values"})
+"""By which samples are known, in their batches."""
 FURTHER = ("input_ids_2", "input_ids_3", "original_size", "crop_top_left", "target_size", "loss_mask")
 """Fields of a batch that make a sample another one, too."""
 
@@ -76,7 +78,7 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
     Raises:
         DataError: if the batch lacks them.
     """
-    if "input_ids" not in batch or not {"latents", "pixel_values"} & batch.keys():
+    if "input_ids" not in batch or not IMAGES & batch.keys():
         raise DataError(
             f"A reference profile cannot tell samples by their content: the batch holds {sorted(batch)}",
             expected="`input_ids`, and `latents` or `pixel_values`",

@@ -179,7 +179,8 @@ def _opened(path: Path) -> pq.ParquetFile:
         raise RecordError(
             f"{path} is torn: {' '.join(str(error).split()):.200}",
             expected="a part of a reference profile that was written whole",
-            remedy="remove it: its samples are then measured again by a new run",
+            remedy="remove it: its samples are then measured again, by a new run, or with `reference: first_visit` by "
+            "this one",
         ) from error
 
 

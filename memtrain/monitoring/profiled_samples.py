@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from memtrain.errors import DataError
 from memtrain.evidence.base_profile import ReferenceProfile
+from memtrain.evidence.content import IMAGES, content_fingerprints
 from memtrain.files.earlier_run import taken_over
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -26,9 +27,6 @@ from memtrain.monitoring.options import WatchOptions
 from memtrain.signals.readings import Readings
 
 log = logging.getLogger(__name__)
-
-IMAGES = frozenset({"latents", "pixel_values"})
-"""By which samples are known, in their batches."""
 
 
 def profile_of(host: Host, options: WatchOptions, readings: Readings) -> ReferenceProfile:
@@ -186,6 +184,24 @@ def _encoded(host: Host) -> Callable[[Any], Any]:
     return lambda batch: encoded(host.moved(batch))
 
 
+def _named_by_batches(
+    host: Host, known: Sequence[NamedSamples], lacking: Sequence[Sequence[int]], *, profile: ReferenceProfile
+) -> list[NamedSamples]:
+    """The same samples, of which some were measured when the data did not name them, by what is in their batches."""
+    there = set(profile.parts.contents().to_pylist())
+    found: list[tuple[str, str]] = []
+    for batch in LackingSamples(host, known, lacking):
+        batch = whole(host, batch)
+        found += [pair for pair in zip(batch["key"], content_fingerprints(batch), strict=True) if pair[1] in there]
+    other = dict(host.gather(found))
+    return [
+        replace(
+            one, contents=[other.get(sample.key, name) for sample, name in zip(one.samples, one.contents, strict=True)]
+        )
+        for one in known
+    ]
+
+
 def _measure_lacking(
     host: Host,
     known: Sequence[NamedSamples],
@@ -198,6 +214,10 @@ def _measure_lacking(
     """Measure what the cache lacks of samples that are named by the data."""
     # As the first process sees it: another one may have begun to write.
     lacking = host.broadcast(cover(profile, known))
+    if any(lacking) and len(profile.parts.contents()):
+        known = _named_by_batches(host, known, lacking, profile=profile)
+        profile.uncover([sample.key for one in known for sample in one.samples])
+        lacking = host.broadcast(cover(profile, known))
     if not any(lacking):
         return
     if cached_only:

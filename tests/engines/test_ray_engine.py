@@ -54,6 +54,14 @@ def test_a_scan_on_ray_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.
     assert pq.read_table("there/families.parquet").num_rows > 300
 
 
+def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
+    with (
+        pytest.raises(ConfigurationError, match="Nobody answers"),
+        opened(EngineOptions(engine="ray", engine_address="127.0.0.1:9")),
+    ):
+        pass
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigurationError, match=r"memtrain\[ray\]"), opened(EngineOptions(engine="ray")):
