@@ -65,15 +65,15 @@ class Part:
 
 PARTS = {
     "watch": Part("scale_watch", "monitor_update"),
-    "records": Part("scale_records", "records"),
-    "profile": Part("scale_records", "profile"),
     "start": Part("scale_start", "start", folder=True),
-    "stream": Part("scale_stream", "stream", most=100_000, folder=True),
-    "families": Part("scale_stream", "families", most=100_000),
-    "scan": Part("scale_scan", "scan"),
+    "profile": Part("scale_records", "profile"),
     "index": Part("scale_index", "index", folder=True),
+    "families": Part("scale_stream", "families", most=100_000),
+    "scan": Part("scale_scan", "scan", most=100_000),
+    "stream": Part("scale_stream", "stream", most=10_000, folder=True),
+    "records": Part("scale_records", "records"),
 }
-"""By name, in the order of a run."""
+"""By name, those that take long last."""
 
 
 @dataclass(frozen=True)
@@ -129,26 +129,30 @@ def main(
                 if size <= PARTS[name].most:
                     found[name][str(size)] = measured(name, size, Path(place))
                     print(f"{name}, {size:,} samples: {said(found[name][str(size)])}", flush=True)
-    exponents = {name: fitted(rows) for name, rows in found.items()}
-    content: dict[str, Any] = {
-        "sizes": sorted(set(sizes)),
-        "parts": found,
-        "exponents": exponents,
-        "missed": missed(found, exponents),
-    }
-    if "watch" in found:
-        content["monitor_update_s"] = {size: row["step_s"] for size, row in found["watch"].items()}
-    show(found, exponents)
+                    if json:
+                        # As it comes, so that a long measurement that is stopped has told what it found.
+                        Path(json).write_text(jsonlib.dumps(summed(found), indent=1) + "\n", encoding="utf-8")
+    content = summed(found)
+    show(found, content["exponents"])
     if "watch" in found:
         print("watch.step_s is what one training step takes of watch.update_s, the update after every 8 steps.")
-    if json:
-        Path(json).write_text(jsonlib.dumps(content, indent=1) + "\n", encoding="utf-8")
     if figure:
         draw(found, Path(figure))
     for line in content["missed"]:
         print(f"Missed: {line}")
     if content["missed"]:
         sys.exit(1)
+
+
+def summed(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """All figures, with which power they grow, and the marks that are missed."""
+    exponents = {name: fitted(rows) for name, rows in found.items() if rows}
+    sizes = sorted({int(size) for rows in found.values() for size in rows})
+    content: dict[str, Any] = {"sizes": sizes, "parts": found, "exponents": exponents}
+    content["missed"] = missed(found, exponents)
+    if "watch" in found:
+        content["monitor_update_s"] = {size: row["step_s"] for size, row in found["watch"].items()}
+    return content
 
 
 def measured(name: str, size: int, folder: Path) -> dict[str, float]:
@@ -243,7 +247,7 @@ def show(found: Mapping[str, Mapping[str, Mapping[str, float]]], exponents: Mapp
     for part, rows in found.items():
         for figure in dict.fromkeys(name for row in rows.values() for name in row):
             cells = [rows.get(str(size), {}).get(figure) for size in sizes]
-            exponent = exponents[part].get(figure)
+            exponent = exponents.get(part, {}).get(figure)
             table.add_row(
                 f"{part}.{figure}",
                 *("" if cell is None else f"{cell:.3g}" for cell in cells),

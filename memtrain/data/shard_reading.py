@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import tarfile
 import time
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ def shard_samples(url: str, *, keys: str = "name") -> Iterator[Raw]:
                     given += 1
                     yield raw
         except (OSError, tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
-            said = " ".join(str(error).split()).replace(url, name)[:300] or type(error).__name__
+            said = _said(error, url, name)
             if turn == TRIES - 1 or isinstance(error, FileNotFoundError):
                 raise DataError(
                     f"The shard {name} cannot be read beyond its first {given} samples: {said}",
@@ -109,6 +110,14 @@ def shard_samples(url: str, *, keys: str = "name") -> Iterator[Raw]:
             log.warning("The shard %s is read again from sample %d on: %s", name, given, said)
         else:
             return
+
+
+def _said(error: Exception, url: str, name: str) -> str:
+    """What an error says, without the address or command, which may hold secrets."""
+    text = " ".join(str(error).split())
+    if (ended := re.search(r"\): exit (-?\d+) \(", text)) is not None:  # of a pipe, with all of its command
+        return f"its command ended with exit {ended[1]}"
+    return text.replace(url, name)[:300] or type(error).__name__
 
 
 def _read_once(url: str, name: str, *, keys: str) -> Iterator[Raw]:

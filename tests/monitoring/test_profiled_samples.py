@@ -111,17 +111,35 @@ def test_values_are_those_of_a_profile_that_reads_everything(
     assert not read, "a requeue, or a second run, reads nothing"
 
 
-def test_only_what_changed_is_read_and_measured_again(
+def test_only_what_goes_by_another_name_is_read_and_nothing_is_measured_again(
     host: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name_them(monkeypatch)
     measured(host, tmp_path / "named")
     changed = [host.data.train_dataset.samples[row].key for row in (3, 5)]
     read = name_them(monkeypatch, lambda name: f"{name} anew" if name.removeprefix("content of ") in changed else name)
+    monkeypatch.setattr(Module, "sample_loss", lambda *given: pytest.fail("nothing is measured again"))
+    measured(host, tmp_path / "named", cached_only=True)
+    assert sorted(set(read)) == sorted(changed), "they are known by what their batches hold"
+
+
+def test_a_profile_is_found_where_the_data_do_not_name_their_samples_any_more(
+    host: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        name_them(patch)
+        expected = everything(host, measured(host, tmp_path / "kept"))
+    monkeypatch.setattr(CaptionedImages, "contents", None)
+    monkeypatch.setattr(Module, "sample_loss", lambda *given: pytest.fail("nothing is measured again"))
+    assert torch.equal(everything(host, measured(host, tmp_path / "kept", cached_only=True)), expected)
+
+
+def test_what_nobody_measured_is_refused_where_the_model_is_another(
+    host: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name_them(monkeypatch)
     with pytest.raises(RecordError, match="lacks samples of this data"):
         measured(host, tmp_path / "named", cached_only=True)
-    measured(host, tmp_path / "named")
-    assert sorted(set(read)) == sorted(changed)
 
 
 def test_processes_read_and_measure_a_part_each(host: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
