@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memtrain.data.bucket_sampler import BatchPlan, BucketSampler
 from memtrain.data.resumed_epoch import Place, Rest, Streams, limited, order_of, recount
+from memtrain.data.sample_table import keys_of
 from memtrain.data.sampler import InOrder, ResumableDistributedSampler
 from memtrain.data.trained_samples import number_of, plain_options, positions_since, trained_samples
 from memtrain.files.resume_contract import check_settings, plain
@@ -61,6 +62,8 @@ def settings_of(data: Any, *, processes: int) -> dict[str, Any]:
     found = {name: plain_options(getattr(data, attribute, None)) for name, attribute in _SETTINGS.items()}
     excluded = sorted(getattr(data, "exclude", ()))
     found["exclude"] = f"{len(excluded)} keys" + (f" ({number_of(chr(10).join(excluded)):x})" if excluded else "")
+    held = sorted(keys_of(data.heldout_dataset.samples))
+    found["heldout_samples"] = f"{len(held)} samples ({number_of(chr(10).join(held)):x})"
     found["processes"] = processes
     found["bucketed_seed" if data.bucketed else "seed"] = data.seed
     if data.bucketed:

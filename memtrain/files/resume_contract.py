@@ -71,6 +71,9 @@ RULES = {
     "captions": Rule("from here on captions are chosen so"),
     "augment": Rule("from here on pictures are cropped and flipped so"),
     "exclude": Rule("from here on they are left out"),
+    "heldout_samples": Rule(
+        "from here on the threshold rests on these held-out samples, and on what others showed before"
+    ),
     # What is trained (memtrain.training.checkpoint_contents).
     "objective": Rule(
         "losses before and after would not be comparable, nor the evidence that rests on them", BEGIN_ANEW
