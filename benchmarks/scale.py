@@ -5,9 +5,9 @@
 
 The data are synthetic: tiny images, latents and descriptors that say nothing of quality. Each part is measured in a
 process of its own for each size, so that its peak memory is its own; memory is the largest resident set less that of
-the same process before it began. The exponent is the slope of the logarithms over all sizes from 10,000 on, or between
-the two largest: 1 is linear, 0 is independent of the number of samples. What takes less than 10 ms or 1 MB everywhere
-has none. With 10,000 samples or fewer fixed costs weigh most.
+the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is linear,
+0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none. With 10,000 samples or
+fewer fixed costs weigh most.
 
 `monitor_update_s` is the work of the monitor on the host for one training step: 8 processes of 16 samples each, whose
 visits become evidence every 8 batches, with held-out samples measured as often.
@@ -37,8 +37,6 @@ from rich.console import Console
 from rich.table import Table
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-FROM = 10_000
-"""Samples from which exponents are fitted."""
 LITTLE = {"s": 0.01, "mb": 1.0}
 """What has no exponent: seconds, and megabytes."""
 LINEAR, INDEPENDENT = 1.15, 0.15
@@ -193,7 +191,7 @@ def peak() -> float:
 def fitted(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """With which power of the number of samples each figure grows."""
     sizes = sorted(map(int, rows))
-    used = [size for size in sizes if size >= FROM] if sum(size >= FROM for size in sizes) > 1 else sizes[-2:]
+    used = sizes[-2:]
     found: dict[str, float] = {}
     if len(used) < 2:
         return found
