@@ -5,9 +5,9 @@
 
 The data are synthetic: tiny images, latents and descriptors that say nothing of quality. Each part is measured in a
 process of its own for each size, so that its peak memory is its own; memory is the largest resident set less that of
-the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is linear,
-0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none. With 10,000 samples or
-fewer fixed costs weigh most.
+the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is
+linear, 0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none. With 10,000
+samples or fewer fixed costs weigh most.
 
 `monitor_update_s` is the work of the monitor on the host for one training step: 8 processes of 16 samples each, whose
 visits become evidence every 8 batches, with held-out samples measured as often.
