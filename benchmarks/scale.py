@@ -6,8 +6,8 @@
 The data are synthetic: tiny images, latents and descriptors that say nothing of quality. Each part is measured in a
 process of its own for each size, so that its peak memory is its own; memory is the largest resident set less that of
 the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is
-linear, 0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none. With 10,000
-samples or fewer fixed costs weigh most.
+linear, 0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none, nor what took
+next to nothing at the smaller. With 10,000 samples or fewer fixed costs weigh most.
 
 `monitor_update_s` is the work of the monitor on the host for one training step: 8 processes of 16 samples each, whose
 visits become evidence every 8 batches, with held-out samples measured as often.
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ def fitted(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         if unit not in LITTLE or not all(value == value for value in values):
             continue
         floor = LITTLE[unit] / 100
-        if figure != "step_s" and max(values) < LITTLE[unit]:
+        if figure != "step_s" and (max(values) < LITTLE[unit] or min(values) < LITTLE[unit] / 10):
             continue
         across = [math.log(size) for size in used]
         up = [math.log(max(value, floor)) for value in values]
@@ -255,27 +255,40 @@ def show(found: Mapping[str, Mapping[str, Mapping[str, float]]], exponents: Mapp
     Console(width=120).print(table)
 
 
+DRAWN = {
+    "s": (
+        *("watch.step_s", "records.append_s", "profile.restart_s", "start.restart_s", "start.first_total_s"),
+        *("records.end_s", "index.search_s", "scan.pictures_s"),
+    ),
+    "mb": (
+        "watch.peak_mb",
+        "start.peak_mb",
+        "profile.peak_mb",
+        "records.end_mb",
+        "index.search_peak_mb",
+        "scan.peak_mb",
+    ),
+}
+"""What the figure shows of seconds and of megabytes."""
+
+
 def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
     """Seconds and megabytes against the number of samples, as a PNG file."""
-    figure = Figure(figsize=(10.0, 5.0), layout="constrained")
+    figure = Figure(figsize=(10.0, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (unit, title) in enumerate((("s", "seconds"), ("mb", "megabytes")), 1):
         axes = figure.add_subplot(1, 2, place)
-        for part, rows in found.items():
-            for name in _drawn(rows, unit):
-                points = [(int(size), row[name]) for size, row in rows.items() if row.get(name, 0) > 0]
-                if len(points) > 1:
-                    label = f"{part}: {name.removesuffix(f'_{unit}').replace('_', ' ')}"
-                    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        for shown in DRAWN[unit]:
+            part, _, name = shown.partition(".")
+            points = [(int(size), row[name]) for size, row in found.get(part, {}).items() if row.get(name, 0) > 0]
+            if len(points) > 1:
+                label = f"{part}: {name.removesuffix(f'_{unit}').replace('_', ' ')}"
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
         axes.set(xscale="log", yscale="log", xlabel="samples", ylabel=title)
         axes.grid(visible=True, alpha=0.3)
-        axes.legend(fontsize=6)
+        if axes.lines:
+            axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, format="png", dpi=150)
-
-
-def _drawn(rows: Mapping[str, Mapping[str, float]], unit: str) -> Sequence[str]:
-    names = dict.fromkeys(name for row in rows.values() for name in row)
-    return [name for name in names if name.endswith(f"_{unit}") and name != "all_s"]
 
 
 if __name__ == "__main__":
