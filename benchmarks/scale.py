@@ -11,7 +11,7 @@ next to nothing at the smaller. With 10,000 samples or fewer fixed costs weigh m
 
 `monitor_update_s` is the work of the monitor on the host for one training step: 8 processes of 16 samples each, whose
 visits become evidence every 8 batches, with held-out samples measured as often.
-The command ends with status 1 where a mark is missed.
+Marks that are missed are told at the end; with `--strict true` the command then ends with status 1.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ PARTS = {
     "profile": Part("scale_records", "profile"),
     "index": Part("scale_index", "index", folder=True),
     "families": Part("scale_stream", "families", most=100_000),
-    "scan": Part("scale_scan", "scan", most=100_000),
     "stream": Part("scale_stream", "stream", most=10_000, folder=True),
     "records": Part("scale_records", "records"),
+    "scan": Part("scale_scan", "scan", most=100_000),
 }
 """By name, those that take long last."""
 
@@ -107,6 +107,7 @@ def main(
     json: str | None = None,
     figure: str | None = None,
     folder: str | None = None,
+    strict: bool = False,
 ) -> None:
     """Measure the parts at the sizes.
 
@@ -116,6 +117,7 @@ def main(
         json: where to write the figures.
         figure: where to draw them, as PNG.
         folder: for the synthetic data; default a temporary one.
+        strict: end with status 1 where a mark is missed.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or not sizes or min(sizes) < 1:
@@ -138,7 +140,7 @@ def main(
         draw(found, Path(figure))
     for line in content["missed"]:
         print(f"Missed: {line}")
-    if content["missed"]:
+    if strict and content["missed"]:
         sys.exit(1)
 
 
