@@ -1,4 +1,4 @@
-"""Tokens of all captions: in stretches the same as at once; kept for the next start, made anew where anything differs."""
+"""Tokens of all captions: the same in stretches as at once; kept for the next start, or made anew."""
 
 from __future__ import annotations
 
