@@ -148,7 +148,7 @@ class ReferenceProfile(ProfileValues):
                 known.update(contents)
                 # Under both names: at the next start the data may not know the one without reading.
                 names = [contents]
-                if contents_of is not content_fingerprints and IMAGES & batch.keys():
+                if contents_of is not content_fingerprints and IMAGES & batch.keys() and _has_rows(batch):
                     names.append(content_fingerprints(batch))
                 batch = batch if move is None else move(batch)
                 values = self.values(probe, sample_loss, batch, complete=complete)

@@ -227,7 +227,7 @@ def _measure_lacking(
         profile.measure(
             probe,
             host.module.sample_loss,
-            batches,
+            (whole(host, batch) for batch in batches),
             total=len(batches),
             rank=host.rank,
             move=_encoded(host),
