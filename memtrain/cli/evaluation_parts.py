@@ -19,21 +19,21 @@ from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.shards import MERGE, Shard, ShardOptions, read_shard
 
 
-def evaluate_part(words: Sequence[str], index: int, count: int) -> bool:
+def evaluate_part(words: Sequence[str], count: int, index: int) -> dict[str, Any]:
     """Do one part of a command, in this process.
 
     Args:
         words: of the command line, without `--shard`, such as `["measure", "--run", "runs/x"]`.
-        index: of the part, from 0.
         count: of parts.
+        index: of the part, from 0.
 
     Returns:
-        Whether all parts are done, and the results written.
+        What the stage's JSON file holds, where all parts are done now; else nothing.
 
     Raises:
         ConfigurationError: if the command cannot be cut, or says itself which part it does.
     """
-    return bool(run_stage(read_command(_cut(words, f"{index}/{count}"))))
+    return run_stage(read_command(_cut(words, f"{index}/{count}")))
 
 
 def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
@@ -64,17 +64,13 @@ def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
         count = max(parts_wanted(plain), 1)
         count = engine.tasks(gpu=True) if count == 1 else count
         results: dict[str, Any] = {}
-        for number, found in enumerate(engine.map(_part, range(count), shared=[plain, count], gpu=True), 1):
+        for number, found in enumerate(engine.map(evaluate_part, range(count), shared=[plain, count], gpu=True), 1):
             print(f"Part {number} of {count} is done", flush=True)
             results = found or results
     if not results:  # none was the last one
         return merge_parts(plain)
     print(f"Report: {stage.folder / 'report.html'}")
     return results
-
-
-def _part(words: Sequence[str], count: int, index: int) -> dict[str, Any]:
-    return run_stage(read_command(_cut(words, f"{index}/{count}")))
 
 
 def _without_engine(words: Sequence[str]) -> list[str]:

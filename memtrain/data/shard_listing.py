@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,8 @@ def _read_together(shards: Sequence[Path], workers: int, *, skip: bool, kept_in:
         started.append((process, words))
     for process, words in started:
         assert process.stdin is not None
-        process.stdin.write(words)
-        process.stdin.close()
+        with suppress(OSError), process.stdin as asked_of:  # one that has ended already is not asked
+            asked_of.write(words)
     for process, _ in started:
         process.wait()
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, RecordError
-from memtrain.evidence.content import IMAGES, content_fingerprints, profile_fingerprint
+from memtrain.evidence.content import content_fingerprints, profile_fingerprint, tells_content
 from memtrain.evidence.profile_values import ProfileValues
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -148,7 +148,7 @@ class ReferenceProfile(ProfileValues):
                 known.update(contents)
                 # Under both names: at the next start the data may not know the one without reading.
                 names = [contents]
-                if contents_of is not content_fingerprints and IMAGES & batch.keys() and _has_rows(batch):
+                if contents_of is not content_fingerprints and tells_content(batch) and _has_rows(batch):
                     names.append(content_fingerprints(batch))
                 batch = batch if move is None else move(batch)
                 values = self.values(probe, sample_loss, batch, complete=complete)

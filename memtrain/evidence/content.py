@@ -72,13 +72,18 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
     return found
 
 
+def tells_content(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch holds what its samples are known by: tokens and images."""
+    return "input_ids" in batch and bool(IMAGES & batch.keys())
+
+
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
     """sha256 of each sample's latents (or pixels), its token ids, the sizes that the denoiser is told, and its mask.
 
     Raises:
         DataError: if the batch lacks them.
     """
-    if "input_ids" not in batch or not IMAGES & batch.keys():
+    if not tells_content(batch):
         raise DataError(
             f"A reference profile cannot tell samples by their content: the batch holds {sorted(batch)}",
             expected="`input_ids`, and `latents` or `pixel_values`",

@@ -15,7 +15,7 @@ from typing import Any
 
 from memtrain.errors import DataError
 from memtrain.evidence.base_profile import ReferenceProfile
-from memtrain.evidence.content import IMAGES, content_fingerprints
+from memtrain.evidence.content import IMAGES, content_fingerprints, tells_content
 from memtrain.files.earlier_run import taken_over
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
@@ -185,14 +185,27 @@ def _encoded(host: Host) -> Callable[[Any], Any]:
 
 
 def _named_by_batches(
-    host: Host, known: Sequence[NamedSamples], lacking: Sequence[Sequence[int]], *, profile: ReferenceProfile
+    host: Host,
+    known: Sequence[NamedSamples],
+    lacking: Sequence[Sequence[int]],
+    *,
+    profile: ReferenceProfile,
+    every: bool,
 ) -> list[NamedSamples]:
-    """The same samples, of which some were measured when the data did not name them, by what is in their batches."""
+    """The same samples, of which some were measured when the data did not name them, by what is in their batches.
+
+    Unless `every` batch has to be looked at, one of which nothing was measured ends it: new samples are read once, to
+    be measured.
+    """
     there = set(profile.parts.contents().to_pylist())
     found: list[tuple[str, str]] = []
     for batch in LackingSamples(host, known, lacking):
         batch = whole(host, batch)
-        found += [pair for pair in zip(batch["key"], content_fingerprints(batch), strict=True) if pair[1] in there]
+        contents = content_fingerprints(batch) if tells_content(batch) else [""] * len(batch["key"])
+        pairs = [pair for pair in zip(batch["key"], contents, strict=True) if pair[1] in there]
+        found += pairs
+        if not pairs and not every:
+            break
     other = dict(host.gather(found))
     return [
         replace(
@@ -215,7 +228,7 @@ def _measure_lacking(
     # As the first process sees it: another one may have begun to write.
     lacking = host.broadcast(cover(profile, known))
     if any(lacking) and len(profile.parts.contents()):
-        known = _named_by_batches(host, known, lacking, profile=profile)
+        known = _named_by_batches(host, known, lacking, profile=profile, every=cached_only)
         profile.uncover([sample.key for one in known for sample in one.samples])
         lacking = host.broadcast(cover(profile, known))
     if not any(lacking):

@@ -31,11 +31,11 @@ def command(pipeline_folder: Path, tmp_path: Path, output: str) -> list[str]:
 @pytest.mark.slow
 def test_parts_are_done_in_any_order_and_put_together(pipeline_folder: Path, tmp_path: Path) -> None:
     whole, parts = (command(pipeline_folder, tmp_path, name) for name in ("whole", "parts"))
-    assert evaluate_part(whole, 0, 1)
-    assert not evaluate_part(parts, 1, 2)
+    assert evaluate_part(whole, 1, 0)
+    assert not evaluate_part(parts, 2, 1)
     with pytest.raises(RecordError, match="missing"):
         merge_parts(parts)
-    assert evaluate_part(parts, 0, 2)
+    assert evaluate_part(parts, 2, 0)
     tables = [pq.read_table(tmp_path / name / "attention" / "attention.parquet") for name in ("whole", "parts")]
     assert tables[0].equals(tables[1])
     found = [json.loads((tmp_path / one / "attention" / "attention.json").read_text()) for one in ("whole", "parts")]
@@ -47,9 +47,9 @@ def test_what_cannot_be_cut_is_refused(pipeline_folder: Path, tmp_path: Path) ->
     words = command(pipeline_folder, tmp_path, "out")
     assert parts_wanted(words) == 1
     with pytest.raises(ConfigurationError, match="--shard in a command"):
-        evaluate_part([*words, "--shard", "0/2"], 0, 2)
+        evaluate_part([*words, "--shard", "0/2"], 2, 0)
     with pytest.raises(ConfigurationError, match="does not work in parts"):
-        evaluate_part(["compare", str(tmp_path), str(tmp_path)], 0, 2)
+        evaluate_part(["compare", str(tmp_path), str(tmp_path)], 2, 0)
 
 
 @pytest.mark.slow

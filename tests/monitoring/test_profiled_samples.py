@@ -134,6 +134,26 @@ def test_a_profile_is_found_where_the_data_do_not_name_their_samples_any_more(
     assert torch.equal(everything(host, measured(host, tmp_path / "kept", cached_only=True)), expected)
 
 
+def test_samples_without_tokens_are_measured_under_the_name_that_the_data_give_them(
+    host: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is in their batches they could not be told."""
+    name_them(monkeypatch)
+    get, loss = CaptionedImages.__getitem__, Module.sample_loss
+
+    def bare(self: CaptionedImages, index: Any) -> dict[str, Any]:
+        return {name: value for name, value in get(self, index).items() if name != "input_ids"}
+
+    def plain(self: Module, batch: dict[str, Any], *given: Any) -> Tensor:
+        assert "input_ids" not in batch
+        return loss(self, {**batch, "input_ids": torch.zeros(len(batch["key"]), 2, dtype=torch.int64)}, *given)
+
+    monkeypatch.setattr(CaptionedImages, "__getitem__", bare)
+    monkeypatch.setattr(Module, "sample_loss", plain)
+    assert everything(host, measured(host, tmp_path / "bare")).shape[1] == 30
+    measured(host, tmp_path / "bare", cached_only=True)
+
+
 def test_what_nobody_measured_is_refused_where_the_model_is_another(
     host: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
