@@ -106,11 +106,12 @@ def counted() -> Iterator[list[int]]:
     """Rows of all forwards of U-Nets meanwhile, counted by a hook that nothing else knows of."""
     seen = [0]
 
-    def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def count(module: Any, args: Any, output: Any) -> None:
         if isinstance(module, UNet2DConditionModel):
-            seen[0] += len(args[0] if args else kwargs["sample"])
+            seen[0] += len(output[0])
 
-    hook = torch.nn.modules.module.register_module_forward_hook(count, with_kwargs=True)
+    # Not `with_kwargs=True`: torch 2.13 keeps that mark of a global hook after `remove()`, and compiled modules warn of it.
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
     try:
         yield seen
     finally:
