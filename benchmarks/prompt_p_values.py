@@ -5,7 +5,7 @@
 
 Cases: the embedded model with held-out emoji captions and with clip-art captions, of which it was trained on neither;
 and each run, with the captions of its held-out pictures (unseen), of unique training pictures (seen) and of its
-planted pictures (memorized). Null prompts are made as `evaluate.py detect` makes them, of all captions of the case; for
+planted pictures (memorized). Null prompts are made as `memtrain detect` makes them, of all captions of the case; for
 runs also of the unseen captions alone, as from a file of one's own, and of each caption alone, as for a command that is
 given one prompt. All detectors read one sampling.
 Said per kind of null and detector: the share of unseen captions with p <= 0.05 and its interval (valid: 0.05 lies

@@ -110,7 +110,7 @@ def counted() -> Iterator[list[int]]:
         if isinstance(module, UNet2DConditionModel):
             seen[0] += len(output[0])
 
-    # Not `with_kwargs=True`: torch 2.13 keeps that mark of a global hook after `remove()`, and compiled modules warn of it.
+    # Not `with_kwargs=True`: torch 2.13 keeps that mark after `remove()`; compiled modules then warn of a hook.
     hook = torch.nn.modules.module.register_module_forward_hook(count)
     try:
         yield seen
@@ -205,7 +205,7 @@ def main(
             Without it, the threshold is the paper's 0.428, and activations are those of random words.
         output: folder of the results.
         dtype: in which numbers the model computes, as `evaluate.py` takes it.
-        networks: options of `evaluate.py metrics`, such as `[--clip, clip, --copy_detector, sscd.pt]`.
+        networks: options of `memtrain metrics`, such as `[--clip, clip, --copy_detector, sscd.pt]`.
         plan: print what it costs, and do nothing.
         rehearse: run everything for as many prompts on a small random pipeline.
         forwards_per_second: rows that the denoiser does in a second.

@@ -4,7 +4,7 @@
   a training: share of the others that is flagged at some time, by asked rate.
 - *bulk*: the same without held-out samples.
 - *levels*: files of one picture, or pictures of one caption, all alike, which is the worst case (`flag_rates.py`).
-- *prompts*: p-values of `evaluate.py detect` against null prompts of other lengths: the share of prompts at most at the
+- *prompts*: p-values of `memtrain detect` against null prompts of other lengths: the share of prompts at most at the
   level, whether any is named by Holm's method, and the share of false ones among those that Benjamini and Hochberg name
   where a quarter is memorized.
 - *copies*: the threshold of a copy measure on maxima over generations of n held-out prompts: the rate of a further

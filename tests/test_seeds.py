@@ -12,7 +12,7 @@ from memtrain.cli.evaluation import read_command
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "seeds.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"`python evaluate\.py ([^`]+)`", TEXT)
+COMMANDS = re.findall(r"`memtrain ([^`]+)`", TEXT)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,4 +46,4 @@ def test_settings_of_the_search_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_each_script_has_a_command(script: str) -> None:
     rows = [line for line in TEXT.splitlines() if line.startswith("|") and f"{script}.py" in line.split("|")[1]]
-    assert rows and all("python evaluate.py" in row.split("|")[2] for row in rows)
+    assert rows and all("`memtrain " in row.split("|")[2] for row in rows)

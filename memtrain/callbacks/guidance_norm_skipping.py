@@ -10,8 +10,8 @@ Where no sample of a batch is kept, the published code skips the optimizer step,
 them waiting for each other; here the gradient is zero and the step is taken.
 
 Cost: a forward pass without gradients in every batch. Suggested: `published: wen2024` for 512-pixel Stable Diffusion;
-otherwise a `threshold` above the norms that `evaluate.py` finds for held-out prompts. Cannot: name samples; that is the
-monitor's evidence.
+otherwise a `threshold` above the norms that `memtrain measure` finds for held-out prompts. Cannot: name
+samples; that is the monitor's evidence.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A stream does not find a training image again. So a visit of a sample that was f
 was trained on, and its caption in `kept_images/flagged` of the run's folder; samples that are held out by weight leave
 theirs in `kept_images/heldout`. These are folders of images as any other:
 
-    python evaluate.py measure --model RUN/pipeline --data RUN/kept_images/flagged --heldout RUN/kept_images/heldout
+    memtrain measure --model RUN/pipeline --data RUN/kept_images/flagged --heldout RUN/kept_images/heldout
 
 Files are named by a hash of the sample's key, which the PNG says in its text. Cost: a few milliseconds an image, up to
 `most` of each kind and process. Cannot: keep what was flagged in the last epoch and does not come again, nor what has

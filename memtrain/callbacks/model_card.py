@@ -1,11 +1,10 @@
 """The model card of an export: what was trained on what, and what is known of memorization, as the hub reads it.
 
 What: `README.md` in the exported pipeline folder, and beside LoRA weights: YAML front matter, how to use it, training
-settings, what the monitor found, what was done, and what that does not prove. `evaluate.py` puts what it measured into
-the same card, between two comments; a card without these comments is left alone. The license is for whoever publishes
-to choose. Nothing of the data stands in it but counts: no caption, no key and no path. Names are escaped, so that none
-is read as Markdown or HTML.
-Source: the front matter is that of huggingface.co/docs/hub/model-cards.
+settings, what the monitor found, what was done, and what that does not prove. `memtrain measure` puts what it measured
+into the same card, between two comments; a card without these comments is left alone. The license is for whoever
+publishes to choose. Nothing of the data stands in it but counts: no caption, no key and no path. Names are escaped, so
+that none is read as Markdown or HTML. Source: the front matter is that of huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations

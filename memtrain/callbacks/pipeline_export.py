@@ -2,7 +2,7 @@
 
 Of adapters the run folder gets `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(run folder)` of
 stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. That folder is as large
-as the model; `adapters: lora` leaves it out, and `evaluate.py --run` then loads the base model and the file.
+as the model; `adapters: lora` leaves it out, and `memtrain measure --run` then loads the base model and the file.
 
 What a mitigation does to the weights that are exported is in the pipeline folder alone: adapters cannot hold it. It is
 written then in any case, and the log says so.

@@ -10,7 +10,7 @@
 - A training that was killed after its last step and before its end was written (evidence, pipeline) comes to that end
   when it is continued: Lightning finds nothing left to train, and would do nothing.
 
-`train.py` adds it to every run; a script of one's own puts it among the trainer's callbacks.
+`memtrain train` adds it to every run; a script of one's own puts it among the trainer's callbacks.
 
 Cost: a pass over the gradients per optimizer step, without waiting for the device; that once every `every` batches; a
 pass over the weights before each checkpoint. Suggested: the default.
@@ -142,7 +142,7 @@ def _remedy(trainer: Any, fault: NumberFault) -> str:
     if good is None:
         return f"{words}; there is no checkpoint of before"
     config = Path(trainer.default_root_dir) / "config.yaml"
-    command = ["python", "train.py", "fit", "--config", str(config), "--ckpt_path", good]
+    command = ["memtrain", "train", "--config", str(config), "--ckpt_path", good]
     if "16" in str(trainer.precision):
         command += ["--trainer.precision", "32-true"]
     return f"{words}; the last good checkpoint goes on, with the learning rate of then, by: {shlex.join(command)}"

@@ -4,7 +4,7 @@ What: every `every` optimizer steps, before the first and after the last, each p
 that grids of different steps can be compared. Beside a :class:`~memtrain.callbacks.monitor.MemorizationMonitor`, the
 samples of the highest scores follow: the training image, today's generations for its caption, the key, the score, the
 threshold, and whether it is flagged. A score says that the model came to know a sample; whether it gives the sample
-back is what these images show, before `evaluate.py` measures it. Images are those that the exported pipeline would
+back is what these images show, before `memtrain measure` measures it. Images are those that the exported pipeline would
 make: with averaged weights and every mitigation's `exporting`.
 Where: PNG files `images/step-000200-prompts.png` and `images/step-000200-suspicious.png` in the run folder, always; and
 `samples/prompts`, `samples/suspicious` in TensorBoard and W&B, where the trainer has such a logger.

@@ -16,7 +16,7 @@ way (`SLURMEnvironment` with `auto_requeue`) saves within the handler, in the mi
 by itself, too. So it is switched off, unless the trainer was given that environment as a plugin: then Lightning is in
 charge, and nothing is done here.
 
-`train.py` adds it to every run. Cost: none; of several processes, two numbers are exchanged as often as said.
+`memtrain train` adds it to every run. Cost: none; of several processes, two numbers are exchanged as often as said.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The two commands: `train.py` is a LightningCLI, `evaluate.py` has a subcommand for each stage of an evaluation.
+"""The commands: `memtrain train` is a LightningCLI, and each stage of an evaluation is a command.
 
-`train.py scan` looks through the data before training. Each imports what it needs when it is called: evaluating the
+`memtrain scan` looks through the data before training. Each imports what it needs when it is called: evaluating the
 prompts of a model and scanning need no Lightning.
 """
 

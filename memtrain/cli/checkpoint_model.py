@@ -39,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise ConfigurationError(
             f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {one_line(error)}",
-            expected="a checkpoint of train.py",
+            expected="a checkpoint of memtrain",
             remedy="check the path; files that would have to be unpickled are not read, because that can run code",
         ) from error
     if not isinstance(state, dict) or KEY not in state or "state_dict" not in state:
@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_state(state: Mapping[str, Any], where: str) -> None:
-    """Refuse a checkpoint that says something else of itself than train.py does, or whose weights are not finite."""
+    """Refuse a checkpoint that says something else of itself than memtrain does, or whose weights are not finite."""
     description, weights = state[KEY], state["state_dict"]
     wrong = None
     if not isinstance(description, Mapping) or not isinstance(description.get("pretrained"), str):
@@ -66,8 +66,8 @@ def _check_state(state: Mapping[str, Any], where: str) -> None:
         wrong = "its state_dict holds something else than tensors"
     if wrong is not None:
         raise ConfigurationError(
-            f"{where} is no checkpoint of train.py: {wrong}",
-            expected="a checkpoint as train.py writes it",
+            f"{where} is no checkpoint of memtrain: {wrong}",
+            expected="a checkpoint as memtrain writes it",
             remedy="check the path, or take an earlier checkpoint",
         )
     for name, value in weights.items():
@@ -97,7 +97,7 @@ def checkpoint_module(
         where: what to call the checkpoint.
 
     Raises:
-        ConfigurationError: if it says something else of itself than train.py does, or holds NaN or infinity.
+        ConfigurationError: if it says something else of itself than memtrain does, or holds NaN or infinity.
     """
     _check_state(state, where)
     description: Mapping[str, Any] = state[KEY]
@@ -119,7 +119,7 @@ def _adapters(description: Mapping[str, Any]) -> LoRA | None:
         raise ConfigurationError(
             f"The checkpoint's options of adapters are not those of this version: {one_line(error)}",
             expected="a checkpoint that this version of memtrain reads",
-            remedy="export it with the version that wrote it (python train.py export)",
+            remedy="export it with the version that wrote it (memtrain export)",
         ) from error
 
 

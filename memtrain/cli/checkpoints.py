@@ -16,7 +16,7 @@ from memtrain.evaluation.stages.checkpoints import Checkpoint
 
 
 def checkpoints_of(pattern: str, *, precision: Precision, device: str) -> list[Checkpoint]:
-    """Checkpoints of train.py, by step; of one step the first by name, so that `last.ckpt` is no second point.
+    """Checkpoints of memtrain, by step; of one step the first by name, so that `last.ckpt` is no second point.
 
     Args:
         pattern: a path with wildcards.

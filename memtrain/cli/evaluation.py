@@ -1,4 +1,4 @@
-"""`evaluate.py`: one subcommand for each stage of an evaluation."""
+"""`memtrain measure`: one subcommand for each stage of an evaluation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from memtrain.cli.chatter import quiet
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_EVALUATION, explained
+from memtrain.cli.spoken import DEFAULT, PROMPTS, evaluate_command
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError
@@ -45,14 +46,9 @@ if TYPE_CHECKING:
     from memtrain.cli.trained_pipeline import TrainedPipeline
     from memtrain.evaluation.stages.run_samples import Run
 
-DEFAULT = "measure"
-"""The stage that runs when none is named, """
-PROMPTS = "detect"
-"""and that which runs when there are prompts and no stage."""
-
 
 def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage], dict[str, Any]] | None = None) -> None:
-    """`python evaluate.py [stage] [options]`; without a stage, `measure`, and with prompts `detect`.
+    """`memtrain [stage] [options]`; without a stage, `measure`, and with prompts `detect`.
 
     Args:
         args: arguments instead of those of the command line.
@@ -65,10 +61,10 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
             print(overview())
             return
         stage = read_command(words)
-        with stopped_by_signals(["python", "evaluate.py", *words], kept="what is finished"):
+        with stopped_by_signals(evaluate_command(words), kept="what is finished"):
             status = stage.exit_status(run_stage(stage) if run is None else run(words, stage))
     except Exception as error:
-        again = shlex.join(["python", "evaluate.py", *words])
+        again = shlex.join(evaluate_command(words))
         found = explained(error, again=again, smaller=SMALLER_EVALUATION)
         if found is None:
             raise
@@ -80,9 +76,9 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
 def overview() -> str:
     """What the stages do, a line each."""
     lines = [
-        "usage: python evaluate.py [STAGE] [options]",
+        "usage: memtrain [STAGE] [options]",
         "",
-        f"The stages; without one, {DEFAULT}, and with --prompts {PROMPTS}. `python evaluate.py STAGE --help` lists",
+        f"The stages; without one, {DEFAULT}, and with --prompts {PROMPTS}. `memtrain STAGE --help` lists",
         "the options of a stage.",
         "",
     ]
@@ -103,22 +99,20 @@ def read_command(words: list[str]) -> Stage:
     if any(word.split("=")[0] == "--stages" for word in words):
         raise ConfigurationError(
             "--stages is no option any more: a stage is the first word of the command",
-            expected=f"python evaluate.py STAGE [options], with one of {', '.join(stage_names())}",
-            remedy="for instance `python evaluate.py detect --run runs/tiny`; for several stages, one command after "
-            "the other",
+            expected=f"memtrain STAGE [options], with one of {', '.join(stage_names())}",
+            remedy="for instance `memtrain detect --run runs/tiny`; for several stages, one command after the other",
         )
     named = bool(words) and not words[0].startswith("-")
-    name = words[0] if named else DEFAULT
+    name = evaluate_command(words)[1]
     used = {word.split("=")[0] for word in words}
-    if not named and "--prompts" in used:
-        name = PROMPTS
-        print(f"No stage is named: {PROMPTS}, which scores prompts. `python evaluate.py --help` lists the stages.")
+    if not named and name == PROMPTS:
+        print(f"No stage is named: {PROMPTS}, which scores prompts. `memtrain --help` lists the stages.")
     kind = stage_class(name)
     if "--prompts" in used and not issubclass(kind, PromptStage | ResultsStage):
         raise ConfigurationError(
             f"--prompts for {name}, which samples the captions of a run or folder",
             expected="the folder of a finished training run, with --run, or --model and --data",
-            remedy="for prompts take a stage that takes them, such as `python evaluate.py detect`",
+            remedy="for prompts take a stage that takes them, such as `memtrain detect`",
         )
     parser = stage_parser(name, kind)
     options = parser.instantiate(parser.parse_args(_named(words[1:] if named else words, kind)))
@@ -150,7 +144,7 @@ def _named(words: list[str], kind: type[Stage]) -> list[str]:
 
 def stage_parser(name: str, kind: type[Stage]) -> CarefulParser:
     """The options of a stage, and `--config` for an overlay with some of them."""
-    parser = CarefulParser(prog=f"evaluate.py {name}")
+    parser = CarefulParser(prog=f"memtrain {name}")
     parser.add_argument("--config", action="config", help="A YAML file with some of these options.")
     parser.add_class_arguments(kind, skip=set(kind.without) if issubclass(kind, ResultsStage) else None)
     return parser
@@ -276,7 +270,7 @@ def _trained(stage: Stage) -> TrainedPipeline:
     except OSError as error:
         raise ConfigurationError(
             f"There is no model {shown(stage.model)!r}: {error.strerror}",
-            expected="a pipeline folder, a single-file checkpoint (.safetensors), a .ckpt of train.py, or a hub name",
+            expected="a pipeline folder, a single-file checkpoint (.safetensors), a .ckpt of memtrain, or a hub name",
             remedy="check the path",
         ) from error
 

@@ -1,6 +1,6 @@
 """A part of an evaluation as a function of plain arguments: what another engine than processes with a shard each calls.
 
-A command of `evaluate.py` is cut into as many parts as are wanted; `measure --checkpoints` best into one for each
+A command of an evaluation is cut into as many parts as are wanted; `measure --checkpoints` best into one for each
 checkpoint, which then is evaluated as a whole by the part of its number, beside a share of the finished model's
 sampling. Parts may be done in any order, at the same time and again. What they leave lies in the output folder, which
 all of them have to see, and :func:`merge_parts` writes the results that one process would have written.

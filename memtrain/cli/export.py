@@ -1,4 +1,4 @@
-"""`python train.py export --ckpt ... [--output ...]`: a pipeline from any checkpoint of a training run.
+"""`memtrain export --ckpt ... [--output ...]`: a pipeline from any checkpoint of a training run.
 
 A checkpoint of full fine-tuning gives a diffusers pipeline folder; one of a LoRA training gives
 `pytorch_lora_weights.safetensors` and, beside it in `pipeline/`, the weights with the adapters merged into them. Both
@@ -36,20 +36,20 @@ BAKED = ("NeuronMasking", "MemorizationSinks")
 
 
 def export(args: Sequence[str]) -> None:
-    """`python train.py export ...`.
+    """`memtrain export ...`.
 
     Args:
         args: what follows `export`.
     """
     careful_output()
     try:
-        with stopped_by_signals(["python", "train.py", "export", *args], kept="nothing of the export; the checkpoint"):
+        with stopped_by_signals(["memtrain", "export", *args], kept="nothing of the export; the checkpoint"):
             auto_cli(
                 export_checkpoint,
                 args=list(args),
                 as_positional=False,
                 parser_class=CarefulParser,
-                prog="train.py export",
+                prog="memtrain export",
             )
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
@@ -65,7 +65,7 @@ def export_checkpoint(
     """Write the model of a checkpoint in diffusers' format.
 
     Args:
-        ckpt: A .ckpt file of train.py.
+        ckpt: A .ckpt file of memtrain.
         output: Folder to write to; default `exported/` and the checkpoint's name in the run folder.
         adapters: Of a LoRA training, write the file of adapters, the pipeline with them merged, or both.
         pretrained: The model that training began with; default the one that the checkpoint names.
@@ -75,7 +75,7 @@ def export_checkpoint(
     if not path.is_file():
         raise ConfigurationError(
             shown(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}"),
-            expected="a .ckpt file of train.py",
+            expected="a .ckpt file of memtrain",
             remedy="such as RUN/checkpoints/last.ckpt",
         )
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from memtrain.cli.spoken import train_command
 from memtrain.errors import DiskFullError, MemtrainError, MissingPartsError, ResourceError
 from memtrain.files.whole import free_bytes, no_space
 
@@ -109,16 +110,16 @@ def training_again(words: Sequence[str]) -> str:
     """The command that goes on from the last checkpoint; without one it begins anew.
 
     Args:
-        words: of `train.py`.
+        words: of `memtrain train`.
     """
     words = list(words)
     asked = any(word.split("=")[0] == "--ckpt_path" for word in words)
-    return shlex.join(["python", "train.py", *words, *([] if asked else ["--ckpt_path", "last"])])
+    return shlex.join([*train_command(words), *([] if asked else ["--ckpt_path", "last"])])
 
 
 SMALLER_TRAINING = (
     "smaller batches (--data.init_args.batch_size) and as many more of them in a step "
-    "(--trainer.accumulate_grad_batches), or what `python train.py plan` suggests"
+    "(--trainer.accumulate_grad_batches), or what `memtrain plan` suggests"
 )
 SMALLER_EVALUATION = "a smaller --batch_size"
 SMALLER_SCAN = "another descriptor, or less beside it on this machine"

@@ -1,4 +1,4 @@
-"""`python train.py plan`: what a training would do, printed instead of done.
+"""`memtrain plan`: what a training would do, printed instead of done.
 
 It takes the options of `fit`, sets everything up as `fit` does, and trains nothing: model and data are loaded, so that
 what would end the run is found (a problem ends the command with status 1); no image is encoded, no base model measured.
@@ -25,21 +25,21 @@ from memtrain.cli.training import DEFAULT_CONFIG, TrainCLI, own_error
 from memtrain.errors import ConfigurationError
 from memtrain.records import write_json
 
-HELP = f"""usage: train.py plan [options of fit] [--measure] [--json FILE]
+HELP = f"""usage: memtrain plan [options of fit] [--measure] [--json FILE]
 
-Print what `python train.py fit` with the same options would do, without training: what is trained, data and visits,
+Print what `memtrain train` with the same options would do, without training: what is trained, data and visits,
 effective batch, optimizer, precision, caches, what is watched and how many samples can be judged at all, mitigations,
 what is exported, disk use, and an estimate of memory. What would end the run later is found now, and ends this command
 with status 1.
 
-  python train.py plan                                  the default, {DEFAULT_CONFIG}
-  python train.py plan --config mine.yaml --trainer.max_epochs 20
+  memtrain plan                                  the default, {DEFAULT_CONFIG}
+  memtrain plan --config mine.yaml --trainer.max_epochs 20
 
 options:
   --measure     Time a few steps on the device of the run, without monitor and callbacks.
   --json FILE   Write the plan as JSON, too; sizes in bytes.
 
-All others are those of `python train.py fit --help`."""
+All others are those of `memtrain train --help`."""
 
 
 class PlanCLI(TrainCLI):
@@ -55,7 +55,7 @@ class PlanCLI(TrainCLI):
 
 
 def plan(args: Sequence[str]) -> None:
-    """`python train.py plan ...`.
+    """`memtrain plan ...`.
 
     Args:
         args: what follows `plan`.

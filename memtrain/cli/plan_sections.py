@@ -100,7 +100,7 @@ def data(run: PlannedRun) -> dict[str, Any]:
     if run.scanned is False:
         run.warnings.append(
             "The data were not scanned yet, so files are counted here as if each were a picture of its own; training "
-            "scans them first (python train.py scan shows what it finds), and holds out accordingly"
+            "scans them first (memtrain scan shows what it finds), and holds out accordingly"
         )
     _warn_of_few(run, len(held))
     if len(held) == getattr(run.data, "heldout_most", None):
@@ -127,7 +127,7 @@ def _warn_of_few(run: PlannedRun, held: int) -> None:
     real = held - len(getattr(run.data, "copied_from", {}))
     if getattr(run.data, "train_dataset", None) is not None and real < FEWEST_HELDOUT:
         run.warnings.append(
-            f"{real} picture(s) are held out. `python evaluate.py measure` clears no model by fewer than "
+            f"{real} picture(s) are held out. `memtrain measure` clears no model by fewer than "
             f"{FEWEST_HELDOUT}; with none it takes captions that are made of the data's words instead, and says so. "
             "Hold out more (heldout_fraction), or pictures of the same kind from elsewhere (heldout_path)"
         )

@@ -1,4 +1,4 @@
-"""`python train.py rewind --run ...`: a run trained again from before it learnt what it flagged, without that.
+"""`memtrain rewind --run ...`: a run trained again from before it learnt what it flagged, without that.
 
 A flag keeps a picture from being learnt further, and cannot take back what was learnt before it. So the run is taken up
 at its newest checkpoint that holds little of it, or at its beginning where there is none, and trained to its planned
@@ -92,13 +92,13 @@ class Plan:
 
 
 def rewind(args: Sequence[str]) -> None:
-    """`python train.py rewind ...`.
+    """`memtrain rewind ...`.
 
     Args:
         args: what follows `rewind`.
     """
     try:
-        auto_cli(rewind_run, args=list(args), as_positional=False, prog="train.py rewind", parser_class=CarefulParser)
+        auto_cli(rewind_run, args=list(args), as_positional=False, prog="memtrain rewind", parser_class=CarefulParser)
     except MemtrainError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
@@ -143,7 +143,7 @@ def make_plan(run: Path, *, remaining: float) -> Plan:
         raise ConfigurationError(
             f"{run} has nothing to take back: it flagged {len(flagged)} samples, and was trained on none of them",
             expected="flagged samples that the run was trained on",
-            remedy="nothing has to be done; evaluate.py shows what the model reproduces",
+            remedy="nothing has to be done; memtrain measure shows what the model reproduces",
         )
     fitting = [one for one in checkpoints if int((visited < one.step).sum()) <= remaining * len(visited)]
     chosen = max(fitting, key=lambda one: one.step, default=None)
@@ -173,7 +173,7 @@ def _config(run: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or "class_path" not in data or not isinstance(trainer, dict):
         raise ConfigurationError(
             f"{path} names no data module",
-            expected="a run of train.py, whose data can leave samples out",
+            expected="a run of memtrain, whose data can leave samples out",
             remedy="leave the samples of flagged.csv out of your own data, and train again",
         )
     settings = data["init_args"] = dict(data.get("init_args") or {})

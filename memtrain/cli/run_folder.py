@@ -49,13 +49,13 @@ def run_data(folder: Path) -> tuple[dict[str, Any], TextImageDataModule]:
         raise ConfigurationError(
             f"{folder} is no run: it has no config.yaml",
             expected="the folder of a finished training run",
-            remedy="train first (python train.py), or name the folder with --run",
+            remedy="train first (memtrain train), or name the folder with --run",
         )
     config = read_mapping(path)
     if not isinstance(config.get("data"), dict):
         raise ConfigurationError(
             f"{path} names no data",
-            expected="the configuration that train.py wrote to its run folder",
+            expected="the configuration that memtrain wrote to its run folder",
             remedy="name the folder of a training run with --run",
         )
     return config, _built(config["data"], path)
@@ -67,7 +67,7 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
             expected="TextImageDataModule, whose training images evaluation compares with",
-            remedy=f"compare with images on the disk: python evaluate.py measure --model {path.parent / 'pipeline'} "
+            remedy=f"compare with images on the disk: memtrain measure --model {path.parent / 'pipeline'} "
             "--data IMAGES; or call memtrain.evaluation.stages.measure.evaluate_run with your own",
         )
     data.buckets, data.augment = None, None  # pictures are compared with generated ones in one view, of one size
@@ -115,7 +115,7 @@ def known_prompts(pictures: Pictures, *, most: int) -> tuple[list[PromptToScore]
         raise ConfigurationError(
             "No image was planted in this run, so no caption is known to be memorized",
             expected="a run with data.init_args.duplicates",
-            remedy="name the prompts with --prompts; `python evaluate.py` says which captions bring back their picture "
+            remedy="name the prompts with --prompts; `memtrain measure` says which captions bring back their picture "
             "(evaluation/samples.parquet, `prompt_reproduced`)",
         )
     found: dict[str, tuple[bool, CaptionedImages, int]] = {}

@@ -1,4 +1,4 @@
-"""`train.py scan`: which files of a data set are one picture, found before training."""
+"""`memtrain scan`: which files of a data set are one picture, found before training."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ DESCRIPTION = """Find out which files of a data set are one picture, and which p
 A model learns a picture from all of its files together, whatever they are called. Training scans the data by itself;
 this command shows what it finds, before training:
 
-  python train.py scan my_folder
-  python train.py scan --config mine.yaml
-  python train.py scan 'shards/{0000..0099}.tar' --output runs/scan_of_shards
+  memtrain scan my_folder
+  memtrain scan --config mine.yaml
+  memtrain scan 'shards/{0000..0099}.tar' --output runs/scan_of_shards
 
 It writes report.html (contact sheets of the largest families), exclude.csv (all files of a picture but the largest),
 and families.parquet and scan.json (everything found). A scan that was stopped goes on when the same command is given
 again.
 
-  python train.py scan my_folder --engine ray        the same on Ray (extra `ray`), with the same results"""
+  memtrain scan my_folder --engine ray        the same on Ray (extra `ray`), with the same results"""
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -56,7 +56,7 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def scan_command(args: Sequence[str] | None = None) -> None:
-    """`python train.py scan [data] [options]`.
+    """`memtrain scan [data] [options]`.
 
     Args:
         args: arguments instead of those of the command line.
@@ -65,10 +65,10 @@ def scan_command(args: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     options = parser.parse_args(words)
     try:
-        with stopped_by_signals(["python", "train.py", "scan", *words], kept="what was looked at"):
+        with stopped_by_signals(["memtrain", "scan", *words], kept="what was looked at"):
             run_scan(parser.instantiate(options))
     except Exception as error:
-        again = shlex.join(["python", "train.py", "scan", *words])
+        again = shlex.join(["memtrain", "scan", *words])
         found = explained(error, again=again, smaller=SMALLER_SCAN)
         if found is None:
             raise
@@ -77,7 +77,7 @@ def scan_command(args: Sequence[str] | None = None) -> None:
 
 def command_parser() -> CarefulParser:
     """The options of the command."""
-    parser = CarefulParser(prog="train.py scan", description=DESCRIPTION, formatter_class=_Formatter)
+    parser = CarefulParser(prog="memtrain scan", description=DESCRIPTION, formatter_class=_Formatter)
     parser.add_argument(
         "path",
         nargs="?",
@@ -199,7 +199,7 @@ def data_path(options: Namespace) -> str:
         raise ConfigurationError(
             f"{' and '.join(configs)} names no data",
             expected="a configuration with `data: {init_args: {path: ...}}`",
-            remedy="name the data: python train.py scan my_folder",
+            remedy="name the data: memtrain scan my_folder",
         )
     return paths[-1]
 
@@ -218,7 +218,7 @@ def _fit_command(options: Namespace, path: str) -> str:
     words = [word for config in options.config or [DEFAULT_CONFIG] for word in ("--config", config)]
     if options.path is not None or options.data.init_args.path is not None:
         words += ["--data.init_args.path", path]
-    return shlex.join(["python", "train.py", "fit", *words])
+    return shlex.join(["memtrain", "train", *words])
 
 
 def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> None:

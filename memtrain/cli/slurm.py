@@ -24,7 +24,7 @@ def one_of_an_allocation() -> bool:
     os.environ["SLURM_JOB_NAME"] = "interactive"  # by which Lightning knows such a process
     log.warning(
         "The Slurm allocation has room for %s tasks, and srun started none beside this one: training is one process. "
-        "For all of them: srun python train.py ..., or slurm/train.sbatch",
+        "For all of them: srun memtrain train ..., or slurm/train.sbatch",
         room,
     )
     return True

@@ -62,7 +62,7 @@ def continue_training(folder: Path, checkpoint: Path | str = "last", *, given: S
         checkpoint: which one; `last` is the newest.
         given: the command's own words, of which those stay that no configuration holds (`--trust`).
     """
-    words = ["python", "train.py", "fit", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    words = ["memtrain", "train", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
     for place, word in enumerate(given):
         if word == OPTION:
             words += given[place : place + 2]

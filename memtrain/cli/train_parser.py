@@ -1,4 +1,4 @@
-"""The parser of `train.py`: Lightning's, with the care of all commands (:mod:`memtrain.cli.command_parser`)."""
+"""The parser of `memtrain train`: Lightning's, with the care of all commands (:mod:`memtrain.cli.command_parser`)."""
 
 from __future__ import annotations
 

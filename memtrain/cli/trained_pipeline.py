@@ -139,7 +139,7 @@ def trained(
     if is_checkpoint(model):
         if not path.is_file():
             raise ConfigurationError(
-                f"There is no checkpoint {path}", expected="a .ckpt file of train.py", remedy="check the path"
+                f"There is no checkpoint {path}", expected="a .ckpt file of memtrain", remedy="check the path"
             )
         read_checkpoint(path)
         if lora is not None:

@@ -1,4 +1,4 @@
-"""`train.py`: a LightningCLI whose runs keep everything in one folder."""
+"""`memtrain train`: a LightningCLI whose runs keep everything in one folder."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from memtrain.cli.progress import require_progress
 from memtrain.cli.refusal import own_error as hidden_error
 from memtrain.cli.run_settings import check_numbers, require_apart, require_new
 from memtrain.cli.slurm import one_of_an_allocation
+from memtrain.cli.spoken import train_command
 from memtrain.cli.stopped import continue_training, stopped_by_signals
 from memtrain.cli.train_parser import TrainParser, refused_by_lightning
 from memtrain.errors import ConfigurationError, MemtrainError
@@ -33,11 +34,11 @@ from memtrain.files.lock import locked
 from memtrain.files.whole import written_whole
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
-"""What `python train.py` runs."""
+"""What `memtrain train` runs."""
 DESCRIPTION = (
-    "Fine-tune a model and watch what it memorizes. Before that, `python train.py scan` shows which files of the data "
-    "are one picture (`python train.py scan --help`), and `python train.py plan` what the training would do; after it, "
-    "`python train.py export` makes a pipeline of a checkpoint, and `python train.py rewind` takes a run up again "
+    "Fine-tune a model and watch what it memorizes. Before that, `memtrain scan` shows which files of the data "
+    "are one picture (`memtrain scan --help`), and `memtrain plan` what the training would do; after it, "
+    "`memtrain export` makes a pipeline of a checkpoint, and `memtrain rewind` takes a run up again "
     "before what it flagged. Classes of your own in a configuration need the option --trust PACKAGE."
 )
 
@@ -166,7 +167,7 @@ def own_rank() -> int:
 
 
 def train(args: ArgsType = None) -> None:
-    """`python train.py [fit] [--config ...]`; without `fit` and a configuration, that of the embedded default.
+    """`memtrain train [fit] [--config ...]`; without `fit` and a configuration, that of the embedded default.
 
     Args:
         args: arguments instead of those of the command line.
@@ -201,7 +202,7 @@ def _go_on(words: Sequence[str]) -> list[str]:
     """The command that goes on from the last checkpoint; where there is none, the same one again."""
     if TrainCLI.folder is not None and any(TrainCLI.folder.glob("checkpoints/*.ckpt")):
         return shlex.split(training_again(words))
-    return ["python", "train.py", *words]
+    return train_command(words)
 
 
 def _run(args: ArgsType) -> None:

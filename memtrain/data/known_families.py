@@ -72,7 +72,7 @@ def read_families(path: str, keys: Collection[str]) -> Families:
         raise DataError(
             f"{path} lacks {len(missing)} of {len(keys)} sample(s), first {missing[:3]}",
             expected="the families of every sample of the data",
-            remedy="run `python train.py scan` on this data, or set data.init_args.families to auto",
+            remedy="run `memtrain scan` on this data, or set data.init_args.families to auto",
         )
     return families
 

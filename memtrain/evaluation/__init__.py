@@ -2,6 +2,6 @@
 
 - `sampling/`: from prompts to images, with detectors reading along;
 - `measures/`: one file is one measure of copying or of quality, on images alone;
-- `stages/`: one folder is one stage, a subcommand of `evaluate.py`; no stage imports another;
+- `stages/`: one folder is one stage, a subcommand of `memtrain`; no stage imports another;
 - `report/`: the page, a pure function of result files.
 """

@@ -121,19 +121,19 @@ def next_step(table: pa.Table, run: Path) -> str:
 
     Args:
         table: from :func:`memtrain.evidence.evidence_table.evidence_table`.
-        run: the run folder; `evaluate.py --run` reads the configuration that `train.py` leaves there.
+        run: the run folder; `memtrain measure --run` reads the configuration that `memtrain train` leaves there.
     """
     config = run / "config.yaml"
     if config.is_file() and STREAMED in config.read_text(encoding="utf-8", errors="replace"):
         return (
-            f"Next: python evaluate.py measure --model {run / 'pipeline'} --data IMAGES --heldout OTHERS "
+            f"Next: memtrain measure --model {run / 'pipeline'} --data IMAGES --heldout OTHERS "
             "(a stream does not give its images again; docs/streaming.md says how some are kept)"
         )
     if config.is_file():
-        return f"Next: python evaluate.py --run {run}"
+        return f"Next: memtrain measure --run {run}"
     if pc.any(pc.and_(table["flagged"], pc.greater(pc.utf8_length(table["caption"]).fill_null(0), 0))).as_py():
         return (
             "Next: save the trained model as a diffusers pipeline folder and score the flagged captions: "
-            f"python evaluate.py detect --model FOLDER --prompts {run / 'flagged.csv'}"
+            f"memtrain detect --model FOLDER --prompts {run / 'flagged.csv'}"
         )
     return f"Next: look into {run / 'records'} (evidence.parquet has one row per sample)"

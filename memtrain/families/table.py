@@ -143,9 +143,9 @@ def _opened(path: str | Path) -> pa.Table:
         raise RecordError(
             f"{path} does not exist",
             expected="families.parquet of a scan",
-            remedy="run `python train.py scan`, or check the path",
+            remedy="run `memtrain scan`, or check the path",
         )
-    remedy = "run `python train.py scan`, or check the path"
+    remedy = "run `memtrain scan`, or check the path"
     try:
         table = read_parquet(Path(path), needed=COLUMNS[:3])
     except DataError as error:

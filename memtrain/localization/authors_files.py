@@ -51,7 +51,7 @@ def read_statistics(path: Path, predictor: Predictor) -> ActivationStatistics:
         raise ConfigurationError(
             f"{path} has {len(found)} layers of {found} neurons, the model {len(widths)} of {list(widths.values())}",
             expected="statistics of the value layers of this model's down blocks and middle, in their order",
-            remedy="measure them on this model: python evaluate.py calibrate",
+            remedy="measure them on this model: memtrain calibrate",
         )
     return ActivationStatistics(
         mean=dict(zip(widths, mean, strict=True)),
@@ -126,5 +126,5 @@ def _refused(path: Path, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"{path} holds no activation statistics: {reason}",
         expected="a .safetensors file of `calibrate`, or a .pt file of NeMo's script: two lists of tensors, or one",
-        remedy="check the path, or measure them: python evaluate.py calibrate",
+        remedy="check the path, or measure them: memtrain calibrate",
     )

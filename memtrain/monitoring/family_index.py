@@ -37,7 +37,7 @@ def given_index(given: FamilyIndex | str | Path | None) -> FamilyIndex | None:
     raise ConfigurationError(
         f"families is a {type(given).__name__}",
         expected="a path to families.parquet, or memtrain.families.table.Families",
-        remedy="run `python train.py scan` on the images, and pass families=<path of its table>",
+        remedy="run `memtrain scan` on the images, and pass families=<path of its table>",
     )
 
 

@@ -216,7 +216,7 @@ class OnlineWatch:
             log.warning(
                 "Only %.0f %% of the pictures that came again under their key would be recognised under another: their "
                 "augmentation changes them too much. Copies under other keys are missed; a scan of the data finds them "
-                "(python train.py scan)",
+                "(memtrain scan)",
                 100 * share,
             )
 

@@ -2,7 +2,7 @@
 
 Names are `<part of the pipeline>.<layer>.lora_A.weight`, and the options of the adapters (rank, alpha, targets, DoRA)
 stand in the file's metadata, from where diffusers takes the scale. PixArt's pipeline has no `load_lora_weights`: stock
-diffusers reads its exported pipeline folder, `evaluate.py --lora` the file.
+diffusers reads its exported pipeline folder, `memtrain measure --lora` the file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def save_adapters(pipeline: Any, folder: Path, *, timestep_rank: TimestepRank | 
     if timestep_rank is not None:
         log.warning(
             "%s is of T-LoRA: stock diffusers applies all its ranks at every timestep, which is not what was trained; "
-            "evaluate.py (--run, --lora) applies those of the timestep",
+            "memtrain (--run, --lora) applies those of the timestep",
             folder / FILE,
         )
     return folder / FILE

@@ -8,7 +8,7 @@ The authors take one rank for a batch, that of its first sample; here each sampl
 orthogonal initialisation (of "Ortho-LoRA") is not here: with ordinary adapters it is their "Vanilla T-LoRA".
 
 Cost: a comparison and a product per adapted layer. Suggested (authors, SDXL): rank 64, minimum 32, exponent 1.
-Sampling has to apply the same rule, as the authors' pipeline does, and `evaluate.py` with `--run` or `--lora` does.
+Sampling has to apply the same rule, as the authors' pipeline does, and `memtrain` with `--run` or `--lora` does.
 Cannot: be merged into weights; stock diffusers, and the exported pipeline folder, apply all ranks at every timestep.
 """
 

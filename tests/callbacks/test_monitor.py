@@ -132,7 +132,7 @@ def test_recorded_losses_are_the_hosts(
     assert (kept["threshold"], kept["heldout"], kept["samples"], kept["judged"]) == (None, None, 4, 0)
     shown = capsys.readouterr().out
     assert "4 of 4 training samples had fewer than 6 counted visits" in shown
-    assert "evaluate.py --run" not in shown, "there is no configuration to read"
+    assert "memtrain measure --run" not in shown, "there is no configuration to read"
 
 
 DISTRIBUTED = """

@@ -88,14 +88,14 @@ def test_the_process_that_ended_is_named_where_that_is_known() -> None:
 @pytest.mark.parametrize("shard", [["--shard", "merge"], ["--shard=merge"], []])
 def test_missing_parts_come_with_the_command_that_makes_them(shard: list[str]) -> None:
     error = MissingPartsError("1 of 3 parts are missing", expected="all", remedy="")
-    again = shlex.join(["python", "train.py", "scan", "my images", *shard, "--output", "out"])
+    again = shlex.join(["memtrain", "scan", "my images", *shard, "--output", "out"])
     found = explained(error, again=again, smaller="")
     assert found is not None
-    assert "make them here with: python train.py scan 'my images' --output out." in found.remedy
+    assert "make them here with: memtrain scan 'my images' --output out." in found.remedy
 
 
 def test_training_goes_on_from_the_last_checkpoint_unless_another_was_asked_for() -> None:
     assert training_again(["fit", "--config", "my run.yaml"]) == (
-        "python train.py fit --config 'my run.yaml' --ckpt_path last"
+        "memtrain train --config 'my run.yaml' --ckpt_path last"
     )
-    assert training_again(["fit", "--ckpt_path=x.ckpt"]) == "python train.py fit --ckpt_path=x.ckpt"
+    assert training_again(["fit", "--ckpt_path=x.ckpt"]) == "memtrain train --ckpt_path=x.ckpt"

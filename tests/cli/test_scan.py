@@ -1,4 +1,4 @@
-"""`train.py scan`: what a user types, what it writes, and what it refuses."""
+"""`memtrain scan`: what a user types, what it writes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_folder_is_all_that_has_to_be_named(data: Path, capsys: pytest.Capture
         "images a second",
     ):
         assert words in printed
-    fit = "python train.py fit --config configs/tiny.yaml --data.init_args.path 'my images'"
+    fit = "memtrain train --config configs/tiny.yaml --data.init_args.path 'my images'"
     assert f"{fit} --data.init_args.exclude runs/scan/exclude.csv" in printed
     assert len(Families.read(output / "families.parquet").picture_members("000.png")) == 4
     assert json.loads((output / "scan.json").read_text())["path"] == "my images"
@@ -102,10 +102,7 @@ def test_the_suggested_command_has_the_configurations(data: Path, capsys: pytest
     config(Path("mine.yaml"), init_args={"path": "my images"})
     config(Path("overlay.yaml"))
     cli.train(["scan", "--config", "mine.yaml", "--config", "overlay.yaml"])
-    assert (
-        "python train.py fit --config mine.yaml --config overlay.yaml --data.init_args.exclude"
-        in capsys.readouterr().out
-    )
+    assert "memtrain train --config mine.yaml --config overlay.yaml --data.init_args.exclude" in capsys.readouterr().out
 
 
 def test_without_data_the_embedded_ones_are_scanned() -> None:
@@ -180,7 +177,7 @@ def test_help_shows_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
         cli.train(["scan", "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "\n  python train.py scan my_folder\n" in shown
+    assert "\n  memtrain scan my_folder\n" in shown
     for option in ("--config", "--data.init_args.path", "--output", "--shard", "--descriptor", "--workers"):
         assert option in shown
 
@@ -197,4 +194,4 @@ def test_the_help_of_training_names_the_scan(
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
     with pytest.raises(SystemExit):
         cli.train()
-    assert "train.py scan" in " ".join(capsys.readouterr().out.split())
+    assert "memtrain scan" in " ".join(capsys.readouterr().out.split())

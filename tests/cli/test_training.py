@@ -60,7 +60,7 @@ def test_train_then_evaluate(
     cli.train(arguments(run, images, pipeline_folder, steps=8))
     shown = capsys.readouterr().out
     assert "training samples were flagged" in shown
-    assert f"python evaluate.py --run {run}" in shown
+    assert f"memtrain measure --run {run}" in shown
     for name in ("config.yaml", "checkpoints/last.ckpt", "pipeline/model_index.json", "records", "flagged.csv"):
         assert (run / name).exists(), name
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["path"] == str(images)

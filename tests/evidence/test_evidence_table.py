@@ -78,7 +78,7 @@ def test_the_screen_names_the_samples_and_the_next_command(
     assert "1 of 2 training samples were flagged" in shown
     assert "could not be flagged" not in shown
     assert "-100 %" in shown
-    assert f"python evaluate.py --run {tmp_path}" in shown
+    assert f"memtrain measure --run {tmp_path}" in shown
 
 
 def test_samples_that_were_never_visited_count_as_not_judged(

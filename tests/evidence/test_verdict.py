@@ -88,8 +88,8 @@ def test_canaries_that_taught_nothing_are_named_with_the_remedy() -> None:
 @pytest.mark.parametrize(
     ("caption", "configured", "command"),
     [
-        ("a cat", True, "python evaluate.py --run"),
-        ("a cat", False, "python evaluate.py detect --model FOLDER --prompts"),
+        ("a cat", True, "memtrain measure --run"),
+        ("a cat", False, "memtrain detect --model FOLDER --prompts"),
         (None, False, "records"),
     ],
 )

@@ -28,7 +28,7 @@ def spoilt(stage: str, folder: Path, error: Exception) -> MemtrainError:
         return error
     said = RecordError(
         f"The results of {stage} in {folder} cannot be shown ({type(error).__name__}: {error})",
-        expected=f"what `python evaluate.py {stage}` writes",
+        expected=f"what `memtrain {stage}` writes",
         remedy="run it again, or remove its files",
     )
     said.__cause__ = error

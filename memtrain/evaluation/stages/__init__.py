@@ -1,1 +1,1 @@
-"""One folder is one stage: a subcommand of `evaluate.py`."""
+"""One folder is one stage: a subcommand of `memtrain`."""

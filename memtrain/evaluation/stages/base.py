@@ -1,4 +1,4 @@
-"""What a stage is: one folder, one subcommand of `evaluate.py`, found by walking the package.
+"""What a stage is: one folder, one subcommand of `memtrain`, found by walking the package.
 
 The folder `stages/<name>/` holds
 
@@ -254,7 +254,7 @@ def stage_class(name: str) -> type[Stage]:
         raise ConfigurationError(
             f"There is no stage {name!r}",
             expected=f"one of {', '.join(stage_names())}",
-            remedy="python evaluate.py --help says what they do",
+            remedy="memtrain --help says what they do",
         )
     module = import_module(f"{stages.__name__}.{name}.stage")
     (found,) = (

@@ -56,10 +56,10 @@ class Evaluated:
                 raise RecordError(
                     f"{folder / file} does not exist",
                     expected="a run that was evaluated, or the folder of its results",
-                    remedy=f"python evaluate.py measure --run {run}",
+                    remedy=f"memtrain measure --run {run}",
                 )
-        remedy = f"evaluate it again: python evaluate.py measure --run {run}"
-        what = "the results of `python evaluate.py measure`"
+        remedy = f"evaluate it again: memtrain measure --run {run}"
+        what = "the results of `memtrain measure`"
         results = read_json_object(folder / "results.json", what=what, remedy=remedy)
         for place in PARTS:
             value: Any = results
@@ -86,7 +86,7 @@ def check_comparable(before: Evaluated, after: Evaluated) -> None:
     Raises:
         RecordError: with the setting, prompt or caption that differs.
     """
-    again = "evaluate both with the same settings (python evaluate.py measure --run ...), and compare again"
+    again = "evaluate both with the same settings (memtrain measure --run ...), and compare again"
     for name in SETTINGS:
         first, second = (one.results["sampling"].get(name) for one in (before, after))
         if first != second:

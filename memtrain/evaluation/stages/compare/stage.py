@@ -15,7 +15,7 @@ from memtrain.files.shown import shown
 class Compare(ResultsStage):
     """Compare two evaluated runs: what the second gained over the first, and what it cost. No model is loaded.
 
-    `python evaluate.py compare runs/a runs/b` pairs their results prompt by prompt and seed by seed. Both have to be
+    `memtrain compare runs/a runs/b` pairs their results prompt by prompt and seed by seed. Both have to be
     evaluated with the same settings of the sampling.
 
     Args:
@@ -41,7 +41,7 @@ class Compare(ResultsStage):
             raise ConfigurationError(
                 f"{len(self.runs)} folder(s) to compare: {self.runs}",
                 expected="two, the one to compare with first",
-                remedy="python evaluate.py compare runs/tiny_baseline runs/tiny",
+                remedy="memtrain compare runs/tiny_baseline runs/tiny",
             )
         if not 0 < self.level < 1 or self.resamples < 1:
             raise ConfigurationError(

@@ -187,7 +187,7 @@ def _remarks(null: Mapping[str, Any], prompts: int) -> list[str]:
 
 CANNOT_SAY = (
     "A small p-value says that the model treats a prompt unlike prompts of the same kind and length that nobody wrote. "
-    "It does not say that an image is reproduced, nor which one: sample it and compare (`evaluate.py measure`).",
+    "It does not say that an image is reproduced, nor which one: sample it and compare (`memtrain measure`).",
     "A large one does not clear a prompt: a detector may be blind to it, and what the model learnt without repeating "
     "does not show.",
     "Null prompts make little sense, and those made of the prompts borrow words of memorized ones, too: where several "

@@ -119,7 +119,7 @@ def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | N
     if others is None and not complete:
         raise ConfigurationError(
             f"{folder} holds no calibration for all parts of the prompts to compare with",
-            expected="statistics and a threshold from `python evaluate.py calibrate` with the same --output",
+            expected="statistics and a threshold from `memtrain calibrate` with the same --output",
             remedy="run that first, or name both with --statistics and --threshold",
         )
     roles = Roles.of(prompts).calibrated_on(prompts, () if complete else set(others or ()))

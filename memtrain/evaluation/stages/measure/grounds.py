@@ -139,7 +139,7 @@ def not_seen(samples: RunSamples, blind: Tensor, reproduced: Tensor) -> list[Rea
                     "copies_unseen",
                     f"of {len(asked - seen)} of {len(asked)} {group.replace('_', ' ')} pictures a perfect copy would "
                     "not be counted, for instance because the data hold them under further names",
-                    "find copies with `python train.py scan`, and evaluate with its table",
+                    "find copies with `memtrain scan`, and evaluate with its table",
                 )
             )
     return found
@@ -225,7 +225,7 @@ def elsewhere_reasons(pictures: list[str]) -> list[Reason]:
 
 def data_reasons(samples: RunSamples) -> list[Reason]:
     """What is not known of the data."""
-    remedy = "train with data.init_args.families auto, or name the table of `python train.py scan` there"
+    remedy = "train with data.init_args.families auto, or name the table of `memtrain scan` there"
     if samples.families is None:
         found = "nobody has looked which training images are one picture, and a copy under another name hides a copy"
         return [Reason("families_unknown", found, remedy)]

@@ -93,7 +93,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
             raise ConfigurationError(
                 f"model={self.model!r} with data={self.data!r}",
                 expected="both, or a run, which brings its own",
-                remedy="python evaluate.py measure --model MODEL --data FOLDER",
+                remedy="memtrain measure --model MODEL --data FOLDER",
             )
         alone = {"heldout": self.heldout, "caption": self.caption, "size": self.size}
         given = [name for name, value in alone.items() if value is not None]

@@ -16,7 +16,7 @@ from memtrain.evaluation.stages.shards import ShardOptions
 class Metrics(ShardOptions, ResultsStage):
     """Measure folders of images: copies, diversity, fidelity to prompts and distance to real images.
 
-    `python evaluate.py metrics --generated blocked --unblocked plain --original originals --prompts prompts.csv
+    `memtrain metrics --generated blocked --unblocked plain --original originals --prompts prompts.csv
     --copy_detector sscd.onnx` gives what the scripts in `metrics` of NeMo's repository print, and more.
 
     Args:

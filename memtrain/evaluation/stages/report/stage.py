@@ -15,7 +15,7 @@ from memtrain.evaluation.stages.results_stage import ResultsStage
 class Report(ResultsStage):
     """Make the report of a folder of results anew, without loading a model; redacted if wanted.
 
-    `python evaluate.py report runs/tiny --redact` writes `report-redacted.html` and `results-redacted.md` beside the
+    `memtrain report runs/tiny --redact` writes `report-redacted.html` and `results-redacted.md` beside the
     report: each image is one block of its average colour, each caption and name a code.
 
     Args:
@@ -42,7 +42,7 @@ class Report(ResultsStage):
             raise ConfigurationError(
                 f"{self.folder} does not exist",
                 expected="a folder of results, or the folder of a run that was evaluated",
-                remedy="check the path, or evaluate: python evaluate.py measure --run RUN",
+                remedy="check the path, or evaluate: memtrain measure --run RUN",
             )
 
     @property
