@@ -44,9 +44,7 @@ def main(args: list[str] | None = None) -> None:
     name, rest = words[0], words[1:]
     if name == "train":
         # Lightning's command line reads the words of the program itself.
-        sys.argv[1:] = (
-            rest if rest[:1] and (rest[0] in LIGHTNING_COMMANDS or rest[0].startswith("-")) else ["fit", *rest]
-        )
+        sys.argv[1:] = rest
         train()
     elif name in TRAIN_COMMANDS:
         train(words)
