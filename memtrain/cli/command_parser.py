@@ -12,13 +12,14 @@ from jsonargparse import ArgumentParser
 from memtrain.cli.refusal import own_error, refusal
 from memtrain.cli.trusted import guard, taken_trust
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.exit_status import ExitStatus
 from memtrain.files.shipped import config_file
 from memtrain.files.yaml_file import read_mapping, yaml_of
 
 T = TypeVar("T")
 _parsing: list[bool] = []
 CONFIG_OPTIONS = ("--config", "-c")
-USAGE = 2
+USAGE = ExitStatus.MISUSED
 """Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
 
 

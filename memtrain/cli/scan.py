@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -36,24 +35,6 @@ DEFAULT_CONFIG = "configs/tiny.yaml"
 """Whose data are scanned where none are named."""
 PAGE = "report.html"
 """The contact sheets."""
-DESCRIPTION = """Find out which files of a data set are one picture, and which pictures share a caption.
-
-A model learns a picture from all of its files together, whatever they are called. Training scans the data by itself;
-this command shows what it finds, before training:
-
-  memtrain scan my_folder
-  memtrain scan --config mine.yaml
-  memtrain scan 'shards/{0000..0099}.tar' --output runs/scan_of_shards
-
-It writes report.html (contact sheets of the largest families), exclude.csv (all files of a picture but the largest),
-and families.parquet and scan.json (everything found). A scan that was stopped goes on when the same command is given
-again.
-
-  memtrain scan my_folder --engine ray        the same on Ray (extra `ray`), with the same results"""
-
-
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Leaves the lines of the description as they are."""
 
 
 def scan_command(args: Sequence[str] | None = None) -> None:
@@ -78,7 +59,7 @@ def scan_command(args: Sequence[str] | None = None) -> None:
 
 def command_parser() -> CarefulParser:
     """The options of the command."""
-    parser = CarefulParser(prog="memtrain scan", description=DESCRIPTION, formatter_class=_Formatter)
+    parser = CarefulParser(prog="memtrain scan")
     parser.reads_configs = False
     parser.add_argument(
         "path",
