@@ -32,9 +32,10 @@ def methods(folder: str, bases: set[str]) -> Iterator[str]:
         if path.name in BASES:
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                if bases & {base.id for base in node.bases if isinstance(base, ast.Name)}:
-                    yield node.name
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if bases & {base.id for base in node.bases if isinstance(base, ast.Name)}:
+                yield node.name
 
 
 def cards(page: Path) -> dict[str, str]:
