@@ -136,7 +136,7 @@ def test_a_page_is_read_without_its_code() -> None:
         (18, ["a second paragraph of the item"]),
         (19, ["second"]),
         (22, ["Said in a box."]),
-        (28, [" CODE is last"]),
+        (29, [" CODE is last"]),
     ]
 
 
