@@ -70,6 +70,7 @@ def test_a_sentence_that_breaks_a_rule_is_found(sentence: str, start: str) -> No
         "Offices read files.",
         "Note: the scan reads one thing: files.",
         "The scan reads files (first: names; then: captions); then it ends.",
+        'An entry of names: "first: names; then: captions".',
         "At 12:30 the ratio is 4:1; it ends.",
         "A renewed look at one's-own names, uponward.",
         "Below-average images are kept.",

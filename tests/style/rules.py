@@ -18,7 +18,7 @@ ABBREVIATIONS = re.compile(
 )
 END = re.compile(r"[.!?][)\"'”’*_]*(?=\s+(?:[\"'“‘(*_]*[A-Z0-9]|\[))")
 SEVERAL_CODES = re.compile(rf"{CODE}(?:(?:,|/| and| or|, and|, or)\s*{CODE})+")
-PARENTHESES = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
+PARENTHESES = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|[\"“][^\"”]*[\"”]")
 CITATION = re.compile(r"\([^()]*\b(?:19|20)\d\d\b[^()]*\)|[\"“][A-Z][^\"”]{15,}[\"”]")
 LABEL = re.compile(r"^\W*[A-Z][\w-]*(?: [\w-]+)?:\s")
 JOINT = re.compile(r"[;:](?=\s+\S)")
@@ -91,7 +91,7 @@ def words(sentence: str) -> int:
 
 
 def joints(sentence: str) -> int:
-    """How many colons and semicolons join clauses; a label at the start, and what is in parentheses, do not count."""
+    """How many colons and semicolons join clauses; a label at the start, parentheses and quotations do not count."""
     while PARENTHESES.search(sentence):
         sentence = PARENTHESES.sub("", sentence)
     return len(JOINT.findall(LABEL.sub("", sentence)))
