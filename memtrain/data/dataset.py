@@ -51,8 +51,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         source: the source of the samples.
         indices: the indices (of `source`) of the samples in this dataset, each once.
         resolution: the image size in pixels.
-        tokens: the function that makes `input_ids`, `prompt_length` and similar fields from captions; None leaves
-            these fields out.
+        tokens: the function that makes the fields of tokens (`input_ids`, ...) from captions; None leaves them out.
         visits: the number of visits of each sample; by default one.
         framing: the rule for cutting images; by default center squares of `resolution`.
         captions: the rule for choosing captions; by default the first caption.
@@ -154,8 +153,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
                 except BrokenImageError:
                     continue
         raise BrokenImageError(
-            f"The image of {self.samples[row].key!r} cannot be read, and neither can the images tried in its place: "
-            f"{broken.reason}",
+            f"{self.samples[row].key!r} cannot be read, and neither can others in its place: {broken.reason}",
             expected="at most a few broken images among many",
             remedy="check the disk that holds the data",
         )

@@ -63,7 +63,7 @@ def read_parquet(
             lacking = [name for name in needed if name not in names]
             if not lacking and len(set(names)) == len(names):
                 about = file.metadata
-                # Sizes are read by row group, because pyarrow ends the process if the description of a column is damaged.
+                # Sizes are read by row group: pyarrow ends the process if a column's description is damaged.
                 size = sum(about.row_group(place).total_byte_size for place in range(about.num_row_groups))
                 if size <= MOST_BYTES and about.num_rows <= MOST_ROWS:
                     table = file.read(columns=None if columns is None else [one for one in names if one in columns])

@@ -95,7 +95,7 @@ def torn(path: Path, error: Exception) -> RecordError:
     match = PART.fullmatch(path.name)
     before = f"continue from a checkpoint before batch {int(match[1])}, or " if match else ""
     return RecordError(
-        f"{path} is cut short: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        f"{path} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
         expected="a table that was written whole; memtrain renames a table into its place when it is complete",
         remedy=f"restore the file from a copy, {before}start the run anew in another folder",
     )
@@ -116,7 +116,7 @@ def tables_of(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
         columns: the wanted columns, as far as they exist; by default all.
 
     Raises:
-        RecordError: if the file is cut short.
+        RecordError: if the file is torn.
     """
     with opened(path) as file:
         names = file.schema_arrow.names
