@@ -14,6 +14,7 @@ from memtrain.cli.spoken import TRAIN_COMMANDS
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation import stages
 
+
 def commands() -> list[str]:
     """The names of all commands; a stage of an evaluation is one as soon as its folder is there."""
     return ["demo", "train", *TRAIN_COMMANDS, *_stages()]
