@@ -20,9 +20,10 @@ def main(args: list[str] | None = None) -> None:
         print(overview())
         return
     name, rest = words[0], words[1:]
-    if name == "train":
-        # Lightning's command line reads the words of the program itself.
-        sys.argv[1:] = rest
+    if name in ("train", "fit"):
+        # Lightning's command line reads the words of the program itself. It starts further processes of a training with
+        # these words, which begin with `fit` then.
+        sys.argv[1:] = rest if name == "train" else words
         train()
     elif name in TRAIN_COMMANDS:
         train(words)

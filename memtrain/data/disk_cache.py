@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.framing import Frame
@@ -31,6 +30,7 @@ from memtrain.data.source import Look
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
+from memtrain.files.progress import progress_bar
 
 CAPTIONS_AT_ONCE = 16
 """Encoded in one forward."""
@@ -190,7 +190,7 @@ def cache_text(
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
         starts = range(0, len(missing), at_once)
-        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
+        for start in progress_bar(starts, desc="encoding captions", unit="batch", leave=False, disable=False):
             chunk = missing[start : start + at_once]
             rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():
