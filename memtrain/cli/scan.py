@@ -27,6 +27,7 @@ from memtrain.evaluation.stages.shards import MERGE, Shard, read_shard
 from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_page import write_page
 from memtrain.families.scan_result import EXCLUDE, SUMMARY, TABLE, Scan, write_exclude, write_scan
+from memtrain.files.shipped import config_file
 from memtrain.files.shown import shown
 from memtrain.files.text import read_json_object
 from memtrain.files.yaml_file import read_mapping
@@ -60,6 +61,7 @@ def scan_command(args: Sequence[str] | None = None) -> None:
 def command_parser() -> CarefulParser:
     """The options of the command."""
     parser = CarefulParser(prog="memtrain scan")
+    parser.reads_configs = False
     parser.add_argument(
         "path",
         nargs="?",
@@ -189,7 +191,7 @@ def data_path(options: Namespace) -> str:
 
 def _path_in(config: str) -> str | None:
     """The path of the data in a configuration; None if it says nothing of data."""
-    content = read_mapping(Path(config))
+    content = read_mapping(config_file(config))
     data = content.get("data")
     settings = data.get("init_args", data) if isinstance(data, dict) else None
     path = settings.get("path") if isinstance(settings, dict) else None
