@@ -50,7 +50,8 @@ def overview() -> str:
         lines += [title if title.endswith("?") else f"{title}:", *(f"  {name:<12}{SHORT[name]}" for name in names)]
     lines += [
         "",
-        "`memtrain COMMAND --help` shows the main options, `--help all` all options; `memtrain --version` the version.",
+        "`memtrain COMMAND --help` shows the main options, `--help all` all of them.",
+        "`memtrain --version` shows the version.",
         "",
         *table(),
     ]
