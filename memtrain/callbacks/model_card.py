@@ -22,6 +22,7 @@ import yaml
 
 from memtrain.evidence.promise import promised_in_short
 from memtrain.evidence.verdict import verdict
+from memtrain.files.shipped import at_hand
 from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.records import written_whole
@@ -135,7 +136,7 @@ def card(facts: CardFacts, *, adapters: bool = False) -> str:
         facts: the facts of the card.
         adapters: whether the card stands next to LoRA weights, and not in a pipeline folder.
     """
-    local = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", facts.base_model) or Path(facts.base_model).exists()
+    local = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", facts.base_model) or Path(at_hand(facts.base_model)).exists()
     name = Path(facts.base_model).name if local else facts.base_model
     tags = ["text-to-image", "diffusers", "memtrain", *(["lora"] if facts.lora is not None else [])]
     front: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
