@@ -216,7 +216,7 @@ class OnlineWatch:
         if share < 0.5 and self.host.rank == 0:
             log.warning(
                 "Only %.0f %% of the pictures that came again under their key would be recognised under another key. "
-                "Their augmentation changes them too much, and copies under other keys are missed. Remedy: memtrain scan",
+                "Their augmentation changes them too much, and other copies are missed. Remedy: memtrain scan",
                 100 * share,
             )
 

@@ -140,9 +140,7 @@ def test_pairs_are_watched(pipeline: StableDiffusionPipeline, tmp_path: Path) ->
 
 
 def test_pairs_cannot_be_changed(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigurationError, match="CaptionAugmentation changes fields of the batch, but the batch is a list"
-    ):
+    with pytest.raises(ConfigurationError, match="changes fields of the batch, but the batch is a list"):
         fit(
             Pairs(pipeline.unet),
             tmp_path,

@@ -103,7 +103,7 @@ def test_parameters_that_appear_later_are_refused(pipeline: StableDiffusionPipel
     paired = PairedReference(unet)
     unet.conv_out.requires_grad_(True)
     with (
-        pytest.raises(ConfigurationError, match="2 trainable parameters were added or removed"),
+        pytest.raises(ConfigurationError, match="2 trainable parameters were added"),
         paired.base_weights(unet),
     ):
         pass
