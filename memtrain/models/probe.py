@@ -130,10 +130,9 @@ class DenoiserProbe:
         self._named, self.output = True, None
 
     def stand_by(self) -> Observation:
-        """Observe the next forward with gradients, but not its backward pass. The host names its samples afterwards.
+        """Observe the next forward with gradients, but not its backward pass, and return the observation.
 
-        Returns:
-            The observation, without keys until the host names them.
+        It has no keys until the host names the samples.
         """
         observation = Observation(())
         self.begin(observation)
