@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.shipped import at_hand
 
 PIPE = "pipe"
 BY_WEBDATASET = ("http", "https", "ftps", "sftp", "scp", "gs", "htgs", "hf", "ais")
@@ -55,6 +56,7 @@ def shard_urls(path: str, *, allow_pipes: bool = False) -> list[str]:
     Raises:
         ConfigurationError: if the path names no shard, or if a shard needs an unknown or untrusted program.
     """
+    path = at_hand(path)
     if Path(path).is_dir():
         urls = sorted(str(file) for file in Path(path).glob("*.tar"))
     else:

@@ -52,6 +52,7 @@ from memtrain.data.sample_texts import LONGEST_KEY, require_samples
 from memtrain.errors import DataError
 from memtrain.families.exact import pixel_hash
 from memtrain.files.pictures import PictureError, reason
+from memtrain.files.shipped import at_hand
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "filled_images", "streamed")
 """Modules of this package that import Lightning and hold no source."""
@@ -259,6 +260,7 @@ def open_source(path: str, *, caption: str | None = None, reading: Reading | Non
             expected="a folder, shards or a data set",
             remedy="set it with --data.init_args.path",
         )
+    path = at_hand(path)
     try:
         require_one_kind(path, captioned=caption is not None)
         for kind in kinds:

@@ -10,10 +10,12 @@ from transformers import AutoTokenizer
 from memtrain.data.cut_captions import tell_of_cut
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.token_table import Tokens, tokens_by
+from memtrain.files.shipped import at_hand
 
 
 def named_tokenizer(path: str) -> Any:
     """Load the named tokenizer. A folder is loaded without any request to the Hub."""
+    path = at_hand(path)
     return AutoTokenizer.from_pretrained(path, local_files_only=Path(path).exists(), trust_remote_code=False)
 
 

@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_every_part_is_shown(found: dict[str, str]) -> None:
     copying = found["Measures of copying"]
-    assert "Recommended for these pictures: sscd." in copying
+    assert "The recommended measure for these pictures is sscd." in copying
     assert "Does not see copies in these pictures, and clears nothing: ratio." in copying
     assert "75% (45 of 60; 65% to 85%)" in copying and "Left out: dino. no folder was named" in copying
     assert copying.index("sscd, best generation") < copying.index("ratio, best generation"), "the recommended one first"
@@ -62,5 +62,5 @@ def test_the_worst_pictures_come_first_with_their_evidence(found: dict[str, str]
     assert order == sorted(order), "0.91, 0.90, 0.23, 0.22"
     assert "number 4 " not in worst
     assert "evidence from 0 at step 0 to 5 at step 9; threshold 3.5 reached at step 9" in worst
-    assert worst.count("evidence while training") == 1, "recorded of one picture"
+    assert worst.count("evidence during training") == 1, "recorded of one picture"
     assert "0.30 / 0.91 copy" in worst and "ratio 0.30, sscd 0.91, reproduced" in worst
