@@ -1,6 +1,6 @@
 """Border keys: a secret gray level around every image, which can be asked for after training.
 
-What: each image gets a border with a gray level that is drawn from seed and key. The picture says nothing about its
+Each image gets a border with a gray level that is drawn from seed and key. The picture says nothing about its
 level, so a model that paints the right border has learned this sample by heart. After training, the model paints the
 border anew around the known picture (:mod:`memtrain.evaluation.sampling.outpainting`). The key error is the difference
 between the painted level and the true level. It is a graded measure of memorization for every single sample, repeated

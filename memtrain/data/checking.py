@@ -1,6 +1,6 @@
 """The search for images that cannot be decoded, before any work is done.
 
-What: every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
+Every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
 would take longer than it saves, so each image is then checked at its first use. An image that a scan for families has
 seen is not decoded again. One error names all broken images.
 Cost: 1 ms for an image of 512 pixels, 83 ms for one of 12 megapixels, on each core.

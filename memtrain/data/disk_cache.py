@@ -1,6 +1,6 @@
 """Latents and text embeddings on disk, computed once by all processes together and used by every later run.
 
-What: `<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
+`<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
 name of an entry is a hash of an image's pixels and of its cut, or a hash of a caption's tokens. The name of a folder is
 a hash of the encoder's weights and configuration. A changed image, caption, size or encoder thus has another name and
 is computed anew, and every entry that is found is right, whichever data or run made it. The first process finds out

@@ -1,6 +1,6 @@
 """Edited copies of the training images as held-out samples, for data with too few images to hold any out.
 
-What: copies of each picture are turned, mirrored or have exchanged color channels, under the picture's own caption.
+Copies of each picture are turned, mirrored or have exchanged color channels, under the picture's own caption.
 What the model learns by heart about a picture helps little with such a copy. What it learns of the subject, the style
 and the captions helps with both. So the copies show the loss of pictures that are not memorized in this run, and every
 image is trained on.

@@ -1,6 +1,6 @@
 """Repeats: the visits of an image per epoch, as the user sets them.
 
-What: `repeats` is one number for all images, a mapping of patterns to numbers, or `from_folders`. In a mapping
+`repeats` is one number for all images, a mapping of patterns to numbers, or `from_folders`. In a mapping
 (`{"closeup/*": 5, "*.jpg": 2}`) the first pattern that fits a key counts, and other images are visited once. With
 `from_folders`, a folder with the name `10_name` means 10 visits of its images, as in kohya's scripts. Repeats are
 visits of one picture. All of them count towards its evidence, and a picture with many repeats is memorized sooner.

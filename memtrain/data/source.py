@@ -67,9 +67,9 @@ class Sample:
     """One captioned image.
 
     Attributes:
-            key: the permanent name of the sample.
-            caption: the text that is trained on.
-            alternatives: the other captions, all different from `caption`.
+        key: the permanent name of the sample.
+        caption: the text that is trained on.
+        alternatives: the other captions, all different from `caption`.
     """
 
     key: str

@@ -1,6 +1,6 @@
 """Data that are too large for the disk, as a stream: WebDataset shards from anywhere, or a Hugging Face data set.
 
-What: images come in the order of the stream, shuffled within a buffer, and are cut to center squares. Each process and
+Images come in the order of the stream, shuffled within a buffer, and are cut to center squares. Each process and
 loader worker has shards of its own. The class of `data` in a configuration:
 
     data:

@@ -1,6 +1,6 @@
 """The nearest neighbors of many descriptors with FAISS: along a graph, instead of comparing all with all.
 
-What: principal components reduce descriptors to 128 numbers, and a graph (HNSW) links near ones. The search for each
+Principal components reduce descriptors to 128 numbers, and a graph (HNSW) links near ones. The search for each
 descriptor's neighbors follows this graph. It finds more candidates than wanted and keeps the nearest ones by all
 numbers. Cells of k-means (an inverted file) did worse in trials, because a copy often lies in another cell than its
 original: a fifth of all cells had to be compared to find 94 of 100 copies among 10,000 images, while the graph finds

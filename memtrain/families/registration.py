@@ -1,6 +1,6 @@
 """Laying one picture over another: mirrored or not, scaled, shifted and turned a little, by their thumbnails.
 
-What: for each pair (a, b) the transform of b under which its luminance is most like that of a. A coarse search takes
+For each pair (a, b) the transform of b under which its luminance is most like that of a. A coarse search takes
 the best few of all shifts at seven scales, mirrored or not, by circular cross-correlation of band-passed luminance at
 16 pixels; Gauss-Newton steps then refine scale by axis, rotation and shift, first at 16 pixels, then at 32 for those
 pairs that still look alike.

@@ -1,6 +1,6 @@
 """The memory of a piece of PyTorch code, found by running it on tensors without content.
 
-What: under :class:`torch._subclasses.FakeTensorMode` every operation computes shapes and types but no values. So a
+Under :class:`torch._subclasses.FakeTensorMode` every operation computes shapes and types but no values. So a
 model of any size runs on any machine. A dispatch mode counts the bytes of each storage from its birth to its end. So
 the peak holds everything that is alive at the same time: activations kept for the backward pass, gradients, values that
 gradient checkpointing computes again, and temporaries. These tensors claim to be on the CPU, so the differences of a

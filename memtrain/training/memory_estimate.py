@@ -1,6 +1,6 @@
 """An estimate of a training's memory, before it runs and on any machine.
 
-What: the estimate adds the bytes of the weights, their average, the optimizer's states, the gradients, and the largest
+The estimate adds the bytes of the weights, their average, the optimizer's states, the gradients, and the largest
 further memory of a forward and backward pass (:mod:`memtrain.models.simulated_memory`). The peak is the fullest of
 three moments: the backward pass, the optimizer's step, and the encoding of images if latents are not cached. The
 optimizer takes one step with a small matrix on the CPU to show its states. A state with the matrix's shape counts for
