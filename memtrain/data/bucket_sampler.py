@@ -6,7 +6,7 @@ is gone through once, and these batches come in random order. An epoch has as ma
 fill. It takes them from the rounds, starting where the epoch before stopped. So no visit is lost: visits that one epoch
 does not reach come first in the next, and in the long run all visits are equally frequent. Everything is a function of
 the seed and the number of the batch. The number follows from the epoch and the batches done in it, so a run resumes
-exactly. A run that continues with another batch size goes on in each stream where it stopped, and the rounds begin anew
+exactly. A run that continues with another batch size goes on in each stream where it stopped, and new rounds begin
 there.
 """
 

@@ -38,7 +38,7 @@ def leave_out(
     """Find the samples of sources that cannot be used. Then stop, or say what is left out.
 
     Args:
-        broken: the treatment of broken samples, which takes in those that are found.
+        broken: the treatment of broken samples, which takes in the ones that are found.
         sources: the sources of all images, with the training images first; a source may occur several times.
         scanned: the keys of the first source's images that a scan could not read; None if no scan looked at all of
             them.

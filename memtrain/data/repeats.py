@@ -44,7 +44,7 @@ def repeats_of(keys: Sequence[str], repeats: Repeats) -> list[int]:
         unused = [pattern for pattern in repeats if not any(fnmatchcase(key, pattern) for key in keys)]
         if unused:
             raise ConfigurationError(
-                f"repeats: no sample's key fits {unused}; the keys are such as {sorted(keys)[:3]}",
+                f"repeats: no sample's key fits {unused} (first keys {sorted(keys)[:3]})",
                 expected="patterns of keys, such as 'closeup/*'",
                 remedy="correct the patterns in data.init_args.repeats",
             )

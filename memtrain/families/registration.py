@@ -1,6 +1,6 @@
 """Registration of two pictures by their thumbnails: mirrored or not, scaled, shifted and slightly turned.
 
-For each pair (a, b), the registration finds the transform of b under which its luminance is most like that of a.
+For each pair (a, b), the registration finds the transform of b under which the luminance of both is most alike.
 A coarse search takes the best few of all shifts at seven scales, mirrored or not. It uses circular cross-correlation of
 band-passed luminance at 16 pixels. Gauss-Newton steps then refine scale by axis, rotation and shift. They work first at
 16 pixels, then at 32 for pairs that still look alike.

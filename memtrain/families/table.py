@@ -7,7 +7,7 @@ pixels, or nearly equal ones. A *caption family* shares a caption.
 `families.parquet` has one row per sample with these columns:
 
 - `key`: the key of the sample;
-- `picture_family` and `caption_family`: the key of the family's first member; a sample alone has its own key;
+- `picture_family` and `caption_family`: the key of the family's first member (a sample alone has its own key);
 - `similarity`: the similarity to the member that brought the sample into its picture family, 1 for equal pixels. It is
   null for a sample that stands alone, and for the first of a family;
 - `reason`: `exact` or `near`; null in the same cases.

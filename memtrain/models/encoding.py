@@ -31,7 +31,7 @@ def encode_tokens(text_encoder: nn.Module, input_ids: Tensor, *, attention_mask:
 
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
-    """Encode prompts to conditional text embeddings `(P, T, D)`, bit for bit those that the pipeline samples with.
+    """Encode prompts to conditional text embeddings `(P, T, D)`, the same bit for bit as in the pipeline's sampling.
 
     Args:
         pipeline: a pipeline of Stable Diffusion 1.x or 2.x, on one device.

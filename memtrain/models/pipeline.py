@@ -52,7 +52,7 @@ def load_pipeline(
         pretrained: a diffusers pipeline folder, a single-file checkpoint (.safetensors), or a name on the Hugging Face
             hub.
         dtype: the type of the weights.
-        config: for a single-file checkpoint, a pipeline folder or hub name with configurations and tokenizers.
+        config: a pipeline folder or hub name with configurations and tokenizers, for a single-file checkpoint.
         dtypes: the type of each part by its name, and of the others by `default`, instead of `dtype`, so that a large
             model is never held in a larger type. Layers that their class keeps in float32 keep their type, and so do
             single-file checkpoints.

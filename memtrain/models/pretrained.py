@@ -1,7 +1,8 @@
 """The content of a base model's path, told from names, headers and JSON before weights are read.
 
-Models that cannot be sampled from a caption alone are refused by their kind: pickled files, LoRA files, ControlNets,
-single parts, the refiner of SDXL, and denoisers with more inputs than noisy latents (inpainting, instructions, depth).
+Models that cannot be sampled from a caption alone are refused with their kind. Examples are pickled files, LoRA files,
+ControlNets, single parts, the refiner of SDXL, and denoisers with more inputs than noisy latents (inpainting,
+instructions, depth).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Such a file holds weights, but neither configurations nor tokenizers. They come from a pipeline folder of the same kind:
 the named one, or else a folder with the file's name beside it (`dream/` beside `dream.safetensors`; its weights are not
-read), or else diffusers' own configuration from the hub's cache on this machine. The hub itself is only asked if you
-give a hub name for them.
+read). Without such a folder, diffusers' own configuration comes from the hub's cache on this machine. The hub itself is
+only asked if you give a hub name for them.
 """
 
 from __future__ import annotations

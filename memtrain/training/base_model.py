@@ -13,7 +13,7 @@ class BaseModel:
 
     Args:
         path: a diffusers pipeline folder, a single-file checkpoint (.safetensors) or a hub name.
-        config: for a single-file checkpoint, a pipeline folder or hub name with its configurations and tokenizers. The
+        config: a pipeline folder or hub name with the configurations and tokenizers of a single-file checkpoint. The
             default is a folder with the file's name beside it, or else the configuration that diffusers finds on the
             hub.
         max_sequence_length: the number of tokens that a T5 or Gemma text encoder reads. The default is that of the

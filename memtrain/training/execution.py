@@ -41,7 +41,7 @@ class Execution:
         tf32: whether to allow TensorFloat-32 in products of float32 matrices on GPUs.
         frozen_dtype: the type of the frozen parts: autoencoder, text encoders, and with `lora` the denoiser under the
             adapters. An autoencoder that overflows in float16, such as that of SDXL, stays in float32.
-        quantize: with `lora`, the storage of the denoiser's weights under the adapters
+        quantize: the storage of the denoiser's weights under the adapters, with `lora`
             (:mod:`memtrain.training.quantization`).
         ema_offload: whether to keep the weight average on the CPU.
     """
@@ -66,7 +66,7 @@ class Execution:
         return self.dtype if adapters else torch.float32
 
     def loaded_types(self, *, adapters: bool, trained_text: bool) -> dict[str, torch.dtype] | None:
-        """Return the type in which each part is loaded, so that none takes a larger one; None if all are float32.
+        """Return the type in which each part is loaded, so that no part takes a larger one; None if all are float32.
 
         Args:
             adapters: whether the denoiser is frozen and gets adapters.
@@ -133,10 +133,10 @@ class Execution:
 
 
 def store_as(module: Any, dtype: torch.dtype) -> None:
-    """Change the type of a frozen module's weights in place, except those that its class keeps in float32.
+    """Change the type of a frozen module's weights in place, except weights that its class keeps in float32.
 
-    Some layers overflow in half precision, such as the output of T5's feed-forward blocks in float16. Values that are
-    computed anew for each model, such as tables of positions, do not change.
+    Some layers overflow in half precision, such as the output of T5's feed-forward blocks in float16. Values that each
+    model computes itself, such as tables of positions, do not change.
     """
     exact = list(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
     # transformers keeps these weights in float32 only for float16, diffusers always.

@@ -1,8 +1,9 @@
 """LoRA: train low-rank adapters of a frozen model.
 
-Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022; DoRA: Liu et al., "DoRA:
-Weight-Decomposed Low-Rank Adaptation", 2024; the layers are peft's. An adapter adds alpha / rank · B A x to its layer's
-output for x. It changes nothing at first, because B is zero. It is in float32, whatever the type of the frozen weights.
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022, and for DoRA Liu et al., "DoRA:
+Weight-Decomposed Low-Rank Adaptation", 2024. The layers are those of peft. An adapter adds alpha / rank · B A x to its
+layer's output for x. It changes nothing at first, because B is zero. It is in float32, whatever the type of the frozen
+weights.
 
 Cost: a step of about the time of full fine-tuning, with a small part of its optimizer's memory. Suggested: rank 4 to 32
 with alpha equal to it, a learning rate of 1e-4 (diffusers' scripts). DoRA takes longer, and tolerates lower ranks.

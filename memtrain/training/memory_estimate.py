@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from memtrain.models.simulated_memory import Counter, peak_of, simulation, without_content
 
 KNOWN_STATES = {"8bit": 2.0, "adafactor": 0.0, "prodigy": 16.0, "lion": 4.0, "sgd": 4.0}
-"""Bytes for each weight by a part of the optimizer's name in lower case, if it cannot be tried; others: 8."""
+"""Bytes for each weight by a part of the optimizer's name in lower case, if it cannot be tried; the default is 8."""
 MARGIN, DRIVER = 0.04, 600 << 20
 """The share of the peak that an allocator cannot use, and the bytes that CUDA takes for itself and for workspaces."""
 

@@ -52,7 +52,7 @@ def with_warmup(
             return {"optimizer": optimizer}
         raise ConfigurationError(
             f"{type(optimizer).__name__} finds its learning rate itself, so a schedule has nothing to change",
-            expected="schedule: constant and warmup_steps: 0",
+            expected="`schedule: constant` and `warmup_steps: 0`",
             remedy="set both, or give the optimizer a learning rate (relative_step: false of Adafactor)",
         )
     if not named and warmup_steps:

@@ -149,7 +149,7 @@ class UShaped(ContinuousSampler):
     """Most timesteps are at the two ends, by inversion of the distribution function.
 
     Args:
-        form: the density: `exponential`, e^{a s} + e^{a (1 − s)}; or `arcsine`, 1 / √(s (1 − s)), which has no
+        form: the density. `exponential` is e^{a s} + e^{a (1 − s)}. `arcsine` is 1 / √(s (1 − s)), which has no
             parameter and is called `u_shaped` in SimpleTuner.
         strength: the constant a of the exponential form; 4 there.
         shift: the move toward noise; see :class:`ContinuousSampler`.
@@ -173,7 +173,7 @@ class BySNR(TimestepSampler):
     """Draw each timestep as often as a weight of the loss in noise would count it, instead of using that weight.
 
     Args:
-        rule: the weight: `min_snr`, min(SNR, gamma) / SNR; or `p2`, 1 / (1 + SNR)^gamma.
+        rule: the weight. `min_snr` is min(SNR, gamma) / SNR. `p2` is 1 / (1 + SNR)^gamma.
         gamma: the constant of the rule; by default that of the papers, 5 for `min_snr` and 1 for `p2`.
     """
 
