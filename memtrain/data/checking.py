@@ -12,13 +12,12 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from memtrain.data.broken import TOLD, Broken, BrokenSamples
 from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
 from memtrain.families.looking import default_workers
 from memtrain.files.pictures import reason
+from memtrain.files.progress import progress_bar
 
 MOST = 10_000
 """The largest number of images that are decoded before training only to check them."""
@@ -118,10 +117,9 @@ def unreadable(
         return None
 
     rows = [row for row in rows if source.samples[row].key not in without]
-    # The bar is for terminals only: in a log it would run into the next line.
-    bar: dict[str, Any] = {"unit": "image", "leave": False, "mininterval": 0.5, "disable": None}
     with ThreadPoolExecutor(default_workers()) as pool:
-        found = list(tqdm(pool.map(problem, rows), "checking images", len(rows), **bar))
+        done = progress_bar(pool.map(problem, rows), "checking images", len(rows), unit="image", leave=False)
+        found = list(done)
     return [one for one in found if one is not None]
 
 

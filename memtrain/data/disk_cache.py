@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.framing import Frame
@@ -32,6 +31,7 @@ from memtrain.data.source import Look
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
+from memtrain.files.progress import progress_bar
 
 CAPTIONS_AT_ONCE = 16
 """The number of captions that are encoded in one forward."""
@@ -194,7 +194,7 @@ def cache_text(
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
         starts = range(0, len(missing), at_once)
-        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
+        for start in progress_bar(starts, desc="encoding captions", unit="batch", leave=False):
             chunk = missing[start : start + at_once]
             rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():

@@ -11,7 +11,6 @@ pictures are one if neither pixels nor descriptor show it.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections import Counter, deque
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from memtrain.engines.base import Engine, LocalEngine
 from memtrain.errors import ConfigurationError, DataError
@@ -38,6 +36,7 @@ from memtrain.families.looking import ScannedSource, default_workers, groups_of,
 from memtrain.families.near_threshold import reference_threshold
 from memtrain.families.scan_result import Scan
 from memtrain.families.search import ExactSearch, Search
+from memtrain.files.progress import progress_bar, say_aside
 
 EXACT_UP_TO, AT_MOST_EXACT = 20_000, 100_000
 """The number of images up to which the search compares all with all, with and without FAISS installed."""
@@ -235,7 +234,7 @@ def _scan(
             remedy="check the data",
         )
     if progress and len(looks) > SOON:
-        tqdm.write(f"Finding families among {len(looks):,} images", file=sys.stderr)
+        say_aside(f"Finding families among {len(looks):,} images")
     began = time.perf_counter()
     found_in = looks.rows.tolist()
     keys = [samples[row].key for row in found_in]
@@ -268,7 +267,7 @@ def _look(
     missing = parts.missing(shard)
     of_shard = sum(last - first + 1 for first, last in parts.ranges[shard[0] :: shard[1]])
     left = sum(last - first + 1 for first, last in missing)
-    bar = tqdm(total=of_shard, initial=of_shard - left, desc="scanning", unit="image", disable=not progress)
+    bar = progress_bar(total=of_shard, initial=of_shard - left, desc="scanning", unit="image", disable=not progress)
     wanted: deque[tuple[int, int]] = deque()
 
     def groups() -> Iterator[range]:
