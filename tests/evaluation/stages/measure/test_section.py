@@ -37,7 +37,7 @@ def test_every_part_is_shown(found: dict[str, str]) -> None:
     assert "extraction, by prompt" in counts
     assert "at most 4.0 bits. Images that the model never saw have 1.4 bits on average" in " ".join(found.values())
     assert counts.index(KEY) < counts.index(OTHER), "the group with the highest share first"
-    assert "step 10: 0%; step 20: 25%; step 30: 50%" in found["Over the checkpoints"]
+    assert "step 10: 0%; step 20: 25%; step 30: 50%" in found["Checkpoints of the training"]
     assert "93.8% (15 of 16; 83.8% to 100%)" in found["Controls"] and "0% (0 of 16" in found["Controls"]
     assert (
         "FID was not measured: no weights." in found["Quality"] and "0.01 to 0.03; features a net" in found["Quality"]

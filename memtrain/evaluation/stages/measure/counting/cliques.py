@@ -26,7 +26,7 @@ from memtrain.functional.ranking import lower_threshold
 
 
 def tile_distances(generated: Tensor) -> Tensor:
-    """Return distances `(P, K, K)` of generations `(P, K, 3, H, W)` uint8, the largest over tiles; lower means alike."""
+    """Return distances `(P, K, K)` of generations `(P, K, 3, H, W)` uint8: the largest over tiles."""
     return torch.stack([tile_distance(images) for images in generated])
 
 

@@ -38,9 +38,9 @@ def candidate_losses(pipeline: Any, images: Tensor, caption: str, *, timesteps: 
     Args:
         pipeline: a Stable Diffusion pipeline with epsilon or v prediction.
         images: the images, `(n, 3, H, W)` uint8.
-        caption: of all of them.
-        timesteps: evenly spread over the schedule.
-        seed: of the noise.
+        caption: the caption of all images.
+        timesteps: the number of timesteps, evenly spread over the schedule.
+        seed: the seed of the noise.
     """
     refuse_offloaded(pipeline)
     unet, scheduler = pipeline.unet, pipeline.scheduler
