@@ -7,6 +7,9 @@ prompts of a model and scanning need no Lightning.
 import os
 import sys
 
+from memtrain.cli.help.asked import shown_help
+from memtrain.cli.spoken import TRAIN_COMMANDS, evaluate_command
+
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # The libraries of the Hub count their uses; nothing of a private training is counted.
@@ -18,33 +21,37 @@ __all__ = ["evaluate", "train"]
 def train(args: list[str] | None = None) -> None:
     """See :func:`memtrain.cli.training.train`; a first word `scan`, `plan`, `rewind` or `export` names a command."""
     words = sys.argv[1:] if args is None else args
-    if words[:1] == ["scan"]:
+    name = words[0] if words[:1] and words[0] in TRAIN_COMMANDS else "train"
+    if shown_help(name, words):
+        return
+    if name == "scan":
         from memtrain.cli import scan
 
         scan.scan_command(words[1:])
-        return
-    if words[:1] == ["plan"]:
+    elif name == "plan":
         from memtrain.cli import plan
 
         plan.plan(words[1:])
-        return
-    if words[:1] == ["rewind"]:
+    elif name == "rewind":
         from memtrain.cli import rewind
 
         rewind.rewind(words[1:])
-        return
-    if words[:1] == ["export"]:
+    elif name == "export":
         from memtrain.cli import export
 
         export.export(words[1:])
-        return
-    from memtrain.cli import training
+    else:
+        from memtrain.cli import training
 
-    training.train(args)
+        training.train(args)
 
 
 def evaluate(args: list[str] | None = None) -> None:
     """See :func:`memtrain.cli.evaluation.evaluate`."""
+    words = sys.argv[1:] if args is None else args
+    named = words[:1] not in (["--help"], ["-h"])
+    if named and shown_help(evaluate_command(words)[1], words):
+        return
     from memtrain.cli import evaluation, evaluation_parts
 
     evaluation.evaluate(args, run=evaluation_parts.run_command)

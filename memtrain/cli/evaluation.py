@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,8 @@ import torch
 from memtrain.cli.chatter import quiet
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_EVALUATION, explained
-from memtrain.cli.spoken import DEFAULT, PROMPTS, evaluate_command
+from memtrain.cli.help.overview import overview
+from memtrain.cli.spoken import PROMPTS, evaluate_command
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError
@@ -71,23 +71,6 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
         sys.exit(f"{type(found).__name__}: {found}")
     if status:
         sys.exit(status)
-
-
-def overview() -> str:
-    """What the stages do, a line each."""
-    lines = [
-        "usage: memtrain [STAGE] [options]",
-        "",
-        f"The stages; without one, {DEFAULT}, and with --prompts {PROMPTS}. `memtrain STAGE --help` lists",
-        "the options of a stage.",
-        "",
-    ]
-    return "\n".join([*lines, *(f"  {name:<10} {summary(stage_class(name))}" for name in stage_names())])
-
-
-def summary(kind: type[Stage]) -> str:
-    """The first line of a stage's docstring."""
-    return (getdoc(kind) or "").splitlines()[0]
 
 
 def read_command(words: list[str]) -> Stage:

@@ -35,12 +35,6 @@ from memtrain.files.whole import written_whole
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
 """What `memtrain train` runs."""
-DESCRIPTION = (
-    "Fine-tune a model and watch what it memorizes. Before that, `memtrain scan` shows which files of the data "
-    "are one picture (`memtrain scan --help`), and `memtrain plan` what the training would do; after it, "
-    "`memtrain export` makes a pipeline of a checkpoint, and `memtrain rewind` takes a run up again "
-    "before what it flagged. Classes of your own in a configuration need the option --trust PACKAGE."
-)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -214,7 +208,6 @@ def _run(args: ArgsType) -> None:
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 seed_everything_default=0,
-                parser_kwargs={"description": DESCRIPTION},
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"overwrite": True},
                 args=args,

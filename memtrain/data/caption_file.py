@@ -1,6 +1,6 @@
 """A file with further captions of samples: JSON lines `{"key": ..., "captions": [...]}`.
 
-Accepted: UTF-8, a key once, texts alone. Refused with the line: everything else.
+Text must be UTF-8, each key occurs once, and captions are texts. Other lines are refused with their number.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from memtrain.files.text import json_of, read_text
 
 
 def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Captions by sample key, from JSON lines `{"key": ..., "captions": [...]}`.
+    """Read captions by sample key from JSON lines `{"key": ..., "captions": [...]}`.
 
     Raises:
-        DataError: if a line is something else, or a key occurs twice.
+        DataError: if a line has another form, or if a key occurs twice.
     """
     found: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):

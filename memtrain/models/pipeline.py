@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import nn
 
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.shipped import at_hand
 from memtrain.models.model_folder import check_index, check_place
 from memtrain.models.pretrained import (
     WHOLE,
@@ -59,6 +60,7 @@ def load_pipeline(
     Raises:
         ConfigurationError: if it cannot be loaded, or is of a kind that is not known; by what it is.
     """
+    pretrained, config = at_hand(pretrained), None if config is None else at_hand(config)
     with quiet_loading():
         if is_single_file(pretrained):
             pipeline = load_single_file(Path(pretrained), config=config)

@@ -178,7 +178,7 @@ def test_the_configuration_for_a_real_model_trains(
 def test_without_a_configuration_the_default_one_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr("memtrain.cli.training.TrainCLI", lambda *_, **__: seen.append(sys.argv[1:]))
-    given = ([], ["--ckpt_path", "last"], ["--config=mine.yaml"], ["fit", "--model", "M"], ["--help"])
+    given = ([], ["--ckpt_path", "last"], ["--config=mine.yaml"], ["fit", "--model", "M"])
     for words in given:
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
         cli.train()

@@ -25,8 +25,9 @@ from typing import Any
 
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.measure.verdict import HELDOUT_DIFFERS
+from memtrain.files.exit_status import ExitStatus
 
-REPRODUCED, UNJUDGED = 3, 4
+REPRODUCED, UNJUDGED = ExitStatus.REPRODUCED, ExitStatus.UNJUDGED
 """Exit statuses of the command by `fail_on`."""
 WORDS = ("never", "reproduced", "unjudged")
 FIGURES = ("reproduced", "share_below", "pictures", "copies", "generations")
