@@ -9,34 +9,10 @@ from typing import NoReturn
 
 from memtrain import __version__
 from memtrain.cli import evaluate, train
+from memtrain.cli.help.overview import overview
 from memtrain.cli.spoken import TRAIN_COMMANDS
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation import stages
-
-OVERVIEW = """usage: memtrain COMMAND [options]
-
-To see what you would get:
-  demo        Train, watch and evaluate a small model up to a report, in ten minutes.
-Before training:
-  scan        Find the files of a data set that are one picture.
-  plan        Print what a training would do and take, without training.
-Training:
-  train       Fine-tune a model, and act on the samples that it memorizes.
-  rewind      Take a run up again before what it flagged, without that.
-  export      Make a pipeline of a checkpoint.
-May the model be released?
-  measure     Say which training pictures come back, and whether that is chance.
-  compare     Say what a second run gained over a first, and what it cost.
-  report      Make the report of results anew.
-Prompts of any model:
-  detect      Score prompts for memorization.
-  mitigate    Compare sampling with and without a mitigation.
-  attention   Draw what each token receives of the attention.
-  localize    Find and mask the neurons that carry memorized images.
-  calibrate   Measure what `localize` goes by.
-  metrics     Measure folders of images.
-
-`memtrain COMMAND --help` lists the options of a command; `memtrain --version` the version."""
 
 
 def commands() -> list[str]:
@@ -56,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(OVERVIEW)
+        print(overview())
         return
     name, rest = words[0], words[1:]
     if name in ("--version", "-V"):

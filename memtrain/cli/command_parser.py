@@ -9,16 +9,18 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from memtrain.cli.outcome import tell_error
 from memtrain.cli.refusal import own_error, refusal
 from memtrain.cli.trusted import guard, taken_trust
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.exit_status import ExitStatus
 from memtrain.files.shipped import config_file
 from memtrain.files.yaml_file import read_mapping, yaml_of
 
 T = TypeVar("T")
 _parsing: list[bool] = []
 CONFIG_OPTIONS = ("--config", "-c")
-USAGE = 2
+USAGE = ExitStatus.MISUSED
 """Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
 
 
@@ -71,6 +73,7 @@ class CarefulParser(ArgumentParser):
         """End the program with a refusal, or raise it where the parser does not end programs."""
         if not self.exit_on_error:
             raise error
+        tell_error(error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(USAGE)
 
