@@ -90,7 +90,7 @@ class Demo:
         return dict(found)
 
     def announcement(self) -> str:
-        """What the demo is about to do."""
+        """The text before the training: the parts, their time, and the folder."""
         again = f"Everything is written to {self.output}. If the demo is stopped, the same command goes on."
         lines = [
             "This demo fine-tunes a miniature of Stable Diffusion on 1,223 public-domain pictures.",
