@@ -1,6 +1,6 @@
 """The search for images that cannot be decoded, before any work is done.
 
-What: every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
+Every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
 would take longer than it saves, so each image is then checked at its first use. An image that a scan for families has
 seen is not decoded again. One error names all broken images.
 Cost: 1 ms for an image of 512 pixels, 83 ms for one of 12 megapixels, on each core.
@@ -37,7 +37,7 @@ def leave_out(
     """Find the samples of sources that cannot be used. Then stop, or say what is left out.
 
     Args:
-        broken: the treatment of broken samples, which takes in those that are found.
+        broken: the treatment of broken samples, which takes in the ones that are found.
         sources: the sources of all images, with the training images first; a source may occur several times.
         scanned: the keys of the first source's images that a scan could not read; None if no scan looked at all of
             them.

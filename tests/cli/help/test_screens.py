@@ -62,7 +62,7 @@ def test_choices_are_those_of_the_parser(name: str) -> None:
 def test_the_listing_shows_defaults_choices_and_every_option() -> None:
     said = listing(SCREENS["measure"], 80)
     assert max(map(len, said.splitlines())) <= 80
-    assert "--steps N                   sampling steps (default 20)." in said
+    assert "--steps N                   the number of sampling steps (default 20)." in said
     assert "--engine local|ray" in said
     for option in SCREENS["measure"].names():
         assert f"\n  {option}" in said
