@@ -26,11 +26,7 @@ TITLES = {
     "Your shell": ("completion",),
 }
 SHORT = {
-<<<<<<< HEAD
-    "demo": "Train, watch and evaluate a small model, in ten minutes.",
-=======
     "demo": "Train and evaluate a small model up to a report, in ten minutes.",
->>>>>>> help
     "scan": "Find the files of a data set that are one picture.",
     "plan": "Print what a training would do and take, without training.",
     "train": "Fine-tune a model, and act on the samples that it memorizes.",
