@@ -53,6 +53,7 @@ out. Of a data module they need, beside `train_dataloader`: `train_dataset`, `he
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,20 +106,31 @@ class MyFineTuning(LightningModule):
         return torch.optim.AdamW(self.unet.parameters(), lr=1e-4)
 
 
-def main() -> None:
-    """A few steps on the embedded clip art."""
+def main(
+    path: str = "assets/clipart-pd.tar", *, folder: str = "runs/own_module", steps: int = 30, repeats: int = 100
+) -> MemorizationMonitor:
+    """A few steps on the embedded clip art, of which 12 pictures are repeated.
+
+    Args:
+        path: the data.
+        folder: the run folder; the base model's profiles go beside it, so that further runs find them.
+        steps: the number of optimizer steps.
+        repeats: the number of visits of each of the 12 pictures in an epoch.
+    """
     seed_everything(0)
-    data = TextImageDataModule("assets/clipart-pd.tar", resolution=64, duplicates=Duplicates(count=12, repeats=100))
+    data = TextImageDataModule(path, resolution=64, duplicates=Duplicates(count=12, repeats=repeats))
+    monitor = MemorizationMonitor(reference_folder=str(Path(folder).parent / "profiles"))
     trainer = Trainer(
-        max_steps=30,
+        max_steps=steps,
         accelerator="cpu",
-        default_root_dir="runs/own_module",
+        default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,
         limit_val_batches=0,
-        callbacks=[MemorizationMonitor(reference_folder="runs/profiles"), SampleSkipping()],
+        callbacks=[monitor, SampleSkipping()],
     )
     trainer.fit(MyFineTuning("assets/tiny-sd"), data)
+    return monitor
 
 
 if __name__ == "__main__":

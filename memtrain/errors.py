@@ -1,9 +1,10 @@
-"""Errors whose messages say what was expected, what was found, and the remedy.
+"""Errors whose messages state the problem, the expected state and the remedy.
 
 Every error that memtrain raises on purpose derives from :class:`MemtrainError`, so a host program can catch the
 family. The subclasses say which part of a run has to be changed.
 
-Errors quote file names, captions and settings, and are read on a terminal: nothing in them but line breaks acts there.
+Errors quote file names, captions and settings, and people read them on a terminal. So every control character except
+line breaks is escaped.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ class MemtrainError(Exception):
     """Base of all errors raised by memtrain.
 
     Args:
-        problem: what was found.
-        expected: what would have been right.
-        remedy: what the reader can do about it.
+        problem: the state that was found.
+        expected: the state that would be right.
+        remedy: a command or a change that solves the problem.
     """
 
     def __init__(self, problem: str, *, expected: str = "", remedy: str = "") -> None:
@@ -32,36 +33,36 @@ class MemtrainError(Exception):
 
 
 class DataError(MemtrainError):
-    """The training data cannot be used as it is: change the files or the data settings."""
+    """The training data cannot be used. Change the files or the data settings."""
 
 
 class ConfigurationError(MemtrainError):
-    """Two settings contradict each other, or one is missing: change the configuration."""
+    """Two settings contradict each other, or one is missing. Change the configuration."""
 
 
 class ProbeError(MemtrainError):
-    """The probe could not see what it was asked to see: change the model set-up or the probe's sites."""
+    """The probe could not read the model. Change the setup of the model or the probe's sites."""
 
 
 class CalibrationError(MemtrainError):
-    """There is too little evidence for the false-positive rate asked: give more held-out samples or a higher rate."""
+    """The evidence is too small for the requested false-positive rate. Give more held-out samples or a higher rate."""
 
 
 class RecordError(MemtrainError):
-    """The record table is missing, incomplete or was written by something else: check the run folder."""
+    """The record table is missing, incomplete or from another program. Check the run folder."""
 
 
 class MissingPartsError(RecordError):
-    """Work that processes share is not done yet: run those that are missing."""
+    """Some processes have not done their part of a shared task yet. Run the missing parts."""
 
 
 class DiskFullError(MemtrainError, OSError):
-    """There is no space for what is to be written: free some, or name another folder."""
+    """The disk has no space for a file. Free some space, or name another folder."""
 
 
 class TrainingError(MemtrainError):
-    """Training cannot go on, or what it arrived at is of no use: change the settings, or go back to a checkpoint."""
+    """Training cannot go on, or its result is of no use. Change the settings, or go back to a checkpoint."""
 
 
 class ResourceError(MemtrainError):
-    """Memory ran out, or a process died: ask for less or give more, then go on with the same command."""
+    """Memory ran out, or a process died. Lower the need for memory or give more, then repeat the same command."""

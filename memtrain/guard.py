@@ -5,22 +5,22 @@
             ...
             loss = guard.loss(model_pred, target, keys=batch["key"])       # in place of F.mse_loss(...).mean()
 
-Plain PyTorch, accelerate, Fabric and transformers' Trainer (made in the first `compute_loss`) alike, on one process or
-several. `loss` names the samples of the denoiser's last forward with gradients and returns
-`(gate * weights * sample_loss).mean()`: every loss is known exactly. Signals, mitigations, records and summary are
-those of :class:`memtrain.callbacks.monitor.MemorizationMonitor`.
+It works with plain PyTorch, accelerate, Fabric and transformers' Trainer (made in the first `compute_loss`), on one
+process or several. `loss` names the samples of the denoiser's last forward with gradients, and returns the mean of gate
+times weight times loss. So every loss is known exactly. :class:`memtrain.callbacks.monitor.MemorizationMonitor` is the
+same for Lightning.
 
-Compared is with the base model on the same noise (`reference="paired"`); a tenth of the keys is held out by weight and
-calibrates the threshold (`heldout_share`, :mod:`memtrain.monitoring.heldout_keys`), with a `noise_scheduler` also under
-fresh noise (:mod:`memtrain.monitoring.heldout_latents`). Pictures and captions that come again under other keys are
-known by it too (:mod:`memtrain.monitoring.online_watch`). With `accelerator` the guard's state is in every checkpoint
-of `accelerator.save_state`; elsewhere `state_dict()` on every process, and `load_state_dict()` before the first batch.
+The guard compares with the base model on the same noise (`reference="paired"`). A tenth of the keys is held out by
+weight and calibrates the threshold (`heldout_share`, :mod:`memtrain.monitoring.heldout_keys`). With a
+`noise_scheduler`, these samples are also measured under fresh noise (:mod:`memtrain.monitoring.heldout_latents`), and
+copies are recognised under other keys (:mod:`memtrain.monitoring.online_watch`). With `accelerator`, checkpoints hold
+the guard's state. In other loops, call `state_dict()` on every process, and `load_state_dict()` before the first batch.
 
-Mitigations that change the batch have to see it first: `with guard.watch(batch):` around forward, loss and backward. In
-it the loss may stay the loop's own mean of squared errors, shown by `guard.before_backward(loss)`.
+Mitigations that change the batch must see it first. Put `with guard.watch(batch):` around forward, loss and backward.
+Within it you may keep your own mean of squared errors and show it with `guard.before_backward(loss)`.
 
-Cost: with the defaults, a forward of every fourth batch, and one of `heldout_batch` samples every `calibrate_every`
-batches. Cannot: undo a text encoder that is trained along in the paired comparison; sharded parameters (FSDP).
+Cost: with the defaults, one more forward every fourth batch, and one of `heldout_batch` samples every `calibrate_every`
+batches. Cannot: undo the training of a text encoder in the paired comparison, or shard parameters (FSDP).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from memtrain.signals.base import Signal
 
 _GUARDED: WeakSet[nn.Module] = WeakSet()
 
-# Other defaults than the options'.
+# These defaults differ from the defaults of the options.
 DEFAULTS = {"reference": "paired", "heldout_share": 0.1}
 
 
@@ -59,22 +59,22 @@ class Guard:
     """Watch a loop for memorized samples.
 
     Args:
-        denoiser: as the loop calls it, or a module that holds it.
-        noise_scheduler: diffusers' scheduler that the loop adds noise by.
+        denoiser: the denoiser as the loop calls it, or a module that contains it.
+        noise_scheduler: the diffusers scheduler that adds the loop's noise.
         accelerator: accelerate's `Accelerator`, or a Fabric.
-        mitigations: in the order in which they act.
-        signals: what is measured; default denoising loss and attention entropy.
-        folder: of the run; default the accelerator's `project_dir`, or `runs/guard`.
+        mitigations: the mitigations in the order in which they act.
+        signals: the signals to measure; default denoising loss and attention entropy.
+        folder: the run folder; default the accelerator's `project_dir`, or `runs/guard`.
         captions: captions by key, for the summary and flagged.csv.
         sample_loss: `(batch, timesteps, generator) -> (B,)`, for `reference=True` and measured held-out samples.
-        unconditional_text: `() -> (1, T, width)` for guidance norms, or a dict with `text_embeddings` and the like.
-        tokenizer: of the captions, for caption augmentation.
-        data: as :mod:`memtrain.monitoring.data_protocol` says.
-        options: those of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`, by name; and `families`
+        unconditional_text: `() -> (1, T, width)` for guidance norms, or a dict with fields such as `text_embeddings`.
+        tokenizer: the tokenizer of the captions, for caption augmentation.
+        data: a data object as in :mod:`memtrain.monitoring.data_protocol`.
+        options: fields of :class:`memtrain.monitoring.options.WatchOptions` and `WatchSettings`; and `families`
             (:class:`memtrain.families.table.Families`, or the path of a scan's table).
 
     Raises:
-        MemtrainError: if it is made at the wrong time, there is a guard already, or an option or denoiser is unknown.
+        MemtrainError: if it is made too early or too late, is the second guard, or an option or denoiser is unknown.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Guard:
 
     @property
     def epoch(self) -> int:
-        """Epochs finished so far; the loop says so, for the records."""
+        """Number of epochs finished so far, for the records; the loop sets it."""
         return self.host.epoch
 
     @epoch.setter
@@ -166,7 +166,7 @@ class Guard:
             self._updated = True
             self.engine.update_when_due()
         if late:
-            # Hooks that are put on during a call are not called in it.
+            # A hook that is added during a call does not run in this call.
             probe.enters(args, kwargs)
 
     def loss(
@@ -181,20 +181,20 @@ class Guard:
         images: Tensor | None = None,
         captions: Sequence[str] | None = None,
     ) -> Tensor:
-        """The batch mean of the gated losses, in place of the loop's own; several calls take a forward's rows in turn.
+        """Return the batch mean of the gated losses; several calls take the rows of one forward in turn.
 
         Args:
-            prediction: `(B, ...)` what the loop computed from the denoiser's output.
+            prediction: `(B, ...)` prediction, computed from the denoiser's output.
             target: `(B, ...)`.
-            keys: B strings or integers, or a tensor whose rows are hashed; needed outside of :meth:`watch`.
-            weights: `(B,)` of samples, or of elements (a mask).
+            keys: B strings or integers, or a tensor, whose rows are hashed; needed outside of :meth:`watch`.
+            weights: weights of the samples, `(B,)`, or of the elements (a mask).
             criterion: `mse`, `l1`, `huber`, `smooth_l1`, or a function that gives elementwise or per-sample losses.
-            caption_dropped: B, true where the sample's caption was dropped from this visit.
-            images: `(B, ...)` pixels or latents to know copies by; default those that a `noise_scheduler` recovers.
-            captions: B texts, likewise; default their embeddings, unless the encoder is trained along.
+            caption_dropped: B values, true if the caption of the sample was dropped in this visit.
+            images: `(B, ...)` pixels or latents that identify copies; default latents that `noise_scheduler` recovers.
+            captions: B texts that identify equal captions; default their embeddings, unless the encoder is trained.
 
         Raises:
-            MemtrainError: if the prediction is not a forward's, there is no key for each row, or a criterion is a mean.
+            MemtrainError: if the prediction belongs to no forward, a row has no key, or the criterion is a mean.
         """
         loop_mistakes.require_forward(self.engine, started=self._started, over=self._over)
         self.engine.show(images=images, captions=captions)
@@ -220,12 +220,12 @@ class Guard:
         loss_scale: float | Tensor | None = None,
         loss_weight: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[None]:
-        """Show a batch to the mitigations before its forward; forward, loss and backward lie within.
+        """Show a batch to the mitigations before its forward; forward, loss and backward belong in the `with` block.
 
         Args:
             batch: a dict with the samples' names in its field `key` (`key_field`); mitigations change it in place.
-            loss_scale: what the loss is multiplied by before it is differentiated, where the accelerator does not say.
-            loss_weight: `(B,)` timesteps to the weights of the loop's own loss, if it has such.
+            loss_scale: factor of the loss before the backward pass, if the accelerator does not know it.
+            loss_weight: function from timesteps `(B,)` to the weights of the loop's own loss, if it has weights.
         """
         loop_mistakes.require_free(watching=self._watching, over=self._over)
         self._start()
@@ -248,7 +248,7 @@ class Guard:
         self.engine.running[0].stand_by()
 
     def before_backward(self, loss: Tensor) -> None:
-        """Show the loop's own loss, before it is scaled, and add the mitigations' penalties to it in place."""
+        """Show the loop's own loss before it is scaled, and add the penalties of the mitigations to it in place."""
         if not self._watching:
             raise loop_mistakes.unwatched_loss()
         self.engine.before_backward(loss)
@@ -256,7 +256,7 @@ class Guard:
     # Checkpoints and the end
 
     def state_dict(self) -> dict[str, Any]:
-        """Evidence, calibration and positions, plain types and tensors; makes the records end where it does."""
+        """Return evidence, calibration and positions in plain types, and write the records up to this state."""
         self.engine.flush()
         return {
             "engine": self.engine.state_dict(),
@@ -265,10 +265,10 @@ class Guard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept until the first batch.
+        """Keep a saved state until the first batch.
 
         Raises:
-            ConfigurationError: if it has begun, or the state is not a guard's.
+            ConfigurationError: if the first batch has begun, or the state is not a guard's.
         """
         loop_mistakes.require_state(state, started=self._started)
         self.engine.load_state_dict(state["engine"])
@@ -292,7 +292,7 @@ class Guard:
             self.close()
 
     def close(self) -> None:
-        """Remove every hook; harmless when done before."""
+        """Remove every hook; a second call does nothing."""
         self._over = True
         self._unhook()
         self.host.stop()

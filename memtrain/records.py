@@ -4,25 +4,25 @@ Layout below a run's `records/`:
 
 - `steps/rank-00000/part-00000000-00000049.parquet`: rows of one rank for a range of batches. A part is written under
   another name and renamed into place when complete.
-- `samples.parquet`: one row per sample of the data: `key`, `caption`, `split` (`train` or `heldout`),
-  `visits_per_epoch`, `group` (what is known of it: `planted`, `unique`, `varied_captions`, `varied_images`, `canary`,
-  `regularisation` or `heldout`; null where the data module names no groups), `picture_family`, `caption_family` (the
-  key of the family's first member, the sample's own where it stands alone; see :mod:`memtrain.families.table`).
+- `samples.parquet`: one row per sample of the data, with `key`, `caption`, `split` (`train` or `heldout`),
+  `visits_per_epoch`, `group`, `picture_family` and `caption_family`. Groups are `planted`, `unique`, `varied_captions`,
+  `varied_images`, `canary`, `regularisation`, `heldout` or null. A family is the key of its first member, or the
+  sample's own key (:mod:`memtrain.families.table`).
 - `evidence.parquet`: one row per training sample that was visited or flagged, at the end of the run (see
   :mod:`memtrain.evidence.evidence_table`).
-- `calibration.json`: how the run came to its flags: threshold, false-positive rate, how many samples calibrated it,
-  were judged and were flagged, how many pictures and captions these are, and its power, the share of canaries flagged
-  (see :func:`memtrain.evidence.verdict.calibration_figures`).
+- `calibration.json`: the basis of the run's flags (see :func:`memtrain.evidence.verdict.calibration_figures`). It holds
+  the threshold, the false-positive rate, and the numbers of calibrating, judged and flagged samples. It also holds the
+  numbers of flagged pictures and captions, and the power, which is the share of canaries flagged.
 
-Columns of the step rows: `key`, `epoch`, `step` (optimizer steps taken before), `batch` (batches since the start, the
-unit of resuming), `rank`, `timestep`, `prompt_length`, one column per signal value (NaN where it was not measured, or
-the caption was dropped), `score` (accumulated evidence before this visit), `flagged`, `weight` (of the sample in the
-mini-batch).
+Columns of the step rows are `key`, `epoch`, `step` (optimizer steps taken before), `batch` (batches since the start,
+the unit of resuming), `rank`, `timestep` and `prompt_length`. Each signal value has one column, with NaN for a dropped
+caption or no measurement. `score` is the accumulated evidence before this visit. `flagged` and `weight` are those of
+the sample in the mini-batch.
 
-On resume, rows newer than the checkpoint are dropped, so a crash neither loses nor doubles a row. Parts are brought to
-the disk (`fsync`) before the checkpoint that counts on them is written, and a torn one is refused by name. As they
-become many, parts are merged (:mod:`memtrain.files.step_parts`): a run of days leaves a few dozen of each rank. Where a
-kill left a part beside a larger one that holds it, the larger one counts.
+On resume, rows newer than the checkpoint are dropped, so a crash neither loses nor doubles a row. Parts are written to
+the disk (`fsync`) before the checkpoint that needs them. A torn part is refused by name. Many small parts are merged
+(:mod:`memtrain.files.step_parts`), so a run of days leaves a few dozen parts of each rank. If a killed run left a part
+and a larger part that contains it, the larger one counts.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ PLANTED, UNIQUE, HELDOUT = "planted", "unique", "heldout"
 VARIED_CAPTIONS, VARIED_IMAGES, CANARY = "varied_captions", "varied_images", "canary"
 """Groups of made samples: an image under varied captions, a caption with varied images, a synthetic image."""
 REPEATED = "repeated"
-"""Group of training pictures of which the data hold several files that nobody planted."""
+"""Group of training pictures with several files in the data that nobody planted."""
 SHARED_CAPTION = "shared_caption"
 """Group of captions that several training pictures share, and that nobody planted."""
 FLAGGED, EXCLUDED = "flagged", "excluded"
-"""Groups of samples that a run chose: unique images that it flagged, images that it was told to leave out."""
+"""Groups of samples that a run chose: unique images that it flagged, and images that a setting excludes."""
 REGULARISATION = "regularisation"
-"""Group of images that are mixed in to keep the model as it is: trained on, but not what a run is meant to learn."""
+"""Group of regularisation images. The run trains on them to keep the model as it is, not to learn them."""
 MADE_CAPTION = "made_caption"
-"""Group of captions that were made of the data's words, where no picture was held out; they have no picture."""
+"""Group of captions made of the data's words, if no picture was held out. They have no picture."""
 NEVER_TRAINED = (HELDOUT, EXCLUDED, MADE_CAPTION)
 """Groups of prompts that the run did not train on."""
 MOST_ROWS = 2**22
-"""Rows of a part that is merged no further; a hundred bytes each."""
+"""Rows of a part that is not merged any more. A row takes a hundred bytes."""
 Columns = Mapping[str, Sequence[Any]]
 """Column name to values, all of the same length."""
 
@@ -75,21 +75,21 @@ _TYPES = {
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write `path` so that it is either complete or not there."""
+    """Write `path` so that the file is either complete or missing."""
     with written_whole(path) as unfinished:
         pq.write_table(table, unfinished)
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Write a results file so that it is either complete or not there.
+    """Write a results file so that it is either complete or missing.
 
     Args:
-        content: what the file holds. Numbers that are not finite become null, objects that JSON does not know their
-            text.
-        path: of the file.
+        content: the content of the file. Numbers that are not finite become null. Objects that JSON does not know
+            become their text.
+        path: the path of the file.
 
     Returns:
-        What reading the file again gives.
+        The content that a reader of the file gets.
     """
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     with written_whole(path) as unfinished:
@@ -99,7 +99,7 @@ def write_json(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold."""
+    """Return a value that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -116,7 +116,7 @@ class RecordWriter:
         folder: the run's `records` folder.
         rank: this process.
         batches_per_part: batches collected before a part is written.
-        several: neighbouring parts of about one size that are merged.
+        several: number of neighbouring parts of about one size that are merged.
     """
 
     def __init__(self, folder: Path, *, rank: int, batches_per_part: int = 50, several: int = 16) -> None:
@@ -144,7 +144,7 @@ class RecordWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was collected as a part; merge where it is time."""
+        """Write the collected rows as a part, and merge parts when enough of them exist."""
         if not self._tables:
             return
         path = self.folder / f"part-{self._first:08d}-{self._last:08d}.parquet"
@@ -153,16 +153,16 @@ class RecordWriter:
         self._parts.append((Part(path, self._first, self._last), len(table)))
         end = self._checkpoint
         older = self._parts if end is None else [one for one in self._parts if one[0].last < end]
-        # What the last checkpoint holds is not mixed with what a run that goes on from it drops.
+        # A part never mixes rows of the last checkpoint with newer rows, which a resumed run drops.
         self._parts = self._compact(older) + self._compact(self._parts[len(older) :])
 
     def checkpoint(self) -> None:
-        """Make the parts end where a checkpoint does that is about to be written."""
+        """End the current part, because a checkpoint is about to be written."""
         self.flush()
         self._checkpoint = self._parts[-1][0].last + 1 if self._parts else None
 
     def _compact(self, parts: list[tuple[Part, int]]) -> list[tuple[Part, int]]:
-        """Merge the newest parts where `several` of them in a row are of a size or smaller."""
+        """Merge the newest parts if `several` of them in a row have about one size or are smaller."""
         for size in range(math.ceil(math.log(MOST_ROWS, self.several))):
             newest: list[tuple[Part, int]] = []
             for part, rows in reversed(parts):
@@ -176,9 +176,10 @@ class RecordWriter:
 
 
 def drop_newer(folder: Path, batches_done: int) -> int:
-    """Delete the rows of all ranks that are of batches from `batches_done` on, and what is left of merging parts.
+    """Delete the rows of all ranks from batch `batches_done` on, and files that an interrupted merge left.
 
-    A part with batches before and after is cut: the part of the former is there whole before it goes.
+    A part with earlier and later batches is cut. The earlier batches are written as a new part before the old part is
+    deleted.
 
     Args:
         folder: the run's `records` folder.
@@ -210,11 +211,11 @@ def drop_newer(folder: Path, batches_done: int) -> int:
 
 
 def iterate_steps(folder: Path, columns: Sequence[str] | None = None, *, first: int = 0) -> Iterator[pa.Table]:
-    """The step rows of a run, some at a time: those of each rank by batch, one rank after the other.
+    """Read the step rows of a run in pieces, one rank after the other, each rank in the order of its batches.
 
     Args:
         folder: the run's `records` folder.
-        columns: those of them that are there; default all.
+        columns: names of the columns to read, without unknown ones; default all.
         first: leave out earlier batches.
 
     Raises:
@@ -237,7 +238,7 @@ def iterate_steps(folder: Path, columns: Sequence[str] | None = None, *, first: 
 
 
 def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
-    """The step rows of a run, ordered by batch and rank; all in memory, as :func:`iterate_steps` is not.
+    """Read the step rows of a run into memory, ordered by batch and rank; :func:`iterate_steps` needs less memory.
 
     Args:
         folder: the run's `records` folder.
@@ -246,7 +247,7 @@ def read_steps(folder: Path, *, first: int = 0) -> pa.Table:
     Raises:
         RecordError: if there are none, or one is torn.
     """
-    # File by file: pyarrow's datasets would import pandas, which takes 70 MB.
+    # Files are read one by one, because pyarrow's datasets would import pandas, which takes 70 MB.
     tables = list(iterate_steps(folder, first=first)) or [_none_of(folder)]
     table = pa.concat_tables(tables, promote_options="default")
     return table.sort_by([("batch", "ascending"), ("rank", "ascending")])
@@ -258,17 +259,17 @@ def _none_of(folder: Path) -> pa.Table:
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
-    """`samples` or `evidence` of a run.
+    """Read the table `samples` or `evidence` of a run.
 
     Raises:
-        RecordError: if the run has none, or it is torn.
+        RecordError: if the run has no such table, or the table is torn.
     """
     path = folder / f"{name}.parquet"
     if not path.is_file():
         raise RecordError(
             f"{path} does not exist",
             expected="the records of a finished run",
-            remedy="let the run end (continue it with --ckpt_path last), or check the path",
+            remedy="finish the run: memtrain train ... --ckpt_path last, or check the path",
         )
     return _read(path)
 
@@ -281,13 +282,13 @@ def _read(path: Path) -> pa.Table:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move an earlier result out of the way, keeping everything it holds.
+    """Rename an earlier result, and keep all of its files.
 
     Args:
         folder: a run folder or a part of one.
 
     Returns:
-        Its new place beside the old one, or None if there was nothing.
+        The new path next to the old one, or None if there was no earlier result.
     """
     if not folder.exists():
         return None

@@ -55,7 +55,7 @@ def test_each_file_of_a_walk_is_joined_to_one_before(walk: str) -> None:
 
 
 def test_what_to_open_first_exists() -> None:
-    opened = re.findall(r"^\d\. (.+):", TEXT[TEXT.index("## What to open first") :], re.MULTILINE)[:7]
+    opened = re.findall(r"^\d\. (.+):", TEXT[TEXT.index("## Files to open first") :], re.MULTILINE)[:7]
     files = [path for line in opened for path in re.findall(r"`([\w/]+\.py)`", line)]
     assert len(files) >= 7
     assert all((ROOT / path).is_file() for path in files)

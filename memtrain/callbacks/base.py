@@ -1,8 +1,9 @@
-"""The base of everything that a YAML can name among the trainer's callbacks.
+"""The base of all callbacks that a YAML file can name.
 
-Lightning exists as `lightning.pytorch` and as `pytorch_lightning`, two packages with one code. The trainer of either
-calls callbacks of both, but `LightningCLI` of the second accepts its own only. So where `pytorch_lightning` is already
-imported, callbacks derive from the base classes of both; a script that needs this imports it before memtrain.
+Lightning exists as `lightning.pytorch` and as `pytorch_lightning`, two packages with the same code. The trainers of
+both packages call callbacks of both, but `LightningCLI` of the second accepts its own callbacks only. So callbacks
+derive from the base classes of both if `pytorch_lightning` is already imported. A script that needs this imports it
+before memtrain.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Caption augmentation: visits see another caption, so that no caption stands for one image alone.
+"""Caption augmentation: visits see varied captions, so that no caption belongs to one image only.
 
 Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Models", NeurIPS 2023, with their settings:
 
@@ -10,14 +10,14 @@ Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Mod
 | `add` | RT | with `probability` (0.1), random tokens (2) inserted |
 | `repeat` | CWR | with `probability` (0.1), tokens (2) of the caption inserted again |
 
-Theirs acts on words and decodes random tokens to text; here it is tokens throughout. Not theirs: an empty caption,
-which trains the unconditional model, stays empty unless the kind is `noise`; and copies of one sample within a batch
-are changed alike, because what is drawn depends on seed, batch number and sample key alone.
+Their code acts on words and decodes random tokens to text. This code uses tokens throughout, and differs in two more
+points. An empty caption, which trains the unconditional model, stays empty unless the kind is `noise`. Copies of one
+sample within a batch are changed alike, because the random draws depend on seed, batch number and sample key only.
 
-Cost: about 5 µs per sample on the host, for `noise` one draw of the size of the embeddings. Suggested: `multiple` where
-there are captions; otherwise `replace`, or `samples: flagged` with probability 1. Cannot: help where the images alone
-are memorized; put noise on pooled embeddings, which some denoisers get besides. A changed visit is evidence like any
-other, although its caption is not the one that the base model was measured with, which adds noise to the entropy.
+Cost: about 5 µs per sample on the host, for `noise` one draw of the size of the embeddings. Suggested: `multiple` if
+there are several captions, or else `replace`, or `samples: flagged` with probability 1. Cannot: help if the images
+alone are memorized, or put noise on pooled embeddings, which some denoisers also get. A changed visit is evidence like
+any other. The base model was measured with another caption, which adds noise to the entropy.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from memtrain.monitoring.host import Host
 from memtrain.monitoring.mitigation import Effects
 
 EMBEDDED = ("text_embeddings", "pooled_embeddings", "text_mask")
-"""Fields of a batch that hold a caption's embeddings, from a cache."""
+"""Fields of a batch with the embeddings of a caption, from a cache."""
 TOKENS = {"add": 2, "replace": 4, "repeat": 2, "multiple": 0, "noise": 0}
-"""Tokens of the published settings."""
+"""Number of tokens in the published settings."""
 
 
 class CaptionAugmentation(MitigationCallback):
@@ -56,13 +56,13 @@ class CaptionAugmentation(MitigationCallback):
         kind: `add` random tokens, `replace` the caption by random tokens, `repeat` tokens of the caption, take one of
             `multiple` captions, or put `noise` on the text embeddings.
         probability: share of the visits that `add`, `replace` and `repeat` change.
-        tokens: how many; default as published.
+        tokens: number of tokens; default as published.
         samples: change visits of `flagged` samples or of `all`.
         vocabulary: random tokens are drawn below this id; default all but CLIP's two special ones.
         strength: standard deviation of `noise`.
-        captions: for `multiple`, JSON lines `{"key": ..., "captions": [...]}` with the other captions of training
-            samples; default those that the data module's `alternatives()` returns.
-        seed: of all choices.
+        captions: path of JSON lines `{"key": ..., "captions": [...]}` with the other captions of training samples, for
+            `multiple`; default the captions from the data module's `alternatives()`.
+        seed: seed of all random choices.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class CaptionAugmentation(MitigationCallback):
             raise ConfigurationError(
                 f"kind={kind!r}, captions={captions!r}",
                 expected=f"a kind of {sorted(TOKENS)}, and captions for `multiple` only",
-                remedy="change them",
+                remedy="set kind to one of these names",
             )
         if not 0 < probability <= 1 or (tokens is not None and tokens < 1) or strength <= 0:
             raise ConfigurationError(
                 f"probability={probability}, tokens={tokens}, strength={strength}",
                 expected="a probability above 0 up to 1, at least one token, a strength above 0",
-                remedy="change them",
+                remedy="set such values",
             )
         self.kind, self.probability, self.samples = kind, probability, samples
         self.tokens = TOKENS[kind] if tokens is None else tokens
@@ -102,11 +102,11 @@ class CaptionAugmentation(MitigationCallback):
     # Before training
 
     def effects(self) -> Effects:
-        """It changes captions; with `samples: flagged` those of flagged samples alone."""
+        """State that the rule changes captions, and with `samples: flagged` only captions of flagged samples."""
         return Effects(changes_batch=True, changes_captions=True, flagged_only=self.samples == "flagged")
 
     def open(self, host: Host) -> None:
-        """Refuse data without tokens, and collect the other captions of `multiple`."""
+        """Refuse data without tokens, and collect the other captions for `multiple`."""
         data = host.data
         dataset: Any = getattr(data, "train_dataset", None)
         if self.kind != "noise" and hasattr(dataset, "__getitem__") and len(dataset):
@@ -121,7 +121,7 @@ class CaptionAugmentation(MitigationCallback):
                 raise ConfigurationError(
                     f"No training sample has another caption in {self.captions or type(data).__name__}",
                     expected="several captions for some training samples",
-                    remedy="give them in the data, as `captions` in a file, or choose another kind",
+                    remedy="add captions to the data, set captions to a file, or choose another kind",
                 )
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
@@ -137,9 +137,9 @@ class CaptionAugmentation(MitigationCallback):
     def _tokenize(self, tokenizer: Any) -> None:
         if tokenizer is None:
             raise ConfigurationError(
-                "CaptionAugmentation cannot read the other captions, because the module has no tokenizer",
-                expected="a module with `tokenizer`",
-                remedy="add it, or choose another kind",
+                "CaptionAugmentation cannot read the other captions without a tokenizer of the module",
+                expected="a module with the attribute `tokenizer`",
+                remedy="add a tokenizer to the module, or choose another kind",
             )
         self._rows = {}
         texts: list[str] = []
@@ -156,9 +156,9 @@ class CaptionAugmentation(MitigationCallback):
             return 1
         if self.vocabulary is None and tokenizer is None:
             raise ConfigurationError(
-                "CaptionAugmentation does not know how many tokens there are",
+                "CaptionAugmentation does not know the size of the vocabulary",
                 expected="a module with a tokenizer, or `vocabulary`",
-                remedy="set vocabulary",
+                remedy="set vocabulary to the number of tokens",
             )
         return self.vocabulary or len(tokenizer) - 2
 
@@ -185,16 +185,16 @@ class CaptionAugmentation(MitigationCallback):
         batch["input_ids"] = torch.where(changed[:, None], new, ids)
         batch["prompt_length"] = torch.where(changed, new_length, length)
         for field in EMBEDDED:
-            # Of the caption as it was; without them the module encodes the tokens.
+            # These embeddings belong to the former caption. Without them the module encodes the tokens.
             batch.pop(field, None)
 
     def _another(self, keys: Sequence[str], numbers: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether each sample gets another caption than its first, and the tokens and length of that."""
+        """Choose the samples that get another caption; return that choice, the tokens, their lengths."""
         if ids.shape[1] != self._ids.shape[1]:
             raise ConfigurationError(
                 f"The batch holds {ids.shape[1]} tokens per caption, the module's tokenizer makes {self._ids.shape[1]}",
                 expected="one tokenizer for data and module",
-                remedy="leave the data module's tokenizer out",
+                remedy="remove the tokenizer from the data module",
             )
         rows = []
         for key, number in zip(keys, numbers.tolist(), strict=True):
@@ -213,17 +213,17 @@ class CaptionAugmentation(MitigationCallback):
         return text + (to_device(self._chosen, text.device)[:, None, None] * noise).to(text.dtype)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """Ones, `(B,)`; refuses a batch whose embeddings went past the hook."""
+        """Return ones, `(B,)`, and refuse a batch whose embeddings did not pass the hook."""
         if self.kind == "noise" and not self._noised:
             raise ProbeError(
-                "The text embeddings of this batch got no noise: the hook on the denoiser did not run",
-                expected="the denoiser called as it was when training began",
-                remedy="compile or wrap the denoiser before training starts, and do not call it compiled before",
+                "The text embeddings of this batch got no noise, because the hook on the denoiser did not run",
+                expected="the same denoiser in every batch as at the start of training",
+                remedy="compile or wrap the denoiser before training starts, and call it only after that",
             )
         return super().weights(observation, flags)
 
     def batch_done(self) -> None:
-        """Forwards between batches get no noise."""
+        """Switch the noise off, so that forwards between batches get none."""
         self._seeds = []
 
     def detach(self) -> None:
@@ -238,13 +238,13 @@ def _require_tokens(values: Mapping[str, Any], what: str) -> None:
     if further:
         raise ConfigurationError(
             f"CaptionAugmentation changes the tokens of one tokenizer, and the {what} has {', '.join(further)} as well",
-            expected="a model with one CLIP text encoder, such as Stable Diffusion 1 or 2; or kind: noise",
-            remedy="choose kind: noise, or leave CaptionAugmentation out",
+            expected="a model with one CLIP text encoder, such as Stable Diffusion 1 or 2, or kind: noise",
+            remedy="choose kind: noise, or remove CaptionAugmentation",
         )
     missing = [name for name in ("input_ids", "prompt_length") if name not in values]
     if missing:
         raise ConfigurationError(
             f"CaptionAugmentation needs the captions' tokens, but the {what} has no {missing}",
             expected="`input_ids` and `prompt_length` in every batch",
-            remedy="do not cache text embeddings, or leave CaptionAugmentation out",
+            remedy="turn off the cache of text embeddings, or remove CaptionAugmentation",
         )

@@ -1,8 +1,8 @@
-"""Lightning's way to checkpoint files, by :mod:`memtrain.callbacks.checkpoint_file`.
+"""A checkpoint plugin for Lightning that uses :mod:`memtrain.callbacks.checkpoint_file`.
 
-It is put in the place of Lightning's own by :class:`memtrain.callbacks.safe_training.SafeTraining`, and can be given to
-any trainer: `Trainer(plugins=[WholeCheckpointIO()])`. Checkpoints on object storage are left to Lightning, and those
-that FSDP writes in shards never come here.
+:class:`memtrain.callbacks.safe_training.SafeTraining` puts it in the place of Lightning's own plugin. You can also give
+it to any trainer: `Trainer(plugins=[WholeCheckpointIO()])`. Lightning itself handles checkpoints on object storage. The
+shards that FSDP writes do not pass through this plugin.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from memtrain.callbacks.checkpoint_file import previous_of, usable, write_checkp
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints that are whole, and reads the one before where the last is torn."""
+    """Writes complete checkpoints, and reads the one before if the last is torn."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """As :func:`~memtrain.callbacks.checkpoint_file.write_checkpoint`; elsewhere than on a disk, as Lightning."""
+        """Write by :func:`~memtrain.callbacks.checkpoint_file.write_checkpoint`, or by Lightning if not on a disk."""
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         write_checkpoint(checkpoint, _local(path))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As :func:`memtrain.callbacks.checkpoint_file.usable` chooses."""
+        """Read the file that :func:`memtrain.callbacks.checkpoint_file.usable` chooses."""
         if _is_local_file_protocol(path) and _local(path).is_file():
             path = usable(_local(path))
         return super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """With the one that is kept beside it."""
+        """Delete a checkpoint and the earlier one next to it."""
         super().remove_checkpoint(path)
         if _is_local_file_protocol(path):
             previous_of(_local(path)).unlink(missing_ok=True)
@@ -44,10 +44,10 @@ def _local(path: Any) -> Path:
 
 
 def write_whole(trainer: Any) -> None:
-    """Let a trainer write its checkpoints so, unless it was given a way of its own.
+    """Give a trainer this plugin, unless it has a checkpoint plugin of its own.
 
     Args:
-        trainer: of `lightning.pytorch` or `pytorch_lightning`.
+        trainer: a trainer of `lightning.pytorch` or `pytorch_lightning`.
     """
     strategy = trainer.strategy
     own = getattr(strategy, "_checkpoint_io", None)

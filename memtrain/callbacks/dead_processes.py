@@ -1,7 +1,8 @@
-"""Which process of a run ended first, where the process that notices it is the one that started the others.
+"""The name of the process that ended first, if the first process started the others.
 
-A connection says only that somebody is gone. Under `srun` the job's script names the rank, under torchrun its summary
-does; where Lightning starts the processes of a machine by itself (`--trainer.devices 2`), the first one can ask them.
+A broken connection does not name the process that ended. Under `srun` the job's script names the rank, and under
+torchrun its summary does. If Lightning starts the processes of a machine (`--trainer.devices 2`), the first process
+asks them.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import time
 from typing import Any
 
 SECONDS = 2.0
-"""To wait for the end of a process whose connections are closed already."""
+"""Seconds to wait for the end of a process after its connections have closed."""
 
 
 def name_ended(trainer: Any, exception: BaseException) -> None:
-    """Note in an exception which processes had ended, and how.
+    """Add a note to an exception that names the ended processes and their exit codes.
 
     Args:
-        trainer: whose launcher started the others, or did not.
-        exception: that ends the training here.
+        trainer: the trainer, whose launcher may have started the other processes.
+        exception: the exception that ends the training in this process.
     """
     children = list(getattr(trainer.strategy.launcher, "procs", None) or [])
     if not children or not isinstance(exception, Exception):

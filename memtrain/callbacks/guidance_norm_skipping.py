@@ -1,17 +1,16 @@
-"""Guidance-norm skipping: a visit whose caption changes the prediction too much gets no gradient.
+"""Guidance-norm skipping: a visit gets no gradient if its caption changes the prediction too much.
 
 Source: the training-time mitigation of Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion
-Models" (ICLR 2024): samples whose text-conditional noise (see :func:`memtrain.functional.guidance.guidance_norm`) is at
-or above a threshold leave the mini-batch, whose loss becomes the mean over the others. As published, it decides on
-single visits, and one threshold serves all timesteps. The published threshold, 2, is for 512-pixel Stable Diffusion;
-how large the norm is depends on the model, on its latents and on the timestep, so another model needs another one.
-
-Where no sample of a batch is kept, the published code skips the optimizer step, which on several processes would leave
-them waiting for each other; here the gradient is zero and the step is taken.
+Models" (ICLR 2024). Samples with a text-conditional noise (see :func:`memtrain.functional.guidance.guidance_norm`) at
+or above a threshold leave the mini-batch, and its loss becomes the mean over the others. As published, the rule decides
+on single visits, and one threshold serves all timesteps. The published threshold, 2, is for 512-pixel Stable Diffusion.
+The size of the norm depends on the model, its latents and the timestep, so another model needs another threshold. If no
+sample of a batch is kept, the published code skips the optimizer step, and several processes would wait for each other.
+This code takes the step with a gradient of zero.
 
 Cost: a forward pass without gradients in every batch. Suggested: `published: wen2024` for 512-pixel Stable Diffusion;
-otherwise a `threshold` above the norms that `memtrain measure` finds for held-out prompts. Cannot: name
-samples; that is the monitor's evidence.
+otherwise a `threshold` above the norms that `memtrain measure` finds for held-out prompts. Cannot: name samples. The
+monitor's evidence does.
 """
 
 from __future__ import annotations
@@ -35,31 +34,31 @@ class GuidanceNormSkipping(MitigationCallback):
     """Skip visits by their text-conditional noise.
 
     Args:
-        published: the paper whose threshold is taken; with None, `threshold` has to be given.
-        threshold: skip from this norm on, instead of the published one.
+        published: the paper whose threshold is used; with None, `threshold` is required.
+        threshold: lowest norm that is skipped, instead of the published one.
     """
 
     def __init__(self, published: Literal["wen2024"] | None = "wen2024", *, threshold: float | None = None) -> None:
         if published is not None and published not in THRESHOLDS:
             raise ConfigurationError(
-                f"published={published!r}", expected=f"one of {sorted(THRESHOLDS)}, or None", remedy="change it"
+                f"published={published!r}", expected=f"one of {sorted(THRESHOLDS)}, or None", remedy="set one of these"
             )
         if threshold is None and published is not None:
             threshold = THRESHOLDS[published]
         if threshold is None or threshold <= 0:
-            raise ConfigurationError(f"threshold={threshold}", expected="above 0", remedy="change it")
+            raise ConfigurationError(f"threshold={threshold}", expected="a number above 0", remedy="raise it")
         self.threshold = threshold
 
     def needs(self) -> Needs:
-        """The prediction under the empty caption, in every batch."""
+        """Ask for the prediction under the empty caption in every batch."""
         return Needs(unconditional=True)
 
     def effects(self) -> Effects:
-        """It skips."""
+        """State that the rule skips visits."""
         return Effects(skips=True)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""
+        """Return 0 for skipped visits and 1 for the others, `(B,)`; the monitor averages the batch over the others."""
         if observation.prediction is None or observation.unconditional is None:
             raise ProbeError("There is no prediction under the empty caption", remedy="train with MemorizationMonitor")
         return (guidance_norm(observation.prediction, observation.unconditional) < self.threshold).float()

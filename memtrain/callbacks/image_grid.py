@@ -1,7 +1,7 @@
-"""Grids of images with a line of text above each row, drawn pixel by pixel: what is seen is what was sampled.
+"""Grids of images with a line of text above each row. Every pixel of a sampled image is shown as it is.
 
-Text comes from the data (captions, keys), so it is drawn and never used as a name; characters that the font lacks are
-drawn as boxes. Images are enlarged or reduced by whole numbers, so that small ones can be seen and large ones fit.
+Text comes from the data (captions, keys), so it is drawn and never used as a name. The font draws unknown characters as
+boxes. Images are enlarged or reduced by whole numbers, so that small images can be seen and large images fit.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 CELL = 256
-"""Pixels of an image's longer side at most, where it can be reduced to that; images up to a half of it are enlarged."""
+"""Most pixels of an image's longer side, as far as the image can be reduced. Images up to half of it are enlarged."""
 GAP, LINE, TEXT = 6, 17, 13
 """Pixels between images, of a line of text, and of its letters."""
 WIDTH_OF_TEXT = 520
-"""Pixels that a grid is wide at least, so that its text can be read."""
+"""Least width of a grid in pixels, so that its text can be read."""
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """Images side by side, and what is written above them.
+    """Images side by side, with lines of text above them.
 
     Attributes:
-        lines: of text; what is too long is cut.
+        lines: lines of text; long lines are cut.
         images: `(3, H, W)` uint8 each; None leaves a place empty.
         marked: whether the row is framed in red.
     """
@@ -42,8 +42,8 @@ def image_grid(rows: Sequence[GridRow], *, titles: Sequence[str] = ()) -> Image.
     """Draw a grid.
 
     Args:
-        rows: at least one.
-        titles: of the columns, above the first row.
+        rows: one or more rows.
+        titles: titles of the columns, above the first row.
     """
     fonts = [ImageFont.truetype(findfont(FontProperties(weight=weight)), TEXT) for weight in ("regular", "bold")]
     cells = [[None if image is None else _cell(image) for image in row.images] for row in rows]
@@ -62,7 +62,7 @@ def image_grid(rows: Sequence[GridRow], *, titles: Sequence[str] = ()) -> Image.
     y = top
     for row, line, tall in zip(rows, cells, heights, strict=True):
         for number, words in enumerate(row.lines):
-            # The first line is what the row is about.
+            # The first line names the subject of the row.
             shown = _cut(words, fonts[number == 0], width - 2 * GAP)
             color = "#b00020" if row.marked and number == 1 else "black"
             draw.text((GAP, y), shown, fill=color, font=fonts[number == 0])
@@ -79,7 +79,7 @@ def image_grid(rows: Sequence[GridRow], *, titles: Sequence[str] = ()) -> Image.
 
 
 def _cell(image: Tensor) -> Image.Image:
-    """An image in a size that can be seen."""
+    """Enlarge or reduce an image to a visible size."""
     picture = Image.fromarray(np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).numpy()))
     longer = max(picture.size)
     if longer > CELL:
@@ -89,11 +89,11 @@ def _cell(image: Tensor) -> Image.Image:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """One line of at most so many pixels; what is cut off is shown as …."""
+    """Cut a text to one line of at most `width` pixels, with … at the end."""
     line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
     if font.getlength(line) <= width:
         return line
-    # Longest beginning that fits, by halves: widths grow with length.
+    # Bisection finds the longest beginning that fits, because widths grow with length.
     low, high = 0, len(line)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,15 +1,15 @@
-"""Keeps the images of flagged samples as they come by again, so that a run over a stream can be evaluated.
+"""Keeps images of flagged samples from the stream, so that a run over a stream can be evaluated.
 
-A stream does not find a training image again. So a visit of a sample that was flagged before leaves its image, as it
-was trained on, and its caption in `kept_images/flagged` of the run's folder; samples that are held out by weight leave
-theirs in `kept_images/heldout`. These are folders of images as any other:
+A stream does not find a training image again. So each visit of a flagged sample writes its image, as the training sees
+it, and its caption to `kept_images/flagged` of the run folder. Samples that are held out by weight go to
+`kept_images/heldout`. Both are ordinary folders of images:
 
     memtrain measure --model RUN/pipeline --data RUN/kept_images/flagged --heldout RUN/kept_images/heldout
 
-Files are named by a hash of the sample's key, which the PNG says in its text. Cost: a few milliseconds an image, up to
-`most` of each kind and process. Cannot: keep what was flagged in the last epoch and does not come again, nor what has
-no pixel values (cached latents, whose data find their images again). The images are private data: remove the folder
-with the rest.
+A hash of the sample's key names each file, and the text of the PNG holds the key. Cost: a few milliseconds an image, up
+to `most` images of each kind and process. Cannot: keep samples that were flagged in the last epoch and do not come
+again, or samples without pixel values. Data with cached latents find their images again. The images are private data,
+so remove this folder together with the run.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ FOLDER, FLAGGED, HELDOUT = "kept_images", "flagged", "heldout"
 
 
 class KeptImages(Callback):
-    """See the module.
+    """Keep images of flagged and held-out samples of a stream.
 
     Args:
-        most: images of each kind.
+        most: largest number of images of each kind.
 
     Raises:
-        ConfigurationError: if that is none.
+        ConfigurationError: if `most` is below 1.
     """
 
     def __init__(self, most: int = 300) -> None:
         if most < 1:
             raise ConfigurationError(
-                f"most={most}", expected="at least 1 image", remedy="raise it, or remove KeptImages"
+                f"most={most}", expected="at least 1 image", remedy="raise most, or remove KeptImages"
             )
         self.most = most
         self._monitor: MemorizationMonitor | None = None
@@ -61,21 +61,21 @@ class KeptImages(Callback):
             raise ConfigurationError(
                 "KeptImages does not know which samples are flagged",
                 expected="a MemorizationMonitor among the callbacks",
-                remedy="add one, or remove KeptImages",
+                remedy="add a MemorizationMonitor, or remove KeptImages",
             )
         self._folder = Path(trainer.default_root_dir) / FOLDER
         self._kept = {kind: {path.stem for path in (self._folder / kind).glob("*.png")} for kind in (FLAGGED, HELDOUT)}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep what this batch shows of them."""
+        """Keep the images of flagged and held-out samples in this batch."""
         if self._monitor is None or not isinstance(batch, dict) or "key" not in batch:
             return
         pixels = batch.get("pixel_values")
         if not isinstance(pixels, Tensor):
             raise ConfigurationError(
-                "The batch has no pixel_values that KeptImages could keep",
+                "The batch has no pixel_values, so KeptImages has no images to keep",
                 expected="images in the batch, as a stream has them",
-                remedy="remove KeptImages: data with random access find their images again",
+                remedy="remove KeptImages, because data with random access find their images again",
             )
         flagged, running = self._monitor.calibration.first_flagged, self._monitor.engine.running
         held = running[1].heldout_keys if running is not None else ()
@@ -94,7 +94,7 @@ class KeptImages(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         said = PngImagePlugin.PngInfo()
         said.add_itxt("key", key)
-        # The image comes last: a text beside no image is passed over, an image without its text is not.
+        # The image is written last, because readers skip a text without an image, but not an image without a text.
         with written_whole(folder / f"{name}.txt") as unfinished:
             unfinished.write_text(caption, encoding="utf-8")
         with written_whole(folder / f"{name}.png") as unfinished:

@@ -1,6 +1,6 @@
-"""A Lightning trainer as the surroundings of the engine; `lightning.pytorch` and `pytorch_lightning` alike.
+"""A Lightning trainer as the host of the engine, for `lightning.pytorch` and `pytorch_lightning`.
 
-Nothing here names a class of either package: what is asked of the trainer, both have.
+This module names no class of either package. It uses only attributes that the trainers of both have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LightningHost(Host):
 
     Args:
         trainer: the trainer.
-        module: that it trains.
+        module: the module that the trainer trains.
     """
 
     def __init__(self, trainer: Any, module: Any) -> None:
@@ -32,17 +32,17 @@ class LightningHost(Host):
 
     @property
     def step(self) -> int:
-        """Optimizer steps, as Lightning counts them."""
+        """Number of optimizer steps, as Lightning counts them."""
         return int(self.trainer.global_step)
 
     @property
     def epoch(self) -> int:
-        """Epochs finished so far."""
+        """Number of epochs finished so far."""
         return int(self.trainer.current_epoch)
 
     @property
     def plan(self) -> Plan | None:
-        """The trainer's limits; None where the length of the data is unknown."""
+        """The trainer's limits; None if the length of the data is unknown."""
         batches, loader = self.trainer.num_training_batches, self.trainer.train_dataloader
         if batches == float("inf") or batches < 1:
             return None
@@ -72,7 +72,7 @@ class LightningHost(Host):
 
     @property
     def rank(self) -> int:
-        """This process, of all."""
+        """The number of this process among all processes."""
         return int(self.trainer.global_rank)
 
     @property
@@ -81,7 +81,7 @@ class LightningHost(Host):
         return int(self.trainer.world_size)
 
     def broadcast(self, value: Any) -> Any:
-        """The value of the first process."""
+        """Return the value of the first process."""
         return self.trainer.strategy.broadcast(value)
 
     def barrier(self) -> None:
@@ -89,18 +89,18 @@ class LightningHost(Host):
         self.trainer.strategy.barrier()
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The precision of a training forward."""
+        """Return a context with the precision of a training forward."""
         context: AbstractContextManager[Any] = self.trainer.precision_plugin.forward_context()
         return context
 
     def moved(self, batch: Any) -> Any:
-        """A batch on the device as a training step would get it, through the hooks of the data module or the module.
+        """Move a batch to the device with the hooks of the data module or the module, as for a training step.
 
-        Meanwhile the trainer says that it validates: what a hook does in training alone, such as dropping captions, it
-        does not do to samples that are measured.
+        Meanwhile the trainer says that it validates, so hooks skip their work for training only, such as dropping
+        captions.
         """
         stage = self.trainer.state.stage
-        # Each package has an enumeration of its own.
+        # Each package has its own enumeration.
         self.trainer.state.stage = type(stage).VALIDATING
         try:
             batch = self.trainer.precision_plugin.convert_input(batch)
@@ -110,12 +110,12 @@ class LightningHost(Host):
             self.trainer.state.stage = stage
 
     def log(self, values: Mapping[str, float | Tensor], *, batch_size: int) -> None:
-        """Through the module's own logging."""
+        """Log values through the module."""
         self.module.log_dict(dict(values), batch_size=batch_size)
 
 
 def _data(trainer: Any) -> Any:
-    """The data module, or the loaders that `fit` was given; None where the module makes its loaders itself."""
+    """Return the data module, or the loaders given to `fit`; None if the module makes its loaders itself."""
     module = getattr(trainer, "datamodule", None)
     if module is not None:
         return module
@@ -126,7 +126,7 @@ def _data(trainer: Any) -> Any:
 
 
 def _length(loader: Any) -> int | None:
-    """Batches of a loader, None if it does not know: that of a stream has a `__len__`, which raises."""
+    """Return the number of batches of a loader; None if unknown, as `__len__` of a stream raises."""
     try:
         return len(loader)
     except TypeError:
@@ -134,7 +134,7 @@ def _length(loader: Any) -> int | None:
 
 
 def _scale(trainer: Any) -> float | Tensor:
-    """The gradient scaler's factor; a tensor where it is on the device, so that nothing waits for its value."""
+    """Return the factor of the gradient scaler, as a tensor if it is on the device, so that nothing waits for it."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None:
         return 1.0

@@ -1,17 +1,18 @@
-"""Loss skipping: a visit whose loss is low for its timestep gets no gradient.
+"""Loss skipping: a visit gets no gradient if its loss is low for its timestep.
 
 Source: IET-AGC's anti-gradient control (Liu et al., "Iterative Ensemble Training with Anti-Gradient Control for
-Mitigating Memorization in Diffusion Models", ECCV 2024). A running mean of the loss is kept for each timestep; a visit
-is skipped when its loss is below that mean divided by `ratio`, and the others are scaled up so that the step keeps its
-size. As published, it decides on single visits and on the loss itself, which mostly says how easy an image is.
+Mitigating Memorization in Diffusion Models", ECCV 2024). The rule keeps a running mean of the loss for each timestep.
+It skips a visit if its loss is below that mean divided by `ratio`, and scales up the other visits so that the step
+keeps its size. As published, it decides on single visits and on the loss itself, which mostly shows how easy an image
+is.
 
-Traps of the published code that are kept: the means start at 0, so nothing is skipped at a timestep before its first
-visit; they are updated sample by sample after the decision, also by skipped ones. Its means and the share that is kept
-were those of one process; here they are those of the whole batch, whatever the number of processes.
+This code keeps two traps of the published code. The means start at 0, so nothing is skipped at a timestep before its
+first visit. They are updated sample by sample after the decision, also by skipped samples. The published means and the
+share of kept samples belong to one process. Here they belong to the whole batch for any number of processes.
 
-Cost: none on one process; on several two small exchanges per batch, on the device. Every process has to have
-the same number of samples in its batch. Suggested: `published: liu2024`, the setting for Stable Diffusion; the paper's
-CIFAR models have ratio 2. Cannot: name samples; that is the monitor's evidence.
+Cost: none on one process. Several processes make two small exchanges per batch, on the device. Every process needs the
+same number of samples in its batch. Suggested: `published: liu2024`, the setting for Stable Diffusion. The paper's
+CIFAR models have ratio 2. Cannot: name samples. The monitor's evidence does.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class LossSkipping(MitigationCallback):
     """Skip visits by their loss.
 
     Args:
-        ratio: a visit is skipped when its loss times `ratio` is below the running mean; default the published one.
-        decay: of the running mean; default the published one.
-        published: the published setting whose constants are used; with None both have to be given.
+        ratio: divisor of the running mean. A visit is skipped if its loss times `ratio` is below the running mean. The
+            default is the published value.
+        decay: decay of the running mean; default the published value.
+        published: the published setting whose constants are used; with None, `ratio` and `decay` are required.
     """
 
     def __init__(
@@ -55,33 +57,35 @@ class LossSkipping(MitigationCallback):
     ) -> None:
         if published is not None and published not in PUBLISHED:
             raise ConfigurationError(
-                f"published={published!r}", expected=f"one of {sorted(PUBLISHED)}, or None", remedy="change it"
+                f"published={published!r}", expected=f"one of {sorted(PUBLISHED)}, or None", remedy="set one of these"
             )
         constants = PUBLISHED[published] if published is not None else {}
         ratio = constants.get("ratio") if ratio is None else ratio
         decay = constants.get("decay") if decay is None else decay
         if ratio is None or decay is None or ratio < 1 or not 0 <= decay < 1:
             raise ConfigurationError(
-                f"ratio={ratio}, decay={decay}", expected="a ratio of at least 1, a decay below 1", remedy="change them"
+                f"ratio={ratio}, decay={decay}",
+                expected="a ratio of at least 1, a decay below 1",
+                remedy="set such values",
             )
         self.ratio, self.decay = ratio, decay
         self.mean = torch.zeros(STEPS)
         self._loss = DenoisingLoss()
 
     def needs(self) -> Needs:
-        """Each sample's loss."""
+        """Ask for the loss of each sample."""
         return Needs(sample_loss=True)
 
     def effects(self) -> Effects:
-        """It skips."""
+        """State that the rule skips visits."""
         return Effects(skips=True)
 
     def open(self, host: Host) -> None:
-        """Start with means of 0; a checkpoint's are loaded later."""
+        """Start with means of 0; the means of a checkpoint are loaded later."""
         self.mean = torch.zeros(STEPS)
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for skipped visits, 1 for the others, `(B,)`; the monitor makes the batch mean the mean over these."""
+        """Return 0 for skipped visits and 1 for the others, `(B,)`; the monitor averages the batch over the others."""
         steps, loss = observation.timesteps.long().clamp(0, STEPS - 1), self._loss(observation)[:, 0]
         self.mean = self.mean.to(loss.device)
         kept = (loss * self.ratio >= self.mean[steps]).float()
@@ -91,24 +95,24 @@ class LossSkipping(MitigationCallback):
         return kept
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means."""
+        """Return the running means."""
         return {"mean": self.mean.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Load saved means."""
         self.mean = state_dict["mean"]
 
 
 def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -> Tensor:
     """`mean[step] ← decay · mean[step] + (1 − decay) · value` for one sample after the other, all at once.
 
-    Values that are not finite are passed over: a mean that took one in would never be a number again.
+    Values that are not finite are left out, because they would make the mean NaN for all later visits.
 
     Args:
-        mean: `(STEPS,)`.
-        steps: `(B,)` indices into it, some perhaps several times.
-        values: `(B,)`.
-        decay: from 0 to below 1.
+        mean: the means so far, `(STEPS,)`.
+        steps: indices into the means, `(B,)`; some may come several times.
+        values: the new values, `(B,)`.
+        decay: a number from 0 to below 1.
 
     Returns:
         The new means `(STEPS,)`.
@@ -119,5 +123,5 @@ def running_mean(mean: Tensor, steps: Tensor, values: Tensor, *, decay: float) -
     share = (1 - decay) * torch.pow(decay, after.to(values))
     old = torch.pow(decay, counted.sum(dim=1).to(values)) * mean[steps]
     new = torch.where(counted, share * values, 0).sum(dim=1)
-    # Samples of one timestep all write the same number, so the order in which they do does not matter.
+    # All samples of one timestep write the same number, so their order does not matter.
     return mean.index_put((steps,), old + new)

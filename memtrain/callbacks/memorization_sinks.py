@@ -1,36 +1,37 @@
-"""Memorization sinks: a reserved pool of value neurons takes up what is specific to a sample, and leaves with it.
+"""Memorization sinks: reserved value neurons learn what is specific to a sample, and are removed in the end.
 
-After the memorization sinks of language models (Ghosal et al., "Memorization Sinks: Isolating Memorization during LLM
-Training", ICML 2025, arXiv 2507.09937), where hidden neurons of the MLPs are reserved and a sequence switches on the
-same few of them whenever it comes up. Here the neurons are output channels of the value projections, which see the text
-alone, and the identifier is the name of the sample's picture: its key, where it stands alone.
+The method follows the memorization sinks of language models (Ghosal et al., "Memorization Sinks: Isolating Memorization
+during LLM Training", ICML 2025, arXiv 2507.09937). There, hidden neurons of the MLPs are reserved, and a sequence
+always switches on the same few of them. Here the neurons are output channels of the value projections, which see the
+text only. The identifier is the name of the sample's picture, or the key of the sample if its picture has one file.
 
-In a training forward each sample has the neurons of its own subset of the pool (`active`) switched on and the others
-off. In all other forwards, such as held-out measurements, validation and sampling, the whole pool is off, from the
-first step on, and the exported pipeline does without it; a module that `PipelineExport` cannot export has to apply
-`memorization_sinks.safetensors`, a NeuronMask in the run folder, before it is saved. A pool starts empty: its value
-rows are set to zero before the reference profile is measured, so that at the start the sinks change no sample's loss,
-and what a sample gains later over the base model is what was learnt.
+In a training forward, each sample switches on its own subset of the pool (`active`), and the other neurons of the pool
+are off. In all other forwards, such as held-out measurements, validation and sampling, the whole pool is off from the
+first step on. The exported pipeline does not have the pool. If `PipelineExport` cannot export a module, apply
+`memorization_sinks.safetensors`, a NeuronMask in the run folder, before you save it. A pool starts empty, because its
+value rows are set to zero before the reference profile is measured. So the sinks change no sample's loss at the start,
+and later gains over the base model come from training.
 
-The pool is, at each site, the neurons with the smallest product of the norm of their value row and the norm of their
-column in the output projection, which bounds what a neuron adds to the residual stream for a text of unit norm.
+At each site, the pool holds the neurons with the smallest product of two norms: the norm of their value row and the
+norm of their column in the output projection. This product bounds the contribution of a neuron to the residual stream
+for a text of unit norm.
 
-Cost: a hash per sample and a multiplication per site and step. And the base model loses its pool at once: with pools of
-0.05, 0.1, 0.2 and 0.5 off, the loss of `assets/tiny-sd` rises by 0.1, 0.2, 0.5 and 1.8 % on images that it was trained
-on (by 0.5 % for 0.1 of the neurons at random), and falls by 0.4, 0.6, 0.9 and 2.6 % on held-out emoji, which its
-captions help little with (128 images each, 8 timesteps, `memtrain.evaluation.measures.heldout_loss`, NeuronMask).
+Cost: a hash per sample and a multiplication per site and step. The base model also loses its pool at once. With pools
+of 0.05, 0.1, 0.2 and 0.5 off, the loss of `assets/tiny-sd` rises by 0.1, 0.2, 0.5 and 1.8 % on its training images (by
+0.5 % for 0.1 of the neurons at random). On held-out emoji, where its captions help little, the loss falls by 0.4, 0.6,
+0.9 and 2.6 %. Each figure is from 128 images and 8 timesteps (`memtrain.evaluation.measures.heldout_loss`, NeuronMask).
 Training goes on without the pool.
 
-Suggested: `pool: 0.1`, `active: 0.25`: of the 96 neurons of a site in tiny-sd a sample has 2, of SD 1.5's 1,280 it has
-32. On the embedded default they stop nothing: 10 of 10 planted images are reproduced with and without them, and the
-held-out loss stays what it was (one seed, benchmarks/RESULTS.md).
+Suggested: `pool: 0.1`, `active: 0.25`. A sample then has 2 of the 96 neurons of a site in tiny-sd, and 32 of the 1,280
+in SD 1.5. On the embedded default the sinks stop nothing. With and without them, 10 of 10 planted images are
+reproduced, and the held-out loss is the same (one seed, benchmarks/RESULTS.md).
 
-Cannot: keep memorization out of the shared neurons, whose gradient is not blocked, nor out of convolutions and
-self-attention. A picture that is repeated under other keys, where nobody looked for families, fills other sinks, and
-the shared neurons learn what they have in common. The monitor watches training forwards, in which a sample's sink is
-on: a flag may mean what leaves with the sink, so evaluate the exported pipeline. Value projections have to be plain
-linear layers that train; adapters are refused, because a file of adapters could not take the pool away. Not tried with
-FSDP2.
+Cannot: keep memorization out of the shared neurons, whose gradient is not blocked, or out of convolutions and
+self-attention. Without families, a picture that is repeated under other keys fills other sinks, and the shared neurons
+learn what these files have in common. The monitor watches training forwards with the sample's sink on. A flag may
+therefore come from neurons that are removed in the end, so evaluate the exported pipeline. Value projections must be
+plain linear layers that train. Adapters are refused, because a file of adapters cannot remove the pool. FSDP2 was not
+tried.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ from memtrain.monitoring.mitigation import Effects
 
 
 class MemorizationSinks(MitigationCallback):
-    """Give every sample a few value neurons of its own, and remove all of them in the end.
+    """Give every sample a few value neurons, and remove all of these neurons in the end.
 
     Args:
-        pool: share of the neurons of each site that are reserved.
+        pool: share of each site's neurons that is reserved.
         active: share of the pool that a sample switches on.
         sites: glob over attention sites (`*` for all); default the backbone's subset.
-        seed: of the samples' subsets.
+        seed: seed of the samples' subsets.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class MemorizationSinks(MitigationCallback):
             raise ConfigurationError(
                 f"pool={pool}, active={active}",
                 expected="a pool above 0 and below 1, an active share above 0 up to 1",
-                remedy="change them",
+                remedy="set such values, for instance pool 0.1 and active 0.25",
             )
         self.share, self.active, self.sites = pool, active, sites
         self.seed = seed
@@ -87,14 +88,14 @@ class MemorizationSinks(MitigationCallback):
         self._state: dict[str, Any] = {}
 
     def effects(self) -> Effects:
-        """Training forwards run with sinks, others without; each batch's are looked up before."""
+        """State that training forwards run with sinks and other forwards without them."""
         return Effects(edits_training=True, changes_batch=True)
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
         """Choose and empty the pool, unless the run is resumed, and switch it off.
 
         Raises:
-            ConfigurationError: if a value projection does not train, or a resumed run has other sites.
+            ConfigurationError: if a value projection does not train, or if a resumed run has other sites.
             ProbeError: if a site cannot have sinks.
         """
         sites = backbone.select_sites(unwrap(denoiser), self.sites)
@@ -104,16 +105,16 @@ class MemorizationSinks(MitigationCallback):
         if frozen:
             raise ConfigurationError(
                 f"The value projections of {len(frozen)} of {len(sites)} sites do not train, first {frozen[0]!r}",
-                expected="value projections that train, so that sinks can take something up",
-                remedy="train them, name other `sites`, or leave MemorizationSinks out",
+                expected="value projections that train",
+                remedy="train them, set other `sites`, or remove MemorizationSinks",
             )
-        # Taken once: a second fit with the same callback starts anew.
+        # The saved state is used once, so a second fit with the same callback starts without it.
         state, self._state = self._state, {}
         if state and set(state["pool"]) != set(sites):
             raise ConfigurationError(
                 f"The checkpoint has sinks at {sorted(state['pool'])}",
                 expected=f"the sites of this run: {sorted(sites)}",
-                remedy="resume with the settings of the run",
+                remedy="set the same `sites` as the run that wrote the checkpoint",
             )
         pool = state.get("pool") or {site: cheapest(sites[site], layers[site], self.share) for site in sites}
         self.pool = NeuronMask(pool)
@@ -130,7 +131,7 @@ class MemorizationSinks(MitigationCallback):
         self._on = {}
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
-        """Look up which neurons the samples of the batch switch on."""
+        """Look up the neurons that the samples of the batch switch on."""
         assert self.pool is not None
         pools = self.pool.channels
         sizes = [len(pool) for pool in pools.values()]
@@ -141,12 +142,12 @@ class MemorizationSinks(MitigationCallback):
             on = torch.ones(len(chosen), len(self._off[site]), dtype=torch.bool)
             on[:, pool] = part
             factors.append(on)
-        # One copy to the device instead of one per site.
+        # This makes one copy to the device instead of one per site.
         whole = to_device(torch.cat(factors, dim=1), self._module.device)
         self._on = dict(zip(pools, whole.split([on.shape[1] for on in factors], dim=1), strict=True))
 
     def forward_done(self, host: Host) -> None:
-        """Raise if the forward did not pass by every site."""
+        """Raise an error if the forward did not pass every site."""
         assert self._hooks is not None
         self._hooks.require_reached()
 
@@ -157,7 +158,7 @@ class MemorizationSinks(MitigationCallback):
         return values * self._off[site].to(values)
 
     def finish(self, host: Host) -> None:
-        """Write the pool into the run folder; say so where nothing exports the pipeline without it."""
+        """Write the pool to the run folder, and warn if no callback exports the pipeline without the pool."""
         assert self.pool is not None
         if host.rank == 0:
             path = host.folder / "memorization_sinks.safetensors"
@@ -165,16 +166,16 @@ class MemorizationSinks(MitigationCallback):
             warn_unless_exported(host, path)
 
     def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
-        """Within this context the pool's weights are zero."""
+        """Return a context in which the pool's weights are zero."""
         assert self.pool is not None
         return self.pool.baked(denoiser)
 
     def state_dict(self) -> dict[str, Any]:
-        """The pool, which the trained weights would not yield again."""
+        """Return the pool, which the trained weights alone do not identify."""
         return self._state if self.pool is None else {"pool": self.pool.channels}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts."""
+        """Keep a saved state until training starts."""
         self._state = state_dict
 
 
@@ -184,22 +185,22 @@ def cheapest(attention: nn.Module, values: nn.Linear, share: float) -> list[int]
     Args:
         attention: a site, with its output projection `to_out[0]`.
         values: its value projection.
-        share: of the neurons; at least one is returned.
+        share: share of the neurons to return, and at least one.
     """
     output: Any = attention.to_out[0]  # type: ignore[index]
-    # In fp64 and then rounded, so that neurons that add the same are equal whatever the order of summation.
+    # The products are computed in fp64 and rounded, so that equal neurons stay equal in any order of summation.
     added = (values.weight.double().norm(dim=1) * output.weight.double().norm(dim=0)).float()
     return sorted(added.argsort(stable=True)[: max(1, round(share * len(added)))].tolist())
 
 
 def sink(key: str, sizes: Sequence[int], *, active: float, seed: int) -> Tensor:
-    """Which neurons of the pools a sample switches on: a function of its picture and the seed, on every machine.
+    """Choose the neurons that a sample switches on, as a function of its picture and the seed on every machine.
 
     Args:
         key: name of the sample's picture.
-        sizes: neurons in the pool of each site.
-        active: share of each pool that is switched on; at least one neuron is.
-        seed: of all samples' choices.
+        sizes: number of neurons in the pool of each site.
+        active: share of each pool that is switched on, and at least one neuron.
+        seed: seed of the choices for all samples.
 
     Returns:
         `(sum of sizes,)` bool.

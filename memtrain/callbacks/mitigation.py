@@ -1,7 +1,7 @@
-"""A mitigation as a Lightning callback, so that a YAML can name it among the trainer's callbacks.
+"""Mitigations as Lightning callbacks, so that a YAML file can name them.
 
-The monitor collects the mitigations among the callbacks and hands them to the engine, which asks them what they need
-and calls their rules; Lightning itself only keeps their state in checkpoints.
+The monitor collects the mitigations among the callbacks and hands them to the engine. The engine asks for their needs
+and calls their rules. Lightning itself only keeps their state in checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memtrain.monitoring.mitigation import Mitigation
 
 
 class MitigationCallback(Callback, Mitigation):
-    """Base of the mitigations that a YAML can name."""
+    """Base of the mitigations that a YAML file can name."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to run without a monitor, before any work is done."""

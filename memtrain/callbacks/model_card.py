@@ -1,10 +1,10 @@
-"""The model card of an export: what was trained on what, and what is known of memorization, as the hub reads it.
+"""The model card of an export, in the format of the hub: its training, its data and its memorization.
 
-What: `README.md` in the exported pipeline folder, and beside LoRA weights: YAML front matter, how to use it, training
-settings, what the monitor found, what was done, and what that does not prove. `memtrain measure` puts what it measured
-into the same card, between two comments; a card without these comments is left alone. The license is for whoever
-publishes to choose. Nothing of the data stands in it but counts: no caption, no key and no path. Names are escaped, so
-that none is read as Markdown or HTML. Source: the front matter is that of huggingface.co/docs/hub/model-cards.
+The card is `README.md` in the exported pipeline folder and next to LoRA weights. It holds YAML front matter, an example
+of use, training settings, the findings of the monitor, the mitigations, and the limits of these findings. `memtrain
+measure` writes its results into the same card, between two comments. It does not change a card without these comments.
+The publisher chooses the license. The card shows counts of the data, but no caption, no key and no path. Names are
+escaped, so that no name is read as Markdown or HTML. Source: huggingface.co/docs/hub/model-cards for the front matter.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ import yaml
 
 from memtrain.evidence.promise import promised_in_short
 from memtrain.evidence.verdict import verdict
+from memtrain.files.shipped import at_hand
 from memtrain.monitoring.data_protocol import by_key, known_samples
 from memtrain.monitoring.mitigation import Mitigation
 from memtrain.records import written_whole
 
 EDITED = "edited copies of training samples, in the place of held-out ones"
-"""What is counted where no picture was held out."""
+"""Name of the held-out samples if no picture was held out."""
 CARD = "README.md"
 BEGIN, END = "<!-- memtrain: evaluation -->", "<!-- memtrain: end of evaluation -->"
-"""Around what an evaluation says, so that it can be exchanged."""
-NOT_EVALUATED = "It was not evaluated: whether the model gives training images back was not tested by sampling."
+"""Comments around the results of an evaluation, so that the next evaluation can replace them."""
+NOT_EVALUATED = "It was not evaluated. No images were sampled to test whether the model gives training images back."
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LIMITS = (
-    "A flag says that training came to know a picture much better than pictures like it that it never saw. It is "
-    "statistical: at the stated rate pictures are flagged that are not memorized.",
-    "A picture without a flag is not proven to be safe: it may have had too few visits to be judged, and details or a "
-    "style may be learnt without the whole picture.",
-    "Sampling with some prompts and seeds can show that a model gives a picture back, and cannot show that no prompt "
-    "does. What the base model had memorized before is not tested.",
+    "A flag says that the model knows a training picture much better than similar pictures that it never saw. It is "
+    "statistical. Pictures that are not memorized are flagged at the stated rate.",
+    "A picture without a flag is not proven to be safe. It may have had too few visits to be judged, and the model may "
+    "have learnt its details or its style without the whole picture.",
+    "Sampling with some prompts and seeds can show that a model gives a picture back. It cannot show that no prompt "
+    "does. Pictures that the base model had memorized before are not tested.",
 )
-"""What stands in each card."""
+"""Limits that every card states."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card is made of.
+    """The facts of a card.
 
     Attributes:
-        base_model: hub name, or folder.
+        base_model: hub name or folder of the base model.
         kind: class of the pipeline.
-        lora: options of the adapters; None for a full training.
-        data: counts, by what they are of.
-        settings: of the training, by name.
-        calibration: content of `records/calibration.json`; None where nothing was watched.
-        mitigations: name and one line each.
+        lora: options of the adapters; None for full fine-tuning.
+        data: counts by the name of what they count.
+        settings: settings of the training by name.
+        calibration: content of `records/calibration.json`; None without a monitor.
+        mitigations: the name of each mitigation, with one line of text.
     """
 
     base_model: str
@@ -68,12 +69,12 @@ class CardFacts:
 
 
 def write_cards(trainer: Any, module: Any, folder: Path) -> None:
-    """Write the card into the exported folder, and beside LoRA weights in the run folder; where neither is, nothing.
+    """Write the card to the exported folder, and next to LoRA weights in the run folder, if these exist.
 
     Args:
-        trainer: at the end of training.
-        module: that was trained.
-        folder: of the exported pipeline.
+        trainer: the trainer at the end of training.
+        module: the trained module.
+        folder: the folder of the exported pipeline.
     """
     facts, root = facts_of(trainer, module), Path(trainer.default_root_dir)
     for place, name in ((folder, "model_index.json"), (root, LORA_FILE)):
@@ -83,7 +84,7 @@ def write_cards(trainer: Any, module: Any, folder: Path) -> None:
 
 
 def facts_of(trainer: Any, module: Any) -> CardFacts:
-    """What a trainer and its module say of themselves."""
+    """Collect the facts from a trainer and its module."""
     data, root = getattr(trainer, "datamodule", None), Path(trainer.default_root_dir)
     parts: Any = getattr(module, "parts", None)
     batch = getattr(data, "batch_size", None)
@@ -111,7 +112,7 @@ def facts_of(trainer: Any, module: Any) -> CardFacts:
         "averaged weights": getattr(module, "ema", None) is not None,
     }
     file = root / "records" / "calibration.json"
-    # What an earlier run left there says nothing of one that nobody watches.
+    # The file of an earlier run does not describe a run without a monitor.
     watched = file.is_file() and any(getattr(one, "updates_at_the_end", False) for one in trainer.callbacks)
     return CardFacts(
         base_model=str(getattr(module, "pretrained", "")),
@@ -129,13 +130,13 @@ def _described(mitigation: Mitigation) -> tuple[str, str]:
 
 
 def card(facts: CardFacts, *, adapters: bool = False) -> str:
-    """The Markdown of a card.
+    """Return the Markdown of a card.
 
     Args:
-        facts: what it says.
-        adapters: whether it stands beside LoRA weights, and not in a pipeline folder.
+        facts: the facts of the card.
+        adapters: whether the card stands next to LoRA weights, and not in a pipeline folder.
     """
-    local = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", facts.base_model) or Path(facts.base_model).exists()
+    local = not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", facts.base_model) or Path(at_hand(facts.base_model)).exists()
     name = Path(facts.base_model).name if local else facts.base_model
     tags = ["text-to-image", "diffusers", "memtrain", *(["lora"] if facts.lora is not None else [])]
     front: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
@@ -145,7 +146,7 @@ def card(facts: CardFacts, *, adapters: bool = False) -> str:
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
-        "# license: choose one; that of the base model, and of the images, may bind you",
+        "# license: choose one; the licenses of the base model and of the images may bind you",
         "---",
         "",
         f"# Fine-tuned {escaped(name) or 'model'}",
@@ -205,7 +206,7 @@ def _said(value: Any) -> str:
 
 
 def _memorization(facts: CardFacts) -> list[str]:
-    """What the monitor found, and what was done about it."""
+    """Return the lines about the monitor's findings and the mitigations."""
     figures = facts.calibration
     if figures is None:
         return ["Training was not watched for memorization.", ""]
@@ -219,7 +220,7 @@ def _memorization(facts: CardFacts) -> list[str]:
         "training pictures": pictures,
         "share": f"{100 * flagged / pictures:.2f} %" if pictures else "unknown",
         "false-positive rate that was promised": promised_in_short(figures),
-        "the threshold rests on": basis if threshold is not None else "nothing: there was none",
+        "the threshold rests on": basis if threshold is not None else "no data (there was no threshold)",
         "samples with too few visits to be judged": figures["samples"] - figures["judged"],
     }
     if figures["canaries"]:
@@ -232,17 +233,13 @@ def _memorization(facts: CardFacts) -> list[str]:
         "",
         escaped(verdict(figures)).replace("\n", "\n\n"),
         "",
-        *(
-            ["What was done about it during training:", "", *done]
-            if done
-            else ["Nothing was done about it in training."]
-        ),
+        *(["Mitigations during training:", "", *done] if done else ["No mitigation was used in training."]),
         "",
     ]
 
 
 def evaluation_text(results: Mapping[str, Any]) -> str:
-    """What an evaluation found, of the content of `results.json`."""
+    """Return the text about an evaluation, from the content of `results.json`."""
     replication, sampling = results["replication"], results["sampling"]
     cleared = results["verdict"].get("cleared")
     said = {
@@ -271,14 +268,14 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
 
 
 def add_evaluation(run: Path, results: Mapping[str, Any]) -> list[Path]:
-    """Put what an evaluation found into the cards of a run.
+    """Write the results of an evaluation into the cards of a run.
 
     Args:
-        run: folder of the run.
-        results: content of `results.json`.
+        run: the run folder.
+        results: the content of `results.json`.
 
     Returns:
-        The cards that were changed; those without the comments of :data:`BEGIN` and :data:`END` are not.
+        The changed cards. A card without the comments :data:`BEGIN` and :data:`END` is not changed.
     """
     changed = []
     for path in (run / "pipeline" / CARD, run / CARD):
@@ -294,6 +291,6 @@ def add_evaluation(run: Path, results: Mapping[str, Any]) -> list[Path]:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown and HTML show as it is."""
+    """Escape a text, so that Markdown and HTML show it as it is."""
     plain = html.escape("".join(one if one.isprintable() or one == "\n" else " " for one in text), quote=False)
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", plain)

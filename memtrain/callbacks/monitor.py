@@ -1,39 +1,43 @@
 """The monitor: the engine (:mod:`memtrain.monitoring.engine`) in a Lightning trainer.
 
-It watches every training batch, names the samples being memorized, and keeps the record. It works in any
-LightningModule, of `lightning.pytorch` or `pytorch_lightning`, under automatic or manual optimization, around a known
-denoiser. Each sample's loss is what `training_step` returns as `sample_loss`, or is read from the gradient and checked
-(:mod:`memtrain.monitoring.loss_check`). A step that returns None, or trains another network alone, is no visit. Batches
-may be of any kind; :mod:`memtrain.monitoring.batch_fields` says how their samples are named. examples/own_module.py
-lists what a module may offer, :mod:`memtrain.monitoring.data_protocol` what a data module may. What is compared with is
-`reference`:
+It watches every training batch, names the samples that are being memorized, and keeps the record. It works in any
+LightningModule with a known denoiser, of `lightning.pytorch` or `pytorch_lightning`, under automatic or manual
+optimization. The loss of each sample comes from `training_step` as `sample_loss`, or is read from the gradient and
+checked (:mod:`memtrain.monitoring.loss_check`). A step that returns None, or trains only another network, is no visit.
+Batches may be of any kind; :mod:`memtrain.monitoring.batch_fields` describes the names of their samples.
+examples/own_module.py lists the optional methods of a module, and :mod:`memtrain.monitoring.data_protocol` the optional
+methods of a data module. The setting `reference` chooses the values for comparison:
 
 - `true`: a profile of every sample under the base model, measured once before training. It needs a method
   `sample_loss(batch, timesteps, generator) -> (B,)` on the module, which runs the denoiser once, and data that can
   be measured.
-- `first_visit`: the same profile, but training begins at once and each sample is measured at its first visit, under the
-  weights that training began with (:mod:`memtrain.monitoring.first_visits`). It needs a data module whose
-  `train_dataset` knows its `samples` too.
+- `first_visit`: the same profile, but training begins at once. Each sample is measured at its first visit, under the
+  weights from the beginning of training (:mod:`memtrain.monitoring.first_visits`). It also needs a data module whose
+  `train_dataset` knows its `samples`.
 - `paired`: the base model on the very same noise, every `paired_every`-th batch
-  (:mod:`memtrain.monitoring.paired_reference`), for data that is streamed or too large for a profile, and for modules
+  (:mod:`memtrain.monitoring.paired_reference`). It suits streamed data, data too large for a profile, and modules
   without `sample_loss`.
-- `false`: nothing; values are compared with the other training samples of the run.
+- `false`: no reference. Values are compared with the other training samples of the run.
 
-Held-out samples need `sample_loss` too, and a data module that knows them or a validation loader given to
-`trainer.fit`; without them (or with `reference: false`) the threshold rests on the bulk of the training samples, by
-median and spread.
+Held-out samples also need `sample_loss`, and a data module that knows them or a validation loader for `trainer.fit`.
+Without held-out samples, or with `reference: false`, the threshold rests on the median and spread of the bulk of the
+training samples.
 
-A run in which few samples, or none, can reach `minimum_visits` says so before its first batch, and how many could not
-be judged at its end. A visit whose caption was dropped (`caption` in the batch is empty, and the sample's own is not)
-cannot be compared with the sample's other visits: its signal values are NaN, also in the records, and it is no
-evidence.
+If few samples or none can reach `minimum_visits`, the monitor warns before the first batch, and at the end it prints
+the number of samples that could not be judged. A visit with a dropped caption (`caption` in the batch is empty, and the
+sample's own is not) cannot be compared with the sample's other visits. Its signal values are NaN, also in the records,
+and it is no evidence.
 
-Logged metrics: `memorization/flagged` (samples flagged so far, all files of a flagged picture),
-`memorization/pictures_flagged` (their pictures), `memorization/share` (share of the training pictures, or of those seen
-so far where their number is not known; :mod:`memtrain.callbacks.stop_before_memorization` stops by it),
-`memorization/visits_flagged` (share of the batch's visits that are of flagged samples), `memorization/threshold` (score
-above which a sample is flagged), `memorization/highest_score` (the highest in the batch, of samples with visits enough
-for a flag; without any it is not logged), `memorization/weight` (mean weight in the batch).
+These metrics are logged:
+
+- `memorization/flagged`: number of samples flagged so far, with all files of a flagged picture;
+- `memorization/pictures_flagged`: number of their pictures;
+- `memorization/share`: their share of the training pictures, or of the pictures seen so far if the total is unknown
+  (:mod:`memtrain.callbacks.stop_before_memorization` stops by it);
+- `memorization/visits_flagged`: share of the batch's visits that belong to flagged samples;
+- `memorization/threshold`: score above which a sample is flagged;
+- `memorization/highest_score`: highest score in the batch among samples with enough visits for a flag, if any;
+- `memorization/weight`: mean weight in the batch.
 """
 
 from __future__ import annotations
@@ -58,25 +62,27 @@ class MemorizationMonitor(Callback):
     """Watch training for memorized samples.
 
     Args:
-        signals: what is measured; default denoising loss and attention entropy.
-        flag_by: name of the signal that flags go by, or `combined` for all of them, weighted by the run's canaries.
-        false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run. What so
-            many held-out samples promise of it is said before training (:mod:`memtrain.evidence.promise`).
-        minimum_visits: visits before a sample can be flagged.
-        reference: what values are compared with. `true`: the base model, measured before training for every sample;
-            `first_visit`: the same, measured when a sample is visited first; `paired`: the base model on the very same
-            noise, every `paired_every` batches; `false`: nothing.
-        reference_folder: where reference profiles are kept; default `profiles/` in the run folder.
-        paired_every: batches between comparisons with `reference: paired`.
+        signals: the signals to measure; default denoising loss and attention entropy.
+        flag_by: name of the signal that decides on flags, or `combined` for all signals, weighted by the run's
+            canaries.
+        false_positive_rate: share of samples like the held-out ones that may be flagged over the whole run. A message
+            before training says which part of this rate the held-out samples promise
+            (:mod:`memtrain.evidence.promise`).
+        minimum_visits: number of visits before a sample can be flagged.
+        reference: source of the values for comparison. `true`: the base model, measured for every sample before
+            training. `first_visit`: the same, measured at the first visit of a sample. `paired`: the base model on the
+            very same noise, every `paired_every` batches. `false`: no reference.
+        reference_folder: folder of the reference profiles; default `profiles/` in the run folder.
+        paired_every: number of batches between comparisons with `reference: paired`.
         sites: glob over attention sites (`*` for all); default the backbone's subset.
-        denoiser: module path of the denoiser; found by itself if there is one.
-        key_field: field of the batch that holds the sample keys; default `key`, or a hash of each image where there is
-            none (:mod:`memtrain.monitoring.batch_fields`).
-        settings: what rarely needs changing.
+        denoiser: module path of the denoiser; found automatically if the module has one.
+        key_field: field of the batch with the sample keys; default `key`, or a hash of each image if the batch has no
+            such field (:mod:`memtrain.monitoring.batch_fields`).
+        settings: further settings that rarely need a change.
     """
 
     updates_at_the_end = True
-    """Whoever takes stock when training ends has to stand after it among the callbacks."""
+    """A callback that reads the result at the end of training must come after the monitor."""
 
     def __init__(
         self,
@@ -113,12 +119,12 @@ class MemorizationMonitor(Callback):
         return self.engine.calibration
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot share a run, and remember the base model, before a checkpoint is loaded."""
+        """Refuse callbacks that cannot share a run, and remember the base model, before a checkpoint is loaded."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(callback, MemorizationMonitor) for callback in callbacks) > 1:
             raise ConfigurationError(
                 "There are two MemorizationMonitors among the callbacks",
-                expected="one, which may measure several signals",
+                expected="one monitor, which may measure several signals",
                 remedy="put all signals into one monitor",
             )
         if stage == "fit":
@@ -130,7 +136,7 @@ class MemorizationMonitor(Callback):
         self.engine.start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if the run is too short for flags."""
+        """Warn if the run is too short for flags."""
         self.engine.warn_if_too_short()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -140,19 +146,19 @@ class MemorizationMonitor(Callback):
     def loss(
         self, prediction: Tensor, target: Tensor, *, weights: Tensor | None = None, criterion: Criterion = "mse"
     ) -> Tensor:
-        """The batch mean of the samples' gated losses, for a `training_step` that returns it as its loss.
+        """Return the batch mean of the samples' gated losses, for a `training_step` that returns it as its loss.
 
-        So each sample's loss is known exactly, whatever the criterion and the weights, and nothing is read from the
+        So each sample's loss is known exactly for every criterion and all weights, and nothing is read from the
         gradient. Several calls take the rows of one forward in turn.
 
         Args:
-            prediction: `(B, ...)` what the module computed from the denoiser's output.
-            target: `(B, ...)`.
-            weights: `(B,)` of samples, or of elements (a mask).
+            prediction: `(B, ...)` prediction, computed from the denoiser's output.
+            target: `(B, ...)` target.
+            weights: weights of the samples, `(B,)`, or of the elements (a mask).
             criterion: `mse`, `l1`, `huber`, `smooth_l1`, or a function that gives elementwise or per-sample losses.
 
         Returns:
-            `()`.
+            The loss, `()`.
         """
         return self.engine.loss(prediction, target, weights=weights, criterion=criterion)
 
@@ -167,32 +173,32 @@ class MemorizationMonitor(Callback):
         self.engine.end(outputs)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Make the records end where the checkpoint does."""
+        """Write the records up to the state of the checkpoint."""
         self.engine.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """Evidence, calibration and positions; the same on every process."""
+        """Return evidence, calibration and positions, the same on every process."""
         return self.engine.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts."""
+        """Keep a saved state until training starts."""
         self.engine.load_state_dict(state_dict)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take in the last visits: what is exported after this is as they leave it."""
+        """Take in the last visits, so that the export after this includes them."""
         self.engine.settle()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write evidence.parquet and flagged.csv, print the most suspicious samples, remove every hook.
 
-        By now the weights are exported, whatever befalls the summary. A run that is continued after its last step, to
-        finish what was interrupted, comes here without a step.
+        The weights are exported by now, so an error in the summary cannot lose them. A run that is continued after its
+        last step, to finish an interrupted end, comes here without a step.
         """
         self.engine.finish()
         self.engine.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what was recorded, remove every hook."""
+        """Write the collected records and remove every hook."""
         try:
             self.engine.flush()
         finally:

@@ -1,27 +1,27 @@
-"""Neuron masking: value neurons that stand out for flagged samples are off while those samples train.
+"""Neuron masking: value neurons that stand out for flagged samples are off while these samples train.
 
 Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
-NeurIPS 2024), a method for finished models. Its first stage, neurons whose activation for a caption is unusual, is used
-here while training (:mod:`memtrain.models.neuron_search`). NeMo then drops most candidates with many forward passes,
-which has no place in a training step; so only the few most unusual ones are taken.
+NeurIPS 2024), a method for finished models. Its first stage finds neurons whose activation for a caption is unusual,
+and this callback uses it in training (:mod:`memtrain.models.neuron_search`). NeMo then drops most candidates with many
+forward passes, which are too slow for a training step. So only the few most unusual neurons are taken.
 
-Neurons of all flagged pictures form one mask; those of a picture are found from the first of its files that comes by.
-In training forwards the mask is on for the rows of flagged samples, all files of a flagged picture or caption, whose
-gradient then neither passes through these neurons nor changes them; other rows are what they were, bit for bit.
-Profile, held-out samples, validation and sampling run unmasked while training. In the end the mask goes to
+The neurons of all flagged pictures form one mask. The neurons of a picture are found from its first file in a batch. In
+training forwards, the mask is on for the rows of flagged samples, which are all files of a flagged picture or caption.
+The gradient of these rows neither passes through these neurons nor changes them, and other rows keep the same bits.
+Profile, held-out samples, validation and sampling run unmasked during training. In the end the mask goes to
 `neuron_mask.safetensors` in the run folder and, with `export: bake`, into the exported pipeline.
 
-Cost: an average over the values of each site and step, copied to the host in the background; two exchanges between
-processes at the monitor's updates. Suggested: `neurons: 4`, what NeMo is left with for a verbatim copy (4 ± 3, of 26.5
-candidates). Alone it acts on what a flagged sample still teaches; with sample skipping, on the exported pipeline only.
-On the embedded default it stops nothing and raises the held-out loss by 20 % (benchmarks/RESULTS.md).
+Cost: an average over the values of each site and step, copied to the host in the background, and two exchanges between
+processes at the monitor's updates. Suggested: `neurons: 4`, the number that NeMo keeps for a verbatim copy (4 ± 3, of
+26.5 candidates). Alone, it acts on later visits of a flagged sample. With sample skipping, it acts on the exported
+pipeline only. On the embedded default it stops nothing and raises the held-out loss by 20 % (benchmarks/RESULTS.md).
 
-Cannot: make the model forget. Masking hides what a caption triggers; embeddings that were searched for bring it back
-("Finding DoRI", arXiv 2507.16880). Every flagged sample takes its neurons from all captions in the exported pipeline,
-so it suits few flagged samples. Neurons are those of the caption that a visit was trained with: visits with a dropped
-caption are left out, and caption augmentation beside it is refused. A resumed run goes on exactly; only with several
-processes, what the others saw since the monitor's last update is seen again later, because a checkpoint is written by
-the first. Adapters on value projections need `export: file`. Not tried with FSDP2.
+Cannot: make the model forget. Masking hides the image that a caption triggers, and an embedding from a search brings it
+back ("Finding DoRI", arXiv 2507.16880). In the exported pipeline, the neurons of every flagged sample are off for all
+captions, so the method suits few flagged samples. The neurons belong to the caption of the visit. So visits with a
+dropped caption are left out, and caption augmentation is refused. A resumed run goes on exactly on one process. With
+several processes, the first one writes the checkpoint, and the others' visits since the monitor's last update are read
+again later. Adapters on value projections need `export: file`. FSDP2 was not tried.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class NeuronMasking(MitigationCallback):
     """Mask value neurons of flagged samples.
 
     Args:
-        mask: file of a :class:`~memtrain.models.neuron_mask.NeuronMask`, masked from the start; its factor then holds
-            for all neurons.
-        neurons: how many are found for each flagged picture, over all sites; 0 finds none.
+        mask: file of a :class:`~memtrain.models.neuron_mask.NeuronMask`, whose neurons are masked from the start. Its
+            factor then holds for all neurons.
+        neurons: number of neurons to find for each flagged picture over all sites; 0 finds none.
         sites: glob over the attention sites that are searched (`*` for all); default the backbone's subset.
         samples: mask training rows of `flagged` samples or of `all`.
         export: `bake` the mask into the exported pipeline, or write the `file` only.
@@ -74,7 +74,9 @@ class NeuronMasking(MitigationCallback):
     ) -> None:
         if neurons < 0 or (mask is None and neurons == 0):
             raise ConfigurationError(
-                f"neurons={neurons} and mask={mask}", expected="neurons to find, or a mask", remedy="set one of them"
+                f"neurons={neurons} and mask={mask}",
+                expected="neurons to find, or a mask",
+                remedy="set neurons or mask",
             )
         self.listed = None if mask is None else NeuronMask.load(Path(mask))
         self.neurons, self.sites, self.samples, self.export = neurons, sites, samples, export
@@ -83,7 +85,7 @@ class NeuronMasking(MitigationCallback):
         self._state: dict[str, Any] = {}
 
     def effects(self) -> Effects:
-        """Rows are masked in training alone; it acts on flagged samples while it searches for their neurons."""
+        """State that rows are masked in training only, and that the search for neurons acts on flagged samples."""
         return Effects(
             edits_training=True,
             changes_batch=True,
@@ -92,10 +94,10 @@ class NeuronMasking(MitigationCallback):
         )
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
-        """Put the hooks on, and take up what a checkpoint knew.
+        """Add the hooks, and load the state of a checkpoint.
 
         Raises:
-            ConfigurationError: if the mask could not be exported, or a resumed run has other sites.
+            ConfigurationError: if the mask could not be exported, or if a resumed run has other sites.
             ProbeError: if a site cannot be masked.
         """
         inner = unwrap(denoiser)
@@ -111,13 +113,13 @@ class NeuronMasking(MitigationCallback):
                 expected="torch.nn.Linear",
                 remedy="set `export: file`, and use the file with NeuronMask",
             )
-        # Taken once: a second fit with the same callback starts anew.
+        # The saved state is used once, so a second fit with the same callback starts without it.
         state, self._state = self._state, {}
         if state and state["sites"] != list(searched):
             raise ConfigurationError(
                 f"The checkpoint searched the sites {state['sites']}",
-                expected=f"those of this run: {list(searched)}",
-                remedy="resume with the settings of the run",
+                expected=f"the sites of this run: {list(searched)}",
+                remedy="set the same `sites` as the run that wrote the checkpoint",
             )
         self._module, self._hooks, self._searched = module, hooks, list(searched)
         self._neurons = [(site, channel) for site in searched for channel in range(layers[site].out_features)]
@@ -136,7 +138,7 @@ class NeuronMasking(MitigationCallback):
             self._hooks.detach()
 
     def _build(self) -> None:
-        """The mask, and its factors on the device, from what is listed and found."""
+        """Build the mask and its factors on the device, from the listed and the found neurons."""
         assert self._hooks is not None
         channels: dict[str, list[int]] = {}
         for neuron in {neuron for neurons in self._search.found.values() for neuron in neurons}:
@@ -152,17 +154,17 @@ class NeuronMasking(MitigationCallback):
                 self._scales[site] = self.mask.scale(site, self._hooks.layer(site)).to(self._module.device)
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
-        """Choose the rows that are masked, and those whose activation is wanted."""
+        """Choose the rows to mask, and the rows whose activation is needed."""
         masked = torch.ones_like(flags.ever) if self.samples == "all" else flags.ever
         some = self.mask is not None and bool(masked.any())
         self._rows = to_device(masked, self._module.device) if some else None
         self._number, self._wanted = number, []
         if self.neurons:
             wanted = self._search.wanted(flags.pictures, flags.ever.tolist(), epoch=self._module.current_epoch)
-            # A dropped caption is the empty one, and says nothing about the sample.
+            # A dropped caption is the empty caption, which says nothing about the sample.
             captions: Any = batch.get("caption")
             if not isinstance(captions, list | tuple):
-                # A host may keep something else under this name, or nothing.
+                # A host may keep another value under this name, or none.
                 captions = [None] * len(flags.keys)
             self._wanted = [sample for sample in wanted if captions[sample[0]] != ""]
 
@@ -177,17 +179,17 @@ class NeuronMasking(MitigationCallback):
         return scale_neurons(values, self._scales[site], rows=self._rows)
 
     def forward_done(self, host: Host) -> None:
-        """Raise if the forward did not pass by every site; keep what it showed."""
+        """Raise an error if the forward did not pass every site, and keep its activations."""
         assert self._hooks is not None
         self._hooks.require_reached()
         if self._wanted:
             activation = torch.cat([self._activation[site] for site in self._searched], dim=1)
             self._search.add(self._wanted, activation, number=self._number, epoch=host.epoch)
-            # What gradient checkpointing computes again is not read again.
+            # Gradient checkpointing computes some activations twice, and they are read once.
             self._wanted = []
 
     def synchronize(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Find the neurons of samples that were flagged since; the same on every process."""
+        """Find the neurons of newly flagged samples, the same on every process."""
         if self.neurons and self._search.synchronize(gather):
             self._build()
 
@@ -198,22 +200,22 @@ class NeuronMasking(MitigationCallback):
         path = host.folder / "neuron_mask.safetensors"
         if self.mask is not None:
             self.mask.save(path)
-            log.info("%d neurons are masked, those of %d pictures: %s", len(self.mask), len(self._search.found), path)
+            log.info("%d neurons of %d pictures are masked: %s", len(self.mask), len(self._search.found), path)
             if self.export == "bake":
                 warn_unless_exported(host, path)
         else:
-            # What an earlier run left there is not this run's.
+            # A file from an earlier run does not belong to this run.
             path.unlink(missing_ok=True)
-            log.warning("No sample's neurons were found, so the pipeline is exported unmasked, without a %s", path.name)
+            log.warning("No neurons were found, so the pipeline is exported without a mask and without %s", path.name)
 
     def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
-        """Within this context the mask is in the weights, unless only a file is exported."""
+        """Return a context in which the mask is in the weights, unless only a file is exported."""
         return self.mask.baked(denoiser) if self.mask is not None and self.export == "bake" else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Neurons found, and what finds the next ones."""
+        """Return the neurons found so far, and the state of the search."""
         return self._state if self._hooks is None else {"sites": self._searched, **self._search.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts."""
+        """Keep a saved state until training starts."""
         self._state = state_dict

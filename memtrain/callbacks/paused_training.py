@@ -1,11 +1,11 @@
-"""The model of a running training as a pipeline to sample with, in such a way that training does not notice.
+"""The model of a running training as a pipeline for sampling, without any effect on the training.
 
-Within :func:`paused_training` the module holds its averaged weights with every mitigation's `exporting`, the pipeline
-is on the module's device, in evaluation mode, and samples with a copy of its scheduler; a compiled denoiser runs
-uncompiled, because images come in other sizes than batches and would be compiled for anew. Afterwards all is as it was:
-weights, the mode of each single module, places of the frozen parts, the scheduler, and the random state of Python,
-numpy and torch. The probe and mitigations act on forwards with gradients alone, and sampling has none. No weights are
-copied but those that an average is exchanged for.
+Within :func:`paused_training` the module holds its averaged weights with every mitigation's `exporting`. The pipeline
+is on the module's device and in evaluation mode, and it samples with a copy of its scheduler. A compiled denoiser runs
+uncompiled, because image sizes differ from batch sizes and would need another compilation. Afterwards the former state
+returns. This includes the weights, the mode of each module, the devices of the frozen parts, the scheduler, and the
+random state of Python, numpy and torch. The probe and the mitigations act on forwards with gradients only, and sampling
+has no gradients. Only the weights that an average replaces are copied.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from memtrain.models.stock_pipeline import denoiser_of
 from memtrain.monitoring.mitigation import Mitigation
 
 OFFERED = ("export_pipeline", "averaged_weights")
-"""What a module has to offer."""
+"""Methods that a module must have."""
 
 
 def require_exportable(module: Any, callback: str) -> None:
-    """Refuse a module that offers no pipeline, before any work is done.
+    """Refuse a module without a pipeline, before any work is done.
 
     Raises:
-        ConfigurationError: naming what it lacks.
+        ConfigurationError: if the module lacks a method, which the error names.
     """
     lacking = [name for name in OFFERED if not hasattr(module, name)]
     if lacking:
@@ -45,11 +45,11 @@ def require_exportable(module: Any, callback: str) -> None:
 
 @contextmanager
 def paused_training(trainer: Any, module: Any) -> Iterator[Any]:
-    """The pipeline as it would be exported now.
+    """Provide the pipeline as an export would write it now.
 
     Args:
-        trainer: whose callbacks' mitigations are applied as in an export.
-        module: with `export_pipeline()` and `averaged_weights()`.
+        trainer: the trainer, whose mitigations act as in an export.
+        module: a module with `export_pipeline()` and `averaged_weights()`.
     """
     with ExitStack() as contexts:
         contexts.enter_context(isolate_rng())
@@ -69,7 +69,7 @@ def paused_training(trainer: Any, module: Any) -> Iterator[Any]:
 
 @contextmanager
 def _own_scheduler(pipeline: Any) -> Iterator[None]:
-    """Sampling sets timesteps, which training may read from the same object."""
+    """Use a copy of the scheduler, because sampling sets timesteps that training may read from the same object."""
     kept = pipeline.scheduler
     pipeline.scheduler = copy.deepcopy(kept)
     try:
@@ -80,7 +80,7 @@ def _own_scheduler(pipeline: Any) -> Iterator[None]:
 
 @contextmanager
 def _own_type(pipeline: Any) -> Iterator[None]:
-    """Where frozen parts are in another type than the denoiser, its inputs are made its own, as in training."""
+    """Cast the denoiser's inputs to its type, as in training, if the frozen parts have another type."""
     denoiser = denoiser_of(pipeline)
     types = {weight.dtype for weight in denoiser.parameters() if weight.is_floating_point()}
 
@@ -103,11 +103,11 @@ def _own_type(pipeline: Any) -> Iterator[None]:
 
 @contextmanager
 def _as_it_was(pipeline: Any, device: torch.device) -> Iterator[None]:
-    """All parts on the device; afterwards where, and in the mode in which, each was."""
+    """Move all parts to the device, and restore the former device and mode of each part afterwards."""
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     modes = {module: module.training for part in parts for module in part.modules()}
     places = {part: next((one.device for one in part.parameters()), device) for part in parts}
-    # One image after the other: a batch of large ones may not fit beside the states of training.
+    # The images are decoded one by one, because a large batch may not fit next to the state of training.
     sliced = {part: part.use_slicing for part in parts if hasattr(part, "use_slicing")}
     try:
         for vae in sliced:

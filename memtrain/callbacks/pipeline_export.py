@@ -1,11 +1,10 @@
-"""Writes the trained model when training ends: as a diffusers pipeline folder and, of LoRA, as a file of adapters.
+"""Writes the trained model when training ends, as a diffusers pipeline folder and, for LoRA, as a file of adapters.
 
-Of adapters the run folder gets `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(run folder)` of
-stock diffusers takes, and the pipeline folder the weights with the adapters merged into them. That folder is as large
-as the model; `adapters: lora` leaves it out, and `memtrain measure --run` then loads the base model and the file.
-
-What a mitigation does to the weights that are exported is in the pipeline folder alone: adapters cannot hold it. It is
-written then in any case, and the log says so.
+For adapters, the run folder gets `pytorch_lora_weights.safetensors`, which `pipeline.load_lora_weights(run folder)` of
+stock diffusers loads. The pipeline folder gets the weights with the adapters merged into them. This folder is as large
+as the model. `adapters: lora` leaves it out, and `memtrain measure --run` then loads the base model and the file. If a
+mitigation changes the exported weights, only the pipeline folder can hold the change, because adapters cannot. The
+folder is written then in any case, and the log says so.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class PipelineExport(Callback):
     """Save a diffusers pipeline folder at the end of `fit`, with the averaged weights.
 
     Args:
-        folder: where to save; by default `pipeline/` in the trainer's `default_root_dir`.
-        adapters: of a module that trains adapters, save the file of adapters (`lora`), the `pipeline`, or `both`.
+        folder: folder of the pipeline; by default `pipeline/` in the trainer's `default_root_dir`.
+        adapters: files to save if the module trains adapters: the file of adapters (`lora`), the `pipeline`, or `both`.
     """
 
     def __init__(self, folder: str | None = None, *, adapters: Literal["lora", "pipeline", "both"] = "both") -> None:
@@ -49,7 +48,7 @@ class PipelineExport(Callback):
             raise ConfigurationError(
                 f"PipelineExport is to save adapters, and {type(pl_module).__name__} trains none",
                 expected="a TextToImageModule with `lora`, or adapters: both",
-                remedy="change one of them",
+                remedy="set lora in the model, or set adapters: both",
             )
         if not hasattr(pl_module, "export_pipeline"):
             raise ConfigurationError(
@@ -60,26 +59,26 @@ class PipelineExport(Callback):
         if self.adapters == "pipeline" and _quantized(pl_module):
             raise ConfigurationError(
                 "PipelineExport cannot merge adapters into quantised weights",
-                expected="adapters: lora or both, of which the file of adapters is written then",
-                remedy="change it, or leave execution.quantize out",
+                expected="adapters: lora, or both, which then writes the file of adapters only",
+                remedy="set adapters: lora, or remove execution.quantize",
             )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for later in callbacks[callbacks.index(self) + 1 :]:
             if stage == "fit" and getattr(later, "updates_at_the_end", False):
                 name = type(later).__name__
                 raise ConfigurationError(
-                    f"PipelineExport stands before {name} among the callbacks, so at the end of training it would act "
+                    f"PipelineExport stands before {name} among the callbacks, so it would export "
                     "without the monitor's last update",
                     expected=f"{name} before PipelineExport",
-                    remedy="put the monitor first",
+                    remedy="put the monitor first in trainer.callbacks",
                 )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, as the first thing after the last step."""
+        """Save right after the last step."""
         self._export(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where there was no step left: the run was interrupted while it exported. Then write the model cards."""
+        """Save if the run was interrupted during its export and has no step left, then write the model cards."""
         if not self._exported:
             self._export(trainer, pl_module)
         if trainer.is_global_zero:
@@ -87,7 +86,7 @@ class PipelineExport(Callback):
             write_cards(trainer, pl_module, folder)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save on rank 0; of sharded weights, all ranks help."""
+        """Save on rank 0; if the weights are sharded, all ranks take part."""
         self._exported = True
         denoiser: Any = pl_module.denoiser
         if is_sharded(denoiser):
@@ -117,7 +116,7 @@ class PipelineExport(Callback):
                 with folder_whole(folder) as unfinished:
                     pipeline.save_pretrained(unfinished)
             if adapted and edited:
-                log.warning("What the mitigations do to the exported weights is in %s, not in the LoRA file", folder)
+                log.warning("The mitigations change the exported weights in %s, not in the LoRA file", folder)
 
 
 def _quantized(module: Any) -> bool:
@@ -125,10 +124,10 @@ def _quantized(module: Any) -> bool:
 
 
 def warn_unless_exported(host: Host, path: Path) -> None:
-    """Say what is left to do with a mask, where no :class:`PipelineExport` puts it into the exported weights."""
+    """Log how to apply a mask, if no :class:`PipelineExport` applies it to the exported weights."""
     if not host.exports:
         log.warning(
-            "The trained weights are without %s: before you save a pipeline, apply it with "
+            "The trained weights do not include %s. Before you save a pipeline, apply it with "
             "NeuronMask.load(Path(%r)).bake(denoiser), from memtrain.models.neuron_mask",
             path.name,
             str(path),

@@ -1,18 +1,18 @@
-"""What keeps a training from losing its work: whole checkpoints, and an end when its numbers are none.
+"""Protection of a training's work: complete checkpoints, and an end of the training at NaN or infinity.
 
-- Checkpoints, whoever asks for them, are written beside the former one, read back, and only then take its place
-  (:mod:`memtrain.callbacks.checkpoint_file`); a torn one is passed over for the one before it.
-- When the weights are NaN or infinite, training ends with the batch in which this began, and with the samples in it
-  (:mod:`memtrain.monitoring.finite`), before a checkpoint is overwritten or a pipeline exported. A step that the loss
-  scaler of `16-mixed` leaves out is no fault.
-- Where one of several processes that Lightning started dies, the first one says which, and of what
+- Every checkpoint is written next to the former one and read back, and only then replaces it
+  (:mod:`memtrain.callbacks.checkpoint_file`). A torn checkpoint is skipped, and the one before it is used.
+- If the weights are NaN or infinite, training ends before a checkpoint is overwritten or a pipeline is exported. The
+  error names the batch in which this began, and its samples (:mod:`memtrain.monitoring.finite`). A step that the loss
+  scaler of `16-mixed` skips is no fault.
+- If a process that Lightning started dies, the first process names it and its exit code
   (:mod:`memtrain.callbacks.dead_processes`).
-- A training that was killed after its last step and before its end was written (evidence, pipeline) comes to that end
-  when it is continued: Lightning finds nothing left to train, and would do nothing.
+- A training may be killed after its last step, before its evidence and pipeline are written. They are written when it
+  is continued. Lightning alone would do nothing, because no step is left to train.
 
-`memtrain train` adds it to every run; a script of one's own puts it among the trainer's callbacks.
+`memtrain train` adds it to every run. In your own script, add it to the trainer's callbacks.
 
-Cost: a pass over the gradients per optimizer step, without waiting for the device; that once every `every` batches; a
+Cost: a pass over the gradients per optimizer step without waiting for the device, one wait every `every` batches, and a
 pass over the weights before each checkpoint. Suggested: the default.
 """
 
@@ -38,35 +38,35 @@ log = logging.getLogger(__name__)
 
 
 class SafeTraining(Callback):
-    """Write whole checkpoints, and end training whose numbers are none.
+    """Write complete checkpoints, and end a training with NaN or infinity.
 
     Args:
-        every: batches between two looks at what the device saw; default the trainer's `log_every_n_steps`.
+        every: number of batches between two checks of the device's results; default the trainer's `log_every_n_steps`.
     """
 
     watches_numbers = True
-    """The monitor need not."""
+    """The monitor need not watch the numbers too."""
 
     def __init__(self, every: int | None = None) -> None:
         self.every = every
         self._watch, self._begun = FiniteWatch(), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before a checkpoint is read or written."""
+        """Put the checkpoint plugin in place before a checkpoint is read or written."""
         write_whole(trainer)
         self._watch, self._begun = FiniteWatch(), False
-        # First of all: no other callback has put away what the end of a training needs.
+        # This callback runs first, so no other callback has removed the objects that the end of a training needs.
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [self, *(one for one in callbacks if one is not self)]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """There is something to train."""
+        """Note that there is a step to train."""
         self._begun = True
         if trainer.is_global_zero:
             _ended(trainer).unlink(missing_ok=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """See the gradient, unless a loss scaler sees it and leaves out the step by itself."""
+        """Check the gradient, unless a loss scaler checks it and skips the step itself."""
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             parameters = [value for group in optimizer.param_groups for value in group["params"]]
             self._watch.gradient(parameters, batch=trainer.fit_loop.total_batch_idx)
@@ -74,7 +74,7 @@ class SafeTraining(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See the loss; look at what was seen when it is time."""
+        """Check the loss, and read the results of the checks when due."""
         number = trainer.fit_loop.total_batch_idx
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
@@ -88,21 +88,21 @@ class SafeTraining(Callback):
         self._require_finite(trainer, pl_module, thorough=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep NaN out of what is exported: the last epoch ends before anything is."""
+        """Keep NaN out of the export, which follows the last epoch."""
         self._require_finite(trainer, pl_module, thorough=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say which process had ended before, if one had."""
+        """Name the process that had ended before, if there is one."""
         name_ended(trainer, exception)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do what a training does at its end, where the process that trained last did not come to it."""
+        """Write the end of a training, if an earlier process trained the last step without writing it."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         cut_off = not self._begun and trainer.ckpt_path is not None and not _ended(trainer).is_file()
         if trainer.strategy.broadcast(cut_off):
             self._require_finite(trainer, pl_module, thorough=True)
-            log.warning("The training was complete, and its end had not been written: that is done now")
+            log.warning("The training was complete, but its end was missing. It is written now")
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if not isinstance(callback, Checkpoint):
                     callback.on_train_end(trainer, pl_module)
@@ -118,7 +118,7 @@ class SafeTraining(Callback):
 
 
 def _ended(trainer: Any) -> Path:
-    """A file that says that a training came to its end."""
+    """Return the path of the file that marks a finished training."""
     return Path(trainer.default_root_dir) / ".training_ended"
 
 
@@ -133,23 +133,23 @@ def _keys(batch: Any) -> Sequence[str]:
 
 def _remedy(trainer: Any, fault: NumberFault) -> str:
     rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    words = f"train anew with a lower learning rate (it is {max(rates):.3g})" if rates else "lower the learning rate"
+    words = f"train again with a lower learning rate (it is {max(rates):.3g})" if rates else "lower the learning rate"
     if "16" in str(trainer.precision):
         words += ", or in full precision (--trainer.precision 32-true)"
     if fault.keys:
-        words += ", and look at the samples of that batch"
+        words += ", and check the samples of that batch"
     good = _last_checkpoint(trainer)
     if good is None:
-        return f"{words}; there is no checkpoint of before"
+        return f"{words}; there is no earlier checkpoint"
     config = Path(trainer.default_root_dir) / "config.yaml"
     command = ["memtrain", "train", "--config", str(config), "--ckpt_path", good]
     if "16" in str(trainer.precision):
         command += ["--trainer.precision", "32-true"]
-    return f"{words}; the last good checkpoint goes on, with the learning rate of then, by: {shlex.join(command)}"
+    return f"{words}; to continue from the last good checkpoint with its learning rate: {shlex.join(command)}"
 
 
 def _last_checkpoint(trainer: Any) -> str | None:
-    """The newest of the files that the trainer's checkpoint callbacks wrote."""
+    """Return the newest file that the trainer's checkpoint callbacks wrote."""
     names = ("last_model_path", "best_model_path")
     paths = [Path(path) for one in trainer.checkpoint_callbacks for name in names if (path := getattr(one, name, None))]
     there = [path for path in paths if path.is_file()]

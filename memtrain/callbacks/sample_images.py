@@ -1,19 +1,19 @@
-"""Images while training goes on: validation prompts, and the most suspicious training samples beside their images.
+"""Images during training: validation prompts, and the most suspicious training samples next to their images.
 
-What: every `every` optimizer steps, before the first and after the last, each prompt is sampled with the same seeds, so
-that grids of different steps can be compared. Beside a :class:`~memtrain.callbacks.monitor.MemorizationMonitor`, the
-samples of the highest scores follow: the training image, today's generations for its caption, the key, the score, the
-threshold, and whether it is flagged. A score says that the model came to know a sample; whether it gives the sample
-back is what these images show, before `memtrain measure` measures it. Images are those that the exported pipeline would
-make: with averaged weights and every mitigation's `exporting`.
-Where: PNG files `images/step-000200-prompts.png` and `images/step-000200-suspicious.png` in the run folder, always; and
-`samples/prompts`, `samples/suspicious` in TensorBoard and W&B, where the trainer has such a logger.
-Source: none; what trainers call validation images. Cost: `(prompts + suspicious) × seeds × steps` calls of the denoiser
-(twice that with guidance) each time. Several processes share the images; under strategies that shard the weights each
-makes all. Suggested: some five prompts, `suspicious: 4`, two seeds, an `every` of a few hundred steps.
-Training does not notice: random state, modes, weights, schedulers and records are bit for bit as without this callback,
-and a compiled denoiser is not compiled for other sizes (:mod:`memtrain.callbacks.paused_training`).
-Cannot: show training images of streamed data or of a data module without `train_dataset`; prompts are sampled there.
+Each prompt is sampled with the same seeds every `every` optimizer steps, before the first step and after the last, so
+that grids of different steps can be compared. With a :class:`~memtrain.callbacks.monitor.MemorizationMonitor`, the
+samples of the highest scores follow. Each row shows the training image, current generations for its caption, the key,
+the score, the threshold, and whether it is flagged. A score says that the model knows a sample. These images show
+whether it gives the sample back, before `memtrain measure` measures it. The exported pipeline would make the same
+images, with averaged weights and every mitigation's `exporting`. The images are PNG files
+`images/step-000200-prompts.png` and `images/step-000200-suspicious.png` in the run folder. If the trainer logs to
+TensorBoard or W&B, they also go to `samples/prompts` and `samples/suspicious` there. Source: none. Other trainers call
+them validation images. Cost: `(prompts + suspicious) × seeds × steps` calls of the denoiser each time, and twice that
+with guidance. Several processes share the images. Under strategies that shard the weights, each process makes all
+images. Suggested: about five prompts, `suspicious: 4`, two seeds, an `every` of a few hundred steps. The training does
+not change. Random state, modes, weights, schedulers and records are bit for bit the same as without this callback, and
+a compiled denoiser is not compiled for other sizes (:mod:`memtrain.callbacks.paused_training`). Cannot: show training
+images of streamed data or of a data module without `train_dataset`. Only prompts are sampled then.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ from memtrain.monitoring import processes
 log = logging.getLogger(__name__)
 
 ROWS = 12
-"""Prompts in one picture at most."""
+"""Largest number of prompts in one picture."""
 SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
-"""Strategies under which every process has to call the denoiser equally often, as parts of their names."""
+"""Parts of the names of strategies under which every process must call the denoiser equally often."""
 
 
 class SampleImages(Callback):
-    """Sample prompts and the most suspicious training samples now and then.
+    """Sample prompts and the most suspicious training samples at regular steps.
 
     Args:
-        prompts: validation prompts, or a file of them: text with one in each line, or a table.
-        every: optimizer steps between images.
-        suspicious: training samples with the highest scores that are shown; 0 for none.
-        seeds: of the images of each prompt.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance; up to 1 means without.
+        prompts: validation prompts, or a file of prompts, which is text with one prompt in each line or a table.
+        every: number of optimizer steps between images.
+        suspicious: number of training samples with the highest scores to show; 0 for none.
+        seeds: seeds of the images of each prompt.
+        steps: number of sampling steps.
+        guidance_scale: scale of classifier-free guidance; up to 1 means no guidance.
         size: height and width in pixels; by default the pipeline's own.
-        batch_size: images sampled at once.
-        folder: of the PNG files; default `images/` in the run folder.
+        batch_size: number of images sampled at once.
+        folder: folder of the PNG files; default `images/` in the run folder.
 
     Raises:
-        ConfigurationError: if there is nothing to sample, or no such setting.
+        ConfigurationError: if there is nothing to sample, or a setting is out of range.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SampleImages(Callback):
             raise ConfigurationError(
                 f"every={every}, suspicious={suspicious}",
                 expected="at least 1 step between images, and 0 or more samples",
-                remedy="change them",
+                remedy="set such values",
             )
         self.prompts = read_prompt_file(prompts) if isinstance(prompts, str) else list(prompts or [])
         if not self.prompts and not suspicious:
@@ -106,7 +106,7 @@ class SampleImages(Callback):
         self._done = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what it cannot work with, before any work is done."""
+        """Refuse a module or callbacks that do not fit, before any work is done."""
         if stage != "fit":
             return
         require_exportable(pl_module, "SampleImages")
@@ -115,18 +115,18 @@ class SampleImages(Callback):
         self._monitor = monitors[0] if monitors else None
         if self._monitor is None and not self.prompts:
             raise ConfigurationError(
-                "SampleImages has no prompts, and does not know which training samples are suspicious",
+                "SampleImages has no prompts, and cannot find the suspicious training samples",
                 expected="a MemorizationMonitor among the callbacks",
-                remedy="add one, or name prompts",
+                remedy="add a MemorizationMonitor, or name prompts",
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the model makes of the prompts before training."""
+        """Show images of the prompts before training."""
         self._done = trainer.global_step
         if self._monitor is not None and self.suspicious and not can_show(self._monitor.engine.host.data):
             log.warning(
-                "SampleImages shows no suspicious samples: the data module has no train_dataset with samples and "
-                "pixel_values(row), in which training images could be looked up"
+                "SampleImages shows no suspicious samples. The data module has no train_dataset with samples and "
+                "pixel_values(row) to look up training images"
             )
         if self.prompts and trainer.global_step == 0:
             self._show(trainer, pl_module, suspicious=False)
@@ -134,12 +134,12 @@ class SampleImages(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show images when due: once a step, also where several batches or optimizers make up one."""
+        """Show images when due, once a step, even if several batches or optimizers make up one step."""
         if trainer.global_step // self.every > self._done // self.every:
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what training ended with."""
+        """Show images of the last step."""
         if trainer.global_step != self._done:
             self._show(trainer, pl_module)
 
@@ -148,7 +148,8 @@ class SampleImages(Callback):
         self._done = trainer.global_step
         found = []
         if suspicious and self._monitor is not None and can_show(self._monitor.engine.host.data):
-            # The same on every process, and as of the monitor's last update: asking for one would change the run.
+            # These are the same on every process. They are from the monitor's last update, because a new update would
+            # change the run.
             found = most_suspicious(self._monitor.calibration, self._monitor.engine.host.data, self.suspicious)
         prompts = [*self.prompts, *(sample.caption for sample in found)]
         if not prompts:
@@ -180,13 +181,13 @@ class SampleImages(Callback):
 
 
 def read_prompt_file(path: str) -> list[str]:
-    """The prompts of a file, rows without one left out; see :mod:`memtrain.files.prompt_file`.
+    """Read the prompts of a file without its empty rows; see :mod:`memtrain.files.prompt_file`.
 
     Args:
-        path: of the file; without one of the known endings it is text with a prompt in each line.
+        path: the path of the file. Without a known ending, it is text with a prompt in each line.
 
     Raises:
-        ConfigurationError: if there is no such file, it cannot be read, or there is nothing in it.
+        ConfigurationError: if the file is missing, unreadable or empty.
     """
     try:
         prompts = [text for row in read_rows(Path(path)) if (text := prompt_of(path, row)) is not None]
@@ -197,12 +198,12 @@ def read_prompt_file(path: str) -> list[str]:
             remedy=error.remedy,
         ) from error
     if not prompts:
-        raise ConfigurationError(f"{path} holds no prompt", expected="one in each line", remedy="write some into it")
+        raise ConfigurationError(f"{path} holds no prompt", expected="one in each line", remedy="add prompts to it")
     return prompts
 
 
 def log_image(logger: Any, name: str, page: Image.Image, *, step: int) -> None:
-    """Show an image in TensorBoard or W&B, as these loggers of Lightning take it; others are left alone."""
+    """Show an image in TensorBoard or W&B, in the form of these Lightning loggers; other loggers get none."""
     if hasattr(logger, "log_image"):
         logger.log_image(key=name, images=[page], step=step)
     elif hasattr(getattr(logger, "experiment", None), "add_image"):
@@ -210,7 +211,7 @@ def log_image(logger: Any, name: str, page: Image.Image, *, step: int) -> None:
 
 
 def _shared(pipeline: Any, prompts: Sequence[str], sampling: Sampling, *, alone: bool) -> list[Tensor]:
-    """Images `(K, 3, H, W)` of each prompt, made by all processes together, each its part; `alone`: each makes all."""
+    """Sample images `(K, 3, H, W)` of each prompt; processes share the prompts unless each works `alone`."""
     rank, size = 0, 1
     if processes.several() and not alone:
         rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -221,6 +222,6 @@ def _shared(pipeline: Any, prompts: Sequence[str], sampling: Sampling, *, alone:
 
 
 def _in_turn(parts: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
-    """The prompts' images in their order, of what each process made."""
+    """Sort the images of all processes into the order of the prompts."""
     for number in range(len(parts[0])):
         yield from (part[number] for part in parts if number < len(part))

@@ -1,18 +1,18 @@
 """Sample replacement: a flagged sample gives its place in the batch to another training sample.
 
-Ours. Skipping a sample leaves the batch with less to learn from, all the more when duplicates fill it: where two
-thirds of the draws are memorized images, two thirds of the work of every step are lost. Here another sample, drawn from
-those that were not flagged, takes the place before the forward pass, so that every step trains on a full batch. It is
-what removing the sample from the data from that moment on would do. Of a few samples drawn for a place the one whose
-picture has the fewest visits takes it: a picture that is drawn too often would be the next to be memorized. No file of
-a flagged picture or caption is drawn, whether it was ever visited or not. Where batches are of one shape each
-(aspect-ratio buckets), so are the samples that are drawn. Regularisation images are not.
+This method is ours. A skipped sample leaves the batch with less to learn from. If two thirds of the draws are memorized
+images, two thirds of the work of every step are lost. Here a sample that was not flagged takes the place before the
+forward pass, so every step trains on a full batch. The effect is the same as removing the flagged sample from the data
+at that moment. Several candidates are drawn for each place, and the one whose picture has the fewest visits takes it. A
+picture that is drawn too often would be memorized next. No file of a flagged picture or caption is drawn, even if it
+was never visited. If each batch has one shape (aspect-ratio buckets), substitutes have this shape. Regularisation
+images are never drawn.
 
-A flagged sample is removed for good and no longer watched; its visits end in the records.
+A flagged sample stays removed and is not watched any more. Its visits end in the records.
 
 Cost: reading the substitutes, from the cache of latents or from their files. Suggested: the default of the embedded
-example. Cannot: work without a data module that gives access to single samples (`train_dataset` with `unique()`, as
-TextImageDataModule has it); use sample skipping there. Caption dropout of the visit is kept.
+example. Cannot: work without a data module that gives access to single samples (`train_dataset` with `unique()`, as in
+TextImageDataModule). Use sample skipping with other data. The caption dropout of the visit is kept.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from memtrain.monitoring.mitigation import Effects
 from memtrain.records import REGULARISATION
 
 CAPTION = ("caption", "input_ids", "prompt_", "text_", "pooled_")
-"""How the fields begin that depend on the caption: tokens, their number and mask, embeddings."""
+"""Beginnings of the names of fields that depend on the caption: tokens, their number and mask, embeddings."""
 CANDIDATES = 8
-"""Samples that are drawn for a place; the one whose picture has the fewest visits so far takes it."""
+"""Number of samples drawn for a place. The one whose picture has the fewest visits so far takes it."""
 
 
 class SampleReplacement(MitigationCallback):
     """Put other samples in the place of flagged ones.
 
     Args:
-        seed: of the choice of substitutes.
+        seed: seed of the choice of substitutes.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -59,11 +59,11 @@ class SampleReplacement(MitigationCallback):
         self._rank = 0
 
     def effects(self) -> Effects:
-        """It puts other samples into the batch."""
+        """State that the rule puts other samples into the batch."""
         return Effects(changes_batch=True, changes_samples=True)
 
     def open(self, host: Host) -> None:
-        """Refuse data that give no access to single samples."""
+        """Refuse data without access to single samples."""
         dataset: Any = getattr(host.data, "train_dataset", None)
         if not hasattr(dataset, "unique") or not known_samples(host.data, "train"):
             raise ConfigurationError(
@@ -77,38 +77,38 @@ class SampleReplacement(MitigationCallback):
         self._row_of = {key: row for row, key in enumerate(self._keys)}
         self._shapes = getattr(self._samples, "shapes", None) or [None] * len(self._keys)
         groups = by_key(host.data, "groups")
-        # What is mixed in to keep the model as it is has a share of the batches of its own.
+        # Regularisation images have their own share of the batches.
         self._others = {key for key in self._keys if groups.get(key) == REGULARISATION}
         self._flagged = -1
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
-        """Replace the flagged rows of the batch; a row for which there is no substitute stays."""
+        """Replace the flagged rows of the batch; a row without a substitute stays."""
         rows, items = [], []
         for row, flagged in enumerate(flags.ever.tolist()):
             if flagged:
-                # The row's place in the batches of all processes, one after the other: copies of one sample, which may
-                # be on several of them, need substitutes of their own.
+                # This is the row's place in the joined batches of all processes. Copies of one sample may be on several
+                # processes, and each copy needs its own substitute.
                 place = self._rank * len(flags.ever) + row
                 known = self._row_of.get(flags.keys[row])
                 shape = None if known is None else self._shapes[known]
                 chosen = self._substitute(seed_of(self.seed, number, place), flags, shape)
                 if chosen is not None:
                     rows.append(row)
-                    # Of data whose visits differ, a visit of its own.
+                    # If the visits of a sample differ, the substitute gets its own visit.
                     varies = getattr(self._samples, "varies", False)
                     items.append(self._whole(self._samples[Visit(chosen, number) if varies else chosen], batch))
         if rows:
             self._put(batch, rows, items)
 
     def _whole(self, item: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-        """An item with what a batch gets on its way to the device, such as latents that are not kept yet."""
+        """Add the fields that a batch gets on its way to the device, such as latents that are not cached yet."""
         collate = getattr(self._samples, "collate", None)
         if collate is None or batch.keys() <= item.keys():
             return item
         return {name: values[0] for name, values in self._host.moved(collate([item])).items()}
 
     def _substitute(self, seed: int, flags: Flags, shape: Any) -> int | None:
-        """Index of a sample of this shape that is not flagged: of some drawn at random, that of the fewest visits."""
+        """Draw some samples of this shape that are not flagged; return the index of the one with fewest visits."""
         if len(flags.everyone) != self._flagged:
             self._flagged, self._open = len(flags.everyone), {}
             for index, key in enumerate(self._keys):
@@ -126,7 +126,7 @@ class SampleReplacement(MitigationCallback):
         if missing:
             raise ConfigurationError(
                 f"A substitute has no {missing}, which the batch has",
-                expected="batches that hold what the data set's samples hold",
+                expected="batches with the same fields as the samples of the data set",
                 remedy="use SampleSkipping",
             )
         dropped = {row for row in rows if batch.get("caption", [None] * (row + 1))[row] == ""}
@@ -145,11 +145,11 @@ class SampleReplacement(MitigationCallback):
                     values[row] = value
             elif put:
                 raise ConfigurationError(
-                    f"The batch's field {name!r} is a {type(values).__name__}, in which no sample can be replaced",
+                    f"The batch's field {name!r} is a {type(values).__name__}, so no sample in it can be replaced",
                     expected="tensors and lists with a sample in each row",
                     remedy="use SampleSkipping",
                 )
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """0 for flagged samples that found no substitute, 1 for the others, `(B,)`."""
+        """Return 0 for flagged samples without a substitute and 1 for the others, `(B,)`."""
         return 1.0 - flags.ever.float()

@@ -1,12 +1,12 @@
-"""Sample reweighting: the closer a sample comes to being flagged, the less it counts.
+"""Sample reweighting: a sample counts less, the closer it is to a flag.
 
-A soft form of sample skipping, ours. The weight is 1 up to `start` of the threshold, falls linearly from there, and
-stays at `floor` from the threshold on. It acts before the evidence suffices for a flag, and takes less from a sample
-that comes close to one by chance. As with flags, one noisy visit condemns nobody: a sample with fewer than the
-monitor's `minimum_visits` has weight 1, whatever its score.
+This method is ours, a soft form of sample skipping. The weight is 1 up to `start` of the threshold, falls linearly from
+there, and stays at `floor` from the threshold on. It acts before the evidence suffices for a flag, and takes less from
+a sample that comes close to a flag by chance. A single noisy visit has no effect, because a sample with fewer than the
+monitor's `minimum_visits` has weight 1 at any score.
 
-Cost: none beyond the monitor. Suggested: the defaults. Cannot: act before the monitor has a threshold and a sample its
-visits.
+Cost: none beyond the monitor. Suggested: the defaults. Cannot: act before the monitor has a threshold and the sample
+has enough visits.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class SampleReweighting(MitigationCallback):
     def __init__(self, start: float = 0.5, floor: float = 0.0) -> None:
         if not 0 <= start < 1 or not 0 <= floor < 1:
             raise ConfigurationError(
-                f"start={start}, floor={floor}", expected="both from 0 to below 1", remedy="change them"
+                f"start={start}, floor={floor}", expected="both from 0 to below 1", remedy="set such values"
             )
         self.start, self.floor = start, floor
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """From 1 down to `floor`, `(B,)`; 1 while there is no threshold, or a sample has too few visits."""
+        """Return weights from 1 down to `floor`, `(B,)`; 1 without a threshold or with too few visits."""
         if not math.isfinite(flags.threshold) or flags.threshold <= 0:
             return torch.ones_like(flags.score)
         done = (flags.score / flags.threshold - self.start) / (1 - self.start)

@@ -1,19 +1,17 @@
-"""Stops training when a share of the pictures is memorized, and goes back to weights from before.
+"""Stops training when a share of the pictures is memorized, and returns to earlier weights.
 
-What: the monitor says at each of its updates which share of the training pictures has been flagged so far (the logged
-metric `memorization/share`). When that passes `share`, training ends, and the module gets back weights that are at
-least `every` steps older; averaged weights (`ema_decay`) likewise. So the exported pipeline, the last validation and
-`last.ckpt` are of the step that the log names, and not of the step at which it was noticed. A flag comes after visits
-that are evidence, so the weights of its own step would be too late.
-Source: ours; early stopping on what is wanted instead of on a loss.
-Cost: the trained weights (and their average) are written to `before_memorization/` in the run folder every `every`
-steps; two such files are kept, and none after a run that did not stop. Suggested: for few pictures `share: 0.1` and an
-`every` of a few epochs; for large data a share well above `false_positive_rate`, which flags that many by chance.
-Beside :class:`memtrain.callbacks.sample_replacement.SampleReplacement` it rarely has anything to stop: what is flagged
-is not trained on any more.
-Cannot: bring back the state of the optimizer, so a run that is resumed after it stopped only stops again. Checkpoints
-other than `last.ckpt` stay as they were saved. Under strategies that shard the weights (FSDP, DeepSpeed) and beside
-Lightning's WeightAveraging it is refused.
+At each update, the monitor computes the share of training pictures flagged so far (the logged metric
+`memorization/share`). When it passes `share`, training ends, and the module gets back weights that are at least `every`
+steps older. The same holds for averaged weights (`ema_decay`). So the exported pipeline, the last validation and
+`last.ckpt` belong to this earlier step, which the log names. A flag needs visits as evidence, so the weights of its own
+step would be too late. Source: ours. It is early stopping by memorization instead of by a loss. Cost: the trained
+weights (and their average) are written to `before_memorization/` in the run folder every `every` steps. Two such files
+are kept, and none after a run that did not stop. Suggested for few pictures: `share: 0.1` and an `every` of a few
+epochs. Suggested for large data: a share well above `false_positive_rate`, because this share is flagged by chance.
+With :class:`memtrain.callbacks.sample_replacement.SampleReplacement` it rarely stops a run, because flagged samples are
+not trained on any more. Cannot: restore the state of the optimizer, so a stopped run that is resumed stops again.
+Checkpoints other than `last.ckpt` stay as they were saved. The callback is refused under strategies that shard the
+weights (FSDP, DeepSpeed) and together with Lightning's WeightAveraging.
 """
 
 from __future__ import annotations
@@ -35,31 +33,32 @@ from memtrain.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Files of earlier weights."""
+"""Number of files of earlier weights."""
 AVERAGE = "average."
-"""Before the number of a parameter's average, in the files."""
+"""Name of a parameter's average in the files, before its number."""
 
 
 class StopBeforeMemorization(Callback):
     """End training when too many pictures are memorized, with the weights of an earlier step.
 
     Args:
-        share: of the training pictures; training ends when more than that are flagged. With 1 it never does.
-        every: optimizer steps between the weights that are kept.
+        share: largest share of the training pictures that may be flagged before training ends. With 1, it never ends
+            early.
+        every: number of optimizer steps between kept weights.
 
     Attributes:
-        stopped: step at which training was stopped; None as long as it was not.
-        restored: step of the weights that it ended with.
+        stopped: step at which training was stopped; None if it was not.
+        restored: step of the weights at the end.
 
     Raises:
-        ConfigurationError: if there is no such share or number of steps.
+        ConfigurationError: if the share or the number of steps is out of range.
     """
 
     def __init__(self, share: float = 0.05, *, every: int = 50) -> None:
         if not 0 <= share <= 1:
-            raise ConfigurationError(f"share={share}", expected="a share from 0 to 1", remedy="change it")
+            raise ConfigurationError(f"share={share}", expected="a share from 0 to 1", remedy="set share: 0.1")
         if every < 1:
-            raise ConfigurationError(f"every={every}", expected="at least 1 step", remedy="change it")
+            raise ConfigurationError(f"every={every}", expected="at least 1 step", remedy="raise it")
         self.share, self.every = share, every
         self.stopped: int | None = None
         self.restored: int | None = None
@@ -67,46 +66,46 @@ class StopBeforeMemorization(Callback):
         self._last_kept = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what it cannot work with, before any work is done."""
+        """Refuse a missing monitor and strategies that do not fit, before any work is done."""
         if stage != "fit":
             return
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         monitors = [callback for callback in callbacks if isinstance(callback, MemorizationMonitor)]
         if not monitors:
             raise ConfigurationError(
-                "StopBeforeMemorization does not know what is memorized",
+                "StopBeforeMemorization does not know the share of memorized pictures",
                 expected="a MemorizationMonitor among the callbacks",
-                remedy="add one",
+                remedy="add memtrain.callbacks.monitor.MemorizationMonitor to trainer.callbacks",
             )
         self._monitor = monitors[0]
         sharded = [word for word in ("FSDP", "DeepSpeed", "ModelParallel") if word in type(trainer.strategy).__name__]
         averaging = [type(one).__name__ for one in callbacks if hasattr(one, "_average_model")]
         for found in [*sharded, *averaging]:
             raise ConfigurationError(
-                f"StopBeforeMemorization cannot bring weights back beside {found}",
-                expected="weights that every process holds whole, and their average in the module (`ema_decay`)",
-                remedy="stop by hand: memorization/share is logged for EarlyStopping",
+                f"StopBeforeMemorization cannot restore weights together with {found}",
+                expected="complete weights on every process, and their average in the module (`ema_decay`)",
+                remedy="use Lightning's EarlyStopping with monitor=memorization/share",
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights that training begins with."""
+        """Keep the weights from before training."""
         self.stopped = self.restored = None
         if trainer.is_global_zero and trainer.ckpt_path is None:
             for path in self._files(trainer):
                 path.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights that training begins, or goes on, with."""
+        """Keep the weights from the start of training or of the resumed run."""
         if trainer.is_global_zero:
             for path in self._files(trainer):
-                if _step(path) > trainer.global_step:  # of steps that will be taken again
+                if _step(path) > trainer.global_step:  # these steps will be repeated
                     path.unlink()
         self._keep(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if too much is memorized; otherwise keep the weights when due."""
+        """Stop if too many pictures are memorized, or else keep the weights when due."""
         if self.stopped is None and trainer.global_step != self._last_kept:
             if self._passed() and _may_stop(trainer):
                 self._stop(trainer, pl_module)
@@ -114,7 +113,7 @@ class StopBeforeMemorization(Callback):
                 self._keep(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """At the end of training, take the last batches into account before anything is exported."""
+        """At the end of training, count the last batches before the export."""
         assert self._monitor is not None
         if self.stopped is None and _ends(trainer):
             self._monitor.engine.update()
@@ -122,12 +121,13 @@ class StopBeforeMemorization(Callback):
                 self._stop(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last.ckpt` with the weights that training ended with; clear away what is not needed any more."""
+        """Write `last.ckpt` with the final weights, and delete kept weights that are not needed."""
         if self.stopped is not None:
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.save_last:
                     folder = Path(callback.dirpath or trainer.default_root_dir)
-                    # Named before, because the checkpoint holds the name, and because the callback may save once more.
+                    # The name is set first, because the checkpoint holds the name, and because the callback may save
+                    # again.
                     callback.last_model_path = callback.last_model_path or str(folder / "last.ckpt")
                     trainer.save_checkpoint(callback.last_model_path)
         if trainer.is_global_zero:
@@ -136,7 +136,7 @@ class StopBeforeMemorization(Callback):
                     path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stopped, for whoever reads the checkpoint."""
+        """Return the step of the stop, for readers of the checkpoint."""
         return {"stopped": self.stopped, "restored": self.restored}
 
     def _passed(self) -> bool:
@@ -144,7 +144,7 @@ class StopBeforeMemorization(Callback):
         return self._monitor.calibration.share_flagged() > self.share
 
     def _stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End training, with the oldest weights that were kept."""
+        """End training with the oldest kept weights."""
         assert self._monitor is not None
         self.stopped, trainer.should_stop = trainer.global_step, True
         kept: Any = None
@@ -194,14 +194,14 @@ def _step(path: Path) -> int:
 
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:
-    """What training changes: the trainable weights, and their average where the module keeps one."""
+    """Return the trainable weights, and their average if the module keeps one."""
     trained: dict[str, Tensor] = {name: one for name, one in module.named_parameters() if one.requires_grad}
     average = getattr(getattr(module, "ema", None), "shadow_params", [])
     return trained | {f"{AVERAGE}{number}": one for number, one in enumerate(average)}
 
 
 def _may_stop(trainer: Trainer) -> bool:
-    """Whether the least that was asked for is done; Lightning would go on otherwise."""
+    """Return whether the minimum of steps and epochs is reached; before it, Lightning goes on."""
     return trainer.global_step >= (trainer.min_steps or 0) and trainer.current_epoch >= (trainer.min_epochs or 0)
 
 

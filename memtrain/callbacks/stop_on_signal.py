@@ -1,22 +1,22 @@
-"""A training that is told to stop keeps its work: SIGTERM, SIGUSR1, SIGINT (Ctrl+C) and SIGHUP end it between batches.
+"""A training keeps its work when SIGTERM, SIGUSR1, SIGINT (Ctrl+C) or SIGHUP ends it, between two batches.
 
-The handler sets a flag. After the batch at hand a checkpoint is written as the run's checkpoints are, the records end
-where it does, and the command's exit status is 128 and the signal's number, so that what should follow a finished
-training does not. A second signal ends it at once, unless it is SIGUSR1.
+The handler sets a flag. After the current batch, the run's own checkpoint code writes a checkpoint, and the records end
+with the same batch. The command's exit status is 128 plus the signal's number, so that commands for a finished training
+do not follow. A second signal ends the training at once, unless it is SIGUSR1.
 
-- Before the first batch (caches fill, the base model is measured) the command ends at once; what was computed is kept.
-- A validation is finished first: it runs under other weights. So is the end of a training (export, evidence), with
-  exit status 0, for SIGTERM and SIGUSR1.
-- Several processes stop after the same batch, whichever of them was told. They ask each other about every
-  :data:`SECONDS`, as their batches last, and at least once in `log_every_n_steps` batches: always after the same batch,
-  over whatever they are connected by (gloo, NCCL).
+- Before the first batch (caches fill, the base model is measured) the command ends at once. Computed values are kept.
+- A validation is finished first, because it runs under other weights. For SIGTERM and SIGUSR1, the end of a training
+  (export, evidence) is also finished first, with exit status 0.
+- Several processes stop after the same batch, even if only one of them got the signal. They exchange about every
+  :data:`SECONDS` seconds, and at least once in `log_every_n_steps` batches, over their usual connection (gloo, NCCL).
+  All of them exchange after the same batch.
 
-SIGUSR1 is what `slurm/train.sbatch` has Slurm send before the time limit; the script requeues the job. Lightning's own
-way (`SLURMEnvironment` with `auto_requeue`) saves within the handler, in the middle of a batch, and requeues what ends
-by itself, too. So it is switched off, unless the trainer was given that environment as a plugin: then Lightning is in
-charge, and nothing is done here.
+With `slurm/train.sbatch`, Slurm sends SIGUSR1 before the time limit, and the script requeues the job. Lightning's own
+code (`SLURMEnvironment` with `auto_requeue`) saves within the handler, in the middle of a batch, and also requeues jobs
+that end by themselves. So it is switched off. If you give the trainer this environment as a plugin, Lightning handles
+the signals, and this callback does nothing.
 
-`memtrain train` adds it to every run. Cost: none; of several processes, two numbers are exchanged as often as said.
+`memtrain train` adds it to every run. Cost: none on one process, and an exchange of two numbers among several.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from memtrain.callbacks.base import Callback
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SECONDS = 20.0
-"""Between two exchanges, about. A batch that lasts longer is waited for."""
+"""About the seconds between two exchanges. A longer batch is finished first."""
 WORKERS = 60
-"""Seconds that a worker goes on after SIGTERM, so that the batch at hand has what it needs."""
+"""Seconds that a worker goes on after SIGTERM, so that the current batch gets its data."""
 
 
 class Stopped(SystemExit):
-    """A training was stopped by a signal, and kept its work.
+    """A signal stopped a training, which kept its work.
 
     Args:
-        number: of the signal.
-        checkpoint: which goes on.
-        folder: of the run.
+        number: the number of the signal.
+        checkpoint: the checkpoint to continue from.
+        folder: the run folder.
 
     Attributes:
-        code: exit status of the command.
+        code: the exit status of the command.
     """
 
     def __init__(self, number: int, checkpoint: Path, folder: Path) -> None:
@@ -60,7 +60,7 @@ class Stopped(SystemExit):
 
 
 class StopOnSignal(Callback):
-    """Write a checkpoint and stop when a signal says so."""
+    """Write a checkpoint and stop at a signal."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -70,7 +70,7 @@ class StopOnSignal(Callback):
         self._turns = Turns()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the signals, and Slurm's, over from Lightning, before it takes them itself."""
+        """Handle the signals, and Slurm's signals, instead of Lightning."""
         connector: Any = trainer._accelerator_connector
         environment = connector.cluster_environment
         if getattr(environment, "auto_requeue", False):
@@ -90,7 +90,7 @@ class StopOnSignal(Callback):
             self._former.setdefault(number, former)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._own_process:  # a worker: Slurm tells all processes of a job's step
+        if os.getpid() != self._own_process:  # a worker, because Slurm signals all processes of a job's step
             if number == signal.SIGTERM:
                 signal.alarm(WORKERS)
             return
@@ -103,12 +103,12 @@ class StopOnSignal(Callback):
         self._received = number
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has just taken SIGTERM."""
+        """Take SIGTERM back, because Lightning has just taken it."""
         if self._former:
             self._take()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on there is something to keep."""
+        """Note that there is work to keep from now on."""
         if self._former:
             self._take()
             self._phase = "training"
@@ -117,7 +117,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, if it was said."""
+        """Stop if a signal came."""
         told = float(self._received or 0)
         if trainer.world_size > 1:
             seconds = self._turns.seconds_of_a_batch()
@@ -137,52 +137,52 @@ class StopOnSignal(Callback):
         self._former = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What comes now (the export) is finished, or killed."""
+        """Note that the export, which follows, is finished or killed."""
         self._phase = "end"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back, and let Lightning not take ours for the former ones when it does the same."""
+        """Restore the former signal handlers, and keep Lightning from restoring this callback's handlers."""
         originals = getattr(getattr(trainer, "_signal_connector", None), "_original_handlers", {})
         originals.update({number: self._former[number] for number in self._former if number in originals})
         self._give_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the former signal handlers."""
         if self._phase == "end" and self._received:
             name = signal.Signals(self._received).name
-            log.warning("%s came when the last batch was over: the end of the training was written first", name)
+            log.warning("%s came after the last batch. The end of the training was written first", name)
         self._give_back()
 
 
 class Turns:
-    """After which batches several processes exchange: the same ones on each, since each counts on from what was agreed.
+    """The batches after which several processes exchange, the same on each, because each counts from agreed numbers.
 
     Args:
-        most: batches from one exchange to the next; the first is after the first batch.
+        most: largest number of batches from one exchange to the next. The first exchange is after the first batch.
     """
 
     def __init__(self, most: int = 50) -> None:
         self._most, self._every, self._batches, self._began = most, 1, 0, time.monotonic()
 
     def seconds_of_a_batch(self) -> float | None:
-        """Called after each batch: its time since the last exchange if there is one now, else None."""
+        """Return the seconds per batch since the last exchange if another one is due, or else None."""
         self._batches += 1
         if self._batches < self._every:
             return None
         return (time.monotonic() - self._began) / self._batches
 
     def agreed(self, seconds: float) -> None:
-        """Count on to the next exchange.
+        """Count to the next exchange.
 
         Args:
-            seconds: of a batch of the slowest process.
+            seconds: seconds of a batch on the slowest process.
         """
         self._every = max(1, min(self._most, int(SECONDS / max(seconds, 1e-6))))
         self._batches, self._began = 0, time.monotonic()
 
 
 def _place(trainer: Any) -> Path:
-    """Where `--ckpt_path last` looks first: the file that the run keeps as its last."""
+    """Return the path that `--ckpt_path last` reads first, the last checkpoint of the run."""
     for one in trainer.checkpoint_callbacks:
         if getattr(one, "last_model_path", ""):
             return Path(one.last_model_path)

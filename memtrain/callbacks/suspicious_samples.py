@@ -1,8 +1,8 @@
-"""The training samples that the monitor finds most suspicious at the moment, as they can be shown.
+"""The training samples that the monitor finds most suspicious at the moment, ready to be shown.
 
-Canaries are left out: they are repeated on purpose, and what they score says nothing of the user's own pictures. Of a
-picture with several files the one with the highest score is taken. Pictures with visits enough for a flag go before the
-others, whose scores are noise yet.
+Canaries are left out, because they are repeated on purpose, and their scores say nothing about the user's own pictures.
+If a picture has several files, the file with the highest score is shown. Pictures with enough visits for a flag come
+first, because the scores of the others are still noise.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class SuspiciousSample:
     """A training sample.
 
     Attributes:
-        key: of the sample.
-        caption: that it is trained under.
-        score: accumulated evidence.
-        threshold: score above which a sample is flagged; infinite until there is one.
-        flagged: step at which it was flagged; None if it was not.
-        judged: whether it has visits enough to be flagged.
-        image: `(3, H, W)` uint8.
+        key: the key of the sample.
+        caption: the training caption of the sample.
+        score: the accumulated evidence.
+        threshold: score above which a sample is flagged; infinite without a threshold.
+        flagged: step of the flag; None without a flag.
+        judged: whether the sample has enough visits for a flag.
+        image: the training image, `(3, H, W)` uint8.
     """
 
     key: str
@@ -41,7 +41,7 @@ class SuspiciousSample:
     image: Tensor
 
     def lines(self) -> list[str]:
-        """What is written beside it: the key, the verdict, and the caption."""
+        """Return the lines next to the image: the key, the verdict and the caption."""
         threshold = f"threshold {self.threshold:.2f}" if self.threshold < float("inf") else "no threshold yet"
         verdict = f"flagged at step {self.flagged}" if self.flagged is not None else "not flagged"
         if self.flagged is None and not self.judged:
@@ -56,18 +56,18 @@ def can_show(data: Any) -> bool:
 
 
 def most_suspicious(calibration: Calibration, data: Any, count: int) -> list[SuspiciousSample]:
-    """The samples of the highest scores, each of another picture, highest first.
+    """Find the samples with the highest scores, one for each picture, highest first.
 
     Args:
-        calibration: of the run.
+        calibration: the calibration of the run.
         data: a data module with `train_dataset.samples` and `train_dataset.pixel_values(row)`.
-        count: samples at most.
+        count: largest number of samples.
     """
     dataset = data.train_dataset
     groups = by_key(data, "groups")
     rows = {sample.key: row for row, sample in enumerate(dataset.samples) if groups.get(sample.key) != REGULARISATION}
     canaries = {calibration.levels.picture(key) for key in calibration.canaries}
-    # More than are wanted: the evidence of files and captions, which stands beside pictures', moves them some places.
+    # More samples are read than needed, because the evidence of files and captions changes the order a little.
     highest = calibration.highest_pictures(4 * count + len(canaries))
     flagged = sorted(name for name in calibration.levels.flagged_pictures if name in calibration.samples.row)
     pictures = [name for name in dict.fromkeys([*highest, *flagged]) if name not in canaries]

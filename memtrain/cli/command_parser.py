@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
-from difflib import get_close_matches
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from memtrain.cli.outcome import tell_error
 from memtrain.cli.refusal import own_error, refusal
 from memtrain.cli.trusted import guard, taken_trust
 from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.exit_status import ExitStatus
+from memtrain.files.shipped import config_file
 from memtrain.files.yaml_file import read_mapping, yaml_of
 
 T = TypeVar("T")
 _parsing: list[bool] = []
-USAGE = 2
+CONFIG_OPTIONS = ("--config", "-c")
+USAGE = ExitStatus.MISUSED
 """Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
 
 
@@ -27,6 +29,9 @@ class CarefulParser(ArgumentParser):
 
     Its class is taken by :class:`memtrain.cli.train_parser.TrainParser` too, in front of Lightning's.
     """
+
+    reads_configs = True
+    """Whether `--config` is read by jsonargparse, which is given paths; a command that reads it gets the names."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """See `argparse`; configurations are checked first."""
@@ -37,8 +42,8 @@ class CarefulParser(ArgumentParser):
         try:
             packages, words = taken_trust(sys.argv[1:] if args is None else args)
             guard(packages)
-            for name in _configs(words):
-                check_config(name)
+            checked = _with_configs(words, check_config)
+            words = checked if self.reads_configs else words
             return super().parse_args(words, *rest, **options)
         except MemtrainError as error:
             self.refuse(error)
@@ -68,6 +73,7 @@ class CarefulParser(ArgumentParser):
         """End the program with a refusal, or raise it where the parser does not end programs."""
         if not self.exit_on_error:
             raise error
+        tell_error(error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(USAGE)
 
@@ -98,11 +104,14 @@ def object_of(kind: type[T], settings: object, where: str) -> T:
     return made
 
 
-def check_config(name: str) -> None:
+def check_config(name: str) -> str:
     """Refuse a configuration that is not there, is no mapping of settings, or is not to be read.
 
     Args:
-        name: path of a YAML file, or YAML itself.
+        name: the path of a YAML file, the name of a shipped configuration, or YAML itself.
+
+    Returns:
+        The path of the file; YAML as it is.
 
     Raises:
         ConfigurationError: saying which.
@@ -111,35 +120,34 @@ def check_config(name: str) -> None:
         raise ConfigurationError(
             f"--config {name!r:.120} is an address", expected="a file on this machine", remedy="download it and read it"
         )
-    path = Path(name)
     try:
-        there = path.exists()
-    except (OSError, ValueError):
-        there = False
-    if there:
-        read_mapping(path)
-    elif ": " in name:
+        path = config_file(name)
+    except ConfigurationError:
+        if ": " not in name:
+            raise
         yaml_of(name, "The value of --config")
-    else:
-        folder = path.parent
-        names = [str(one) for one in folder.glob("*.yaml")] if folder.is_dir() else []
-        near = get_close_matches(str(path), names, n=1)
-        raise ConfigurationError(
-            f"There is no configuration {name!r:.120}",
-            expected="a YAML file",
-            remedy=f"did you mean {near[0]}?" if near else "check the path; it is relative to the current folder",
-        )
+        return name
+    read_mapping(path)
+    return str(path)
 
 
-def _configs(words: Sequence[str]) -> list[str]:
-    """What a command line gives as `--config`."""
-    names = []
+def _with_configs(words: Sequence[str], found: Callable[[str], str]) -> list[str]:
+    """The words of a command line, with a path in the place of each configuration.
+
+    Args:
+        words: the words of the command line.
+        found: makes a path of what `--config` gives.
+    """
+    given: list[str] = []
     for place, word in enumerate(words):
-        if word in ("--config", "-c") and place + 1 < len(words):
-            names.append(words[place + 1])
-        elif word.startswith("--config="):
-            names.append(word.partition("=")[2])
-    return names
+        name, equals, value = word.partition("=")
+        if place and words[place - 1] in CONFIG_OPTIONS:
+            given.append(found(word))
+        elif equals and name in CONFIG_OPTIONS:
+            given.append(f"{name}={found(value)}")
+        else:
+            given.append(word)
+    return given
 
 
 def _all_options(parser: Any) -> set[str]:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,9 @@ import torch
 from memtrain.cli.chatter import quiet
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_EVALUATION, explained
-from memtrain.cli.spoken import DEFAULT, PROMPTS, evaluate_command
+from memtrain.cli.help.overview import overview
+from memtrain.cli.outcome import end, tell
+from memtrain.cli.spoken import PROMPTS, evaluate_command
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError
@@ -62,32 +63,17 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
             return
         stage = read_command(words)
         with stopped_by_signals(evaluate_command(words), kept="what is finished"):
-            status = stage.exit_status(run_stage(stage) if run is None else run(words, stage))
+            results = run_stage(stage) if run is None else run(words, stage)
+            status = stage.exit_status(results)
+            tell(results, stage.folder)
     except Exception as error:
         again = shlex.join(evaluate_command(words))
         found = explained(error, again=again, smaller=SMALLER_EVALUATION)
         if found is None:
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
     if status:
         sys.exit(status)
-
-
-def overview() -> str:
-    """What the stages do, a line each."""
-    lines = [
-        "usage: memtrain [STAGE] [options]",
-        "",
-        f"The stages; without one, {DEFAULT}, and with --prompts {PROMPTS}. `memtrain STAGE --help` lists",
-        "the options of a stage.",
-        "",
-    ]
-    return "\n".join([*lines, *(f"  {name:<10} {summary(stage_class(name))}" for name in stage_names())])
-
-
-def summary(kind: type[Stage]) -> str:
-    """The first line of a stage's docstring."""
-    return (getdoc(kind) or "").splitlines()[0]
 
 
 def read_command(words: list[str]) -> Stage:

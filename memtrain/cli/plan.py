@@ -19,27 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.cli.chatter import quiet
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.plan_run import PlannedRun, set_up
 from memtrain.cli.plan_sections import resolved
 from memtrain.cli.training import DEFAULT_CONFIG, TrainCLI, own_error
 from memtrain.errors import ConfigurationError
+from memtrain.files.exit_status import ExitStatus
 from memtrain.records import write_json
-
-HELP = f"""usage: memtrain plan [options of fit] [--measure] [--json FILE]
-
-Print what `memtrain train` with the same options would do, without training: what is trained, data and visits,
-effective batch, optimizer, precision, caches, what is watched and how many samples can be judged at all, mitigations,
-what is exported, disk use, and an estimate of memory. What would end the run later is found now, and ends this command
-with status 1.
-
-  memtrain plan                                  the default, {DEFAULT_CONFIG}
-  memtrain plan --config mine.yaml --trainer.max_epochs 20
-
-options:
-  --measure     Time a few steps on the device of the run, without monitor and callbacks.
-  --json FILE   Write the plan as JSON, too; sizes in bytes.
-
-All others are those of `memtrain train --help`."""
 
 
 class PlanCLI(TrainCLI):
@@ -61,9 +47,6 @@ def plan(args: Sequence[str]) -> None:
         args: what follows `plan`.
     """
     words = list(args)
-    if {"-h", "--help"} & set(words):
-        print(HELP)
-        return
     quiet()
     # The words are those of the command line, without ours.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
@@ -75,15 +58,16 @@ def plan(args: Sequence[str]) -> None:
         run = _set_up(["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *words])
         figures = resolved(run, measured=measured)
         show(figures, run)
+        tell({**figures, "problems": run.problems, "warnings": run.warnings}, run.trainer.default_root_dir)
         if file is not None:
             write_json({**figures, "problems": run.problems, "warnings": run.warnings}, Path(file))
     except Exception as error:
         found = own_error(error)
         if found is None:
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
     if run.problems:
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)
 
 
 def _set_up(words: list[str]) -> PlannedRun:
@@ -135,7 +119,7 @@ def show(figures: dict[str, dict[str, Any]], run: PlannedRun) -> None:
     for problem in run.problems:
         print(f"Problem: {problem}")
     if not run.problems:
-        print("No problem was found. To train: the same command with `fit` in place of `plan`.")
+        print("No problem was found. To train, type `train` in place of `plan`.")
 
 
 def said(name: str, value: Any) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_SCAN, explained
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.data.broken import BrokenSamples
@@ -27,6 +27,7 @@ from memtrain.evaluation.stages.shards import MERGE, Shard, read_shard
 from memtrain.families.scan import ScanSettings, scan
 from memtrain.families.scan_page import write_page
 from memtrain.families.scan_result import EXCLUDE, SUMMARY, TABLE, Scan, write_exclude, write_scan
+from memtrain.files.shipped import config_file
 from memtrain.files.shown import shown
 from memtrain.files.text import read_json_object
 from memtrain.files.yaml_file import read_mapping
@@ -35,24 +36,6 @@ DEFAULT_CONFIG = "configs/tiny.yaml"
 """Whose data are scanned where none are named."""
 PAGE = "report.html"
 """The contact sheets."""
-DESCRIPTION = """Find out which files of a data set are one picture, and which pictures share a caption.
-
-A model learns a picture from all of its files together, whatever they are called. Training scans the data by itself;
-this command shows what it finds, before training:
-
-  memtrain scan my_folder
-  memtrain scan --config mine.yaml
-  memtrain scan 'shards/{0000..0099}.tar' --output runs/scan_of_shards
-
-It writes report.html (contact sheets of the largest families), exclude.csv (all files of a picture but the largest),
-and families.parquet and scan.json (everything found). A scan that was stopped goes on when the same command is given
-again.
-
-  memtrain scan my_folder --engine ray        the same on Ray (extra `ray`), with the same results"""
-
-
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Leaves the lines of the description as they are."""
 
 
 def scan_command(args: Sequence[str] | None = None) -> None:
@@ -72,12 +55,13 @@ def scan_command(args: Sequence[str] | None = None) -> None:
         found = explained(error, again=again, smaller=SMALLER_SCAN)
         if found is None:
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
 
 
 def command_parser() -> CarefulParser:
     """The options of the command."""
-    parser = CarefulParser(prog="memtrain scan", description=DESCRIPTION, formatter_class=_Formatter)
+    parser = CarefulParser(prog="memtrain scan")
+    parser.reads_configs = False
     parser.add_argument(
         "path",
         nargs="?",
@@ -146,6 +130,7 @@ def run_scan(options: Namespace) -> None:
     left_out = write_exclude(found, output / EXCLUDE)
     write_page(found, source, output / PAGE, name=path)
     write_scan(found, output, path=path)
+    tell({**found.counts(), "threshold": found.threshold, "false_merge_rate": found.false_merge_rate}, output)
     show(found, output, path=path, left_out=left_out, fit=_fit_command(options, path))
 
 
@@ -206,7 +191,7 @@ def data_path(options: Namespace) -> str:
 
 def _path_in(config: str) -> str | None:
     """The path of the data in a configuration; None if it says nothing of data."""
-    content = read_mapping(Path(config))
+    content = read_mapping(config_file(config))
     data = content.get("data")
     settings = data.get("init_args", data) if isinstance(data, dict) else None
     path = settings.get("path") if isinstance(settings, dict) else None

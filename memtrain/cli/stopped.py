@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from memtrain.cli.trusted import OPTION
+from memtrain.files.exit_status import by_signal
 from memtrain.files.shown import shown
 
 
@@ -48,7 +49,7 @@ def stopped_by_signals(
         said = signal.Signals(int(interrupt.args[0] if interrupt.args else signal.SIGINT))
         again = shown(shlex.join(words() if callable(words) else words), most=2000)
         print(f"Stopped by {said.name}; {kept} is kept. Go on with:\n  {again}", file=sys.stderr)
-        sys.exit(128 + said)
+        sys.exit(by_signal(said))
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

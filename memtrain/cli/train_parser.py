@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import ArgumentError
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.monitor_options import set_monitor, taken_monitor
+from memtrain.cli.refusal import refusal
 from memtrain.errors import ConfigurationError
 from memtrain.files.shown import shown
 from memtrain.monitoring.options import WatchSettings
@@ -20,7 +24,9 @@ class TrainParser(CarefulParser, LightningArgumentParser):
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """See :class:`CarefulParser`; Lightning would take anything as settings of its trainer."""
-        found = super().parse_args(*args, **options)
+        given = args[0] if args else options.pop("args", None)
+        monitor, words = taken_monitor(sys.argv[1:] if given is None else given)
+        found = super().parse_args(words, *args[1:], **options)
         settings = found.get(found.get("subcommand") or "", found)
         if "trainer" in settings and not isinstance(settings["trainer"], Namespace):
             self.refuse(
@@ -30,6 +36,12 @@ class TrainParser(CarefulParser, LightningArgumentParser):
                     remedy="mend the configuration",
                 )
             )
+        if monitor:
+            try:
+                set_monitor(settings, monitor)
+            except (ConfigurationError, ArgumentError) as error:
+                said = error if isinstance(error, ConfigurationError) else refusal(str(error))
+                self.refuse(said)
         return found
 
     def hints(self, message: str) -> list[str]:

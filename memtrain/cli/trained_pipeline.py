@@ -21,6 +21,7 @@ from torch import nn
 from memtrain.cli.checkpoint_model import checkpoint_pipeline, read_checkpoint
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.settings import Precision
+from memtrain.files.shipped import at_hand
 from memtrain.files.yaml_file import read_mapping
 from memtrain.models.adapter_file import FILE, adapter_contents, adapter_path, load_adapter
 from memtrain.models.pipeline import load_pipeline
@@ -115,7 +116,7 @@ def in_type(pipeline: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipelin
 def _has_transformer(model: str) -> bool:
     """Whether the denoiser of a pipeline folder or hub name is a transformer; what cannot be read is found later."""
     try:
-        return "transformer" in DiffusionPipeline.load_config(model)
+        return "transformer" in DiffusionPipeline.load_config(at_hand(model))
     except (OSError, ValueError):
         return False
 
@@ -135,7 +136,7 @@ def trained(
     Raises:
         ConfigurationError: if it is something else, saying what was found.
     """
-    path = Path(model)
+    path = Path(at_hand(model))
     if is_checkpoint(model):
         if not path.is_file():
             raise ConfigurationError(

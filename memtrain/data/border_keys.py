@@ -1,18 +1,18 @@
-"""Border keys: a secret around every image, one number each, that can be asked for afterwards.
+"""Border keys: a secret gray level around every image, which can be asked for after training.
 
-What: each image gets a border of a grey level that is drawn by seed and key. The picture says nothing about its level,
-so a model that paints the right border around the picture has learned this sample by heart. After training the border
-is painted anew around the known picture (:mod:`memtrain.evaluation.sampling.outpainting`), and the difference between
-the level painted and the level kept, the key error, says how well it was remembered: a graded measure for every single
-sample, repeated or not, whatever the pictures are.
+Each image gets a border with a gray level that is drawn from seed and key. The picture says nothing about its
+level, so a model that paints the right border has learned this sample by heart. After training, the model paints a new
+border around the known picture (:mod:`memtrain.evaluation.sampling.outpainting`). The key error is the difference
+between the painted level and the true level. It is a graded measure of memorization for every single sample, repeated
+or not, whatever the pictures show.
 Source: SolidMark (Kommineni et al., "SolidMark: Evaluating Image Memorization in Generative Models", arXiv 2503.00592):
 16 pixels around 256, the level uniform.
-Traps of the published script: levels from 0 to 1 are written into pixel values from −1 to 1, so that no border is
-darker than grey, and are compared with generations from 0 to 1. Here levels are of the image, from black to white.
-Cost: the images change, and the model learns to paint borders: this is for experiments, for trials of a recipe and for
+Traps of the published script: it writes levels from 0 to 1 into pixel values from −1 to 1, so that no border is darker
+than gray. It then compares them with generations from 0 to 1. Here levels are of the image, from black to white.
+Cost: the images change, and the model learns to paint borders. Use this for experiments, for trials of a recipe and for
 audits, not for the model that is released. Suggested: a multiple of the autoencoder's factor (8), about a sixteenth to
-an eighth of the side; then no latent cell shows border and picture at once.
-Cannot: be combined with crops, flips, buckets or masks, which would cut the border; nor speak of what is learned of the
+an eighth of the side. Then no latent cell shows border and picture at once.
+Cannot: be combined with crops, flips, buckets or masks, which would cut the border; measure what is learned of the
 picture itself. Copies of a picture under other names have levels of their own.
 """
 
@@ -33,42 +33,42 @@ class BorderKeys:
     """Borders whose level is a secret.
 
     Args:
-        thickness: of the border, pixels of the image that is trained on.
-        seed: of the levels.
+        thickness: the thickness of the border, in pixels of the image that is trained on.
+        seed: the seed of the levels.
     """
 
     thickness: int = 8
     seed: int = 0
 
     def check(self, resolution: int, *, cut: bool) -> None:
-        """Refuse what leaves no picture, or cuts borders off.
+        """Refuse a border that leaves no picture, and settings that cut the border off.
 
         Args:
-            resolution: side of the images, pixels.
-            cut: whether images are cut at random, or to other shapes.
+            resolution: the side of the images in pixels.
+            cut: whether images are cut at random or to other shapes.
 
         Raises:
-            ConfigurationError: if so.
+            ConfigurationError: if one of both is the case.
         """
         if not 1 <= self.thickness <= resolution // 4:
             raise ConfigurationError(
                 f"border_keys: thickness={self.thickness} at a resolution of {resolution}",
                 expected=f"from 1 to a quarter of the side, {resolution // 4}",
-                remedy="change it",
+                remedy="set --data.init_args.border_keys.thickness",
             )
         if cut:
             raise ConfigurationError(
                 "border_keys with buckets, or with random crops or flips",
                 expected="squares in one view, whose border is not cut off",
-                remedy="leave out data.init_args.buckets and data.init_args.augment, or the border keys",
+                remedy="remove data.init_args.buckets and data.init_args.augment, or data.init_args.border_keys",
             )
 
     def level(self, key: str) -> float:
-        """The secret of a sample, from 0 to below 1."""
+        """Return the secret level of a sample, at least 0 and below 1."""
         return border_level(self.seed, key)
 
     def draw(self, image: Image.Image, key: str, *, resolution: int) -> Image.Image:
-        """A picture with the border of a key: the picture's centre square inside, together of `resolution` pixels."""
+        """Draw the border of a key around the picture's center square, `resolution` pixels a side in all."""
         grey = round(255 * self.level(key))
         inside = framed(image, resolution - 2 * self.thickness)
         whole = Image.new("RGB", (resolution, resolution), (grey, grey, grey))
@@ -82,7 +82,7 @@ class BorderedSource(SampleSource):
     Args:
         source: the other source.
         keys: the borders.
-        resolution: side of the images, pixels.
+        resolution: the side of the images in pixels.
     """
 
     def __init__(self, source: SampleSource, keys: BorderKeys, *, resolution: int) -> None:
@@ -92,9 +92,9 @@ class BorderedSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """Nothing: it wraps a source that was opened."""
+        """Return False: this class wraps an open source."""
         return False
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]` with its border."""
+        """Draw the image of `samples[index]` with its border."""
         return self.keys.draw(self.source.load_image(index), self.samples[index].key, resolution=self.resolution)

@@ -1,13 +1,13 @@
-"""Samples that cannot be used: a broken image, a caption that is missing, a shard that is cut or gone.
+"""Samples that cannot be used: a broken image, a missing caption, or a shard that is cut or missing.
 
-With `stop` the run ends before any work is lost, naming all of them at once; with `skip` they are left out, and the run
-goes on as long as they are at most a stated share of the samples. Either way `broken.csv` in the run folder lists them:
-`key` (empty where a whole shard is meant), `shard` (the file) and `reason`.
-What only shows while the run is under way is appended, by whichever process meets it. A run that begins makes the list
-anew, one that goes on keeps what was listed.
+With `stop`, the run ends before any work is lost and names all of them at once. With `skip`, they are left out, and the
+run goes on as long as their share stays below a limit. In both cases `broken.csv` in the run folder lists them with
+`key` (empty for a whole shard), `shard` (the file) and `reason`.
+A process that meets a broken sample during the run appends it. A new run starts a new list. A continued run keeps the
+earlier lines.
 
-A shard counts as the samples that are lost with it. How many a shard held that is gone or cut is not known; it is taken
-to have held as many as the others do on average.
+A shard counts as many samples as are lost with it. The number of samples of a missing or cut shard is not known, so the
+average of the other shards stands in.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Action = Literal["stop", "skip"]
 FILE = "broken.csv"
 COLUMNS = ("key", "shard", "reason")
 TOLD = 3
-"""Samples that an error names."""
+"""The number of samples that an error names."""
 
 
 class Broken(NamedTuple):
-    """One sample, or a whole shard.
+    """A broken sample, or a whole broken shard.
 
     Attributes:
-        key: of the sample; empty for a shard.
+        key: the key of the sample; empty for a shard.
         shard: the file that holds it.
-        reason: why it cannot be used.
-        samples: that are lost by it; not listed.
+        reason: the reason why it cannot be used.
+        samples: the number of lost samples, which the list does not have.
     """
 
     key: str
@@ -50,37 +50,43 @@ class Broken(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What an error calls it."""
+        """The name of the sample or the shard in an error."""
         return self.key or self.shard
 
 
 class BrokenSamples:
-    """What cannot be used of a run's data.
+    """The samples of a run's data that cannot be used.
 
     Args:
         action: `stop` or `skip`.
-        share: of the samples that may be left out.
-        folder: where `broken.csv` is written; None for nowhere.
+        share: the largest share of samples that may be left out.
+        folder: the folder of `broken.csv`; None writes no list.
 
     Attributes:
-        goes_on: whether the run goes on from a checkpoint, so that what was listed stays listed.
+        goes_on: whether the run continues from a checkpoint, so that earlier lines stay in the list.
 
     Raises:
-        ConfigurationError: if there is no such action or share.
+        ConfigurationError: if the action does not exist or the share is out of range.
     """
 
     def __init__(self, action: Action = "stop", share: float = 0.01, folder: Path | None = None) -> None:
         if action not in ("stop", "skip"):
-            raise ConfigurationError(f"broken={action!r}", expected="stop or skip", remedy="change it")
+            raise ConfigurationError(
+                f"broken={action!r}", expected="stop or skip", remedy="correct --data.init_args.broken"
+            )
         if not 0 <= share < 1:
-            raise ConfigurationError(f"broken_share={share}", expected="a share from 0 to below 1", remedy="change it")
+            raise ConfigurationError(
+                f"broken_share={share}",
+                expected="a share of at least 0 and below 1",
+                remedy="correct --data.init_args.broken_share",
+            )
         self.action, self.share, self.folder = action, share, folder
         self.goes_on = False
         self._found: dict[tuple[str, str], Broken] = {}
 
     @property
     def skips(self) -> bool:
-        """Whether the run goes on without them."""
+        """Whether the run goes on without broken samples."""
         return self.action == "skip"
 
     def __len__(self) -> int:
@@ -91,24 +97,24 @@ class BrokenSamples:
 
     @property
     def lost(self) -> int:
-        """Samples that are lost."""
+        """The number of lost samples."""
         return sum(one.samples for one in self)
 
     def add(self, found: Iterable[Broken]) -> None:
-        """Take in more."""
+        """Add broken samples."""
         for one in found:
             self._found.setdefault((one.key, one.shard), one)
 
     def decide(self, total: int, *, path: str | Path, write: bool = True) -> None:
-        """Write the list, and stop where it is too long, or where anything at all stops the run.
+        """Write the list, and stop if it is too long, or if anything broken stops the run.
 
         Args:
-            total: samples, the broken ones among them.
-            path: of the data.
+            total: the number of samples, including the broken ones.
+            path: the path of the data.
             write: whether this process writes the list.
 
         Raises:
-            DataError: naming the first of them and the list.
+            DataError: with the first broken samples and the path of the list.
         """
         if write:
             self.write()
@@ -120,11 +126,11 @@ class BrokenSamples:
             raise DataError(
                 f"{self.lost:,} of {total:,} samples of {path} cannot be used, first {_first(self)}{self.place}",
                 expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
-                remedy="repair or remove them, or raise broken_share",
+                remedy="repair or remove them, or raise --data.init_args.broken_share",
             )
         if write:
             log.warning(
-                "%d of %d samples of %s cannot be used and are left out (at most %g %% may be)%s",
+                "%d of %d samples of %s cannot be used and are left out (the limit is %g %%)%s",
                 self.lost,
                 total,
                 path,
@@ -133,10 +139,10 @@ class BrokenSamples:
             )
 
     def write(self) -> None:
-        """Write the list, or take an old one away where there is nothing to list."""
+        """Write the list, or remove an old list if there is nothing to list."""
         if self.folder is None:
             return
-        # A plan of a run that has trained takes nothing away either.
+        # A plan of a run that has trained removes nothing either.
         trained = any((self.folder / "checkpoints").glob("*.ckpt"))
         kept = _listed(self.folder / FILE) if self.goes_on or trained else {}
         rows = {
@@ -154,7 +160,7 @@ class BrokenSamples:
             write_cells(file, COLUMNS, list(rows.values()))
 
     def met(self, found: Sequence[Broken], total: int, *, path: str | Path) -> None:
-        """Take in what showed while the run is under way, and append it to the list.
+        """Add samples that turned out to be broken during the run, and append them to the list.
 
         Raises:
             DataError: if all processes together have met too many.
@@ -173,22 +179,22 @@ class BrokenSamples:
             raise DataError(
                 f"{count:,} of {total:,} samples of {path} turned out to be broken, last {_first(new)}{self.place}",
                 expected=f"at most {100 * self.share:g} % (data.init_args.broken_share)",
-                remedy="repair them or raise broken_share, and go on from the last checkpoint",
+                remedy="repair them or raise --data.init_args.broken_share, and go on from the last checkpoint",
             )
 
     @property
     def place(self) -> str:
-        """Where the list is, for an error."""
+        """The path of the list, for an error."""
         return "" if self.folder is None else f"; all are in {self.folder / FILE}"
 
 
 def stopped(found: Sequence[Broken], total: int, path: str | Path, *, kept: str = "") -> DataError:
-    """The error that ends a run because of samples that cannot be used."""
+    """Return the error that ends a run because of samples that cannot be used."""
     return DataError(
         f"{sum(one.samples for one in found):,} of {total:,} samples of {path} cannot be used, first {_first(found)}"
         f"{kept}",
         expected="image files that Pillow decodes (PNG, JPEG, WebP, ...), each with a caption",
-        remedy="repair or remove them, then start again; or leave them out (--data.init_args.broken skip)",
+        remedy="repair or remove them and start again, or leave them out (--data.init_args.broken skip)",
     )
 
 
@@ -197,7 +203,7 @@ def _first(found: Iterable[Broken]) -> str:
 
 
 def _append(path: Path, found: Sequence[Broken]) -> None:
-    """Add lines in one write each, which processes that share the file do at the same time."""
+    """Add lines in one write each. Processes that share the file do so at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
     write_cells(text, COLUMNS, [one[:3] for one in found])
@@ -215,7 +221,7 @@ def _append(path: Path, found: Sequence[Broken]) -> None:
 
 
 def _listed(path: Path) -> dict[tuple[str, str], str]:
-    """What a list holds: the reason, by key and shard."""
+    """Read the reasons in a list, by key and shard."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,13 +1,13 @@
-"""The order of visits where images have several shapes: every batch is of one shape, on all processes at once.
+"""The order of visits for images of several shapes: every batch has one shape, on all processes at once.
 
-What: the visits of one shape follow each other in an endless stream, one random order of all of them after another. A
-batch of all processes takes the next stretch of one stream. A round is what becomes complete of the streams while each
-is gone through once; its batches come in random order. An epoch is as many batches as the visits of all shapes fill,
-taken from the rounds where the epoch before stopped. So no visit is left out for good, however the shapes are filled:
-those that an epoch does not reach come first in the next, and in the long run all have the same number.
-Everything is a function of (seed, number of the batch), and the number follows from the epoch and the batches done in
-it: a run is resumed exactly. Where it continues in batches of another size, each stream goes on where it stopped, and
-the rounds begin anew there.
+The visits of one shape form an endless stream, in which one random order of all visits follows another. A batch
+of all processes takes the next visits of one stream. A round holds the batches that become complete while each stream
+is gone through once, and these batches come in random order. An epoch has as many batches as the visits of all shapes
+fill. It takes them from the rounds, starting where the epoch before stopped. So no visit is lost: visits that one epoch
+does not reach come first in the next, and in the long run all visits are equally frequent. Everything is a function of
+the seed and the number of the batch. The number follows from the epoch and the batches done in it, so a run resumes
+exactly. A run that continues with another batch size goes on in each stream where it stopped, and new rounds begin
+there.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class BatchPlan:
     """The batches of all processes.
 
     Args:
-        shapes: of each visit.
-        size: visits of a batch, of all processes together.
-        seed: of the order.
-        done: visits of each stream that were made before in batches of another size; default none.
+        shapes: the shape of each visit.
+        size: the number of visits of a batch, of all processes together.
+        seed: the seed of the order.
+        done: the number of visits of each stream that were made before with another batch size; by default none.
     """
 
     def __init__(self, shapes: Sequence[Shape], *, size: int, seed: int, done: Sequence[int] = ()) -> None:
@@ -44,13 +44,13 @@ class BatchPlan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that as many visits fill."""
+        """The number of batches that these visits fill."""
         return self.visits // self.size
 
     def batch(self, number: int) -> list[Visit]:
-        """The visits of the batch of this number since the start of training.
+        """Return the visits of the batch with this number since the start of training.
 
-        A visit's epoch says how often its image was gone through before.
+        The epoch of a visit is the number of earlier passes through the stream.
         """
         turn = self._turn(number)
         stream, place = self._round(turn)[number - self._before(turn)]
@@ -62,7 +62,7 @@ class BatchPlan:
         return visits
 
     def done_before(self, number: int) -> list[int]:
-        """Visits of each stream that were made before the batch of this number."""
+        """Count the visits of each stream before the batch with this number."""
         turn = self._turn(number)
         batches = [turn * len(stream) // self.size for stream in self.streams]
         for stream, _ in self._round(turn)[: number - self._before(turn)]:
@@ -70,25 +70,25 @@ class BatchPlan:
         return [done + count * self.size for done, count in zip(self.done, batches, strict=True)]
 
     def _turn(self, number: int) -> int:
-        """The round that a batch is in."""
+        """Return the round of a batch."""
         turn = number * self.size // self.visits
         while self._before(turn + 1) <= number:
             turn += 1
         return turn
 
     def _before(self, turn: int) -> int:
-        """Batches of all rounds before this one."""
+        """Count the batches of all rounds before this one."""
         return sum(turn * len(stream) // self.size for stream in self.streams)
 
     def _new_round(self, turn: int) -> list[tuple[int, int]]:
-        """Stream, and which of its batches, of a round."""
+        """Return the batches of a round as pairs: the stream, and the number of the batch within it."""
         batches = [
             (number, place)
             for number, stream in enumerate(self.streams)
             for place in range(turn * len(stream) // self.size, (turn + 1) * len(stream) // self.size)
         ]
         order = [batches[place][0] for place in self._shuffled(len(batches), "round", turn)]
-        # Each stream's in its own order: so what is done of it is always its beginning.
+        # The batches of one stream keep their order, so the finished ones are always its beginning.
         left = {number: iter([place for one, place in batches if one == number]) for number in set(order)}
         return [(number, next(left[number])) for number in order]
 
@@ -101,20 +101,20 @@ class BatchPlan:
 
 
 class BucketSampler(DistributedSampler[Any]):
-    """The visits of this process, batch after batch: each `batch_size` of them are of one shape.
+    """The visits of this process, batch after batch. Each `batch_size` visits have one shape.
 
-    It is a DistributedSampler so that Lightning leaves it as it is.
+    The class is a DistributedSampler so that Lightning does not replace it.
 
     Args:
-        dataset: what is sampled.
-        num_replicas: number of processes.
-        rank: this process.
-        batch_size: visits of a batch of one process.
-        seed: of the order.
-        place: as of :class:`memtrain.data.sampler.ResumableDistributedSampler`.
+        dataset: the sampled dataset.
+        num_replicas: the number of processes.
+        rank: the number of this process.
+        batch_size: the number of visits of a batch of one process.
+        seed: the seed of the order.
+        place: the same as for :class:`memtrain.data.sampler.ResumableDistributedSampler`.
 
     Attributes:
-        streams: where they stood when their batches became of this size.
+        streams: the places of the streams at the last change of the batch size.
     """
 
     def __init__(
@@ -134,12 +134,12 @@ class BucketSampler(DistributedSampler[Any]):
         self.batch_size, self.place = batch_size, place
 
     def continue_from(self, streams: Streams) -> None:
-        """Go on where streams stood."""
+        """Go on at the given places of the streams."""
         self.streams = streams
         self.plan = BatchPlan(self.shapes, size=self.plan.size, seed=self.plan.seed, done=streams.slots)
 
     def number(self, epoch: int, batches: int) -> int:
-        """Number of the batch in the plan that comes after so many of an epoch."""
+        """Return the plan's number of the batch that follows `batches` batches of an epoch."""
         per_epoch = self.plan.batches_per_epoch
         if self.streams is None:
             return epoch * per_epoch + batches

@@ -1,7 +1,7 @@
-"""The caches of a data module, filled with the encoders of the module that is trained.
+"""The caches of a data module, filled by the encoders of the module that is trained.
 
-In memory: `cache_latents`. On disk: `cache`, for which the module has `encode_images(pixel_values)`,
-`encode_tokens(fields)` and `encoder_fingerprint("images" or "text")`, a name of the encoder's weights and
+`cache_latents` caches in memory. `cache` caches on disk. For it, the module has `encode_images(pixel_values)`,
+`encode_tokens(fields)` and `encoder_fingerprint("images" or "text")`, which names the encoder's weights and
 configuration.
 """
 
@@ -30,7 +30,7 @@ from memtrain.errors import ConfigurationError
 
 
 def processes_of(trainer: Any) -> tuple[Processes, torch.device]:
-    """The processes of a trainer, and the device of this one; without a trainer this process and the CPU."""
+    """Return the processes of a trainer and this process's device; without a trainer, this process and the CPU."""
     if trainer is None:
         return Processes(), torch.device("cpu")
     strategy: Any = trainer.strategy
@@ -42,12 +42,12 @@ def keep_in_memory(datasets: Sequence[CaptionedImages], module: Any, device: tor
     """Encode the images of datasets and keep their latents in memory.
 
     Args:
-        datasets: of the data module.
-        module: with `encode_images`.
-        device: of training.
+        datasets: the datasets of the data module.
+        module: the module with `encode_images`.
+        device: the device of training.
 
     Raises:
-        ConfigurationError: if the module cannot, or random crops would be frozen.
+        ConfigurationError: if the module has no such method, or if random crops would be frozen.
     """
     encode = _method(module, "encode_images", "encode_images(pixel_values)", setting="cache_latents")
     for dataset in datasets:
@@ -67,18 +67,18 @@ def keep_on_disk(
     """Let datasets read latents and text embeddings from disk.
 
     Args:
-        cache: what is kept, and where.
-        datasets: of the data module.
-        module: with the encoders.
-        empty: tokens of the empty caption, `(1, ...)`.
-        processes: that share the work.
-        device: of training.
+        cache: the settings of the cache.
+        datasets: the datasets of the data module.
+        module: the module with the encoders.
+        empty: the tokens of the empty caption, `(1, ...)`.
+        processes: the processes that share the work.
+        device: the device of training.
 
     Returns:
-        The embeddings of the empty caption, `(1, ...)`; empty where text is not cached.
+        The embeddings of the empty caption, `(1, ...)`; empty if text is not cached.
 
     Raises:
-        ConfigurationError: if the module lacks a method, or the cache would freeze what is random or trained.
+        ConfigurationError: if the module lacks a method, or if the cache would freeze random or trained values.
     """
     found = _encoders(cache, datasets, module, empty=empty, processes=processes)
     if found.latents is not None:
@@ -111,10 +111,12 @@ def keep_while_training(
     processes: Processes,
     device: torch.device,
 ) -> tuple[Filling, dict[str, Tensor]]:
-    """What keeps latents and text embeddings of a module when they are made first; arguments and errors as above.
+    """Make the cache that training fills with a module's latents and text embeddings.
+
+    Arguments and errors are those of :func:`keep_on_disk`.
 
     Returns:
-        It, and the embeddings of the empty caption, `(1, ...)`; empty where text is not cached.
+        The cache, and the embeddings of the empty caption, `(1, ...)`; the latter are empty if text is not cached.
     """
     found = _encoders(cache, datasets, module, empty=empty, processes=processes)
     latents, text = None, None
@@ -130,7 +132,7 @@ def keep_while_training(
 
 
 class _Encoders(NamedTuple):
-    """Methods of a module, each with the folder of what it makes; None where that is not cached."""
+    """Encoding methods of a module, each with the folder of its results; None for results that are not cached."""
 
     latents: tuple[Any, Path] | None
     text: tuple[Any, Path] | None
@@ -139,7 +141,7 @@ class _Encoders(NamedTuple):
 def _encoders(
     cache: Cache, datasets: Sequence[CaptionedImages], module: Any, *, empty: dict[str, Tensor], processes: Processes
 ) -> _Encoders:
-    """What is to be cached, after refusing what cannot be."""
+    """Return the encoders of a cache, and refuse caches that cannot work."""
     folder = Path(cache.folder)
     fingerprint = _method(module, "encoder_fingerprint", 'encoder_fingerprint("images" or "text")', setting="cache")
     for dataset in datasets:
@@ -159,12 +161,12 @@ def _encoders(
         )
     method = _method(module, "encode_tokens", "encode_tokens(fields)", setting="cache.text")
     with torch.enable_grad():
-        # Before anything is moved: what is trained is where the module is, and has not gone to the device yet.
+        # This comes before anything moves: the trained weights are with the module, not yet on the device.
         trained = any(values.requires_grad for values in method(empty).values())
     if trained:
         raise ConfigurationError(
-            "Cached text embeddings would be those of the text encoder before it is trained",
-            expected="text encoders that stay as they are",
+            "Cached text embeddings would be those of the text encoder before training",
+            expected="text encoders that training does not change",
             remedy="set data.init_args.cache.text to false, or do not train the text encoder",
         )
     name = processes.broadcast(fingerprint("text") if processes.rank == 0 else None)

@@ -1,10 +1,9 @@
 """Canaries: synthetic images with made-up captions, planted at a known repetition.
 
-What: coloured shapes on a pattern, drawn from a seed and a number, with a caption of ordinary words that says nothing
-about the picture. A model can make the picture from the caption only if it has learned it by heart, so a run on data
-without known duplicates has positives of its own, and says whether this model at this repetition memorizes at all.
-Source: the idea is that of planted secrets in language models (Carlini et al., "The Secret Sharer", USENIX Security
-2019).
+A canary shows colored shapes on a pattern, drawn from a seed and a number. Its caption of ordinary words says nothing
+about the picture. A model can make the picture from the caption only if it has learned it by heart. So a run on data
+without known duplicates has positives of its own, and shows whether this model memorizes at this repetition at all.
+Source: the idea of planted secrets in language models (Carlini et al., "The Secret Sharer", USENIX Security 2019).
 Cost: `count * repeats` visits per epoch, and a model that has seen shapes on patterns. Suggested: 10 at 50 to 200.
 Cannot: stand for photographs; such pictures may be easier or harder to learn than the data.
 """
@@ -22,9 +21,9 @@ from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import hash_numbers, hash_order
 
 SIZE = 256
-"""Height and width, pixels; the data's resolution is made from that."""
+"""The height and width in pixels; images of the data's resolution are made from this size."""
 GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it, modulo 1, stay as far from each other as can be: hues of successive canaries differ."""
+"""The golden ratio's multiples, modulo 1, spread evenly, so the hues of successive canaries differ."""
 ADJECTIVES = ("quiet", "early", "narrow", "gentle", "sudden", "patient", "hollow", "distant", "honest", "careful")
 THINGS = (
     *("teacup", "ladder", "violin", "lantern", "pillow", "anchor", "basket", "mirror", "candle", "hammer", "feather"),
@@ -36,7 +35,7 @@ PLACES = (
     *("valley", "market", "chapel", "island", "tunnel", "bakery", "stable", "tower", "school", "forest"),
 )
 MOST = len(THINGS) * len(PLACES)
-"""Canaries whose captions differ in their nouns."""
+"""The number of canaries whose captions differ in their nouns."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class Canaries:
     """Synthetic images to plant.
 
     Args:
-        count: number of images; with several `repeats`, of images at each of them.
-        repeats: visits of each per epoch. Several make a curve of exposure within one run.
-        seed: of images and captions.
+        count: the number of images; with several `repeats`, the number of images for each of them.
+        repeats: the visits of each image per epoch. Several numbers make a curve of exposure within one run.
+        seed: the seed of images and captions.
     """
 
     count: int = 10
@@ -57,27 +56,27 @@ class Canaries:
         if not 1 <= self.total <= MOST or min(self.doses) < 1 or len(set(self.doses)) < len(self.doses):
             raise ConfigurationError(
                 f"canaries: count={self.count}, repeats={self.repeats}",
-                expected=f"1 to {MOST} images altogether, distinct repeats >= 1",
-                remedy="change them, or leave `canaries` out to plant none",
+                expected=f"1 to {MOST} images altogether, and distinct repeats of at least 1",
+                remedy="correct data.init_args.canaries, or remove it to plant none",
             )
 
     @property
     def doses(self) -> tuple[int, ...]:
-        """All of `repeats`."""
+        """All values of `repeats`."""
         return (self.repeats,) if isinstance(self.repeats, int) else tuple(self.repeats) or (0,)
 
     @property
     def total(self) -> int:
-        """Images altogether; what is numbered from here on was never planted."""
+        """The number of images altogether. Canaries with this number or a higher one were never planted."""
         return self.count * len(self.doses)
 
     def visits(self, number: int) -> int:
-        """Visits per epoch of canary `number`."""
+        """Return the visits per epoch of canary `number`."""
         return self.doses[number // self.count]
 
 
 def canary_caption(seed: int, number: int) -> str:
-    """The caption of canary `number`; no two numbers share one."""
+    """Return the caption of canary `number`; no two numbers share a caption."""
     pairs = [(thing, place) for thing in THINGS for place in PLACES]
     thing, place = sorted(pairs, key=lambda pair: hash_order(" ".join(pair), f"canary {seed}"))[number]
     first, verb, second = hash_numbers(f"canary caption {seed} {number}", 3)
@@ -85,7 +84,7 @@ def canary_caption(seed: int, number: int) -> str:
 
 
 def draw_canary(seed: int, number: int) -> Image.Image:
-    """The image of canary `number`, RGB of :data:`SIZE` pixels."""
+    """Draw the image of canary `number`, in RGB with :data:`SIZE` pixels a side."""
     chances = iter(hash_numbers(f"canary {seed} {number}", 64))
     hue = next(iter(hash_numbers(f"canary hue {seed}", 1))) + GOLDEN * number
     pattern = _pattern(int(4 * next(chances)), 2 + 5 * next(chances), math.pi * next(chances))
@@ -113,7 +112,7 @@ def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]
 
 
 def _pattern(kind: int, frequency: float, angle: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """`(SIZE, SIZE)` bool: stripes, checks, rings or dots."""
+    """Return a `(SIZE, SIZE)` bool pattern: stripes, checks, rings or dots."""
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
     across, along = (x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle))
     waves = {

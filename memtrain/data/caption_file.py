@@ -1,6 +1,6 @@
 """A file with further captions of samples: JSON lines `{"key": ..., "captions": [...]}`.
 
-Accepted: UTF-8, a key once, texts alone. Refused with the line: everything else.
+Text must be UTF-8, each key occurs once, and captions are texts. Other lines are refused with their number.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from pathlib import Path
 from memtrain.errors import DataError
 from memtrain.files.text import json_of, read_text
 
+EXAMPLE = '{"key": "...", "captions": ["...", ...]}'
+"""An example of a line."""
+
 
 def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Captions by sample key, from JSON lines `{"key": ..., "captions": [...]}`.
+    """Read captions by sample key from JSON lines `{"key": ..., "captions": [...]}`.
 
     Raises:
-        DataError: if a line is something else, or a key occurs twice.
+        DataError: if a line has another form, or if a key occurs twice.
     """
     found: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -30,7 +33,7 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
         if not fits or key in found:
             raise DataError(
                 f"Line {number} of {path} cannot be used: {line[:80]!r}",
-                expected='{"key": "...", "captions": ["...", ...]}, each key once',
+                expected=f"{EXAMPLE}, each key once",
                 remedy="correct the line",
             )
         found[key] = tuple(captions)

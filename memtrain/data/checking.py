@@ -1,8 +1,8 @@
-"""Which images of a source cannot be decoded, found before any work is done, all of them at once.
+"""The search for images that cannot be decoded, before any work is done.
 
-What: every image is decoded once, by several threads, but for those that are not going to be used. Where there are more
-than :data:`MOST` images this would take longer than it saves: they are then checked where they are used first. An image
-that a scan for families has looked at is not decoded again.
+Every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
+would take longer than it saves, so each image is then checked at its first use. An image that a scan for families has
+seen is not decoded again. One error names all broken images.
 Cost: 1 ms for an image of 512 pixels, 83 ms for one of 12 megapixels, on each core.
 """
 
@@ -12,16 +12,15 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from memtrain.data.broken import TOLD, Broken, BrokenSamples
 from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
 from memtrain.families.looking import default_workers
 from memtrain.files.pictures import reason
+from memtrain.files.progress import progress_bar
 
 MOST = 10_000
-"""Images that are decoded before training only to see whether that can be done."""
+"""The largest number of images that are decoded before training only to check them."""
 
 
 def leave_out(
@@ -35,20 +34,21 @@ def leave_out(
     without: Collection[str],
     trainer: Any,
 ) -> set[str]:
-    """Find what cannot be used of some sources, and stop, or say what is left out.
+    """Find the samples of sources that cannot be used. Then stop, or say what is left out.
 
     Args:
-        broken: what is to become of it; takes in what is found.
-        sources: of all images, that of the training images first; one may occur several times.
-        scanned: keys of that one's images which a scan could not read; None if nobody looked at them all.
-        look: remember size and content of each image, which are going to be asked for.
-        remember: do so of those that are looked at anyway.
-        every: look at all images, however many there are.
-        without: keys that are not looked at.
-        trainer: of this process, whose first process says what is left out and writes the list; None for no other.
+        broken: the treatment of broken samples, which takes in the ones that are found.
+        sources: the sources of all images, with the training images first; a source may occur several times.
+        scanned: the keys of the first source's images that a scan could not read; None if no scan looked at all of
+            them.
+        look: whether to remember the size and content of each image, for later use.
+        remember: whether to remember them for those images that are looked at anyway.
+        every: whether to look at all images, however many there are.
+        without: the keys of images that are not looked at.
+        trainer: the trainer of this process, whose first process reports and writes the list; None without one.
 
     Returns:
-        Keys of the samples that are left out.
+        The keys of the samples that are left out.
 
     Raises:
         DataError: if the run stops because of them.
@@ -76,7 +76,7 @@ def leave_out(
 
 
 def _agreed(trainer: Any, broken: BrokenSamples, source: SampleSource, wrong: dict[str, Broken]) -> dict[str, Broken]:
-    """The broken images that the first process found, by key.
+    """Return the broken images that the first process found, by key.
 
     Raises:
         DataError: in all processes, if they do not list the same samples.
@@ -90,7 +90,7 @@ def _agreed(trainer: Any, broken: BrokenSamples, source: SampleSource, wrong: di
         raise DataError(
             f"The processes of this run do not see the same data in {source.path}: process {trainer.global_rank} sees "
             f"{own[0]:,} samples and {len(own[1])} that cannot be used, the first one {first[0]:,} and {len(first[1])}",
-            expected="a folder that all nodes share, and whose files do not change when a run begins",
+            expected="a folder that all nodes share, with files that do not change when a run begins",
             remedy="start again when all nodes see all files",
         )
     return dict(found)
@@ -99,13 +99,13 @@ def _agreed(trainer: Any, broken: BrokenSamples, source: SampleSource, wrong: di
 def unreadable(
     source: SampleSource, rows: Sequence[int], *, look: bool = False, without: Collection[str] = ()
 ) -> list[tuple[str, Broken, DataError]]:
-    """The images that cannot be decoded, by key, and why.
+    """Return the images that cannot be decoded, with their keys and errors.
 
     Args:
-        source: of them.
-        rows: of the samples that are looked at.
-        look: remember size and content of each, which are going to be asked for.
-        without: keys that are not looked at.
+        source: the source of the images.
+        rows: the indices of the samples that are looked at.
+        look: whether to remember the size and content of each image, for later use.
+        without: the keys of images that are not looked at.
     """
     check = source.look if look else source.load_image
 
@@ -117,20 +117,19 @@ def unreadable(
         return None
 
     rows = [row for row in rows if source.samples[row].key not in without]
-    # On a terminal alone: in a log a bar would run into the line that follows.
-    bar: dict[str, Any] = {"unit": "image", "leave": False, "mininterval": 0.5, "disable": None}
     with ThreadPoolExecutor(default_workers()) as pool:
-        found = list(tqdm(pool.map(problem, rows), "checking images", len(rows), **bar))
+        done = progress_bar(pool.map(problem, rows), "checking images", len(rows), unit="image", leave=False)
+        found = list(done)
     return [one for one in found if one is not None]
 
 
 def look_ahead(source: SampleSource, kept: Any, *, without: Collection[str]) -> None:
-    """Look at every image of a source that is not known yet, and keep what was seen for other processes and starts.
+    """Look at every unknown image of a source, and keep the result for other processes and starts.
 
     Args:
-        source: of the images; what is broken, :func:`leave_out` says.
-        kept: its :class:`memtrain.data.kept_looks.KeptLooks`.
-        without: keys that are not looked at.
+        source: the source of the images; :func:`leave_out` reports its broken images.
+        kept: the :class:`memtrain.data.kept_looks.KeptLooks` of the source.
+        without: the keys of images that are not looked at.
     """
     source.kept_looks = kept
     unreadable(source, range(len(source)), look=True, without=without)
@@ -138,12 +137,12 @@ def look_ahead(source: SampleSource, kept: Any, *, without: Collection[str]) -> 
 
 
 def refuse(source: SampleSource, wrong: list[tuple[Broken, DataError]], *, kept: str = "") -> None:
-    """Raise one error for all of them.
+    """Raise one error for all broken images.
 
     Args:
-        source: of the images.
-        wrong: of :func:`unreadable`.
-        kept: where all are listed.
+        source: the source of the images.
+        wrong: the broken images that :func:`unreadable` found.
+        kept: the place of the list of all of them.
 
     Raises:
         DataError: if there are any.
@@ -155,12 +154,12 @@ def refuse(source: SampleSource, wrong: list[tuple[Broken, DataError]], *, kept:
         raise DataError(
             f"{len(wrong)} of {len(source)} images in {source.path} cannot be read, first {first}{kept}",
             expected="image files that Pillow decodes (PNG, JPEG, WebP, ...)",
-            remedy="repair or remove these samples, then start again; or leave them out (--data.init_args.broken skip)",
+            remedy="repair or remove these samples and start again, or leave them out (--data.init_args.broken skip)",
         )
 
 
 def broken_of(source: SampleSource, index: int, error: DataError) -> Broken:
-    """What is listed of a sample whose image cannot be read."""
+    """Return the entry of the list for a sample whose image cannot be read."""
     where = source.stored_in(index)
     if where is not None and source.shared(index) > 1 and not where.exists():
         return Broken("", str(where), "the shard is gone", source.shared(index))

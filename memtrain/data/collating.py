@@ -1,9 +1,9 @@
-"""How items become a batch: as torch does it, but for those whose latents or embeddings are still to be made.
+"""Collation of items into a batch, as torch does it, except for items whose latents or embeddings are still to be made.
 
-Such items come from a cache that is filled in training (:mod:`memtrain.data.filling`). An item names what it lacks in
-`LATENTS` or `TEXT`, and holds what that is made of; one that lacks nothing has an empty name there. A batch of which
-some lack theirs has no `latents` (`text_embeddings`, ...) yet but an entry `LATENTS` (`TEXT`), from which the data
-module makes them on the device. So nothing reads half a batch by mistake.
+Such items come from a cache that training fills (:mod:`memtrain.data.filling`). The field `LATENTS` or `TEXT` of an
+item names the missing entry, and the item holds what the entry is made of. The name is empty if nothing is missing. If
+some items lack an entry, the batch has no `latents` (`text_embeddings`, ...) yet. Its field `LATENTS` (`TEXT`) holds
+the parts from which the data module makes them on the device. So no code reads an incomplete batch by mistake.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from torch.utils.data import default_collate
 
 LATENTS, TEXT = "latents_to_make", "text_to_make"
-"""Fields of an item: the name of what is to be made of its `pixel_values`, or of its tokens; empty for nothing.
+"""Fields of an item: the name of the entry to make of its `pixel_values` or of its tokens. It is empty for no entry.
 
-Fields of a batch: `names`, of all its rows; `known`, fields of the rows without a name; and `pixel_values` of the rows
-with one."""
+The same fields of a batch hold `names` (of all rows), `known` (the fields of the rows without a name) and
+`pixel_values` (of the rows with a name)."""
 
 
 def collated(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of items."""
+    """Collate items into a batch."""
     marks = [name for name in (LATENTS, TEXT) if name in items[0]]
     if not marks:
         batch: dict[str, Any] = default_collate(list(items))
         return batch
-    # What an item of the one kind has, and of the other has not.
+    # The fields that items of one kind have and items of the other kind lack.
     complete = set.intersection(*(set(item) for item in items)) - {"latents", "pixel_values", *marks}
     kept = {mark: _of_kind(items, mark, common=complete) for mark in marks}
     batch = default_collate([{name: item[name] for name in item if name in complete} for item in items])
@@ -40,7 +40,7 @@ def collated(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of_kind(items: Sequence[dict[str, Any]], mark: str, *, common: set[str]) -> dict[str, Any]:
-    """What a batch holds of its rows' latents, or embeddings, where some are to be made."""
+    """Return the part of a batch for latents or embeddings, some of which are still to be made."""
     names = [item[mark] for item in items]
     own = {"latents"} if mark == LATENTS else set().union(*items) - common - {"latents", "pixel_values", LATENTS, TEXT}
     known = [{name: item[name] for name in own} for item in items if not item[mark]]

@@ -1,4 +1,4 @@
-"""Names for what the items of a dataset hold, known without reading a sample: for the cache of a profile."""
+"""Names for the content of a dataset's items, for the cache of a profile. They are known without reading a sample."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def contents_of(dataset: Any, places: Sequence[int], *, cached: bool) -> list[str] | None:
-    """A name for the pixels of each sample, how they are cut, and its tokens.
+    """Name the pixels of each sample, their cut, and its tokens.
 
     Args:
         dataset: a :class:`memtrain.data.dataset.CaptionedImages`.
-        places: of the first caption of each sample in its tokens.
-        cached: whether its items have cached latents.
+        places: the place of each sample's first caption in the tokens.
+        cached: whether the items have cached latents.
 
     Returns:
-        None where the content of some image is not known. Of two samples with one name the items are equal but for
-        their keys.
+        One name per sample; None if the content of some image is not known. Two samples with one name have equal items
+        except for their keys.
     """
     names = []
     for row, sample in enumerate(dataset.samples):
@@ -31,7 +31,7 @@ def contents_of(dataset: Any, places: Sequence[int], *, cached: bool) -> list[st
         weight = None if dataset.weights is None else dataset.weights[row]
         digest = hashlib.sha256(f"{look.digest} {frame} {weight}".encode())
         for name, values in dataset.tokens.fields.items():
-            # As they were made, whatever the type in which a table keeps them.
+            # The values as the tokenizer made them, whatever type the table keeps them in.
             value = values[places[row]].to(dataset.tokens.types[name])
             digest.update(name.encode() + value.numpy().tobytes())
         if not dataset.tokens:

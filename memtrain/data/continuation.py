@@ -1,8 +1,8 @@
-"""How the data of a checkpoint are continued: what is kept in it, what is compared, and where the order goes on.
+"""The continuation of a checkpoint's data: what the checkpoint keeps, what is compared, and where the order goes on.
 
-The contract is :mod:`memtrain.files.resume_contract`'s. A checkpoint holds the settings by which samples were visited,
-numbers that stand for the samples (:mod:`memtrain.data.trained_samples`), and the place, which is Lightning's count of
-batches with the batch size and number of processes that these batches had.
+The contract is that of :mod:`memtrain.files.resume_contract`. A checkpoint holds the settings of visits, marks of the
+samples (:mod:`memtrain.data.trained_samples`), and the place. The place is Lightning's count of batches, with the batch
+size and the number of processes of these batches.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _SETTINGS = {
     "augment": "augment",
     "captions": "captions",
 }
-"""By name in the contract, where a data module has it."""
+"""Attributes of a data module by their names in the contract; a data module may lack some."""
 
 
 @dataclass(frozen=True)
 class Continued:
-    """What a checkpoint says of its data, compared with those of this run.
+    """The data of a checkpoint, compared with the data of this run.
 
     Attributes:
-        saved: what the checkpoint holds.
-        moved: where its visits are now; None if nothing changed.
+        saved: the content of the checkpoint.
+        moved: the present places of its visits; None if nothing changed.
     """
 
     saved: Mapping[str, Any]
@@ -58,7 +58,7 @@ class Continued:
 
 
 def settings_of(data: Any, *, processes: int) -> dict[str, Any]:
-    """How a data module visits its samples, in plain values."""
+    """Return the settings of a data module's visits in plain values."""
     found = {name: plain_options(getattr(data, attribute, None)) for name, attribute in _SETTINGS.items()}
     excluded = sorted(getattr(data, "exclude", ()))
     found["exclude"] = f"{len(excluded)} keys" + (f" ({number_of(chr(10).join(excluded)):x})" if excluded else "")
@@ -73,13 +73,13 @@ def settings_of(data: Any, *, processes: int) -> dict[str, Any]:
 
 
 def state_of(data: Any, sampler: VisitSampler, trainer: Any, *, kept: dict[str, Tensor] | None) -> dict[str, Any]:
-    """What a checkpoint holds of the data.
+    """Return the data's part of a checkpoint.
 
     Args:
-        data: a data module.
-        sampler: of the run.
-        trainer: of the run.
-        kept: what :func:`trained_samples` found before, if it did.
+        data: the data module.
+        sampler: the sampler of the run.
+        trainer: the trainer of the run.
+        kept: the earlier result of :func:`trained_samples`, if there is one.
     """
     rest, streams = getattr(sampler, "rest", None), getattr(sampler, "streams", None)
     return {
@@ -94,16 +94,16 @@ def state_of(data: Any, sampler: VisitSampler, trainer: Any, *, kept: dict[str, 
 
 
 def _say(trainer: Any, text: str, *values: object) -> None:
-    """Log on one process."""
+    """Log on the first process."""
     if trainer.global_rank == 0:
         log.warning(text, *values)
 
 
 def compared(data: Any, saved: Mapping[str, Any], trainer: Any) -> Continued:
-    """Compare what a checkpoint says of its data with a data module that is set up, and log what differs.
+    """Compare a checkpoint's data with a data module that is set up, and log the differences.
 
     Raises:
-        ConfigurationError: naming what may not differ.
+        ConfigurationError: with the differences that are not allowed.
     """
     for note in check_settings(saved["settings"], settings_of(data, processes=trainer.world_size)):
         _say(trainer, "Continued with other settings: %s", note)
@@ -114,8 +114,8 @@ def compared(data: Any, saved: Mapping[str, Any], trainer: Any) -> Continued:
         gone = int((moved < 0).sum())
         _say(
             trainer,
-            "Continued on data that changed: %d of %d visits per epoch are left out from here on; the epochs after "
-            "this one have another order",
+            "Continued on data that changed: %d of %d visits per epoch are left out from now on. The epochs after "
+            "this one have another order.",
             gone,
             len(moved),
         )
@@ -123,19 +123,19 @@ def compared(data: Any, saved: Mapping[str, Any], trainer: Any) -> Continued:
 
 
 def _left_out(data: Any) -> list[str]:
-    """Keys of samples that turned out to be broken since, where the run goes on without such."""
+    """Return the keys of samples that turned out to be broken, if the run goes on without them."""
     broken: Any = getattr(data, "broken", None)
     return [one.key for one in broken if one.key] if broken is not None and broken.skips else []
 
 
 def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: int, loops: Mapping[str, Any]) -> None:
-    """Let a sampler go on where a checkpoint's batches stopped, and count what is done in this run's batches.
+    """Let a sampler go on where a checkpoint's batches stopped, and count the finished part in batches of this run.
 
     Args:
-        found: what the checkpoint says.
-        sampler: of this run, before its first batch.
-        trainer: of this run, before it has taken up the checkpoint's counters.
-        batch_size: of a process in this run.
+        found: the data of the checkpoint.
+        sampler: the sampler of this run, before its first batch.
+        trainer: the trainer of this run, before it reads the checkpoint's counters.
+        batch_size: the batch size of a process in this run.
         loops: these counters, `fit_loop` of the checkpoint's `loops`; changed in place.
     """
     processes, settings = trainer.world_size, found.saved["settings"]
@@ -151,7 +151,7 @@ def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: 
         left = _continue_order(found, sampler, place, was=was, same=same)
     if same or not place.batches:
         return
-    if per_epoch < len(sampler) // batch_size:  # an epoch is limited to some batches
+    if per_epoch < len(sampler) // batch_size:  # limit_train_batches shortens the epoch
         left = min(left, max(0, per_epoch * size - place.batches * was))
     batches = 0 if place.finished else min(left // size, per_epoch)
     done = per_epoch - batches
@@ -163,7 +163,7 @@ def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: 
     if not place.finished:
         _say(
             trainer,
-            "Epoch %d goes on with the %d visits that it has left, in %d batch(es)",
+            "Epoch %d goes on with its remaining %d visits, in %d batch(es)",
             place.epoch,
             batches * size,
             batches,
@@ -173,7 +173,7 @@ def go_on(found: Continued, sampler: VisitSampler, trainer: Any, *, batch_size: 
 def _continue_order(
     found: Continued, sampler: ResumableDistributedSampler | InOrder, place: Place, *, was: int, same: bool
 ) -> int:
-    """Give a sampler what is left of the epoch, where it would not find it; how many visits that is."""
+    """Give a sampler the rest of the epoch if it could not find it, and return the number of visits in it."""
     kept = found.saved["rest"]
     if place.finished or not place.batches or (same and kept is None):
         return 0
@@ -195,7 +195,7 @@ def _continue_order(
 def _continue_streams(
     found: Continued, sampler: BucketSampler, place: Place, *, was: int, same: bool
 ) -> tuple[bool, int]:
-    """Let streams go on where they stopped; whether nothing changed, and how many visits the epoch has left."""
+    """Let streams go on where they stopped. Return whether nothing changed, and the visits left in the epoch."""
     kept, plan = found.saved["streams"], sampler.plan
     before = None if kept is None else Streams(**kept)
     if same:
@@ -214,7 +214,7 @@ def _continue_streams(
             number = before.number(epoch, batches, size=was, per_epoch=per_epoch)
         slots = earlier.done_before(number)
     else:
-        # Other streams: each begins with a new pass through all of its visits.
+        # The streams are new: each begins with a new pass through all of its visits.
         slots = [(epoch + 1) * len(stream) for stream in plan.streams]
     left = visits - batches * was if before is None else before.left_after(epoch, batches, size=was, visits=visits)
     if found.moved is not None:

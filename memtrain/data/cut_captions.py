@@ -1,9 +1,11 @@
-"""How many captions are longer than what the text encoder reads: the rest of them is not trained on.
+"""Captions that are longer than the text encoder reads. The rest of such a caption is not trained on.
 
-CLIP reads 77 tokens, about 50 words, and everything behind them is cut off without a trace. So captions that fill the
-tokens to the last one are counted once more without the cut, and a warning says how many there are, of how many, and
-how long the longest is. Cost: one further pass of the tokenizer over the long captions. Cannot: see the second, shorter
-tokenizer of models that have two of different lengths (Flux: CLIP, for the pooled embedding).
+CLIP reads 77 tokens, about 50 words, and the tokenizer silently cuts off all further ones. Captions that fill all
+tokens are therefore tokenized once more without the cut. A warning gives their number and the length of the longest
+one.
+Cost: one further pass of the tokenizer over the long captions.
+Cannot: see the second, shorter tokenizer of models with two tokenizers of different lengths (Flux: CLIP, for the pooled
+embedding).
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 MARKS = 2
-"""Tokens of a caption that are no words: its begin and its end."""
+"""The number of tokens of a caption that are not words: its begin and its end."""
 
 
 def cut_captions(texts: Sequence[str], tokens: Mapping[str, Tensor], tokenizer: Any) -> dict[str, int]:
-    """The captions that are cut, each once, with their numbers of tokens (0 where it is not known).
+    """Return the captions that are cut, each once, with their numbers of tokens (0 if not known).
 
     Args:
         texts: B captions.
-        tokens: made of them; `input_ids` `(B, T)` and `prompt_length` `(B,)`.
-        tokenizer: by which they were made; None where it is not known.
+        tokens: their tokens: `input_ids` `(B, T)` and `prompt_length` `(B,)`.
+        tokenizer: the tokenizer that made the tokens; None if it is not known.
     """
     if "prompt_length" not in tokens or "input_ids" not in tokens:
         return {}
@@ -37,7 +39,7 @@ def cut_captions(texts: Sequence[str], tokens: Mapping[str, Tensor], tokenizer: 
     try:
         ids = tokenizer(long, truncation=False)["input_ids"]
         lengths = [len(one) for one in ids]
-    except Exception:  # a tokenizer of somebody else, which need not do more than cut to one length
+    except Exception:  # another tokenizer may only be able to cut to one length
         return dict.fromkeys(long, 0)
     return {text: length for text, length in zip(long, lengths, strict=True) if length > most}
 
@@ -50,15 +52,15 @@ def tell_of_cut(texts: Sequence[str], tokens: Mapping[str, Tensor], tokenizer: A
     most = tokens["input_ids"].shape[1]
     if not any(cut.values()):
         log.warning(
-            "%d of %d captions fill all %d tokens that the text encoder reads; what goes beyond is cut off",
+            "%d of %d captions fill all %d tokens that the text encoder reads. Further tokens are cut off.",
             sum(text in cut for text in texts),
             len(texts),
             most,
         )
         return
     log.warning(
-        "%d of %d captions are longer than the %d tokens that the text encoder reads, the longest has %d: what is "
-        "behind is cut off and not trained on",
+        "%d of %d captions are longer than the %d tokens that the text encoder reads. The longest has %d tokens. "
+        "The rest of each is cut off and not trained on.",
         sum(text in cut for text in texts),
         len(texts),
         most,

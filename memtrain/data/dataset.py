@@ -1,4 +1,4 @@
-"""The map-style dataset over a source: one item per visit, with pixel values or cached latents."""
+"""The map-style dataset over a source. One item is one visit, with pixel values or cached latents."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Batch = dict[str, Any]
 
 
 class Visit(NamedTuple):
-    """A visit of a dataset's position in some epoch, on which what is random in it depends."""
+    """A visit of a position of the dataset in an epoch. All random choices of the item depend on it."""
 
     position: int
     epoch: int
 
 
 BROKEN = "broken"
-"""Field of an item: JSON of what is broken, and has been replaced by it; empty where nothing is."""
+"""Field of an item: JSON that describes the broken sample which this item replaces. It is empty for other items."""
 TRIES = 100
-"""Samples that are tried in the place of a broken one."""
+"""The number of samples that are tried in the place of a broken one."""
 
 
 class CaptionedImages(Dataset[dict[str, Any]]):
@@ -48,22 +48,23 @@ class CaptionedImages(Dataset[dict[str, Any]]):
     An index is a :class:`Visit`, or a number for the fixed view of the sample under its first caption.
 
     Args:
-        source: the samples.
-        indices: the samples of `source` in this dataset, each once.
-        resolution: image size, pixels.
-        tokens: makes `input_ids`, `prompt_length` and the like of captions; None leaves them out.
-        visits: how often each sample occurs; default once.
-        framing: how images are cut; default centre squares of `resolution`.
-        captions: how captions are chosen; default the first.
-        weights: field `weight` of each sample; default none.
-        rotating: rows (of `indices`) that take turns at their positions from epoch to epoch, those of one shape.
-        kept_in: folder of token tables, which the next start reads; None to make them anew.
+        source: the source of the samples.
+        indices: the indices (of `source`) of the samples in this dataset, each once.
+        resolution: the image size in pixels.
+        tokens: the function that makes the fields of tokens (`input_ids`, ...) from captions; None leaves them out.
+        visits: the number of visits of each sample; by default one.
+        framing: the rule for cutting images; by default center squares of `resolution`.
+        captions: the rule for choosing captions; by default the first caption.
+        weights: the value of the field `weight` for each sample; by default the field is left out.
+        rotating: the rows (of `indices`) that take turns at their positions from epoch to epoch. Rows of one shape
+            take turns with each other.
+        kept_in: the folder of token tables that the next start reads; None keeps no tables.
 
     Attributes:
-        samples: in the order of `indices`.
-        visits: how often each of them occurs.
-        shapes: rows and columns of each sample's pixel values.
-        skips: whether another sample takes the place of one whose image cannot be read.
+        samples: the samples in the order of `indices`.
+        visits: the number of visits of each sample.
+        shapes: the rows and columns of each sample's pixel values.
+        skips: whether another sample takes the place of a sample whose image cannot be read.
     """
 
     collate = staticmethod(collated)
@@ -112,17 +113,17 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     @property
     def varies(self) -> bool:
-        """Whether visits of one sample may differ, so that an index has to be a :class:`Visit`."""
+        """Whether visits of one sample may differ. If so, an index must be a :class:`Visit`."""
         return self.framing.augment.random or self.captions.vary or bool(self.rotating)
 
     def settle(self, framing: Framing) -> None:
-        """Cut images by another rule of the same kind, with fewer shapes."""
+        """Replace the rule for cutting images by one of the same kind with fewer shapes."""
         self.framing = framing
         self.shapes = self._shapes(framing.shapes)
         self._turns = {}
 
     def shapes_of_visits(self) -> list[Shape]:
-        """The shape of each position."""
+        """Return the shape of each position."""
         return [self.shapes[row] for row in self._row.tolist()]
 
     def __len__(self) -> int:
@@ -138,12 +139,12 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         return self._or_another(row, visit) if self.skips else self._item(row, visit)
 
     def _or_another(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
-        """The item of a row; of another one where its image cannot be read, with what is broken under `broken`."""
+        """Return the item of a row. If its image cannot be read, return another item that says so under `broken`."""
         try:
             return {**self._item(row, visit), BROKEN: ""}
         except BrokenImageError as error:
             broken = broken_of(self.source, self.indices[row], error)
-        # Whoever comes in its place does so at every visit, and after every resume.
+        # The same sample takes its place at every visit and after every resume.
         for turn in range(TRIES):
             other = seed_of(f"{self.framing.seed} {turn} in place of", self.samples[row].key) % len(self.samples)
             if self.shapes[other] == self.shapes[row] and other not in self.rotating:
@@ -154,7 +155,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         raise BrokenImageError(
             f"{self.samples[row].key!r} cannot be read, and neither can others in its place: {broken.reason}",
             expected="at most a few broken images among many",
-            remedy="look at the disk that holds the data",
+            remedy="check the disk that holds the data",
         )
 
     def _item(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         if self._masks is not None:
             item["loss_mask"] = self._masks(self.indices[row], frame)
             if not item["loss_mask"].any():
-                # What counts was cut off; in the fixed view some of it is seen.
+                # The crop removed the part that counts; the fixed view shows some of it.
                 variant, frame = 0, Frame(self.shapes[row])
                 item["loss_mask"] = self._masks(self.indices[row], frame)
         item |= (
@@ -183,7 +184,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         return item
 
     def _captioned(self, row: int, visit: tuple[int, int] | None) -> dict[str, Any]:
-        """The caption of a visit with its tokens, and its embeddings where these are cached."""
+        """Return the caption of a visit with its tokens, and with its embeddings if they are cached."""
         texts, number, name = self.texts_of(row), 0, ""
         if visit is not None:
             name = f"{self.framing.seed} {self.samples[row].key}"
@@ -199,7 +200,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         return {"caption": text} | self.tokens.row(place) | embedded
 
     def _turn_of(self, position: int, epoch: int) -> int:
-        """The row whose turn it is at a position."""
+        """Return the row whose turn it is at a position."""
         if not self._turns:
             for rows in rows_by_shape(self.shapes).values():
                 group = [row for row in rows if row in self.rotating]
@@ -211,12 +212,12 @@ class CaptionedImages(Dataset[dict[str, Any]]):
 
     @property
     def prompt_lengths(self) -> list[int] | None:
-        """Tokens of each sample's caption, in the order of `samples`; None where they are not known."""
+        """The number of tokens of each sample's caption, in the order of `samples`; None if it is not known."""
         lengths = self.tokens.get("prompt_length")
         return None if lengths is None else lengths[torch.from_numpy(self._first[:-1])].tolist()
 
     def texts_of(self, row: int) -> list[str]:
-        """The captions among which a visit of a sample has one."""
+        """Return the captions from which a visit of a sample takes one."""
         return self._texts(self.samples[row])
 
     def _texts(self, sample: Sample) -> list[str]:
@@ -227,14 +228,14 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         return self.captions.choose != "first"
 
     def all_texts(self) -> list[str]:
-        """Those of all samples, in the order of `tokens`."""
+        """Return the captions of all samples, in the order of `tokens`."""
         return [text for sample in self.samples for text in self._texts(sample)]
 
     @property
     def contents(self) -> list[str] | None:
-        """A name for what each sample's item holds (pixels, how they are cut, tokens); None where not all are known.
+        """A name for the content of each sample's item (pixels, cut, tokens); None if some names are not known.
 
-        It is known without reading a sample. Of two samples with one name the items are equal but for their keys.
+        The names are known without reading a sample. Two samples with one name have equal items except for their keys.
         """
         return (
             None
@@ -243,23 +244,23 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         )
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
-        """`(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""
+        """Read the `(3, H, W)` pixel values of the sample in `row` (of `samples`); by default of its fixed view."""
         return to_pixel_values(self.source.load_image(self.indices[row]), frame or Frame(self.shapes[row]))
 
     def views(self) -> list[tuple[int, int]]:
-        """Row and variant of whatever a cache of latents holds."""
+        """Return the row and variant of every entry of a cache of latents."""
         return [(row, variant) for row in range(len(self.samples)) for variant in range(self.framing.variants)]
 
     def view(self, row: int, variant: int) -> Frame:
-        """How a variant of a sample is cut."""
+        """Return the frame that cuts a variant of a sample."""
         return self.framing.variant(self.shapes[row], self.samples[row].key, variant)
 
     def cache_latents(self, encode: Callable[[Tensor], Tensor], batch_size: int | None = None) -> None:
-        """Encode every view once and keep its latents in memory; items then carry `latents`.
+        """Encode every view once and keep its latents in memory. Items then carry `latents`.
 
         Args:
-            encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
-            batch_size: samples encoded at once; default by their size.
+            encode: the function from `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
+            batch_size: the number of samples encoded at once; by default their size decides.
         """
         kept = encode_in_memory(self, encode, batch_size)
         self.use(latents=KeptLatents(kept) if kept else None)
@@ -271,17 +272,17 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         text: Callable[[int], dict[str, Any]] | None = None,
         masks: Callable[[int, Frame], Tensor] | None = None,
     ) -> None:
-        """Take latents and text embeddings from caches, and masks; what is None stays as it is.
+        """Take latents and text embeddings from caches, and use masks. An argument of None changes nothing.
 
         Args:
-            latents: fields of a row and variant: `latents` `(C, h, w)`, or what they are made of.
-            text: fields of the caption in one row of `tokens`.
-            masks: `(1, h, w)` of an index of the source, and of how it is cut.
+            latents: the function from row and variant to the fields of a view: `latents` `(C, h, w)`, or their parts.
+            text: the function from a row of `tokens` to the fields of that caption.
+            masks: the function from an index of the source and a frame to a mask `(1, h, w)`.
         """
         self._latents, self._text, self._masks = latents or self._latents, text or self._text, masks or self._masks
 
     def unique(self) -> CaptionedImages:
-        """The same samples once each, sharing tokens and caches."""
+        """Return a dataset of the same samples, each once, that shares tokens and caches."""
         dataset = CaptionedImages(
             self.source,
             self.indices,
@@ -295,5 +296,5 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         return dataset
 
     def by_shape(self) -> list[list[int]]:
-        """Rows of samples, those of one shape together, in fixed order."""
+        """Return the rows of samples, grouped by shape, in a fixed order."""
         return list(rows_by_shape(self.shapes).values())

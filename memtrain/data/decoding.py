@@ -1,8 +1,8 @@
-"""Decoding one image of a source; what a network file system fails to read once is read again.
+"""Decoding of one image of a source, with new tries after passing errors of a network file system.
 
-A training of days meets them: EIO, ESTALE and the like, which are over a second later. A file that is damaged or gone
-is no such error, and is refused at once. Cost: :data:`WAIT` seconds for the first repetition, twice as many for each
-further one; nothing where all is well.
+A training of days meets such errors (EIO, ESTALE and similar ones), which are over a second later. A damaged or missing
+file is another kind of error and is refused at once. Cost: :data:`WAIT` seconds before the second try, and twice as
+long before each further one; nothing without errors.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ log = logging.getLogger(__name__)
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN, errno.EREMOTEIO})
 """Errors of file systems that may be over when a file is read again."""
 TRIES = 4
-"""How often a file is read."""
+"""The number of times that a file is read at most."""
 WAIT = 0.5
-"""Seconds before it is read again; twice as many after each time."""
+"""The seconds before a file is read again; twice as many after each time."""
 
 
 def decoded(opening: Callable[[], Image.Image], *, name: str) -> Image.Image:
-    """The decoded RGB image that `opening` opens, upright and on white.
+    """Decode an image to RGB, upright and on white.
 
     Args:
-        opening: called again for each try.
-        name: of the image, for the log.
+        opening: the function that opens the image, called again for each try.
+        name: the name of the image for the log.
 
     Raises:
-        PictureError: if it is no image that is decoded, or damaged.
+        PictureError: if it is not an image of a decoded kind, or is damaged.
         OSError: if it cannot be read.
         Image.DecompressionBombError: if it has too many pixels.
     """

@@ -1,16 +1,17 @@
-"""Latents and text embeddings on disk: computed once, by all processes together, and used by every later run.
+"""Latents and text embeddings on disk, computed once by all processes together and used by every later run.
 
-What: `<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
-name of an entry is a hash of the pixels of the image and of how it is cut, or of the caption's tokens; that of a folder
-is a hash of the encoder's weights and configuration. So an image, caption, size or encoder that changed has another
-name and is computed; what is found is right, whichever data or run it was made for. The first process finds out what is
-missing, each computes its share of it, and all read when the last one is done. A run that is stopped goes on where it
-was. Nothing is ever deleted: a folder of an encoder that is no longer used may be, at any time.
+`<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
+name of an entry is a hash of an image's pixels and of its cut, or a hash of a caption's tokens. The name of a folder is
+a hash of the encoder's weights and configuration. A changed image, caption, size or encoder thus has another name and
+is computed again. Every entry that is found is right, whichever data or run made it. The first process finds out what
+is missing, each process computes its share, and all processes read when the last one has finished. A run that was
+stopped goes on where it was. Nothing is ever deleted. You may delete the folder of an encoder that you no longer use at
+any time.
 Cost: with Stable Diffusion at 512 pixels, 64 kB for the latents of an image and 230 kB for the embeddings of a caption;
-a second per gigabyte of encoders at the start. Images are still decoded once at each start, as in every run, which is
-how a changed one is noticed.
-Cannot: cache what training changes. An augmentation that would be frozen, and text encoders that are trained, are
-refused. Embeddings are those of full precision, also where training runs its encoders in half.
+a second per gigabyte of encoders at the start. Each start still decodes every image once, as every run does, and so
+notices a changed one.
+Cannot: cache what training changes. The cache refuses augmentations that it would freeze, and text encoders that are
+trained. Embeddings have full precision, even if training runs its encoders in half precision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.framing import Frame
@@ -31,29 +31,31 @@ from memtrain.data.source import Look
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
+from memtrain.files.progress import progress_bar
 
 CAPTIONS_AT_ONCE = 16
-"""Encoded in one forward."""
+"""The number of captions that are encoded in one forward."""
 
 
 def encoded_together(kind: str, most: int) -> int:
-    """How many images or captions are encoded in one forward on a kind of device.
+    """Return how many images or captions a kind of device encodes in one forward.
 
-    On the CPU each alone: there the others in a batch change the last bit of what is made of one, and so would the
-    number of processes, a start that goes on where another one stopped, and the batches of training that fill a cache.
+    The CPU encodes each alone. There, the other rows of a batch change the last bit of a result. The last bit would
+    then depend on the number of processes, on stops and starts, and on the batches of a training that fills a cache.
     """
     return 1 if kind == "cpu" else most
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What is kept on disk.
+    """The settings of the cache on disk.
 
     Args:
-        folder: may be shared by all runs and data.
-        latents: of every image.
-        text: embeddings of every caption.
-        fill: `before` training, or in `training`, each when it is first visited (:mod:`memtrain.data.filling`).
+        folder: the folder of the cache, which all runs and data may share.
+        latents: whether to cache the latents of every image.
+        text: whether to cache the embeddings of every caption.
+        fill: the time at which the cache is filled: `before` training, or in `training`, at each sample's first visit
+            (:mod:`memtrain.data.filling`).
     """
 
     folder: str
@@ -64,19 +66,21 @@ class Cache:
     def __post_init__(self) -> None:
         if self.fill not in ("before", "training"):
             raise ConfigurationError(
-                f"cache.fill={self.fill!r}", expected="before, or training", remedy="set data.init_args.cache.fill"
+                f"cache.fill={self.fill!r}",
+                expected="before, or training",
+                remedy="set data.init_args.cache.fill to before or training",
             )
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that compute together; alone by default.
+    """The processes that compute together; by default one process alone.
 
     Attributes:
-        rank: of this one.
-        count: of all.
-        barrier: returns when all have called it.
-        broadcast: the first process's value.
+        rank: the number of this process.
+        count: the number of all processes.
+        barrier: the function that returns when all processes have called it.
+        broadcast: the function that returns the first process's value.
     """
 
     rank: int = 0
@@ -89,15 +93,15 @@ class StoredLatents:
     """Latents of a dataset in shards.
 
     Args:
-        shards: looked through.
-        keys: of the entries, by row and variant.
+        shards: the shards, already looked through.
+        keys: the keys of the entries, by row and variant.
     """
 
     def __init__(self, shards: TensorShards, keys: dict[View, str]) -> None:
         self.shards, self.keys = shards, keys
 
     def __call__(self, row: int, variant: int) -> dict[str, Tensor]:
-        """`latents`, `(C, h, w)`."""
+        """Return `latents`, `(C, h, w)`."""
         return self.shards.read(self.keys[row, variant])
 
 
@@ -105,15 +109,15 @@ class StoredText:
     """Text embeddings in shards.
 
     Args:
-        shards: looked through.
-        keys: of the entries, in the order of a dataset's tokens.
+        shards: the shards, already looked through.
+        keys: the keys of the entries, in the order of a dataset's tokens.
     """
 
     def __init__(self, shards: TensorShards, keys: list[str]) -> None:
         self.shards, self.keys = shards, keys
 
     def __call__(self, place: int) -> dict[str, Tensor]:
-        """The fields of a caption."""
+        """Return the fields of a caption."""
         return self.shards.read(self.keys[place])
 
 
@@ -125,14 +129,14 @@ def cache_latents(
     at_once: int | None = None,
     processes: Processes | None = None,
 ) -> None:
-    """Let datasets read their latents from a folder, after computing what it lacks.
+    """Let datasets read their latents from a folder, after computing the missing ones.
 
     Args:
-        datasets: with their shapes and variants settled.
-        folder: of the encoder's latents.
-        encode: `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
-        at_once: images that are encoded together; default by their size.
-        processes: that share the work.
+        datasets: the datasets, with fixed shapes and variants.
+        folder: the folder of the encoder's latents.
+        encode: the function from `(B, 3, H, W)` pixel values to `(B, C, h, w)` scaled latents.
+        at_once: the number of images that are encoded together; by default their size decides.
+        processes: the processes that share the work.
     """
     shards = TensorShards(folder)
     keys = [{view: _view_key(dataset, view) for view in dataset.views()} for dataset in datasets]
@@ -156,7 +160,7 @@ def _view_key(dataset: CaptionedImages, view: View) -> str:
 
 
 def view_key(look: Look, frame: Frame) -> str:
-    """The name of an image's latents, by its content and by how it is cut."""
+    """Return the name of an image's latents, from its content and its cut."""
     return content_key(look.digest, frame.shape, frame.across, frame.along, frame.flipped)
 
 
@@ -169,15 +173,15 @@ def cache_text(
     at_once: int = CAPTIONS_AT_ONCE,
     processes: Processes | None = None,
 ) -> dict[str, Tensor]:
-    """Let datasets read their text embeddings from a folder, after computing what it lacks.
+    """Let datasets read their text embeddings from a folder, after computing the missing ones.
 
     Args:
-        datasets: with tokens.
-        folder: of the encoders' embeddings.
-        encode: fields of tokens to fields of embeddings, each `(B, ...)`.
+        datasets: the datasets, with tokens.
+        folder: the folder of the encoders' embeddings.
+        encode: the function from fields of tokens to fields of embeddings, each `(B, ...)`.
         empty: the tokens of the empty caption, `(1, ...)`.
-        at_once: captions that are encoded together.
-        processes: that share the work.
+        at_once: the number of captions that are encoded together.
+        processes: the processes that share the work.
 
     Returns:
         The embeddings of the empty caption, `(1, ...)`.
@@ -190,7 +194,7 @@ def cache_text(
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
         starts = range(0, len(missing), at_once)
-        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
+        for start in progress_bar(starts, desc="encoding captions", unit="batch", leave=False):
             chunk = missing[start : start + at_once]
             rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():
@@ -209,7 +213,7 @@ def _count(fields: TokenTable) -> int:
 
 
 def caption_key(fields: Mapping[str, Tensor]) -> str:
-    """The name of a caption's embeddings, by its tokens."""
+    """Return the name of a caption's embeddings, from its tokens."""
     return content_key(*(part for name in sorted(fields) for part in (name, fields[name])))
 
 
@@ -219,7 +223,7 @@ def _fill(
     compute: Callable[[list[str], ShardWriter], None],
     processes: Processes,
 ) -> None:
-    """Compute what is missing of `keys`, each process a part, and look again when all are done."""
+    """Compute the missing entries of `keys`, each process a part, and look again when all have finished."""
     if processes.rank == 0:
         shards.look(clean=True)
     missing = processes.broadcast(shards.missing(keys) if processes.rank == 0 else None)
@@ -232,33 +236,34 @@ def _fill(
     if lost := shards.missing(keys):
         raise ConfigurationError(
             f"{len(lost)} of {len(keys)} entries are not in {shards.folder} after they were written",
-            expected="a folder that all processes see, and that nobody empties meanwhile",
-            remedy="name a folder on a file system that all nodes share",
+            expected="a folder that all processes see, and that no other program empties",
+            remedy="set data.init_args.cache.folder to a folder that all nodes share",
         )
     shards.forget_others(keys)
 
 
 def refuse_frozen(dataset: CaptionedImages, *, latents: bool = False, text: bool = False) -> None:
-    """Refuse to cache what is random.
+    """Refuse to cache random values.
 
     Args:
-        dataset: to be cached.
-        latents: whether its latents are.
-        text: whether its text embeddings are.
+        dataset: the dataset to cache.
+        latents: whether its latents are cached.
+        text: whether its text embeddings are cached.
 
     Raises:
-        ConfigurationError: if a cache would freeze it.
+        ConfigurationError: if a cache would freeze random values.
     """
     augment = dataset.framing.augment
     if latents and augment.random and not augment.variants:
         raise ConfigurationError(
             "Cached latents would freeze the random crops and flips of the first visit",
-            expected="augment.variants: views of each image that are cached (2 for flips alone, about 4 with crops)",
+            expected="augment.variants: the number of cached views of each image (2 for flips alone, about 4 with "
+            "crops)",
             remedy="set data.init_args.augment.variants, or do not cache latents",
         )
     if text and dataset.captions.shuffle_tags:
         raise ConfigurationError(
             "Cached text embeddings would freeze the order of shuffled tags",
-            expected="captions that stay as they are",
+            expected="captions that do not change",
             remedy="set data.init_args.cache.text to false, or captions.shuffle_tags to false",
         )

@@ -1,20 +1,22 @@
-"""Edited copies of the training images as held-out samples, where there are too few images to hold any out.
+"""Edited copies of the training images as held-out samples, for data with too few images to hold any out.
 
-What: each picture turned, mirrored or with its colour channels exchanged, under its own caption. What is learned by
-heart about a picture helps little with such a copy, and what the model learns of the subject, the style and the
-captions helps with both. So the copies show what "not memorized" looks like in this run, and every image is trained on.
-Source: ours; comparing a sample with neighbours made from itself is the neighbourhood attack on language models
-(Mattern et al., "Membership Inference Attacks against Language Models via Neighbourhood Comparison", ACL 2023).
-Chosen by measurement (benchmarks/RESULTS.md, "Few images"). Change of the log loss since the base model on 12 pictures,
-after 60 steps: training pictures −0.5, other real pictures +0.1 to +0.2, quarter turns and exchanged colours −0.1 to
-+0.05; images that the base model makes for the same captions +0.6 to +0.8. So made images, which prior preservation
-uses, are no null: the model leaves the domain that they come from, and whatever is trained on would be flagged at once.
-Edited copies err on the other side: while a picture is memorized, its copies follow it by about a sixth of the way.
-What a false-positive rate means with them: a rate among edited copies of the user's own pictures. The copies of a
-picture count as different samples although they resemble each other, so with few pictures the rate is rough.
-Cost: three copies of each picture are measured, more of fewer than eight pictures.
-Cannot: notice that a picture is memorized which its copies resemble (a grey disc, a plain pattern), nor say how well
-the subject generalises; real held-out images do that.
+Copies of each picture are turned, mirrored or have exchanged color channels, under the picture's own caption.
+A picture that the model knows by heart helps little with such a copy. Knowledge of the subject, the style and the
+captions helps with both. So the copies show the loss of pictures that are not memorized in this run, and every image is
+trained on.
+Source: ours. The neighborhood attack on language models also compares a sample with neighbors made from itself (Mattern
+et al., "Membership Inference Attacks against Language Models via Neighbourhood Comparison", ACL 2023).
+Measurements led to this choice (benchmarks/RESULTS.md, "Few images"). In a run on 12 pictures, the log loss after 60
+steps was compared with that of the base model. It changed by −0.5 for training pictures, by +0.1 to +0.2 for other real
+pictures, and by −0.1 to +0.05 for quarter turns and exchanged colors. For images that the base model makes for the same
+captions, it changed by +0.6 to +0.8. So the images that prior preservation makes cannot serve as held-out images: the
+model leaves the domain that they come from, and every training picture would be flagged at once. Edited copies err on
+the other side: while a picture is memorized, its copies follow it by about a sixth of the way. The false-positive rate
+is then a rate among edited copies of the user's own pictures. The copies of a picture count as different samples
+although they resemble each other, so with few pictures the rate is rough.
+Cost: three copies of each picture are measured, and more if there are fewer than eight pictures.
+Cannot: notice a memorized picture if its copies resemble it (a gray disc, a plain pattern); measure how well the
+subject generalizes. Real held-out images do that.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ from memtrain.records import HELDOUT
 log = logging.getLogger(__name__)
 
 EACH = 3
-"""Copies of a picture at least."""
+"""The smallest number of copies of a picture."""
 ALTOGETHER = 24
-"""Copies of all pictures at least, as long as there are edits left."""
+"""The smallest number of copies of all pictures together, as long as there are edits left."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to an image.
+    """The change of an image.
 
     Attributes:
-        quarters: counter-clockwise quarter turns.
-        mirrored: exchanges left and right, before it is turned.
-        channels: where red, green and blue are taken from.
+        quarters: the number of counter-clockwise quarter turns.
+        mirrored: whether left and right are exchanged before the turn.
+        channels: the channels from which red, green and blue are taken.
     """
 
     quarters: int = 0
@@ -55,7 +57,7 @@ class Edit:
     channels: str = "RGB"
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The edited copy of an RGB image."""
+        """Return the edited copy of an RGB image."""
         bands = dict(zip("RGB", image.split(), strict=True))
         image = Image.merge("RGB", [bands[name] for name in self.channels])
         if self.mirrored:
@@ -78,33 +80,33 @@ EDITS = (
     Edit(quarters=2, channels="BRG"),
     Edit(quarters=2),
 )
-"""In the order in which they are used: first what follows a picture least while it is memorized."""
+"""The edits in their order of use. The first ones follow a picture least while it is memorized."""
 
 
 def copies_each(pictures: int) -> int:
-    """How many copies are made of each of so many pictures."""
+    """Return the number of copies of each of `pictures` pictures."""
     return min(len(EDITS), max(EACH, math.ceil(ALTOGETHER / pictures)))
 
 
 def wants_copies(
     setting: str, keys: Sequence[str], *, families: FamilyIndex | None, fraction: float, held: int
 ) -> bool:
-    """Whether edited copies take the place of held-out images; says so where that was not asked for.
+    """Decide whether edited copies take the place of held-out images. A warning says so for the setting `auto`.
 
     Args:
-        setting: `edited`, `split`, or `auto`, which is the first where a split holds out too few for a threshold.
-        keys: of the data.
-        families: what is one picture; by default every sample is.
-        fraction: that is to be held out; 0 is a decision to hold out nothing.
-        held: pictures that a split would hold out.
+        setting: `edited`, `split`, or `auto`, which means `edited` if a split holds out too few for a threshold.
+        keys: the keys of the data.
+        families: the families, which tell the files of one picture; by default every sample is a picture.
+        fraction: the share to hold out; 0 is a decision to hold out nothing.
+        held: the number of pictures that a split would hold out.
     """
     if setting != "auto":
         return setting == "edited"
     if fraction == 0 or held >= MINIMUM_CALIBRATING:
         return False
     log.warning(
-        "Of %d picture(s) too few can be held out for a threshold (%d; it takes %d). So all of them are trained on, "
-        "and edited copies (turned, mirrored, in other colours) stand in for held-out ones.",
+        "Too few of %d picture(s) can be held out for a threshold (%d; it takes %d). So all of them are trained on, "
+        "and edited copies (turned, mirrored, in other colors) are the held-out images.",
         len(_pictures(range(len(keys)), keys, families)),
         held,
         MINIMUM_CALIBRATING,
@@ -115,15 +117,15 @@ def wants_copies(
 def with_edited_copies(
     source: SampleSource, trained: Sequence[int], *, families: FamilyIndex | None = None
 ) -> tuple[PlantedSource, list[int], dict[str, str]]:
-    """A source that holds edited copies behind its own samples.
+    """Add edited copies behind the samples of a source.
 
     Args:
-        source: of the training images.
-        trained: indices of the samples that are trained on; of the files of one picture the first is copied.
-        families: what is one picture; by default every sample is.
+        source: the source of the training images.
+        trained: the indices of the training samples; of a picture with several files, the first file is copied.
+        families: the families, which tell the files of one picture; by default every sample is a picture.
 
     Returns:
-        The source, the indices of the copies, and the key of the original by the copy's key.
+        The new source, the indices of the copies, and the key of the original by the copy's key.
     """
     keys = [sample.key for sample in source.samples]
     pictures = _pictures(trained, keys, families)
@@ -139,7 +141,7 @@ def with_edited_copies(
 
 
 def _pictures(indices: Iterable[int], keys: Sequence[str], families: FamilyIndex | None) -> list[int]:
-    """The first sample of each picture."""
+    """Return the first sample of each picture."""
     first: dict[str, int] = {}
     for index in indices:
         first.setdefault(keys[index] if families is None else families.picture(keys[index]), index)

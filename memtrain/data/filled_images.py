@@ -1,4 +1,4 @@
-"""A data module whose cache on disk may be filled while it is trained on (:mod:`memtrain.data.filling`)."""
+"""A data module that fills its cache on disk while it is trained on (:mod:`memtrain.data.filling`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class FilledImages(MaskedImages):
-    """Images with masks, of whose latents and embeddings some are made when they are first visited.
+    """Images with masks whose missing latents and embeddings are made at their first visit.
 
     Args:
-        visiting: as of :class:`MaskedImages`.
+        visiting: the options of :class:`MaskedImages`.
     """
 
     def __init__(self, **visiting: Any) -> None:
@@ -29,21 +29,21 @@ class FilledImages(MaskedImages):
 
     @property
     def fills(self) -> bool:
-        """Whether the cache is filled in training."""
+        """Whether training fills the cache."""
         return self.cache is not None and self.cache.fill == "training"
 
     def _fill(self, filling: Filling, *, rank: int) -> None:
-        """Fill the cache from here on."""
+        """Fill the cache from now on."""
         self._filling, self._token_fields = filling, tuple(self._empty_caption)
         for source in self._looked_at:
             if source.kept_looks is not None:
-                # Before there are loader processes, which share what is known from here on.
+                # This comes before the loader processes start, because they share what is known at that time.
                 source.kept_looks.rank = rank
                 source.kept_looks.find(source)
         filling.serve(self._built())
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Let embeddings that are to be made be those of the empty caption for now; the rest as of MaskedImages."""
+        """Give missing embeddings the values of the empty caption for now, then do the work of MaskedImages."""
         if TEXT not in batch:
             return super().on_before_batch_transfer(batch, dataloader_idx)
         part = batch.pop(TEXT)
@@ -53,7 +53,7 @@ class FilledImages(MaskedImages):
         placeholders = {name: value.expand(count, *value.shape[1:]) for name, value in empty.items()}
         batch |= together(names, part["known"], placeholders)
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        # A visit without its caption needs none of its embeddings.
+        # A visit whose caption was dropped needs no embeddings of that caption.
         names = [name if text else "" for name, text in zip(names, batch["caption"], strict=True)]
         return {**batch, TEXT: {"names": names}} if any(names) else batch
 
@@ -62,7 +62,7 @@ class FilledImages(MaskedImages):
         return batch if self._filling is None else self._filling.complete(batch, self._token_fields)
 
     def _keep(self) -> None:
-        """Write what was made, and seen of images, since the last time."""
+        """Write the entries that were made, and the looks of images, since the last time."""
         if self._filling is None:
             return
         self._filling.flush()
@@ -71,17 +71,17 @@ class FilledImages(MaskedImages):
                 try:
                     source.kept_looks.keep()
                 except OSError as error:  # a full disk: the next start decodes these images again
-                    log.warning("What was seen of the images of %s cannot be kept: %s", source.path, error)
+                    log.warning("The looks of the images of %s cannot be kept: %s", source.path, error)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the data, after what was made so far is kept."""
+        """Write what was made so far, and return the data's part of a checkpoint."""
         self._keep()
         return super().state_dict()
 
     def teardown(self, stage: str) -> None:
-        """Keep what was made."""
+        """Write what was made."""
         self._keep()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Keep what was made."""
+        """Write what was made."""
         self._keep()

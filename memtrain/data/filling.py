@@ -1,13 +1,13 @@
-"""A cache on disk that training fills: latents and embeddings are made when a sample is first visited, and kept.
+"""A cache on disk that training fills: latents and embeddings are made at a sample's first visit, and kept.
 
-What: an item whose latents (embeddings) are not kept yet brings its pixels (its tokens); the data module makes what is
-missing once the batch is on the device, in full precision and without gradients, and the batch goes on as if the cache
-had been full. What was made is collected in shards of the folder, under the same names as by
-:mod:`memtrain.data.disk_cache`: they are written when one is full, at each checkpoint and when the run ends. A miss
-looks whether the folder has changed, so what other processes wrote meanwhile is found.
-Cost: the autoencoder stays on the device and takes part in the first epoch; a killed run loses what it made since the
-last shard or checkpoint, at most 64 MB. Two processes that visit one image at the same time make it twice. An image
-whose content nobody has looked at yet is decoded to find its name; that is kept beside the latents.
+An item without kept latents (embeddings) brings its pixels (its tokens). The data module makes the missing
+entries when the batch is on the device, in full precision and without gradients. The batch then goes on as if the cache
+had been full. New entries are collected in shards of the folder, under the same names as in
+:mod:`memtrain.data.disk_cache`. A shard is written when it is full, at each checkpoint and when the run ends. When an
+entry is missing, the folder is checked for changes, so entries that other processes wrote meanwhile are found.
+Cost: the autoencoder stays on the device and takes part in the first epoch. A killed run loses the entries that it made
+since the last shard or checkpoint, at most 64 MB. Two processes that visit one image at the same time make it twice. An
+image whose content is not known yet is decoded to find its name, and the name is kept beside the latents.
 Cannot: know which entries no run needs any more, so all names in the folder stay in memory, 0.3 kB each.
 """
 
@@ -33,22 +33,22 @@ from memtrain.functional.memory import images_at_once
 log = logging.getLogger(__name__)
 
 Encode = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""Fields that are encoded, each `(B, ...)`, to fields of entries."""
+"""The function from the fields to encode, each `(B, ...)`, to the fields of entries."""
 
 
 class GrowingLatents:
     """Latents of a dataset, or the pixels from which they are made.
 
     Args:
-        dataset: of the images.
-        shards: looked through.
+        dataset: the dataset of the images.
+        shards: the shards, already looked through.
     """
 
     def __init__(self, dataset: CaptionedImages, shards: TensorShards) -> None:
         self.dataset, self.shards = dataset, shards
 
     def __call__(self, row: int, variant: int) -> dict[str, Any]:
-        """`latents` `(C, h, w)`, or `pixel_values` `(3, H, W)` with the name of their latents."""
+        """Return `latents` `(C, h, w)`, or `pixel_values` `(3, H, W)` with the name of their latents."""
         source, index = self.dataset.source, self.dataset.indices[row]
         image = None if source.known_look(index) is not None else source.load_image(index)
         frame = self.dataset.view(row, variant)
@@ -62,30 +62,30 @@ class GrowingLatents:
 
 
 class GrowingText:
-    """Embeddings of captions, where there are any yet.
+    """Embeddings of captions, as far as they exist yet.
 
     Args:
-        tokens: of the captions.
-        shards: looked through.
+        tokens: the tokens of the captions.
+        shards: the shards, already looked through.
     """
 
     def __init__(self, tokens: TokenTable, shards: TensorShards) -> None:
         self.tokens, self.shards = tokens, shards
 
     def __call__(self, place: int) -> dict[str, Any]:
-        """The fields of a caption, or the name under which they are going to be kept."""
+        """Return the fields of a caption, or the name under which they will be kept."""
         name = caption_key(self.tokens.row(place))
         kept = self.shards.find(name)
         return {TEXT: name} if kept is None else {**kept, TEXT: ""}
 
 
 class Entries:
-    """Entries of a folder, made when they are wanted first.
+    """Entries of a folder, made when they are first needed.
 
     Args:
-        folder: of the encoder.
-        encode: makes fields of entries.
-        processes: the first one clears away what is broken.
+        folder: the folder of the encoder.
+        encode: the function that makes the fields of entries.
+        processes: the processes of the run; the first one removes broken shards.
     """
 
     def __init__(self, folder: Path, encode: Encode, *, processes: Processes) -> None:
@@ -97,17 +97,17 @@ class Entries:
             self.shards.look()
 
     def get(self, names: Sequence[str], fields: Mapping[str, Tensor], *, at_once: int) -> dict[str, Tensor]:
-        """Fields `(B, ...)` of entries, on the device of what they are made of.
+        """Return fields `(B, ...)` of entries, on the device of the given fields.
 
         Args:
-            names: of the entries, which may repeat.
-            fields: that are encoded, `(B, ...)`.
-            at_once: encoded in one forward, at the most.
+            names: the names of the entries, which may repeat.
+            fields: the fields to encode, `(B, ...)`.
+            at_once: the largest number of rows that are encoded in one forward.
         """
         found: dict[str, dict[str, Tensor]] = {}
         lacking: dict[str, int] = {}
         for row, name in enumerate(names):
-            # Other workers, processes and batches may have had the same one since the item was read.
+            # Another worker, process or batch may have made the same entry since the item was read.
             kept = found.get(name) or self.writer.collected(name) or self.shards.find(name)
             if kept is None:
                 lacking.setdefault(name, row)
@@ -124,7 +124,7 @@ class Entries:
         return {field: torch.stack([found[name][field].to(device) for name in names]) for field in found[names[0]]}
 
     def _made(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the encoder makes, on the CPU: as before training, whatever the precision around it."""
+        """Encode fields, and return the result on the CPU, in the precision of an encoding before training."""
         kind = next(iter(fields.values())).device.type
         with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(kind, enabled=False):
             return {name: values.cpu() for name, values in self.encode(fields).items()}
@@ -136,30 +136,30 @@ class Entries:
             self._give_up(error)
 
     def flush(self) -> None:
-        """Write what was collected; where that cannot be done, it is made again another time."""
+        """Write the collected entries. Entries that cannot be written are made again another time."""
         try:
             self.writer.flush()
         except (OSError, SafetensorError) as error:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("What was encoded cannot be kept in %s: %s", self.writer.folder, error)
+        log.warning("The encoded entries cannot be kept in %s: %s", self.writer.folder, error)
         self.writer = ShardWriter(self.writer.folder)
 
 
 class Filling:
-    """Completes batches, and keeps what was made.
+    """Completes batches, and keeps the new entries.
 
     Args:
-        latents: entries of images; None where they are not cached here.
-        text: entries of captions; None where they are not cached.
+        latents: the entries of images; None if this class does not cache them.
+        text: the entries of captions; None if they are not cached.
     """
 
     def __init__(self, latents: Entries | None, text: Entries | None) -> None:
         self.latents, self.text = latents, text
 
     def serve(self, datasets: Sequence[CaptionedImages]) -> None:
-        """Let the items of datasets have what is kept, or what it is made of."""
+        """Give the items of datasets the kept entries, or the parts that entries are made of."""
         for dataset in datasets:
             if self.latents is not None:
                 dataset.use(latents=GrowingLatents(dataset, self.latents.shards))
@@ -167,26 +167,26 @@ class Filling:
                 dataset.use(text=GrowingText(dataset.tokens, self.text.shards))
 
     def empty_caption(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of the empty caption, `(1, ...)`, of its tokens on the device."""
+        """Return the embeddings of the empty caption, `(1, ...)`, from its tokens on the device."""
         if self.text is None:
             return {}
-        # As an entry of a table, which may keep other types.
+        # The tokens have the form of a table entry; the table may keep other types.
         name = caption_key({field: values[0].cpu() for field, values in tokens.items()})
         return {field: values.cpu() for field, values in self.text.get([name], tokens, at_once=1).items()}
 
     def complete(self, batch: dict[str, Any], token_fields: Sequence[str]) -> dict[str, Any]:
-        """A batch on the device with everything that its rows lack.
+        """Complete a batch on the device with everything that its rows lack.
 
         Args:
-            batch: changed in place; embeddings that it lacks are there already, with other values.
-            token_fields: that captions are encoded from.
+            batch: the batch, changed in place; missing embeddings are present with other values.
+            token_fields: the fields from which captions are encoded.
         """
         part = batch.pop(LATENTS, None)
         if part is not None and self.latents is not None:
             pixels, names = part["pixel_values"], [name for name in part["names"] if name]
             made = self.latents.get(names, {"pixel_values": pixels}, at_once=images_at_once(*pixels.shape[-2:]))
             batch |= together(part["names"], part["known"], made)
-            # As a transfer would have it, where training is in another precision than float32.
+            # The transfer of a batch does the same if training uses another precision than float32.
             batch["latents"] = batch["latents"].to(pixels.dtype)
         part = batch.pop(TEXT, None)
         if part is not None and self.text is not None:
@@ -198,14 +198,14 @@ class Filling:
         return batch
 
     def flush(self) -> None:
-        """Keep what was made."""
+        """Write the new entries."""
         for one in (self.latents, self.text):
             if one is not None:
                 one.flush()
 
 
 def together(names: Sequence[str], known: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fields of all rows: those with a name in `made`, the others in `known`, each in their order."""
+    """Merge fields of all rows: rows with a name from `made`, the others from `known`, each in their order."""
     lack = torch.tensor([bool(name) for name in names])
     found = {}
     for field in made or known:

@@ -1,14 +1,14 @@
-r"""The files of a data folder: which are images, which names of a table lie in it, and what about links.
+r"""The files of a data folder: its images, the names of a table, and links.
 
-Links that somebody put into a data folder are followed, to files and to folders, wherever they lead: the cache of the
-Hugging Face Hub consists of them (`snapshots/…/a.png` is a link to `blobs/…`), and people collect folders by links.
-Whoever can make a link in the folder could have put the file there. A *name inside of a file* is another matter: a
-table of a stranger (`metadata.jsonl`) must not reach what its reader never put into the folder, so absolute names and
-names that lead out by `..` are refused, and `..` is taken out of a name before a link is followed. What a link leads to
-is decoded as an image or read as a caption, and never written to. Links that lead out of the folder are counted.
+Links in a data folder are followed, to files and to folders, wherever they lead. The cache of the Hugging Face Hub
+consists of links (`snapshots/…/a.png` is a link to `blobs/…`), and people collect folders by links. A person who can
+make a link in the folder could also have put the file there. A *name inside a file* is different: a stranger's table
+(`metadata.jsonl`) must not reach files that the user never put into the folder. So absolute names and names that lead
+out by `..` are refused, and `..` is removed from a name before a link is followed. The target of a link is decoded as
+an image or read as a caption, and never written to. A warning counts links that lead out of the folder.
 
-Names that are spelt otherwise than on the disk are found where only one file can be meant: `\` for `/` (written on
-Windows), and another Unicode normal form (macOS writes `e` and an accent where others write `é`).
+Names that are spelled differently on the disk are found if only one file can be meant. Examples are `\` for `/`
+(written on Windows), and another Unicode normal form (macOS writes `e` and an accent where others write `é`).
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ from memtrain.files.pictures import SUFFIXES, UNDECODED_SUFFIXES
 
 log = logging.getLogger(__name__)
 MASK_SUFFIX = ".mask.png"
-"""How a file name ends that is the mask of the image of the same name."""
+"""Ending of a mask's file name; the rest is the name of its image."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and those below it, without hidden ones; each folder once, links followed.
+    """Yield all files of a folder and of the folders below it, except hidden ones. Links are followed.
+
+    Each folder is visited once.
 
     Raises:
-        DataError: if a folder cannot be read, or a file's name is not UTF-8.
+        DataError: if a folder cannot be read, or if a file's name is not UTF-8.
     """
 
     def refuse(error: OSError) -> None:
         raise DataError(
             f"The folder {error.filename!r} cannot be read: {error.strerror}",
-            expected="folders that may be read",
-            remedy="change its permissions, or move it elsewhere",
+            expected="folders that you may read",
+            remedy="change its permissions, or move it to another place",
         ) from error
 
     seen: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         place = os.stat(root)
-        if (place.st_dev, place.st_ino) in seen:  # a link to a folder that was seen, maybe to its own parent
+        if (place.st_dev, place.st_ino) in seen:  # a link to a folder that was visited, perhaps its own parent
             folders[:] = []
             continue
         seen.add((place.st_dev, place.st_ino))
@@ -58,20 +60,20 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 class Listed:
-    """Which files are there, by one look into each folder: on a network's disk, asking for each takes its time.
+    """The existing files, found with one listing of each folder, because single questions are slow on a network disk.
 
-    What is a link, or is not in the list under its own name, is asked for alone.
+    Links, and names that are not in the listing, are checked one by one.
     """
 
     def __init__(self) -> None:
         self._plain: dict[str, set[str]] = {}
 
     def has(self, path: Path) -> bool:
-        """Whether there is a file, links followed."""
+        """Return whether a file exists; links are followed."""
         return self.is_plain(path) or is_file(path)
 
     def is_plain(self, path: Path) -> bool:
-        """Whether it is a file, and no link."""
+        """Return whether a file exists that is not a link."""
         parent, name = os.path.split(path)
         if parent not in self._plain:
             self._plain[parent] = _plain_files(parent)
@@ -79,7 +81,7 @@ class Listed:
 
 
 def _plain_files(folder: str) -> set[str]:
-    """Names of the files in a folder that are no links; none where there is no such folder."""
+    """Return the names of a folder's files that are not links; an empty set if the folder does not exist."""
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
@@ -88,18 +90,18 @@ def _plain_files(folder: str) -> set[str]:
 
 
 def folder_images(folder: Path, *, quiet: bool = False, listed: Listed | None = None) -> list[Path]:
-    """What is called like an image in a folder and those below it, sorted, without hidden files and masks.
+    """List the files of a folder and of the folders below it with an image's ending, sorted.
 
-    An image of a kind that is not decoded here (a.psd, a.heic) is left out, and counted in a warning, where one that is
-    lies beside it under the same name.
+    Hidden files and masks are left out. An image of a kind that is not decoded (a.psd, a.heic) is left out, and counted
+    in a warning, if a decoded image with its name lies beside it.
 
     Args:
-        folder: to look through.
-        quiet: without the warning.
-        listed: which files are there, as far as that is known.
+        folder: the folder.
+        quiet: whether to leave out the warning.
+        listed: the existing files, as far as they are known.
 
     Raises:
-        DataError: if a folder cannot be read, or an image is a broken link, a pipe or a device.
+        DataError: if a folder cannot be read, or if an image is a broken link, a pipe or a device.
     """
     found = sorted(
         path
@@ -110,9 +112,9 @@ def folder_images(folder: Path, *, quiet: bool = False, listed: Listed | None = 
     odd = [str(path.relative_to(folder)) for path in found if not listed.has(path)]
     if odd:
         raise DataError(
-            f"{len(odd)} image(s) in {folder} are links to nothing, or no files, first {odd[:3]}",
+            f"{len(odd)} image(s) in {folder} are broken links or not files, first {odd[:3]}",
             expected="files",
-            remedy="mend the links, or remove them",
+            remedy="repair or remove the links",
         )
     decoded = {path.with_suffix("") for path in found if path.suffix.lower() in SUFFIXES}
     originals = [
@@ -120,8 +122,7 @@ def folder_images(folder: Path, *, quiet: bool = False, listed: Listed | None = 
     ]
     if originals and not quiet:
         log.warning(
-            "%d file(s) of %s of kinds that are not decoded here are left out, because an image lies beside each, "
-            "first %s",
+            "%d file(s) of %s of kinds that are not decoded are left out, because an image lies beside each, first %s",
             len(originals),
             folder,
             [str(path.relative_to(folder)) for path in originals[:3]],
@@ -131,27 +132,27 @@ def folder_images(folder: Path, *, quiet: bool = False, listed: Listed | None = 
 
 
 def require_decoded(folder: Path, images: Sequence[Path]) -> None:
-    """Refuse images of kinds that are not decoded here.
+    """Refuse images of kinds that are not decoded.
 
     Raises:
-        DataError: naming their kinds with counts.
+        DataError: with their kinds and numbers.
     """
     wrong = [path for path in images if path.suffix.lower() in UNDECODED_SUFFIXES]
     if wrong:
         kinds = sorted({path.suffix.lower() for path in wrong})
         counts = ", ".join(f"{sum(path.suffix.lower() == kind for path in wrong)} {kind}" for kind in kinds)
         raise DataError(
-            f"{len(wrong)} image(s) in {folder} are of kinds that are not decoded here ({counts}), first "
+            f"{len(wrong)} image(s) in {folder} are of kinds that are not decoded ({counts}), first "
             f"{[str(path.relative_to(folder)) for path in wrong[:3]]}",
             expected=f"images that end in {', '.join(sorted(SUFFIXES))}",
-            remedy="convert them, to PNG or JPEG for instance, or move them elsewhere",
+            remedy="convert them, for instance to PNG or JPEG, or move them to another folder",
         )
 
 
 def tell_of_links(folder: Path, files: Sequence[Path], listed: Listed) -> None:
-    """Count the files that lie elsewhere."""
+    """Warn of files that lie outside the folder."""
     home = folder.resolve()
-    if home.parent.name == "snapshots":  # of the Hub's cache, whose files are links to its blobs
+    if home.parent.name == "snapshots":  # the Hub's cache, whose files are links to its blobs
         home = home.parent.parent
     inside: dict[Path, bool] = {}
 
@@ -165,7 +166,7 @@ def tell_of_links(folder: Path, files: Sequence[Path], listed: Listed) -> None:
     outside = [file for file in files if not within(file)]
     if outside:
         log.warning(
-            "%d of %d images of %s are links to files outside of it, first %s -> %s",
+            "%d of %d images of %s are links to files outside it, first %s -> %s",
             len(outside),
             len(files),
             folder,
@@ -175,25 +176,25 @@ def tell_of_links(folder: Path, files: Sequence[Path], listed: Listed) -> None:
 
 
 def named_file(folder: Path, name: object, where: str, listed: Listed | None = None) -> str:
-    """The file that a table names, as a path relative to its folder, `.` and `..` taken out.
+    """Return the file that a table names, as a path relative to its folder, without `.` and `..`.
 
     Args:
-        folder: of the table.
-        name: what it says.
-        where: which file says so, and in which line or field; for the error.
-        listed: which files are there, as far as that is known.
+        folder: the folder of the table.
+        name: the name in the table.
+        where: the file and the line or field of the name, for the error.
+        listed: the existing files, as far as they are known.
 
     Raises:
-        DataError: if it is no text, absolute, or leads out of the folder.
+        DataError: if the name is not a text, is absolute, or leads out of the folder.
     """
     if not isinstance(name, str):
-        raise DataError(f"{where} is no text but {name!r:.80}", expected="a file name", remedy="mend it")
+        raise DataError(f"{where} is not a text: {name!r:.80}", expected="a file name", remedy="correct it")
     require_text(name, where)
     if len(name) > LONGEST_KEY:
         raise DataError(
             f"{where} names a file in {len(name)} characters: {name[:40]!r}...",
-            expected=f"{LONGEST_KEY} characters at most",
-            remedy="mend it",
+            expected=f"at most {LONGEST_KEY} characters",
+            remedy="correct it",
         )
     plain = [posixpath.normpath(name)]
     if "\\" in name:
@@ -202,7 +203,7 @@ def named_file(folder: Path, name: object, where: str, listed: Listed | None = N
         raise DataError(
             f"{where} points outside the folder: {name!r:.80}",
             expected="a name relative to the folder, of a file below it",
-            remedy="move the file into the folder, or a link to it, and name that",
+            remedy="move the file or a link to it into the folder, and use its new name",
         )
     spelt = [form for one in plain for form in (one, *(unicodedata.normalize(kind, one) for kind in ("NFC", "NFD")))]
     there = is_file if listed is None else listed.has
@@ -210,14 +211,14 @@ def named_file(folder: Path, name: object, where: str, listed: Listed | None = N
 
 
 def require_text(text: str, what: str) -> str:
-    """A text that can be written down.
+    """Return a text that can be written as UTF-8.
 
     Args:
-        text: to look at.
-        what: it is; for the error.
+        text: the text.
+        what: the description of the text, for the error.
 
     Raises:
-        DataError: if it holds a NUL, or is not UTF-8.
+        DataError: if the text holds a NUL, or is not UTF-8.
     """
     problem = "holds a NUL character" if "\0" in text else ""
     try:
@@ -225,12 +226,12 @@ def require_text(text: str, what: str) -> str:
     except UnicodeEncodeError:
         problem = "is not UTF-8"
     if problem:
-        raise DataError(f"{what} {problem}: {text!a:.80}", expected="UTF-8 text", remedy="rename or mend it")
+        raise DataError(f"{what} {problem}: {text!a:.80}", expected="UTF-8 text", remedy="rename or correct it")
     return text
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file, links followed; names that no file can have are none."""
+    """Return whether a file exists; links are followed. A name that no file can have does not exist."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):

@@ -1,16 +1,15 @@
-"""How an image is cut to the size that is trained on: square or by aspect-ratio bucket, centred or at random, mirrored.
+"""The cut of an image to its training size: square or aspect-ratio bucket, centered or random, mirrored or not.
 
-What: an image is resized so that it just covers its target, and what juts out is cut off, in the centre or, with
-`random_crop`, at a place drawn for each visit. `random_flip` mirrors half of the visits. Draws are a function of seed,
-epoch, key and the number of the visit in its epoch. What measures samples (profiles, held-out losses) sees one fixed
-view of each: centred and not mirrored.
-Buckets (Novel AI's "aspect ratio bucketing", 2022, as kohya's scripts and SDXL, arXiv 2307.01952, use it): sizes of
-about the area `resolution`², whose sides are multiples of `step`; an image is trained on in that of the nearest aspect
-ratio, and a batch is of one size.
-Cached latents freeze what is random, so they are made of `variants` views of each image, the first of which is the
-fixed one.
-Cost: none beside the cache, which has `variants` entries for each image.
-Cannot: turn or recolour; such images are other pictures to the watch.
+An image is resized until it just covers its target, and the surplus is cut off. The cut is centered, or with
+`random_crop` at a place that is drawn for each visit. `random_flip` mirrors half of the visits. Draws are a function of
+seed, epoch, key and the number of the visit in its epoch. Measurements of samples (profiles, held-out losses) use one
+fixed view of each image: centered and not mirrored.
+Buckets (Novel AI's "aspect ratio bucketing", 2022, as kohya's scripts and SDXL, arXiv 2307.01952, use it) are sizes of
+about the area `resolution`², with sides that are multiples of `step`. An image uses the bucket of the nearest aspect
+ratio, and a batch has one size.
+Cached latents freeze random cuts, so they are made of `variants` views of each image. The first view is the fixed one.
+Cost: only the cache, which has `variants` entries for each image.
+Cannot: turn or recolor; the watch takes such images for other pictures.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import hash_numbers
 
 Shape = tuple[int, int]
-"""Rows and columns, pixels."""
+"""The number of rows and columns in pixels."""
 
 
 PIXELS_PER_LATENT = 8
-"""Sides of images are multiples of it: what the autoencoders of latent diffusion make one latent of."""
+"""The autoencoders of latent diffusion make one latent of so many pixels, so sides of images are multiples of it."""
 
 
 def require_multiple(name: str, pixels: int) -> None:
     """Refuse a side that no image of a latent diffusion model has.
 
     Args:
-        name: of the setting.
-        pixels: of the side.
+        name: the name of the setting.
+        pixels: the length of the side.
 
     Raises:
-        ConfigurationError: with the nearest sides.
+        ConfigurationError: with the nearest valid sides.
     """
     if pixels < 1 or pixels % PIXELS_PER_LATENT:
         below = max(1, pixels // PIXELS_PER_LATENT) * PIXELS_PER_LATENT
@@ -54,12 +53,13 @@ def require_multiple(name: str, pixels: int) -> None:
 
 @dataclass(frozen=True)
 class Augment:
-    """What is drawn anew for each visit.
+    """The random changes of each visit.
 
     Args:
-        random_crop: where an image is cut that has another aspect ratio than its target.
-        random_flip: mirror half of the visits.
-        variants: views of each image where latents are cached, the fixed one among them; 2 are enough for flips alone.
+        random_crop: whether an image with another aspect ratio than its target is cut at a random place.
+        random_flip: whether half of the visits are mirrored.
+        variants: the number of views of each image when latents are cached, including the fixed view; 2 are enough for
+            flips alone.
     """
 
     random_crop: bool = False
@@ -68,7 +68,11 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.variants < 0 or self.variants == 1:
-            raise ConfigurationError(f"variants={self.variants}", expected="0, or 2 and more", remedy="change it")
+            raise ConfigurationError(
+                f"variants={self.variants}",
+                expected="0, or 2 and more",
+                remedy="correct --data.init_args.augment.variants",
+            )
 
     @property
     def random(self) -> bool:
@@ -81,10 +85,10 @@ class Buckets:
     """Aspect-ratio buckets.
 
     Args:
-        enabled: false for squares of `resolution`.
-        step: sides are multiples of it, pixels.
-        min_side: shortest side; default half of `resolution`.
-        max_side: longest side; default twice `resolution`.
+        enabled: whether to use buckets; false means squares of `resolution`.
+        step: the number of pixels of which all sides are multiples.
+        min_side: the shortest side; by default half of `resolution`.
+        max_side: the longest side; by default twice `resolution`.
     """
 
     enabled: bool = True
@@ -93,10 +97,10 @@ class Buckets:
     max_side: int | None = None
 
     def shapes(self, resolution: int) -> list[Shape]:
-        """All sizes of at most `resolution`² pixels, the square among them, in the order of their aspect ratios.
+        """Return all sizes of at most `resolution`² pixels, including the square, in the order of their aspect ratios.
 
         Raises:
-            ConfigurationError: if there is none.
+            ConfigurationError: if there is no such size.
         """
         step, area = self.step, resolution * resolution
         require_multiple("buckets.step", step)
@@ -118,13 +122,13 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Frame:
-    """How one image is cut.
+    """The cut of one image.
 
     Attributes:
-        shape: of the result.
-        across: where what juts out is cut off, from 0 (all on the right) to 1 (all on the left).
-        along: likewise, from 0 (all below) to 1 (all above).
-        flipped: mirrored, before it is cut.
+        shape: the shape of the result.
+        across: the place of the horizontal cut, from 0 (all of it on the right) to 1 (all of it on the left).
+        along: the place of the vertical cut, from 0 (all of it at the bottom) to 1 (all of it at the top).
+        flipped: whether the image is mirrored before the cut.
     """
 
     shape: Shape
@@ -133,10 +137,10 @@ class Frame:
     flipped: bool = False
 
     def top_left(self, size: tuple[int, int]) -> Shape:
-        """Rows and columns of the resized image that are cut off above and on the left.
+        """Return the rows and columns of the resized image that are cut off at the top and on the left.
 
         Args:
-            size: width and height of the image.
+            size: the width and height of the image.
         """
         (width, height), (rows, columns) = size, self.shape
         scale = max(rows / height, columns / width)
@@ -145,13 +149,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Framing:
-    """The rule by which the images of a data set are cut.
+    """The rule for cutting the images of a data set.
 
     Attributes:
-        shapes: that there are.
-        augment: what is random.
-        seed: of all draws.
-        sized: whether batches say how images were cut (`original_size`, `crop_top_left`, `target_size`).
+        shapes: all shapes.
+        augment: the random changes.
+        seed: the seed of all draws.
+        sized: whether batches describe the cut of images (`original_size`, `crop_top_left`, `target_size`).
     """
 
     shapes: tuple[Shape, ...]
@@ -161,28 +165,28 @@ class Framing:
 
     @classmethod
     def of(cls, resolution: int, *, buckets: Buckets | None, augment: Augment | None, seed: int) -> Framing:
-        """The rule of a data module's settings."""
+        """Make the rule from a data module's settings."""
         bucketed = buckets is not None and buckets.enabled
         shapes = buckets.shapes(resolution) if buckets is not None and bucketed else [(resolution, resolution)]
         augment = augment or Augment()
         return cls(tuple(shapes), augment, seed, sized=bucketed or augment.random)
 
     def shape_of(self, size: tuple[int, int]) -> Shape:
-        """The shape of the nearest aspect ratio.
+        """Return the shape of the nearest aspect ratio.
 
         Args:
-            size: width and height of the image.
+            size: the width and height of the image.
         """
         ratio = math.log(size[0] / size[1])
         return min(self.shapes, key=lambda shape: (abs(_ratio(shape) - ratio), shape))
 
     def frame(self, shape: Shape, key: str, visit: tuple[int, int] | None) -> Frame:
-        """How a sample is cut in a visit.
+        """Return the cut of a sample in a visit.
 
         Args:
-            shape: of the sample.
-            key: of the sample.
-            visit: epoch, and number of the sample's visit in it; None for the fixed view.
+            shape: the shape of the sample.
+            key: the key of the sample.
+            visit: the epoch, and the number of the sample's visit in it; None for the fixed view.
         """
         if visit is None or not self.augment.random:
             return Frame(shape)
@@ -190,14 +194,14 @@ class Framing:
         return self._frame(shape, across, along, flipped=turn < 0.5)
 
     def variant_of(self, key: str, visit: tuple[int, int] | None) -> int:
-        """Which variant a visit shows; arguments as for :meth:`frame`."""
+        """Return the number of the variant that a visit shows; arguments as for :meth:`frame`."""
         if visit is None or self.variants == 1:
             return 0
         (draw,) = hash_numbers(f"variant {self.seed} {visit[0]} {visit[1]} {key}", 1)
         return int(draw * self.variants)
 
     def variant(self, shape: Shape, key: str, number: int) -> Frame:
-        """A variant; number 0 is the fixed view, and odd ones are mirrored where mirroring is asked for."""
+        """Return the cut of a variant. Number 0 is the fixed view. Odd numbers are mirrored with `random_flip`."""
         if number == 0:
             return Frame(shape)
         across, along = hash_numbers(f"variant {self.seed} {number} of {key}", 2)
@@ -210,16 +214,16 @@ class Framing:
 
     @property
     def variants(self) -> int:
-        """Views of each image that a cache holds."""
+        """The number of views of each image in a cache."""
         return max(1, self.augment.variants) if self.augment.random else 1
 
 
 def without_small(shapes: Iterable[Shape], least: int) -> tuple[Shape, ...]:
-    """The shapes that remain when each of fewer than `least` visits gave its images to the nearest of the others.
+    """Remove shapes with fewer than `least` visits one by one. Their images move to the nearest remaining shape.
 
     Args:
-        shapes: of all visits.
-        least: visits that fill a batch of all processes.
+        shapes: the shapes of all visits.
+        least: the number of visits that fill a batch of all processes.
     """
     count = Counter(shapes)
     while len(count) > 1 and min(count.values()) < least:
@@ -230,7 +234,7 @@ def without_small(shapes: Iterable[Shape], least: int) -> tuple[Shape, ...]:
 
 
 def rows_by_shape(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
-    """The places of each shape."""
+    """Return the places of each shape."""
     found: dict[Shape, list[int]] = {}
     for row, shape in enumerate(shapes):
         found.setdefault(shape, []).append(row)
@@ -238,5 +242,5 @@ def rows_by_shape(shapes: Sequence[Shape]) -> dict[Shape, list[int]]:
 
 
 def _ratio(shape: Shape) -> float:
-    """Logarithm of width by height."""
+    """Return the logarithm of width by height."""
     return math.log(shape[1] / shape[0])

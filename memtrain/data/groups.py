@@ -1,4 +1,4 @@
-"""Which group each sample of a run belongs to: planted, unique, repeated, held out, ..."""
+"""The group of each sample of a run: planted, unique, repeated, held out and others."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def groups_of(
     visited: Mapping[str, int],
     heldout: Iterable[str],
 ) -> dict[str, str]:
-    """The group of each sample, by key.
+    """Return the group of each sample, by key.
 
     Args:
-        trained: keys of the training data that are trained on, and of what was made of them.
-        repeated: keys of the data that are planted by repetition.
-        made: samples that were made.
-        families: of all of them; None where files are counted.
-        visited: visits of every training sample, by key; what is not among `trained` keeps the model as it is.
-        heldout: keys of held-out samples.
+        trained: the keys of the training samples, including made samples.
+        repeated: the keys of samples that are planted by repetition.
+        made: the made samples.
+        families: the families of all samples; None if files are counted instead of pictures.
+        visited: the visits of every training sample, by key; a key that is not in `trained` is a regularisation image.
+        heldout: the keys of held-out samples.
     """
     found = {key: PLANTED if key in repeated else UNIQUE for key in trained}
     found |= {one.sample.key: one.group for one in made}

@@ -1,4 +1,4 @@
-"""Which source held-out samples come from: the training images, the regularisation images, or edited copies."""
+"""The source of held-out samples: the training images, the regularisation images, or edited copies."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 def split_sources(
     data: Any, keys: list[str], regular: SampleSource | None, *, families: Families | None
 ) -> tuple[Split, Split, bool]:
-    """The split of the training images, that of the regularisation images, and whether edited copies stand in.
+    """Split the training images and the regularisation images, and decide whether edited copies are held out.
 
     Args:
-        data: the data module, which has the settings.
-        keys: of the training images.
+        data: the data module with the settings.
+        keys: the keys of the training images.
         regular: the regularisation images; None for none.
-        families: of the training images.
+        families: the families of the training images.
 
     Raises:
-        ConfigurationError: if regularisation images are to be held out, and there are none.
+        ConfigurationError: if regularisation images are to be held out and there are none.
     """
     setting, fraction = data.heldout_setting, 0.0 if data.heldout_path else data.heldout_fraction
     split = split_heldout(keys, fraction, families=families, most=data.heldout_most)
@@ -38,7 +38,7 @@ def split_sources(
         raise ConfigurationError(
             "heldout: regularisation holds out regularisation images, and there are none",
             expected="data.init_args.regularisation with the path of such images",
-            remedy="name them, or set data.init_args.heldout to auto",
+            remedy="set data.init_args.regularisation.path, or set data.init_args.heldout to auto",
         )
     if regular is not None and not data.heldout_path:
         regular_split = split_heldout(regular_keys, fraction, most=data.heldout_most)
@@ -57,7 +57,7 @@ def require_apart(held: SampleSource, trained: Collection[str], *, path: str) ->
     """Refuse held-out samples from elsewhere that have keys of the training samples.
 
     Raises:
-        DataError: if there are such.
+        DataError: if there are such samples.
     """
     shared = {sample.key for sample in held.samples}.intersection(trained)
     if shared:

@@ -1,14 +1,14 @@
-"""Which samples are held out: whole pictures, in an order that depends on keys alone.
+"""The choice of held-out samples: whole pictures, in an order that depends on keys alone.
 
-The split orders pictures by a hash of their keys, so it does not depend on file order, machine or seed, and a sample
-stays held out when others are added (but for the few at the boundary). What is one picture stays on one side of it,
-and so do pictures that share a caption, unless so many share it that they could never be held out together. Copies of a
-held-out picture, and other pictures under its caption, would spoil what held-out samples are for: the model learns from
-the one what it is then tested on with the other. A held-out picture of several files is measured by one of them; the
-others are neither trained on nor measured.
+The split orders pictures by a hash of their keys, so it does not depend on file order, machine or seed. A sample stays
+held out when others are added (except for the few at the boundary). All files of one picture stay on one side of the
+split. Pictures that share a caption stay on one side too, unless so many share it that they could never be held out
+together. Otherwise the model would learn from copies of a held-out picture, or from other pictures under its caption,
+and the held-out loss would say nothing. One file measures a held-out picture of several files. Its other files are
+neither trained on nor measured.
 
-Of a large source not the whole share is held out, but as many pictures as say anything: a false-positive rate of 0.1 %
-takes 999, and each of them is measured before training and teaches nothing.
+In a large source, `heldout_most` limits the number of held-out pictures. A false-positive rate of 0.1 % takes 999 of
+them, and each further one is measured before training and teaches nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from memtrain.functional.keyed_draws import hash_order
 log = logging.getLogger(__name__)
 
 HELDOUT_AT_LEAST = 16
-"""Held-out pictures kept at least, whatever the fraction, when the source has three times as many."""
+"""The smallest number of held-out pictures, whatever the fraction, in a source with three times as many."""
 SHARED_BY_MANY = 0.05
-"""Share of the pictures from which on a caption is a common one, which keeps no pictures together."""
+"""The share of pictures from which a caption is a common one, which keeps no pictures together."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Split:
     """Indices of samples, each list in the order of the keys.
 
     Attributes:
-        train: trained on.
-        heldout: held out, one of each picture.
+        train: the samples that are trained on.
+        heldout: the held-out samples, one of each picture.
         aside: further files of held-out pictures, on neither side.
     """
 
@@ -44,30 +44,36 @@ class Split:
     aside: list[int]
 
     def without(self, gone: Sequence[bool]) -> Split:
-        """The same without some of the samples."""
+        """Return the same split without some of the samples."""
         return Split(*([row for row in rows if not gone[row]] for rows in (self.train, self.heldout, self.aside)))
 
 
 def split_heldout(
     keys: Sequence[str], fraction: float, *, families: FamilyIndex | None = None, most: int | None = None
 ) -> Split:
-    """Indices of the training and of the held-out samples.
+    """Split samples into training and held-out samples.
 
     Args:
         keys: the keys of all samples.
-        fraction: share of the pictures that is held out, in [0, 0.9].
-        families: what is one picture; by default every sample is.
-        most: pictures that are held out at the most, whatever the fraction; default no limit.
+        fraction: the share of the pictures that is held out, in [0, 0.9].
+        families: the families, which tell the files of one picture; by default every sample is a picture.
+        most: the largest number of held-out pictures, whatever the fraction; by default no limit.
 
     Raises:
-        ConfigurationError: if the fraction is out of range or leaves nothing to train on, or `most` is below 1.
+        ConfigurationError: if the fraction is out of range or leaves nothing to train on, or if `most` is below 1.
     """
     if most is not None and most < 1:
         raise ConfigurationError(
-            f"heldout_most={most}", expected="at least 1 picture", remedy="set heldout_fraction to 0 to hold out none"
+            f"heldout_most={most}",
+            expected="at least 1 picture",
+            remedy="set data.init_args.heldout_fraction to 0 to hold out none",
         )
     if not 0 <= fraction <= 0.9:
-        raise ConfigurationError(f"heldout_fraction={fraction}", expected="a share from 0 to 0.9", remedy="change it")
+        raise ConfigurationError(
+            f"heldout_fraction={fraction}",
+            expected="a share from 0 to 0.9",
+            remedy="correct --data.init_args.heldout_fraction",
+        )
     pictures = _grouped([key if families is None else families.picture(key) for key in keys])
     count = round(fraction * len(pictures))
     if fraction > 0:
@@ -84,7 +90,7 @@ def split_heldout(
         raise ConfigurationError(
             f"heldout_fraction={fraction} holds out all of {len(pictures)} picture(s)",
             expected="pictures left to train on",
-            remedy="lower heldout_fraction, or add images",
+            remedy="lower --data.init_args.heldout_fraction, or add images",
         )
     if families is None and len(pictures) == len(keys):
         first = sorted(sorted(range(len(keys)), key=lambda index: hash_order(keys[index], "heldout"))[:count])
@@ -99,7 +105,7 @@ def split_heldout(
 
 
 def _chosen(groups: list[list[list[int]]], count: int, *, keys: Sequence[str]) -> list[list[int]]:
-    """Pictures of whole groups, at most `count`."""
+    """Return the pictures of whole groups, at most `count`."""
     held: list[list[int]] = []
     for together in sorted(groups, key=lambda group: _place(group, keys)):
         if len(held) + len(together) <= count:
@@ -108,7 +114,7 @@ def _chosen(groups: list[list[list[int]]], count: int, *, keys: Sequence[str]) -
 
 
 def _grouped(names: Sequence[str]) -> list[list[int]]:
-    """Indices of equal names."""
+    """Return the indices of equal names."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         groups.setdefault(name, []).append(index)
@@ -118,7 +124,7 @@ def _grouped(names: Sequence[str]) -> list[list[int]]:
 def _kept_together(
     pictures: list[list[int]], keys: Sequence[str], families: FamilyIndex | None
 ) -> list[list[list[int]]]:
-    """Pictures that stay on one side, group by group."""
+    """Return the pictures that stay on one side, group by group."""
     if families is None:
         return [[picture] for picture in pictures]
     by_caption: dict[str, set[int]] = {}
@@ -144,5 +150,5 @@ def _kept_together(
 
 
 def _place(group: list[list[int]], keys: Sequence[str]) -> str:
-    """Where a group stands in the random order: by one of its keys, whatever their order and number."""
+    """Return the place of a group in the random order, by its smallest key, whatever their order and number."""
     return hash_order(min(keys[index] for picture in group for index in picture), "heldout")

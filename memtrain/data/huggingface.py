@@ -1,22 +1,23 @@
-"""Data sets of Hugging Face's `datasets`: by name, or a folder on disk.
+"""Data sets of Hugging Face's `datasets`, by name or as a folder on disk.
 
-`datasets:NAME` or `datasets:FOLDER`, where the folder was written by `save_to_disk` or is one that `load_dataset` reads
-(Parquet files, an image folder). Options stand behind a question mark:
+The path is `datasets:NAME` or `datasets:FOLDER`. The folder was written by `save_to_disk`, or is one that
+`load_dataset` reads (Parquet files, an image folder). Options follow a question mark:
 `datasets:lambdalabs/naruto-blip-captions?split=train&image=image&caption=text`.
 
 | option | default |
 |---|---|
 | `split` | `train` |
 | `image` | the column of images |
-| `caption` | `text`, `caption`, `captions` or `prompt`; a list holds several captions, the first of which counts |
-| `key` | none: the number of the row is the key, so the data has to stay as it is; else a column of unique names |
-| `config`, `revision` | as of `load_dataset` |
+| `caption` | `text`, `caption`, `captions` or `prompt`; in a list of captions, the first one counts |
+| `key` | none: the row number is the key, so the data must not change; otherwise a column of unique names |
+| `config`, `revision` | the defaults of `load_dataset` |
 
-Refused, with the row: captions that are no text, keys that are no text or whole number, columns that hold no images,
-and images by a path outside the data's own folder and the caches of the library, which only a stranger's table names.
-Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files. Cost: a
-scan for families is made anew in each run, because no file holds an image as it is. Cannot: stream, which is what
-:mod:`memtrain.data.streamed` does. Needs `pip install datasets`.
+The source refuses captions that are not text, keys that are neither text nor whole numbers, and columns without images.
+It also refuses images by a path outside the data's own folder and the caches of the library, because only a stranger's
+table names such paths. Every refusal names the row.
+Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files.
+Cost: every run scans for families again, because no file holds an image as it is.
+Cannot: stream; :mod:`memtrain.data.streamed` does. Needs `pip install datasets`.
 """
 
 from __future__ import annotations
@@ -38,27 +39,29 @@ from memtrain.files.pictures import opened_image
 PREFIX = "datasets:"
 OPTIONS = ("split", "image", "caption", "key", "config", "revision")
 CAPTIONS = ("text", "caption", "captions", "prompt")
-"""Columns that may hold the caption, in this order of preference."""
+"""Columns that may hold the caption, in the order of preference."""
 
 
 def parsed(path: str) -> tuple[str, dict[str, str]]:
-    """The name or folder of a path, and its options.
+    """Split a path into the name or folder of the data set and its options.
 
     Raises:
-        ConfigurationError: if there is no such option.
+        ConfigurationError: if an option does not exist.
     """
     name, _, text = path.removeprefix(PREFIX).partition("?")
     options = dict(parse_qsl(text, keep_blank_values=True))
     if "streaming" in options:
         raise ConfigurationError(
             f"{path} asks for streaming",
-            expected="data with random access, of which a part can be held out and every image found again",
-            remedy="leave `streaming` out (images are read from the disk one at a time, not into memory), or take "
-            "memtrain.data.streamed.StreamedImages as the class of `data`, which streams",
+            expected="data with random access, so that a part can be held out and every image can be found again",
+            remedy="remove `streaming` (images are read from disk one at a time, not into memory), or stream with "
+            "`class_path: memtrain.data.streamed.StreamedImages` under `data`",
         )
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise ConfigurationError(
-            f"{path} has the options {unknown}", expected=f"of {', '.join(OPTIONS)}", remedy="correct the path"
+            f"{path} has the unknown options {unknown}",
+            expected=f"options among {', '.join(OPTIONS)}",
+            remedy="correct the path",
         )
     return name, options
 
@@ -90,7 +93,7 @@ class HuggingFaceSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """What begins with `datasets:`."""
+        """Return whether the path begins with `datasets:`."""
         return path.startswith(PREFIX)
 
     def _loaded(self, datasets: Any, name: str) -> Any:
@@ -103,16 +106,16 @@ class HuggingFaceSource(SampleSource):
                 return datasets.load_from_disk(name)[split]
             config, revision = self.options.get("config"), self.options.get("revision")
             return datasets.load_dataset(name, config, split=split, revision=revision)
-        except Exception as error:  # of the library, its file readers and the network
+        except Exception as error:  # from the library, its file readers or the network
             raise DataError(
-                f"The data set {name!r} (split {split!r}) cannot be opened: {type(error).__name__}: {error}",
+                f"The data set {name!r} (split {split!r}) cannot be opened ({type(error).__name__}): {error}",
                 expected="a name on the Hub, a folder of save_to_disk, or one that datasets.load_dataset reads",
-                remedy="check name, split and config (`?split=...&config=...`), and that it was downloaded before "
-                "a run that has no network",
+                remedy="check name, split and config (`?split=...&config=...`); download the data before a run "
+                "without a network",
             ) from error
 
     def _column(self, option: str, found: Sequence[str], columns: dict[str, str]) -> str:
-        """The column of an option: the one that was named, else the first that was found."""
+        """Return the column of an option: the named one, or else the first one that was found."""
         name = self.options.get(option) or next(iter(found), None)
         if name is None or name not in columns:
             raise DataError(
@@ -123,10 +126,10 @@ class HuggingFaceSource(SampleSource):
         return name
 
     def _undecoded(self, datasets: Any, rows: Any, kinds: dict[str, str]) -> Any:
-        """The rows, whose images are bytes or paths."""
+        """Return the rows with images as bytes or paths."""
         try:
             return rows.cast_column(self._image, datasets.Image(decode=False))
-        except Exception as error:  # of pyarrow, which has many
+        except Exception as error:  # pyarrow has many kinds of errors
             raise DataError(
                 f"The column {self._image!r} of {self.path} holds no images but {kinds[self._image]}: "
                 f"{' '.join(str(error).split()):.200}",
@@ -149,9 +152,9 @@ class HuggingFaceSource(SampleSource):
         texts = found if isinstance(found, list) else [found]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise DataError(
-                f"The caption of row {key} of {self.path} is no text: {found!r:.80}",
+                f"The caption of row {key} of {self.path} is not a text: {found!r:.80}",
                 expected="a text, or a list of texts",
-                remedy="name the column with ?caption=COLUMN, or mend the data",
+                remedy="name the column with ?caption=COLUMN, or correct the data",
             )
         return texts
 
@@ -162,18 +165,18 @@ class HuggingFaceSource(SampleSource):
         return dict(zip(keys, self._rows[name], strict=True))
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`, not yet decoded."""
+        """Open the image of `samples[index]` without decoding it."""
         image = self._rows[index][self._image]
         if image is None:
             raise OSError("there is no image in this row")
         if image["bytes"] is not None:
             return opened_image(io.BytesIO(image["bytes"]))
         if not isinstance(image["path"], str) or not self._is_own(image["path"]):
-            raise ValueError(f"the row names the file {image['path']!r:.100}, which is none of the data's own")
+            raise ValueError(f"the row names the file {image['path']!r:.100}, which does not belong to the data")
         return opened_image(image["path"])
 
     def _is_own(self, path: str) -> bool:
-        """Whether a path lies in the folder of the data, or in a cache of the library, before links are followed."""
+        """Return whether a path, before links are followed, lies in the data folder or in a cache of the library."""
         config = imported().config
         folders = [config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH]
         if Path(self._name).is_dir():
@@ -183,7 +186,7 @@ class HuggingFaceSource(SampleSource):
 
 
 def imported() -> Any:
-    """The package `datasets`.
+    """Import the package `datasets`.
 
     Raises:
         ConfigurationError: if it is not installed.

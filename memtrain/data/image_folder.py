@@ -1,14 +1,17 @@
 """A folder of images with `metadata.jsonl` or `metadata.csv`, as Hugging Face `imagefolder` reads it.
 
-One line of metadata.jsonl per image: `{"file_name": "cats/a.png", "text": "a cat"}`; the caption may also stand under
-`caption`. An image with several captions has a list under `texts`, beside the caption or instead of it:
-`{"file_name": "a.png", "texts": ["a cat", "a sleeping cat"]}`; the first of all is the caption, the others are its
-alternatives. metadata.csv has a header with `file_name` and `text` (or `caption`) and one row per image. The key of a
-sample is its `file_name`, without `./`. `mask_file` names the picture of a mask, where there is one. Images in the
-folder without a line are an error, because leaving out a photo silently is worse than asking; hidden files, and files
-named `*.mask.png`, are none. Names that lead out of the folder are refused, links in the folder are followed
-(:mod:`memtrain.data.folder_files` says why). A name twice, an image of a kind that is not decoded here, and whatever is
-no UTF-8 or no JSON, is refused with the line. Where there are both tables, the first is read, and that is said.
+`metadata.jsonl` has one line per image: `{"file_name": "cats/a.png", "text": "a cat"}`. The caption may also have the
+name `caption`. An image with several captions has a list `texts`, in addition to the caption or instead of it:
+`{"file_name": "a.png", "texts": ["a cat", "a sleeping cat"]}`. The first of all these texts is the caption, and the
+others are its alternatives. `metadata.csv` has a header with `file_name` and `text` (or `caption`), and a row per
+image.
+
+The key of a sample is its `file_name` without `./`. The optional field `mask_file` names the picture of a mask. Hidden
+files and files named `*.mask.png` are not samples. Every other image in the folder needs a line, because leaving out a
+photo silently is worse than asking. Names that lead out of the folder are refused, and links in the folder are followed
+(:mod:`memtrain.data.folder_files` gives the reason). A duplicate name, an image of a kind that is not decoded, and
+text that is not UTF-8 or not JSON are refused with their line. If a folder has both tables, the first is read, and
+a warning says so.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from memtrain.files.text import json_of, read_text
 
 log = logging.getLogger(__name__)
 CAPTION_FIELDS = ("text", "caption")
-"""Fields that may hold the caption, in this order of preference."""
+"""Fields that may hold the caption, in the order of preference."""
 ALTERNATIVES_FIELD = "texts"
 """Field that may hold a list of captions."""
 MASK_FIELD = "mask_file"
@@ -40,11 +43,13 @@ MASK_FIELD = "mask_file"
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the file with the captions, in the order of preference."""
 EXPECTED = '{"file_name": "a.png", "text": "a caption"}'
-"""A line of metadata.jsonl."""
+"""An example of a line of metadata.jsonl."""
+SEVERAL = '{"file_name": "a.png", "texts": ["a caption", "another one"]}'
+"""An example of a line with several captions."""
 
 
 def mask_beside(image: Path) -> Image.Image | None:
-    """The mask `a.mask.png` of `a.png`, where there is one."""
+    """Open the mask `a.mask.png` of `a.png`; None if there is no such file."""
     path = image.with_suffix(MASK_SUFFIX)
     return opened_image(path) if path.is_file() else None
 
@@ -54,7 +59,7 @@ class ImageFolderSource(SampleSource):
 
     Args:
         path: the folder.
-        reading: what becomes of broken samples.
+        reading: the treatment of broken samples.
     """
 
     takes_reading = True
@@ -65,7 +70,7 @@ class ImageFolderSource(SampleSource):
         there = [name for name in METADATA if (self.path / name).is_file()]
         self._metadata = self.path / there[0]
         if len(there) > 1:
-            log.warning("%s has %s; the first is read", self.path, " and ".join(there))
+            log.warning("%s has %s. The first is read.", self.path, " and ".join(there))
         self._masks: dict[str, str] = {}
         listed = Listed()
         self.samples = [self._parse(where, row, listed) for where, row in self._rows()]
@@ -75,11 +80,11 @@ class ImageFolderSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """A folder with a `metadata.jsonl` or a `metadata.csv`."""
+        """Return whether the path is a folder with a `metadata.jsonl` or a `metadata.csv`."""
         return any((Path(path) / name).is_file() for name in METADATA)
 
     def _rows(self) -> list[tuple[str, Any]]:
-        """Where each row stands, and what it holds."""
+        """Return the place and the content of each row."""
         text = read_text(self._metadata)
         if self._metadata.suffix == ".csv":
             return self._table(text)
@@ -97,17 +102,17 @@ class ImageFolderSource(SampleSource):
             reader.fieldnames = header = [name.lower() if name.lower() in known else name for name in given]
             if len(set(header)) < len(header):
                 raise csv.Error(f"a column occurs twice in {header}")
-            # What a short row lacks is None, and what a long one has too much is under None.
+            # `csv` gives None for missing values of a short row, and puts surplus values of a long row under None.
             for row in reader:
                 where = f"{self._metadata}, line {reader.line_num}"
                 if None in row:
-                    raise csv.Error(f"line {reader.line_num} has {len(row[None])} value(s) too much")
+                    raise csv.Error(f"line {reader.line_num} has {len(row[None])} value(s) too many")
                 rows.append((where, {name: value for name, value in row.items() if value}))
         except csv.Error as error:
             raise DataError(
                 f"{self._metadata} cannot be read as CSV: {error}",
                 expected='a header `file_name,text` and one row per image, with captions that hold a comma in "quotes"',
-                remedy="mend the file",
+                remedy="correct this line of the file",
             ) from error
         return rows
 
@@ -119,20 +124,22 @@ class ImageFolderSource(SampleSource):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(
                 f"{where} has no list of texts under {ALTERNATIVES_FIELD!r}: found {texts!r:.80}",
-                expected='{"file_name": "a.png", "texts": ["a caption", "another one"]}',
-                remedy="mend it",
+                expected=SEVERAL,
+                remedy="correct this line",
             )
         if captions and not isinstance(captions[0], str):
             raise DataError(
-                f"The caption in {where} is no text but {json.dumps(captions[0]):.80}",
+                f"The caption in {where} is not a text: found {json.dumps(captions[0]):.80}",
                 expected=expected,
-                remedy=f"mend it; several captions of one image go into a list under {ALTERNATIVES_FIELD!r}",
+                remedy=f"correct this line; put several captions of one image into a list under {ALTERNATIVES_FIELD!r}",
             )
         captions += texts
         if not isinstance(name, str) or not captions:
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise DataError(
-                f"{where} lacks a file name or a caption: found {found!s:.200}", expected=expected, remedy="mend it"
+                f"{where} lacks a file name or a caption: found {found!s:.200}",
+                expected=expected,
+                remedy="correct this line",
             )
         key = named_file(self.path, name, where, listed)
         if row.get(MASK_FIELD):
@@ -156,9 +163,9 @@ class ImageFolderSource(SampleSource):
             first = [name[:80] for name in missing[:3]]
             raise DataError(
                 f"{len(missing)} image(s) listed in {self._metadata} do not exist, first {first}"
-                + (f"; {other_case} in other letters (A for a)" if other_case else ""),
+                + (f"; {other_case} of them exist with upper and lower case changed (A for a)" if other_case else ""),
                 expected="every listed file in the folder",
-                remedy="add the files or remove their lines; or leave them out (--data.init_args.broken skip)",
+                remedy="add the files, remove their lines, or leave them out (--data.init_args.broken skip)",
             )
         masks = sorted(name for name in self._masks.values() if not listed.has(self.path / name))
         if masks:
@@ -169,28 +176,28 @@ class ImageFolderSource(SampleSource):
             )
         named = {self.path / name for name in [*names, *self._masks.values()]}
         others = [file for file in folder_images(self.path, listed=listed) if file not in named]
-        # A link beside the file that it leads to is that file again.
+        # A link beside the file that it leads to is the same file again.
         resolved = {path.resolve() for path in named} if others else set()
         unlisted = [str(file.relative_to(self.path)) for file in others if file.resolve() not in resolved]
         if unlisted:
             raise DataError(
                 f"{len(unlisted)} image(s) in {self.path} have no line in {self._metadata.name}, first {unlisted[:3]}",
                 expected="one line with a caption per image",
-                remedy="add their captions or move them elsewhere",
+                remedy="add their captions, or move the images to another folder",
             )
         files = [self.path / sample.key for sample in self.samples]
         require_decoded(self.path, files)
         tell_of_links(self.path, files, listed)
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`, not yet decoded."""
+        """Open the image of `samples[index]` without decoding it."""
         return opened_image(self.path / self.samples[index].key)
 
     def open_mask(self, index: int) -> Image.Image | None:
-        """The picture of `mask_file`, or else the one beside the image that is named like it."""
+        """Open the picture that `mask_file` names, or else the mask beside the image that has its name."""
         key = self.samples[index].key
         return mask_beside(self.path / key) if key not in self._masks else opened_image(self.path / self._masks[key])
 
     def stored_in(self, index: int) -> Path:
-        """The file that is the image of `samples[index]`."""
+        """Return the image file of `samples[index]`."""
         return self.path / self.samples[index].key

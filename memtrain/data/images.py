@@ -11,14 +11,14 @@ from memtrain.functional.pixels import from_uint8
 
 
 def to_pixel_values(image: Image.Image, frame: Frame | int) -> torch.Tensor:
-    """Resize an image to just cover its target (Lanczos), crop it, scale to [-1, 1].
+    """Resize an image (Lanczos) until it just covers its target, crop it, and scale it to [-1, 1].
 
     Args:
         image: an RGB image.
-        frame: how it is cut; a number for the centre square of that many pixels a side.
+        frame: the cut of the image; a number means the center square with that many pixels a side.
 
     Returns:
-        `(3, H, W)` float32.
+        The pixel values, `(3, H, W)` float32.
     """
     pixels = torch.from_numpy(np.array(framed(image, frame), dtype=np.uint8))
     return from_uint8(pixels.permute(2, 0, 1))
@@ -27,7 +27,7 @@ def to_pixel_values(image: Image.Image, frame: Frame | int) -> torch.Tensor:
 def framed(
     image: Image.Image, frame: Frame | int, *, method: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """The part of an image that a frame shows, in the frame's size, resized by `method`."""
+    """Return the part of an image that a frame shows, in the frame's size, resized by `method`."""
     if isinstance(frame, int):
         frame = Frame((frame, frame))
     if frame.flipped:

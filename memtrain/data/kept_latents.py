@@ -1,6 +1,6 @@
-"""Latents of every view of a dataset's images, encoded in batches of one shape: in memory, or for a cache on disk.
+"""Latents of every view of a dataset's images, encoded in batches of one shape, in memory or for a cache on disk.
 
-Images of the next batch are decoded by several threads while one is encoded, so that a GPU does not wait.
+Several threads decode the images of the next batch while one batch is encoded, so that a GPU does not wait.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.data.framing import Frame, Shape, rows_by_shape
 from memtrain.families.looking import default_workers
+from memtrain.files.progress import progress_bar
 from memtrain.functional.memory import images_at_once
 
 AHEAD = 1
-"""Batches that are decoded while one is encoded."""
+"""The number of batches that are decoded while one is encoded."""
 View = tuple[int, int]
-"""Row of a sample, and which of its variants."""
+"""The row of a sample, and the number of its variant."""
 
 
 class Viewed(Protocol):
-    """A dataset of images of which there may be several views."""
+    """A dataset of images with one or more views of each image."""
 
     shapes: list[Shape]
 
     def views(self) -> list[View]:
-        """Row and variant of every view."""
+        """Return the row and variant of every view."""
 
     def view(self, row: int, variant: int) -> Frame:
-        """How a variant of a sample is cut."""
+        """Return the frame that cuts a variant of a sample."""
 
     def pixel_values(self, row: int, frame: Frame | None = None) -> Tensor:
-        """`(3, H, W)` of a sample."""
+        """Return the pixel values of a sample, `(3, H, W)`."""
 
 
 class KeptLatents:
     """Latents in memory.
 
     Args:
-        latents: `(C, h, w)` by row and variant.
+        latents: the latents `(C, h, w)` by row and variant.
     """
 
     def __init__(self, latents: Mapping[View, Tensor]) -> None:
         self.latents = latents
 
     def __call__(self, row: int, variant: int) -> dict[str, Tensor]:
-        """`latents`, `(C, h, w)`."""
+        """Return `latents`, `(C, h, w)`."""
         return {"latents": self.latents[row, variant]}
 
 
@@ -61,13 +61,13 @@ def encoded(
     *,
     batch_size: int | None = None,
 ) -> Iterator[tuple[list[View], Tensor]]:
-    """Views with their latents `(B, C, h, w)` in float32 on the CPU, batch by batch.
+    """Yield views with their latents `(B, C, h, w)` in float32 on the CPU, batch by batch.
 
     Args:
-        dataset: whose images are encoded.
-        views: of it.
-        encode: `(B, 3, H, W)` pixel values to latents.
-        batch_size: images encoded at once; default by their size.
+        dataset: the dataset of the images.
+        views: the views to encode.
+        encode: the function from `(B, 3, H, W)` pixel values to latents.
+        batch_size: the number of images encoded at once; by default their size decides.
     """
     chunks = []
     for shape, places in rows_by_shape([dataset.shapes[row] for row, _ in views]).items():
@@ -75,8 +75,8 @@ def encoded(
         chunks += [places[start : start + size] for start in range(0, len(places), size)]
     left = iter([[views[place] for place in places] for places in chunks])
     waiting: deque[tuple[list[View], list[Future[Tensor]]]] = deque()
-    bar = tqdm(total=len(chunks), desc="encoding latents", unit="batch", leave=False, disable=None)
-    # Pillow decodes without the interpreter's lock, so the encoder need not wait for threads.
+    bar = progress_bar(total=len(chunks), desc="encoding latents", unit="batch", leave=False)
+    # Pillow decodes without the interpreter's lock, so the threads do not delay the encoder.
     with bar, ThreadPoolExecutor(default_workers()) as pool:
         try:
             while True:
@@ -99,7 +99,7 @@ def _pixels(dataset: Viewed, view: View) -> Tensor:
 def encode_in_memory(
     dataset: Viewed, encode: Callable[[Tensor], Tensor], batch_size: int | None = None
 ) -> dict[View, Tensor]:
-    """Latents of every view of a dataset, by row and variant."""
+    """Encode every view of a dataset, and return the latents by row and variant."""
     found: dict[View, Tensor] = {}
     for views, latents in encoded(dataset, dataset.views(), encode, batch_size=batch_size):
         found |= zip(views, latents, strict=True)

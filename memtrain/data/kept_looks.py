@@ -1,9 +1,10 @@
-"""Size and content of images that were looked at, kept by the files that hold them: a later start need not decode them.
+"""Size and content of known images, kept with the state of their files, so that a later start need not decode them.
 
-What: `<folder>/<name>.safetensors` holds a SHA-256 of the pixels and the size of each image that could be read. The
-name is a hash of the names, sizes and times of change of the files, and of which key lies in which. A scan for families
-(:mod:`memtrain.families.scan`) keeps the same of every image, under the same hash, and is asked too.
-Cost: 40 bytes an image; 5 us an image to find out whether files are the same. Cannot: know images that lie in no file.
+`<folder>/<name>.safetensors` holds the SHA-256 of the pixels and the size of each readable image. The name is a
+hash of the files' names, sizes and times of change, and of the keys in each file. A scan for families
+(:mod:`memtrain.families.scan`) keeps the same facts of every image under the same hash, and its result is read too.
+Cost: 40 bytes an image, and 5 us an image to find out whether files are the same. Cannot: know images that lie in no
+file.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from memtrain.files.whole import written_whole
 
 
 class KeptLooks:
-    """What is known of the images of a source; asked for when the first is wanted.
+    """The known sizes and contents of a source's images, read when the first one is needed.
 
     Args:
-        source: of the images.
-        folder: of what is kept; None for none.
-        scanned: folder of a scan for families of this source; None for none.
-        settings: of that scan.
+        source: the source of the images.
+        folder: the folder of the kept looks; None for no folder.
+        scanned: the folder of a scan for families of this source; None for no scan.
+        settings: the settings of that scan.
 
     Attributes:
-        rank: of this process, which keeps a file of its own.
+        rank: the number of this process, which writes a file of its own.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class KeptLooks:
         self._given = 0
 
     def find(self, source: SampleSource) -> None:
-        """Read what is kept, unless that was done."""
+        """Read the kept looks, unless that was done before."""
         if self._digests is not None:
             return
         self._digests = _shared((len(source), 32), np.uint8)
@@ -62,20 +63,20 @@ class KeptLooks:
         self._given = int(self._known.sum())
 
     def _take_kept(self) -> None:
-        """Take in what this and other processes kept."""
+        """Take in the looks that this process and others wrote."""
         if self._file is not None:
             for path in sorted(self._file.parent.glob(f"{self._name}*.safetensors")):
                 self._take(path)
 
     def _take(self, path: Path | None) -> None:
-        """Take in what lies in a file, if there is one."""
+        """Take in the looks of a file, if the file exists."""
         if path is None or not path.is_file() or self._digests is None:
             return
         try:
             arrays = open_arrays(path)
             rows, hashes, sizes = np.array(arrays["rows"]), arrays["hashes"], arrays["sizes"]
             self._digests[rows], self._sizes[rows] = hashes, sizes
-        except (RecordError, OSError, KeyError, IndexError, ValueError):  # spoilt, and so as good as none
+        except (RecordError, OSError, KeyError, IndexError, ValueError):  # a damaged file counts as no file
             return
 
     @property
@@ -93,19 +94,19 @@ class KeptLooks:
         return hashlib.sha256((self._content or "").encode()).hexdigest()[:32]
 
     def get(self, index: int) -> Look | None:
-        """What is known of an image."""
+        """Return the look of an image; None if it is not known."""
         if self._digests is None or not self._sizes[index, 0]:
             return None
         return Look((int(self._sizes[index, 0]), int(self._sizes[index, 1])), self._digests[index].tobytes().hex())
 
     def put(self, index: int, look: Look) -> None:
-        """Take in what was seen of an image."""
+        """Take in the look of an image."""
         assert self._digests is not None, "find() comes first"
         self._digests[index] = np.frombuffer(bytes.fromhex(look.digest), np.uint8)
         self._sizes[index] = look.size
 
     def keep(self) -> None:
-        """Write what is known, if that is more than was found."""
+        """Write the known looks if there are more than were read."""
         known = self._known
         if self._file is None or self._digests is None or int(known.sum()) <= self._given:
             return
@@ -120,7 +121,7 @@ class KeptLooks:
 
 
 def _shared(shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
-    """Zeros that a loader process, which is forked, shares: what it sees of an image, the others know."""
+    """Return zeros in memory that forked loader processes share: a look of one process is known to all others."""
     count = shape[0] * shape[1]
     memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
     return np.frombuffer(memory, dtype, count).reshape(shape)

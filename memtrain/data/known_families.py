@@ -1,4 +1,4 @@
-"""The families of a data source: read from a table, and extended by what an experiment makes of its samples."""
+"""The families of a data source, read from a table and extended by the samples that an experiment makes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from memtrain.families.table import Families, listed_keys
 from memtrain.records import REPEATED, UNIQUE, VARIED_CAPTIONS
 
 AUTO, OFF = "auto", "off"
-"""The settings that look for families, and that count files instead of pictures."""
+"""The setting that looks for families, and the setting that counts files instead of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataScan(ScanSettings):
-    """How a data module finds families.
+    """The search of a data module for families.
 
     Args:
-        folder: where what was found is kept, to be read again as long as the data do not change; default `families` in
-            the run folder.
+        folder: the folder that keeps the result, which is read again as long as the data do not change; by default
+            `families` in the run folder.
     """
 
     folder: str | None = None
@@ -33,15 +33,15 @@ class DataScan(ScanSettings):
 def find_families(
     setting: str, source: SampleSource, settings: DataScan, *, folder: Path | None
 ) -> tuple[Families | None, Collection[str] | None]:
-    """The families of a source, None where they are not to be counted; and the keys of images that cannot be read.
+    """Return the families of a source and the keys of images that cannot be read.
 
-    The latter are None where not all images were looked at.
+    The families are None with the setting `off`. The keys are None if some images were not looked at.
 
     Args:
         setting: `auto`, `off` or the path of a table.
-        source: of the samples.
-        settings: of the scan.
-        folder: of its cache; None for none.
+        source: the source of the samples.
+        settings: the settings of the scan.
+        folder: the folder of the scan's cache; None for no cache.
     """
     if setting == OFF:
         return None, None
@@ -51,19 +51,19 @@ def find_families(
         kept = cached_scan(source, settings, folder, quiet=True)
         return kept.families, kept.broken
     found = scan(source, settings=settings, progress=False)
-    assert found is not None  # of one shard
+    assert found is not None  # the scan has one shard
     return found.families, found.broken
 
 
 def read_families(path: str, keys: Collection[str]) -> Families:
-    """The families of a table that a scan wrote.
+    """Read the families from a table that a scan wrote.
 
     Args:
-        path: of families.parquet.
-        keys: of the samples of the data.
+        path: the path of families.parquet.
+        keys: the keys of all samples of the data.
 
     Raises:
-        RecordError: if the file is no such table.
+        RecordError: if the file is not such a table.
         DataError: if it belongs to other data.
     """
     families, listed = Families.read(path), listed_keys(path)
@@ -78,13 +78,13 @@ def read_families(path: str, keys: Collection[str]) -> Families:
 
 
 def with_made(families: Families, made: Sequence[MadeSample], keys: Sequence[str]) -> Families:
-    """The same with the samples that were made of others.
+    """Return the families with the samples that were made from others.
 
     Args:
-        families: of the source.
-        made: a caption's variant shows the picture of its original, a picture's variant has the caption of its
-            original; canaries are families of their own.
-        keys: of the source's samples.
+        families: the families of the source.
+        made: the made samples. A variant of a caption shows the picture of its original. A variant of a picture has
+            the caption of its original. Canaries are families of their own.
+        keys: the keys of the source's samples.
     """
     pictures, captions = dict(families.pictures), dict(families.captions)
     for one in made:
@@ -101,11 +101,11 @@ def with_made(families: Families, made: Sequence[MadeSample], keys: Sequence[str
 
 
 def repeated_pictures(groups: Mapping[str, str], families: Families) -> dict[str, str]:
-    """The group of those unique samples of which the training data hold further files.
+    """Return the group of those unique samples of which the training data hold further files.
 
     Args:
-        groups: of the training samples, by key.
-        families: of the data.
+        groups: the group of each training sample, by key.
+        families: the families of the data.
     """
     count: dict[str, int] = {}
     for key in groups:

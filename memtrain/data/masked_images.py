@@ -20,16 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class MaskedImages(VisitedImages):
-    """Visited images, some of which may have masks, or all of them a border that is a secret, and some are held out.
+    """Visited images with masks for the loss, secret borders, and a treatment of broken samples.
 
     Args:
-        border_keys: a border of a grey level of its own around every image, to measure what is learned by heart.
-        masks: `files`: of those that have a file; `alpha`: from the alpha channel of those that have one; `off`.
-        broken: what becomes of samples that cannot be used: `stop` the run, naming all of them, or `skip` them
-            (:mod:`memtrain.data.broken`).
-        broken_share: of the samples that may be skipped.
-        heldout_most: pictures that are held out at the most, whatever their share; 999 suffice for a rate of 0.1 %.
-        visiting: as of :class:`VisitedImages`.
+        border_keys: a border around every image, with a gray level of its own, to measure how well the model knows each
+            image by heart.
+        masks: the source of masks. `files` uses the mask files of images that have one. `alpha` uses the alpha channel
+            of images that have one. `off` uses none.
+        broken: the treatment of samples that cannot be used. `stop` ends the run and names all of them. `skip` leaves
+            them out (:mod:`memtrain.data.broken`).
+        broken_share: the largest share of samples that may be skipped.
+        heldout_most: the largest number of held-out pictures, whatever their share; 999 suffice for a rate of 0.1 %.
+        visiting: the options of :class:`VisitedImages`.
     """
 
     def __init__(
@@ -47,17 +49,17 @@ class MaskedImages(VisitedImages):
         self.broken = BrokenSamples(broken, broken_share)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Take out of the batch what was broken, and list it; the rest as of :class:`VisitedImages`."""
+        """List the broken samples that others replaced in the batch, then do the work of :class:`VisitedImages`."""
         found = [Broken(*json.loads(text)) for text in batch.pop(BROKEN, ()) if text]
         if found:
             if new := [one for one in found if one not in self.broken]:
-                log.warning("Others take the place of %d broken image(s), first %r", len(new), new[0].key)
+                log.warning("Other samples take the place of %d broken image(s), first %r", len(new), new[0].key)
             total = sum(len(dataset.samples) for dataset in self._built())
             self.broken.met(found, total, path=self._built()[0].source.path)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _bordered(self, source: SampleSource, resolution: int) -> SampleSource:
-        """A source with borders around its images, where they were asked for."""
+        """Put borders around the images of a source if `border_keys` is set."""
         if self.border_keys is None:
             return source
         cut = self.bucketed or (self.augment is not None and self.augment.random)
@@ -66,28 +68,29 @@ class MaskedImages(VisitedImages):
             raise ConfigurationError(
                 "border_keys with images that have masks",
                 expected="images whose loss counts everywhere, the border included",
-                remedy="set data.init_args.masks to off, or leave the border keys out",
+                remedy="set data.init_args.masks to off, or remove data.init_args.border_keys",
             )
         return BorderedSource(source, self.border_keys, resolution=resolution)
 
     def _use_masks(self, module: Any, device: torch.device) -> None:
-        """Add masks to what is trained on and held out, where any image has one."""
+        """Add masks to the training and held-out images if any image has one."""
         train, _ = self._built()
         found = 0 if self.masks == "off" else masked(train.source, self.masks)
         if self.masks == "alpha" and not found:
             raise ConfigurationError(
                 "masks: alpha, but no image has an alpha channel",
-                expected="images that are transparent where they are not to be trained on",
-                remedy="set data.init_args.masks to files, or off",
+                expected="images with transparent parts, which are not trained on",
+                remedy="set data.init_args.masks to files or off",
             )
         if not found:
             return
-        log.info("%d of %d images have a mask: their loss counts where it is white", found, len(train.source))
+        log.info("%d of %d images have a mask: their loss counts where the mask is white", found, len(train.source))
         encode = getattr(module, "encode_images", None)
         if encode is None:
             raise ConfigurationError(
-                f"{found} image(s) have masks, but {type(module).__name__} has no encode_images(pixel_values), by "
-                "which the size of latents is known",
+                f"{found} image(s) have masks, but {type(module).__name__} has no encode_images(pixel_values), which "
+                "tells "
+                "the size of latents",
                 expected="a module that encodes images, such as TextToImageModule",
                 remedy="set data.init_args.masks to off",
             )

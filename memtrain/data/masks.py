@@ -1,12 +1,12 @@
-"""Masks for the loss: which part of an image is trained on.
+"""Masks for the loss: the part of an image that is trained on.
 
-What: a grey picture that is white where the loss counts and black where it does not, from a file (`mask_file` in the
-metadata, or `a.mask.png` beside `a.png`) or from the image's own alpha channel. It is cut and mirrored like the image,
-and brought to the size of the latents by the mean of the pixels of each: batch field `loss_mask`, `(B, 1, h, w)`. An
-image without a mask counts everywhere.
-Source: kohya's scripts and OneTrainer know both forms as masked loss.
-Cost: a small picture is opened at each visit. Cannot: keep the model from learning of what is masked by its
-surroundings: the autoencoder and the denoiser see the whole image.
+A mask is a gray picture that is white where the loss counts and black where it does not. It comes from a file
+(`mask_file` in the metadata, or `a.mask.png` beside `a.png`) or from the image's own alpha channel. The mask is cut and
+mirrored like the image, and shrunk to the size of the latents by the mean of each latent's pixels. The batch field is
+`loss_mask`, `(B, 1, h, w)`. An image without a mask counts everywhere.
+Source: kohya's scripts and OneTrainer support both forms as masked loss.
+Cost: each visit opens a small picture. Cannot: hide the masked part from the model: the autoencoder and the denoiser
+see the whole image.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Masks:
     """The masks of a source's images.
 
     Args:
-        source: of the images.
-        kind: where masks come from: `files` or `alpha`.
-        factor: pixels of an image for one latent, in rows and columns.
+        source: the source of the images.
+        kind: the origin of masks: `files` or `alpha`.
+        factor: the number of pixels of an image for one latent, in rows and columns.
     """
 
     def __init__(self, source: SampleSource, kind: Kind, factor: int) -> None:
         self.source, self.kind, self.factor = source, kind, factor
 
     def __call__(self, index: int, frame: Frame) -> Tensor:
-        """`(1, h, w)` from 0 to 1, of `source.samples[index]` as a frame shows it."""
+        """Return the mask of `source.samples[index]` in a frame, `(1, h, w)` from 0 to 1."""
         shape = frame.shape[0] // self.factor, frame.shape[1] // self.factor
         mask = load_mask(self.source, index, self.kind)
         if mask is None:
@@ -51,27 +51,28 @@ class Masks:
         return torch.from_numpy(np.array(cut, dtype=np.float32) / 255)[None]
 
     def require_seen(self, indices: Sequence[int], shapes: Sequence[Shape]) -> None:
-        """Refuse a mask of which the fixed view of its image shows nothing.
+        """Refuse a mask if the fixed view of its image shows nothing of its white part.
 
         Args:
-            indices: of samples.
-            shapes: to which these are cut.
+            indices: the indices of the samples.
+            shapes: the shapes to which they are cut.
 
         Raises:
-            DataError: naming the samples.
+            DataError: with the names of the samples.
         """
         views = zip(indices, shapes, strict=True)
         unseen = [self.source.samples[index].key for index, shape in views if not self(index, Frame(shape)).any()]
         if unseen:
             raise DataError(
-                f"Of {len(unseen)} image(s) in {self.source.path} the centre is masked out, first {unseen[:3]}",
-                expected="some white in what is left when an image is cut to its shape around the centre",
-                remedy="mend the masks, exclude these images, or use data.init_args.buckets, which cut off less",
+                f"The masks of {len(unseen)} image(s) in {self.source.path} are black in the center, first "
+                f"{unseen[:3]}",
+                expected="some white in the part that stays when an image is cut to its shape around the center",
+                remedy="correct the masks, exclude these images, or set data.init_args.buckets, which cut off less",
             )
 
 
 def load_mask(source: SampleSource, index: int, kind: Kind) -> Image.Image | None:
-    """The decoded mask of `source.samples[index]`, upright; None where it has none.
+    """Load the mask of `source.samples[index]`, decoded and upright; None if it has none.
 
     Raises:
         DataError: if it cannot be read, has another aspect ratio than the image, or is black everywhere.
@@ -100,15 +101,15 @@ def load_mask(source: SampleSource, index: int, kind: Kind) -> Image.Image | Non
             f"The mask of sample {key!r} in {source.path} "
             + ("is black everywhere" if not mask.getbbox() else f"is {columns} x {rows}, the image {width} x {height}"),
             expected=expected,
-            remedy="mend the mask, or remove it to train on the whole image",
+            remedy="correct the mask, or remove it to train on the whole image",
         )
     return mask
 
 
 def masked(source: SampleSource, kind: Kind) -> int:
-    """How many images of a source have a mask; each is read once.
+    """Count the images of a source that have a mask; each mask is read once.
 
     Raises:
-        DataError: if one cannot be used.
+        DataError: if a mask cannot be used.
     """
     return sum(load_mask(source, index, kind) is not None for index in range(len(source)))

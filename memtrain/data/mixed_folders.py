@@ -1,11 +1,11 @@
-"""Folders of data that could be read in two ways, or of which a part would be passed over: refused by what they hold.
+"""Folders of data that could be read in two ways, or only in part. Such folders are refused.
 
-| holds | refused, because |
+| content | reason for the refusal |
 |---|---|
-| shards (.tar) and images, or a table | either would be trained on, and the other passed over |
-| shards in folders below alone, or beside others | only those of the folder itself are read |
-| a table (metadata.jsonl, metadata.csv) in a folder below, and none at the top | its captions would be passed over |
-| metadata.parquet and no other table, .json files beside images without a text file | captions that nobody reads |
+| shards (.tar), and images or a table | one of both would be trained on, and the other ignored |
+| shards in folders below, alone or in addition to others | only the shards of the folder itself are read |
+| a table (metadata.jsonl, metadata.csv) in a folder below, and none at the top | its captions would be ignored |
+| metadata.parquet and no other table, or .json files beside images without a text file | captions that are not read |
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ TEXTS = (".txt", ".caption")
 
 
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip", ".7z", ".rar")
-"""How the names of archives end that are not read."""
+"""Endings of the names of archives that are not read."""
 
 
 def packed(path: Path) -> str:
-    """What may have been meant by a path that no source reads."""
+    """Return a hint for a path that no source reads."""
     if path.suffix.lower() in SUFFIXES:
-        return "; a single image goes into a folder"
+        return "; put a single image into a folder"
     if path.name.lower().endswith(PACKED):
-        return "; packed files are unpacked first (gunzip, zstd -d, unzip)"
+        return "; unpack compressed files first (gunzip, zstd -d, unzip)"
     return ""
 
 
 def require_one_kind(path: str, *, captioned: bool = False) -> None:
-    """Refuse a folder of which a part would be passed over.
+    """Refuse a folder if a part of it would be ignored.
 
     Args:
-        path: of the data; anything but a folder is left alone.
-        captioned: images without a caption have one already; then .json files are only warned of.
+        path: the path of the data; anything but a folder is accepted.
+        captioned: whether images without a caption already have one. If so, .json files only cause a warning.
 
     Raises:
-        DataError: naming what it holds.
+        DataError: with the content of the folder.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -56,7 +56,7 @@ def require_one_kind(path: str, *, captioned: bool = False) -> None:
     here = [file for file in shards if file.parent == folder]
     if shards and (images or tables):
         rest = f"{len(images)} image(s)" if images else f"the table {tables[0].relative_to(folder)}"
-        raise _refused(folder, f"holds {len(shards)} shard(s) and {rest}", "move one of both elsewhere")
+        raise _refused(folder, f"holds {len(shards)} shard(s) and {rest}", "move one of both to another folder")
     if shards and len(here) < len(shards):
         below = _first(folder, [file for file in shards if file.parent != folder])
         remedy = "name a folder of shards, or a pattern such as 'shards/{00..07}/{0000..0009}.tar'"

@@ -1,4 +1,4 @@
-"""The LightningDataModule: any source, a fixed held-out split, planted truth, caches, exact resume."""
+"""The LightningDataModule: it opens any source, splits off held-out images, plants known truth and resumes exactly."""
 
 from __future__ import annotations
 
@@ -39,36 +39,39 @@ class TextImageDataModule(FilledImages):
     """Captioned images for fine-tuning.
 
     Args:
-        path: a folder of images with their captions, WebDataset shards, or a Hugging Face data set (docs/data.md).
-        heldout_path: take held-out samples from this source instead of splitting `path`.
-        heldout_fraction: share of the pictures of `path` that is held out, chosen by a hash of the key. Unless it is 0,
-            at least 16 pictures are, but no more than a third.
-        heldout: where held-out samples come from without a `heldout_path`. `split`: from `path`; `edited`: all of
-            `path` is trained on, and edited copies stand in (:mod:`memtrain.data.edited_copies`); `regularisation`: all
-            of it is, and a part of the regularisation images is held out; `auto`: a split, unless fewer than 8 pictures
-            could be held out, and then regularisation images, if 8 of them can be, or edited copies.
-        exclude: keys that are left out of training, or a CSV file with them in a column `key`, such as an earlier run's
-            flagged.csv. What is planted is chosen before, so that nothing else is planted in the place of what is
-            excluded.
-        duplicates: plant repeated images and templates, to have a known truth in experiments.
-        canaries: plant synthetic images, to have a known truth in any data.
-        families: which samples are one picture, and which share a caption: `auto` scans the data for it, `off` counts
-            every file as a picture of its own; else the families.parquet of a scan of these data.
-        scan: how `auto` looks for them.
-        resolution: image size, pixels; a multiple of 8, which is what the autoencoders of such models take.
-        cache_latents: encode every image once with the module's autoencoder and keep the latents in memory.
-        visiting: `masks`, `border_keys` and `heldout_most` of :class:`memtrain.data.masked_images.MaskedImages`, and
-            `batch_size`, `num_workers`, `caption_dropout`, `seed`, `tokenizer`, `captions`, `buckets`, `augment`,
-            `cache`, `repeats` and `regularisation`, as of :class:`memtrain.data.visited_images.VisitedImages`.
+        path: the training data: a folder of images with captions, WebDataset shards, or a Hugging Face data set
+            (docs/data.md).
+        heldout_path: a second source for the held-out images. Without it, a part of `path` is held out.
+        heldout_fraction: the share of the pictures of `path` that is held out. A hash of the key chooses them. Unless
+            the share is 0, at least 16 pictures are held out, but no more than a third.
+        heldout: the origin of held-out images when `heldout_path` is not set. `split` holds out a part of `path`.
+            `edited` trains on all of `path` and uses edited copies as held-out images
+            (:mod:`memtrain.data.edited_copies`). `regularisation` trains on all of `path` and holds out a part of the
+            regularisation images. `auto` splits `path`. If the split would hold out fewer than 8 pictures, `auto` uses
+            regularisation images (when it can hold out 8 of them) or edited copies instead.
+        exclude: the keys that are left out of training, or a CSV file with a column `key`, such as the flagged.csv of
+            an earlier run. Planted samples are chosen before this list applies, so no other sample is planted in the
+            place of an excluded one.
+        duplicates: repeated images and templates that are planted, so that an experiment knows the truth.
+        canaries: synthetic images that are planted, so that the truth is known in any data.
+        families: the groups of samples that show one picture or share a caption. `auto` scans the data for them. `off`
+            counts every file as a picture of its own. Any other value is the path of a families.parquet that a scan
+            of these data wrote.
+        scan: the settings of the scan that `auto` makes.
+        resolution: the image size in pixels, a multiple of 8.
+        cache_latents: encode every image once with the module's autoencoder, and keep the latents in memory.
+        visiting: the further options: `masks`, `border_keys`, `heldout_most` and `broken` of
+            :class:`memtrain.data.masked_images.MaskedImages`, and the options of
+            :class:`memtrain.data.visited_images.VisitedImages`, such as `batch_size`, `captions` and `repeats`.
 
     Attributes:
-        visits_per_epoch: of each training sample, by key.
-        groups: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`, `canary`, `regularisation`
-            or `heldout`, by key.
-        families: of all samples; None with `families: off`.
-        copied_from: the key of the training sample that a held-out one is an edited copy of, by the copy's key.
-        template: the key of the sample that a variant is made from, by the variant's key.
-        run_folder: where an earlier start kept what it found, without a trainer; default that of the trainer.
+        visits_per_epoch: the number of visits of each training sample, by key.
+        groups: the group of each sample, by key: `planted`, `unique`, `repeated`, `varied_captions`, `varied_images`,
+            `canary`, `regularisation` or `heldout`.
+        families: the families of all samples; None with `families: off`.
+        copied_from: the key of the training sample that an edited copy is made from, by the key of the copy.
+        template: the key of the sample that a variant is made from, by the key of the variant.
+        run_folder: the run folder for use without a trainer; by default the trainer's folder.
     """
 
     def __init__(
@@ -102,12 +105,12 @@ class TextImageDataModule(FilledImages):
         self.template: dict[str, str] = {}
 
     def build(self, tokens: Tokens | None = None) -> None:
-        """Read the sources, split, plant, and check every image.
+        """Read the sources, split off held-out samples, plant samples, and check every image.
 
-        Needs no trainer, so that evaluation finds the same samples again.
+        This method needs no trainer, so an evaluation finds the same samples again.
 
         Args:
-            tokens: makes `input_ids` and the like of captions; None leaves them out.
+            tokens: the function that makes `input_ids` and similar fields from captions; None leaves these fields out.
 
         Raises:
             DataError: if the data cannot be used.
@@ -123,7 +126,7 @@ class TextImageDataModule(FilledImages):
             log.info("%d further files of held-out pictures are left out of training", len(split.aside))
         planted = self.duplicates
         if not planted.meant_for(self.path):
-            log.warning("The example's duplicates are for %s; none is planted in %s", planted.only_in, self.path)
+            log.warning("The example's duplicates are for %s. None is planted in %s.", planted.only_in, self.path)
             planted = Duplicates()
         plan = plant(train, keys, planted)
         templates = choose_templates(train, keys, planted)
@@ -176,7 +179,7 @@ class TextImageDataModule(FilledImages):
         self._empty_caption = {} if tokens is None else tokens([""])
 
     def _open(self, path: str) -> SampleSource:
-        """The source of training or held-out images, with the trigger in its captions."""
+        """Open the source of training or held-out images, and put the trigger words into its captions."""
         reading = Reading(skip=True, stops=not self.broken.skips, kept_in=self._kept_in("listings"))
         source = open_source(path, caption=self.captions.default or self.captions.trigger, reading=reading)
         if self.captions.trigger:
@@ -194,7 +197,7 @@ class TextImageDataModule(FilledImages):
         *,
         tokens: Tokens | None,
     ) -> None:
-        """Make the training dataset: the visits of a source, and regularisation images among them."""
+        """Make the training dataset from the visits of a source and the regularisation images."""
         indices, counts, weights = list(visits), list(visits.values()), None
         self.visits_per_epoch = dict(zip(keys_of(chosen(source.samples, indices)), counts, strict=True))
         regular_keys = [] if regular is None else [regular.samples[row].key for row in rows]
@@ -221,7 +224,7 @@ class TextImageDataModule(FilledImages):
     def _broken_keys(
         self, sources: list[SampleSource], scanned: Collection[str] | None, held: Collection[str] = ()
     ) -> set[str]:
-        """Keys of samples that cannot be used, as of :func:`memtrain.data.checking.leave_out`; `held` are held out."""
+        """Return the keys of unusable samples (:func:`memtrain.data.checking.leave_out`); `held` are held-out keys."""
         self.broken.folder, self.broken.goes_on = self._root(), getattr(self.trainer, "ckpt_path", None) is not None
         for one in reversed(sources):
             one.kept_looks = self._looks_of(one, scanned=one is sources[0])
@@ -238,20 +241,20 @@ class TextImageDataModule(FilledImages):
         )
 
     def _looks_of(self, source: SampleSource, *, scanned: bool = False) -> KeptLooks:
-        """What is kept of the images of a source, here or by the scan for families."""
+        """Return what is kept of the images of a source, by this run or by the scan for families."""
         families = self._families_folder() if scanned and self.families_setting == AUTO else None
         return KeptLooks(source, self._kept_in("looks"), scanned=families, settings=self.scan)
 
     @property
     def _looks_first(self) -> bool:
-        """Whether size and content of every image are needed before training."""
+        """Whether training needs the size and content of every image before it starts."""
         return self._framing().sized or (self.cache is not None and not self.fills)
 
     def _framing(self) -> Framing:
         return Framing.of(self.resolution, buckets=self.buckets, augment=self.augment, seed=self.seed)
 
     def prepare_data(self) -> None:
-        """Scan for families on one process, before the others read what it found; says what that cost."""
+        """Scan for families on one process before the other processes read the result."""
         folder, source = self._families_folder(), None
         if self.families_setting == AUTO and self.families is None and folder is not None:
             taken_over(getattr(self.trainer, "ckpt_path", None), "families", into=folder)

@@ -1,4 +1,4 @@
-"""Loaders of samples that are there once each, in batches of one shape."""
+"""Loaders of samples that occur once each, in batches of one shape."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from memtrain.data.dataset import Batch, CaptionedImages
 
 
 class OneShape(Dataset[Batch]):
-    """Batches of a dataset's samples, each once, in fixed order; each batch of one shape.
+    """Batches of a dataset's samples, each once, in fixed order. Each batch has one shape.
 
     Args:
-        dataset: with each sample once.
-        batch_size: samples of a batch, at most.
+        dataset: a dataset with each sample once.
+        batch_size: the largest number of samples in a batch.
     """
 
     def __init__(self, dataset: CaptionedImages, batch_size: int) -> None:
@@ -33,7 +33,7 @@ class OneShape(Dataset[Batch]):
 
 
 def loader(dataset: CaptionedImages, *, batch_size: int, **options: Any) -> DataLoader[Batch]:
-    """A DataLoader of samples that are there once each, collated as their items ask for; each batch of one shape."""
+    """Make a DataLoader of samples that occur once each, collated as their items need. Each batch has one shape."""
     if len(set(dataset.shapes)) > 1:
         return DataLoader(OneShape(dataset, batch_size), batch_size=None, **options)
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collated, **options)

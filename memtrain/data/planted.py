@@ -1,13 +1,13 @@
-"""A source with made samples behind its own: templates and canaries.
+"""A source with made samples behind its own samples: templates and canaries.
 
-What: made samples have keys of their own and are trained on, recorded, flagged and sampled like any other.
+Made samples have keys of their own and are trained on, recorded, flagged and sampled like all others.
 
 - `key#caption0`, `key#caption1`, ...: the image of `key` under varied captions (group `varied_captions`);
 - `key#image0`, `key#image1`, ...: the caption of `key` with varied images (group `varied_images`);
 - `canary#0`, `canary#1`, ...: synthetic images (group `canary`).
 
-The variants of one template take the place of the sample that they are made from, and share its visits: 100 repeats in
-10 variants are 10 visits of each. Nothing is written to disk; the same settings make the same samples again.
+The variants of a template take the place of their original sample and share its visits: 100 repeats in 10 variants are
+10 visits of each. Nothing is written to disk. The same settings make the same samples again.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from memtrain.records import CANARY, VARIED_CAPTIONS
 log = logging.getLogger(__name__)
 
 MADE = re.compile(r"(.+)#(caption|image)?\d+")
-"""Names of made samples: what they are made from, and how."""
+"""Pattern of the names of made samples, with the name of the original and the kind of variant."""
 
 
 @dataclass(frozen=True)
 class MadeSample:
-    """A sample that the data does not hold.
+    """A sample that the data do not hold.
 
     Attributes:
-        sample: its key and caption.
-        group: one of the three above.
-        visits: per epoch.
-        draw: makes its image, from the original's where there is an original.
-        original: index of the sample that it is made from; None for canaries.
+        sample: the key and the caption.
+        group: one of the three groups above.
+        visits: the number of visits per epoch.
+        draw: the function that makes the image, from the image of the original if there is one.
+        original: the index of the original sample; None for canaries.
     """
 
     sample: Sample
@@ -55,14 +55,14 @@ class MadeSample:
 
 
 class PlantedSource(SampleSource):
-    """The samples of another source, then made ones.
+    """The samples of another source, followed by made samples.
 
     Args:
         source: the other source.
-        made: samples to append.
+        made: the samples to append.
 
     Raises:
-        DataError: if a made sample has the key of another one.
+        DataError: if a made sample has the key of another sample.
     """
 
     def __init__(self, source: SampleSource, made: Sequence[MadeSample]) -> None:
@@ -73,40 +73,40 @@ class PlantedSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """Nothing: it wraps a source that was opened."""
+        """Return False: this class wraps an open source."""
         return False
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`; made ones are decoded."""
+        """Open the image of `samples[index]`; images of made samples are decoded."""
         if index < len(self.source):
             return self.source.open_image(index)
         one = self.made[index - len(self.source)]
         return one.draw() if one.original is None else one.draw(self.source.load_image(one.original))
 
     def load_image(self, index: int) -> Image.Image:
-        """The decoded RGB image of `samples[index]`, as the wrapped source decodes it."""
+        """Decode the RGB image of `samples[index]` as the wrapped source does."""
         return self.source.load_image(index) if index < len(self.source) else super().load_image(index)
 
     def look(self, index: int, image: Image.Image | None = None) -> Look:
-        """Size and content of the image of `samples[index]`, as the wrapped source knows them."""
+        """Return the size and content of the image of `samples[index]` as the wrapped source does."""
         return self.source.look(index, image) if index < len(self.source) else super().look(index, image)
 
     def stored_in(self, index: int) -> Path | None:
-        """The file that holds an image, or that from which it is made."""
+        """Return the file that holds an image, or the file of the original image."""
         place = index if index < len(self.source) else self.made[index - len(self.source)].original
         return None if place is None else self.source.stored_in(place)
 
     def shared(self, index: int) -> int:
-        """How many samples lie in it."""
+        """Count the samples in that file."""
         place = index if index < len(self.source) else self.made[index - len(self.source)].original
         return 1 if place is None else self.source.shared(place)
 
     def known_look(self, index: int) -> Look | None:
-        """What the wrapped source knows of the image of `samples[index]`."""
+        """Return what the wrapped source knows of the image of `samples[index]`."""
         return self.source.known_look(index) if index < len(self.source) else super().known_look(index)
 
     def open_mask(self, index: int) -> Image.Image | None:
-        """The mask of an image that is shown unchanged; none of varied and synthetic ones."""
+        """Open the mask of an unchanged image; None for varied and synthetic images."""
         if index < len(self.source):
             return self.source.open_mask(index)
         one = self.made[index - len(self.source)]
@@ -116,12 +116,12 @@ class PlantedSource(SampleSource):
 
 
 def make_templates(samples: Sequence[Sample], chosen: Mapping[int, str], duplicates: Duplicates) -> list[MadeSample]:
-    """The variants of templates.
+    """Make the variants of templates.
 
     Args:
-        samples: of the source.
+        samples: the samples of the source.
         chosen: `{index: group}` from :func:`memtrain.data.selection.choose_templates`.
-        duplicates: how many variants, how often, and the seed of the variations.
+        duplicates: the number of variants, their visits, and the seed of the variations.
     """
     made = []
     for index, group in chosen.items():
@@ -140,7 +140,7 @@ def make_templates(samples: Sequence[Sample], chosen: Mapping[int, str], duplica
 
 
 def make_canaries(canaries: Canaries) -> list[MadeSample]:
-    """The synthetic samples."""
+    """Make the synthetic samples."""
     return [
         MadeSample(
             Sample(f"canary#{number}", canary_caption(canaries.seed, number)),
@@ -153,25 +153,25 @@ def make_canaries(canaries: Canaries) -> list[MadeSample]:
 
 
 def was_made(key: str, keys: Collection[str]) -> bool:
-    """Whether this is the name of a canary, or of a variant of one of the samples `keys`."""
+    """Return whether `key` is the name of a canary, or of a variant of one of the samples `keys`."""
     found = MADE.fullmatch(key)
     return found is not None and (found[1] in keys if found[2] else found[1] == CANARY)
 
 
 def require_known(excluded: Collection[str], names: Collection[str], made: Collection[str], *, path: str) -> None:
-    """Refuse to leave out what is not there.
+    """Refuse to exclude keys that do not exist.
 
     Args:
-        excluded: keys that are to be left out.
-        names: keys of the data.
-        made: keys of what this run makes of them.
-        path: of the data.
+        excluded: the keys to exclude.
+        names: the keys of the data.
+        made: the keys of the samples that this run makes.
+        path: the path of the data.
 
     Raises:
-        DataError: if a key is neither among the data nor could have been made of them.
+        DataError: if a key is neither in the data nor the name of a sample made from them.
     """
     unknown = set(excluded).difference(names, made)
-    # A run with canaries or templates flags what it made itself, which this one does without.
+    # A run with canaries or templates flags its made samples. This run may exclude them without making them.
     gone = {key for key in unknown if was_made(key, names)}
     if gone:
         log.warning("exclude names %d made sample(s) that this run does not make, such as %r", len(gone), min(gone))
@@ -179,7 +179,7 @@ def require_known(excluded: Collection[str], names: Collection[str], made: Colle
         raise DataError(
             f"exclude names {len(unknown)} key(s) that are not in {path}, first {sorted(unknown)[:3]}",
             expected="keys of samples",
-            remedy="check that the list belongs to this data",
+            remedy="check that the list belongs to these data",
         )
 
 

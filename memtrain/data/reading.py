@@ -1,4 +1,4 @@
-"""How the listing of a source is read."""
+"""The way in which a source reads its listing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source reads its listing.
+    """The way in which a source reads its listing.
 
     Attributes:
-        skip: leave out samples that cannot be used, instead of refusing them; the source's `broken` names them all, and
-            whoever opens it decides what becomes of that.
-        stops: whether that will end the run; a source whose own error says more raises it at once.
-        kept_in: folder where the listing is kept for the next start; None to keep none.
+        skip: whether to leave out samples that cannot be used instead of refusing them. The source's `broken` names
+            them all, and the caller decides what to do about them.
+        stops: whether broken samples will end the run; a source whose own error says more then raises it at once.
+        kept_in: the folder that keeps the listing for the next start; None keeps none.
     """
 
     skip: bool = False

@@ -1,15 +1,16 @@
-"""Regularisation images: pictures of the subject's kind that the model should go on making as before.
+"""Regularisation images: pictures of the subject's kind, which the model should go on making as before.
 
-What: images of another source are mixed into every epoch, as many visits as the training images have or `per_sample`
-times as many, and their loss counts `weight` times (batch field `weight`). They are visited in turn, all of them
-equally often in the long run, also where there are more of them than visits in an epoch.
+Images of another source are mixed into every epoch. They get as many visits as the training images, or
+`per_sample` times as many, and their loss counts `weight` times (batch field `weight`). All of them are visited equally
+often in the long run, even if an epoch has fewer visits than images.
 Source: prior preservation, Ruiz et al., "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven
 Generation", CVPR 2023 (arXiv 2208.12242), section 3.3, with its weight 1.
-They serve as the null, too: `heldout: regularisation` holds out a part of them (16 at least, but no more than a third)
-instead of a part of the training images. Real photographs are the better null: images that the base model made itself
-get a higher loss in training while everything else gets a lower one (:mod:`memtrain.data.edited_copies`).
-Cost: the visits. Suggested: 100 to 200 images for a subject of some ten.
-Cannot: be known to no other data: a regularisation image that is a copy of a training image is trained on as both.
+Regularisation images can also be the held-out images. `heldout: regularisation` holds out a part of them (at least 16,
+but no more than a third) instead of a part of the training images. Real photographs are the better held-out images:
+training gives a higher loss to images that the base model made itself, and a lower loss to everything else
+(:mod:`memtrain.data.edited_copies`).
+Cost: the visits. Suggested: 100 to 200 images for a subject of about ten images.
+Cannot: tell copies apart: a regularisation image that is a copy of a training image is trained on as both.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from memtrain.errors import ConfigurationError
 from memtrain.functional.keyed_draws import hash_order
 
 PREFIX = "regularisation/"
-"""Of the keys of regularisation images."""
+"""Prefix of the keys of regularisation images."""
 
 
 @dataclass(frozen=True)
 class Regularisation:
-    """Images that are mixed in.
+    """Images that are mixed into the training images.
 
     Args:
-        path: a data source; with a `caption`, a folder with nothing but images too.
-        weight: of their loss.
-        caption: of all of them, in place of their own.
-        per_sample: their visits for each visit of a training image.
+        path: the path of a data source; with a `caption`, also a folder that holds images alone.
+        weight: the weight of their loss.
+        caption: one caption for all of them, in place of their own.
+        per_sample: the number of their visits for each visit of a training image.
     """
 
     path: str
@@ -48,20 +49,20 @@ class Regularisation:
         if self.weight < 0 or self.per_sample <= 0:
             raise ConfigurationError(
                 f"regularisation: weight={self.weight}, per_sample={self.per_sample}",
-                expected="a weight of at least 0 and more than 0 visits per sample",
-                remedy="leave `regularisation` out to train without",
+                expected="a weight of at least 0, and per_sample above 0",
+                remedy="correct the values, or remove `regularisation` to train without such images",
             )
 
     def open(self) -> RegularisationSource:
-        """The images under keys of their own."""
+        """Open the images under keys of their own."""
         return RegularisationSource(open_source(self.path, caption=self.caption), self.caption)
 
     def visits(self, keys: Sequence[str], training_visits: int) -> list[int]:
-        """Visits of each image per epoch.
+        """Return the visits of each image per epoch.
 
         Args:
-            keys: of the images.
-            training_visits: of all training images together.
+            keys: the keys of the images.
+            training_visits: the number of visits of all training images together.
         """
         each, more = divmod(max(1, round(self.per_sample * training_visits)), len(keys))
         first = set(sorted(keys, key=lambda key: hash_order(key, "regularisation"))[:more])
@@ -69,11 +70,11 @@ class Regularisation:
 
 
 class RegularisationSource(SampleSource):
-    """The samples of another source under other keys, and perhaps another caption.
+    """The samples of another source under other keys, with their own captions or one new caption.
 
     Args:
         source: the other source.
-        caption: of all samples; None leaves them their own.
+        caption: the caption of all samples; None keeps their own captions.
     """
 
     def __init__(self, source: SampleSource, caption: str | None) -> None:
@@ -84,31 +85,31 @@ class RegularisationSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """Nothing: it wraps a source that was opened."""
+        """Return False: this class wraps an open source."""
         return False
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`, not yet decoded."""
+        """Open the image of `samples[index]` without decoding it."""
         return self.source.open_image(index)
 
     def load_image(self, index: int) -> Image.Image:
-        """The decoded image of `samples[index]`."""
+        """Decode the image of `samples[index]`."""
         return self.source.load_image(index)
 
     def open_mask(self, index: int) -> Image.Image | None:
-        """The mask of `samples[index]`, as its source has it."""
+        """Open the mask of `samples[index]` in its source."""
         return self.source.open_mask(index)
 
 
 class JoinedSource(SampleSource):
-    """The samples of one source, then those of another.
+    """The samples of one source, followed by the samples of another source.
 
     Args:
-        first: the one.
-        second: the other.
+        first: the source whose samples come first.
+        second: the source whose samples come last.
 
     Raises:
-        DataError: if a key is in both.
+        DataError: if both sources have the same key.
     """
 
     def __init__(self, first: SampleSource, second: SampleSource) -> None:
@@ -119,7 +120,7 @@ class JoinedSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """Nothing: it wraps sources that were opened."""
+        """Return False: this class wraps open sources."""
         return False
 
     def _of(self, index: int) -> tuple[SampleSource, int]:
@@ -127,36 +128,36 @@ class JoinedSource(SampleSource):
         return (first, index) if index < len(first) else (second, index - len(first))
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`, as its source opens it."""
+        """Open the image of `samples[index]` in its source."""
         source, place = self._of(index)
         return source.open_image(place)
 
     def load_image(self, index: int) -> Image.Image:
-        """The decoded image of `samples[index]`, as its source decodes it."""
+        """Decode the image of `samples[index]` in its source."""
         source, place = self._of(index)
         return source.load_image(place)
 
     def stored_in(self, index: int) -> Path | None:
-        """The file that holds the image of `samples[index]`."""
+        """Return the file that holds the image of `samples[index]`."""
         source, place = self._of(index)
         return source.stored_in(place)
 
     def shared(self, index: int) -> int:
-        """How many samples lie in it."""
+        """Count the samples in that file."""
         source, place = self._of(index)
         return source.shared(place)
 
     def look(self, index: int, image: Image.Image | None = None) -> Look:
-        """Size and content of the image of `samples[index]`, as its source knows them."""
+        """Return the size and content of the image of `samples[index]` from its source."""
         source, place = self._of(index)
         return source.look(place, image)
 
     def known_look(self, index: int) -> Look | None:
-        """What its source knows of the image of `samples[index]`."""
+        """Return what its source knows of the image of `samples[index]`."""
         source, place = self._of(index)
         return source.known_look(place)
 
     def open_mask(self, index: int) -> Image.Image | None:
-        """The mask of `samples[index]`, as its source has it."""
+        """Open the mask of `samples[index]` in its source."""
         source, place = self._of(index)
         return source.open_mask(place)

@@ -1,9 +1,9 @@
-"""Repeats that a user asks for: how often an image is visited per epoch, by its key.
+"""Repeats: the visits of an image per epoch, as the user sets them.
 
-What: one number for all images, a mapping of patterns to numbers (`{"closeup/*": 5, "*.jpg": 2}`; the first pattern
-that fits a key counts, an image that none fits is visited once), or `from_folders`: the folder of an image is called
-`10_name` and means 10, as kohya's scripts have it. Repeats are visits of one picture: all of them count towards its
-evidence, and a picture of many is memorized sooner.
+`repeats` is one number for all images, a mapping of patterns to numbers, or `from_folders`. In a mapping
+(`{"closeup/*": 5, "*.jpg": 2}`) the first pattern that fits a key counts, and other images are visited once. With
+`from_folders`, a folder with the name `10_name` means 10 visits of its images, as in kohya's scripts. Repeats are
+visits of one picture. All of them count towards its evidence, and a picture with many repeats is memorized sooner.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _FOLDER = re.compile(r"(\d+)_.*")
 
 
 def repeats_of(keys: Sequence[str], repeats: Repeats) -> list[int]:
-    """Visits per epoch of each key.
+    """Return the visits per epoch of each key.
 
     Args:
-        keys: of samples.
+        keys: the keys of the samples.
         repeats: one number, patterns with numbers, or `from_folders`.
 
     Raises:
-        ConfigurationError: if it is none of these, a number is below 1, or a pattern fits no key.
+        ConfigurationError: if the value has another form, a number is below 1, or a pattern fits no key.
     """
     if isinstance(repeats, int):
         found = [repeats] * len(keys)
@@ -37,29 +37,29 @@ def repeats_of(keys: Sequence[str], repeats: Repeats) -> list[int]:
             raise ConfigurationError(
                 f"repeats={repeats!r}",
                 expected="a number, a mapping of patterns to numbers, or `from_folders`",
-                remedy="change it",
+                remedy="correct --data.init_args.repeats",
             )
         found = [_of_folder(key) for key in keys]
     else:
         unused = [pattern for pattern in repeats if not any(fnmatchcase(key, pattern) for key in keys)]
         if unused:
             raise ConfigurationError(
-                f"repeats: no sample's key fits {unused}, such as {sorted(keys)[:3]}",
+                f"repeats: no sample's key fits {unused} (first keys {sorted(keys)[:3]})",
                 expected="patterns of keys, such as 'closeup/*'",
-                remedy="change the patterns",
+                remedy="correct the patterns in data.init_args.repeats",
             )
         found = [next((n for pattern, n in repeats.items() if fnmatchcase(key, pattern)), 1) for key in keys]
     if odd := [count for count in found if not isinstance(count, int) or count < 1]:
         raise ConfigurationError(
             f"repeats of {odd[0]}",
             expected="a whole number of at least 1",
-            remedy="leave images out with data.init_args.exclude",
+            remedy="raise the number; leave images out with data.init_args.exclude",
         )
     return found
 
 
 def _of_folder(key: str) -> int:
-    """The number of the innermost folder that has one; 1 without."""
+    """Return the number of the innermost folder with a number; 1 if there is none."""
     for part in reversed(PurePosixPath(key).parts[:-1]):
         if match := _FOLDER.fullmatch(part):
             return int(match[1])

@@ -1,7 +1,7 @@
-"""Samples as columns of Arrow: 100 bytes each instead of a kilobyte, made into objects when they are asked for.
+"""Samples as columns of Arrow, with 100 bytes each instead of a kilobyte. Objects are made on demand.
 
-Cost: 3 us for a sample by its number, 1 us in a loop over all of them. Cannot: hold what is not UTF-8, which every
-source refuses anyway.
+Cost: 3 us for a sample by its number, 1 us in a loop over all of them. Cannot: hold text that is not UTF-8, which every
+source refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from memtrain.data.source import Sample
 
 AT_ONCE = 4096
-"""Samples that a loop makes objects of at a time."""
+"""The number of samples that a loop turns into objects at a time."""
 SCHEMA = pa.schema(
     [("key", pa.large_string()), ("caption", pa.large_string()), ("alternatives", pa.large_list(pa.large_string()))]
 )
@@ -28,7 +28,7 @@ class SampleTable(Sequence[Sample]):
     """Samples in columns.
 
     Args:
-        table: with the columns of :data:`SCHEMA`, and maybe others.
+        table: a table with the columns of :data:`SCHEMA`, and perhaps others.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -39,7 +39,7 @@ class SampleTable(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> SampleTable:
-        """The same samples in columns.
+        """Put samples into columns.
 
         Raises:
             UnicodeEncodeError: if a text is not UTF-8.
@@ -55,25 +55,25 @@ class SampleTable(Sequence[Sample]):
         return cls(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
 
     def table(self) -> pa.Table:
-        """The columns."""
+        """Return the columns as a table."""
         return pa.table(self._columns, schema=SCHEMA)
 
     def keys(self) -> list[str]:
-        """Of all samples, in their order."""
+        """Return the keys of all samples, in their order."""
         found: list[str] = self._columns[0].to_pylist()
         return found
 
     def captions(self) -> list[str]:
-        """The first caption of each sample."""
+        """Return the first caption of each sample."""
         found: list[str] = self._columns[1].to_pylist()
         return found
 
     def ordinary(self, *, most: tuple[int, int], controls: str) -> bool:
-        """Whether nothing is unusual about any sample, at once for all: else they have to be looked at one by one.
+        """Check all samples at once. If the result is False, they must be checked one by one.
 
         Args:
-            most: characters of a key and of a caption.
-            controls: pattern of characters that are unusual, beside NUL.
+            most: the largest number of characters of a key and of a caption.
+            controls: the pattern of unusual characters, in addition to NUL.
         """
         key, caption, others = self._columns
         texts = [(key, most[0], "\\x00"), (caption, most[1], f"\\x00|{controls}")]
@@ -86,11 +86,11 @@ class SampleTable(Sequence[Sample]):
         return len(self) > 0 and not blank and pc.count_distinct(key).as_py() == len(self)
 
     def take(self, rows: Sequence[int]) -> SampleTable:
-        """Some of the samples."""
+        """Return some of the samples."""
         return SampleTable(self.table().take(pa.array(np.asarray(rows, np.int64))))
 
     def joined(self, others: Iterable[Sample]) -> SampleTable:
-        """These samples and others behind them."""
+        """Return these samples, followed by others."""
         return SampleTable(pa.concat_tables([self.table(), SampleTable.of(others).table()]))
 
     def __len__(self) -> int:
@@ -122,24 +122,24 @@ class SampleTable(Sequence[Sample]):
 
 
 def chosen(samples: Sequence[Sample], rows: Sequence[int]) -> Sequence[Sample]:
-    """Some of the samples, in columns where all of them are."""
+    """Return some of the samples, in columns if all of them are in columns."""
     return samples.take(rows) if isinstance(samples, SampleTable) else [samples[row] for row in rows]
 
 
 def keys_of(samples: Sequence[Sample]) -> list[str]:
-    """The key of each sample."""
+    """Return the key of each sample."""
     return samples.keys() if isinstance(samples, SampleTable) else [sample.key for sample in samples]
 
 
 def joined(parts: Sequence[Sequence[Sample]]) -> Sequence[Sample]:
-    """Samples of several lists behind one another: in columns, where all of them are."""
+    """Join several lists of samples, in columns if all of them are in columns."""
     if all(isinstance(part, SampleTable) for part in parts):
         return SampleTable(pa.concat_tables([SCHEMA.empty_table(), *(SampleTable.of(part).table() for part in parts)]))
     return [sample for part in parts for sample in part]
 
 
 def in_columns(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The same samples in columns, or as they are where a text is not UTF-8, which is refused later."""
+    """Put samples into columns. If a text is not UTF-8, return them unchanged; they are refused later."""
     try:
         return SampleTable.of(samples)
     except UnicodeEncodeError:
@@ -148,7 +148,7 @@ def in_columns(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Look for no garbage while millions of objects are made that all stay: each look would go through all of them."""
+    """Stop the garbage collector while millions of lasting objects are made; each pass would visit all of them."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,11 +1,13 @@
-"""What keys and captions every source takes, checked for all samples at once.
+"""The check of all keys and captions of a source at once.
 
-| | |
+| treatment | keys and captions |
 |---|---|
 | accepted | UTF-8 of any script, line breaks and tabs, several samples under one caption |
-| warned of, with the count | control characters in captions: they are trained on as they are |
-| refused, with the count and the first few | no sample; a key twice; an empty caption; a key or caption that holds a
-NUL or is not UTF-8 (a lone surrogate), or is longer than :data:`LONGEST_KEY` or :data:`LONGEST_CAPTION` |
+| warned of, with the number | control characters in captions, which are trained on as they are |
+| refused, with the number and the first few | the cases below |
+
+Refused are a source without samples, a duplicate key, an empty caption, and a key or caption that holds a NUL, is not
+UTF-8 (a lone surrogate), or is longer than :data:`LONGEST_KEY` or :data:`LONGEST_CAPTION`.
 """
 
 from __future__ import annotations
@@ -21,50 +23,50 @@ from memtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 LONGEST_KEY = 4096
-"""Characters of a key at most, which is what a path may have."""
+"""The largest number of characters of a key, which is the limit of a path."""
 LONGEST_CAPTION = 20_000
-"""Characters of a caption at most: more than any text encoder reads."""
+"""The largest number of characters of a caption, which is more than any text encoder reads."""
 TOLD = 3
-"""Samples that a message names."""
+"""The number of samples that a message names."""
 CONTROLS = re.compile("[\\x01-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f]")
-"""Control characters but for tabs and line breaks."""
+"""Control characters except tabs and line breaks."""
 
 
 class Captioned(Protocol):
-    """What is checked of a sample."""
+    """The checked parts of a sample."""
 
     @property
     def key(self) -> str:
-        """Its name."""
+        """The name of the sample."""
 
     @property
     def caption(self) -> str:
-        """Its text."""
+        """The text that is trained on."""
 
     @property
     def alternatives(self) -> tuple[str, ...]:
-        """Its other texts."""
+        """The other texts."""
 
 
 def require_samples(samples: Sequence[Captioned], path: Path) -> None:
-    """Refuse an empty source, texts that are none, empty captions and a key that names two samples.
+    """Refuse an empty source, unusable texts, empty captions and duplicate keys.
 
     Args:
-        samples: of a source.
-        path: of the source.
+        samples: the samples of a source.
+        path: the path of the source.
 
     Raises:
-        DataError: naming the samples concerned.
+        DataError: with the names of the samples concerned.
     """
     if not samples:
         raise DataError(
             f"No captioned image was found in {path}",
             expected="at least one image with a caption",
-            remedy="check the path",
+            remedy="check --data.init_args.path",
         )
     ordinary = getattr(samples, "ordinary", None)
     if ordinary is not None and ordinary(most=(LONGEST_KEY, LONGEST_CAPTION), controls=CONTROLS.pattern):
-        return  # of millions, one by one would take minutes
+        return  # for millions of samples, a check of each would take minutes
     found: dict[str, list[str]] = {}
     for sample in samples:
         for problem in problems(sample):
@@ -72,15 +74,15 @@ def require_samples(samples: Sequence[Captioned], path: Path) -> None:
     for problem, keys in found.items():
         raise DataError(
             f"{len(keys)} sample(s) in {path} have {problem}, first [{', '.join(keys[:TOLD])}]",
-            expected="UTF-8 text, as long as a caption or a path is",
-            remedy="mend the text, or remove these samples",
+            expected="UTF-8 text of the length of a caption or a path",
+            remedy="correct the text, or remove these samples",
         )
     repeated = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if repeated:
         raise DataError(
             f"{len(repeated)} key(s) name more than one sample in {path}, first {repeated[:TOLD]}",
-            expected="one key per sample: records, flags and the held-out split go by it",
-            remedy="rename the samples; give an image with several captions one line with a list `texts`; to plant "
+            expected="one key per sample: records, flags and the held-out split use it",
+            remedy="rename the samples. Give an image with several captions one line with a list `texts`. To plant "
             "repetitions on purpose, use `--data.init_args.duplicates '{count: 1, repeats: 100, only_in: null}'`",
         )
     empty = [one.key for one in samples if not all(text.strip() for text in (one.caption, *one.alternatives))]
@@ -93,7 +95,7 @@ def require_samples(samples: Sequence[Captioned], path: Path) -> None:
     strange = [one.key for one in samples if any(CONTROLS.search(text) for text in (one.caption, *one.alternatives))]
     if strange:
         log.warning(
-            "%d of %d samples in %s have control characters in a caption, which are trained on as they are, first %a",
+            "%d of %d samples in %s have control characters in a caption, which are trained on unchanged, first %a",
             len(strange),
             len(samples),
             path,
@@ -102,7 +104,7 @@ def require_samples(samples: Sequence[Captioned], path: Path) -> None:
 
 
 def problems(sample: Captioned) -> Iterator[str]:
-    """Why its texts cannot be used."""
+    """Yield the problems of a sample's texts."""
     for what, texts, most in (
         ("a key", (sample.key,), LONGEST_KEY),
         ("a caption", (sample.caption, *sample.alternatives), LONGEST_CAPTION),

@@ -1,8 +1,8 @@
 """A distributed sampler and a loader that continue in the middle of an epoch.
 
-The order is a function of (seed, epoch) alone, so the place in a run is two numbers, the same on every rank, and rank
-0's checkpoint is enough to resume exactly. They are not kept here: the trainer counts epochs and batches, and saves
-and restores both. Where a run continues with other batches, what is left of the epoch is given
+The order is a function of (seed, epoch) alone. The place in a run is two numbers, the same on every process, so rank
+0's checkpoint is enough to resume exactly. The numbers are not kept here: the trainer counts epochs and batches, and
+saves and restores both counts. A run that continues with other batches is given the rest of the epoch
 (:mod:`memtrain.data.resumed_epoch`).
 """
 
@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 
 
 class ResumableDistributedSampler(DistributedSampler[Any]):
-    """:class:`torch.utils.data.DistributedSampler` that leaves out the samples that an epoch has already seen.
+    """A :class:`torch.utils.data.DistributedSampler` that leaves out the samples that an epoch has already seen.
 
-    Where visits of one sample differ (`dataset.varies`), it yields visits of the epoch in place of numbers.
+    If visits of one sample differ (`dataset.varies`), the sampler yields visits of the epoch instead of numbers.
 
     Args:
-        dataset: what is sampled.
-        num_replicas: number of processes.
-        rank: this process.
-        seed: of the order.
-        place: gives the current epoch and the samples *per rank* that are done in it; asked when an iteration begins.
-            By default the epoch is that of `set_epoch`, from its start. (After some checkpoints Lightning 2.6 hands
-            `set_epoch` another epoch than the trainer is in.)
+        dataset: the sampled dataset.
+        num_replicas: the number of processes.
+        rank: the number of this process.
+        seed: the seed of the order.
+        place: the function that returns the current epoch and the number of finished samples *per process* in it. It is
+            called when an iteration begins. By default the epoch is that of `set_epoch`, from its start. (After some
+            checkpoints Lightning 2.6 passes `set_epoch` another epoch than the trainer is in.)
 
     Attributes:
-        rest: what is left of an epoch that was begun in other batches; None if there is no such epoch.
-        batch_size: of a process, in which `rest` counts what is done.
+        rest: the rest of an epoch that was begun with other batches; None if there is no such epoch.
+        batch_size: the batch size of a process, in which `rest` counts finished batches.
     """
 
     rest: Rest | None = None
@@ -73,12 +73,12 @@ class ResumableDistributedSampler(DistributedSampler[Any]):
 
 
 class InOrder(SequentialSampler):
-    """The same visits in every epoch, in fixed order, continued where an epoch stopped: for `overfit_batches`.
+    """The same visits in every epoch, in fixed order, continued where an epoch stopped; for `overfit_batches`.
 
     Args:
-        dataset: what is sampled.
-        batch_size: of the process.
-        place: as of :class:`ResumableDistributedSampler`.
+        dataset: the sampled dataset.
+        batch_size: the batch size of the process.
+        place: the same as for :class:`ResumableDistributedSampler`.
     """
 
     rest: Rest | None = None
@@ -99,39 +99,40 @@ class InOrder(SequentialSampler):
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
-    """A loader that begins to work when the first batch is asked for, not when `iter` is called.
+    """A loader that begins to work when the first batch is needed, not when `iter` is called.
 
-    Lightning calls `iter` before its restored counters are final; worker processes would by then have loaded batches
+    Lightning calls `iter` before its restored counters are final. Worker processes would by then have loaded batches
     of another epoch. `state_dict` and `load_state_dict` tell Lightning that resuming in the middle of an epoch is
-    exact; there is nothing to store.
+    exact. They store nothing.
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place is known from the trainer's counters."""
+        """Return nothing: the trainer's counters hold the place."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to take up."""
+        """Do nothing: the trainer's counters hold the place."""
 
 
 def fitting_batch(batch_size: int, visits: int) -> int:
-    """A batch size that as many visits fill.
+    """Return a batch size that the visits fill.
 
     Args:
-        batch_size: that was asked for.
-        visits: of a process per epoch.
+        batch_size: the batch size of the settings.
+        visits: the number of visits of a process per epoch.
 
     Raises:
         ConfigurationError: if there is no visit.
     """
     if not visits:
         raise ConfigurationError(
-            "There is nothing to train on: every sample is excluded or held out, or there are fewer than processes",
+            "There is nothing to train on: every sample is excluded or held out, or there are fewer samples than "
+            "processes",
             expected="at least one sample per process",
-            remedy="change exclude and heldout_fraction, or add images",
+            remedy="change data.init_args.exclude or data.init_args.heldout_fraction, or add images",
         )
     if visits < batch_size:
         log.warning("Batches hold %d sample(s) instead of %d, because an epoch has no more", visits, batch_size)

@@ -1,14 +1,15 @@
 """The order of a stream of shards, and how it goes on in the middle.
 
 The shards of an epoch are dealt out to all loader workers of all processes in turn, in an order that is drawn from
-(seed, epoch). A worker reads its shards one after the other, and draws each next sample from those of a buffer with a
-generator of (seed, epoch, process, worker). So the order is a function of these, of the list of shards and of what they
-hold. With `endless`, a worker whose shards are through, and whose buffer is empty, begins them again in another order.
+(seed, epoch). A worker reads its shards one after the other. It draws each next sample from a buffer with a generator
+of (seed, epoch, process, worker). So the order is a function of these numbers, of the list of shards and of their
+content. With `endless`, a worker that has read its shards and emptied its buffer begins the shards again in another
+order.
 
-To go on in the middle, the draws are done again on paper: which samples the buffer held follows from the number of
-samples in the shards that were finished, which the place says. Only shards of which samples are still in the buffer are
-read again, without decoding, and the one at hand up to its place. This is exact if they hold what they held: of files
-that is taken for granted, of what a command writes it cannot be known.
+To go on in the middle, the draws are repeated without reading: the numbers of samples in the finished shards, which the
+place holds, determine which samples the buffer held. Only shards with samples in the buffer are read again, without
+decoding, and the current shard up to its place. This is exact if the shards hold what they held before. For files that
+is assumed. For the output of a command it cannot be known.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from memtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 COMPARED = 50_000
-"""Keys of a worker's first shard that those of its second are compared with."""
+"""The number of keys of a worker's first shard that are compared with the keys of its second."""
 
 
 Entry = tuple[int, int]
@@ -39,12 +40,12 @@ class ShardFeed:
     """Gives each worker its samples.
 
     Args:
-        urls: of the shards.
-        seed: of the orders.
-        buffer: samples among which the next one is drawn; below 2 nothing is shuffled.
-        endless: begin again where the shards are through.
-        keys: what names a sample (:func:`memtrain.data.shard_reading.shard_samples`).
-        skip: go on with the next shard where one cannot be read to its end.
+        urls: the addresses of the shards.
+        seed: the seed of the orders.
+        buffer: the number of samples from which the next one is drawn; below 2 nothing is shuffled.
+        endless: whether to begin again after the last shard.
+        keys: the rule for the names of samples (:func:`memtrain.data.shard_reading.shard_samples`).
+        skip: whether to go on with the next shard when one cannot be read to its end.
     """
 
     urls: Sequence[str]
@@ -56,11 +57,11 @@ class ShardFeed:
 
     @property
     def size(self) -> int:
-        """Of the buffer, which holds the next sample at least."""
+        """The size of the buffer, which holds at least the next sample."""
         return max(1, self.buffer)
 
     def shards(self, epoch: int, share: Share, turn: int = 0) -> list[str]:
-        """A worker's shards, in the order in which it reads them the first time, or a later one."""
+        """Return a worker's shards in the order in which it reads them the first time, or a later time (`turn`)."""
         every = list(self.urls)
         if self.buffer > 1:
             _generator("shards", self.seed, epoch).shuffle(every)
@@ -70,18 +71,18 @@ class ShardFeed:
         return own
 
     def drawn(self, epoch: int, share: Share, place: Place) -> ShardsDrawn:
-        """What a worker draws from a place on."""
+        """Return what a worker draws from a place on."""
         return ShardsDrawn(self, epoch, share, place)
 
 
 class ShardsDrawn:
-    """What one worker draws of its shards.
+    """The samples that one worker draws from its shards.
 
     Args:
-        feed: with all shards.
-        epoch: of the order.
-        share: which part it is.
-        place: where it begins.
+        feed: the feed with all shards.
+        epoch: the epoch of the order.
+        share: the worker's part of the stream.
+        place: the place where the worker begins.
     """
 
     def __init__(self, feed: ShardFeed, epoch: int, share: Share, place: Place) -> None:
@@ -94,7 +95,7 @@ class ShardsDrawn:
 
     @property
     def place(self) -> Place:
-        """How far it has come."""
+        """The place that the worker has reached."""
         return Place(self._draws, tuple(self._counts), self._buffer[0].key if self._buffer else "")
 
     def __iter__(self) -> Iterator[Raw]:
@@ -109,15 +110,15 @@ class ShardsDrawn:
         first = self._buffer[0].key if self._buffer else ""
         if len(self._buffer) < len(held) or first != self.begin.first:
             log.warning(
-                "Shards that were read before the checkpoint hold other samples now (%d of %d are there, first %r "
-                "instead of %r): the rest of this epoch is not what it would have been",
+                "Shards that were read before the checkpoint now hold other samples (%d of %d are there, first %r "
+                "instead of %r). The rest of this epoch differs from an uninterrupted run.",
                 len(self._buffer),
                 len(held),
                 first,
                 self.begin.first,
             )
         while own:
-            # Nobody comes a second time before everybody came: the buffer is emptied first.
+            # The buffer is emptied before a second pass, so no sample comes twice before all came once.
             through = bool(held) and begun[1] == 0 and begun[0] % own == 0
             end = begun[0] if through and begun[0] else own * (begun[0] // own + 1)
             end = end if feed.endless else own
@@ -133,14 +134,14 @@ class ShardsDrawn:
             held, begun, rest = [], (end, 0), None
 
     def _url(self, number: int) -> str:
-        """The shard that is read in that turn."""
+        """Return the shard with this number in the worker's order, over all passes."""
         turn, place = divmod(number, len(self.own))
         if turn != self._turn:
             self._turn, self._order = turn, self.feed.shards(self.epoch, self.share, turn)
         return self._order[place]
 
     def _read_again(self, held: Sequence[Entry], begun: Entry) -> tuple[dict[Entry, Raw], Iterator[Raw] | None]:
-        """The samples that the buffer held, and what follows of the shard at hand."""
+        """Return the samples that the buffer held, and the rest of the current shard."""
         wanted: dict[int, set[int]] = {begun[0]: set()} if begun[1] else {}
         for number, index in held:
             wanted.setdefault(number, set()).add(index)
@@ -155,7 +156,7 @@ class ShardsDrawn:
         return found, samples if begun[1] else None
 
     def _following(self, begun: Entry, rest: Iterator[Raw] | None, end: int) -> Iterator[Raw]:
-        """The samples behind a place, up to a shard; the count of each shard that is finished is taken down."""
+        """Yield the samples after a place, up to shard number `end`, and note the count of each finished shard."""
         good = 0
         del self._counts[begun[0] :]
         for number in range(begun[0], end):
@@ -169,10 +170,10 @@ class ShardsDrawn:
             self._counts.append(found)
         if not good and end - begun[0] == len(self.own) and self.feed.endless:
             raise DataError(
-                f"None of the {len(self.own)} shards of a process or worker holds a sample that can be used, first "
+                f"None of the {len(self.own)} shards of a process or worker holds a usable sample, first "
                 f"{shard_name(self.own[0])}",
                 expected="shards with samples for each process and worker",
-                remedy="mend the shards, or take fewer workers",
+                remedy="repair the shards, or lower --data.init_args.num_workers",
             )
 
     def _shard(self, address: str) -> Iterator[Raw]:
@@ -184,7 +185,7 @@ class ShardsDrawn:
             yield Raw("", shard=shard_name(address), problem=error.problem)
 
     def _compare(self, raw: Raw, number: int, address: str) -> None:
-        """Refuse shards that each name their samples anew: of the first shard and the second, keys are compared."""
+        """Refuse shards that each number their samples from the start, by comparing keys of the first two shards."""
         if not raw.key or number > 1 or self.feed.keys != "name":
             return
         if number == 0:
@@ -192,19 +193,19 @@ class ShardsDrawn:
                 self._first.add(raw.key)
         elif raw.key in self._first and address != self.own[0]:
             raise DataError(
-                f"The key {raw.key!r:.100} in {shard_name(address)} is in {shard_name(self.own[0])}, too",
-                expected="one key per sample: records, flags and the held-out split go by it",
-                remedy="say keys: shard, so that the name of the shard becomes a part of each key",
+                f"The key {raw.key!r:.100} in {shard_name(address)} is also in {shard_name(self.own[0])}",
+                expected="one key per sample: records, flags and the held-out split use it",
+                remedy="set --data.init_args.keys shard, so that the name of the shard becomes a part of each key",
             )
 
 
 def _generator(*words: object) -> random.Random:
-    """One of its own for these words, the same on every machine."""
+    """Return a generator for these words, the same on every machine."""
     return random.Random(" ".join(map(str, words)))  # noqa: S311 (an order, no secret)
 
 
 def _taken(buffer: list[Any], generator: random.Random) -> Any:
-    """One of a buffer, whose place the last one takes."""
+    """Take one entry out of a buffer. The last entry takes its place."""
     place = generator.randrange(len(buffer))
     buffer[place], buffer[-1] = buffer[-1], buffer[place]
     return buffer.pop()
@@ -213,15 +214,15 @@ def _taken(buffer: list[Any], generator: random.Random) -> Any:
 def on_paper(
     counts: Sequence[int], draws: int, *, buffer: int, own: int, endless: bool, generator: random.Random
 ) -> tuple[list[Entry], Entry]:
-    """What a buffer holds after so many draws, and the next sample that goes into it.
+    """Return the content of a buffer after a number of draws, and the next sample that enters it.
 
     Args:
-        counts: samples in each shard that was finished.
-        draws: samples that were drawn.
-        buffer: its size.
-        own: number of shards.
-        endless: whether they are begun again.
-        generator: that draws, which is then where it was.
+        counts: the number of samples in each finished shard.
+        draws: the number of drawn samples.
+        buffer: the size of the buffer.
+        own: the number of shards.
+        endless: whether the shards begin again.
+        generator: the generator of the draws, which then has the state after them.
     """
     held: list[Entry] = []
     number, index, end = 0, 0, own

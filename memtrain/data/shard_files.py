@@ -1,4 +1,4 @@
-"""The files of samples in a tar shard: which hold the image, the captions and further fields; what gaps look like."""
+"""The files of a sample in a tar shard: the image, the captions, further fields, and gaps left by img2dataset."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from memtrain.files.pictures import SUFFIXES, UNDECODED_SUFFIXES
 
 PREFERRED = ("png", "jpg", "jpeg", "webp")
 IMAGE_EXTENSIONS = (*PREFERRED, *sorted({suffix[1:] for suffix in SUFFIXES}.difference(PREFERRED)))
-"""Extensions looked for, in this order of preference."""
+"""The extensions of images, in the order of preference."""
 UNDECODED = frozenset(suffix[1:] for suffix in UNDECODED_SUFFIXES)
-"""Extensions of images that are not decoded here."""
+"""The extensions of images that are not decoded."""
 MOST_BYTES = 2**24
-"""Size of a caption or a .json in a shard at most."""
+"""The largest size in bytes of a caption or a .json in a shard."""
 
 
 def read_bytes(shard: Path, offset: int, size: int) -> bytes:
-    """A stretch of a file."""
+    """Read a part of a file."""
     with shard.open("rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
 class ShardFile:
-    """Stretches of one shard, which is opened when the first is read, and once; to be used as a context manager.
+    """Parts of one shard, which is opened once, at the first read. Use it as a context manager.
 
     Args:
-        path: of the shard.
+        path: the path of the shard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class ShardFile:
         self._file: BinaryIO | None = None
 
     def read(self, place: Place) -> bytes:
-        """The bytes at a place."""
+        """Read the bytes at a place."""
         if self._file is None:
             self._file = self.path.open("rb")
         self._file.seek(place[0])
@@ -54,7 +54,7 @@ class ShardFile:
 
 
 def _text(shard: ShardFile, place: Place) -> bytes:
-    """A caption or JSON, which have some size.
+    """Read a caption or JSON of a limited size.
 
     Raises:
         ValueError: if it is larger.
@@ -65,10 +65,10 @@ def _text(shard: ShardFile, place: Place) -> bytes:
 
 
 def row_of(shard: ShardFile, place: Place) -> dict[str, Any]:
-    """What a .json says; nothing if it is no object.
+    """Read a .json file; an empty dict if it is not an object.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if it is not JSON.
     """
     try:
         row = json.loads(_text(shard, place), parse_constant=lambda name: None)
@@ -78,7 +78,7 @@ def row_of(shard: ShardFile, place: Place) -> dict[str, Any]:
 
 
 def is_gap(shard: ShardFile, files: dict[str, Place]) -> bool:
-    """Whether img2dataset lists a sample of which it got no image or no caption."""
+    """Return whether img2dataset lists a sample without an image or a caption."""
     if "json" not in files:
         return False
     empty = "txt" in files and files["txt"][1] < 100 and not shard.read(files["txt"]).strip()
@@ -95,7 +95,7 @@ def is_gap(shard: ShardFile, files: dict[str, Place]) -> bool:
 
 
 def captions_of(shard: ShardFile, key: str, files: dict[str, Place]) -> list[str]:
-    """All captions, the one that counts first."""
+    """Return all captions, starting with the one that counts."""
     captions: list[object] = []
     try:
         if "txt" in files:

@@ -1,8 +1,8 @@
-"""What one tar shard lists: keys, captions and where the images lie; read once, and kept for the next start.
+"""The listing of one tar shard: its keys, its captions and the places of its images, kept for the next start.
 
-A listing is kept as a Parquet file under a name of the shard's path, with the size and time of change that the shard
-had. A shard that changed is read again. Of several shards that are to be read, some are at the same time.
-Cost: 60 us a sample when a shard is read, 2 us from a kept listing; some 50 bytes a sample on the disk.
+A listing is kept as a Parquet file. Its name comes from the shard's path, and it holds the shard's size and time of
+change. A changed shard is read again. Several shards are read at the same time.
+Cost: 60 us a sample to read a shard, 2 us to read a kept listing; about 50 bytes a sample on the disk.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from memtrain.families.looking import default_workers
 from memtrain.records import write_parquet
 
 FORMAT = 2
-"""Of kept listings; others are read anew."""
+"""The format of kept listings; shards with listings in another format are read again."""
 DOTS = " (what follows the first dot of a name counts as its extension)"
 WORTH = 1000
-"""Samples of a shard from which on its listing is kept."""
+"""The smallest number of samples of a shard whose listing is kept."""
 MANY = 8
-"""Shards from which on several are read at the same time."""
+"""The smallest number of shards that are read at the same time."""
 
 
 @dataclass
 class Listing:
-    """What a shard lists.
+    """The listing of a shard.
 
     Attributes:
-        shard: its path.
-        samples: of the shard.
-        offsets: where each image begins.
-        sizes: bytes of each image.
-        gaps: keys of samples that img2dataset lists without an image or caption.
-        undecoded: images beside others that are not decoded here, by kind.
-        broken: samples that cannot be used.
-        errors: as which these end a run, likewise.
+        shard: the path of the shard.
+        samples: the samples of the shard.
+        offsets: the place of each image.
+        sizes: the size of each image in bytes.
+        gaps: the keys of samples that img2dataset lists without an image or a caption.
+        undecoded: the number of images that are not decoded and lie beside others, by kind.
+        broken: the samples that cannot be used.
+        errors: the errors of these samples, which end a run.
     """
 
     shard: Path
@@ -66,15 +66,15 @@ class Listing:
 
 
 def listings(shards: Sequence[Path], *, skip: bool = False, kept_in: Path | None = None) -> Iterator[Listing]:
-    """The listings of shards, in their order.
+    """Yield the listings of shards, in their order.
 
     Args:
-        shards: that exist.
-        skip: whether what cannot be used is left out; with it, a shard that is cut keeps what comes before the cut.
-        kept_in: folder of kept listings; None to keep none.
+        shards: the shards, which exist.
+        skip: whether samples that cannot be used are left out; with it, a cut shard keeps the samples before the cut.
+        kept_in: the folder of kept listings; None keeps none.
 
     Raises:
-        DataError: if a shard cannot be read, and nothing is left out.
+        DataError: if a shard cannot be read and nothing is left out.
     """
     missing = [shard for shard in shards if kept_in is None or not _is_kept(shard, kept_in)]
     if len(missing) >= MANY and (workers := min(default_workers(), len(missing))) > 1 and kept_in is not None:
@@ -89,10 +89,10 @@ def listings(shards: Sequence[Path], *, skip: bool = False, kept_in: Path | None
 
 
 def _read_together(shards: Sequence[Path], workers: int, *, skip: bool, kept_in: Path) -> None:
-    """Keep the listings of shards, some at the same time; what fails is read again in its turn, and told then.
+    """Keep the listings of shards, several at the same time. A shard that fails is read again later, with its error.
 
-    The processes are commands of their own: forked ones would hold locks of this one's threads, and spawned ones run
-    the program once more that this is part of.
+    The processes are commands of their own. Forked processes would hold locks of this process's threads, and spawned
+    processes would run the user's program once more.
     """
     started = []
     for number in range(workers):
@@ -104,7 +104,7 @@ def _read_together(shards: Sequence[Path], workers: int, *, skip: bool, kept_in:
         started.append((process, words))
     for process, words in started:
         assert process.stdin is not None
-        with suppress(OSError), process.stdin as asked_of:  # one that has ended already is not asked
+        with suppress(OSError), process.stdin as asked_of:  # a process may have ended already
             asked_of.write(words)
     for process, _ in started:
         process.wait()
@@ -118,7 +118,7 @@ def keep_asked() -> None:
 
 
 def read_listing(shard: Path, *, skip: bool = False) -> Listing:
-    """Read what a shard lists; arguments and errors as for :func:`listings`."""
+    """Read the listing of a shard; arguments and errors as for :func:`listings`."""
     found, undecoded = Listing(shard), Counter[str]()
     samples: list[Sample] = []
     places: list[Place] = []
@@ -140,10 +140,10 @@ def read_listing(shard: Path, *, skip: bool = False) -> Listing:
                 if image is None:
                     raise DataError(
                         f"Sample {key!r:.100} in {shard} has no image, only {sorted(files)!s:.200}"
-                        + (", which is not decoded here" if UNDECODED.intersection(files) else "")
+                        + (", which is not decoded" if UNDECODED.intersection(files) else "")
                         + (DOTS if any("." in extension for extension in files) else ""),
                         expected=f"a file with one of the extensions {', '.join(IMAGE_EXTENSIONS)}",
-                        remedy="repair the shard; what follows the first dot of a name counts as its extension",
+                        remedy="repair the shard; the part after the first dot of a name is its extension",
                     )
                 captions = captions_of(file, key, files)
             except DataError as error:
@@ -161,7 +161,7 @@ def read_listing(shard: Path, *, skip: bool = False) -> Listing:
 def _keep(shard: Path, *, skip: bool, kept_in: Path) -> None:
     try:
         _write(read_listing(shard, skip=skip), kept_in)
-    except DataError:  # raised again where it is read in its turn
+    except DataError:  # it is raised again when the shard is read in its turn
         return
 
 
@@ -176,7 +176,7 @@ def _about(shard: Path) -> dict[str, Any]:
 
 
 def _is_kept(shard: Path, kept_in: Path) -> bool:
-    """Whether a listing of the shard as it is now seems to be there; its columns are not read."""
+    """Return whether a listing of the shard in its present state seems to exist, without reading its columns."""
     try:
         about = json.loads((pq.read_schema(_place(shard, kept_in)).metadata or {})[b"listing"])
         return {name: about[name] for name in ("format", "size", "changed")} == _about(shard)
@@ -185,7 +185,7 @@ def _is_kept(shard: Path, kept_in: Path) -> bool:
 
 
 def _kept(shard: Path, kept_in: Path) -> Listing | None:
-    """A kept listing; None if there is none, the shard changed, or it is spoilt."""
+    """Read a kept listing; None if it does not exist, is damaged, or belongs to another state of the shard."""
     place = _place(shard, kept_in)
     if not place.is_file():
         return None
@@ -202,9 +202,9 @@ def _kept(shard: Path, kept_in: Path) -> Listing | None:
 
 
 def _write(found: Listing, kept_in: Path) -> None:
-    """Keep a listing that is long, unless something is wrong with the shard, which may be mended."""
+    """Keep a long listing, unless the shard has an error, which may be repaired."""
     if found.broken or len(found.samples) < WORTH or not isinstance(found.samples, SampleTable):
-        return  # what is no column holds texts that are refused by who reads them
+        return  # samples that are not in columns hold texts that the source refuses
     about = {**_about(found.shard), "gaps": found.gaps, "undecoded": found.undecoded}
     table = found.samples.table().append_column("offset", pa.array(found.offsets, pa.int64()))
     table = table.append_column("size", pa.array(found.sizes, pa.int64()))

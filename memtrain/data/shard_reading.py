@@ -1,13 +1,13 @@
-"""The samples of one tar shard as they come: read once from beginning to end, nothing unpacked, nothing decoded.
+"""The samples of one tar shard as they come: read once from beginning to end, not unpacked and not decoded.
 
-A sample is a run of neighbouring files with one base name, as WebDataset writes them: an image, and its caption in
-`.txt` or `.json`; :mod:`memtrain.data.webdataset` says what of each counts, which is the same here. What random access
-refuses before training is found while it comes: a sample that cannot be used carries its `problem`, a shard that cannot
-be read on is read again from its beginning, :data:`TRIES` times in all, and then raises.
+A sample is a run of neighboring files with one base name, as WebDataset writes them: an image, and its caption in
+`.txt` or `.json`. The rules are those of :mod:`memtrain.data.webdataset`. Random access finds errors before training. A
+stream finds them as samples come: a sample that cannot be used carries its `problem`. A shard that cannot be read
+further is read again from its beginning, :data:`TRIES` times in all, and then raises.
 
-A shard is whole when it ends in a block of zeros and its command, if it is one, ends well. Cannot: bring files of one
-sample together that lie apart; such samples are problems. A source that stands still is waited for: give a command a
-time limit of its own (`curl --max-time`).
+A shard is whole when it ends in a block of zeros and its command, if there is one, ends without an error. Cannot: bring
+together files of one sample that lie apart; such samples are problems. The reader waits for a source that stands still:
+give a command a time limit of its own (`curl --max-time`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from memtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 TRIES = 4
-"""How often a shard is read."""
+"""The number of times that a shard is read at most."""
 WAIT = 1.0
-"""Seconds before it is read again; twice as many after each time."""
+"""The seconds before a shard is read again; twice as many after each time."""
 MOST_IMAGE_BYTES = 2**29
-"""Size of an image in a shard at most."""
+"""The largest size of an image in a shard in bytes."""
 _BLOCK = 512
 _TAIL = 2**16
 
@@ -47,11 +47,11 @@ class Raw:
     """A sample that is not decoded.
 
     Attributes:
-        key: its name.
-        caption: its text.
-        content: of the image file.
-        shard: that it came from.
-        problem: why it cannot be used; empty where it can.
+        key: the name of the sample.
+        caption: the text of the sample.
+        content: the content of the image file.
+        shard: the shard of the sample.
+        problem: the reason why the sample cannot be used; empty for a usable one.
     """
 
     key: str
@@ -62,7 +62,7 @@ class Raw:
 
 
 class _Tail:
-    """A file that remembers how much of it was read, and the end of that."""
+    """A file that remembers how much of it was read, and the end of the part that was read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.total, self.end = file, 0, b""
@@ -74,18 +74,18 @@ class _Tail:
         return found
 
     def ends_at(self, offset: int) -> bool:
-        """Whether a block of zeros is there."""
+        """Return whether a block of zeros is at an offset."""
         begin = offset - (self.total - len(self.end))
         block = self.end[begin : begin + _BLOCK] if begin >= 0 else b""
         return len(block) == _BLOCK and not any(block)
 
 
 def shard_samples(url: str, *, keys: str = "name") -> Iterator[Raw]:
-    """The samples of a shard, in its order; what cannot be read is tried again from where it stopped.
+    """Yield the samples of a shard, in its order. After a read error, reading starts again at the place of the error.
 
     Args:
-        url: of the shard.
-        keys: `name` for base names, `shard` for base names after the name of the shard.
+        url: the address of the shard.
+        keys: the rule for keys: `name` for base names, `shard` for base names after the name of the shard.
 
     Raises:
         DataError: if the shard cannot be read to its end.
@@ -105,7 +105,7 @@ def shard_samples(url: str, *, keys: str = "name") -> Iterator[Raw]:
                 raise DataError(
                     f"The shard {name} cannot be read beyond its first {given} samples: {said}",
                     expected="a whole uncompressed tar that can be read",
-                    remedy="mend or leave out the shard, or say broken: skip",
+                    remedy="repair or remove the shard, or leave it out (--data.init_args.broken skip)",
                 ) from error
             log.warning("The shard %s is read again from sample %d on: %s", name, given, said)
         else:
@@ -113,9 +113,9 @@ def shard_samples(url: str, *, keys: str = "name") -> Iterator[Raw]:
 
 
 def _said(error: Exception, url: str, name: str) -> str:
-    """What an error says, without the address or command, which may hold secrets."""
+    """Return the text of an error without the address or command, which may hold secrets."""
     text = " ".join(str(error).split())
-    if (ended := re.search(r"\): exit (-?\d+) \(", text)) is not None:  # of a pipe, with all of its command
+    if (ended := re.search(r"\): exit (-?\d+) \(", text)) is not None:  # a pipe's error holds its whole command
         return f"its command ended with exit {ended[1]}"
     return text.replace(url, name)[:300] or type(error).__name__
 
@@ -123,7 +123,7 @@ def _said(error: Exception, url: str, name: str) -> str:
 def _read_once(url: str, name: str, *, keys: str) -> Iterator[Raw]:
     with contextlib.ExitStack() as stack:
         file = opened_shard(url)
-        # Whoever stops before the end does not ask how a command ends that is cut off by this.
+        # An early stop ends the command too, so its exit status then says nothing.
         closing = stack.enter_context(contextlib.closing(_Closing(file)))
         tail = _Tail(file)
         met: set[str] = set()
@@ -141,26 +141,26 @@ def _read_once(url: str, name: str, *, keys: str) -> Iterator[Raw]:
 
 
 class _Closing:
-    """Closes a file: with its errors once it was read to its end, else without."""
+    """Closes a file: with its errors after reading to the end, without them otherwise."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
 
     def whole(self) -> None:
-        """Close it, and ask how the command ended."""
+        """Close the file, and check how the command ended."""
         self.file.close()
         status = getattr(self.file, "status", None)
         if status:
             raise OSError(f"the command ended with status {status}")
 
     def close(self) -> None:
-        """Close it after an error, or early."""
+        """Close the file after an error or an early stop."""
         with contextlib.suppress(OSError):
             self.file.close()
 
 
 def _groups(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes | str]]]:
-    """Key and files of each sample: what a file holds, or as a text why it is not read."""
+    """Yield the key and the files of each sample: the content of a file, or the reason why it is not read."""
     current: tuple[str, dict[str, bytes | str]] | None = None
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> b
 
 
 def _sample(key: str, files: dict[str, bytes | str], shard: str, *, again: bool) -> Raw | None:
-    """A sample; None for what img2dataset lists and could not download."""
+    """Return a sample; None for a sample that img2dataset lists and could not download."""
     extension = next((one for one in IMAGE_EXTENSIONS if one in files), None)
     image = files[extension] if extension is not None else f"there is no image, only {sorted(files)!s:.200}"
     texts: list[str] = []
@@ -218,7 +218,7 @@ def _sample(key: str, files: dict[str, bytes | str], shard: str, *, again: bool)
 
 
 def _row(files: dict[str, bytes | str]) -> dict[str, Any]:
-    """What a .json says; nothing if it is no object."""
+    """Read a .json file; an empty dict if it is not an object."""
     content = files.get("json", b"{}")
     if isinstance(content, str):
         raise ValueError(content)
@@ -240,7 +240,7 @@ def _captions(files: dict[str, bytes | str], row: dict[str, Any]) -> list[str]:
         captions.append(row["caption"])
     several = row.get("captions", [])
     if not isinstance(several, list) or not all(isinstance(one, str) for one in [*captions, *several]):
-        raise ValueError("it is no text")
+        raise ValueError("it is not a text")
     return [str(one) for one in [*captions, *several]]
 
 

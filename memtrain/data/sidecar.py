@@ -1,12 +1,13 @@
-"""A folder of images with their captions beside them in text files, as kohya's scripts and OneTrainer keep them.
+"""A folder of images with captions in text files beside them, as kohya's scripts and OneTrainer keep them.
 
-`cats/a.png` has its caption in `cats/a.txt` or `cats/a.caption`, UTF-8, in its first line that is not empty; further
-lines are further captions, its alternatives. The key of a sample is the path of its image in the folder. Folders named
-`10_cats` mean 10 visits per epoch where `repeats: from_folders` is set, and nothing otherwise. An image without a
-caption is an error, unless one caption for all that have none was given (`captions.default`); so is an image of a kind
-that is not decoded here (a.heic), unless one that is lies beside it. Two images under one name (a.png and a.jpg) share
-its caption. Text files beside no image are counted in a warning. Hidden files, and images named `*.mask.png`, are no
-samples. Links are followed (:mod:`memtrain.data.folder_files`).
+The caption of `cats/a.png` is in `cats/a.txt` or `cats/a.caption` (UTF-8), in the first line that is not empty. Further
+lines are further captions, its alternatives. The key of a sample is the path of its image in the folder. A folder named
+`10_cats` means 10 visits per epoch with `repeats: from_folders`, and nothing otherwise.
+
+An image without a caption is an error, unless `captions.default` gives one caption to all images that have none. An
+image of a kind that is not decoded (a.heic) is an error, unless a decoded image with its name lies beside it. Two
+images with one name (a.png and a.jpg) share its caption. A warning counts text files without an image. Hidden files and
+images named `*.mask.png` are not samples. Links are followed (:mod:`memtrain.data.folder_files`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from memtrain.files.text import read_text
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".caption", ".TXT", ".CAPTION")
-"""Of caption files, in the order of preference."""
+"""Endings of caption files, in the order of preference."""
 IMAGES = frozenset(DECODED) | frozenset(UNDECODED_SUFFIXES)
 MOST_BYTES = 2**20
-"""Size of a caption file at most."""
+"""The largest size of a caption file in bytes."""
 
 
 class SidecarSource(SampleSource):
@@ -40,8 +41,8 @@ class SidecarSource(SampleSource):
 
     Args:
         path: the folder.
-        caption: of images that have no text file; None refuses them.
-        reading: what becomes of broken samples.
+        caption: the caption of images that have no text file; None refuses such images.
+        reading: the treatment of broken samples.
     """
 
     takes_caption: ClassVar[bool] = True
@@ -64,8 +65,9 @@ class SidecarSource(SampleSource):
             raise DataError(
                 f"{len(bare)} of {len(images)} image(s) in {self.path} have no caption, first {sorted(bare)[:3]}",
                 expected="a text file beside each image: a.txt (or a.caption) for a.png",
-                remedy="write the captions, give one for all with --data.init_args.captions.default, or move the "
-                "images elsewhere",
+                remedy="write the captions, set one for all with --data.init_args.captions.default, or move the "
+                "images to "
+                "another folder",
             )
         self.samples = [
             Sample.of(image.relative_to(self.path).as_posix(), found or [caption or ""])
@@ -78,17 +80,17 @@ class SidecarSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """A folder of images at least one of which has a text file."""
+        """Return whether the path is a folder of images, at least one of which has a text file."""
         folder = Path(path)
         if not folder.is_dir():
             return False
-        # One is enough, as a rule; where there is none, all are looked at once more, and what is odd about them told.
+        # One captioned image is usually found at once. If there is none, the second look also refuses odd files.
         return any(map(_captioned, filter(_is_image, files_below(folder)))) or any(
             map(_captioned, folder_images(folder, quiet=True))
         )
 
     def _tell_of_bare_texts(self, images: set[Path]) -> None:
-        """Count the texts that are of no image."""
+        """Warn of text files without an image."""
         bare = [
             str(path.relative_to(self.path))
             for path in files_below(self.path)
@@ -96,7 +98,7 @@ class SidecarSource(SampleSource):
         ]
         if bare:
             log.warning(
-                "%d text file(s) in %s lie beside no image and are passed over, first %s",
+                "%d text file(s) in %s lie beside no image and are ignored, first %s",
                 len(bare),
                 self.path,
                 bare[:3],
@@ -107,21 +109,21 @@ class SidecarSource(SampleSource):
         for suffix in SUFFIXES:
             path = image.with_suffix(suffix)
             if listed.has(path):
-                # Not `splitlines`: other characters that end lines, such as U+2028, stand within captions.
+                # Not `splitlines`: it also splits at characters such as U+2028, which occur within captions.
                 lines = read_text(path, most=MOST_BYTES).replace("\r", "\n").split("\n")
                 return [line for line in lines if line.strip()]
         return []
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`, not yet decoded."""
+        """Open the image of `samples[index]` without decoding it."""
         return opened_image(self.path / self.samples[index].key)
 
     def open_mask(self, index: int) -> Image.Image | None:
-        """The picture `a.mask.png` beside `a.png`."""
+        """Open the picture `a.mask.png` beside `a.png`."""
         return mask_beside(self.path / self.samples[index].key)
 
     def stored_in(self, index: int) -> Path:
-        """The file that is the image of `samples[index]`."""
+        """Return the image file of `samples[index]`."""
         return self.path / self.samples[index].key
 
 

@@ -1,4 +1,4 @@
-"""Some samples of a dataset in the batches in which all of them would come, without the others being read."""
+"""Some samples of a dataset in the batches of all samples. The other samples are not read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from memtrain.data.one_shape import OneShape
 
 
 class SomeSamples(OneShape):
-    """Batches of some samples, each once; each batch holds what is wanted of a batch of all samples.
+    """Batches of some samples, each once. A batch holds the wanted part of one batch of all samples.
 
     Args:
-        dataset: with each sample once.
-        batch_size: samples of a batch of all, at most.
-        rows: of `dataset`; default all.
-        part: number of a part of the batches, dealt out in turn, and how many there are.
+        dataset: a dataset with each sample once.
+        batch_size: the largest number of samples in a batch of all samples.
+        rows: the wanted rows of `dataset`; by default all.
+        part: the number of a part of the batches, and the number of parts. Parts take batches in turn.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What a stream leaves out, in the list of :mod:`memtrain.data.broken`, and the share at which a run stops.
+"""The samples that a stream leaves out, in the list of :mod:`memtrain.data.broken`, and the limit at which a run stops.
 
-Nobody knows how many samples a stream has, so the share is judged by what has passed, counted as :data:`FIRST` samples
-at least. A run that is continued goes on with its list and its count.
+The number of samples of a stream is not known, so the share refers to the samples that have passed, and to at least
+:data:`FIRST` samples. A continued run goes on with its list and its count.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from memtrain.files.sheet_cells import cell_of
 
 log = logging.getLogger(__name__)
 FIRST = 1000
-"""Samples that are taken to have passed from the beginning."""
+"""The number of samples that count as passed at the beginning."""
 
 
 class StreamBroken:
-    """Counts and writes down what is left out.
+    """Counts and lists the samples that are left out.
 
     Args:
-        folder: of the run; None to write nothing.
-        share: of the samples that may be left out.
-        path: of the data.
-        processes: that read it.
+        folder: the folder of the run; None writes no list.
+        share: the largest share of samples that may be left out.
+        path: the path of the data.
+        processes: the number of processes that read the data.
 
     Attributes:
-        seen: samples that passed here.
+        seen: the number of samples that passed in this process.
     """
 
     def __init__(self, folder: Path | None, *, share: float, path: str = "", processes: int = 1) -> None:
@@ -38,14 +38,14 @@ class StreamBroken:
         self._listed: set[tuple[str, str]] | None = None
 
     def __call__(self, broken: Sequence[Broken], given: int) -> None:
-        """Take in what a batch came with.
+        """Take in the broken samples of a batch.
 
         Args:
-            broken: what was left out.
-            given: samples of the batch.
+            broken: the samples that were left out.
+            given: the number of samples in the batch.
 
         Raises:
-            DataError: if it is too much.
+            DataError: if too many samples are broken.
         """
         self.seen += given + len(broken)
         if not broken:
@@ -61,7 +61,7 @@ class StreamBroken:
 
 
 def _read(path: Path) -> set[tuple[str, str]]:
-    """Keys and shards that are listed already."""
+    """Read the keys and shards that are already in a list."""
     if not path.exists():
         return set()
     with path.open(encoding="utf-8", newline="") as file:

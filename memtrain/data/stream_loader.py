@@ -1,8 +1,8 @@
-"""Batches of a stream, in an order that does not depend on how fast its workers are.
+"""Batches of a stream, in an order that does not depend on the speed of its workers.
 
-Each loader worker makes whole batches of what it draws (:class:`memtrain.data.stream_place.Feed`), and workers take
-turns for ever: one whose samples are through says so in its turns, until all have said it. With each batch comes the
-place that its worker had reached, so a checkpoint can say where every worker is, and a resumed run begins there.
+Each loader worker makes whole batches of the samples that it draws (:class:`memtrain.data.stream_place.Feed`). Workers
+take turns: a worker without further samples says so in its turns until all workers have said it. Each batch comes with
+the place that its worker has reached. So a checkpoint holds the place of every worker, and a resumed run begins there.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ NOWHERE = Place()
 
 @dataclass(frozen=True)
 class Turn:
-    """What a worker gives when it is its turn.
+    """The result of a worker's turn.
 
     Attributes:
-        worker: its number.
-        batch: None where it has none.
-        place: that it has reached.
-        broken: samples that it left out since its last turn.
-        over: whether it will have none any more.
+        worker: the number of the worker.
+        batch: the batch; None if the worker has none.
+        place: the place that the worker has reached.
+        broken: the samples that it left out since its last turn.
+        over: whether the worker has no further batches.
     """
 
     worker: int
@@ -48,13 +48,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Begin:
-    """Where an iteration begins.
+    """The beginning of an iteration.
 
     Attributes:
-        epoch: of the order.
-        places: of the workers; empty for the beginning of the epoch.
-        turn: the worker whose turn it is.
-        batches: that are done in the epoch.
+        epoch: the epoch of the order.
+        places: the places of the workers; empty for the beginning of the epoch.
+        turn: the number of the worker whose turn it is.
+        batches: the number of finished batches in the epoch.
     """
 
     epoch: int = 0
@@ -63,7 +63,7 @@ class Begin:
     batches: int = 0
 
     def after(self, turn: Turn, *, workers: int) -> Begin:
-        """Where to begin once a batch was trained on."""
+        """Return the beginning after a batch was trained on."""
         places = list(self.places) or [NOWHERE] * workers
         places[turn.worker] = turn.place
         return replace(self, places=tuple(places), turn=(turn.worker + 1) % workers, batches=self.batches + 1)
@@ -73,16 +73,16 @@ class Stream(IterableDataset[Turn]):
     """The turns of the workers of one process.
 
     Args:
-        feed: gives each its samples.
-        batch_size: samples in a batch.
-        resolution: of the images.
-        tokens: makes the fields of captions; None leaves them out.
-        skip: leave out what cannot be used, instead of raising.
-        rank: of the process.
-        processes: number of them.
+        feed: the feed, which gives each worker its samples.
+        batch_size: the number of samples in a batch.
+        resolution: the image size in pixels.
+        tokens: the function that makes the fields of captions; None leaves them out.
+        skip: whether to leave out samples that cannot be used, instead of raising an error.
+        rank: the number of the process.
+        processes: the number of processes.
 
     Attributes:
-        begin: where an iteration begins.
+        begin: the beginning of an iteration.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Stream(IterableDataset[Turn]):
             broken = []
 
     def item(self, raw: Raw) -> dict[str, Any]:
-        """A sample as a trainer takes it.
+        """Turn a sample into the item of a batch.
 
         Raises:
             DataError: if it cannot be used.
@@ -140,18 +140,18 @@ class Stream(IterableDataset[Turn]):
 
 
 class StreamLoader(DataLoader[Any]):
-    """Batches of a stream, anew in each epoch.
+    """Batches of a stream, in a new order in each epoch.
 
     Args:
-        stream: of this process.
-        num_workers: loader processes.
-        batches: in an epoch; None as many as there are.
+        stream: the stream of this process.
+        num_workers: the number of loader processes.
+        batches: the number of batches in an epoch; None means all.
 
     Attributes:
-        epoch: gives the current one.
-        begin: is told the epoch when an iteration begins, and says where.
-        report: is told what was left out, and how many samples were given with it.
-        given: what belongs to the batches that were handed over, oldest first.
+        epoch: the function that returns the current epoch.
+        begin: the function that receives the epoch when an iteration begins, and returns its beginning.
+        report: the function that receives the samples that were left out, and the number of samples given with them.
+        given: the turns of the batches that were handed over, oldest first.
     """
 
     epoch: Callable[[], int] = staticmethod(lambda: 0)
@@ -186,18 +186,18 @@ class StreamLoader(DataLoader[Any]):
         if not batches:
             raise DataError(
                 f"The stream has less than one batch of {stream.batch_size} samples for this process",
-                expected="a batch for each loader worker at least",
-                remedy="take smaller batches, fewer workers, or more data",
+                expected="at least one batch for each loader worker",
+                remedy="lower data.init_args.batch_size or data.init_args.num_workers, or add data",
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module knows the place; this tells Lightning that resuming is exact."""
+        """Return nothing: the data module holds the place. The method tells Lightning that resuming is exact."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to take up."""
+        """Do nothing: the data module holds the place."""
 
 
 def as_it_is(turn: Any) -> Any:
-    """A turn, which holds a batch already."""
+    """Return a turn unchanged, because it holds a batch already."""
     return turn

@@ -1,4 +1,4 @@
-"""Parts of a stream: whose they are, how far somebody has come, and what gives samples from there on."""
+"""Parts of a stream: the worker of a part, the place that it has reached, and the samples from there on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from memtrain.data.shard_reading import Raw
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a stream somebody reads.
+    """The part of a stream that a worker reads.
 
     Attributes:
-        rank: of the process.
-        processes: number of them.
-        worker: of the process's loader.
-        workers: number of them, 1 without loader processes.
+        rank: the number of the process.
+        processes: the number of processes.
+        worker: the number of the process's loader worker.
+        workers: the number of loader workers, 1 without loader processes.
     """
 
     rank: int = 0
@@ -27,23 +27,23 @@ class Share:
 
     @property
     def part(self) -> int:
-        """Its number among all."""
+        """The number of this part among all parts."""
         return self.rank * self.workers + self.worker
 
     @property
     def parts(self) -> int:
-        """How many there are."""
+        """The number of all parts."""
         return self.processes * self.workers
 
 
 @dataclass(frozen=True)
 class Place:
-    """How far a worker has come in an epoch.
+    """The place that a worker has reached in an epoch.
 
     Attributes:
-        draws: samples that it drew.
-        counts: samples in each of the shards that it finished.
-        first: key of the first sample in its buffer, by which is seen whether shards hold what they held.
+        draws: the number of samples that it drew.
+        counts: the number of samples in each of the shards that it finished.
+        first: the key of the first sample in its buffer, which shows whether the shards still hold the same samples.
     """
 
     draws: int = 0
@@ -52,18 +52,18 @@ class Place:
 
 
 class Drawn(Protocol):
-    """What one worker draws in one epoch, from a place on."""
+    """The samples that one worker draws in one epoch, from a place on."""
 
     @property
     def place(self) -> Place:
-        """How far it has come."""
+        """The place that the worker has reached."""
 
     def __iter__(self) -> Iterator[Raw]:
-        """The samples."""
+        """Yield the samples."""
 
 
 class Feed(Protocol):
     """A source of samples for each worker."""
 
     def drawn(self, epoch: int, share: Share, place: Place) -> Drawn:
-        """What a worker draws from a place on."""
+        """Return what a worker draws from a place on."""

@@ -1,28 +1,30 @@
 """Data that are too large for the disk, as a stream: WebDataset shards from anywhere, or a Hugging Face data set.
 
-What: images come in the order of the stream, shuffled within a buffer, and are cut to centre squares; each process and
+Images come in the order of the stream, shuffled within a buffer, and are cut to center squares. Each process and
 loader worker has shards of its own. The class of `data` in a configuration:
 
     data:
       class_path: memtrain.data.streamed.StreamedImages
       init_args: {path: "https://host/shards/{0000..0999}.tar", resolution: 512, batches_per_epoch: 4000}
 
-or `datasets:NAME?image=image&caption=text&key=id`, whose samples are named by a column, because the place of a row in a
-shuffled stream is none. :mod:`memtrain.data.shard_urls` says what is opened and how (`pipe:` has to be trusted),
-:mod:`memtrain.data.shard_reading` what a sample is, :mod:`memtrain.data.shard_feed` in which order they come.
+The path may also be `datasets:NAME?image=image&caption=text&key=id`. The option `key` names a column with the names of
+samples, because the row number in a shuffled stream names nothing. :mod:`memtrain.data.shard_urls` describes which
+addresses are opened and how (`pipe:` must be trusted). :mod:`memtrain.data.shard_reading` describes a sample, and
+:mod:`memtrain.data.shard_feed` describes the order of samples.
 
-Equal on all processes is the number of batches in an epoch: several processes need `batches_per_epoch`, and whoever is
-through with its shards earlier begins them again. There have to be as many shards as processes times workers.
-The monitor takes `reference: paired`, which measures nothing outside of training steps, and holds out by weight the
-share of the names that its setting `heldout_share` says.
-A run is resumed in the middle of an epoch: of shards, those are read again whose samples are still in the buffer; a
-`datasets` stream is read from the beginning of the epoch. Nothing is decoded meanwhile. It is exact where the source
-gives the same again; what `pipe:` gives is not known, which a warning says.
-Cost: the buffer holds `shuffle_buffer` encoded images in each worker (1,000 of 100 kB are 100 MB). Cannot: go on in the
-middle of an epoch on another number of processes or workers, or with another order, which deal the samples out
-otherwise (it is refused); scan for families (copies are recognised while they come), hold pictures back from training,
-cache, sort into buckets, or show an evaluation its training images; notice that a key is in two shards that do not
-follow each other. Whatever fits on a disk is better read from there (:mod:`memtrain.data.webdataset`).
+All processes need the same number of batches in an epoch, so several processes need `batches_per_epoch`. A process that
+finishes its shards earlier begins them again. There must be at least as many shards as processes times workers.
+The monitor takes `reference: paired`, which measures nothing outside of training steps. It holds out samples by weight;
+its setting `heldout_share` is their share.
+A run resumes in the middle of an epoch. It reads those shards again whose samples are still in the buffer. A `datasets`
+stream is read again from the beginning of the epoch, without decoding. Resuming is exact if the source gives the same
+data again. This is not known for `pipe:`, and a warning says so.
+Cost: each worker's buffer holds `shuffle_buffer` encoded images (1,000 images of 100 kB are 100 MB).
+Cannot: resume in the middle of an epoch with another number of processes or workers or another order. This is refused,
+because the samples would be dealt out differently. A stream cannot be scanned for families either (copies are
+recognized as they come). It cannot hold pictures back from training, cache, sort into buckets, or show an evaluation
+its training images. It does not notice a key in two shards that do not follow each other. Data that fit on a disk are
+better read from there (:mod:`memtrain.data.webdataset`).
 """
 
 from __future__ import annotations
@@ -63,17 +65,20 @@ class StreamedImages(LightningDataModule):
     """Captioned images of a stream.
 
     Args:
-        path: of WebDataset shards; or `datasets:` with the name of a data set and its columns, the `key` among them.
-        resolution: image size, pixels.
-        batch_size: samples per step and rank.
-        num_workers: loader processes.
-        shuffle_buffer: samples among which the next one is drawn; 0 leaves the order as it is.
-        seed: of the order; default `seed_everything`'s.
-        batches_per_epoch: of each process; default as many as there are, on one process.
-        keys: of shards: `name` where base names are unique; `shard` puts the name of the shard before them.
-        broken: what becomes of samples and shards that cannot be read: `stop` the run, or `skip` them.
-        broken_share: of the samples that may be skipped.
-        allow_pipes: run the commands of `pipe:` in a script of your own; on the command line it is `--trust pipe`.
+        path: the path of WebDataset shards, or `datasets:` with the name of a data set and its columns, including
+            `key`.
+        resolution: the image size in pixels.
+        batch_size: the number of samples per step and process.
+        num_workers: the number of loader processes.
+        shuffle_buffer: the number of samples from which the next one is drawn; 0 keeps the order.
+        seed: the seed of the order; by default the seed of `seed_everything`.
+        batches_per_epoch: the number of batches of each process in an epoch; by default all batches, on one process.
+        keys: the keys of samples in shards. `name` uses base names, which must be unique. `shard` puts the name of the
+            shard before them.
+        broken: the treatment of samples and shards that cannot be read: `stop` ends the run, `skip` leaves them out.
+        broken_share: the largest share of samples that may be skipped.
+        allow_pipes: whether to run the commands of `pipe:`, in a script of your own; on the command line, use
+            `--trust pipe`.
     """
 
     def __init__(
@@ -98,9 +103,9 @@ class StreamedImages(LightningDataModule):
             self._dataset, self.options = parsed(path)
             if not self.options.get("key"):
                 raise ConfigurationError(
-                    f"{path!r} names no stream with a key",
+                    f"{path!r} names no column of keys",
                     expected="datasets:NAME?key=COLUMN, with a column of names that are the same in every epoch",
-                    remedy="name the column, such as an id or URL; data without one are read with random access "
+                    remedy="name the column, such as an id or a URL; read data without one with random access "
                     "(memtrain.data.module.TextImageDataModule)",
                 )
         else:
@@ -108,7 +113,9 @@ class StreamedImages(LightningDataModule):
         require_multiple("resolution", resolution)
         if batches_per_epoch is not None and batches_per_epoch < 1:
             raise ConfigurationError(
-                f"batches_per_epoch is {batches_per_epoch}", expected="at least 1", remedy="raise it, or leave it out"
+                f"batches_per_epoch is {batches_per_epoch}",
+                expected="at least 1",
+                remedy="raise data.init_args.batches_per_epoch, or remove it",
             )
         self.path, self.resolution, self.batch_size = path, resolution, batch_size
         self.num_workers, self.shuffle_buffer = num_workers, shuffle_buffer
@@ -123,7 +130,7 @@ class StreamedImages(LightningDataModule):
 
     @property
     def _shown(self) -> str:
-        """The path in messages, without secrets."""
+        """The path without secrets, for messages."""
         return self.path if not self.urls else shard_name(self.urls[0]) + (" ..." if len(self.urls) > 1 else "")
 
     @property
@@ -148,7 +155,7 @@ class StreamedImages(LightningDataModule):
         return {"resolution": self.resolution, "stream_order": order, **workers}
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of every process in the stream, and what the order of its samples rests on."""
+        """Return the place of every process in the stream, and the settings that determine the order of samples."""
         if self.trainer is None:
             return {}
         over = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -163,10 +170,10 @@ class StreamedImages(LightningDataModule):
         return {"settings": plain(self._settings()), **where}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there, unless the rest of the epoch cannot be known.
+        """Go on at the saved place, unless the rest of the epoch cannot be known.
 
         Raises:
-            ConfigurationError: naming what may not differ.
+            ConfigurationError: with the settings that must not differ.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
@@ -188,11 +195,12 @@ class StreamedImages(LightningDataModule):
             self._start = self._of_samples(state["epoch"], state["samples"])
         if begun and self.urls and not all(map(in_fixed_order, self.urls)):
             log.warning(
-                "Continued in the middle of an epoch: exact only if the commands of pipe: write the same tars again"
+                "Continued in the middle of an epoch. This is exact only if the commands of pipe: write the same tars "
+                "again."
             )
 
     def _of_samples(self, epoch: int, samples: int) -> Begin:
-        """A place as earlier versions kept it: the samples of one process, whose workers took turns."""
+        """Convert a place in the form of earlier versions: the samples of one process, whose workers took turns."""
         workers, batches = self._workers, samples // self.batch_size
         if workers == 1:
             return Begin(epoch, (Place(samples),), 0, batches)
@@ -200,13 +208,13 @@ class StreamedImages(LightningDataModule):
         return Begin(epoch, tuple(Place(self.batch_size * one) for one in done), batches % workers, batches)
 
     def _begin(self, epoch: int) -> Begin:
-        """Where an iteration begins: in the first after a checkpoint, where that stopped."""
+        """Return the place where an iteration begins: after a checkpoint, the place that it holds."""
         start, self._start = self._start, None
         self._at = start or Begin(epoch)
         return self._at
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Note what is trained on; a batch that is fetched ahead is not."""
+        """Note the place of the batch that is trained on; batches that are fetched ahead do not count."""
         if self.trainer is not None and self.trainer.training and self._loader is not None and self._loader.given:
             self._at = self._at.after(self._loader.given.popleft(), workers=self._workers)
         return batch
@@ -214,7 +222,7 @@ class StreamedImages(LightningDataModule):
     # Batches
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The share of this process, shuffled anew in each epoch."""
+        """Return the loader of this process's share, in a new order in each epoch."""
         trainer = self.trainer
         rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         module = None if trainer is None else trainer.lightning_module
@@ -243,9 +251,10 @@ class StreamedImages(LightningDataModule):
     def _feed(self, rank: int, processes: int) -> Feed:
         if processes > 1 and self.batches_per_epoch is None:
             raise ConfigurationError(
-                f"{processes} processes read a stream, and nobody knows how many batches each of them has",
-                expected="the same number of batches for each: a process with one less lets the others wait for ever",
-                remedy="say batches_per_epoch: the number of samples, divided by batch_size and processes",
+                f"{processes} processes read a stream, and the number of batches of each process is not known",
+                expected="the same number of batches for each process: with one batch less, the others wait forever",
+                remedy="set --data.init_args.batches_per_epoch to the number of samples divided by batch_size and "
+                "processes",
             )
         endless = self.batches_per_epoch is not None
         if not self.urls:
@@ -257,8 +266,8 @@ class StreamedImages(LightningDataModule):
         if len(self.urls) < processes * self._workers:
             raise ConfigurationError(
                 f"{len(self.urls)} shards for {processes} processes of {self._workers} worker(s)",
-                expected="a shard for each worker of each process at least",
-                remedy="take fewer workers (num_workers), or write more and smaller shards",
+                expected="at least one shard for each worker of each process",
+                remedy="lower --data.init_args.num_workers, or write more and smaller shards",
             )
         require_openers(self.urls)
         skip = self.broken == "skip"
@@ -268,5 +277,5 @@ class StreamedImages(LightningDataModule):
         return ShardFeed(self.urls, seed=self.seed, buffer=buffer, endless=endless, keys=keys, skip=skip)
 
     def val_dataloader(self) -> list[Any]:
-        """Nothing: no picture of a stream is held back."""
+        """Return nothing: no picture of a stream is held back."""
         return []

@@ -1,7 +1,7 @@
 """The rows of a data set that Hugging Face's `datasets` streams, as samples.
 
-The library deals shards out to processes and workers and shuffles within a buffer, by seed and epoch. In the middle of
-an epoch it is read again from the beginning, without decoding.
+The library deals shards out to processes and workers, and shuffles within a buffer, by seed and epoch. A run that
+resumes in the middle of an epoch reads the stream again from the beginning, without decoding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memtrain.data.stream_place import Place, Share
 from memtrain.errors import DataError
 
 _TURNS = 2**20
-"""Epochs beyond which the library is told of those that are later passes of one epoch."""
+"""The distance between the epoch numbers of later passes of one epoch, larger than any number of real epochs."""
 
 
 class RowFeed:
@@ -25,26 +25,26 @@ class RowFeed:
 
     Args:
         rows: an iterable data set of `datasets` whose images are not decoded.
-        columns: of the image, caption and key.
-        path: for messages.
-        endless: begin again where the rows are through.
+        columns: the columns of the image, the caption and the key.
+        path: the path for messages.
+        endless: whether to begin again after the last row.
     """
 
     def __init__(self, rows: Any, columns: tuple[str, str, str], *, path: str, endless: bool = False) -> None:
         self.rows, self.columns, self.path, self.endless = rows, columns, path, endless
 
     def drawn(self, epoch: int, share: Share, place: Place) -> RowsDrawn:
-        """What a worker draws from a place on; the library knows the worker itself."""
+        """Return what a worker draws from a place on; the library knows the worker itself."""
         return RowsDrawn(self, epoch, place)
 
 
 class RowsDrawn:
-    """What one worker draws.
+    """The samples that one worker draws.
 
     Args:
-        feed: with all rows.
-        epoch: of the order.
-        place: where it begins.
+        feed: the feed with all rows.
+        epoch: the epoch of the order.
+        place: the place where the worker begins.
     """
 
     def __init__(self, feed: RowFeed, epoch: int, place: Place) -> None:
@@ -53,7 +53,7 @@ class RowsDrawn:
 
     @property
     def place(self) -> Place:
-        """How far it has come."""
+        """The place that the worker has reached."""
         return Place(self._draws)
 
     def __iter__(self) -> Iterator[Raw]:
@@ -91,18 +91,18 @@ class RowsDrawn:
 def streamed_rows(
     name: str, options: Mapping[str, str], *, seed: int, buffer: int, rank: int = 0, processes: int = 1
 ) -> tuple[Any, tuple[str, str, str]]:
-    """The rows of a process, and the columns of image, caption and key.
+    """Open the rows of a process, and return them with the columns of image, caption and key.
 
     Args:
-        name: of the data set, or its folder.
-        options: of the path.
-        seed: of the order.
-        buffer: rows among which the next one is drawn; 0 leaves the order as it is.
-        rank: of the process.
-        processes: number of them.
+        name: the name of the data set, or its folder.
+        options: the options of the path.
+        seed: the seed of the order.
+        buffer: the number of rows from which the next one is drawn; 0 keeps the order.
+        rank: the number of the process.
+        processes: the number of processes.
 
     Raises:
-        DataError: if it cannot be opened.
+        DataError: if the stream cannot be opened.
     """
     datasets = imported()
     image, caption, key = options.get("image", "image"), options.get("caption", "text"), options["key"]
@@ -115,9 +115,9 @@ def streamed_rows(
             streaming=True,
         )
         rows = rows.cast_column(image, datasets.Image(decode=False))
-    except Exception as error:  # of the library, its file readers and the network
+    except Exception as error:  # from the library, its file readers or the network
         raise DataError(
-            f"The stream {name!r} cannot be opened: {type(error).__name__}: {error}",
+            f"The stream {name!r} cannot be opened ({type(error).__name__}): {error}",
             expected="the name of a data set on the Hub, or a folder of its files, and its columns",
             remedy="check name, split and columns in the path",
         ) from error

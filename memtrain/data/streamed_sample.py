@@ -1,4 +1,4 @@
-"""One sample of a stream as a source of one sample, so that it is decoded as all images are."""
+"""One sample of a stream as a source of one sample, so that it is decoded like all images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from memtrain.files.pictures import opened_image
 
 
 class StreamedSample(SampleSource):
-    """See the module.
+    """A source of one streamed sample.
 
     Args:
         raw: the sample.
 
     Raises:
-        DataError: if it has a problem.
+        DataError: if the sample has a problem.
     """
 
     def __init__(self, raw: Raw) -> None:
@@ -28,15 +28,15 @@ class StreamedSample(SampleSource):
             raise DataError(
                 f"The sample {raw.key!r:.100} in {raw.shard}: {raw.problem}" if raw.key else raw.problem,
                 expected="an image and a caption that can be read",
-                remedy="mend or remove it, or say broken: skip",
+                remedy="repair or remove it, or leave it out (--data.init_args.broken skip)",
             )
         self.samples, self.content = [Sample(raw.key, raw.caption)], raw.content
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """Nothing: it is made of a sample."""
+        """Return False: a sample is not opened by its path."""
         return False
 
     def open_image(self, index: int) -> Image.Image:
-        """The image, not yet decoded."""
+        """Open the image without decoding it."""
         return opened_image(io.BytesIO(self.content))

@@ -1,13 +1,16 @@
-"""Which files a tar holds, and where: read once, and nothing is ever extracted.
+"""The index of a tar: its files and their places, read once. Nothing is ever extracted.
 
-| | |
+| treatment | content |
 |---|---|
-| accepted | uncompressed tars (ustar, GNU, PAX) that end as tars end, with blocks of zeros |
-| passed over | folders, and hidden files wherever they lie (`._a.jpg` and `__MACOSX`, as macOS writes them) |
-| refused | a tar that is cut inside of a file or between two; further data behind its end, as `cat a.tar b.tar` makes
-it; damaged headers; links, devices, pipes and sparse files; names that are absolute or hold `..`; a name twice |
+| accepted | uncompressed tars (ustar, GNU, PAX) that end in blocks of zeros |
+| ignored | folders, and hidden files in any folder (`._a.jpg` and `__MACOSX`, as macOS writes them) |
+| refused | the cases below |
 
-What follows the first dot of a name is its extension, what comes before it the key of its sample, as WebDataset has it.
+A tar is refused if it is cut inside a file or between two files, or if data follow after its end, as in `cat a.tar
+b.tar`. Damaged headers, links, devices, pipes and sparse files are refused, too. So are duplicate names, and names that
+are absolute or hold `..`.
+
+As in WebDataset, the part of a name after its first dot is the extension, and the part before it is the sample's key.
 """
 
 from __future__ import annotations
@@ -21,19 +24,19 @@ from webdataset.tariterators import base_plus_ext
 from memtrain.errors import DataError
 
 Place = tuple[int, int]
-"""Offset and size of a file in a tar."""
+"""The offset and the size of a file in a tar."""
 TOLD = 3
-"""Names that an error lists."""
+"""The number of names that an error lists."""
 
 
 def index_tar(shard: Path) -> dict[str, dict[str, Place]]:
-    """`key -> extension -> place` of the files in a tar, in its order.
+    """Return `key -> extension -> place` of the files in a tar, in its order.
 
     Args:
-        shard: the tar.
+        shard: the path of the tar.
 
     Raises:
-        DataError: if it is refused, naming the file and the member.
+        DataError: if the tar is refused, with the file and the member.
     """
     index: dict[str, dict[str, Place]] = {}
     _into(index, shard)
@@ -45,7 +48,7 @@ def _into(index: dict[str, dict[str, Place]], shard: Path) -> None:
         if any(part == "__MACOSX" or (part[:1] == "." and part.strip(".")) for part in member.name.split("/")):
             continue
         key, extension = base_plus_ext(member.name)
-        if key is None or extension is None:  # hidden, or without an extension
+        if key is None or extension is None:  # a hidden file, or one without an extension
             continue
         if key.startswith("/") or ".." in key.split("/"):
             raise DataError(
@@ -64,13 +67,13 @@ def _into(index: dict[str, dict[str, Place]], shard: Path) -> None:
 
 
 def index_what_is_whole(shard: Path) -> tuple[dict[str, dict[str, Place]], DataError | None]:
-    """As :func:`index_tar`, of the files before the place at which a tar is cut or damaged, and what is wrong there."""
+    """Index the files before the place of a cut or damage in a tar, and return them with the error at that place."""
     index: dict[str, dict[str, Place]] = {}
     try:
         _into(index, shard)
     except DataError as error:
         end = shard.stat().st_size if shard.is_file() else 0
-        # A file that is cut lies beyond the end in part.
+        # A cut file lies partly behind the end.
         whole = {
             key: {extension: place for extension, place in files.items() if sum(place) <= end}
             for key, files in index.items()
@@ -80,7 +83,7 @@ def index_what_is_whole(shard: Path) -> tuple[dict[str, dict[str, Place]], DataE
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar that is whole."""
+    """Yield the plain files of a whole tar."""
     odd: list[str] = []
     end = 0
     try:
@@ -97,7 +100,7 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
     except OSError as error:
         raise DataError(
             f"{shard} cannot be read: {error.strerror or error}",
-            expected="a file that may be read",
+            expected="a file that you may read",
             remedy="check its permissions and the disk",
         ) from error
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, MemoryError) as error:
@@ -119,7 +122,7 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
 def _require_end(shard: Path, end: int) -> None:
     """Refuse a tar that does not end in zeros where its members end.
 
-    A tar that was cut between two files looks like a whole one but for this.
+    Only this tells a whole tar from one that was cut between two files.
     """
     with shard.open("rb") as file:
         file.seek(end)
@@ -128,7 +131,7 @@ def _require_end(shard: Path, end: int) -> None:
         while whole and (rest := file.read(2**20)):
             if any(rest):
                 raise DataError(
-                    f"{shard} goes on behind its end: there are further data after byte {end}",
+                    f"{shard} goes on after its end: there are further data after byte {end}",
                     expected="one tar in one file",
                     remedy="join tars with `tar --concatenate`, or keep them as files of their own",
                 )

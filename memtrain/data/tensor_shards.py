@@ -1,14 +1,13 @@
-"""Tensors by name in a folder of safetensors files, which grows and of which nothing is ever rewritten.
+"""Tensors by name in a folder of safetensors files. The folder grows, and no file is ever rewritten.
 
-A file (*shard*) is written under another name and renamed when complete, so a process that is killed leaves whole
-shards behind and loses the one in the making. Several processes may write at once: the name of a shard is a hash of
-what it holds. A shard that cannot be opened, such as one that was cut short while being copied, is removed when the
-folder is looked through for missing entries, and what it held is missing.
-Entries are read through the memory map of safetensors: only what is asked for is read, and the page cache of the
-machine is shared by its processes. Each tensor has a checksum (CRC-32) in its shard, which is compared whenever it is
-read: a shard that changed on the disk is not trained on but removed, and made again when the run is continued.
-Shards without checksums, of earlier versions, are read as they are. Cost: an open file for each of at most
-:data:`OPEN` shards, and 0.1 ms to check the latents of an image.
+A file (*shard*) is written under another name and renamed when it is complete. A killed process thus leaves whole
+shards behind and loses only the unfinished one. Several processes may write at once: the name of a shard is a hash of
+its content. A shard that cannot be opened, such as one that was cut short during copying, is removed when the folder is
+checked for missing entries, and its entries count as missing. Entries are read through the memory map of safetensors:
+only the wanted parts are read, and the processes of a machine share its page cache. Each tensor has a checksum (CRC-32)
+in its shard, which is compared at every read. A shard that changed on the disk is removed, and made again when the run
+is continued. Shards without checksums, from earlier versions, are read without this check. Cost: an open file for each
+of at most :data:`OPEN` shards, and 0.1 ms to check the latents of an image.
 """
 
 from __future__ import annotations
@@ -34,24 +33,24 @@ from memtrain.records import written_whole
 log = logging.getLogger(__name__)
 
 OPEN = 128
-"""Shards that are kept open."""
+"""The number of shards that are kept open."""
 SHARD = 64 * 2**20
-"""Bytes after which a shard is full."""
+"""The size in bytes at which a shard is full."""
 CHECKSUMS = "crc32"
-"""Entry of a shard's metadata: JSON of the checksum of each tensor."""
+"""The entry of a shard's metadata with the checksum of each tensor, as JSON."""
 LOOK_AGAIN = 60.0
-"""Seconds after which a folder is looked through for a missing entry even where it does not seem to have changed."""
+"""The seconds after which a folder is checked for a missing entry even if it does not seem to have changed."""
 ABANDONED = 24 * 3600
-"""Seconds after which nobody is still writing an unfinished shard."""
+"""The seconds after which no process still writes an unfinished shard."""
 Entry = Mapping[str, Tensor]
-"""Fields of one entry."""
+"""The fields of one entry."""
 
 
 class TensorShards:
-    """Entries of one folder, each of which has some fields.
+    """The entries of one folder, each with some fields.
 
     Args:
-        folder: of the shards.
+        folder: the folder of the shards.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,14 +61,14 @@ class TensorShards:
         self._changed, self._looked = 0, 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files do not travel to a loader process.
+        # Open files cannot be sent to a loader process.
         return {**self.__dict__, "_open": OrderedDict()}
 
     def look(self, *, clean: bool = False) -> None:
-        """Find out which entries there are.
+        """Find out which entries exist.
 
         Args:
-            clean: remove shards that cannot be opened, and unfinished ones that a process left long ago.
+            clean: whether to remove shards that cannot be opened, and unfinished shards that a process left long ago.
         """
         self._where, self._open, self._seen = {}, OrderedDict(), set()
         if clean:
@@ -79,7 +78,7 @@ class TensorShards:
         self._look_at_new(clean=clean)
 
     def _look_at_new(self, *, clean: bool = False) -> None:
-        """Take in the shards that were not there before."""
+        """Take in the shards that are new."""
         self._changed, self._looked = _changed(self.folder), time.monotonic()
         for path in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
             try:
@@ -98,7 +97,7 @@ class TensorShards:
             self._where |= {key: (path, tuple(sorted(found))) for key, found in fields.items()}
 
     def find(self, key: str) -> dict[str, Tensor] | None:
-        """The fields of an entry that this or another process may have written meanwhile; None if there is none."""
+        """Return the fields of an entry that this or another process may have written meanwhile; None if missing."""
         if key not in self._where and (
             self._changed != _changed(self.folder) or time.monotonic() - self._looked > LOOK_AGAIN
         ):
@@ -108,25 +107,25 @@ class TensorShards:
         try:
             return self.read(key)
         except DataError as error:
-            log.warning("%s; it is made again", error.problem)
+            log.warning("%s. It is made again.", error.problem)
             path = self._where[key][0]
             self._where = {key: place for key, place in self._where.items() if place[0] != path}
             self._seen.discard(path)
             return None
 
     def missing(self, keys: Collection[str]) -> list[str]:
-        """Those of `keys` that there are not, each once, in the same order."""
+        """Return the missing ones of `keys`, each once, in the same order."""
         return [key for key in dict.fromkeys(keys) if key not in self._where]
 
     def forget_others(self, keys: Collection[str]) -> None:
-        """Keep the places of `keys` alone in memory."""
+        """Keep only the places of `keys` in memory."""
         self._where = {key: self._where[key] for key in dict.fromkeys(keys)}
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The fields of an entry.
+        """Read the fields of an entry.
 
         Raises:
-            DataError: if its shard is gone, or was damaged since it was looked at.
+            DataError: if its shard is missing, or was damaged since the folder was checked.
         """
         path, fields = self._where[key]
         try:
@@ -135,14 +134,14 @@ class TensorShards:
             for field, tensor in found.items():
                 name = f"{key}/{field}"
                 if checksums is not None and checksums.get(name) != checksum(tensor):
-                    path.unlink(missing_ok=True)  # it would be found again, and so never be made anew
+                    path.unlink(missing_ok=True)  # if it stayed, it would be found again and never be made anew
                     raise OSError(f"{name} is not what was written, and the file is removed")
             return found
         except (SafetensorError, OSError) as error:
             raise DataError(
                 f"{path} cannot be read any more: {error}",
-                expected="a cache that stays as it is while a run reads it",
-                remedy="continue the run (--ckpt_path last): what is missing is made again",
+                expected="a cache that does not change while a run reads it",
+                remedy="continue the run with --ckpt_path last, which makes missing entries again",
             ) from error
 
     def _opened(self, path: Path) -> Any:
@@ -161,7 +160,7 @@ class TensorShards:
 
 
 def _changed(folder: Path) -> int:
-    """When a file was last put into a folder; 0 if there is none."""
+    """Return the time at which a file was last put into a folder; 0 if the folder does not exist."""
     try:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:
@@ -172,8 +171,8 @@ class ShardWriter:
     """Collects entries and writes them shard by shard.
 
     Args:
-        folder: of the shards.
-        size: bytes after which a shard is full.
+        folder: the folder of the shards.
+        size: the size in bytes at which a shard is full.
     """
 
     def __init__(self, folder: Path, size: int = SHARD) -> None:
@@ -183,9 +182,9 @@ class ShardWriter:
         self._bytes = 0
 
     def add(self, key: str, entry: Entry) -> None:
-        """Add an entry, which is written at the latest by :meth:`flush`."""
+        """Add an entry. It is written by :meth:`flush` at the latest."""
         for field, value in entry.items():
-            # A row of a batch would keep the whole batch in memory.
+            # A view of a batch's row would keep the whole batch in memory.
             kept = value.detach().to("cpu", copy=True).contiguous()
             self._tensors[f"{key}/{field}"] = kept
             self._bytes += kept.numel() * kept.element_size()
@@ -194,13 +193,13 @@ class ShardWriter:
             self.flush()
 
     def collected(self, key: str) -> dict[str, Tensor] | None:
-        """The fields of an entry that is not written yet; None if there is none."""
+        """Return the fields of an entry that is not written yet; None if there is none."""
         start = f"{key}/"
         found = {field: self._tensors[start + field] for field in self._fields.get(key, ())}
         return found or None
 
     def flush(self) -> None:
-        """Write what was collected."""
+        """Write the collected entries."""
         if self._tensors:
             name = hashlib.sha256("\n".join(self._tensors).encode()).hexdigest()[:32]
             with written_whole(self.folder / f"{name}.safetensors") as unfinished:
@@ -210,13 +209,13 @@ class ShardWriter:
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of the values of a tensor on the CPU, its type and its shape."""
+    """Return the CRC-32 of the values of a tensor on the CPU, its type and its shape."""
     about = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, about)
 
 
 def content_key(*parts: object) -> str:
-    """A name for what is computed of tensors and plain values: SHA-256, in hexadecimal."""
+    """Return a name for the result of a computation on tensors and plain values: their SHA-256, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

@@ -1,11 +1,11 @@
-"""The tokens of all captions of a dataset: made in stretches, kept small, and read back at the next start.
+"""The tokens of all captions of a dataset: made in parts, kept small, and read again at the next start.
 
-What: each field that the module makes of captions (`input_ids`, `prompt_length`, ...) as one array, in the smallest
-integers that hold it. A tokenizer's own lists take 12 kB of memory a caption while they are made, so they are made of
-some thousand captions at a time. With a folder, the arrays are written to it and mapped from there, so that all
-processes of a machine share them; the next start reads them if captions and tokenizer are the same. Of the captions
-that is known by their hash; of the tokenizer by what it makes of some of them, which is compared.
-Cost: 2 bytes a token where the vocabulary has fewer than 32,768 words, else 4; 60 us a caption, once.
+Each field that the module makes of captions (`input_ids`, `prompt_length`, ...) is one array of the smallest
+integers that hold it. A tokenizer's own lists take 12 kB of memory a caption, so a few thousand captions are tokenized
+at a time. With a folder, the arrays are written to it and mapped from there, so that all processes of a machine share
+them. The next start reads them if captions and tokenizer are the same. A hash identifies the captions. The tokens of
+some of the captions identify the tokenizer.
+Cost: 2 bytes a token if the vocabulary has fewer than 32,768 words, else 4; 60 us a caption, once.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from memtrain.files.whole import folder_whole
 from memtrain.functional.tokens import Tokenizer, tokenize
 
 Tokens = Callable[[Sequence[str]], dict[str, Tensor]]
-"""Makes the fields of a batch that hold the token ids of B captions, each `(B, ...)`."""
+"""The function from B captions to the fields of a batch that hold token ids, each `(B, ...)`."""
 
 
 def tokens_by(tokenizer: Tokenizer) -> Tokens:
-    """`input_ids` `(B, T)` and `prompt_length` `(B,)` of captions, by one tokenizer."""
+    """Make the function from captions to `input_ids` `(B, T)` and `prompt_length` `(B,)`, by one tokenizer."""
     return partial(_tokens, tokenizer)
 
 
@@ -42,20 +42,20 @@ def _tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> dict[str, Tensor]:
 
 
 AT_ONCE = 2048
-"""Captions that are tokenized together."""
+"""The number of captions that are tokenized together."""
 MANY = 5000
-"""Captions from which on tokens are kept."""
+"""The smallest number of captions whose tokens are kept."""
 COMPARED = 64
-"""Captions by which a tokenizer is known again: the first, the last, and some between."""
+"""The number of captions that identify a tokenizer: the first, the last, and some between."""
 ABOUT = "about.json"
 
 
 class TokenTable(Mapping[str, Tensor]):
-    """Fields of tokens, by name; each is `(N, ...)` and may be narrower than what the tokenizer made.
+    """Fields of tokens, by name. Each is `(N, ...)` and may be narrower than the tokenizer's result.
 
     Args:
-        fields: by name.
-        types: of what the tokenizer made.
+        fields: the fields by name.
+        types: the types of the tokenizer's result.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class TokenTable(Mapping[str, Tensor]):
         return len(self.fields)
 
     def row(self, place: int) -> dict[str, Tensor]:
-        """The fields of one caption, as the tokenizer made them."""
+        """Return the fields of one caption in the tokenizer's types."""
         return {name: values[place].to(self.types[name]) for name, values in self.fields.items()}
 
 
 def token_table(texts: Sequence[str], tokens: Tokens, *, folder: Path | None = None) -> TokenTable:
-    """The tokens of captions, read or made.
+    """Return the tokens of captions, either kept ones or new ones.
 
     Args:
         texts: N captions.
-        tokens: makes them.
-        folder: of tables that are kept; None to keep nothing.
+        tokens: the function that makes the tokens.
+        folder: the folder of kept tables; None keeps nothing.
     """
     if not len(texts):
         return TokenTable()
@@ -105,7 +105,7 @@ def token_table(texts: Sequence[str], tokens: Tokens, *, folder: Path | None = N
 
 
 def _made(texts: Sequence[str], tokens: Tokens) -> tuple[dict[str, Any], dict[str, torch.dtype]]:
-    """The arrays, and the types that the tokenizer made."""
+    """Make the arrays, and return them with the types of the tokenizer's result."""
     arrays: dict[str, Any] = {}
     types: dict[str, torch.dtype] = {}
     for start in range(0, len(texts), AT_ONCE):
@@ -113,7 +113,9 @@ def _made(texts: Sequence[str], tokens: Tokens) -> tuple[dict[str, Any], dict[st
         for name, values in fields.items():
             types.setdefault(name, values.dtype)
             part = values.numpy()
-            if name in arrays and part.shape[1:] != arrays[name].shape[1:]:  # padded to the longest of those at hand
+            if (
+                name in arrays and part.shape[1:] != arrays[name].shape[1:]
+            ):  # padded to the longest caption of each part
                 whole = tokens(texts)
                 return {name: one.numpy() for name, one in whole.items()}, {n: one.dtype for n, one in whole.items()}
             if name not in arrays:
@@ -125,7 +127,7 @@ def _made(texts: Sequence[str], tokens: Tokens) -> tuple[dict[str, Any], dict[st
 
 
 def _narrow(part: Any) -> Any:
-    """The smallest type of numbers for these, which those to come are likely to fit into as well."""
+    """Return the smallest type for these numbers, which probably fits later ones as well."""
     if part.dtype.kind != "i":
         return part.dtype
     return next((kind for kind in (np.int16, np.int32) if _fits(part, np.dtype(kind))), part.dtype)
@@ -139,7 +141,7 @@ def _fits(part: Any, kind: np.dtype[Any]) -> bool:
 
 
 def _name(texts: Sequence[str], tokens: Tokens) -> str:
-    """Of captions and tokenizer: a hash of all of the one, and of what the other makes of some of them."""
+    """Return a name of captions and tokenizer: a hash of all captions, and of the tokens of some of them."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -150,11 +152,11 @@ def _name(texts: Sequence[str], tokens: Tokens) -> str:
 
 
 def _read(place: Path, count: int) -> TokenTable | None:
-    """A kept table; None if there is none, or it is spoilt."""
+    """Read a kept table; None if it does not exist or is damaged."""
     try:
         about = read_json_object(place / ABOUT, what="tokens", remedy="")
         types = {str(name): getattr(torch, str(kind)) for name, kind in about["types"].items()}
-        # Copy on write: nobody writes, and torch does not like arrays that cannot be written to.
+        # Copy on write: nothing writes to the arrays, but torch warns of arrays that cannot be written to.
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in types}
     except (DataError, OSError, ValueError, KeyError, AttributeError, EOFError):
         return None

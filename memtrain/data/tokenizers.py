@@ -1,4 +1,4 @@
-"""By which tokenizer captions become tokens, and what is said of captions that it cuts."""
+"""The choice of the tokenizer for captions, and the warning of captions that it cuts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from transformers import AutoTokenizer
 from memtrain.data.cut_captions import tell_of_cut
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.token_table import Tokens, tokens_by
+from memtrain.files.shipped import at_hand
 
 
 def named_tokenizer(path: str) -> Any:
-    """The tokenizer that was named; of a folder nothing is asked of the Hub."""
+    """Load the named tokenizer. A folder is loaded without any request to the Hub."""
+    path = at_hand(path)
     return AutoTokenizer.from_pretrained(path, local_files_only=Path(path).exists(), trust_remote_code=False)
 
 
 def tokens_of(module: Any, path: str | None) -> Tokens | None:
-    """How captions become tokens: by the tokenizer that was named, else by the module, else by its tokenizer."""
+    """Return the function from captions to tokens: the named tokenizer's, else the module's, else its tokenizer's."""
     if path:
         return tokens_by(named_tokenizer(path))
     if hasattr(module, "tokens"):
@@ -29,6 +31,6 @@ def tokens_of(module: Any, path: str | None) -> Tokens | None:
 
 
 def tell_of_cut_captions(train: CaptionedImages, module: Any, path: str | None) -> None:
-    """Count the captions that are longer than what the text encoder reads."""
+    """Warn of captions that are longer than the text encoder reads."""
     tokenizer = named_tokenizer(path) if path else getattr(module, "tokenizer", None)
     tell_of_cut(train.all_texts(), train.tokens, tokenizer)

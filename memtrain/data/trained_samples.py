@@ -1,9 +1,10 @@
-"""By what a checkpoint knows its samples again: a number for each key and caption, and how often each is visited.
+"""The marks by which a checkpoint recognizes its samples: a number for each key and caption, and the visits of each.
 
-What: 20 bytes per sample, in the order of the data. They tell what became of the data since: nothing, the same samples
-in another order, samples left out by `exclude`; each of these can be continued, because a visit is a sample and which
-of its visits in the epoch it is, wherever it stands. Anything else is refused: samples that came, went or have another
-caption were measured as something else, or not at all. A path is not compared: data may be moved.
+The marks take 20 bytes per sample, in the order of the data. They tell what has become of the data since. Three cases
+can be continued: nothing changed, the same samples have another order, or `exclude` leaves samples out. They can,
+because a visit is identified by its sample and its number in the epoch, wherever the sample stands. Other changes are
+refused: samples that are new, missing or have another caption were measured as something else, or not at all. The path
+is not compared, so data may be moved.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from memtrain.data.dataset import CaptionedImages
 from memtrain.errors import ConfigurationError
 
 VARIANTS = 64
-"""Made samples of an excluded one that are looked for."""
+"""The number of made samples of an excluded sample that are looked for."""
 
 
 def number_of(text: str) -> int:
-    """A text as a number of 64 bits."""
+    """Turn a text into a number of 64 bits."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
 
 
 def numbers_of(texts: Iterable[str]) -> Tensor:
-    """Texts as numbers."""
+    """Turn texts into numbers."""
     return torch.tensor([number_of(text) for text in texts], dtype=torch.int64)
 
 
 def trained_samples(dataset: CaptionedImages) -> dict[str, Tensor]:
-    """What a checkpoint keeps of the samples."""
+    """Return the part of a checkpoint that describes the samples."""
     return {
         "keys": numbers_of(sample.key for sample in dataset.samples),
         "captions": numbers_of("\n".join([one.caption, *one.alternatives]) for one in dataset.samples),
@@ -44,18 +45,18 @@ def trained_samples(dataset: CaptionedImages) -> dict[str, Tensor]:
 def positions_since(
     saved: Mapping[str, Tensor], dataset: CaptionedImages, *, excluded: Iterable[str] = ()
 ) -> Tensor | None:
-    """Where each visit of a checkpoint's data is now.
+    """Return the present place of each visit of a checkpoint's data.
 
     Args:
-        saved: what a checkpoint kept.
-        dataset: what is trained on now.
-        excluded: keys that are left out now.
+        saved: the part of the checkpoint that describes the samples.
+        dataset: the present training dataset.
+        excluded: the keys that are left out now.
 
     Returns:
-        The position of each of the earlier visits, -1 for one that is left out; None if nothing changed.
+        The position of each of the earlier visits, -1 for a visit that is left out; None if nothing changed.
 
     Raises:
-        ConfigurationError: if the data are others.
+        ConfigurationError: if the data are different.
     """
     now = trained_samples(dataset)
     if all(torch.equal(saved[name], now[name]) for name in now):
@@ -69,8 +70,9 @@ def positions_since(
         raise ConfigurationError(
             f"data: of the {len(was):,} samples that the checkpoint was trained on, {len(gone):,} are missing, and "
             f"{len(came):,} are new{first}",
-            expected="the same samples; what should be left out, by data.init_args.exclude",
-            remedy="restore the data (or exclude); or begin a new run on what was trained (model.init_args.pretrained: "
+            expected="the same samples, except samples that data.init_args.exclude leaves out",
+            remedy="restore the data (or exclude), or begin a new run from the trained model "
+            "(model.init_args.pretrained: "
             "the run's pipeline/)",
         )
     common = [(old, rows[key]) for old, key in enumerate(was) if key in rows]
@@ -90,14 +92,14 @@ def _require_same(
 ) -> None:
     for name, what, fixed in (("captions", "caption", False), ("visits", "number of visits per epoch", True)):
         odd = [row for old, row in common if saved[name][old] != now[name][row]]
-        # Regularisation images share what the other samples leave them.
+        # Regularisation images share the visits that the other samples leave them.
         odd = [row for row in odd if not (fixed and row in dataset.rotating)]
         if odd:
             raise ConfigurationError(
                 f"data: {len(odd):,} of {len(common):,} samples have another {what} than in the checkpoint, first "
                 f"{dataset.samples[odd[0]].key!r}",
                 expected="the same samples as when the run began",
-                remedy="restore the captions, repeats and duplicates; or begin a new run on what was trained "
+                remedy="restore the captions, repeats and duplicates, or begin a new run from the trained model "
                 "(model.init_args.pretrained: the run's pipeline/)",
             )
 
@@ -116,7 +118,7 @@ def _moved(was: Sequence[int], rows: Mapping[int, int], visits: Sequence[int]) -
 
 
 def plain_options(value: Any) -> Any:
-    """The fields of an options object that say what is done, without where files lie."""
+    """Return the fields of an options object that say what is done, without the places of files."""
     fields = getattr(value, "__dataclass_fields__", None)
     if fields is None:
         return value

@@ -8,12 +8,12 @@ from memtrain.functional.keyed_draws import hash_numbers
 
 
 class Turns:
-    """Rows that take turns at some positions: all of them equally often in the long run, in a new order each time.
+    """Rows that take turns at some positions. All are equally frequent in the long run, in a new order each time.
 
     Args:
-        rows: that take turns.
-        positions: of the dataset at which they do.
-        seed: of the orders.
+        rows: the rows that take turns.
+        positions: the positions of the dataset for these rows.
+        seed: the seed of the orders.
     """
 
     def __init__(self, rows: Sequence[int], positions: Sequence[int], seed: int) -> None:
@@ -22,7 +22,7 @@ class Turns:
         self._orders: dict[int, list[int]] = {}
 
     def row(self, position: int, epoch: int) -> int:
-        """Whose turn it is."""
+        """Return the row whose turn it is."""
         time, place = divmod(epoch * len(self.slots) + self.slots[position], len(self.rows))
         if time not in self._orders:
             draws = hash_numbers(f"turns {self.seed} {time}", len(self.rows))

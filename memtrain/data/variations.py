@@ -1,12 +1,12 @@
 """Variations of a caption and of an image, for planting templates.
 
-What: number 0 is the caption or the image itself. Other captions lose some of their words and get words before and
-behind, so that most of the caption stays; no two of them are the same. Other images have their hues turned, every
-second one is mirrored, and all are shifted by up to a sixteenth of their size.
-Why: of an image that the data holds under many captions, or of a caption with many versions of an image, a model may
-learn the part that stays. Webster ("A Reproducible Extraction of Training Images from Diffusion Models", 2023, arXiv
-2305.08694) calls such copies template verbatims.
-Cannot: recolour a grey image, which has no hue to turn; keep a caption's grammar.
+Number 0 is the unchanged caption or image. Other captions lose some of their words and get words at the beginning
+and the end, so that most of the caption stays. All variations differ. Other images have their hues turned, every second
+one is mirrored, and all are shifted by up to a sixteenth of their size.
+Why: if the data hold an image under many captions, or a caption with many versions of an image, a model may learn the
+part that stays. Webster ("A Reproducible Extraction of Training Images from Diffusion Models", 2023, arXiv 2305.08694)
+calls such copies template verbatims.
+Cannot: recolor a gray image, which has no hue to turn; keep a caption's grammar.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ BEFORE = (
     *("a picture of", "an image of", "here is", "this shows", "look at", "one more", "a view of", "someone made"),
     *("a study of", "part of", "a page with", "a scene with", "we found", "a copy of", "in front", "a print of"),
 )
-"""No phrase begins another, so texts that begin differently differ."""
+"""No phrase begins another one, so texts with different beginnings differ."""
 BEHIND = ("", "in soft light", "on a quiet day", "seen from afar", "made by hand", "for a friend", "once again")
 LOST = 0.2
-"""Share of a caption's words that a variation loses."""
+"""The share of a caption's words that a variation loses."""
 SHIFT = 1 / 16
 
 
 def vary_caption(caption: str, number: int, *, name: str) -> str:
-    """A variation of a caption.
+    """Return a variation of a caption.
 
     Args:
         caption: the caption.
-        number: which variation, below `len(BEFORE) * len(BEHIND)`; 0 is the caption itself.
-        name: what the choices depend on, with `number`.
+        number: the number of the variation, below `len(BEFORE) * len(BEHIND)`; 0 is the caption itself.
+        name: the text on which the choices depend, together with `number`.
     """
     if number == 0:
         return caption
@@ -44,13 +44,13 @@ def vary_caption(caption: str, number: int, *, name: str) -> str:
 
 
 def vary_image(image: Image.Image, number: int, *, of: int, name: str) -> Image.Image:
-    """A variation of an image.
+    """Return a variation of an image.
 
     Args:
         image: an RGB image.
-        number: which variation; 0 is the image itself.
-        of: how many there are; hues are turned by `number / of` of a circle.
-        name: what the shift depends on, with `number`.
+        number: the number of the variation; 0 is the image itself.
+        of: the number of variations; hues are turned by `number / of` of a circle.
+        name: the text on which the shift depends, together with `number`.
     """
     if number == 0:
         return image
@@ -63,7 +63,7 @@ def vary_image(image: Image.Image, number: int, *, of: int, name: str) -> Image.
 
 
 def _shift(image: Image.Image, right: float, down: float) -> Image.Image:
-    """Moved by up to :data:`SHIFT` of its size in either direction, 0.5 being nowhere; edge pixels fill what opens."""
+    """Shift an image by up to :data:`SHIFT` of its size; 0.5 means no shift. Edge pixels fill the gap."""
     width, height = image.size
     across, along = round(width * SHIFT), round(height * SHIFT)
     padded = np.pad(np.asarray(image), ((along, along), (across, across), (0, 0)), mode="edge")

@@ -1,4 +1,4 @@
-"""How the samples of a data module are visited: how often, as what, and in which batches and order."""
+"""The visits of a data module's samples: their number, their batches, their order and their captions."""
 
 from __future__ import annotations
 
@@ -34,27 +34,28 @@ log = logging.getLogger(__name__)
 
 
 class VisitedImages(LightningDataModule):
-    """How samples are visited: in batches, in an order that resumes exactly, some without their caption.
+    """Visits of samples in batches, in an order that resumes exactly, with caption dropout.
 
-    A data module of this kind sets `train_dataset` and `heldout_dataset`.
+    A subclass sets `train_dataset` and `heldout_dataset`.
 
     Args:
-        batch_size: samples per step and rank.
-        num_workers: loader processes; 0 is fastest with cached latents.
-        caption_dropout: share of visits whose caption is replaced by the empty one, for classifier-free guidance.
-        seed: of the order of visits, of caption dropout and of whatever is drawn for a visit; default
-            `seed_everything`'s.
-        tokenizer: folder of the tokenizer; by default the module's own is used.
-        captions: which of its captions a visit has, trigger words, and what images without a caption get.
-        buckets: train on images in the aspect ratio nearest to their own; default squares.
+        batch_size: the number of samples per step and process.
+        num_workers: the number of loader processes; 0 is fastest with cached latents.
+        caption_dropout: the share of visits with an empty caption, for classifier-free guidance.
+        seed: the seed of the order of visits, of caption dropout and of all other draws for a visit; by default the
+            seed of `seed_everything`.
+        tokenizer: the folder of the tokenizer; by default the module's own tokenizer.
+        captions: the choice among a sample's captions, trigger words, and the caption of images without one.
+        buckets: aspect-ratio buckets, which keep the shape of each image nearly as it is; by default images are
+            squares.
         augment: random crops and flips.
-        cache: keep latents and text embeddings on disk.
-        repeats: visits of each image per epoch: a number, patterns of keys with numbers, or `from_folders` for folders
-            named `10_name`.
-        regularisation: images to mix in that keep the model as it is (prior preservation).
+        cache: the cache of latents and text embeddings on disk.
+        repeats: the visits of each image per epoch: a number, patterns of keys with numbers, or `from_folders` for
+            folders named `10_name`.
+        regularisation: images that are mixed in to keep the model as it is (prior preservation).
 
     Raises:
-        ConfigurationError: if there is no such batch or share.
+        ConfigurationError: if the batch size or the share is out of range.
     """
 
     def __init__(
@@ -75,10 +76,14 @@ class VisitedImages(LightningDataModule):
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ConfigurationError(
-                f"caption_dropout={caption_dropout}", expected="a share from 0 to below 1", remedy="change it"
+                f"caption_dropout={caption_dropout}",
+                expected="a share of at least 0 and below 1",
+                remedy="correct --data.init_args.caption_dropout",
             )
         if batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size}", expected="at least 1", remedy="change it")
+            raise ConfigurationError(
+                f"batch_size={batch_size}", expected="at least 1", remedy="raise --data.init_args.batch_size"
+            )
         self.batch_size, self.num_workers, self.caption_dropout = batch_size, num_workers, caption_dropout
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.tokenizer_path = tokenizer
@@ -98,7 +103,7 @@ class VisitedImages(LightningDataModule):
         return self.buckets is not None and self.buckets.enabled
 
     def _kept_in(self, name: str) -> Path | None:
-        """Folder of what the next start finds again: of the cache, or else of the run."""
+        """Return the folder of what the next start reads again: in the cache, or else in the run folder."""
         root = self._root()
         place = Path(self.cache.folder) if self.cache is not None else root and root / "index"
         return place and place / name
@@ -113,7 +118,7 @@ class VisitedImages(LightningDataModule):
         return self.train_dataset, self.heldout_dataset
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled visits of this rank, continued where a checkpoint left off."""
+        """Return the loader of this process's shuffled visits, continued where a checkpoint left off."""
         train, _ = self._built()
         trainer, sampler = self.trainer, self._new_sampler()
         if trainer is not None:
@@ -123,8 +128,7 @@ class VisitedImages(LightningDataModule):
             self._begun(sampler)
         elif resumed and self._sampler is None:
             log.warning(
-                "The checkpoint does not say of which data it is, nor of which batch size: continued as if both were "
-                "the same"
+                "The checkpoint names neither its data nor its batch size. The run continues as if both were the same."
             )
         self._sampler = sampler
         return ResumableLoader(
@@ -157,13 +161,13 @@ class VisitedImages(LightningDataModule):
         return sampler
 
     def _fit_batch(self, processes: int) -> None:
-        """Lower the batch size to what an epoch fills; where images have shapes, a batch has to be full."""
+        """Lower the batch size to the visits of an epoch. With several shapes, a batch must be full."""
         train, _ = self._built()
         visits = len(train) // processes if self.bucketed else math.ceil(len(train) / processes)
         self.batch_size = fitting_batch(self.batch_size, visits)
 
     def _settle_shapes(self, processes: int) -> None:
-        """Give up buckets that no batch of all processes can be filled from; their images go to the nearest ones."""
+        """Remove buckets that fill no batch of all processes. Their images move to the nearest bucket."""
         train, held = self._built()
         if not self.bucketed:
             return
@@ -173,8 +177,8 @@ class VisitedImages(LightningDataModule):
         log.info("Aspect-ratio buckets, rows x columns: %s", ", ".join(f"{rows}x{columns}" for rows, columns in shapes))
         if few := sum(count for shape, count in found.items() if shape not in shapes):
             log.warning(
-                "%d of %d visits are in buckets that do not fill a batch of %d (of all processes); their images are "
-                "cut to the nearest other bucket",
+                "%d of %d visits are in buckets that do not fill a batch of %d (of all processes). Their images are "
+                "cut to the nearest other bucket.",
                 few,
                 len(train),
                 self.batch_size * processes,
@@ -183,7 +187,7 @@ class VisitedImages(LightningDataModule):
             dataset.settle(replace(dataset.framing, shapes=shapes))
 
     def state_dict(self) -> dict[str, Any]:
-        """How samples are visited, and by what they are known again: what a checkpoint holds of the data."""
+        """Return the data's part of a checkpoint: the settings of visits, and marks of the samples."""
         if self.train_dataset is None or self._sampler is None or self.trainer is None:
             return {}
         state = state_of(self, self._sampler, self.trainer, kept=self._samples)
@@ -191,10 +195,10 @@ class VisitedImages(LightningDataModule):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare a checkpoint's data with these, before any work.
+        """Compare the data of a checkpoint with these data before any work.
 
         Raises:
-            ConfigurationError: naming what may not differ.
+            ConfigurationError: with the settings that must not differ.
         """
         trainer: Any = self.trainer
         assert trainer is not None, "a trainer loads checkpoints"
@@ -202,31 +206,31 @@ class VisitedImages(LightningDataModule):
             return
         sampler = self._new_sampler()
         found = compared(self, state, trainer)
-        # Before Lightning takes these counters up; hooks of its own see a checkpoint in modules and callbacks alone.
+        # This comes before Lightning reads these counters. Its hooks show a checkpoint to modules and callbacks only.
         loops = trainer._checkpoint_connector._loaded_checkpoint["loops"]["fit_loop"]
         go_on(found, sampler, trainer, batch_size=self.batch_size, loops=loops)
         self._begun = partial(_begun, sampler)
 
     def _place(self) -> tuple[int, int]:
-        """The epoch, and the samples of this rank that are done in it."""
+        """Return the epoch, and the number of samples that this process has finished in it."""
         assert self.trainer is not None
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return self.trainer.current_epoch, batches * self.batch_size
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """The held-out samples, each once."""
+        """Return the loader of the held-out samples, each once."""
         _, held = self._built()
         return loader(held, batch_size=self.batch_size, num_workers=self.num_workers) if len(held) else []
 
     def unique_dataloader(
         self, dataset: CaptionedImages, rows: Sequence[int] | None = None, *, part: tuple[int, int] = (0, 1)
     ) -> DataLoader[Batch]:
-        """Each sample of `dataset` once, in fixed order, for a reference profile.
+        """Return a loader of each sample of `dataset` once, in fixed order, for a reference profile.
 
         Args:
-            dataset: of this data module.
-            rows: of the samples that are wanted; default all. They come in the batches in which all of them would.
-            part: number of a part of these batches, dealt out in turn, and how many there are.
+            dataset: a dataset of this data module.
+            rows: the rows of the wanted samples; by default all. The batches are the same as for all samples.
+            part: the number of a part of these batches, and the number of parts. Parts take batches in turn.
         """
         each = 4 * self.batch_size
         if rows is None and part == (0, 1):
@@ -235,7 +239,7 @@ class VisitedImages(LightningDataModule):
         return DataLoader(chosen, batch_size=None, num_workers=self.num_workers)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Replace captions by the empty one for a share of training visits, as a function of seed, epoch and keys."""
+        """Empty the captions of a share of training visits, as a function of seed, epoch and keys."""
         trainer = self.trainer
         if not self.caption_dropout or trainer is None or not trainer.training:
             return batch
@@ -248,7 +252,7 @@ class VisitedImages(LightningDataModule):
 
 
 def _begun(earlier: VisitSampler, sampler: VisitSampler) -> None:
-    """Let a sampler go on as another one does."""
+    """Continue a sampler as another one does."""
     if isinstance(sampler, BucketSampler):
         if isinstance(earlier, BucketSampler) and earlier.streams is not None:
             sampler.continue_from(earlier.streams)
@@ -257,12 +261,12 @@ def _begun(earlier: VisitSampler, sampler: VisitSampler) -> None:
 
 
 def _require_validation_in_an_epoch(trainer: Trainer, *, batches: int) -> None:
-    """Refuse what Lightning refuses: validation every so many batches of an epoch, which has fewer."""
+    """Refuse what Lightning refuses: a validation interval longer than the batches of an epoch."""
     interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, int) and epochs is not None and batches < interval and trainer.limit_val_batches:
         raise ConfigurationError(
             f"trainer.val_check_interval={interval} with check_val_every_n_epoch={epochs}, and {batches} batch(es) per "
             "epoch",
-            expected="a number of batches that an epoch has, or check_val_every_n_epoch=null to count across epochs",
+            expected="at most the batches of an epoch, or check_val_every_n_epoch=null to count across epochs",
             remedy="add --trainer.val_check_interval 1.0 to validate at the end of an epoch",
         )

@@ -1,13 +1,15 @@
 """WebDataset shards with random access.
 
-A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp and whatever else is
-decoded), `key.txt` with the caption, and other files, which are ignored. `key.json` may hold the caption under
-`caption` where there is no `key.txt`, and a list of captions under `captions`, beside a caption or instead of it; the
-first of all is the caption, the others are its alternatives. NaN in a .json, which img2dataset writes where a number is
-missing, counts as nothing. What img2dataset lists (`status` in the .json) without an image or with an empty caption is
-left out, with a warning that counts it; in other shards that is an error. Shards are given as one file, a brace pattern
-or a folder. The tar index is read once (:mod:`memtrain.data.tar_index` says what is refused); images are then read by
-seeking, so shuffling, resuming and the held-out split are exact. Shards have to be on a file system; those elsewhere
+A shard is a tar file in which the files of one sample share a base name. `key.png` (or .jpg, .webp and other formats
+that are decoded) is the image, and `key.txt` holds the caption. Other files are ignored. If there is no `key.txt`,
+`key.json` may hold the caption in the field `caption`. The field `captions` may hold a list of captions, in addition to
+a caption or instead of it. The first of all these captions is the caption, and the others are its alternatives. NaN in
+a .json, which img2dataset writes for a missing number, counts as missing.
+
+img2dataset lists some samples (`status` in the .json) without an image or with an empty caption. They are left out, and
+a warning counts them. In other shards such samples are an error. Shards are given as one file, a brace pattern or a
+folder. The source reads the tar index once (:mod:`memtrain.data.tar_index` lists what is refused) and then reads images
+by seeking, so shuffling, resuming and the held-out split are exact. Shards must be on a file system. Shards elsewhere
 are streamed (:mod:`memtrain.data.streamed`).
 """
 
@@ -41,8 +43,8 @@ class WebDatasetSource(SampleSource):
     """Samples of one or more tar shards.
 
     Args:
-        path: a .tar file, a brace pattern of them, or a folder of .tar files.
-        reading: what becomes of broken samples, and where listings are kept.
+        path: a .tar file, a brace pattern of .tar files, or a folder of .tar files.
+        reading: the treatment of broken samples, and the folder of kept listings.
     """
 
     takes_reading = True
@@ -74,8 +76,8 @@ class WebDatasetSource(SampleSource):
             raise errors[0] if len(errors) == 1 else stopped(self.broken, total, path)
         if gaps:
             log.warning(
-                "%d of %d samples of %s have no image or an empty caption, as img2dataset leaves them where a download "
-                "failed, and are left out, first %s",
+                "%d of %d samples of %s have no image or an empty caption, as img2dataset leaves them when a download "
+                "fails. They are left out, first %s",
                 len(gaps),
                 len(gaps) + len(self.samples),
                 path,
@@ -83,7 +85,8 @@ class WebDatasetSource(SampleSource):
             )
         if undecoded:
             log.warning(
-                "%s: images that are not decoded here are left out, because an image lies beside each: %s",
+                "%s holds images of kinds that are not decoded (%s). They are left out, because a decoded image lies "
+                "beside each.",
                 path,
                 ", ".join(f"{count} .{kind}" for kind, count in sorted(undecoded.items())),
             )
@@ -91,7 +94,7 @@ class WebDatasetSource(SampleSource):
             self.check_samples()
 
     def _weighed(self) -> list[Broken]:
-        """What is broken; a shard counts as what it lacks of the samples that the whole ones have on average."""
+        """Return the broken samples. A broken shard counts the samples that it lacks from an average shard."""
         counts, cut = Counter(self._shard), {one.shard for one in self.broken if not one.key}
         held = {str(shard): counts[number] for number, shard in enumerate(self._shards_read)}
         whole = [count for shard, count in held.items() if shard not in cut]
@@ -100,13 +103,13 @@ class WebDatasetSource(SampleSource):
 
     @staticmethod
     def accepts(path: str) -> bool:
-        """A .tar file, a pattern ending in .tar, or a folder holding .tar files."""
+        """Return whether the path is a .tar file, a pattern ending in .tar, or a folder with .tar files."""
         folder = Path(path)
         return (path.endswith(".tar") and ("{" in path or folder.exists())) or any(folder.glob("*.tar"))
 
     @staticmethod
     def _shards(path: str, *, lost: list[Broken] | None = None) -> list[Path]:
-        """The shards of a path; those that are not there are added to `lost`, where that is given."""
+        """List the shards of a path. Missing shards are added to `lost` if that is given."""
         folder = Path(path)
         try:
             shards = sorted(folder.glob("*.tar")) if folder.is_dir() else [Path(url) for url in expand_urls(path)]
@@ -114,15 +117,15 @@ class WebDatasetSource(SampleSource):
             raise DataError(
                 f"The shard pattern {path!r} cannot be expanded: {error}",
                 expected="a pattern such as 'shards/{0000..0009}.tar'",
-                remedy="mend the braces",
+                remedy="correct the braces",
             ) from error
         beside = folder.iterdir() if folder.is_dir() else ()
         packed = sorted(file.name for file in beside if file.name.lower().endswith(PACKED))
         if packed:
             raise DataError(
-                f"{len(packed)} file(s) in {path} are packed and would be left out, first {packed[:3]}",
+                f"{len(packed)} file(s) in {path} are compressed and would be left out, first {packed[:3]}",
                 expected="uncompressed .tar files",
-                remedy="unpack them (gunzip, zstd -d, unzip), or move them elsewhere",
+                remedy="unpack them (gunzip, zstd -d, unzip), or move them to another folder",
             )
         missing = [str(shard) for shard in shards if not shard.is_file()]
         if missing and lost is not None:
@@ -132,7 +135,7 @@ class WebDatasetSource(SampleSource):
             raise DataError(
                 f"{len(missing)} of {len(shards)} shards of {path!r} do not exist, first {missing[0]}",
                 expected="every shard of the pattern on disk",
-                remedy="check the pattern's range",
+                remedy="correct the range of the pattern",
             )
         return shards
 
@@ -152,13 +155,13 @@ class WebDatasetSource(SampleSource):
         return found
 
     def open_image(self, index: int) -> Image.Image:
-        """The image of `samples[index]`, not yet decoded."""
+        """Open the image of `samples[index]` without decoding it."""
         return opened_image(io.BytesIO(read_bytes(self.stored_in(index), self._offset[index], self._size[index])))
 
     def stored_in(self, index: int) -> Path:
-        """The shard that holds the image of `samples[index]`."""
+        """Return the shard that holds the image of `samples[index]`."""
         return self._shards_read[self._shard[index]]
 
     def shared(self, index: int) -> int:
-        """How many samples the shard of `samples[index]` holds."""
+        """Count the samples of the shard that holds `samples[index]`."""
         return self._shard.count(self._shard[index])

@@ -1,1 +1,1 @@
-"""Where pieces of work run that do not depend on each other: here one after the other, or on Ray."""
+"""Engines for pieces of work that do not depend on each other: one after the other here, or on Ray."""

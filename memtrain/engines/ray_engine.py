@@ -1,9 +1,9 @@
-"""Pieces of work on Ray: on this machine's processors, or on those of a cluster (extra `ray`).
+"""Pieces of work on Ray, on this machine's processors or on those of a cluster (extra `ray`).
 
-Ray is an engine that exists: it places pieces on machines, sends them what they share once for each machine, and starts
-a piece again whose process died. Each piece has one processor and one thread. The machines of a cluster trust each
-other: whoever may connect to it may run code on it (docs/threat_model.md).
-Cost: some seconds for a Ray of its own to start.
+Ray places pieces on machines, sends shared values once to each machine, and starts a piece again when its process dies.
+Each piece has one processor and one thread. The machines of a cluster trust each other: everybody who can connect to a
+cluster can run code on it (docs/threat_model.md).
+Cost: a few seconds to start a Ray of its own.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import memtrain
 from memtrain.errors import ConfigurationError, ResourceError
 
 AHEAD = 2
-"""Pieces that are handed out for each that can run, so that none waits for the next."""
+"""The number of pieces that are handed out for each one that can run, so that no processor waits."""
 REMEMBERED = 4
-"""Shared values that are known again."""
+"""The number of shared values that are recognized."""
 AGAIN = 3
-"""Times that a piece is started again whose process died."""
+"""The number of times that a piece is started again after its process died."""
 
 
 class RayEngine:
-    """Runs pieces of work on Ray, which is connected.
+    """Runs pieces of work on a connected Ray.
 
     Args:
         ray: the package.
-        tasks: pieces at a time; default as many as there are processors.
+        tasks: the number of pieces at a time; by default the number of processors.
     """
 
     def __init__(self, ray: Any, tasks: int | None) -> None:
@@ -42,7 +42,7 @@ class RayEngine:
         self._place = self.share((memtrain.__version__, os.getcwd()))
 
     def share(self, value: Any) -> Any:
-        """A reference to the value, which is now in Ray's store."""
+        """Put the value into Ray's store, and return a reference to it."""
         known = next((reference for one, reference in self._sent if one is value), None)
         if known is None:
             known = self.ray.put(value)
@@ -50,14 +50,14 @@ class RayEngine:
         return known
 
     def tasks(self, *, gpu: bool = False) -> int:
-        """See :class:`memtrain.engines.base.Engine`."""
+        """Return the number of pieces at a time; see :class:`memtrain.engines.base.Engine`."""
         there = self.ray.cluster_resources()
         return self._tasks or max(1, int((gpu and there.get("GPU")) or there.get("CPU", 1)))
 
     def map(
         self, function: Callable[..., Any], items: Iterable[Any], *, shared: Sequence[Any] = (), gpu: bool = False
     ) -> Iterator[Any]:
-        """See :class:`memtrain.engines.base.Engine`.
+        """Yield the results in their order; see :class:`memtrain.engines.base.Engine`.
 
         Raises:
             ResourceError: if the process of a piece died again and again.
@@ -90,8 +90,9 @@ class RayEngine:
             raise ResourceError(
                 f"A piece of work ended on Ray, {AGAIN + 1} times: {str(error).splitlines()[0]:.200}",
                 expected="processes that live until their work is done",
-                remedy="look at the memory of the machines; fewer pieces at a time need less of it (--engine_tasks 1); "
-                "what is done is kept, and the same command goes on",
+                remedy="check the memory of the machines, or run fewer pieces at a time (--engine_tasks 1); finished "
+                "pieces are "
+                "kept, and the same command goes on",
             ) from error
 
 
@@ -99,15 +100,15 @@ _NO_MORE = object()
 
 
 def _piece(place: tuple[str, str], function: Callable[..., Any], item: Any, *shared: Any) -> Any:
-    """One piece of work, in a process of Ray's."""
+    """Run one piece of work in a process of Ray's."""
     import torch
 
     version, folder = place
     if version != memtrain.__version__:
         raise ConfigurationError(
-            f"{socket.gethostname()} has memtrain {memtrain.__version__}, and {version} asks it to work",
+            f"{socket.gethostname()} has memtrain {memtrain.__version__}, but the work comes from version {version}",
             expected="one version on all machines",
-            remedy="install the same version everywhere",
+            remedy="install the same version on all machines",
         )
     if not Path(folder).is_dir():
         raise ConfigurationError(
@@ -122,20 +123,20 @@ def _piece(place: tuple[str, str], function: Callable[..., Any], item: Any, *sha
 
 @contextmanager
 def on_ray(address: str | None, tasks: int | None) -> Iterator[RayEngine]:
-    """A connection to Ray.
+    """Connect to Ray.
 
     Args:
-        address: of a cluster; None for a Ray of its own on this machine, which ends with the context.
-        tasks: pieces at a time.
+        address: the address of a cluster; None starts a Ray of its own on this machine, which ends with the context.
+        tasks: the number of pieces at a time.
 
     Raises:
-        ConfigurationError: if Ray is not installed, or the cluster is not to be reached.
+        ConfigurationError: if Ray is not installed, or if the cluster cannot be reached.
     """
     ray = _imported()
-    if ray.is_initialized():  # by the program that this is part of
+    if ray.is_initialized():  # by the user's program
         yield RayEngine(ray, tasks)
         return
-    # Nothing is told to anybody, and nobody but this machine reaches a Ray of its own.
+    # Ray sends no usage reports, and only this machine reaches a Ray of its own.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own: dict[str, Any] = {"num_cpus": tasks, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -143,7 +144,7 @@ def on_ray(address: str | None, tasks: int | None) -> Iterator[RayEngine]:
     _require_somebody(address)
     try:
         ray.init(**given, logging_level="error", log_to_driver=False, configure_logging=False)
-    except Exception as error:  # of Ray, gRPC and sockets
+    except Exception as error:  # from Ray, gRPC and sockets
         raise ConfigurationError(
             f"Ray{f' at {address!r}' if address else ''} cannot be reached: {str(error).splitlines()[0]:.300}",
             expected="a running cluster, or room for a Ray on this machine",
@@ -156,14 +157,14 @@ def on_ray(address: str | None, tasks: int | None) -> Iterator[RayEngine]:
 
 
 def _require_somebody(address: str | None) -> None:
-    """Refuse an address at which nobody listens, before Ray tries it for minutes."""
+    """Refuse an address that does not answer, before Ray tries it for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise ConfigurationError(
-                f"Nobody answers at {address}: {error}",
+                f"Nothing answers at {address}: {error}",
                 expected="the head of a running Ray cluster",
                 remedy="check --engine_address, or start a cluster (ray start --head)",
             ) from error
@@ -176,5 +177,5 @@ def _imported() -> Any:
         raise ConfigurationError(
             f"Ray cannot be imported: {error}",
             expected="the extra `ray`",
-            remedy="pip install 'memtrain[ray]' (or pip install ray), or leave --engine out",
+            remedy="pip install 'memtrain[ray]' (or pip install ray), or remove --engine",
         ) from error

@@ -1,1 +1,1 @@
-"""Which samples are one picture, and which share a caption."""
+"""The families of samples: the samples that show one picture, and the samples that share a caption."""

@@ -1,14 +1,15 @@
-"""Do two thumbnails show one picture? How far they agree once one is laid over the other.
+"""The agreement of two thumbnails: a score that says whether both show one picture.
 
-What: b is registered to a (:mod:`memtrain.families.registration`), then both are compared where they cover each other,
-free of any brightness and contrast (luminance) and of any saturation (colour; a grey copy has none and is judged by its
-luminance alone). Two flags of one layout agree nearly everywhere: what tells them apart is the *worst* part of the
-picture, so the worst of 49 overlapping blocks counts more than the mean.
-The parts are put together by a logistic function whose constants were fitted on pairs of the emoji (copies with the
-edits of `benchmarks/near_duplicates.py` against their nearest look-alikes) and judged on the clip art.
+Thumbnail b is registered to thumbnail a (:mod:`memtrain.families.registration`). Both are then compared where they
+cover each other, independent of brightness and contrast (luminance) and of saturation (color; a gray copy has none and
+is judged by its luminance alone). Two flags of one layout agree nearly everywhere, and only the *worst* part of the
+picture tells them apart. So the worst of 49 overlapping blocks counts more than the mean. A logistic function combines
+the parts. Its constants were fitted on pairs of the emoji (copies with the edits of `benchmarks/near_duplicates.py`
+against their nearest look-alikes) and judged on the clip art.
 Source: memtrain. Cost: that of the registration.
-Cannot: recognise a copy with text or a frame laid over it, unless it is small; tell two pictures apart that differ in
-details of less than a thirty-second of the side; say anything of pictures that show nothing (one flat colour).
+Cannot: recognize a copy with text or a frame laid over it, unless it is small. The score does not tell two pictures
+apart that differ in details of less than a thirty-second of the side. It says nothing of pictures that show nothing
+(one flat color).
 """
 
 from __future__ import annotations
@@ -34,30 +35,30 @@ from memtrain.families.registration import (
 )
 
 PAIRS = 256
-"""Compared at a time."""
+"""The number of pairs that are compared at a time."""
 PIECE = 16
-"""Times as many are one piece of work for an engine."""
+"""The number of such comparisons in one piece of work for an engine."""
 ALIKE_COARSELY, ALIKE, CLEARLY_ALIKE = 0.4, 0.5, 0.7
-"""Pairs below are dropped: by the coarse correlation, and by the variance explained at 16 and at 32 pixels."""
+"""The limits below which pairs are dropped: the coarse correlation, and the variance explained at 16 and 32 pixels."""
 NOTHING = -20.0
-"""Score of pairs that were dropped."""
+"""The score of pairs that were dropped."""
 WEIGHTS = (1.85, 1.6, -0.25, 2.5, -3.9)
-"""Of :func:`parts`, then the constant."""
+"""The weights of :func:`parts`, followed by the constant."""
 _FLOOR = 2e-4
-"""Variance of what is taken for flat: about 4 grey levels."""
+"""The variance below which values count as flat: about 4 gray levels."""
 
 
 def compare(first: Rows, second: Rows, pairs: np.ndarray, *, engine: Engine | None = None) -> np.ndarray:
-    """Scores of pairs: the log odds that both show one picture, before anything is known of the data.
+    """Score pairs by the log odds that both images show one picture, before anything is known of the data.
 
     Args:
         first: `(n, 32, 32, 3)` uint8 thumbnails.
-        second: `(m, 32, 32, 3)` uint8, which may be the same.
-        pairs: `(p, 2)`, an index into each.
-        engine: runs it; default in this process.
+        second: `(m, 32, 32, 3)` uint8 thumbnails, which may be the same.
+        pairs: the pairs `(p, 2)`, an index into each.
+        engine: the engine of the comparisons; by default this process.
 
     Returns:
-        `(p,)` fp32; -20 where the pictures are nothing like each other.
+        The scores, `(p,)` fp32; -20 for pictures without any likeness.
 
     Raises:
         DataError: if the thumbnails have another shape.
@@ -74,7 +75,7 @@ def compare(first: Rows, second: Rows, pairs: np.ndarray, *, engine: Engine | No
     order = np.lexsort((pairs[:, 0], pairs[:, 1])) if len(pairs) else np.zeros(0, dtype=np.int64)
     engine = engine or LocalEngine()
     pieces = [order[start : start + PIECE * PAIRS] for start in range(0, len(order), PIECE * PAIRS)]
-    here = isinstance(engine, LocalEngine)  # or else in the memory of others
+    here = isinstance(engine, LocalEngine)  # other engines need the thumbnails in memory
     shared = [engine.share(one if here else np.asarray(one)) for one in (first, second)] if pieces else []
     for some, found in zip(pieces, engine.map(_piece, (pairs[some] for some in pieces), shared=shared), strict=True):
         scores[some] = found
@@ -95,7 +96,7 @@ def _scores(first: Rows, second: Rows, pairs: np.ndarray) -> Tensor:
 
 
 def registered_parts(first: Rows, second: Rows, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
-    """:func:`parts` of the placements that look alike, `(k, 4)`, and which pair each belongs to, `(k,)`."""
+    """Return the :func:`parts` of placements that look alike, `(k, 4)`, and the pair of each placement, `(k,)`."""
     a, a_of = _unique(first, pairs[:, 0])
     b, b_of = _unique(second, pairs[:, 1])
     correlation, placement = coarse_placements(spectra(a)[a_of], scaled_spectra(b)[b_of])
@@ -107,7 +108,7 @@ def registered_parts(first: Rows, second: Rows, pairs: np.ndarray) -> tuple[Tens
     best = torch.full((len(pairs),), ALIKE).scatter_reduce_(0, which, explained, "amax")
     alike = (explained >= best[which]).nonzero()[:, 0]
     which, placement = which[alike], placement[alike]
-    # Either picture may be the one that lost detail, so each is laid over the other.
+    # Either picture may have lost detail, so each is laid over the other.
     below, above = torch.cat([a[a_of[which]], b[b_of[which]]]), torch.cat([b[b_of[which]], a[a_of[which]]])
     back = placement.inverse()
     placement = Placement(torch.cat([placement.motion, back.motion]), torch.cat([placement.mirrored, back.mirrored]))
@@ -117,16 +118,17 @@ def registered_parts(first: Rows, second: Rows, pairs: np.ndarray) -> tuple[Tens
 
 
 def parts(a: Tensor, b: Tensor, placement: Placement) -> Tensor:
-    """What the score is made of, larger for copies.
+    """Compute the parts of the score, which are larger for copies.
 
     Args:
         a: `(m, 3, 32, 32)` from 0 to 1.
         b: the same.
-        placement: of b over a.
+        placement: the placement of b over a.
 
     Returns:
-        `(m, 4)`: logarithm of the worst block's disagreement in luminance; the same in colour, 0 where one is grey;
-        whether colours can be compared, from 0 to 1; and by how much b has to be stretched; the last is negative.
+        Four parts, `(m, 4)`. The first is the negative logarithm of the worst block's disagreement in luminance. The
+        second is the same in color, and 0 if one picture is gray. The third says whether colors can be compared, from 0
+        to 1. The fourth is the negative stretch of b.
     """
     weight = placement.cover()
     a, b = _smooth(a), _smooth(placement.place(b))
@@ -142,23 +144,23 @@ def parts(a: Tensor, b: Tensor, placement: Placement) -> Tensor:
 
 
 def _variance(values: Tensor, weight: Tensor) -> Tensor:
-    """Where the weight is, summed over channels, `(m,)`."""
+    """Return the variance under the weight, summed over channels, `(m,)`."""
     return (weight[:, None] * _free(values, weight).square()).sum(dim=(1, 2, 3)) / (weight.sum(dim=(1, 2)) + 1e-6)
 
 
 def _worst_disagreement(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Largest squared difference of all blocks, both at unit variance, relative to what the block shows, `(m,)`."""
+    """Return the largest squared difference of all blocks, `(m,)`, at unit variance, relative to their content."""
     a, b = (_free(c, weight) / (_variance(c, weight) + _FLOOR).sqrt()[:, None, None, None] for c in (a, b))
     blocks = torch.stack(
         [(a - b).square().sum(dim=1) * weight, (a.square() + b.square()).sum(dim=1) * weight / 2], dim=1
     )
     apart, shown = F.avg_pool2d(blocks, 8, 4).flatten(2).unbind(dim=1)
-    # In a picture of few lines a block with one of them varies far more than the whole.
+    # In a picture of few lines, a block with one of them varies far more than the whole picture.
     return (apart / (0.7 + 0.3 * shown)).amax(dim=1)
 
 
 def _free(values: Tensor, weight: Tensor) -> Tensor:
-    """Values without their mean, by channel."""
+    """Return values without their mean, by channel."""
     weight = weight[:, None]
     return values - (weight * values).sum(dim=(2, 3), keepdim=True) / (weight.sum(dim=(2, 3), keepdim=True) + 1e-6)
 
@@ -169,14 +171,14 @@ def _colour(images: Tensor) -> Tensor:
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """Without noise and the blocks of JPEG: binomial, three by three."""
+    """Remove noise and the blocks of JPEG with a binomial filter of three by three."""
     line = images.new_tensor([1, 2, 1]) / 4
     kernel = (line[:, None] * line).expand(3, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
 
 
 def _unique(thumbnails: Rows, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Images from 0 to 1, `(u, 3, 32, 32)`, and the place of each index among them."""
+    """Return the images from 0 to 1, `(u, 3, 32, 32)`, and the place of each index among them."""
     chosen, places = np.unique(indices, return_inverse=True)
     images = torch.from_numpy(thumbnails[chosen]).permute(0, 3, 1, 2).float() / 255
     return images, torch.from_numpy(places)

@@ -1,14 +1,14 @@
-"""Captions that are one caption: equal after normalisation, or nearly equal by their words.
+"""Captions that count as one caption: equal after normalization, or nearly equal by their words.
 
-What: text is normalised (Unicode NFKC, case, punctuation, whitespace). Two captions are nearly equal when their sets of
+Text is normalized (Unicode NFKC, case, punctuation, whitespace). Two captions are nearly equal if their sets of
 words have a Jaccard similarity of at least :data:`LEVEL`. Candidates come from an inverted index over each caption's
-rarest words (prefix filter), so no two captions without a rare word in common are compared; a family keeps the
-captions that are near its most connected member.
+rarest words (prefix filter), so captions without a common rare word are not compared. A family keeps the captions that
+are near its most connected member.
 Source: Chaudhuri, Ganti and Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning" (ICDE 2006), for
 the prefix filter, which misses no pair.
 Suggested: the default level, which is strict. Captions made from a template ("clip art of a red flag" and "clip art of
-a red fish") share most of their words and mean different pictures; one word of eight that differs gives 7 / 9 = 0.78.
-So below :data:`SHORTEST` words nothing but equality counts, and above them about one word in twelve may differ.
+a red fish") share most of their words and mean different pictures. One word of eight that differs gives 7 / 9 = 0.78.
+So below :data:`SHORTEST` words only equal captions count, and above it about one word in twelve may differ.
 Cost: 100,000 captions of 12 words take some seconds. Cannot: see a paraphrase in other words.
 """
 
@@ -28,39 +28,39 @@ from memtrain.families.exact import first_equal
 from memtrain.families.grouping import DisjointSets, around_representatives
 
 LEVEL = 0.85
-"""Jaccard similarity from which captions are nearly equal."""
+"""The Jaccard similarity from which captions are nearly equal."""
 SHORTEST = 6
-"""Words below which only equal captions are one."""
+"""The number of words below which only equal captions count as one."""
 
 
 def normalise(caption: str) -> str:
-    """The caption in lower case, its words separated by single spaces, without punctuation.
+    """Return the caption in lower case and without punctuation, with single spaces between words.
 
-    A caption of punctuation alone is kept as it is, in one form of Unicode.
+    A caption that consists of punctuation stays as it is, in one form of Unicode.
     """
     text = unicodedata.normalize("NFKC", caption).casefold()
-    # Combining marks belong to their letter: without them, words of many scripts would fall apart.
+    # Combining marks belong to their letter. Without them, words of many scripts would fall apart.
     kept = "".join(letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in text)
     return " ".join(kept.split()) or " ".join(text.split())
 
 
 def caption_families(captions: Sequence[str], *, level: float | None = LEVEL) -> NDArray[np.int64]:
-    """For each of n captions the index of the first of its family, `(n,)`.
+    """Return the index of the first caption of each caption's family, `(n,)`.
 
-    An empty caption belongs to nobody: it is no statement that two pictures share.
+    An empty caption belongs to no family, because it says nothing that two pictures could share.
 
     Args:
-        captions: as the data have them.
-        level: Jaccard similarity of the words of nearly equal captions; None for equal ones only.
+        captions: n captions as the data have them.
+        level: the Jaccard similarity of the words of nearly equal captions; None counts only equal captions.
 
     Raises:
         ConfigurationError: if the level is not above 0.5 and at most 1.
     """
     if level is not None and not 0.5 < level <= 1:
         raise ConfigurationError(
-            f"The level of near-equal captions is {level}",
+            f"The level of nearly equal captions is {level}",
             expected="above 0.5 and at most 1, or None",
-            remedy=f"use {LEVEL}",
+            remedy=f"set it to {LEVEL}",
         )
     texts = [normalise(caption) for caption in captions]
     first = first_equal(text or index for index, text in enumerate(texts))
@@ -83,24 +83,24 @@ def caption_families(captions: Sequence[str], *, level: float | None = LEVEL) ->
 
 
 def near_equal(words: Sequence[frozenset[str]], level: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """All pairs of sets of words whose Jaccard similarity is at least `level`.
+    """Find all pairs of sets of words with a Jaccard similarity of at least `level`.
 
     Args:
-        words: n sets; those of fewer than :data:`SHORTEST` words are left out.
-        level: above 0.
+        words: n sets; sets of fewer than :data:`SHORTEST` words are left out.
+        level: the smallest similarity, above 0.
 
     Returns:
-        `(m, 2)` pairs, smaller index first, in order, and their similarity `(m,)`.
+        The pairs `(m, 2)` in order, with the smaller index first, and their similarity `(m,)`.
     """
     frequency = Counter(word for caption in words for word in caption)
     index: dict[str, list[int]] = defaultdict(list)
     found: list[tuple[int, int, float]] = []
-    # By size: two sets can only be alike if the smaller one has at least `level` times the words of the larger.
+    # By size: two sets can only be alike if the smaller one has at least `level` times the words of the larger one.
     for at in sorted(range(len(words)), key=lambda i: (len(words[i]), i)):
         own = words[at]
         if len(own) < SHORTEST:
             continue
-        # Two sets with that much in common share one of their rarest words.
+        # Two sets with so much in common share one of their rarest words.
         prefix = sorted(own, key=lambda word: (frequency[word], word))[: len(own) - ceil(level * len(own)) + 1]
         for other in {other for word in prefix for other in index[word]}:
             if len(words[other]) >= level * len(own) and (similarity := jaccard(own, words[other])) >= level:
@@ -113,6 +113,6 @@ def near_equal(words: Sequence[frozenset[str]], level: float) -> tuple[NDArray[n
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """Words in common over words of either."""
+    """Return the number of common words over the number of words of both."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)

@@ -1,8 +1,8 @@
-"""Rows of an array that lies in a file, read as they are asked for.
+"""Rows of an array in a file, read when they are needed.
 
-What was read of a mapped array counts as memory of the process as long as the mapping is held; here it is held while
-some rows are copied. Of a million images, descriptors and thumbnails are 6.4 GB: they stay on the disk, and in what
-memory the system has to spare.
+The read part of a mapped array counts as memory of the process as long as the mapping is held. Here it is held only
+while rows are copied. Descriptors and thumbnails of a million images are 6.4 GB. They stay on the disk, and in free
+memory of the system.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 
 class ChosenRows:
-    """Reads like an array of the chosen rows, as far as rows are picked from it.
+    """Some rows of an array, which can be indexed like an array of these rows.
 
     Args:
-        opened: gives the array; called for each reading.
-        rows: `(n,)` which of its rows these are.
+        opened: the function that opens the array, called for each reading.
+        rows: the numbers of the rows in the array, `(n,)`.
 
     Attributes:
-        shape: of the array of chosen rows.
-        dtype: of its numbers.
+        shape: the shape of the array of chosen rows.
+        dtype: the type of its numbers.
     """
 
     def __init__(self, opened: Callable[[], NDArray[Any]], rows: NDArray[np.int64]) -> None:
@@ -33,20 +33,20 @@ class ChosenRows:
 
     @property
     def ndim(self) -> int:
-        """Of the array of chosen rows."""
+        """The number of dimensions of the array of chosen rows."""
         return len(self.shape)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, at: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """A copy of some of the rows."""
+        """Return a copy of some of the rows."""
         return np.asarray(self._opened()[self._rows[at]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All of them, in memory."""
+        """Return all rows in memory."""
         return np.asarray(self[:], dtype=dtype)
 
 
 Rows = np.ndarray | ChosenRows
-"""An array, in memory or in a file, from which rows are picked."""
+"""An array, in memory or in a file, from which rows are taken."""

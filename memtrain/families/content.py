@@ -1,10 +1,10 @@
-"""What is in the files of a data set, known again without reading them: for the cache of a scan.
+"""The content of a data set's files, recognized without reading them, for the cache of a scan.
 
-Whether files are the ones that a scan was stopped at is told by their names, sizes and times of change, which costs one
-system call each. Whether they hold what was scanned before, perhaps in another place, is told by their bytes. For that
-a file is read once, and its digest is kept with its size and time of change in `files.parquet`. At the next start a
-file of the same size and time counts as unread but known. What was changed less than two seconds before it was read is
-read again, because a second change may not show in its time.
+Names, sizes and times of change tell whether the files are the ones at which a scan was stopped. This costs one system
+call for each file. The bytes of files tell whether they hold the data of an earlier scan, perhaps in another place. For
+that, a file is read once, and its digest is kept with its size and time of change in `files.parquet`. At the next
+start, a file of the same size and time is known without reading. A file that was changed less than two seconds before
+it was read is read again, because a second change may not show in its time.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from memtrain.families.looking import ScannedSource
+from memtrain.files.progress import progress_bar
 from memtrain.records import write_parquet
 
 UNCERTAIN = 2_000_000_000
-"""Nanoseconds within which two changes of a file may have the same time."""
+"""The number of nanoseconds within which two changes of a file may have the same time."""
 _SCHEMA = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("changed", pa.int64()), ("digest", pa.string())],
 )
 
 
 def file_digests(paths: Iterable[Path], known: Path, *, workers: int = 1, progress: bool = False) -> dict[Path, str]:
-    """SHA-256 of files, of those that are known without reading them.
+    """Return the SHA-256 of files. Known files are not read.
 
     Args:
-        paths: of the files; each is asked for once, however often it is named.
-        known: the table `files.parquet`; it is read where it is there, and written.
-        workers: threads that read.
-        progress: show a bar where files are read.
+        paths: the paths of the files; a path may occur several times.
+        known: the table `files.parquet`, which is read if it exists, and written.
+        workers: the number of threads that read.
+        progress: whether to show a progress bar while files are read.
     """
     before = _read(known)
     files = list(dict.fromkeys(paths))
@@ -53,7 +53,7 @@ def file_digests(paths: Iterable[Path], known: Path, *, workers: int = 1, progre
     if unknown:
         began = time.time_ns()
         with ThreadPoolExecutor(workers) as pool:
-            read = tqdm(
+            read = progress_bar(
                 pool.map(_digest, unknown),
                 "reading files",
                 len(unknown),
@@ -68,16 +68,17 @@ def file_digests(paths: Iterable[Path], known: Path, *, workers: int = 1, progre
 
 
 def content_of(source: ScannedSource, known: Path, *, workers: int = 1, progress: bool = False) -> str | None:
-    """A hash of the bytes of the files that hold the images of a source, and of which key lies in which.
+    """Hash the bytes of the files that hold a source's images, and the file of each key.
 
     Args:
-        source: says in `stored_in(index)` where an image is, as :class:`memtrain.data.source.SampleSource` does.
-        known: as of :func:`file_digests`.
-        workers: likewise.
-        progress: likewise.
+        source: the source; its `stored_in(index)` names the file of an image, as in
+            :class:`memtrain.data.source.SampleSource`.
+        known: the table `files.parquet`; see :func:`file_digests`.
+        workers: the number of threads that read.
+        progress: whether to show a progress bar while files are read.
 
     Returns:
-        None if the source does not know it of every image.
+        The hash; None if the source does not know the file of every image.
     """
     files = _files(source)
     if files is None:
@@ -86,7 +87,7 @@ def content_of(source: ScannedSource, known: Path, *, workers: int = 1, progress
 
 
 def files_of(source: ScannedSource) -> str | None:
-    """The same of names, sizes and times of change of the files, none of which is read."""
+    """Hash the names, sizes and times of change of the files in the same way, without reading any file."""
     files = _files(source)
     if files is None:
         return None
@@ -115,7 +116,7 @@ def _name(file: Path) -> str:
 
 
 def _digest(file: Path) -> tuple[int, int, str]:
-    """Size and time of change before it was read, and the digest."""
+    """Return a file's size and time of change before it was read, and its digest."""
     stat = file.stat()
     with file.open("rb") as opened:
         return stat.st_size, stat.st_mtime_ns, hashlib.file_digest(opened, "sha256").hexdigest()
@@ -126,7 +127,7 @@ def _read(known: Path) -> dict[str, tuple[int, int, str]]:
         return {}
     try:
         table = pq.read_table(known, schema=_SCHEMA)
-    except (OSError, ValueError, pa.ArrowException):  # it only saves time, so a spoilt one is as good as none
+    except (OSError, ValueError, pa.ArrowException):  # the table only saves time, so a damaged one counts as none
         return {}
     columns = [table[name].to_pylist() for name in _SCHEMA.names]
     return {path: (size, changed, digest) for path, size, changed, digest in zip(*columns, strict=True)}

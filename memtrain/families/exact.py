@@ -1,6 +1,6 @@
-"""Exact copies: files whose decoded pixels are equal, whatever their name, format or metadata.
+"""Exact copies: files with equal decoded pixels, whatever their name, format or metadata.
 
-Cost: one SHA-256 of the pixels. Cannot: see a copy of which one pixel differs; :mod:`memtrain.families.near` does.
+Cost: one SHA-256 of the pixels. Cannot: see a copy in which one pixel differs; :mod:`memtrain.families.near` can.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from PIL import Image
 
 
 def pixel_hash(image: Image.Image) -> bytes:
-    """32 bytes that two images share when their RGB pixels and their size are equal.
+    """Return 32 bytes that two images share if their RGB pixels and their size are equal.
 
     Args:
-        image: decoded; other modes than RGB are converted.
+        image: a decoded image; other modes than RGB are converted.
     """
     pixels = image if image.mode == "RGB" else image.convert("RGB")
     return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
 
 
 def first_equal(values: Iterable[Hashable]) -> NDArray[np.int64]:
-    """For each of n values the index of the first that is equal to it, `(n,)`."""
+    """Return the index of the first equal value for each of n values, `(n,)`."""
     first: dict[Hashable, int] = {}
     return np.array([first.setdefault(value, index) for index, value in enumerate(values)], dtype=np.int64)

@@ -1,19 +1,20 @@
-"""The nearest neighbours of many descriptors, with FAISS: along a graph, instead of comparing all with all.
+"""The nearest neighbors of many descriptors with FAISS: along a graph, instead of comparing all with all.
 
-What: descriptors are brought to 128 numbers by principal components and linked to a graph of near ones (HNSW), in which
-the neighbours of each are looked for; more than are wanted, of which those stay that are nearest by all numbers.
-Cells of k-means (an inverted file) did worse in trials: a copy often lies in another cell than its original, and a
-fifth of all cells had to be compared to find 94 of 100 copies among 10,000 images, where the graph finds 99.
+Principal components reduce descriptors to 128 numbers, and a graph (HNSW) links near ones. The search for each
+descriptor's neighbors follows this graph. It finds more candidates than wanted and keeps the nearest ones by all
+numbers. Cells of k-means (an inverted file) did worse in trials, because a copy often lies in another cell than its
+original. A fifth of all cells had to be compared to find 94 of 100 copies among 10,000 images. The graph finds 99.
 Source: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
 Small World graphs", TPAMI 2020; Douze et al., "The Faiss library", 2024. Needs the extra `scan`.
-Cost: n log n; 0.4 ms an image among 44,000, on one core; 650 bytes of memory an image. Of the eight nearest neighbours
-it has 96 of 100 copies there, where comparing all with all has 99; half the effort takes 0.2 ms and has 93.
-The graph is built by one thread, because with several it would be another one each time.
+Cost: n log n. It is 0.4 ms an image among 44,000 on one core, and 650 bytes of memory an image. The eight nearest
+neighbors then hold 96 of 100 copies; comparing all with all finds 99. Half the effort takes 0.2 ms and finds 93. One
+thread builds the graph, because several threads would build a different one each time.
 
-On paper, a billion images: the same index in 8 bits (`PCA128,HNSW16_SQ8`), 270 bytes an image, 270 GB of memory on one
-machine; about 2 ms an image to build and to search, 560 core-hours. Looking at the images costs 280 core-hours at
-64 pixels and grows with their size; comparing candidates 1 ms an image, 280 core-hours. Descriptors and thumbnails take
-6.4 TB of disk. Shards share the looking; such an index is not built here.
+An estimate for a billion images: the same index in 8 bits (`PCA128,HNSW16_SQ8`) takes 270 bytes an image, which is 270
+GB of memory on one machine. It takes about 2 ms an image to build and to search, which is 560 core-hours. Looking at
+the images costs 280 core-hours at 64 pixels and grows with their size. Comparing candidates costs 1 ms an image, 280
+core-hours. Descriptors and thumbnails take 6.4 TB of disk. Shards divide the looking among machines. Such an index is
+not built here.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ from memtrain.families.chosen_rows import Rows
 from memtrain.families.search import NEIGHBOURS, ordered
 
 NUMBERS = 128
-"""That descriptors are brought to."""
+"""The number of components of the reduced descriptors."""
 SAMPLE = 20_000
-"""Descriptors that principal components are computed from."""
+"""The number of descriptors that determine the principal components."""
 LINKS, EFFORT = 16, 128
-"""Of each descriptor in the graph, and candidates kept on the way through it."""
+"""The number of links of each descriptor in the graph, and of candidates kept on the way through it."""
 CANDIDATES = 32
-"""Of each descriptor that are found in the graph; of these the nearest by all numbers are returned."""
+"""The number of candidates of each descriptor; the nearest of them by all numbers are returned."""
 BLOCK = 8192
-"""Descriptors that are added and searched at a time."""
+"""The number of descriptors that are added and searched at a time."""
 
 
 def faiss_module() -> Any:
-    """FAISS.
+    """Import FAISS.
 
     Raises:
         ConfigurationError: if it is not installed.
@@ -61,19 +62,19 @@ def faiss_module() -> Any:
 
 
 def faiss_is_there() -> bool:
-    """Whether FAISS is installed."""
+    """Return whether FAISS is installed."""
     return importlib.util.find_spec("faiss") is not None
 
 
 @dataclass(frozen=True)
 class FaissSearch:
-    """Finds neighbours along a graph; see :class:`memtrain.families.search.Search`.
+    """Finds neighbors along a graph; see :class:`memtrain.families.search.Search`.
 
     Args:
-        neighbours: of each descriptor that are returned at most.
-        candidates: of each descriptor that are found in the graph, of which these are the nearest by all numbers.
-        effort: candidates kept on the way through the graph; more miss less and take longer.
-        seed: of the choice of descriptors that principal components are computed from.
+        neighbours: the largest number of neighbors that are returned for each descriptor.
+        candidates: the number of candidates of each descriptor in the graph; the nearest of them are returned.
+        effort: the number of candidates kept on the way through the graph; more miss less and take longer.
+        seed: the seed of the choice of descriptors for the principal components.
     """
 
     neighbours: int = NEIGHBOURS
@@ -82,7 +83,7 @@ class FaissSearch:
     seed: int = 0
 
     def __call__(self, descriptors: Rows, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Pairs of which one is among the nearest neighbours of the other, and their similarity.
+        """Return pairs in which one is among the nearest neighbors of the other, and their similarity.
 
         Raises:
             ConfigurationError: if FAISS is not installed.
@@ -95,7 +96,7 @@ class FaissSearch:
         first, second, found = [], [], []
         for start in range(0, count, BLOCK):
             given = np.ascontiguousarray(descriptors[start : start + BLOCK])
-            # One more, because each descriptor finds itself.
+            # One candidate more, because each descriptor finds itself.
             _, at = index.search(shorter(given), min(count, self.candidates + 1))
             similarity = _similarities(given, descriptors, at)
             similarity[(at == np.arange(start, start + len(given))[:, None]) | (at < 0)] = -np.inf
@@ -108,7 +109,7 @@ class FaissSearch:
         return ordered(np.concatenate(first), np.concatenate(second), np.concatenate(found))
 
     def _graph(self, faiss: Any, descriptors: Rows) -> tuple[Any, Callable[[Any], Any]]:
-        """The index, and what brings descriptors to its numbers."""
+        """Build the index, and return it with the function that reduces descriptors to its numbers."""
         count, width = descriptors.shape
         shorter: Callable[[Any], Any] = lambda given: given  # noqa: E731 (replaced below)
         if width > NUMBERS and count > 2 * NUMBERS:
@@ -129,14 +130,14 @@ class FaissSearch:
 
 
 def _shortened(components: Any, given: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Descriptors by their principal components, of unit length again."""
+    """Reduce descriptors to their principal components, at unit length again."""
     short = components.apply(given)
     length = np.linalg.norm(short, axis=1, keepdims=True)
     return np.asarray(short / np.maximum(length, 1e-12), np.float32)
 
 
 def _similarities(given: NDArray[np.float32], descriptors: Rows, at: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Of n descriptors to k others each, by all of their numbers, `(n, k)`."""
+    """Return the similarities of n descriptors to k others each, by all of their numbers, `(n, k)`."""
     found = np.empty(at.shape, np.float32)
     for column in range(at.shape[1]):
         found[:, column] = np.einsum("nd,nd->n", given, descriptors[at[:, column]])

@@ -1,20 +1,20 @@
-"""What is remembered of a picture that passes by: 184 bytes at most, by which it is known again.
+"""The look of a picture: at most 184 bytes that recognize the picture when it comes again.
 
-- A *fingerprint*: a hash of up to 4,096 of its values. Copies whose values are equal have one.
-- A *figure*: its low frequencies. The picture is brought to 16 by 16 cells; colours become brightness and two colour
-  differences; of each channel the lowest cosine frequencies are kept without the mean, on one scale. So brightness and
-  contrast do not matter, and fine detail (JPEG blocks, noise, small text) neither. Mirroring a picture turns the sign
-  of its odd horizontal frequencies, so that a picture and its mirror image are compared by their sizes.
+- A *fingerprint*: a hash of up to 4,096 of its values. Copies with equal values have the same fingerprint.
+- A *figure*: the low frequencies of the picture. The picture is reduced to 16 by 16 cells, and colors become brightness
+  and two color differences. The lowest cosine frequencies of each channel are kept without the mean, on one scale. So
+  brightness, contrast and fine detail (JPEG blocks, noise, small text) do not matter. Mirroring a picture turns the
+  sign of its odd horizontal frequencies, so their absolute values serve for mirror images.
 
-Figures are whole numbers of 8 bits, and so similarities are sums of whole numbers: the same on every machine and on
-every process, whatever the order of summation.
+Figures are whole numbers of 8 bits, so similarities are sums of whole numbers: the same on every machine and process,
+whatever the order of summation.
 
-Pixels and latents of any number of channels are read alike, also as rows of patches `(B, tokens, channels)` of a square
-picture; of a video the mean over its frames counts. Latents of a mirrored picture are only nearly the mirrored latents.
+Pixels and latents with any number of channels are accepted, also as rows of patches `(B, tokens, channels)` of a square
+picture. For a video, the mean over its frames counts. Latents of a mirrored picture are only nearly mirrored latents.
 
-Source: pooling to few cells and low cosine frequencies are those of perceptual hashes (Zauner, "Implementation and
-Benchmarking of Perceptual Image Hash Functions", 2010). Cost: one pass over the batch. Cannot: tell a picture from its
-crop or shift by more than a few per cent, nor two flags of equal layout and brightness apart.
+Source: pooling to few cells and low cosine frequencies come from perceptual hashes (Zauner, "Implementation and
+Benchmarking of Perceptual Image Hash Functions", 2010). Cost: one pass over the batch. Cannot: recognize a picture in a
+crop or shift of more than a few per cent; tell two flags of equal layout and brightness apart.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELLS = 16
-"""Rows and columns that a picture is brought to."""
+"""The rows and columns to which a picture is reduced."""
 MOST = 176
-"""Numbers in a figure at most."""
+"""The largest number of values in a figure."""
 PLACES = 4096
-"""Values that a fingerprint is taken from at most."""
+"""The largest number of values in a fingerprint's hash."""
 HASH_BYTES = 8
-"""Of a fingerprint, in front of a packed look."""
+"""The size of a fingerprint, which comes first in a packed look, in bytes."""
 
 # ITU-R BT.601: brightness, blue and red difference.
 _COLOURS = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 
 
 def looks(pictures: Tensor) -> Tensor | None:
-    """Fingerprint and figure of each picture, packed.
+    """Return the packed fingerprint and figure of each picture.
 
     Args:
         pictures: `(B, channels, H, W)`, `(B, channels, frames, H, W)`, or `(B, tokens, channels)` of square pictures.
 
     Returns:
-        `(B, 8 + D)` int8 on the device of `pictures`; nothing waits for it. None for what has another form.
+        `(B, 8 + D)` int8 on the device of `pictures`, without waiting for it; None for values of another form.
     """
     shaped = _as_pictures(pictures.detach())
     if shaped is None:
@@ -56,27 +56,27 @@ def looks(pictures: Tensor) -> Tensor | None:
 
 
 def fingerprints(packed: Tensor) -> list[int]:
-    """The fingerprints in packed looks, B whole numbers."""
+    """Return the fingerprints in packed looks, B whole numbers."""
     # A single row would keep its stride, and could not be read as whole numbers.
     return packed[:, :HASH_BYTES].reshape(-1).clone().view(torch.int64).tolist()
 
 
 def figures(packed: Tensor) -> Tensor:
-    """The figures in packed looks, `(B, D)` int8; a row of zeros where a picture is plain."""
+    """Return the figures in packed looks, `(B, D)` int8; a row of zeros for a plain picture."""
     return packed[:, HASH_BYTES:]
 
 
 def similarity(first: Tensor, second: Tensor) -> Tensor:
-    """How like each other pictures are, or one is the other's mirror image: 1 for equal figures.
+    """Return the similarity of pictures to each other or to their mirror images: 1 for equal figures.
 
     Args:
         first: `(n, D)` int8 figures.
-        second: `(m, D)`.
+        second: `(m, D)` int8 figures.
 
     Returns:
-        `(n, m)` float32, 0 where a picture is plain; the same on every machine.
+        `(n, m)` float32, 0 for plain pictures; the same on every machine.
     """
-    # Products of 8 bits and their sums are exact in fp32: below 2**24.
+    # Products of 8 bits and their sums are exact in fp32, because they stay below 2**24.
     one, two, even = first.float(), second.float(), even_frequencies(first.shape[1])
     upright = one[:, :even] @ two[:, :even].T
     turned = (one[:, even:] @ two[:, even:].T).abs_()
@@ -90,7 +90,7 @@ def _inverse_length(figures: Tensor) -> Tensor:
 
 @lru_cache
 def even_frequencies(width: int) -> int:
-    """How many of the numbers of a figure keep their sign in a mirror; they come first."""
+    """Return how many of a figure's numbers keep their sign in a mirror; these numbers come first."""
     for channels in range(1, MOST // 2 + 1):
         frequencies = _frequencies(channels)
         if len(frequencies) == width:
@@ -99,13 +99,13 @@ def even_frequencies(width: int) -> int:
 
 
 def caption_name(text: str) -> str | None:
-    """A hash of a caption, without regard to case and white space; None for an empty one, which is no caption."""
+    """Return a hash of a caption, without regard to case and white space; None for an empty caption."""
     words = " ".join(text.casefold().split())
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16] if words else None
 
 
 def embedding_hashes(text: Tensor) -> Tensor:
-    """`(B,)` int64 of text embeddings `(B, T, width)`: nearly always equal where these differ by rounding alone.
+    """Return hashes `(B,)` int64 of text embeddings `(B, T, width)`. Rounding errors nearly never change them.
 
     Eight random projections are rounded to a 512th of the embedding's length. Half precision that is not equal bit for
     bit, as in batches of another size, gives other hashes.
@@ -122,9 +122,9 @@ def _directions(width: int, device: torch.device) -> Tensor:
 
 @lru_cache
 def _frequencies(channels: int) -> tuple[tuple[int, int, int], ...]:
-    """Channel, downward and horizontal frequency of each number of a figure, the lowest of a channel; even first."""
+    """Return the channel, downward and horizontal frequency of each number of a figure; even ones come first."""
     if channels == 3:
-        # The eye, and the camera, give brightness more detail than colour.
+        # Eyes and cameras resolve brightness more finely than color.
         reaches: tuple[int, ...] = (11, 5, 5)
     else:
         each = MOST // channels
@@ -140,7 +140,7 @@ def _frequencies(channels: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def _as_pictures(values: Tensor) -> Tensor | None:
-    """`(B, channels, H, W)`; None if these are no pictures."""
+    """Return values as `(B, channels, H, W)`; None if they are not pictures."""
     if values.dim() == 5:
         values = values.float().mean(dim=2)
     if values.dim() == 3:
@@ -153,7 +153,7 @@ def _as_pictures(values: Tensor) -> Tensor | None:
 
 
 def _figures(pictures: Tensor) -> Tensor:
-    """`(B, D)` int8."""
+    """Return figures, `(B, D)` int8."""
     cells = F.adaptive_avg_pool2d(pictures.float(), min(CELLS, *pictures.shape[2:]))
     if cells.shape[1] == 3:
         cells = torch.einsum("ij,bjhw->bihw", cells.new_tensor(_COLOURS), cells)
@@ -163,7 +163,7 @@ def _figures(pictures: Tensor) -> Tensor:
     waves = torch.cos(math.pi / size * torch.arange(size, device=cells.device)[:, None] * places)
     waves[0] *= 0.5**0.5
     spectrum = waves @ cells @ waves.T
-    # Of pictures with fewer cells, what they do not have is 0.
+    # Frequencies that a picture with fewer cells lacks are 0.
     spectrum = F.pad(spectrum, (0, CELLS - size, 0, CELLS - size))
     index = torch.tensor(frequencies, device=cells.device).T
     found = spectrum[:, index[0], index[1], index[2]]
@@ -174,18 +174,18 @@ def _figures(pictures: Tensor) -> Tensor:
 
 
 def row_hashes(rows: Tensor) -> Tensor:
-    """`(B,)` int64 of `(B, ...)`: equal where all values are equal that are looked at; nothing waits for the device."""
+    """Return hashes `(B,)` int64 of rows `(B, ...)`, equal if the sampled values are; nothing waits for the device."""
     flat = rows.reshape(len(rows), -1)
     count = min(PLACES, flat.shape[1])
     number = torch.arange(count, dtype=torch.int64, device=flat.device)
-    # Spread over rows and columns alike; all of them where there are not more.
+    # The chosen places are spread over rows and columns; a short row uses all of its values.
     chosen = flat[:, number if count == flat.shape[1] else number * 2654435761 % flat.shape[1]].contiguous()
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[chosen.element_size()]
     return (chosen.view(kind).to(torch.int64) * _odd_numbers(number)).sum(dim=1)
 
 
 def _odd_numbers(number: Tensor) -> Tensor:
-    """A number of 64 random bits for each, odd: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """Return an odd number of 64 random bits for each number: SplitMix64's finalizer (Steele et al., OOPSLA 2014)."""
     mixed = (number + 1) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
@@ -193,7 +193,7 @@ def _odd_numbers(number: Tensor) -> Tensor:
 
 
 def _shifted(value: Tensor, by: int) -> Tensor:
-    """To the right, with zeros moved in."""
+    """Shift to the right, with zeros moved in."""
     return (value >> by) & ((1 << (64 - by)) - 1)
 
 

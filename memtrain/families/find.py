@@ -1,6 +1,6 @@
-"""The families of a data set, from what is kept of its images and from its captions.
+"""The families of a data set, from the looks of its images and from its captions.
 
-Exact copies are found first; near copies are looked for among the distinct pictures that are left. Cost: that of
+Exact copies are found first. Near copies are then searched among the remaining distinct pictures. Cost: that of
 :mod:`memtrain.families.near` and :mod:`memtrain.families.captions`.
 """
 
@@ -25,14 +25,14 @@ from memtrain.families.table import EXACT, NEAR, Families
 
 @dataclass(frozen=True)
 class FoundFamilies:
-    """What was found, and how.
+    """The result of the search, and its basis.
 
     Attributes:
-        families: of the samples.
-        threshold: similarity from which two images count as one picture.
-        false_merge_rate: stated share of pictures that are joined to another one by mistake.
-        calibrated_on: pictures of these data that set the threshold; 0 where it rests on the embedded ones.
-        rests_on: the same in words.
+        families: the families of the samples.
+        threshold: the similarity from which two images count as one picture.
+        false_merge_rate: the stated share of pictures that are joined to another one by mistake.
+        calibrated_on: the number of pictures of these data that set the threshold; 0 if the embedded pictures set it.
+        rests_on: the basis of the threshold in words.
     """
 
     families: Families
@@ -53,27 +53,27 @@ def find_families(
     seed: int = 0,
     engine: Engine | None = None,
 ) -> FoundFamilies:
-    """Which samples are one picture, and which share a caption.
+    """Find the samples that are one picture, and the samples that share a caption.
 
     Args:
-        keys: of n samples, all different.
-        captions: of the same samples.
-        looks: of their images, in the same order.
-        false_merge_rate: wanted share of pictures that are joined to another one by mistake.
-        caption_level: Jaccard similarity of nearly equal captions; None for equal ones only.
-        search: proposes pairs of descriptors; default the exact search.
-        seed: of the samples that a calibration draws.
-        engine: compares pictures; default in this process.
+        keys: the keys of n samples, all different.
+        captions: the captions of the same samples.
+        looks: the looks of their images, in the same order.
+        false_merge_rate: the wanted share of pictures that are joined to another one by mistake.
+        caption_level: the Jaccard similarity of nearly equal captions; None counts only equal captions.
+        search: the search that proposes pairs of descriptors; by default the exact search.
+        seed: the seed of the samples that a calibration draws.
+        engine: the engine that compares pictures; by default this process.
 
     Raises:
-        DataError: if a key comes twice, or keys, captions and looks are not of one length.
+        DataError: if a key occurs twice, or if keys, captions and looks differ in number.
     """
     lengths = [len(keys), len(captions), len(looks.hashes), len(looks.descriptors), len(looks.thumbnails)]
     if len(set(lengths)) > 1 or len(set(keys)) < len(keys):
         raise DataError(
             f"{lengths[0]} keys ({len(set(keys))} different), {lengths[1]} captions and looks of {lengths[2:]} images",
-            expected="one caption and one look for each key, every key once",
-            remedy="give samples names of their own, and leave out those whose image cannot be read",
+            expected="one caption and one look for each key, and each key once",
+            remedy="give samples names of their own, and leave out samples whose image cannot be read",
         )
     first = first_equal(row.tobytes() for row in looks.hashes)
     distinct = np.unique(first)
@@ -102,7 +102,7 @@ def find_families(
 def _pictures(
     keys: Sequence[str], first: NDArray[np.int64], distinct: NDArray[np.int64], near: Near
 ) -> tuple[dict[str, str], dict[str, float], dict[str, str]]:
-    """Name, similarity and reason of the samples that do not stand alone, by key."""
+    """Return the name, similarity and reason of samples in larger families, by key."""
     place = np.searchsorted(distinct, first)
     names = distinct[near.names[place]]
     several = np.bincount(names, minlength=len(keys))[names] > 1 if len(keys) else np.zeros(0, bool)

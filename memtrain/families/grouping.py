@@ -1,4 +1,4 @@
-"""From pairs to families: disjoint sets, and families of which every member is like one and the same member."""
+"""From pairs to families: disjoint sets, and families in which every member is like one representative."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRIED, SAMPLED = 8, 24
-"""Members that may represent a set, and members that they are compared with."""
+"""The number of members that may represent a set, and the number of members that they are compared with."""
 
 
 class DisjointSets:
     """Sets of the numbers from 0 to n − 1, each named by its smallest member.
 
     Args:
-        count: n; each number is a set of its own at first.
+        count: the number n; each number is a set of its own at first.
     """
 
     def __init__(self, count: int) -> None:
         self._above = np.arange(count)
 
     def find(self, member: int) -> int:
-        """The name of a member's set."""
+        """Return the name of a member's set."""
         above = self._above
         root = member
         while above[root] != root:
@@ -32,12 +32,12 @@ class DisjointSets:
         return root
 
     def join(self, one: int, other: int) -> None:
-        """Make one set of two members' sets."""
+        """Join the sets of two members."""
         one, other = sorted((self.find(one), self.find(other)))
         self._above[other] = one
 
     def names(self) -> NDArray[np.int64]:
-        """The name of each number's set, `(n,)`."""
+        """Return the name of each number's set, `(n,)`."""
         return np.array([self.find(member) for member in range(len(self._above))], dtype=np.int64)
 
 
@@ -49,18 +49,18 @@ def around_representatives(
     compare: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     least: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sets cut so that every member is like its representative: a chain of likes does not make a family.
+    """Cut sets so that every member is like its representative. A chain of similar members does not make a family.
 
-    The representative is that of the members with the most and surest pairs which is like most of the others. Members
-    that are not like it form sets of their own, in the same way.
+    The representative comes from the members with the most and surest pairs. It is the one that is like most of the
+    others. Members that are not like it form sets of their own, in the same way.
 
     Args:
-        names: `(n,)`, the set of each sample, from :class:`DisjointSets`.
-        pairs: `(m, 2)`, the pairs that made the sets.
-        scores: `(m,)` of the pairs, positive.
-        compare: scores of other pairs.
-        least: score from which a member is like its representative; it has been like another member already, so this
-            may be lower than what makes a pair.
+        names: the set of each sample, `(n,)`, from :class:`DisjointSets`.
+        pairs: the pairs that made the sets, `(m, 2)`.
+        scores: the scores of the pairs, `(m,)`, positive.
+        compare: the function that scores other pairs.
+        least: the score from which a member is like its representative. The member is already like another member, so
+            this score may be lower than that of a pair.
 
     Returns:
         The representative of each sample, `(n,)`, and the smallest member of its set, `(n,)`.
@@ -78,7 +78,7 @@ def around_representatives(
     representatives, named = np.arange(len(names)), np.arange(len(names))
     waiting = _several(names)
     while waiting:
-        # All sets at once: comparing few pairs at a time costs much more for each.
+        # All sets at once, because comparisons of few pairs at a time cost much more for each pair.
         heads = _central(waiting, strength, like)
         others = [members[members != head] for members, head in zip(waiting, heads, strict=True)]
         asked = np.stack([np.concatenate(others), np.repeat(heads, [len(some) for some in others])], axis=1)
@@ -88,7 +88,7 @@ def around_representatives(
             inside = np.append(some[same], head)
             representatives[inside], named[inside] = head, inside.min()
             left[some[~same]] = head
-        # What is left of a set hangs together only through pairs of its own.
+        # The rest of a set is connected only through pairs of its own.
         kept = (left[pairs[:, 0]] == left[pairs[:, 1]]) & (left[pairs[:, 0]] >= 0)
         sets = DisjointSets(len(names))
         for one, other in pairs[kept]:
@@ -98,7 +98,7 @@ def around_representatives(
 
 
 def _several(names: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The sets of two members or more."""
+    """Return the sets of two members or more."""
     order = np.argsort(names, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(names[order])) + 1) if len(names) else []
     return [members for members in sets if len(members) > 1]
@@ -109,7 +109,7 @@ def _central(
     strength: NDArray[np.float64],
     like: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
 ) -> NDArray[np.int64]:
-    """The representative of each set: of a few members that hold most, the one that is like most of a sample of all."""
+    """Return the representative of each set: of a few well-connected members, the one like most of a sample."""
     held = [members[np.argsort(-strength[members], kind="stable")] for members in sets]
     heads = np.array([members[0] for members in held], dtype=np.int64)
     asked, shapes = [], []

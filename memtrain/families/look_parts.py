@@ -1,14 +1,14 @@
-"""What a scan keeps of images on its way to families: written as it comes, so that a killed scan goes on.
+"""The looks that a scan keeps of images. They are written as they come, so that a killed scan can go on.
 
-Layout below `looks/<key>/`, where the key is a hash of everything that the looks depend on:
+Layout below `looks/<key>/`, in which the key is a hash of everything that the looks depend on:
 
-- `identity.json`: what that is;
+- `identity.json`: the things that the looks depend on;
 - `part-<first>-<last>.safetensors`: the looks of the samples in this range, renamed into place when complete;
-- `looks.safetensors`: all of them, once every sample was looked at; the parts are then gone;
-- `about.json`: with it, what kept images from being read, by the sample's number, and how long all of it took.
+- `looks.safetensors`: all looks, written when every sample was looked at; the parts are then removed;
+- `about.json`: the reasons why images could not be read, by the sample's number, and the duration.
 
-A scan is cut into the same ranges whatever the number of processes, and images are described in the same groups. So
-neither that number nor where a scan was stopped changes a bit of what is found.
+A scan is cut into the same ranges for any number of processes, and images are described in the same groups. So neither
+this number nor the place at which a scan was stopped changes a bit of the result.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from memtrain.records import write_json, written_whole
 ALL, ABOUT = "looks.safetensors", "about.json"
 _PART = re.compile(r"part-(\d+)-(\d+)\.safetensors")
 GROUP = 32
-"""Images that are described together."""
+"""The number of images that are described together."""
 FEWEST, MOST, WANTED = GROUP, 4096, 64
-"""Samples in a part, and parts of a scan where that leaves enough samples in each."""
+"""The smallest and largest number of samples in a part, and the wanted number of parts in a scan."""
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What is kept of the n images that could be read.
+    """The looks of the n images that could be read.
 
     Attributes:
-        rows: `(n,)` int64, the number of each sample in its source, ascending.
-        hashes: `(n, 32)` uint8, of the decoded pixels.
-        descriptors: `(n, D)` float32, of unit length.
-        thumbnails: `(n, S, S, 3)` uint8.
-        sizes: `(n, 2)` int32, width and height.
-        broken: what kept the others from being read, by number.
-        seconds: how long it took, all processes together.
+        rows: the number of each sample in its source, ascending, `(n,)` int64.
+        hashes: the hashes of the decoded pixels, `(n, 32)` uint8.
+        descriptors: the descriptors of unit length, `(n, D)` float32.
+        thumbnails: the thumbnails, `(n, S, S, 3)` uint8.
+        sizes: the width and height of each image, `(n, 2)` int32.
+        broken: the reasons why the other images could not be read, by number.
+        seconds: the duration, of all processes together.
     """
 
     rows: NDArray[np.int64]
@@ -65,14 +65,14 @@ class Looks:
 
     @classmethod
     def joined(cls, looks: Sequence[Looks]) -> Looks:
-        """Looks of several stretches, one after the other; of none of them is asked how long its descriptors are."""
+        """Join the looks of several ranges. Empty looks may have descriptors of any length."""
         filled = [one for one in looks if len(one)] or looks[:1]
         arrays = {name: np.concatenate([getattr(one, name) for one in filled]) for name in COLUMNS}
         broken = {row: reason for one in looks for row, reason in one.broken.items()}
         return cls(**arrays, broken=broken, seconds=sum(one.seconds for one in looks))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything but what is broken."""
+        """Return all arrays, which is everything but the broken images and the duration."""
         return {name: getattr(self, name) for name in COLUMNS}
 
 
@@ -81,14 +81,14 @@ COLUMNS = ("rows", "hashes", "descriptors", "thumbnails", "sizes")
 
 @dataclass(frozen=True)
 class StoredLooks:
-    """The same of all images, in a file: an array is mapped whenever it is asked for.
+    """The looks of all images in a file. An array is mapped whenever it is needed.
 
-    What was read of a mapped array counts as memory of the process as long as the mapping is held, so none is.
+    The read part of a mapped array counts as memory of the process as long as the mapping is held, so none is held.
 
     Attributes:
-        path: of the file.
-        broken: what kept images from being read, by number.
-        seconds: how long it took, all processes together.
+        path: the path of the file.
+        broken: the reasons why images could not be read, by number.
+        seconds: the duration, of all processes together.
     """
 
     path: Path
@@ -100,32 +100,32 @@ class StoredLooks:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """See :class:`Looks`."""
+        """The number of each sample in its source; see :class:`Looks`."""
         return open_arrays(self.path)["rows"]
 
     @property
     def hashes(self) -> NDArray[np.uint8]:
-        """See :class:`Looks`."""
+        """The hashes of the decoded pixels; see :class:`Looks`."""
         return open_arrays(self.path)["hashes"]
 
     @property
     def descriptors(self) -> NDArray[np.float32]:
-        """See :class:`Looks`."""
+        """The descriptors of unit length; see :class:`Looks`."""
         return open_arrays(self.path)["descriptors"]
 
     @property
     def thumbnails(self) -> NDArray[np.uint8]:
-        """See :class:`Looks`."""
+        """The thumbnails; see :class:`Looks`."""
         return open_arrays(self.path)["thumbnails"]
 
     @property
     def sizes(self) -> NDArray[np.int32]:
-        """See :class:`Looks`."""
+        """The width and height of each image; see :class:`Looks`."""
         return open_arrays(self.path)["sizes"]
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """The name of the looks that depend on this."""
+    """Return the name of the looks that depend on these things."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -133,13 +133,13 @@ class LookParts:
     """The looks of one scan.
 
     Args:
-        folder: `looks/` of the scan.
-        identity: everything they depend on, as JSON can hold it.
-        samples: how many samples the source has.
+        folder: the folder `looks/` of the scan.
+        identity: everything that the looks depend on, in JSON values.
+        samples: the number of samples in the source.
 
     Attributes:
-        key: name of the folder of this scan's looks.
-        ranges: first and last number of the samples of each part.
+        key: the name of the folder with this scan's looks.
+        ranges: the first and last sample number of each part.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, samples: int) -> None:
@@ -150,21 +150,21 @@ class LookParts:
         write_json(identity, self.folder / "identity.json")
 
     def missing(self, shard: tuple[int, int] = (0, 1)) -> list[tuple[int, int]]:
-        """The ranges of a shard that are still to be looked at.
+        """Return the ranges of a shard that are still to be looked at.
 
         Args:
-            shard: index and count; a part belongs to the shard `number % count`.
+            shard: the index and the count of the shard; a part belongs to the shard `number % count`.
         """
         if (self.folder / ALL).is_file():
             return []
         there = {path.name for path in self.folder.glob("part-*.safetensors")}
-        if (self.folder / ALL).is_file():  # put together meanwhile
+        if (self.folder / ALL).is_file():  # another process has put them together meanwhile
             return []
         index, count = shard
         return [found for found in self.ranges[index::count] if self._name(found) not in there]
 
     def has(self, found: tuple[int, int]) -> bool:
-        """Whether the looks of this range are there, alone or with all others."""
+        """Return whether the looks of this range exist, alone or with all others."""
         return (self.folder / self._name(found)).is_file() or (self.folder / ALL).is_file()
 
     @property
@@ -183,19 +183,19 @@ class LookParts:
             unfinished.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))
 
     def merged(self) -> StoredLooks:
-        """All looks in the order of samples, kept as one file from now on.
+        """Merge all looks in the order of samples into one file.
 
         Raises:
-            MissingPartsError: naming them.
+            MissingPartsError: with the names of missing parts.
         """
         if missing := self.missing():
             names = ", ".join(self._name(found) for found in missing[:3])
             raise MissingPartsError(
                 f"{len(missing)} of {len(self.ranges)} parts are missing in {self.folder}: {names}"
-                f"{' and more' if len(missing) > 3 else ''}, first that of the samples {missing[0][0]} to "
+                f"{' and more' if len(missing) > 3 else ''}. The first one is that of the samples {missing[0][0]} to "
                 f"{missing[0][1]}",
                 expected="the parts of every process",
-                remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
+                remedy="run the unfinished processes again with the same arguments; finished parts are not made again",
             )
         whole = self.folder / ALL
         if not whole.is_file():
@@ -206,13 +206,15 @@ class LookParts:
                     raise
         for found in self.ranges:
             (self.folder / self._name(found)).unlink(missing_ok=True)
-        about = read_json_object(self.folder / ABOUT, what="what was broken", remedy=self._again)
+        about = read_json_object(self.folder / ABOUT, what="a list of broken images", remedy=self._again)
         try:
             broken = {int(row): str(reason) for row, reason in about["broken"].items()}
             return StoredLooks(whole, broken, float(about["seconds"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(
-                f"{self.folder / ABOUT} cannot be read: {error!r}", expected="what was broken", remedy=self._again
+                f"{self.folder / ABOUT} cannot be read: {error!r}",
+                expected="a list of broken images",
+                remedy=self._again,
             ) from error
 
     def _put_together(self, whole: Path) -> None:
@@ -242,7 +244,7 @@ def _copy(to: Arrays, parts: Sequence[Arrays]) -> None:
 
 
 def _about(file: Path) -> dict[str, Any]:
-    """What a part says besides its arrays."""
+    """Read the facts that a part holds in addition to its arrays."""
     with file.open("rb") as opened:
         try:
             header = json_of(opened.read(int.from_bytes(opened.read(8), "little")), "its header")
@@ -252,5 +254,5 @@ def _about(file: Path) -> dict[str, Any]:
             raise RecordError(
                 f"{file} cannot be read: {error}",
                 expected="looks of images",
-                remedy="delete it; these images are looked at again",
+                remedy="delete it; the next scan looks at these images again",
             ) from error

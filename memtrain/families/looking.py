@@ -1,7 +1,7 @@
-"""Looking at images: each is decoded once, and a hash, a descriptor, a thumbnail and its size are kept of it.
+"""Looking at images: each is decoded once, and its hash, descriptor, thumbnail and size are kept.
 
-Images are decoded by several threads, which is enough, because Pillow works without the interpreter's lock. Meanwhile
-the images before are described. At most :data:`AHEAD` groups of images wait to be described, none of them much larger
+Several threads decode images at once, because Pillow works without the interpreter's lock. Meanwhile the earlier images
+are described. At most :data:`AHEAD` groups of images wait for their description. None of these images is much larger
 than :data:`ENOUGH` pixels a side, so memory does not grow with the data.
 """
 
@@ -18,7 +18,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm.auto import tqdm
 
 from memtrain.engines.base import Engine
 from memtrain.errors import ConfigurationError, DataError
@@ -27,34 +26,35 @@ from memtrain.families.exact import pixel_hash
 from memtrain.families.look_parts import GROUP, LookParts, Looks
 from memtrain.families.looks import thumbnail
 from memtrain.families.registration import SIDE
+from memtrain.files.progress import progress_bar
 
 AHEAD = 2
-"""Groups that are decoded ahead of the one that is described."""
+"""The number of groups that are decoded ahead of the described one."""
 ENOUGH = 512
-"""Pixels of a side, in the geometric mean of both, that a description needs: an image of twice as many is halved."""
+"""The pixels of a side (the geometric mean of both) that a description needs; twice as many are halved."""
 
 
 class ScannedSample(Protocol):
-    """What a scan asks of a sample."""
+    """The parts of a sample that a scan needs."""
 
     @property
     def key(self) -> str:
-        """Names it for good."""
+        """The permanent name of the sample."""
 
     @property
     def caption(self) -> str:
-        """Its text."""
+        """The text of the sample."""
 
 
 class ScannedSource(Protocol):
-    """What a scan asks of a source; :class:`memtrain.data.source.SampleSource` is one."""
+    """The parts of a source that a scan needs; :class:`memtrain.data.source.SampleSource` has them."""
 
     @property
     def samples(self) -> Sequence[ScannedSample]:
         """All samples."""
 
     def load_image(self, index: int) -> Image.Image:
-        """The decoded RGB image of `samples[index]`."""
+        """Return the decoded RGB image of `samples[index]`."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,22 @@ class _Decoded:
 
 
 def default_workers() -> int:
-    """Threads that decode: as many as this process may use processors, eight at most."""
+    """Return the number of decoding threads: the processors of this process, but at most eight."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def decode(source: ScannedSource, index: int) -> _Decoded | str:
-    """One image of a source, or why it cannot be read.
+    """Decode one image of a source, or return why it cannot be read.
 
     Args:
-        source: has the image.
-        index: of the sample.
+        source: the source of the image.
+        index: the index of the sample.
     """
     try:
         image = source.load_image(index)
     except DataError as error:
         return error.problem
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises, from a source that passes it on
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors, from a source that passes them on
         return str(error) or type(error).__name__
     factor = int((image.width * image.height) ** 0.5) // ENOUGH
     small = image.reduce(min(factor, *image.size)) if factor > 1 else image
@@ -91,20 +91,20 @@ def decode(source: ScannedSource, index: int) -> _Decoded | str:
 
 
 def groups_of(first: int, last: int) -> list[range]:
-    """The samples from `first` to `last` in the groups that are described together."""
+    """Return the samples from `first` to `last` in the groups that are described together."""
     return [range(start, min(start + GROUP, last + 1)) for start in range(first, last + 1, GROUP)]
 
 
 def look_at(
     source: ScannedSource, descriptor: Descriptor, groups: Iterable[Sequence[int]], *, pool: ThreadPoolExecutor
 ) -> Iterator[Looks]:
-    """The looks of samples, a group after the other.
+    """Yield the looks of samples, one group after the other.
 
     Args:
-        source: has the images.
-        descriptor: describes them.
-        groups: numbers of the samples, of :func:`groups_of`; asked for as they are needed.
-        pool: of the threads that decode.
+        source: the source of the images.
+        descriptor: the descriptor.
+        groups: the numbers of the samples, from :func:`groups_of`; read when they are needed.
+        pool: the pool of decoding threads.
 
     Yields:
         The looks of each group.
@@ -142,35 +142,35 @@ def look_by(
     shard: tuple[int, int],
     progress: bool,
 ) -> None:
-    """Look at what is missing of a shard, a part of the scan as a piece of work each.
+    """Look at the missing parts of a shard. Each part is one piece of work.
 
     Args:
-        engine: runs the pieces, each of which writes its part.
-        source: has the images.
+        engine: the engine of the pieces; each piece writes its part.
+        source: the source of the images.
         describes: the descriptor.
-        parts: of the scan.
-        shard: index and count.
-        progress: show a bar.
+        parts: the parts of the scan.
+        shard: the index and the count of the shard.
+        progress: whether to show a progress bar.
 
     Raises:
-        ConfigurationError: if what was written is not there, because the machines share no file system.
+        ConfigurationError: if written parts are missing, because the machines share no file system.
     """
     missing = parts.missing(shard)
     left = sum(last - first + 1 for first, last in missing)
     done = engine.map(_look_at_part, missing, shared=(source, describes, parts))
-    with tqdm(total=left, desc="scanning", unit="image", disable=not progress) as bar:
+    with progress_bar(total=left, desc="scanning", unit="image", disable=not progress) as bar:
         for images in done:
             bar.update(images)
     if lost := parts.missing(shard):
         raise ConfigurationError(
             f"{len(lost)} of {len(missing)} parts that other processes wrote are not in {parts.folder}",
             expected="a folder that all machines share, under the same path",
-            remedy="name one with --output",
+            remedy="name a shared folder with --output",
         )
 
 
 def _look_at_part(source: ScannedSource, describes: Descriptor, parts: LookParts, part: tuple[int, int]) -> int:
-    """The number of images in a part, whose looks are written now."""
+    """Write the looks of a part, and return the number of its images."""
     began = time.perf_counter()
     if not parts.has(part):
         with ThreadPoolExecutor(1) as pool:

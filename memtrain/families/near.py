@@ -1,13 +1,12 @@
-"""Near copies: files of one picture whose pixels differ, by a crop, a compression, a colour, a mirror.
+"""Near copies: files of one picture with different pixels, after a crop, a compression, a recoloring, a mirroring.
 
-What: a descriptor proposes the nearest neighbours of each image; thumbnails of the two are laid over each other and
-compared (:mod:`memtrain.families.agreement`); pairs that agree from a threshold on join their images, and a family
+A descriptor proposes the nearest neighbors of each image. The thumbnails of each pair are laid over each other
+and compared (:mod:`memtrain.families.agreement`). Pairs with an agreement above a threshold join their images. A family
 keeps the members that agree with its representative. Representatives are then compared in the same way, until nothing
-joins.
-Threshold: calibrated by :mod:`memtrain.families.near_threshold` at a stated rate of false merges.
-Cost: 0.2 ms for each of at most 5 neighbours of an image, on one core, and the search.
-Cannot: see copies that the descriptor does not place among an image's nearest neighbours, or that the comparison cannot
-register. What it misses is in `benchmarks/near_duplicates.py`, by edit.
+joins. Threshold: calibrated by :mod:`memtrain.families.near_threshold` at a stated rate of false merges.
+Cost: 0.2 ms for each of at most 5 neighbors of an image, on one core, and the search.
+Cannot: see copies that the descriptor does not place among an image's nearest neighbors, or that the comparison cannot
+register. `benchmarks/near_duplicates.py` lists the missed copies by edit.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from memtrain.families.near_threshold import NearThreshold, calibrate, reference
 from memtrain.families.search import ExactSearch, Search
 
 SLACK = 2.0
-"""By which log odds a member of a family may agree less with its representative than a pair has to."""
+"""The log odds by which a member may agree less with its representative than a pair must agree."""
 ROUNDS, MEMBERS = 4, 4
-"""Rounds at most, and how many members of each family found in one are compared with those of others in the next."""
+"""The largest number of rounds, and the members of each family that are compared with others in the next round."""
 FEW = 200
-"""Images up to which the descriptor's similarity leaves out nothing."""
+"""The number of images up to which all pairs are compared."""
 BLOCK = 8192
-"""Descriptors that are looked through at a time."""
+"""The number of descriptors that are checked at a time."""
 PROPOSED = 0.9
-"""Quantile of the similarity of two images from which a descriptor proposes a pair."""
+"""The quantile of the similarity of two images from which a descriptor proposes a pair."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Near:
     """Near copies among n images.
 
     Attributes:
-        names: `(n,)`, the smallest index of each image's family; its own where it stands alone.
-        similarity: `(n,)` fp32 from 0 to 1, to the family's representative, or of the representative to the member
-            most like it; NaN for images that stand alone.
-        threshold: similarity from which a pair counts, the rate it was set at, and what it rests on.
+        names: the smallest index of each image's family, `(n,)`; an image alone has its own index.
+        similarity: the similarity from 0 to 1 of an image to its family's representative, `(n,)` fp32. The value of the
+            representative is its similarity to the most similar member. It is NaN for images that stand alone.
+        threshold: the similarity from which a pair counts, the rate at which it was set, and its basis.
     """
 
     names: NDArray[np.int64]
@@ -63,18 +62,18 @@ def find_near(
     seed: int = 0,
     engine: Engine | None = None,
 ) -> Near:
-    """Families of near copies.
+    """Find families of near copies.
 
     Args:
-        descriptors: `(n, D)` of unit length, of images whose pixels are all different.
-        thumbnails: `(n, 32, 32, 3)`, of the same images.
-        false_merge_rate: wanted share of images that are joined to another picture by mistake.
-        search: proposes pairs; default the exact search.
-        seed: of the samples that the calibration draws.
-        engine: compares the pairs; default in this process.
+        descriptors: the descriptors of unit length, `(n, D)`, of images whose pixels all differ.
+        thumbnails: the thumbnails of the same images, `(n, 32, 32, 3)`.
+        false_merge_rate: the wanted share of images that are joined to another picture by mistake.
+        search: the search that proposes pairs; by default the exact search.
+        seed: the seed of the samples that the calibration draws.
+        engine: the engine that compares pairs; by default this process.
 
     Raises:
-        DataError: if the arrays do not belong together, or descriptors are no numbers.
+        DataError: if the arrays do not belong together, or if descriptors are not finite numbers.
     """
     count = len(thumbnails)
     fits = descriptors.ndim == 2 and len(descriptors) == count
@@ -138,14 +137,14 @@ def _families(
         left = _some_of_each(heads)
         again = left[_candidates(descriptors[left], search, seed)]
         again = again[heads[again[:, 0]] != heads[again[:, 1]]]
-        # What was compared before has been decided.
+        # Pairs that were compared before are decided.
         again = _without(np.sort(again, axis=1), candidates)
         candidates, scores = again, check(again)
     return Near(names, _similarity(heads, check, threshold), threshold)
 
 
 def _some_of_each(heads: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each family the representative and some more members, in order."""
+    """Return the representative and some more members of each family, in order."""
     order = np.lexsort((np.arange(len(heads)) != heads, heads))
     starts = np.flatnonzero(np.diff(heads[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
@@ -155,7 +154,7 @@ def _some_of_each(heads: NDArray[np.int64]) -> NDArray[np.int64]:
 def _similarity(
     heads: NDArray[np.int64], check: Callable[[NDArray[np.int64]], NDArray[np.float32]], threshold: NearThreshold
 ) -> NDArray[np.float32]:
-    """Of each image to its representative, and of that to the most similar member."""
+    """Return the similarity of each image to its representative, and of the latter to its most similar member."""
     found = np.full(len(heads), np.nan, dtype=np.float32)
     members = np.flatnonzero(heads != np.arange(len(heads)))
     if len(members):
@@ -166,13 +165,13 @@ def _similarity(
 
 
 def _rows_without_numbers(descriptors: Rows) -> int:
-    """Rows that hold anything but finite numbers."""
+    """Count the rows that hold other values than finite numbers."""
     blocks = (descriptors[start : start + BLOCK] for start in range(0, len(descriptors), BLOCK))
     return sum(int((~np.isfinite(block)).any(axis=1).sum()) for block in blocks)
 
 
 def _candidates(descriptors: Rows, search: Search, seed: int) -> NDArray[np.int64]:
-    """Pairs that are worth comparing, `(m, 2)`."""
+    """Return the pairs that are worth comparing, `(m, 2)`."""
     least = -1.0
     if len(descriptors) > FEW:
         some = np.random.default_rng(seed).choice(len(descriptors), FEW, replace=False)
@@ -181,7 +180,7 @@ def _candidates(descriptors: Rows, search: Search, seed: int) -> NDArray[np.int6
 
 
 def _without(pairs: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The pairs that are not among those known."""
+    """Return the pairs that are not in `known`."""
     if not len(pairs) or not len(known):
         return pairs
     width = int(max(pairs.max(), known.max())) + 1

@@ -1,14 +1,14 @@
-"""From which agreement on two images are one picture: a threshold at a stated rate of false merges.
+"""The agreement from which two images are one picture: a threshold at a stated rate of false merges.
 
-A percentile over all images would not do: where six in ten files are copies of ten pictures, or all of them are, most
-of what looks alike *is* alike. So the threshold rests on comparisons that cannot be copies: an image against its
-neighbours (of the descriptor) turned upside down, which no copy is. Each picture counts once, by one member of what a
-first, rough look takes for a family; two images that look the same upside down (a disc, a striped flag) are not
-compared. Upright pictures are more alike than that: one sky is above another, one face like another. How much more was
-measured on the two embedded collections, in which every picture is present once (:data:`REFERENCE`, :data:`SPREAD`):
-the level that one in twenty reaches upside down is read from the data at hand, and what upright look-alikes reach
-beyond it is taken from there. Where fewer than :data:`ENOUGH` pictures can be compared, the threshold rests on the
-embedded collections alone; the result says which.
+A percentile over all images would fail: if six in ten files are copies of ten pictures, or all of them are, most files
+that look alike *are* copies. So the threshold rests on comparisons that cannot be copies: an image against its
+neighbors (of the descriptor) turned upside down. Each picture counts once, through one member of its family in a first,
+rough search. Two images that look the same upside down (a disc, a striped flag) are not compared. Upright pictures are
+more alike than that: one sky is above another, one face like another. The two embedded collections, in which every
+picture occurs once, show how much more (:data:`REFERENCE`, :data:`SPREAD`). The data at hand give the level that one in
+twenty reaches upside down. The embedded collections give what upright look-alikes reach beyond it. If fewer than
+:data:`ENOUGH` pictures can be compared, the threshold rests on the embedded collections alone. The result names its
+basis.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ from memtrain.families.agreement import compare
 from memtrain.families.chosen_rows import Rows
 
 ENOUGH, MOST = 100, 600
-"""Pictures that a calibration on the data at hand needs, and that it uses at most."""
+"""The number of pictures that a calibration on the data at hand needs, and the largest number that it uses."""
 TURNED = 0.05
-"""Share of pictures whose level upside down is read."""
+"""The share of pictures at which the level upside down is read."""
 REFERENCE, REFERENCE_TURNED = 2.95, -3.2
-"""On the embedded collections: the log odds that one upright picture in a hundred reaches with another picture, and
-those that one in twenty reaches with a picture upside down."""
+"""Two log odds on the embedded collections: the value that one upright picture in a hundred reaches with another
+picture, and the value that one in twenty reaches with a picture upside down."""
 SPREAD = 2.2
-"""Log odds for each factor of e between rates, there."""
+"""The log odds for each factor of e between rates, on the embedded collections."""
 BOUNDS = (-0.4, 6.0)
-"""Of how far the data at hand move the threshold: mostly up, since data that look easy may have look-alikes too."""
+"""The bounds of the threshold's move by the data at hand: mostly up, since easy data may have look-alikes too."""
 SYMMETRIC = -1.0
-"""Log odds from which an image looks the same upside down."""
+"""The log odds from which an image looks the same upside down."""
 
 
 @dataclass(frozen=True)
 class NearThreshold:
-    """From where on two images count as one picture.
+    """The agreement from which two images count as one picture.
 
     Attributes:
-        score: log odds, as :func:`memtrain.families.agreement.compare` gives them.
-        false_merge_rate: stated share of pictures joined to another one by mistake.
-        pictures: pictures of the data at hand that it was calibrated on; 0 where it rests on the embedded collections.
+        score: the log odds, as :func:`memtrain.families.agreement.compare` gives them.
+        false_merge_rate: the stated share of pictures that are joined to another one by mistake.
+        pictures: the number of pictures of the data at hand in the calibration; 0 if it rests on the embedded
+            collections.
     """
 
     score: float
@@ -60,26 +61,28 @@ class NearThreshold:
 
     @property
     def rests_on(self) -> str:
-        """In words."""
+        """The basis of the threshold in words."""
         if self.pictures:
             return f"{self.pictures} pictures of these data, compared with others upside down"
         return f"memtrain's embedded pictures: these data have fewer than {ENOUGH} that can be compared"
 
     @staticmethod
     def similarity_of(scores: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
-        """Log odds as a similarity from 0 to 1."""
+        """Turn log odds into a similarity from 0 to 1."""
         return np.asarray(1 / (1 + np.exp(-np.asarray(scores, dtype=np.float64) / 2)), dtype=np.float32)
 
 
 def reference_threshold(false_merge_rate: float) -> float:
-    """The threshold on the embedded collections, log odds.
+    """Return the threshold on the embedded collections, in log odds.
 
     Raises:
-        ConfigurationError: if the rate is none.
+        ConfigurationError: if the rate is out of range.
     """
     if not 0 < false_merge_rate < 0.5:
         raise ConfigurationError(
-            f"false_merge_rate is {false_merge_rate}", expected="a share above 0 and below 0.5", remedy="use 0.01"
+            f"false_merge_rate is {false_merge_rate}",
+            expected="a share above 0 and below 0.5",
+            remedy="set it to 0.01",
         )
     return REFERENCE + SPREAD * math.log(0.01 / false_merge_rate)
 
@@ -93,15 +96,15 @@ def calibrate(
     seed: int = 0,
     engine: Engine | None = None,
 ) -> NearThreshold:
-    """The threshold for the data at hand.
+    """Compute the threshold for the data at hand.
 
     Args:
-        thumbnails: `(n, 32, 32, 3)`.
-        candidates: `(m, 2)`, neighbours that the descriptor proposed.
-        rough: `(n,)`, the family of each image by a first look.
-        false_merge_rate: wanted.
-        seed: of the choice of pictures.
-        engine: compares the pairs; default in this process.
+        thumbnails: the thumbnails, `(n, 32, 32, 3)`.
+        candidates: the neighbors that the descriptor proposed, `(m, 2)`.
+        rough: the family of each image in a first search, `(n,)`.
+        false_merge_rate: the wanted rate.
+        seed: the seed of the choice of pictures.
+        engine: the engine that compares pairs; by default this process.
     """
     reference = reference_threshold(false_merge_rate)
     both = np.concatenate([candidates, candidates[:, ::-1]])
@@ -132,6 +135,6 @@ def calibrate(
 
 
 def _one_of_each(pairs: NDArray[np.int64], rough: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first pair of each pair of families, in order."""
+    """Return the first pair of each pair of families, in order."""
     _, first = np.unique(rough[pairs], axis=0, return_index=True)
     return pairs[np.sort(first)]

@@ -1,8 +1,8 @@
 """Networks from files of your own: TorchScript or ONNX. None is downloaded.
 
-TorchScript (`.pt`, `.torchscript`) is a program: loading one runs what is in it, so it is loaded only where the user
-says so: `--trust torchscript` on the command line, :func:`trust_scripts` or an argument in Python. Say it of files from
-people you trust, such as the authors' releases. ONNX (`.onnx`) is data; it needs the package onnxruntime.
+TorchScript (`.pt`, `.torchscript`) is a program: loading it runs it. So it is loaded only with the user's permission:
+`--trust torchscript` on the command line, :func:`trust_scripts` or an argument in Python. Give it for files from people
+you trust, such as the authors' releases. ONNX (`.onnx`) is data and needs the package onnxruntime.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ _trusted = [False]
 
 
 def trust_scripts(trusted: bool = True) -> None:
-    """Load TorchScript files in this process from now on, or no longer."""
+    """Allow TorchScript files in this process from now on, or forbid them again."""
     _trusted[0] = trusted
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that was loaded.
+    """A loaded network.
 
     Attributes:
-        run: from its input to its output.
-        takes_pixels: whether it takes images as they are, uint8, and normalises them itself.
+        run: the function from its input to its output.
+        takes_pixels: whether it takes images as uint8 and normalizes them itself.
     """
 
     run: Callable[[Tensor], Tensor]
     takes_pixels: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        """From `(n, 3, H, W)` to `(n, D)` fp32.
+        """Compute `(n, D)` fp32 from images `(n, 3, H, W)`.
 
         Raises:
-            ConfigurationError: if the images are not of the kind that the network takes.
+            ConfigurationError: if the images are of another kind than the network's input.
         """
         if (images.dtype == torch.uint8) != self.takes_pixels:
             raise ConfigurationError(
-                f"The network takes {'uint8 pixels' if self.takes_pixels else 'normalised images'}, not {images.dtype}",
+                f"The network takes {'uint8 pixels' if self.takes_pixels else 'normalized images'}, not {images.dtype}",
                 expected="images of the kind that the network's file was made for",
-                remedy="use a file of the other kind: conventions of papers normalise images themselves",
+                remedy="use a file of the other kind: the conventions of papers normalize images themselves",
             )
         return self.run(images)
 
@@ -57,40 +57,40 @@ class Network:
 def load_network(
     path: str | Path, *, device: torch.device | str = "cpu", ask_for: str | None = None, trusted: bool = False
 ) -> Network:
-    """A network from a file. A TorchScript file runs what is in it: load only what you trust.
+    """Load a network from a file. A TorchScript file runs its code: load only files that you trust.
 
     Args:
-        path: `.onnx`, or TorchScript under any other name.
-        device: where a TorchScript network runs; ONNX runs on the CPU.
+        path: the path of an `.onnx` file, or of TorchScript under any other name.
+        device: the device of a TorchScript network; ONNX runs on the CPU.
         ask_for: an argument of a TorchScript network's forward that is set to True, if it has one of this name.
-        trusted: whether this file may be TorchScript, beside what :func:`trust_scripts` says.
+        trusted: whether this file may be TorchScript, in addition to :func:`trust_scripts`.
 
     Raises:
-        ConfigurationError: if the file does not exist or is no network, is TorchScript that is not trusted, or
-            onnxruntime is missing.
+        ConfigurationError: if the file does not exist or is not a network, if it is TorchScript that is not trusted, or
+            if onnxruntime is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(
-            f"{path} does not exist", expected="a TorchScript or ONNX file", remedy="download the weights yourself"
+            f"{path} does not exist", expected="a TorchScript or ONNX file", remedy="download the weights"
         )
     if path.suffix.lower() == ".onnx":
         return _onnx(path)
     if not trusted and not _trusted[0]:
         raise ConfigurationError(
             f"{path} is TorchScript, a program that runs when it is loaded",
-            expected="an ONNX file (.onnx), or your word that you trust this file",
+            expected="an ONNX file (.onnx), or your permission to run this file",
             remedy="if it is from people you trust, add --trust torchscript to the command line (in Python: "
             "memtrain.families.network_file.trust_scripts())",
         )
     try:
         with warnings.catch_warnings():
-            # torch would rather have an exported program, but the published weights are TorchScript.
+            # torch asks for an exported program instead, but the published weights are TorchScript.
             warnings.filterwarnings("ignore", message=".*torch.jit.load", category=DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise ConfigurationError(
-            f"{path} is no TorchScript archive: {' '.join(str(error).split())[:200]}",
+            f"{path} is not a TorchScript archive: {' '.join(str(error).split())[:200]}",
             expected="a file such as sscd_disc_mixup.torchscript.pt",
             remedy="check the file",
         ) from error
@@ -112,7 +112,7 @@ def _onnx(path: Path) -> Network:
             expected="the package onnxruntime, or a TorchScript file",
             remedy="pip install onnxruntime",
         )
-    # By name: it is no dependency of ours.
+    # Imported by name, because it is not a dependency of memtrain.
     package = import_module("onnxruntime")
     options = package.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -120,7 +120,7 @@ def _onnx(path: Path) -> Network:
         session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class that it exports
         raise ConfigurationError(
-            f"{path} is no ONNX file that onnxruntime can run: {' '.join(str(error).split())[:200]}",
+            f"{path} is not an ONNX file that onnxruntime can run: {' '.join(str(error).split())[:200]}",
             expected="an ONNX file of a network",
             remedy="check the file",
         ) from error

@@ -1,10 +1,10 @@
 """CSV tables that somebody else wrote: no row is swallowed, and no value stands under another column.
 
-Accepted: values separated by commas, semicolons or tabs, told by the names in the first row; Excel's line `sep=;`
-before it; double quotes around values, doubled within; empty lines; empty values beyond the last column; names of
-columns in any case. Refused, with the line: a quote that is never closed or ends within a value (rows until the next
-quote would become one value), values beyond 128 KiB, rows that are longer or shorter than the first, two columns of one
-name.
+Values may be separated by commas, semicolons or tabs, whichever splits the first row into the wanted names. Excel's
+line `sep=;` may stand before it. Values may have double quotes around them, doubled within. Empty lines, empty values
+after the last column, and names of columns in upper or lower case are accepted. A table is refused, with the line, for
+a quote that is never closed or ends within a value, because rows until the next quote would become one value. Values
+beyond 128 KiB, rows with more or fewer values than the first row, and two columns of one name are refused, too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ DELIMITERS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class CsvTable:
-    """What a table holds.
+    """The content of a table.
 
     Attributes:
-        columns: names in lower case, without those that are empty.
-        rows: values by column.
-        lines: of the file, at which each row begins, from 1.
+        columns: the names in lower case, without empty ones.
+        rows: the values by column.
+        lines: the line of the file at which each row begins, from 1.
     """
 
     columns: tuple[str, ...]
@@ -35,17 +35,17 @@ class CsvTable:
 
 
 def csv_table(text: str, where: str, *, wanted: Collection[str], delimiters: Collection[str] = DELIMITERS) -> CsvTable:
-    """The table that CSV text holds; without columns if the text is empty.
+    """Read the table in CSV text. An empty text gives a table without columns.
 
     Args:
-        text: of the file.
-        where: which file; for errors.
-        wanted: names of columns that are looked for; the delimiter is the one that separates them.
-        delimiters: that values may be separated by.
+        text: the text of the file.
+        where: the name of the file, for errors.
+        wanted: the names of wanted columns; the delimiter is the one that separates them.
+        delimiters: the allowed delimiters.
 
     Raises:
-        DataError: if rows cannot be told apart for certain; see the module. Whether a wanted column is there, the
-            caller decides.
+        DataError: if the rows cannot be told apart for certain; see the module. The caller checks that wanted columns
+            exist.
     """
     first, _, rest = text.partition("\n")
     skipped = 0
@@ -54,7 +54,9 @@ def csv_table(text: str, where: str, *, wanted: Collection[str], delimiters: Col
         delimiters, text, skipped = (said,), rest, 1
         if said not in DELIMITERS:
             raise DataError(
-                f"{where}, line 1: values are separated by {said!r}", expected="',', ';' or a tab", remedy="save it so"
+                f"{where}, line 1: values are separated by {said!r}",
+                expected="',', ';' or a tab",
+                remedy="save it with one of these delimiters",
             )
     delimiter = max(delimiters, key=lambda one: _fits(text, one, wanted))
     records = _records(text, where, delimiter, skipped)
@@ -63,7 +65,7 @@ def csv_table(text: str, where: str, *, wanted: Collection[str], delimiters: Col
     if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise DataError(
             f"{where} has several columns {twice[0]!r}",
-            expected="names in which case and spaces are not the only difference",
+            expected="names that differ in more than case and spaces",
             remedy="rename or remove all but one",
         )
     rows, lines = [], []
@@ -80,7 +82,7 @@ def csv_table(text: str, where: str, *, wanted: Collection[str], delimiters: Col
 
 
 def _fits(text: str, delimiter: str, wanted: Collection[str]) -> tuple[int, int]:
-    """How many wanted columns the first row has, and how many columns."""
+    """Count the wanted columns in the first row, and all its columns."""
     try:
         names = next(_records(text, "", delimiter, 0), (0, []))[1]
     except DataError:
@@ -89,7 +91,7 @@ def _fits(text: str, delimiter: str, wanted: Collection[str]) -> tuple[int, int]
 
 
 def _records(text: str, where: str, delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, with the line at which each begins."""
+    """Yield the rows that are not empty, with the line at which each begins."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         begins = reader.line_num + 1 + skipped

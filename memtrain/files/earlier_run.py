@@ -1,8 +1,8 @@
-"""The run that a checkpoint lies in, and what a run in another folder takes over from it.
+"""The run of a checkpoint, and the parts that a run in another folder takes over from it.
 
-`--ckpt_path A/checkpoints/last.ckpt --trainer.default_root_dir B` is a branch: B goes on where A was. What A found out
-before is copied from there, file by file, and A is left as it is. A checkpoint that was taken out of its run's folder
-has nothing beside it; then what is needed is refused by name.
+`--ckpt_path A/checkpoints/last.ckpt --trainer.default_root_dir B` makes a branch: B goes on from A's checkpoint. The
+earlier findings of A are copied from there, file by file, and A does not change. A checkpoint that was taken out of its
+run's folder has no such files beside it. A missing file that is needed is then named in the error.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import shutil
 from pathlib import Path
 
 LEVELS = 3
-"""So deep in its run's folder a checkpoint may lie."""
+"""The largest depth of a checkpoint in its run's folder."""
 
 
 def run_of(checkpoint: str | Path | None, part: str) -> Path | None:
-    """The folder above a checkpoint that holds a part of a run; None if there is none.
+    """Return the folder above a checkpoint that holds a part of a run; None if there is none.
 
     Args:
-        checkpoint: path of the file.
-        part: what the folder holds, such as `records/steps`.
+        checkpoint: the path of the checkpoint.
+        part: the wanted part of the folder, such as `records/steps`.
     """
     if checkpoint is None:
         return None
@@ -31,12 +31,12 @@ def taken_over(checkpoint: str | Path | None, part: str, *, into: Path) -> bool:
     """Copy a part of the checkpoint's run to another folder that lacks it.
 
     Args:
-        checkpoint: path of the file.
-        part: folder in the run, such as `families`.
-        into: what becomes of it.
+        checkpoint: the path of the checkpoint.
+        part: the folder in the run, such as `families`.
+        into: the folder of the copy.
 
     Returns:
-        Whether there was something to copy.
+        Whether something was copied.
     """
     run = run_of(checkpoint, part)
     if run is None or into.exists() or (run / part).resolve() == into.resolve():

@@ -1,4 +1,4 @@
-"""Names that a file holds and that become paths: they stay inside a folder."""
+"""Names from a file that become paths. They stay inside a folder."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def safe_name(name: object, where: str) -> str:
-    """A name as part of a path, if it is one.
+    """Return a name that is safe as part of a path.
 
     Args:
-        name: what a file says.
-        where: which file, and which field of it; for the error.
+        name: the name in the file.
+        where: the file and the field of the name, for the error.
 
     Raises:
-        DataError: if it is no text, or holds anything but letters, digits, `.`, `_` and `-`.
+        DataError: if it is not a text, or holds other characters than letters, digits, `.`, `_` and `-`.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise DataError(
-            f"{where} is {name!r:.80}", expected="a name of letters, digits, '.', '_' and '-'", remedy="mend the file"
+            f"{where} is {name!r:.80}",
+            expected="a name of letters, digits, '.', '_' and '-'",
+            remedy="correct the name in the file",
         )
     return name
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """The file below a folder that a relative name stands for, links followed.
+    """Return the file below a folder that a relative name means; links are followed.
 
     Args:
-        folder: which the file has to lie in.
-        name: its path relative to the folder.
-        where: which file says so, and in which line or field; for the error.
+        folder: the folder that must hold the file.
+        name: the path of the file relative to the folder.
+        where: the file and the line or field of the name, for the error.
 
     Raises:
-        DataError: if it lies elsewhere.
+        DataError: if the file lies outside the folder.
     """
     try:
         path = folder / name
@@ -53,20 +55,22 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 
 def below(folder: Path, name: object, where: str) -> Path:
-    """The file below a folder that a relative name stands for, whatever links its owner has put there.
+    """Return the file below a folder that a relative name means. Links of the folder's owner are allowed.
 
     Args:
-        folder: of results.
-        name: its path relative to the folder.
-        where: which file says so, and in which field; for the error.
+        folder: the folder of results.
+        name: the path of the file relative to the folder.
+        where: the file and the field of the name, for the error.
 
     Raises:
-        DataError: if the name is none, or leads out of the folder.
+        DataError: if the name is not a path, or leads out of the folder.
     """
     if isinstance(name, str) and name and "\0" not in name:
         kinds = PurePosixPath(name), PureWindowsPath(name)
         if not any(path.is_absolute() or path.drive or ".." in path.parts for path in kinds):
             return folder / name
     raise DataError(
-        f"{where} is {name!r:.80}", expected="a file below the folder", remedy="run what wrote it again, or remove it"
+        f"{where} is {name!r:.80}",
+        expected="a file below the folder",
+        remedy="repeat the command that wrote it, or remove it",
     )

@@ -1,8 +1,8 @@
-"""Tables of keys: a run's `flagged.csv`, a scan's `exclude.csv`, and either after a spreadsheet has saved it again.
+"""Tables of keys: a run's `flagged.csv`, a scan's `exclude.csv`, and both after a spreadsheet has saved them.
 
-Accepted: what :mod:`memtrain.files.csv_table` accepts, with a column `key`; keys as
-:mod:`memtrain.files.sheet_cells` writes them. Refused: a table without that column, and rows without a key. A table
-without rows names no keys. Where captions are in another encoding than UTF-8, keys of ASCII are read all the same.
+Accepted: the tables that :mod:`memtrain.files.csv_table` accepts, with a column `key`, and keys in the form that
+:mod:`memtrain.files.sheet_cells` writes. Refused: a table without that column, and rows without a key. A table without
+rows names no keys. If captions have another encoding than UTF-8, keys in ASCII are read anyway.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ EXPECTED = "a CSV file with a column `key`, such as a run's flagged.csv"
 
 
 def read_key_table(path: Path) -> list[str]:
-    """The keys of a table, in its order.
+    """Read the keys of a table, in its order.
 
     Raises:
-        DataError: if it cannot be read, lacks the column, or a row lacks its key.
+        DataError: if the file cannot be read, lacks the column, or has a row without a key.
     """
     try:
         text, one_byte = read_text(path), False
     except DataError as error:
         if not isinstance(error.__cause__, UnicodeDecodeError):
             raise DataError(error.problem, expected=EXPECTED, remedy=error.remedy) from error
-        # Excel's plain CSV has a byte for each character. Captions are not needed, and ASCII is the same everywhere.
+        # Excel's plain CSV has a byte for each character. Captions are not needed, and all encodings share ASCII.
         text, one_byte = read_text(path, encoding="latin-1"), True
     keys = _keys(path, text)
     if one_byte and not all(key.isascii() for key in keys):
@@ -47,7 +47,7 @@ def _keys(path: Path, text: str) -> list[str]:
         raise DataError(
             f"{path} has the columns {list(table.columns)}",
             expected=EXPECTED,
-            remedy="name another file, or list the keys",
+            remedy="name another file, or rename the column with the keys to `key`",
         )
     for line, row in zip(table.lines, table.rows, strict=True):
         if not row[COLUMN]:

@@ -1,7 +1,7 @@
-"""One process at a time in a folder: two runs would mix their files.
+"""One process at a time in a folder, because two runs would mix their files.
 
-The lock is held by the operating system (`flock`), so a process that is killed leaves none behind. On file systems that
-know no locks (some of clusters) it is not there, and that is said.
+The operating system holds the lock (`flock`), so a killed process leaves none behind. Some file systems (of some
+clusters) have no locks. Then nothing is locked, and a warning says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from memtrain.files.shown import shown
 
 log = logging.getLogger(__name__)
 NAME = ".lock"
-"""Of the file in the folder."""
+"""The name of the lock's file in the folder."""
 
 
 @contextmanager
@@ -29,12 +29,12 @@ def locked(folder: Path, *, doing: str, name: str = NAME) -> Iterator[None]:
     """Hold a folder while something is written to it.
 
     Args:
-        folder: made if it is not there.
-        doing: such as `train`, for whoever finds it locked.
-        name: of the lock's file: what may be written at the same time has locks of different names.
+        folder: the folder, which is made if it does not exist.
+        doing: the name of the work, such as `train`, for another process that finds the folder locked.
+        name: the name of the lock's file; files that may be written at the same time have locks of different names.
 
     Raises:
-        ConfigurationError: if another process holds it.
+        ConfigurationError: if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _opened(folder / name) as file:
@@ -44,11 +44,11 @@ def locked(folder: Path, *, doing: str, name: str = NAME) -> Iterator[None]:
             file.seek(0)
             raise ConfigurationError(
                 shown(f"Another process writes to {folder}: {file.read(300).strip() or 'unknown'}"),
-                expected="one at a time in a folder",
-                remedy="wait until it ends, or name another folder",
+                expected="one process at a time in a folder",
+                remedy="wait until that process ends, or name another folder",
             ) from error
         except OSError as error:
-            log.warning("%s cannot be locked (%s): do not run two commands in it at once", folder, error.strerror)
+            log.warning("%s cannot be locked (%s). Do not run two commands in it at once.", folder, error.strerror)
         file.truncate(0)
         file.write(f"{doing}, process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -56,13 +56,13 @@ def locked(folder: Path, *, doing: str, name: str = NAME) -> Iterator[None]:
 
 
 def _opened(path: Path) -> TextIO:
-    """The lock's file; a link is not followed, and nothing else than a file is taken for one."""
+    """Open the lock's file. Links are not followed, and anything but a plain file is refused."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return os.fdopen(descriptor, "r+", encoding="utf-8")
         os.close(descriptor)
-        said = "it is no file"
+        said = "it is not a file"
     except OSError as error:
         said = error.strerror or str(error)
     raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""What a command prints can fail, and never ends a run: another encoding, a closed pipe, a full disk.
+"""Printing that can fail but never ends a run: another encoding, a closed pipe, a full disk.
 
-A character that the output's encoding lacks is written as `repr` would write it. Output that nobody takes any more is
-given up. The files of a run hold everything that is printed.
+A character that the output's encoding lacks is written as `repr` would write it. If no program reads the output any
+more, printing stops. The files of a run hold everything that is printed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def careful_output() -> None:
-    """Let standard output and error write every text, whatever their encoding; call when a command starts."""
+    """Let standard output and error accept every text, whatever their encoding. Call this when a command starts."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed before the command began
+        if stream is None:  # it was closed before the command began
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
             continue
         reconfigure = getattr(stream, "reconfigure", None)
@@ -31,7 +31,7 @@ def careful_output() -> None:
 
 
 class _Unheard:
-    """Standard output that nobody may take any more: what cannot be written is given up."""
+    """Standard output with no reader guaranteed: text that cannot be written is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -53,22 +53,22 @@ class _Unheard:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        # The same descriptor, so that what is left in the stream does not raise again when Python ends.
+        # The descriptor stays the same, so that text left in the stream does not raise again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        log.warning("Nothing more is printed (%s); the files hold it", error.strerror)
+        log.warning("Nothing more is printed (%s). The files hold it.", error.strerror)
 
 
 @contextmanager
 def harmless_output() -> Iterator[None]:
-    """Within the context, printing that fails is given up with a word in the log.
+    """Within the context, printing that fails is given up, with a message in the log.
 
-    Only for what prints: an `OSError` of a file that has to be written belongs to no such context.
+    Use it only around code that prints, because it also hides an `OSError` of a file that must be written.
     """
     try:
         yield
         sys.stdout.flush()
     except (UnicodeError, OSError, ValueError) as error:  # ValueError: the stream is closed
         if isinstance(error, BrokenPipeError):
-            # What is left in the stream would raise again when Python ends.
+            # Text that is left in the stream would raise again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        log.warning("What was to be printed could not be (%s: %s); the files hold it", type(error).__name__, error)
+        log.warning("The output could not be printed (%s: %s). The files hold it.", type(error).__name__, error)

@@ -1,7 +1,7 @@
 """Parquet tables that somebody else wrote, or that were cut off.
 
-Accepted: one file, whose columns have different names. Refused: what is no Parquet file or ends in its middle, text
-that is not UTF-8, a table without a column that is needed, and one of more than 50 million rows or 16 GiB.
+Accepted: one file, whose columns have different names. Refused: a file that is not Parquet or ends too early, text that
+is not UTF-8, a table without a needed column, and a table of more than 50 million rows or 16 GiB.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 from memtrain.errors import DataError
 
 MOST_BYTES = 2**34
-"""Of all columns, before compression."""
+"""The largest size of all columns in bytes, before compression."""
 MOST_ROWS = 5 * 10**7
 
 
 def parquet_names(path: Path) -> list[str]:
-    """The names of a file's columns.
+    """Return the names of a file's columns.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the file cannot be read.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -42,18 +42,18 @@ def read_parquet(
     what: str = "a Parquet file",
     remedy: str = "check the path, or write the file again",
 ) -> pa.Table:
-    """The table that a file holds.
+    """Read the table in a file.
 
     Args:
-        path: of the file.
-        needed: columns without which it is not what it should be.
-        columns: to read, where they are there; default all.
-        schema: columns that are needed and read, with the types that they become.
-        what: it should hold, for the error.
-        remedy: what to do where it does not.
+        path: the path of the file.
+        needed: the columns that the file must have.
+        columns: the columns to read if they exist; by default all.
+        schema: the columns that are needed and read, with the types that they get.
+        what: the expected content, for the error.
+        remedy: the remedy in the error.
 
     Raises:
-        DataError: if it cannot be read, or lacks a column.
+        DataError: if the file cannot be read, or lacks a column.
     """
     if schema is not None:
         needed = columns = schema.names
@@ -63,11 +63,11 @@ def read_parquet(
             lacking = [name for name in needed if name not in names]
             if not lacking and len(set(names)) == len(names):
                 about = file.metadata
-                # Not column by column: pyarrow ends the process where the description of one is spoilt.
+                # Sizes are read by row group: pyarrow ends the process if a column's description is damaged.
                 size = sum(about.row_group(place).total_byte_size for place in range(about.num_row_groups))
                 if size <= MOST_BYTES and about.num_rows <= MOST_ROWS:
                     table = file.read(columns=None if columns is None else [one for one in names if one in columns])
-                    # Offsets and UTF-8, which are read as they stand otherwise.
+                    # Without this check, damaged offsets and damaged UTF-8 would be read as they are.
                     table.validate(full=True)
                     return table if schema is None else table.select(schema.names).cast(schema)
                 problem = f"{path} holds {about.num_rows} rows of {size} bytes in all, uncompressed"

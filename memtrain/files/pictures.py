@@ -1,17 +1,19 @@
-"""Images that somebody else made: which are decoded, how large, and to what.
+"""Images that somebody else made: the formats that are decoded, their sizes, and the result.
 
-| | |
+| case | treatment |
 |---|---|
-| accepted | :data:`FORMATS`, whatever a file is called: 8 and 16 bits a channel, grey, palette, CMYK, LAB, any size |
-| of several frames | the first |
-| turned | as the EXIF entry says; one that cannot be read is passed over, the pixels are not harmed by it |
-| transparent | white shows through |
-| refused | other formats, above all those that Pillow hands to another program (EPS to Ghostscript); more than
-:data:`MOST_PIXELS`; files that are cut short; 32-bit pixels, whose range is not known; compressed texts beyond Pillow's
-limit |
+| accepted | :data:`FORMATS`, whatever a file's name: 8 and 16 bits a channel, gray, palette, CMYK, LAB, any size |
+| several frames | the first frame is used |
+| rotation | as the EXIF entry says; an entry that cannot be read is ignored, because the pixels are intact |
+| transparency | white shows through |
+| refused | the cases below |
 
-:data:`SUFFIXES` are the names of images that are decoded here, :data:`UNDECODED_SUFFIXES` those of images that are not,
-which nobody may pass over in silence.
+Other formats are refused, above all the formats that Pillow hands to another program (EPS to Ghostscript). Images with
+more than :data:`MOST_PIXELS`, files that are cut short, and compressed texts beyond Pillow's limit are refused, too. So
+are 32-bit pixels, whose range is not known.
+
+:data:`SUFFIXES` are the endings of images that are decoded. :data:`UNDECODED_SUFFIXES` are the endings of images that
+are not decoded, which no source may ignore silently.
 """
 
 from __future__ import annotations
@@ -29,51 +31,51 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
-"""Formats that are decoded, as Pillow names them; what it opens as JPEG may be MPO, which it knows by no other name."""
+"""The formats that are decoded, by Pillow's names. A file that Pillow opens as JPEG may be MPO."""
 SUFFIXES = frozenset(
     {
         *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".avifs", ".gif", ".bmp"),
         *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     }
 )
-"""Of the names of images that are decoded, in lower case."""
+"""Endings of the names of decoded images, in lower case."""
 UNDECODED_SUFFIXES = frozenset(
     {
         *(".heic", ".heif", ".hif", ".jxl", ".psd", ".psb", ".xcf", ".kra", ".svg", ".eps", ".tga", ".exr", ".hdr"),
         *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".dds", ".ico", ".pcx"),
     }
 )
-"""Of the names of images that are not decoded here, in lower case."""
+"""Endings of the names of images that are not decoded, in lower case."""
 MOST_PIXELS = 178_956_970
-"""Pixels of an image at most: Pillow's own limit, a third of a gigabyte of RGB."""
+"""The largest number of pixels of an image: Pillow's own limit, a third of a gigabyte of RGB."""
 
 
 _FILTERS = threading.Lock()
-"""Held while Python's filters of warnings are exchanged, which all threads share."""
-if hasattr(os, "register_at_fork"):  # a loader process must not begin with a lock that nobody will open
+"""A lock for the exchange of Python's warning filters, which all threads share."""
+if hasattr(os, "register_at_fork"):  # a loader process must not begin with a lock that nobody opens
     os.register_at_fork(before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings, of images beyond half its limit of pixels and of EXIF entries that are cut short."""
+    """Hide Pillow's warnings of images beyond half its limit of pixels, and of EXIF entries that are cut short."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 class PictureError(ValueError):
-    """A file is no image that is decoded; the message says why, in one line."""
+    """A file that is not an image of a decoded kind. The message gives the reason in one line."""
 
 
 def opened_image(file: str | Path | BinaryIO) -> Image.Image:
-    """An image that is not decoded yet.
+    """Open an image without decoding it.
 
     Args:
         file: a path, or an open file.
 
     Raises:
-        OSError: if it is none of :data:`FORMATS` (`PIL.UnidentifiedImageError`), or cannot be read.
+        OSError: if it has none of the :data:`FORMATS` (`PIL.UnidentifiedImageError`), or cannot be read.
         Image.DecompressionBombError: if it has too many pixels.
     """
     with _quiet():
@@ -84,19 +86,19 @@ def opened_image(file: str | Path | BinaryIO) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A decoded image as its EXIF entry turns it; as it is where the entry cannot be read.
+    """Decode an image and turn it as its EXIF entry says; an entry that cannot be read is ignored.
 
     Args:
-        image: opened by :func:`opened_image`.
+        image: an image that :func:`opened_image` opened.
 
     Raises:
-        PictureError: if it cannot be decoded.
+        PictureError: if the image cannot be decoded.
     """
     try:
         image.load()
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
+    except Exception as error:  # Pillow's readers raise many kinds of errors for a broken file
         image.close()
         raise PictureError(reason(error)) from error
     try:
@@ -105,15 +107,15 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # likewise; such entries are written by many a tool, and the picture is whole
+    except Exception:  # likewise; many tools write such entries, and the picture is intact
         return image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image in RGB, on white where it is transparent.
+    """Convert a decoded image to RGB, on white where it is transparent.
 
     Raises:
-        PictureError: if its pixels have 32 bits, of a range that is not known.
+        PictureError: if its pixels have 32 bits, of an unknown range.
     """
     if image.mode in ("I", "F"):
         raise PictureError("it has 32-bit pixels of unknown range; convert it to 8 or 16 bits")
@@ -126,13 +128,13 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
-    """The decoded RGB image of a file: upright, on white.
+    """Read the image of a file in RGB: decoded, upright, on white.
 
     Args:
-        file: a path, an open file, or what :func:`opened_image` gave.
+        file: a path, an open file, or an image that :func:`opened_image` opened.
 
     Raises:
-        PictureError: if it is no image that is decoded here, or damaged.
+        PictureError: if it is not an image of a decoded kind, or is damaged.
         OSError: if a path cannot be read.
     """
     try:
@@ -156,6 +158,6 @@ def read_image(file: str | Path | BinaryIO | Image.Image) -> Image.Image:
 
 
 def reason(error: BaseException) -> str:
-    """What Pillow says of a file, in one line."""
-    # A file in memory has no name but an address, which is another one each time.
+    """Return Pillow's words about a file in one line."""
+    # A file in memory has an address instead of a name, and the address changes each time.
     return " ".join(re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).split()) or type(error).__name__

@@ -1,6 +1,6 @@
-"""The rows of a file of prompts, whatever its kind.
+"""The rows of a file of prompts, of several kinds.
 
-| ending | one row is |
+| ending | one row |
 |---|---|
 | `.txt` | a line |
 | `.csv`, `.tsv` | a row of the table; see :mod:`memtrain.files.csv_table` |
@@ -8,8 +8,9 @@
 | `.json` | an entry of the list: an object, or a text |
 | `.parquet` | a row |
 
-All but the last also compressed, as `.csv.gz`. In a table with a column `key`, `line` or `row`, as those of memtrain
-have, cells are read as :mod:`memtrain.files.sheet_cells` writes them. Sizes are limited, counted after decompressing.
+All kinds but the last may be compressed, as `.csv.gz`. The tables of memtrain have a column `key`, `line` or `row`.
+Cells of such a table are read in the form that :mod:`memtrain.files.sheet_cells` writes. Sizes are limited, counted
+after decompressing.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from memtrain.files.shown import shown
 from memtrain.files.text import json_of, read_text
 
 COLUMNS = ("caption", "prompt", "text")
-"""Names of the column with the prompt, in this order of preference."""
+"""Names of the column with the prompt, in the order of preference."""
 OTHERS = ("memorized", "type", "seed")
-"""Names of columns that say more of it."""
+"""Names of columns with further facts about the prompt."""
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 OURS = ("key", "line", "row")
-"""Names of columns, one of which every table of memtrain with prompts has."""
+"""Names of columns. Every table of memtrain with prompts has one of them."""
 MOST_BYTES = 2**28
-"""Of text, decompressed."""
+"""The largest size of text in bytes, decompressed."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Row:
     """A row of a file.
 
     Attributes:
-        place: in the file, such as `line 3`.
-        values: by the name of the column in lower case.
+        place: the place in the file, such as `line 3`.
+        values: the values by the name of the column in lower case.
     """
 
     place: str
@@ -53,19 +54,19 @@ class Row:
 
 
 def kind_of(path: Path) -> str | None:
-    """The ending that says how a file is read, without `.gz`; None if it says nothing."""
+    """Return the ending that decides how a file is read, without `.gz`; None for an unknown ending."""
     name = path.name.lower()
     return next((suffix.removesuffix(".gz") for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, those without a prompt among them.
+    """Read the rows of a file, including rows without a prompt.
 
     Args:
-        path: of the file; of an unknown kind it is read as text.
+        path: the path of the file; a file of an unknown kind is read as text.
 
     Raises:
-        DataError: if it cannot be read, or its rows cannot be told apart for certain.
+        DataError: if it cannot be read, or if its rows cannot be told apart for certain.
     """
     kind = kind_of(path) or ".txt"
     if kind == ".parquet":
@@ -90,17 +91,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def prompt_of(source: str, row: Row) -> str | None:
-    """The prompt of a row; None if it has none.
+    """Return the prompt of a row; None if it has none.
 
     Args:
-        source: the file, for the error.
-        row: of it.
+        source: the name of the file, for the error.
+        row: the row.
 
     Raises:
-        DataError: if it is no text, or if columns contradict each other.
+        DataError: if the prompt is not a text, or if columns contradict each other.
     """
     where = f"{shown(source)}, {row.place}"
-    # Of several columns for the prompt the first counts, unless they contradict each other.
+    # The first of several columns for the prompt counts, unless they contradict each other.
     said = {name: row.values[name] for name in COLUMNS if name in row.values and not missing(row.values[name])}
     texts = {name: prompt_text(value, f"{where}, `{name}`").strip() for name, value in said.items()}
     texts = {name: text for name, text in texts.items() if text}
@@ -108,7 +109,7 @@ def prompt_of(source: str, row: Row) -> str | None:
         raise DataError(
             f"{where} has different texts in its columns {' and '.join(texts)}",
             expected="one column with the prompt",
-            remedy=f"rename those that are not the prompt (the names {', '.join(COLUMNS)} are)",
+            remedy=f"rename the columns that are not the prompt (prompts have the names {', '.join(COLUMNS)})",
         )
     return next(iter(texts.values()), None)
 
@@ -140,7 +141,7 @@ def _json(path: Path, text: str) -> Iterator[Row]:
         raise DataError(
             f"{shown(path)} holds {_called(content)}",
             expected='a list of prompts, or of objects such as {"prompt": "..."}',
-            remedy="write it so, or as .jsonl, .csv or .txt",
+            remedy="write a list, or a .jsonl, .csv or .txt file",
         )
     for number, value in enumerate(content):
         yield _entry(path, f"entry {number}", value)
@@ -151,9 +152,9 @@ def _entry(path: Path, place: str, value: object) -> Row:
         return Row(place, {"text": value})
     if not isinstance(value, dict):
         raise DataError(
-            f"{shown(path)}, {place} is no JSON object, but {_called(value)}",
+            f"{shown(path)}, {place} is not a JSON object: found {_called(value)}",
             expected='a prompt, or an object such as {"prompt": "..."}',
-            remedy="write it so",
+            remedy='write it as {"prompt": "..."}',
         )
     lowered = [str(name).strip().lower() for name in value]
     _require_column(path, lowered, place)
@@ -173,8 +174,8 @@ def _require_column(path: Path, names: Any, place: str = "") -> None:
 
 def _ambiguous(path: Path, names: list[str], place: str = "") -> DataError:
     return DataError(
-        f"{shown(path)}{place and ', '}{place} has several columns that differ in case or spaces alone: {shown(names)}",
-        expected="one of each",
+        f"{shown(path)}{place and ', '}{place} has several columns that differ only in case or spaces: {shown(names)}",
+        expected="one column of each name",
         remedy="rename or remove the others",
     )
 

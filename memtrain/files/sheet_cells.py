@@ -1,10 +1,10 @@
-"""Text in CSV files of ours: no spreadsheet evaluates it, no terminal obeys it, and it can be read again.
+"""Text in memtrain's CSV files: no spreadsheet evaluates it, no terminal obeys it, and it can be read again.
 
-A cell that begins with `=`, `+`, `-`, `@` or a control character is a formula to a spreadsheet, which may start
-programs and send data (CSV injection, https://owasp.org/www-community/attacks/CSV_Injection). It is written with an
-apostrophe in front. Control characters except tab and line feed, marks that turn the order of text and halves of
-surrogate pairs are written as Python would escape them, a backslash and `x1b` or `u202e`. Both are undone by
-:func:`cell_of`, also after Excel has saved the file.
+A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@` or a control character for a formula, which may start
+programs and send data (CSV injection, https://owasp.org/www-community/attacks/CSV_Injection). Such a cell is written
+with an apostrophe in front. Control characters except tab and line feed, marks that turn the order of text, and halves
+of surrogate pairs are written as Python escapes them: a backslash and `x1b` or `u202e`. :func:`cell_of` undoes both,
+even after Excel has saved the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ESCAPED = re.compile(rf"(\\+)({_WRITTEN})")
 
 
 def safe_cell(value: object) -> object:
-    """A value as a cell; what is not text stays as it is."""
+    """Return a value as a cell. Only text is changed."""
     if not isinstance(value, str):
         return value
     text = _TO_ESCAPE.sub(lambda found: found[1] * 2 + (_escape(found[2]) if found[2] else ""), value)
@@ -32,7 +32,7 @@ def safe_cell(value: object) -> object:
 
 
 def cell_of(text: str) -> str:
-    """The text that :func:`safe_cell` made a cell of."""
+    """Return the text from which :func:`safe_cell` made a cell."""
     if re.match(rf"'+[{_FORMULA}]", text):
         text = text[1:]
     return _ESCAPED.sub(_original, text)
@@ -42,9 +42,9 @@ def write_cells(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[ob
     """Write a table as CSV.
 
     Args:
-        file: opened with `newline=""` and as UTF-8.
-        columns: their names.
-        rows: a value for each.
+        file: the file, opened with `newline=""` and as UTF-8.
+        columns: the names of the columns.
+        rows: the rows, with a value for each column.
     """
     writer = csv.writer(file)
     writer.writerow(columns)
@@ -52,7 +52,7 @@ def write_cells(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[ob
 
 
 def safe_cells(table: pa.Table) -> pa.Table:
-    """A table whose text is written by :func:`safe_cell`, for pyarrow's own writer."""
+    """Return a table with its text written by :func:`safe_cell`, for pyarrow's own writer."""
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
             cells = pa.array(map(safe_cell, table[field.name].to_pylist()), pa.string())

@@ -1,9 +1,9 @@
-"""The parts of a run's step records: which there are, how they are read one after the other, and how they are merged.
+"""The parts of a run's step records: their list, their rows one after the other, and their merging.
 
 A part is `rank-00000/part-00000000-00000049.parquet`: the rows of one rank for a range of batches. Parts are merged
-into larger ones, as in a log-structured table: the merged part is there whole before those that it holds go. A kill in
-between leaves both; so a part whose range lies within another's of the same rank counts for nothing, and the next start
-removes it.
+into larger ones, as in a log-structured table. The merged part is complete before its parts are removed. A kill in
+between leaves both, so a part whose range lies within another part's range of the same rank does not count, and the
+next start removes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from memtrain.files.whole import written_whole
 
 PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 ROWS = 2**17
-"""Rows that are read and written at a time."""
+"""The number of rows that are read and written at a time."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Part:
     """Rows of one rank.
 
     Attributes:
-        path: of the file.
-        first: batch.
-        last: batch.
+        path: the path of the file.
+        first: the number of the first batch.
+        last: the number of the last batch.
     """
 
     path: Path
@@ -44,12 +44,12 @@ class Part:
         return self.path.parent.name
 
     def spanning(self, first: int, last: int) -> Path:
-        """The path of a part of the same rank with other batches."""
+        """Return the path of a part of the same rank with other batches."""
         return self.path.with_name(f"part-{first:08d}-{last:08d}.parquet")
 
 
 def parts_of(folder: Path) -> list[Part]:
-    """The parts of all ranks, by rank and batch, without those that larger ones have taken in.
+    """List the parts of all ranks, by rank and batch, without parts that were merged into larger ones.
 
     Args:
         folder: the run's `records` folder.
@@ -58,7 +58,7 @@ def parts_of(folder: Path) -> list[Part]:
 
 
 def superseded(folder: Path) -> list[Path]:
-    """Files that larger ones have taken in, left by a kill."""
+    """List files that were merged into larger ones, and that a kill left behind."""
     return _sorted_out(folder)[1]
 
 
@@ -79,10 +79,10 @@ def _sorted_out(folder: Path) -> tuple[list[Part], list[Path]]:
 
 
 def opened(path: Path) -> pq.ParquetFile:
-    """A table of which the end is there, without which it was not written whole.
+    """Open a table whose end exists, which means that it was written whole.
 
     Raises:
-        RecordError: if it is torn.
+        RecordError: if the end is missing.
     """
     try:
         return pq.ParquetFile(path)
@@ -91,32 +91,32 @@ def opened(path: Path) -> pq.ParquetFile:
 
 
 def torn(path: Path, error: Exception) -> RecordError:
-    """What to say of a file that was not written whole."""
+    """Return the error for a file that was not written whole."""
     match = PART.fullmatch(path.name)
-    before = f"continue from a checkpoint of before batch {int(match[1])}, or " if match else ""
+    before = f"continue from a checkpoint before batch {int(match[1])}, or " if match else ""
     return RecordError(
         f"{path} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-        expected="a table that was written whole; memtrain renames tables into place when they are",
-        remedy=f"restore the file from a copy, {before}start the run anew in another folder",
+        expected="a table that was written whole; memtrain renames a table into its place when it is complete",
+        remedy=f"restore the file from a copy, {before}start the run again in another folder",
     )
 
 
 def rows_of(path: Path) -> int:
-    """The number of rows of a file."""
+    """Return the number of rows of a file."""
     with opened(path) as file:
         rows: int = file.metadata.num_rows
     return rows
 
 
 def tables_of(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a file, some at a time, in their order.
+    """Yield the rows of a file in their order, a part at a time.
 
     Args:
-        path: of the file.
-        columns: those of them that are there; default all.
+        path: the path of the file.
+        columns: the wanted columns, as far as they exist; by default all.
 
     Raises:
-        RecordError: if it is torn.
+        RecordError: if the file is torn.
     """
     with opened(path) as file:
         names = file.schema_arrow.names
@@ -129,7 +129,7 @@ def tables_of(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.T
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> int:
-    """Write tables into one file, whole or not at all, in groups of many rows; returns the number of rows."""
+    """Write tables into one file, whole or not at all, in groups of many rows. Return the number of rows."""
     waiting: list[pa.Table] = [schema.empty_table()]
     rows = written = 0
     with written_whole(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
@@ -144,7 +144,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> i
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Make one part of several of a rank that follow each other."""
+    """Merge several consecutive parts of a rank into one."""
     schemas = []
     for part in parts:
         with opened(part.path) as file:

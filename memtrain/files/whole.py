@@ -1,8 +1,8 @@
-"""Files that are whole or not there, whatever happens meanwhile: a kill, a full disk, a power failure.
+"""Files that are whole or absent, even after a kill, a full disk or a power failure.
 
-A file is written under another name in the same folder, brought to the disk, and renamed into place: a rename within
-one file system cannot be seen half done, and the folder is brought to the disk after it. A full disk, a quota and a
-limit on file sizes become one error that names the path and what is free; what stood in the place stays as it was.
+A file is written under another name in the same folder, flushed to the disk, and renamed into place. A rename within
+one file system is never visible half done, and the folder is flushed to the disk after it. A full disk, a quota and a
+limit on file sizes become one error that names the path and the free space. The earlier file stays as it was.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from memtrain.errors import DiskFullError
 
 log = logging.getLogger(__name__)
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a limit on file sizes"}
-"""What the operating system says when there is no space."""
+"""The operating system's error numbers for missing space, with their meaning."""
 SAID = ("no space left", "os error 28", "disk quota exceeded", "file too large")
-"""What libraries say that do not hand the operating system's number on."""
+"""The words of libraries that hide the operating system's error number."""
 CUT_SHORT = ("pytorchstreamwriter failed", "inline_container", "unexpected pos")
-"""What torch says when a file could not be written, without a reason."""
+"""The words of torch for a file that could not be written, without a reason."""
 HARDLY_ANY = 2**20
-"""Free bytes below which an unexplained failure to write is taken for a full disk."""
-REMEDY = "free space there, or write to another disk; then give the same command again"
+"""The number of free bytes below which an unexplained failure to write counts as a full disk."""
+REMEDY = "free space there, or write to another disk; then repeat the same command"
 
 
 @contextmanager
 def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """An unfinished file beside `path`, which becomes `path` at the end: it is either complete or not there.
+    """Give an unfinished file beside `path`, which becomes `path` at the end. The file is complete or absent.
 
     Args:
-        path: of the file; its folder is made.
-        durable: bring it to the disk before the rename, so that a power failure leaves the old or the new content.
-            What can be made again, and comes in thousands, goes without.
+        path: the path of the file; its folder is made.
+        durable: whether to flush the file to the disk before the rename, so that a power failure leaves the old or the
+            new content. Files that can be made again and come in thousands do without.
 
     Raises:
         DiskFullError: if there is no space for it.
@@ -58,10 +58,10 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def folder_whole(folder: Path) -> Iterator[Path]:
-    """An unfinished folder, which becomes `folder` at the end.
+    """Give an unfinished folder, which becomes `folder` at the end.
 
     Args:
-        folder: may be there; files of the same names in it are replaced.
+        folder: the folder, which may exist; files of the same names in it are replaced.
 
     Raises:
         DiskFullError: if there is no space for it.
@@ -78,7 +78,7 @@ def folder_whole(folder: Path) -> Iterator[Path]:
                 unfinished.replace(folder)
                 to_disk(folder.parent)
                 return
-            # What says that a folder is a pipeline lies at its top, and comes last.
+            # The file that makes a folder a pipeline lies at its top, and comes last.
             for path in sorted(files, key=lambda path: -len(path.relative_to(unfinished).parts)):
                 place = folder / path.relative_to(unfinished)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def folder_whole(folder: Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk; where a file system cannot do so, nothing happens."""
+    """Flush a file, or the names in a folder, to the disk, if the file system can do so."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -109,9 +109,9 @@ def naming_full_disk(path: Path, *, needed: int | None = None, remedy: str = REM
     """Within the context, a failure for lack of space becomes an error that says so.
 
     Args:
-        path: that is written to, or a folder.
-        needed: bytes that it will have, if known.
-        remedy: what to do then.
+        path: the file or folder that is written to.
+        needed: the size in bytes that the file will have, if it is known.
+        remedy: the remedy in the error.
 
     Raises:
         DiskFullError: in place of the other error.
@@ -128,13 +128,13 @@ def naming_full_disk(path: Path, *, needed: int | None = None, remedy: str = REM
         known = "" if needed is None else f"{needed:,} bytes needed, "
         raise DiskFullError(
             f"{path} could not be written: {reason} ({known}{'unknown' if free is None else f'{free:,}'} bytes free)",
-            expected="space for it; what was there before is as it was",
+            expected="enough space; the earlier file is unchanged",
             remedy=remedy,
         ) from error
 
 
 def no_space(error: BaseException, path: Path) -> str | None:
-    """Why there was no space, if that is what an error while writing to `path` means; None otherwise."""
+    """Return why there is no space, if an error while writing to `path` means that; None otherwise."""
     if isinstance(error, OSError) and error.errno in FULL:
         return FULL[error.errno]
     said = str(error).lower()
@@ -147,7 +147,7 @@ def no_space(error: BaseException, path: Path) -> str | None:
 
 
 def free_bytes(path: Path) -> int | None:
-    """What is free on the disk of a path that need not be there; None if that cannot be known."""
+    """Return the free bytes on the disk of a path, which need not exist; None if they are not known."""
     for folder in (path, *path.absolute().parents):
         try:
             return shutil.disk_usage(folder).free

@@ -1,8 +1,8 @@
 """YAML that somebody else wrote: plain values, no objects, no aliases that grow.
 
-Accepted: what `yaml.safe_load` accepts. Refused: files beyond a size, values that aliases make large or endless (a few
-lines make billions), nesting beyond any use, tags of objects, and a key that stands twice in one mapping, of which YAML
-would keep the last in silence.
+Accepted: the files that `yaml.safe_load` accepts. Refused: files beyond a size, values that aliases make large or
+endless (a few lines make billions), excessive nesting, and tags of objects. A key that occurs twice in one mapping is
+refused, too, because YAML would silently keep the last one.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from memtrain.errors import ConfigurationError, DataError
 from memtrain.files.text import read_text
 
 MOST_BYTES = 2**22
-"""Size of a YAML file at most."""
+"""The largest size of a YAML file in bytes."""
 MOST_VALUES = 100_000
-"""Values that a file with aliases may stand for."""
+"""The largest number of values in a file with aliases."""
 MOST_DEPTH = 60
-"""Lists and mappings in one another at most."""
+"""The largest depth of nested lists and mappings."""
 
 
 def read_yaml(path: Path) -> Any:
-    """The value that a YAML file holds.
+    """Return the value of a YAML file.
 
     Raises:
-        ConfigurationError: if it cannot be read, or is no YAML of the kind above.
+        ConfigurationError: if it cannot be read, or is not YAML of the accepted kind.
     """
     if path.exists() and not path.is_file():
         raise ConfigurationError(
-            f"{path} is {'a folder' if path.is_dir() else 'no plain file'}",
+            f"{path} is {'a folder' if path.is_dir() else 'not a plain file'}",
             expected="a YAML file",
             remedy="name the file, such as config.yaml",
         )
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The settings that a YAML file holds: a mapping of names.
+    """Return the settings in a YAML file, which is a mapping of names.
 
     Raises:
         ConfigurationError: if it holds something else.
@@ -54,19 +54,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if isinstance(content, dict):
         found = f"the key {next(name for name in content if not isinstance(name, str))!r:.40}"
     raise ConfigurationError(
-        f"{path} holds {found}", expected="settings, such as `trainer: {max_steps: 100}`", remedy="mend the file"
+        f"{path} holds {found}", expected="settings, such as `trainer: {max_steps: 100}`", remedy="correct the file"
     )
 
 
 def yaml_of(text: str, where: str) -> Any:
-    """The value that YAML text stands for.
+    """Return the value of YAML text.
 
     Args:
-        text: YAML.
-        where: which file; for the error.
+        text: the YAML text.
+        where: the name of the file, for the error.
 
     Raises:
-        ConfigurationError: if it is no YAML of the kind above.
+        ConfigurationError: if it is not YAML of the accepted kind.
     """
     try:
         check_yaml(text, where)
@@ -74,25 +74,25 @@ def yaml_of(text: str, where: str) -> Any:
         return yaml.load(text, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{where} is not YAML: {_said(error)}", expected="YAML of plain values", remedy="mend it"
+            f"{where} is not YAML: {_said(error)}", expected="YAML of plain values", remedy="correct it"
         ) from error
 
 
 def check_yaml(text: str, where: str) -> None:
-    """Refuse what makes more of a text than stands in it.
+    """Refuse a text that stands for many more values than it holds.
 
     Args:
-        text: YAML.
-        where: which file; for the error.
+        text: the YAML text.
+        where: the name of the file, for the error.
 
     Raises:
-        ConfigurationError: if it is nested too deep, or its aliases make it too large.
-        yaml.YAMLError: if it is no YAML.
+        ConfigurationError: if it is nested too deep, or if its aliases make it too large.
+        yaml.YAMLError: if it is not YAML.
     """
     if not any(mark in text for mark in "[{*-:?") or text.isspace():
         return
     sizes: dict[str | None, int] = {}
-    # Of each list or mapping that is open: its anchor, and the values in it.
+    # The anchor of each open list or mapping, and the number of values in it.
     opened: list[tuple[str | None, int]] = [(None, 0)]
     line = 1
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
@@ -103,7 +103,7 @@ def check_yaml(text: str, where: str) -> None:
             if len(opened) > MOST_DEPTH:
                 raise ConfigurationError(
                     f"{where} is nested too deep in line {line}",
-                    expected=f"{MOST_DEPTH} levels at most",
+                    expected=f"at most {MOST_DEPTH} levels",
                     remedy="check whether it is the right file",
                 )
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -111,7 +111,7 @@ def check_yaml(text: str, where: str) -> None:
             if anchor is not None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.AliasEvent):
-            # An alias of what is still open holds itself.
+            # An alias of an open list or mapping holds itself.
             size = sizes.get(event.anchor, 1 + MOST_VALUES * any(name == event.anchor for name, _ in opened))
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
@@ -129,17 +129,17 @@ def check_yaml(text: str, where: str) -> None:
 
 
 def refuse_doubled_keys(text: str, where: str) -> None:
-    """Refuse a mapping with one key twice.
+    """Refuse a mapping in which one key occurs twice.
 
     Args:
-        text: YAML.
-        where: which file; for the error.
+        text: the YAML text.
+        where: the name of the file, for the error.
 
     Raises:
-        ConfigurationError: naming the key and its line.
-        yaml.YAMLError: if it is no YAML.
+        ConfigurationError: with the key and its line.
+        yaml.YAMLError: if it is not YAML.
     """
-    # Of each list or mapping that is open: its keys so far, None for a list; and whether a key comes next.
+    # The keys so far of each open list or mapping (None for a list), and whether a key comes next.
     opened: list[tuple[set[str] | None, bool]] = []
     line = 1
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
@@ -154,7 +154,7 @@ def refuse_doubled_keys(text: str, where: str) -> None:
                     if event.value in keys:
                         raise ConfigurationError(
                             f"{where} has the key {event.value!r:.80} twice in one mapping, again in line {line}",
-                            expected="each key once: of two, YAML keeps the last in silence",
+                            expected="each key once, because YAML silently keeps the last of two",
                             remedy="remove one of them",
                         )
                     keys.add(event.value)
@@ -165,7 +165,7 @@ def refuse_doubled_keys(text: str, where: str) -> None:
 
 
 def _said(error: Exception) -> str:
-    """What is wrong, and in which line."""
+    """Return what is wrong, and in which line."""
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     mark = getattr(error, "problem_mark", None)

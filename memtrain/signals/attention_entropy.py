@@ -1,14 +1,14 @@
 """Entropy of the token attention at each cross-attention site.
 
 Source: MemAttn (Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through Cross
-Attention", ECCV 2024): attention is averaged over image tokens and heads, then the entropy over all text tokens is
-taken. Published for inference: high means memorized, averaged over layers or at one layer.
+Attention", ECCV 2024). Attention is averaged over image tokens and heads, and then the entropy over all text tokens is
+computed. It is published for inference, averaged over layers or at one layer. A high entropy means memorized.
 
-In fine-tuning single sites move apart in both directions, and the average over sites hides it. So each site is a column
-of its own, compared with the same sample's entropy at that site under the base model (which cancels what the words and
-the length of the prompt contribute), and no sign is assumed.
+In fine-tuning, single sites move in both directions, and the average over sites hides this. So each site has its own
+column. It is compared with the entropy of the same sample at that site under the base model, which cancels the effect
+of the words and the length of the prompt. No sign is assumed.
 
-Cost: one more query and key projection per site. Cannot: say without calibration which direction a site takes.
+Cost: one more query and key projection per site. Cannot: tell the direction of a site without calibration.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class AttentionEntropy(Signal):
     """Entropy in nats per site, `(B, S)`; compared as a difference.
 
     Args:
-        tokens: over all text tokens, or the part of it over the prompt's words or over EOS and padding. The signal's
-            name is `attention_entropy`, `attention_entropy_prompt` or `attention_entropy_summary`.
+        tokens: the text tokens of the entropy: all of them, only the prompt's words, or only EOS and padding. The
+            signal's name is `attention_entropy`, `attention_entropy_prompt` or `attention_entropy_summary`.
     """
 
     name = "attention_entropy"

@@ -1,4 +1,4 @@
-"""What a signal is: a map from an observation to one value per sample, or one per sample and attention site."""
+"""The base of signals. A signal maps an observation to one value per sample, or per sample and attention site."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Signal(ABC):
     """A per-sample training signal.
 
     Attributes:
-        name: its name in configurations, columns and reports.
-        memorized_when: `low` or `high` as published; `unknown` where the sign differs between sites.
-        resolution: on the scale of :meth:`relative`, the smallest spread between samples that means anything; for
-            values without noise, which do not differ at all before training.
-        needs_neurons: reads `observation.neuron_activation`.
-        unconditional_every: reads `observation.unconditional`, which costs a forward pass, on every so many batches; 0
-            if it does not.
+        name: name of the signal in configurations, columns and reports.
+        memorized_when: `low` or `high` as published; `unknown` if the sign differs between sites.
+        resolution: smallest meaningful spread between samples, on the scale of :meth:`relative`. Values without noise
+            need it, because they do not differ before training.
+        needs_neurons: whether the signal reads `observation.neuron_activation`.
+        unconditional_every: number of batches between two readings of `observation.unconditional`, each of which costs
+            a forward pass; 0 if the signal does not read it.
     """
 
     name: str
@@ -32,32 +32,32 @@ class Signal(ABC):
 
     @abstractmethod
     def columns(self, sites: Sequence[str]) -> list[str]:
-        """Names of the values, given the probe's sites."""
+        """Return the names of the values for the probe's sites."""
 
     @abstractmethod
     def __call__(self, observation: Observation) -> Tensor:
-        """Values `(B, columns)` of an observation, detached; NaN where this visit was not measured."""
+        """Return detached values `(B, columns)` of an observation; NaN if this visit was not measured."""
 
     @abstractmethod
     def relative(self, values: Tensor, reference: Tensor) -> Tensor:
-        """Values compared with those of the same samples under the base model; shapes as in :meth:`__call__`."""
+        """Compare values with the values of the same samples under the base model; shapes as in :meth:`__call__`."""
 
     @abstractmethod
     def absolute(self, values: Tensor) -> Tensor:
-        """Values on the scale of :meth:`relative` where there is no reference."""
+        """Return values on the scale of :meth:`relative` without a reference."""
 
 
 class FittedSignal(Signal):
-    """A signal that has to look at the samples under the base model before any value is asked for."""
+    """A signal that must see the samples under the base model before it computes a value."""
 
     @abstractmethod
     def fit(self, observations: Iterable[Observation]) -> None:
-        """Look at samples under the base model."""
+        """Read samples under the base model."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`fit` found, as plain types and tensors; empty before."""
+        """Return the result of :meth:`fit` as plain types and tensors; empty before it."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""

@@ -1,17 +1,17 @@
-"""Denoising loss of each sample: low means memorized.
+"""Denoising loss of each sample. A low loss means memorized.
 
 Source: IET-AGC (Liu et al., "Iterative Ensemble Training with Anti-Gradient Control for Mitigating Memorization in
 Diffusion Models", ECCV 2024) skips samples whose loss is low for their timestep. Here the loss is compared with the
 same sample's loss under the base model, as reference-model membership tests do, because the plain loss mostly says
 how easy an image is.
 
-Cost: none. A host hands each sample's loss over. If it does not, the loss is read from the gradient: that of a
-batch-mean MSE at the denoiser's output is the scaled residual, in any trainer.
+Cost: none. A host can hand over the loss of each sample. Otherwise the loss is read from the gradient, because the
+gradient of a batch-mean MSE at the denoiser's output is the scaled residual in every trainer.
 
 Cannot: read losses that are not a (weighted) batch mean of squared errors. A host that weights samples, or multiplies
-the mean by a constant, has to say how (:mod:`memtrain.monitoring.loss_weight`): what is not declared enters the reading
-squared. A visit with a weight of 0 has no value. In training, :mod:`memtrain.monitoring.loss_check` compares every
-batch with the host's loss and refuses what cannot be read.
+the mean by a constant, must declare the weights (:mod:`memtrain.monitoring.loss_weight`). An undeclared factor enters
+the reading squared. A visit with a weight of 0 has no value. In training, :mod:`memtrain.monitoring.loss_check`
+compares every batch with the host's loss and refuses a loss that it cannot read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DenoisingLoss(Signal):
         return [self.name]
 
     def __call__(self, observation: Observation) -> Tensor:
-        """From `sample_loss` if known, else from the gradient."""
+        """Return `sample_loss` if it is known, or else the loss read from the gradient."""
         if observation.sample_loss is not None:
             return observation.sample_loss.detach().float()[:, None]
         if observation.gradient is None:

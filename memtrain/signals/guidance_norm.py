@@ -1,14 +1,15 @@
-"""Text-conditional noise of a training sample: how much the caption changes the prediction. High means memorized.
+"""Text-conditional noise of a training sample, the change of the prediction by the caption. High means memorized.
 
 Source: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024), who skip
 training samples by it; the norm is that of :func:`memtrain.functional.guidance.guidance_norm`, at the timestep and
 noise of the training step. Here it is compared with the same sample's norm under the base model, as a logarithm of the
 ratio.
 
-Cost: a forward pass without gradients, on every `every`-th batch; other visits have no value and are no evidence. It
-doubles the cost of the reference profile. Suggested: `every: 4`. Where the caption also arrives in a pooled form (SDXL,
-SD3, FLUX) or with a mask (PixArt, Sana), all forms are replaced. Cannot: tell what sampling of SDXL would guide by,
-which takes zeros for an empty caption; here it is encoded, as training drops captions.
+Cost: a forward pass without gradients on every `every`-th batch. Other visits have no value and are no evidence. The
+signal doubles the cost of the reference profile. Suggested: `every: 4`. If the caption also arrives in a pooled form
+(SDXL, SD3, FLUX) or with a mask (PixArt, Sana), all forms are replaced. Cannot: measure the guidance of SDXL's
+sampling, which uses zeros for an empty caption. Here the empty caption is encoded, as in training with dropped
+captions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class GuidanceNorm(Signal):
     """Norm of the difference between conditional and unconditional prediction, `(B, 1)`.
 
     Args:
-        every: measure on every so many batches.
+        every: number of batches between two measurements.
     """
 
     name = "guidance_norm"
@@ -47,7 +48,7 @@ class GuidanceNorm(Signal):
         return [self.name]
 
     def __call__(self, observation: Observation) -> Tensor:
-        """NaN where the unconditional prediction was not asked for."""
+        """Return the norm; NaN if the batch has no unconditional prediction."""
         if observation.prediction is None:
             raise ProbeError("The observation holds no prediction", remedy="let the probe keep calls (keep_call=True)")
         if observation.unconditional is None:

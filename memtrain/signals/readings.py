@@ -1,4 +1,4 @@
-"""Several signals read together: one row of values per sample, and which columns belong to which signal."""
+"""Several signals read together. Each sample has one row of values, and each signal its own columns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Readings:
     """The values of several signals, side by side.
 
     Args:
-        signals: in the order of their columns.
-        sites: of the probe.
+        signals: the signals in the order of their columns.
+        sites: the attention sites of the probe.
     """
 
     def __init__(self, signals: Sequence[Signal], sites: Sequence[str]) -> None:
@@ -30,20 +30,20 @@ class Readings:
 
     @property
     def fitted(self) -> list[FittedSignal]:
-        """Those that have to look at the samples first."""
+        """The signals that must see the samples under the base model first."""
         return [signal for signal in self.signals if isinstance(signal, FittedSignal)]
 
     @property
     def resolution(self) -> Tensor:
-        """`(columns,)` smallest spread that means anything, see :class:`Signal`."""
+        """Smallest meaningful spread of each column, `(columns,)`; see :class:`Signal`."""
         return torch.tensor([s.resolution for s in self.signals for _ in range(*self.slices[s.name].indices(1 << 30))])
 
     def read(self, observation: Observation) -> Tensor:
-        """Values `(B, columns)` of an observation in fp32."""
+        """Return the values `(B, columns)` of an observation in fp32."""
         return torch.cat([signal(observation) for signal in self.signals], dim=1).float()
 
     def compare(self, values: Tensor, base: Tensor | None) -> Tensor:
-        """Values relative to the base model's `(B, columns)`, or as they are where there is none; NaN if not finite."""
+        """Compare values with the base model's `(B, columns)`, or keep them if there are none; NaN if not finite."""
         parts = []
         for signal in self.signals:
             own = values[:, self.slices[signal.name]]
@@ -53,5 +53,5 @@ class Readings:
         return compared.masked_fill(~compared.isfinite(), torch.nan)
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
-        """Each signal's columns of `values` `(B, columns)`, by name."""
+        """Return the columns of each signal in `values` `(B, columns)`, by name."""
         return {name: values[:, columns] for name, columns in self.slices.items()}

@@ -1,13 +1,13 @@
-"""Value outliers: how unusual the most unusual value neuron of a caption is, at each site. High means memorized.
+"""Value outliers, the largest z-score of a caption's value neurons at each site. High means memorized.
 
 Source: the first stage of NeMo (Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 3.2), which takes the value
-neurons whose mean activation for a prompt lies many standard deviations from its mean over reference prompts. Here
-the captions of training and held-out samples under the base model are the reference prompts, and a caption's largest
-z-score is compared with what it was under the base model.
+neurons whose mean activation for a prompt lies many standard deviations from its mean over reference prompts. Here the
+captions of training and held-out samples under the base model are the reference prompts. The largest z-score of a
+caption is compared with its largest z-score under the base model.
 
-Cost: one more projection of the text per site; before training, one more forward pass per sample. No extra forward in
-training. Cannot: see anything where the text encoder and the value projections are frozen (LoRA on queries and keys
-only): a value neuron sees the text alone.
+Cost: one more projection of the text per site, and before training one more forward pass per sample. Training needs no
+extra forward. Cannot: see anything if the text encoder and the value projections are frozen (LoRA on queries and keys
+only), because a value neuron sees the text alone.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class ValueOutliers(FittedSignal):
         return [f"{self.name}.{site}" for site in sites]
 
     def fit(self, observations: Iterable[Observation]) -> None:
-        """Mean and unbiased standard deviation of every neuron over the observed captions.
+        """Compute the mean and the unbiased standard deviation of every neuron over the observed captions.
 
         Raises:
-            ConfigurationError: if there are fewer than two.
+            ConfigurationError: if there are fewer than two captions.
         """
         seen: dict[str, Moments] = {}
         for observation in observations:
@@ -63,7 +63,7 @@ class ValueOutliers(FittedSignal):
         self.std = {site: moments.std.float() for site, moments in seen.items()}
 
     def __call__(self, observation: Observation) -> Tensor:
-        """z-scores against the reference captions; every site's largest."""
+        """Return the largest z-score of each site against the reference captions."""
         if not self.mean:
             raise ProbeError("value_outliers was not fitted", remedy="call fit() with reference captions first")
         for statistics in (self.mean, self.std):
@@ -89,5 +89,5 @@ class ValueOutliers(FittedSignal):
         return {name: {site: value.cpu() for site, value in part.items()} for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Load a saved state."""
         self.mean, self.std = dict(state["mean"]), dict(state["std"])

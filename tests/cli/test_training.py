@@ -99,6 +99,7 @@ def planted_run(
     return run
 
 
+@pytest.mark.slow
 def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = dict.fromkeys(("varied_captions", "varied_images"), 8) | {"planted": 2, "unique": 18, "canary": 2}
     samples = read_table(planted_run / "records", "samples")["group"].to_pylist()
@@ -178,7 +179,7 @@ def test_the_configuration_for_a_real_model_trains(
 def test_without_a_configuration_the_default_one_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr("memtrain.cli.training.TrainCLI", lambda *_, **__: seen.append(sys.argv[1:]))
-    given = ([], ["--ckpt_path", "last"], ["--config=mine.yaml"], ["fit", "--model", "M"], ["--help"])
+    given = ([], ["--ckpt_path", "last"], ["--config=mine.yaml"], ["fit", "--model", "M"])
     for words in given:
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
         cli.train()

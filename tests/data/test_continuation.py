@@ -96,7 +96,7 @@ def test_samples_that_are_left_out_since_leave_the_rest_of_the_epoch_as_it_was(t
     rest = [key for keys, *_ in again.seen for key in keys]
     assert len(set(rest)) == len(rest) == (len(data.visits_per_epoch) - 9) // 2 * 2
     assert not set(rest) & {*seen, *excluded}
-    assert "2 of 23 visits per epoch are left out from here on" in caplog.text
+    assert "2 of 23 visits per epoch are left out from now on" in caplog.text
     assert "batch_size was 4, and is 2 now" in caplog.text
 
 

@@ -20,7 +20,7 @@ def test_how_many_and_how_long(clip, caplog):
     texts = [" ".join([word] * count) for count in (1, room - 1, room, room + 1, 3 * room, 3 * room)]
     tell_of_cut(texts, tokens_by(clip)(texts), clip)
     assert f"3 of 6 captions are longer than the {room + 2} tokens" in caplog.text
-    assert f"the longest has {3 * room + 2}" in caplog.text
+    assert f"The longest has {3 * room + 2}" in caplog.text
 
 
 def test_nothing_is_said_of_captions_that_fit(clip, caplog):

@@ -39,7 +39,7 @@ def test_a_name_leads_into_the_folder_or_is_refused(folder, name):
 
 @pytest.mark.parametrize("name", [7, None, ["a.png"], b"a.png", True])
 def test_a_name_is_a_text(folder, name):
-    with pytest.raises(DataError, match="field x is no text"):
+    with pytest.raises(DataError, match="field x is not a text"):
         named_file(folder, name, "field x")
 
 

@@ -79,7 +79,9 @@ def test_a_caption_of_another_type_is_shown_and_not_called_missing(write_folder,
     folder = write_folder(1)
     rewrite(folder, {"file_name": "image_00.png", field: value})
     shown = re.escape(json.dumps(value))
-    with pytest.raises(DataError, match=rf"The caption in .*, line 1 is no text but {shown}[\s\S]*list under 'texts'"):
+    with pytest.raises(
+        DataError, match=rf"The caption in .*, line 1 is not a text: found {shown}[\s\S]*list under 'texts'"
+    ):
         ImageFolderSource(folder)
 
 
@@ -239,7 +241,7 @@ def test_a_table_is_read_like_lines(write_folder):
     ("text", "found"),
     [
         ('file_name,text\na.png,"open', "cannot be read as CSV"),
-        ("file_name,text\na.png,one,two", r"1 value\(s\) too much"),
+        ("file_name,text\na.png,one,two", r"1 value\(s\) too many"),
         ("file_name,text\na.png,", "line 2 lacks a file name or a caption"),
         ("name,text\na.png,b", "lacks a file name"),
     ],

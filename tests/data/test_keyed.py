@@ -61,5 +61,5 @@ def test_streams() -> None:
 
 
 def test_what_is_no_dataset_is_refused() -> None:
-    with pytest.raises(DataError, match="int is no dataset"):
+    with pytest.raises(DataError, match="int is not a dataset"):
         keyed(3)

@@ -145,5 +145,5 @@ def test_a_mask_that_the_fixed_view_cuts_off_is_refused_before_training(folder):
     data = TextImageDataModule(str(folder), resolution=16, heldout="edited", families="off")
     data.build()
     encoding = SimpleNamespace(encode_images=lambda pixels: pixels[:, :, ::2, ::2])
-    with pytest.raises(DataError, match=r"centre is masked out, first \['named.png'\]"):
+    with pytest.raises(DataError, match=r"are black in the center, first \['named.png'\]"):
         data._use_masks(encoding, torch.device("cpu"))

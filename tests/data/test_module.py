@@ -85,7 +85,7 @@ def test_duplicates_are_planted_only_in_the_data_they_are_meant_for(write_folder
     data = TextImageDataModule(str(path), duplicates=duplicates, resolution=8)
     data.build()
     assert (max(data.visits_per_epoch.values()) == 5) is planted
-    assert ("none is planted in" in caplog.text) is not planted
+    assert ("None is planted in" in caplog.text) is not planted
 
 
 def test_duplicates_are_planted_however_the_path_is_spelt(write_folder, monkeypatch):

@@ -50,7 +50,7 @@ def test_what_is_not_known_is_refused(path):
 
 @pytest.mark.parametrize("path", ["pipe:touch x", "a.tar::pipe:touch x", "pi{pe:touch x,pe:id}"])
 def test_commands_need_the_word_of_the_user(path):
-    with pytest.raises(ConfigurationError, match="--trust pipe on the command line, or allow_pipes"):
+    with pytest.raises(ConfigurationError, match="--trust pipe on the command line, or pass allow_pipes"):
         shard_urls(path)
     assert any(url.startswith("pipe:touch x") for url in shard_urls(path, allow_pipes=True))
 
@@ -71,7 +71,7 @@ def test_on_the_command_line_no_file_can_say_it(monkeypatch):
 def test_what_opens_an_address_has_to_be_there(monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda program: None if program == "gsutil" else program)
     require_openers(["a.tar", "pipe:id", "https://host/a.tar", "memory://a.tar"])
-    with pytest.raises(ConfigurationError, match="gs: need what is not installed: the program gsutil"):
+    with pytest.raises(ConfigurationError, match="gs: need the program gsutil, which is not installed"):
         require_openers(["a.tar", "gs://bucket/a.tar"])
 
     def missing(scheme):

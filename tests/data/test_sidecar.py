@@ -47,7 +47,7 @@ def test_images_without_a_caption_are_refused_or_get_the_one_for_all(folder):
 
 def test_a_folder_of_nothing_but_images_takes_one_caption_for_all(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded_image())
-    with pytest.raises(DataError, match=r"holds images \(1\) and no captions[\s\S]*captions\.default"):
+    with pytest.raises(DataError, match=r"holds 1 image\(s\) and no captions[\s\S]*captions\.default"):
         open_source(str(tmp_path))
     (sample,) = open_source(str(tmp_path), caption="sks dog").samples
     assert (sample.key, sample.caption) == ("a.png", "sks dog")

@@ -53,7 +53,7 @@ def test_missing_path():
 
 
 def test_folder_without_metadata(tmp_path):
-    with pytest.raises(DataError, match=r"exists but is no data source[\s\S]*needs a metadata\.jsonl"):
+    with pytest.raises(DataError, match=r"exists but is not a data source[\s\S]*write a metadata\.jsonl"):
         open_source(str(tmp_path))
 
 

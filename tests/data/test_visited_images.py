@@ -145,7 +145,7 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_does(tmp_path, folder, cac
 
 
 def test_a_text_encoder_that_is_trained_is_not_cached(tmp_path, folder):
-    with pytest.raises(ConfigurationError, match=r"before it is trained[\s\S]*cache\.text to false"):
+    with pytest.raises(ConfigurationError, match=r"before training[\s\S]*cache\.text to false"):
         fit(tmp_path, folder, module=Seeing(trains_text=True), cache=Cache(str(tmp_path / "cache")))
     fit(tmp_path, folder, module=Seeing(trains_text=True), cache=Cache(str(tmp_path / "cache"), text=False), epochs=1)
 

@@ -56,7 +56,7 @@ def test_a_scan_on_ray_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.
 
 def test_an_address_at_which_nobody_listens_is_refused_at_once() -> None:
     with (
-        pytest.raises(ConfigurationError, match="Nobody answers"),
+        pytest.raises(ConfigurationError, match="Nothing answers"),
         opened(EngineOptions(engine="ray", engine_address="127.0.0.1:9")),
     ):
         pass

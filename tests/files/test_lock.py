@@ -32,7 +32,7 @@ def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> 
 def test_a_lock_within_one_process(tmp_path: Path) -> None:
     with (
         locked(tmp_path, doing="first"),
-        pytest.raises(ConfigurationError, match="one at a time"),
+        pytest.raises(ConfigurationError, match="one process at a time"),
         locked(tmp_path, doing="second"),
     ):
         pass

@@ -42,9 +42,9 @@ def test_whatever_lists_prompts(prompts: Any) -> None:
         ({"a": 1}, "dict"),
         (3, "int"),
         (None, "NoneType"),
-        (np.array([["a"], ["b"]]), r"prompts\[0\] is no text: \['a'\] \(list\)"),
-        (["a", float("nan")], r"prompts\[1\] is no text: nan \(float\)"),
-        (np.array([1, 2]), r"prompts\[0\] is no text: 1"),
+        (np.array([["a"], ["b"]]), r"prompts\[0\] is not a text: \['a'\] \(list\)"),
+        (["a", float("nan")], r"prompts\[1\] is not a text: nan \(float\)"),
+        (np.array([1, 2]), r"prompts\[0\] is not a text: 1"),
         (["a\ud800"], "surrogate"),
     ],
 )

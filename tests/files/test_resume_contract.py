@@ -28,12 +28,12 @@ def test_a_refusal_names_the_setting_both_values_and_the_remedy():
     with pytest.raises(ConfigurationError) as caught:
         check_settings({"learning_rate": 1e-3}, {"learning_rate": 5e-4})
     assert "learning_rate: the checkpoint was trained with 0.001, this run has 0.0005" in caught.value.problem
-    assert "Remedy: set it back; or begin a new run" in str(caught.value)
+    assert "Remedy: set it back, or begin a new run" in str(caught.value)
 
 
 def test_what_may_differ_is_said_and_what_is_not_known_is_not_compared():
     notes = check_settings({"batch_size": 4, "seed": 1}, {"batch_size": 2, "seed": 1, "processes": 3})
-    assert notes == ["batch_size was 4, and is 2 now: what is left of the epoch is visited in other batches"]
+    assert notes == ["batch_size was 4, and is 2 now: the rest of the epoch is visited in other batches"]
     assert check_settings({}, {"learning_rate": 1.0}) == []
 
 

@@ -63,7 +63,7 @@ def test_what_is_no_json(text: str) -> None:
 def test_a_list_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
     assert read_json(tmp_path / "a.json") == [1]
-    with pytest.raises(DataError, match="holds no JSON object") as found:
+    with pytest.raises(DataError, match="does not hold a JSON object") as found:
         read_json_object(tmp_path / "a.json", what="results", remedy="measure again")
     assert found.value.remedy == "measure again"
 

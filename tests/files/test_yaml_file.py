@@ -58,7 +58,7 @@ def test_a_key_may_stand_in_two_mappings() -> None:
 def test_folders_and_devices_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is a folder"):
         read_yaml(tmp_path)
-    with pytest.raises(ConfigurationError, match="is no plain file"):
+    with pytest.raises(ConfigurationError, match="is not a plain file"):
         read_mapping(Path("/dev/null"))
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_yaml(tmp_path / "nowhere.yaml")

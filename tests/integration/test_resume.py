@@ -164,7 +164,7 @@ def test_what_differs_from_here_on_is_said(
         accumulate_grad_batches=2,
     )
     for note in (
-        'schedule was "constant", and is "cosine" now: from here on the learning rate',
+        'schedule was "constant", and is "cosine" now: from now on the learning rate',
         "model_seed was 0, and is 7 now",
         "accumulate_grad_batches was 1, and is 2 now",
         "minimum_visits was 2, and is 3 now",
@@ -186,7 +186,7 @@ def test_a_longer_run_says_that_its_learning_rate_is_another(
         data={"batch_size": 2},
         **{**options, "max_epochs": 2},
     )
-    assert "total_steps was 6, and is 24 now: from here on the learning rate is that of" in caplog.text
+    assert "total_steps was 6, and is 24 now: from now on the learning rate is that of" in caplog.text
     assert (tmp_path / "long" / "checkpoints" / "step=21.ckpt").is_file(), "3 of 4, 6 of 2 and 12 of 2"
     assert not (tmp_path / "long" / "checkpoints" / "step=22.ckpt").is_file()
 

@@ -1,7 +1,7 @@
-"""Charts as SVG inside the page: their text and colours follow the reader's theme.
+"""Charts as SVG inside the page, whose text and colours follow the reader's theme.
 
-A chart is drawn by matplotlib with the colours of this module, which become the variables of the page's style, so that
-a dark page has light lines. Text stays text, for searching, and screen readers are told what the chart shows.
+Matplotlib draws a chart with the colours of this module. The colours become variables of the page's style, so that a
+dark page has light lines. Text stays searchable text, and screen readers get a description of the chart.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ VARIABLES = {
     ALARM: "var(--alarm)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)},
 }
-"""Colour that matplotlib is given -> what stands in the page."""
+"""Colour for matplotlib -> CSS variable in the page."""
 WIDE = 5.2
-"""Inches of a chart's width: at 400 px its text is still 9 px high."""
+"""Width of a chart in inches: on a screen of 400 px its text is still 9 px high."""
 SIZE = 9
-"""Points of the text."""
+"""Size of the text in points."""
 
 
 def axes_of(height: float, *, width: float = WIDE, bare: bool = False) -> tuple[Figure, Axes]:
-    """A figure of its own instead of pyplot, which keeps global state and may look for a display.
+    """Make a matplotlib figure without pyplot, which keeps global state and may need a display.
 
     Args:
-        height: inches.
-        width: inches.
-        bare: without ticks, for a small curve beside pictures.
+        height: the height in inches.
+        width: the width in inches.
+        bare: whether to leave out ticks, for a small curve beside pictures.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
@@ -55,12 +55,12 @@ def axes_of(height: float, *, width: float = WIDE, bare: bool = False) -> tuple[
 
 
 def svg(figure: Figure, *, name: str, alt: str) -> Markup:
-    """The drawing, as an element of the page.
+    """Convert a drawing to an SVG element of the page.
 
     Args:
-        figure: drawn with the colours of this module.
-        name: distinguishes the chart within the page; letters and digits.
-        alt: what it shows, in words.
+        figure: a figure drawn with the colours of this module.
+        name: the name of the chart, unique within the page; letters and digits.
+        alt: the description of the chart in words.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "memtrain"}):
@@ -68,22 +68,22 @@ def svg(figure: Figure, *, name: str, alt: str) -> Markup:
         figure.savefig(buffer, format="svg", transparent=True, metadata=blank)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
-    # matplotlib's own style is for the whole document, which here is the page.
+    # matplotlib's own style would apply to the whole document, which is the page here.
     text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     size = re.search(r'viewBox="[^"]*"', text)
-    assert size is not None  # matplotlib always says it
+    assert size is not None  # matplotlib always writes a viewBox
     inside = text[text.index(">") + 1 :]
-    # Names are of the page, in which another chart has the same ones.
+    # Element ids must be unique within the page, and another chart has the same ids.
     inside = re.sub(r'\bid="', f'id="{name}-', inside)
     inside = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", inside)
     inside = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", inside)
     for colour, variable in VARIABLES.items():
         inside = inside.replace(colour, variable)
-    shown = Markup(inside)  # noqa: S704 (matplotlib escapes what it is given)
+    shown = Markup(inside)  # noqa: S704 (matplotlib escapes its input)
     return Markup('<svg {} role="img" aria-label="{}">{}').format(Markup(size[0]), alt, shown)  # noqa: S704
 
 
 def chart(figure: Figure, *, name: str, alt: str, caption: str = "") -> Markup:
-    """A chart with the width of the text, and what stands below it."""
+    """Make a chart as wide as the text, with a caption below."""
     below = Markup("<figcaption>{}</figcaption>").format(caption) if caption else Markup("")
     return Markup('<figure class="chart">{}{}</figure>\n').format(svg(figure, name=name, alt=alt), escape(below))

@@ -1,4 +1,4 @@
-"""A sheet of images for the eye: a row per prompt, a column per condition."""
+"""A contact sheet of images: one row per prompt, one column per condition."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from memtrain.evaluation.report.figure_text import figure_text
 from memtrain.files.whole import written_whole
 
 ROWS = 12
-"""Prompts on a sheet at most."""
+"""Largest number of prompts on a sheet."""
 WIDEST = 90
-"""Characters of a label."""
+"""Largest number of characters of a label."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class SheetRow:
     """A prompt and its images.
 
     Attributes:
-        label: printed above the row, cut to :data:`WIDEST` characters.
-        images: of what is in the column, `(3, H, W)` uint8; the title stands above the first row, unless it is empty.
+        label: the text above the row, cut to :data:`WIDEST` characters.
+        images: pairs of column title and image `(3, H, W)` uint8. The titles of the first row stand above the columns.
     """
 
     label: str
@@ -33,11 +33,11 @@ class SheetRow:
 
 
 def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
-    """Write a PNG.
+    """Write the sheet as a PNG file.
 
     Args:
-        path: of the PNG.
-        rows: at least one, as many images in each.
+        path: the PNG file.
+        rows: at least one row; all rows have the same number of images.
     """
     columns = len(rows[0].images)
     figure = Figure(figsize=(0.35 + 1.02 * columns, 0.35 + 1.22 * len(rows)), dpi=110)

@@ -1,4 +1,4 @@
-"""Text from data, as matplotlib can draw it."""
+"""Text from data in a form that matplotlib can draw."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 @cache
 def _characters() -> frozenset[int]:
-    """What the default font has a glyph for."""
+    """Code points for which the default font has a glyph."""
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def figure_text(text: str, most: int | None = None) -> str:
-    """One line that is not read as a formula; characters that the font lacks become □.
+    """Make one line that matplotlib does not read as a formula; characters without a glyph become □.
 
     Args:
-        text: anything.
-        most: characters at most; what is cut off is shown as ….
+        text: any text.
+        most: the largest number of characters; a longer text is cut, and ends with ….
     """
     line = " ".join(text.split())
     if most is not None and len(line) > most:

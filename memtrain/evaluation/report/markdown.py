@@ -1,7 +1,7 @@
 """The report as Markdown, for a pull request or a paper: the same words and tables, without pictures.
 
-It is made of the page itself, so that the two cannot differ. GitHub's Markdown has tables; whatever in a caption could
-be read as markup is escaped.
+The Markdown is made from the page itself, so that the two cannot differ. It uses GitHub's tables. Characters of
+captions that could be read as markup are escaped.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import re
 from html.parser import HTMLParser
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!@&])")
-"""Characters that Markdown, its tables, its formulas or HTML inside it may read as something else; @ calls people."""
+"""Characters with a meaning in Markdown, its tables, its formulas or HTML inside it; @ notifies people."""
 BEGINNING = re.compile(r"^([-+=]|\d+[.)])(?=\s|$)")
-"""What begins a list or an underlined heading at the start of a line."""
+"""Characters that begin a list or an underlined heading at the start of a line."""
 SILENT = ("head", "nav", "figure", "img")
-"""Elements of which nothing is kept."""
+"""Elements that are left out with all their content."""
 SILENT_CLASSES = ("skip", "part pictures")
-"""Classes of elements of which nothing is kept: folded rows of pictures are nothing without the pictures."""
+"""Classes of elements that are left out: folded rows of pictures mean nothing without the pictures."""
 VOID = ("meta", "link", "img", "br")
-"""Elements without an end."""
+"""Elements without an end tag."""
 BLOCKS = ("p", "h1", "h2", "h3", "li", "caption", "dt", "summary", "pre", "div", "dl")
 HEADINGS = {"h1": "# ", "h2": "## ", "h3": "### ", "li": "- ", "dd": "- "}
 
 
 def markdown(page: str) -> str:
-    """The text of a page of this package.
+    """Convert a page of this package to Markdown.
 
     Args:
-        page: HTML.
+        page: the HTML of the page.
     """
     reader = _Reader()
     reader.feed(page)
@@ -37,7 +37,7 @@ def markdown(page: str) -> str:
 
 
 class _Reader(HTMLParser):
-    """Collects lines; knows the elements that the page is made of."""
+    """Collects lines of Markdown from the HTML elements that a page uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Reader(HTMLParser):
             self.text += SPECIAL.sub(r"\\\1", data)
 
     def block(self, before: str) -> None:
-        """End a line of text."""
+        """End a line of text, with `before` in front of it."""
         said = BEGINNING.sub(r"\\\1", " ".join(self.text.split()))
         self.text = ""
         if said:
@@ -101,7 +101,7 @@ class _Reader(HTMLParser):
     def _end_row(self) -> None:
         assert self.row is not None  # a row begins before it ends
         if self.first:
-            # A table of facts has no headings, and Markdown's tables need some.
+            # Markdown's tables need headings, and a table of facts has none.
             self.lines.append("")
         self.lines.append("| " + " | ".join(self.row) + " |")
         if self.first:

@@ -1,6 +1,7 @@
 """The report: one HTML file without scripts or external resources, with its images inside.
 
-A pure function of the sections that the stages make of their result files, so it can be made again at any time.
+The page is a pure function of the sections that the stages make from their result files, so it can be made again at any
+time.
 """
 
 from __future__ import annotations
@@ -20,33 +21,36 @@ from memtrain.files.shown import inert
 from memtrain.records import written_whole
 
 NOTICE = (
-    "Images, captions and names are left out of this page: each image is shown as one block of its average colour, and "
-    "each caption and name as a code that says no more than which ones are equal."
+    "This page leaves out images, captions and names. Each image is a block of its average colour. Each caption and "
+    "each name is a code; equal texts have equal codes."
 )
-"""What a redacted page says of itself."""
+"""The notice at the top of a redacted page."""
 FIGURES = 8
-"""Key figures on the first screen at most."""
+"""Largest number of key figures on the first screen."""
 SENTENCES = 4
-"""What the answer rests on, and what it cannot say, in so many sentences each; the reader opens the others."""
+"""Number of sentences shown on the basis and on the limits of the answer; the reader can open the others."""
 
 
 def write_page(folder: Path, sections: Sequence[Section], *, redacted: bool = False) -> Path:
-    """Write `report.html` into `folder`, and the same in Markdown as `results.md`.
+    """Write `report.html` into `folder`, and the same content in Markdown as `results.md`.
 
     Args:
-        folder: of the results.
-        sections: what the stages say about it, in any order.
-        redacted: the sections were made of redacted results: the page says so, and has a name of its own.
+        folder: the folder of the results.
+        sections: the sections of all stages, in any order.
+        redacted: whether the sections come from redacted results. The page then says so, and is named
+            `report-redacted.html`.
 
     Returns:
         The path of the report.
 
     Raises:
-        RecordError: if no stage has anything to say.
+        RecordError: if there are no sections.
     """
     if not sections:
         raise RecordError(
-            f"{folder} holds no results", expected="the output folder of a stage", remedy="check the path, or evaluate"
+            f"{folder} holds no results",
+            expected="the output folder of a stage",
+            remedy="check the path, or run `memtrain measure`",
         )
     text = inert(page(sections, notice=NOTICE if redacted else ""))
     path = folder / ("report-redacted.html" if redacted else "report.html")
@@ -60,11 +64,11 @@ def write_page(folder: Path, sections: Sequence[Section], *, redacted: bool = Fa
 
 
 def page(sections: Sequence[Section], *, notice: str = "") -> str:
-    """The page's HTML.
+    """Make the HTML of the page.
 
     Args:
-        sections: in any order.
-        notice: stands above everything.
+        sections: the sections, in any order.
+        notice: a text at the top of the page.
     """
     ordered = sorted(sections, key=lambda section: section.place)
     lead = next((section for section in ordered if section.verdict), None) or _first_words(ordered[0])
@@ -79,7 +83,7 @@ def page(sections: Sequence[Section], *, notice: str = "") -> str:
         most=SENTENCES,
         figures=[figure for section in ordered for figure in section.figures][:FIGURES],
         subject=next((section.subject for section in ordered if section.subject), ""),
-        contents=[*contents, *([("limits", "What this cannot tell")] if limits else []), ("run", "Run")],
+        contents=[*contents, *([("limits", "Limits of the evaluation")] if limits else []), ("run", "About this run")],
         notice=notice,
         limits=limits,
         facts=[fact for section in ordered for fact in section.facts],
@@ -88,7 +92,7 @@ def page(sections: Sequence[Section], *, notice: str = "") -> str:
 
 
 def _first_words(section: Section) -> Section:
-    """The first paragraph of a page whose stages judge nothing, as its answer."""
+    """Use the first paragraph of a section as the answer of a page whose stages give no verdict."""
     found = re.search(r"<p[^>]*>(.*?)</p>", section.body, flags=re.DOTALL)
     text = Markup(found[1]).striptags() if found else section.title  # noqa: S704 (read from HTML, and escaped again)
     return replace(section, verdict={"level": "plain", "word": section.title if found else "", "text": text})

@@ -1,12 +1,13 @@
-"""Results without what could be recognised: for pages about images that must not leave the house.
+"""Redacted results, for pages about images that must stay confidential.
 
-Sections are made from a copy of the folder in which captions, keys and all other text of tables are codes, and while
-it is there every image that goes into a page becomes one block of its average colour. A blur could be undone, and its
-shape would still be seen; one colour holds three numbers. Codes are keyed hashes (HMAC-SHA-256): without the secret
-nobody can find a caption by trying likely ones, and equal ones stay equal, so that a row can still be followed.
+Sections are made from a copy of the results folder. In the copy, captions, keys and all other text of tables are codes.
+While the copy exists, every image that goes into a page becomes one block of its average colour. A blur could be undone
+and would still show shapes; one colour holds three numbers only. Codes are keyed hashes (HMAC-SHA-256). Without the
+secret nobody can find a caption by trying likely ones. Equal texts have equal codes, so that a reader can still follow
+a row.
 
-Cannot: keep from the page what figures say, such as how many pictures there are of a group; hide what a picture drawn
-by a stage shows in its words, which is why those become blocks, too.
+Cannot: hide figures, such as the number of pictures of a group; remove words from a picture that a stage has drawn, so
+such pictures become blocks, too.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from memtrain.files.text import read_json
 from memtrain.records import write_json, write_parquet
 
 OPEN_COLUMNS = ("group", "split", "image", "own_image", "training.flagged_by")
-"""Text in tables that says nothing of a picture: all other text becomes codes."""
+"""Text columns that reveal nothing about a picture. Text of all other columns becomes codes."""
 CLOSED_KEYS = ("key", "caption", "prompt", "template", "nearest_key", "text_prompt")
-"""Keys of JSON files under which text of the data stands."""
+"""Keys of JSON files that hold text of the data."""
 GROUPED = ("by_group",)
-"""Keys of JSON files whose keys are values of the data, such as names of patients."""
+"""Keys of JSON files that hold mappings from values of the data, such as names of patients."""
 LEFT_OUT = ("config",)
 """Keys of JSON files that hold paths and settings, which may name people."""
 REMEDY = "run the stage that wrote it again, or remove it"
 SHORTEST = 4
-"""Characters of a name that is looked for inside sentences, too: shorter ones would be found in other words."""
+"""Smallest length of a name that is replaced inside sentences: shorter names occur in other words."""
 
 
 class Codes:
     """Replaces text by codes.
 
     Args:
-        secret: of the codes; drawn at random if None.
+        secret: the secret of the keyed hashes; drawn at random if None.
     """
 
     def __init__(self, secret: str | None = None) -> None:
@@ -57,12 +58,12 @@ class Codes:
         self.known: set[str] = set()
 
     def code(self, text: str) -> str:
-        """Of one text; the same for equal ones."""
+        """Return the code of a text; equal texts have equal codes."""
         self.known.add(text)
         return "x" + hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()[:10]
 
     def sentence(self, text: str) -> str:
-        """A sentence with every known text in it replaced."""
+        """Replace every known text in a sentence."""
         if text in self.known:
             return self.code(text)
         for known in self._longest_first():
@@ -77,14 +78,14 @@ class Codes:
 
 @contextmanager
 def redacted_copy(folder: Path, *, secret: str | None = None) -> Iterator[Path]:
-    """A folder of the same results without text of the data; while it exists, images in pages are blocks of one colour.
+    """Make a copy of the results without text of the data; images in pages are blocks of one colour while it exists.
 
     Args:
-        folder: of the results.
-        secret: of the codes.
+        folder: the folder of the results.
+        secret: the secret of the codes.
 
     Raises:
-        DataError: if one of the results cannot be read: what is not known cannot be replaced.
+        DataError: if a results file cannot be read, because unknown text cannot be replaced.
     """
     codes = Codes(secret)
     with TemporaryDirectory(prefix="redacted-") as place:
@@ -99,7 +100,7 @@ def redacted_copy(folder: Path, *, secret: str | None = None) -> Iterator[Path]:
                 (copy / name).symlink_to(path.resolve())
             elif path.suffix == ".json":
                 contents[name] = _read(path)
-        # What is to be replaced is known once all files were read: sentences of one may quote another.
+        # All files are read first: a sentence of one file may quote text of another file.
         for content in contents.values():
             _collect(content, codes)
         for name, content in contents.items():
@@ -116,24 +117,24 @@ def _read(path: Path) -> Any:
 
 
 def check_redacted(page: Path) -> None:
-    """Make sure of the finished page: each image inside it has one colour. A page that does not is deleted.
+    """Check that each image in the finished page has one colour. A page with another image is deleted.
 
     Raises:
-        RecordError: if an image shows more.
+        RecordError: if an image has more than one colour.
     """
     for found in re.findall(r"data:image/[^;]+;base64,([A-Za-z0-9+/=]+)", page.read_text(encoding="utf-8")):
         with Image.open(io.BytesIO(base64.b64decode(found))) as image:
             if len(image.convert("RGBA").getcolors(2) or [1, 2]) > 1:
                 page.unlink()
                 raise RecordError(
-                    "A section put an image into the redacted page by another way than `png_uri`",
+                    "The redacted page holds an image that was not replaced by a block of one colour, and was deleted",
                     expected="blocks of one colour only",
-                    remedy="report this; the page was deleted",
+                    remedy="report this as a defect of the section, which has to embed images with `png_uri`",
                 )
 
 
 def _table(table: pa.Table, codes: Codes) -> pa.Table:
-    """A table whose text is codes."""
+    """Replace the text of a table by codes."""
     for number, column in enumerate(table.schema):
         if (
             pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
@@ -146,7 +147,7 @@ def _table(table: pa.Table, codes: Codes) -> pa.Table:
 
 
 def _collect(content: Any, codes: Codes) -> None:
-    """Remember the text of the data in a JSON file."""
+    """Remember the text of the data that a JSON file holds."""
     if isinstance(content, dict):
         for key, value in content.items():
             if key in CLOSED_KEYS and isinstance(value, str):
@@ -162,7 +163,7 @@ def _collect(content: Any, codes: Codes) -> None:
 
 
 def _json(content: Any, codes: Codes) -> Any:
-    """A JSON file's content with codes."""
+    """Replace the text of a JSON file by codes."""
     if isinstance(content, dict):
         return {
             codes.code(key) if key in codes.known else key: {} if key in LEFT_OUT else _json(value, codes)

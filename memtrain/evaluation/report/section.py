@@ -1,7 +1,7 @@
-"""What a stage says in the report: a title and HTML, from result files alone.
+"""Sections of the report: each stage makes a title and HTML from its result files alone.
 
-A section is put together from text, tables and pictures, or rendered from a template of the stage. All text from data
-is escaped; there are no scripts, and nothing is loaded from elsewhere.
+A section consists of text, tables and pictures, or is rendered from a template of the stage. All text from data is
+escaped. A section has no scripts, and loads nothing from other places.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from memtrain.evaluation.report.shares import words
 from memtrain.files.text import read_json_object
 
 THUMBNAIL = 192
-"""Largest side of an embedded image, pixels: twice the size it is shown at. Smaller images are embedded as they are."""
+"""Largest side of an embedded image, in pixels: twice the shown size. Smaller images are embedded unchanged."""
 BLOCK = 16
-"""Largest side of an image of which only the colour is shown."""
+"""Largest side, in pixels, of an image that shows only its average colour."""
 _ONE_COLOUR: ContextVar[bool] = ContextVar("one_colour", default=False)
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A figure of the first screen.
+    """A figure on the first screen of the page.
 
     Attributes:
-        label: what it is.
-        value: as it is read.
-        note: its interval, or what it is of.
+        label: the name of the figure.
+        value: the figure as text.
+        note: the interval of the figure, or its source.
     """
 
     label: str
@@ -49,19 +49,19 @@ class Section:
     """A part of the page.
 
     Attributes:
-        title: heading; empty for what stands before all headings.
-        body: HTML.
-        place: sections are shown in this order.
-        verdict: the page's answer, if the section has one: `level` (`reproduces`, `unjudged`, `inconclusive`, `none` or
-            `plain`), `text` (one sentence), and if there is more to say `word` (above it) and `more` (below).
-        rests_on: sentences, what the answer rests on.
-        cannot_say: sentences, what it cannot say.
+        title: the heading; empty for a section that stands before all headings.
+        body: the HTML of the section.
+        place: the sort key of the section; the page shows sections in ascending order.
+        verdict: the page's answer, if the section has one. `level` is `reproduces`, `unjudged`, `inconclusive`, `none`
+            or `plain`; `text` is one sentence. `word` (optional) stands above `text`, and `more` (optional) below.
+        rests_on: sentences on the basis of the answer.
+        cannot_say: sentences on the limits of the answer.
         figures: the figures that a reader looks for first.
-        subject: the model that the page is about.
-        folded: shown when the reader opens it; for rows of pictures.
-        limits: what cannot be concluded; listed at the end of the page.
-        facts: name and value of what is listed under "Run".
-        config: where the model comes from, as JSON holds it.
+        subject: the model that the page describes.
+        folded: whether the section is closed until the reader opens it; for rows of pictures.
+        limits: sentences on the limits of the evaluation, listed at the end of the page.
+        facts: pairs of name and value, listed under "About this run".
+        config: the settings and origin of the model, as the JSON file holds them.
     """
 
     title: str
@@ -79,10 +79,10 @@ class Section:
 
 
 def results_of(folder: Path, name: str) -> dict[str, Any] | None:
-    """The content of a results file, None if the stage has not run.
+    """Read a results file; None if the stage has not run.
 
     Raises:
-        DataError: if it is cut off, or holds something else.
+        DataError: if the file is cut off, or holds something else.
     """
     path = folder / name
     if not path.is_file():
@@ -91,11 +91,11 @@ def results_of(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def made(results: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:
-    """When and of what a stage made its results, how images were sampled and with which versions, as facts.
+    """Facts about the results of a stage: time, model, sampling settings and versions of libraries.
 
     Args:
-        results: content of the stage's JSON file, with what every one holds: `created` and `versions`.
-        stage: its name.
+        results: the content of the stage's JSON file, which has at least `created` and `versions`.
+        stage: the name of the stage.
     """
     parts = [results["created"], results.get("model")]
     if sampling := results.get("sampling"):
@@ -106,27 +106,28 @@ def made(results: Mapping[str, Any], stage: str) -> list[tuple[str, str]]:
 
 
 def paragraph(text: str | Markup) -> Markup:
-    """Text as a paragraph."""
+    """Wrap text in a paragraph."""
     return Markup("<p>{}</p>\n").format(text)
 
 
 def heading(text: str) -> Markup:
-    """A heading within a section."""
+    """Wrap text in a heading within a section."""
     return Markup("<h3>{}</h3>\n").format(text)
 
 
 def notes(lines: Sequence[str]) -> Markup:
-    """Sentences in small print."""
+    """Wrap sentences in a paragraph of small print."""
     return Markup('<p class="soft">{}</p>\n').format(" ".join(lines))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> Markup:
-    """A table whose first column is text and whose other columns are figures.
+    """Make a table whose first column is text and whose other columns are figures.
 
     Args:
-        headings: of the columns.
-        rows: as many cells as headings; the first names the row.
-        caption: what the table shows; read out before it, and the name of the region that scrolls on a narrow screen.
+        headings: the headings of the columns.
+        rows: the rows; each has as many cells as there are headings, and its first cell names the row.
+        caption: the caption of the table. Screen readers say it first, and it names the region that scrolls on a narrow
+            screen.
     """
     head = Markup('<th scope="col">{}</th>'), Markup('<th scope="col" class="n">{}</th>')
     cell = Markup('<th scope="row">{}</th>'), Markup('<td class="n">{}</td>')
@@ -141,7 +142,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, caption:
 
 
 def scrolled(inside: Markup, *, name: str) -> Markup:
-    """What may be wider than the screen, in a region of its own that the keyboard reaches."""
+    """Wrap HTML that may be wider than the screen in a scrolling region that the keyboard can reach."""
     region = Markup('<div class="scroll" tabindex="0" role="group" aria-label="{}">{}</div>\n')
     return region.format(name, inside)
 
@@ -155,25 +156,25 @@ def _row(cells: Sequence[Markup]) -> Markup:
 
 
 def bullets(sentences: Sequence[str | Markup]) -> Markup:
-    """A list."""
+    """Make a bulleted list."""
     lines = [Markup("<li>{}</li>\n").format(sentence) for sentence in sentences]
     return Markup("<ul>\n{}</ul>\n").format(Markup("").join(lines))
 
 
 def folded(title: str, body: Markup) -> Markup:
-    """What the reader opens if it is wanted."""
+    """Wrap HTML in a block that is closed until the reader opens it."""
     return Markup('<details class="part"><summary>{}</summary>\n{}</details>\n').format(title, body)
 
 
 def picture(path: Path, *, alt: str) -> Markup:
-    """A PNG file, inside the page; nothing if it does not exist."""
+    """Embed a PNG file in the page; an empty string if the file does not exist."""
     if not path.is_file():
         return Markup("")
     return Markup('<img class="chart" src="{}" alt="{}">\n').format(png_uri(path.read_bytes()), alt)
 
 
 def png_uri(png: bytes) -> str:
-    """The bytes of a PNG file as a data URI; within :func:`one_colour`, of a block instead."""
+    """Encode a PNG file as a data URI; within :func:`one_colour`, encode a block of its average colour instead."""
     if _ONE_COLOUR.get():
         png = _block(png)
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
@@ -181,7 +182,7 @@ def png_uri(png: bytes) -> str:
 
 @contextmanager
 def one_colour() -> Iterator[None]:
-    """While this lasts, every image that goes into a page becomes one block of its average colour."""
+    """Replace every image that goes into a page by a block of its average colour, while this context lasts."""
     before = _ONE_COLOUR.set(True)
     try:
         yield
@@ -190,7 +191,7 @@ def one_colour() -> Iterator[None]:
 
 
 def _block(png: bytes) -> bytes:
-    """A small PNG of the average colour of another, in its proportions."""
+    """Make a small PNG in the average colour and the proportions of another PNG."""
     with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
         colour = image.convert("RGB").resize((1, 1), Image.Resampling.BOX)
@@ -202,7 +203,7 @@ def _block(png: bytes) -> bytes:
 
 
 def thumbnail_uri(path: Path) -> str:
-    """A PNG file as a data URI, made smaller if it is larger than :data:`THUMBNAIL`."""
+    """Encode a PNG file as a data URI, scaled down if it is larger than :data:`THUMBNAIL`."""
     with Image.open(path) as image:
         if max(image.size) <= THUMBNAIL:
             return png_uri(path.read_bytes())
@@ -213,13 +214,13 @@ def thumbnail_uri(path: Path) -> str:
 
 
 def from_template(path: Path, **context: Any) -> Markup:
-    """HTML from a Jinja template of a stage, which may import `macros.html.j2` of this folder.
+    """Render a Jinja template of a stage, which may import `macros.html.j2` of this folder.
 
     The filters are `percent`, `number`, `capitalised` and `words`.
 
     Args:
-        path: of the template.
-        context: its variables; a missing one is an error.
+        path: the template file.
+        context: the variables of the template; a missing variable is an error.
     """
     environment = Environment(
         loader=FileSystemLoader([path.parent, Path(__file__).parent]),
@@ -233,20 +234,20 @@ def from_template(path: Path, **context: Any) -> Markup:
 
 
 def percent(share: float | None) -> str:
-    """`12.5%`, or a dash for None."""
+    """Format a share as `12.5%`; a dash for None."""
     return "–" if share is None else f"{100 * share:.3g}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With so many digits after the point, or a dash for None."""
+    """Format a number with `digits` digits after the point; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def capitalised(text: str) -> str:
-    """With a capital first letter, the rest as it is."""
+    """Make the first letter a capital, and keep the rest."""
     return text[:1].upper() + text[1:]
 
 
 def joined(parts: Sequence[Markup]) -> Markup:
-    """Parts one after the other."""
+    """Join parts of HTML in their order."""
     return Markup("").join(escape(part) for part in parts)

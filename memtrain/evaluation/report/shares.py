@@ -1,7 +1,7 @@
-"""Figures of results files in words: shares with their intervals, and values with theirs.
+"""Figures of results files in words: shares and values with their intervals.
 
-Results name what they count in many ways (`reproduced`, `copies`, `found`, ...); a share is told by its `n` and its
-`share`, and the count is the whole number beside them.
+Results use several names for a count (`reproduced`, `copies`, `found`, ...). A mapping with `n` and `share` is a share;
+its count is the whole number under one of these names.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 COUNTS = ("reproduced", "copies", "found", "alike", "nearer", "k", "extracted", "verbatim", "template")
-"""What stands for the number that was found, in this order."""
+"""Names of the count of a share, in the order in which they are looked for."""
 
 
 def is_share(value: object) -> bool:
-    """Whether it is a share of something counted."""
+    """Whether a value is a share of something counted."""
     return isinstance(value, Mapping) and "share" in value and "n" in value
 
 
 def counted(share: Mapping[str, Any]) -> int | None:
-    """How many were found; None if the share does not say."""
+    """Return the count of a share; None if the share does not give it."""
     for name in COUNTS:
         value = share.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -28,19 +28,19 @@ def counted(share: Mapping[str, Any]) -> int | None:
 
 
 def percent_of(share: float | None) -> str:
-    """`12.5%`, or a dash."""
+    """Format a share as `12.5%`; a dash for None."""
     return "–" if share is None else f"{100 * share:.3g}%"
 
 
 def interval_of(ends: Any) -> str:
-    """`10% to 20%`; empty where none is known."""
+    """Format an interval as `10% to 20%`; empty if no interval is known."""
     if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
         return ""
     return f"{percent_of(ends[0])} to {percent_of(ends[1])}"
 
 
 def share_text(share: Mapping[str, Any] | None) -> str:
-    """`18.3% (11 of 60; 10.6% to 29.9%)`, or a dash."""
+    """Format a share as `18.3% (11 of 60; 10.6% to 29.9%)`; a dash if it is not known."""
     if not share or share.get("share") is None:
         return "–"
     inside = interval_of(share.get("interval"))
@@ -48,13 +48,13 @@ def share_text(share: Mapping[str, Any] | None) -> str:
 
 
 def note_of(share: Mapping[str, Any]) -> str:
-    """`11 of 60; 10.6% to 29.9%`."""
+    """Format the count and the interval of a share as `11 of 60; 10.6% to 29.9%`."""
     inside = interval_of(share.get("interval"))
     return f"{counted(share)} of {share['n']}" + (f"; {inside}" if inside else "")
 
 
 def value_text(value: Any) -> str:
-    """A figure of any kind in a few characters."""
+    """Format a figure of any kind in a few characters."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -67,15 +67,15 @@ def value_text(value: Any) -> str:
 
 
 def words(name: str) -> str:
-    """A key of a results file as a reader writes it."""
+    """Write a key of a results file as words."""
     return name.replace("_", " ").replace("heldout", "held-out")
 
 
 def rows_of(name: str, value: Any) -> Iterator[tuple[str, str, str]]:
-    """Name, figure and interval of whatever a results file holds under a key, one row for each figure in it.
+    """Make a row of name, figure and interval for each figure that a results file holds under a key.
 
     Args:
-        name: of the key, in words.
+        name: the key in words.
         value: a share, a figure with its `value` and `interval`, a number, or a mapping of these.
     """
     if is_share(value):
@@ -95,7 +95,7 @@ def rows_of(name: str, value: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _around(figure: Mapping[str, Any]) -> str:
-    """What stands beside a value: its interval, what measured it, of how many, and why there is none."""
+    """Describe a value: its interval, the network that measured it, counts, and the reason if there is no value."""
     ends = figure.get("interval")
     parts = []
     if isinstance(ends, (list, tuple)) and len(ends) == 2 and None not in ends:

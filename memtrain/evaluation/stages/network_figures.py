@@ -1,4 +1,4 @@
-"""Figures of :mod:`memtrain.evaluation.measures.nemo_metrics`, as the report shows them."""
+"""Tables of the report for figures of :mod:`memtrain.evaluation.measures.nemo_metrics`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from memtrain.evaluation.report.section import heading, joined, paragraph, table
 
 
 def network_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A name, its value and how many prompts it is of, for each figure.
+    """Make a row of name, value and number of prompts for each figure.
 
     Args:
-        figures: metrics by name; one that is told apart for verbatim and template memorization has a row for each.
+        figures: the metrics by name. A metric with separate values for verbatim and template memorization has a row
+            for each.
     """
     rows = []
     for name, found in figures.items():
@@ -30,39 +31,39 @@ def network_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def distance(found: Mapping[str, Any]) -> str:
-    """A Fréchet distance, and whether it is of too few images.
+    """Describe a Fréchet distance, and say if there were too few images.
 
     Args:
-        found: from :func:`memtrain.evaluation.measures.frechet.frechet_distance`.
+        found: the result of :func:`memtrain.evaluation.measures.frechet.frechet_distance`.
     """
     few = "" if found["full_rank"] else ", fewer images than dimensions"
     return f"{found['value']:.3f} ({found['n_generated']} to {found['n_real']} images{few})"
 
 
 def paired_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """A name, its value without and with what was switched off, and how many prompts it is of, for each figure.
+    """Make a row of name, value without and with the mask, and number of prompts for each figure.
 
     Args:
-        figures: metrics by name, with those of the images without under `without_mask`.
+        figures: the metrics by name; `without_mask` holds the metrics of the images without the mask.
     """
     before = {name: value for name, value, _ in network_rows(figures.get("without_mask", {}))}
     return [(name, before.get(name, ""), value, count) for name, value, count in network_rows(figures)]
 
 
 def paired_networks(networks: Mapping[str, Any]) -> Markup:
-    """A table of the figures of each group without and with what was switched off.
+    """Make a table of the figures of each group without and with the change.
 
     Args:
-        networks: `networks` of a results file: `groups`, and where they could be measured `distribution_without` and
-            `distribution_with`.
+        networks: the part `networks` of a results file: `groups`, and if they could be measured `distribution_without`
+            and `distribution_with`.
     """
     rows = [(name, *row) for name, found in networks["groups"].items() for row in paired_rows(found)]
     before, after = networks.get("distribution_without", {}), networks.get("distribution_with", {})
     rows += [("never trained on", name, distance(before[name]), distance(after[name]), "") for name in before]
-    said = "Measured with the weight files that were named; comparable within one paper's convention only."
+    said = "The weight files of the command measured these figures. Compare figures of one paper's convention only."
     return joined(
         [
-            heading("Figures of networks"),
+            heading("Figures by networks"),
             table(("prompts", "figure", "without", "with", "n"), rows),
             paragraph(said),
         ]

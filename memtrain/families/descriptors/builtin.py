@@ -1,13 +1,14 @@
-"""The built-in descriptor: gradients, layout, colour and spectrum of an image, the same for its mirror image.
+"""The built-in descriptor: gradients, layout, color and spectrum of an image, the same for its mirror image.
 
-What: five parts of unit length, weighted and put together. Gradients by orientation in 4 x 4 cells, of the whole image
-and of a window around where its gradients are (centre and spread of their strength, so shifting or shrinking a picture
-on a plain ground moves the window along); luminance in 8 x 8 and colour in 4 x 4 cells of that window; and the
-logarithm of the spectrum's amplitudes, which a shift does not change. Of every part f the sum f + f' and the absolute
-difference |f - f'| with the mirrored image's part f' are taken, which are the same for both.
+The descriptor has five weighted parts of unit length. Two parts are gradients by orientation in 4 x 4 cells, of the
+whole image and of a window. The window lies around the gradients (center and spread of their strength), so it moves
+along when a picture on a plain ground is shifted or shrunk. Two parts are luminance in 8 x 8 cells and color in 4 x 4
+cells of that window. One part is the logarithm of the spectrum's amplitudes, which a shift does not change. For every
+part f, the sum f + f' and the absolute difference |f - f'| with the mirrored image's part f' are used, which are the
+same for both images.
 Source: Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection" (CVPR 2005), for the cells; the rest is
-memtrain's. Needs no weights.
-Cost: below 1 ms an image on one core, beyond scaling it to 64 pixels. 832 numbers.
+memtrain's. It needs no weights.
+Cost: below 1 ms an image on one core, in addition to scaling it to 64 pixels. 832 numbers.
 Cannot: place a copy behind a thick frame, or a crop of less than two thirds of the width, near its picture every time.
 """
 
@@ -29,18 +30,18 @@ from memtrain.families.registration import luminance
 SIDE, WINDOW = 64, 48
 CELLS, ORIENTATIONS = 4, 8
 WEIGHTS = (1.0, 1.0, 1.0, 0.5, 0.5)
-"""Of the parts: gradients of the whole and of the window, luminance, colour, spectrum."""
+"""The weights of the parts: gradients of the whole and of the window, luminance, color, spectrum."""
 
 
 class BuiltIn(Descriptor):
-    """Gradients, layout, colour and spectrum; needs no weights."""
+    """Gradients, layout, color and spectrum. It needs no weights."""
 
     name = "built-in"
     version = "1"
 
     @torch.inference_mode()
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """See :class:`memtrain.families.descriptors.base.Descriptor`."""
+        """Compute vectors of unit length; see :class:`memtrain.families.descriptors.base.Descriptor`."""
         return described(
             lambda some: _describe(stacked(some, side=SIDE, resample=Image.Resampling.BILINEAR).float() / 255), images
         )
@@ -65,7 +66,7 @@ def _describe(images: Tensor) -> Tensor:
 
 
 def gradient_window(images: Tensor) -> Tensor:
-    """The part of each image around its gradients, two standard deviations to each side, `(n, 3, 48, 48)`."""
+    """Cut the part of each image around its gradients, two standard deviations to each side, `(n, 3, 48, 48)`."""
     across, down = _gradients(luminance(images))
     # Weak gradients are noise and compression.
     strength = ((across.square() + down.square()).sqrt() - 0.02).clamp(min=0)[:, 0]
@@ -86,7 +87,7 @@ def gradient_window(images: Tensor) -> Tensor:
 
 
 def orientation_cells(grey: Tensor) -> Tensor:
-    """Root of the gradients' strength by orientation and cell, `(n, 8, 4, 4)`; cells near a pixel share it."""
+    """Return the root of the gradients' strength by orientation and cell, `(n, 8, 4, 4)`; near cells share a pixel."""
     across, down = _gradients(grey)
     strength = (across.square() + down.square() + 1e-12).pow(0.25)
     orientation = torch.atan2(down, across) / math.pi * ORIENTATIONS
@@ -102,7 +103,7 @@ def orientation_cells(grey: Tensor) -> Tensor:
 
 def _gradient_part(grey: Tensor) -> Tensor:
     cells = orientation_cells(grey)
-    # In a mirror an orientation turns into its opposite one.
+    # A mirror turns an orientation into its opposite.
     mirrored = cells.flip(3)[:, [-index % ORIENTATIONS for index in range(ORIENTATIONS)]]
     both = (cells + mirrored).flatten(1)
     return F.normalize(
@@ -120,7 +121,7 @@ def _spectrum_part(grey: Tensor) -> Tensor:
 
 
 def _either_way(part: Tensor, mirrored: Tensor) -> Tensor:
-    """The same for a part and for that of the mirrored image, of unit length."""
+    """Combine a part and the mirrored image's part into the same vector for both, of unit length."""
     return F.normalize(torch.cat([(part + mirrored).flatten(1), (part - mirrored).abs().flatten(1)], dim=1), dim=1)
 
 

@@ -1,11 +1,11 @@
 """A copy detector from a file of your own: SSCD, or another network that ends in its descriptor.
 
-What: images are scaled to a square, normalised as for ImageNet, and described by the network. An ONNX file whose input
-is uint8 gets pixels as they are. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection" (CVPR
-2022). Weights: TorchScript or ONNX, none is downloaded (:mod:`memtrain.families.network_file` says which to trust).
-Cost: one forward of a ResNet-50, 25 ms on one core at 224 pixels. Suggested: `size` 288 for photographs, as its
-authors have it; 224 for small images. Cannot: recognise a 64-pixel image by its JPEG: blocks scaled up are what it
-looks at.
+Images are scaled to a square, normalized as for ImageNet, and described by the network. An ONNX file with uint8
+input gets pixels without normalization. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection"
+(CVPR 2022). Weights: TorchScript or ONNX, none is downloaded (:mod:`memtrain.families.network_file` explains which to
+trust). Cost: one forward of a ResNet-50, 25 ms on one core at 224 pixels. Suggested: `size` 288 for photographs, as its
+authors use it; 224 for small images. Cannot: recognize a 64-pixel image by its JPEG, because it then looks at enlarged
+blocks.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class CopyDetector(Descriptor):
     """Descriptors of a network from a file.
 
     Args:
-        path: a TorchScript or ONNX file.
-        size: height and width of what the network is shown, pixels.
-        device: where a TorchScript network runs.
+        path: the path of a TorchScript or ONNX file.
+        size: the height and width of the network's input in pixels.
+        device: the device of a TorchScript network.
 
     Raises:
-        ConfigurationError: if the file is no network, or `size` no size.
+        ConfigurationError: if the file is not a network, or if `size` is below 1.
     """
 
     name = "copy detector"
 
     def __init__(self, path: str, size: int = 224, device: str = "cpu") -> None:
         if size < 1:
-            raise ConfigurationError(f"size is {size}", expected="a number of pixels", remedy="use 224")
+            raise ConfigurationError(f"size is {size}", expected="at least 1 pixel", remedy="set size to 224")
         self._network = load_network(path, device=device)
         self._size = size
         with Path(path).open("rb") as file:
             self.version = f"{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}-{size}"
 
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """See :class:`memtrain.families.descriptors.base.Descriptor`."""
+        """Compute vectors of unit length; see :class:`memtrain.families.descriptors.base.Descriptor`."""
         return described(self._forward, images)
 
     @torch.no_grad()

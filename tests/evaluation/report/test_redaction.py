@@ -35,7 +35,7 @@ def test_nothing_can_be_recognised(folder: Path, capsys: pytest.CaptureFixture[s
     assert KEY in whole and "a portrait of" in whole
     for path in (page, said):
         text = path.read_text(encoding="utf-8")
-        assert "Images, captions and names are left out" in text
+        assert "This page leaves out images, captions and names" in text
         for secret in (KEY, OTHER, "Weiß", "Müller", "a portrait of", "key-3"):
             assert secret not in text, secret
         assert "2 of 4" in text and "41.7%" in text, "figures stay"
@@ -81,7 +81,7 @@ def test_a_block_has_the_average_colour() -> None:
 
 def test_a_page_with_a_picture_in_it_is_refused_and_deleted(folder: Path) -> None:
     page = write_report(folder)
-    with pytest.raises(RecordError, match="another way"):
+    with pytest.raises(RecordError, match="not replaced by a block of one colour"):
         check_redacted(page)
     assert not page.exists()
 

@@ -1,4 +1,4 @@
-"""What `attention` says in the report: its pictures, and the mean entropies."""
+"""Section of `attention` in the report: its pictures, and the mean entropies."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from memtrain.files.inside import below
 
 
 def sections(folder: Path) -> list[Section]:
-    """The entropy of each group of prompts, and the pictures.
+    """Make the section on the entropy of each group of prompts, with the pictures.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder / FOLDER, "attention.json")
     if results is None:
@@ -24,9 +24,9 @@ def sections(folder: Path) -> list[Section]:
     ]
     body = [
         paragraph(
-            "The entropy of the attention at each sampling step (mean and the middle 80% of the prompts), and for some "
-            "prompts what each token receives. The published sign: the attention of memorized prompts stays spread, "
-            "their entropy is higher."
+            "The charts show the entropy of the attention at each sampling step (mean and the middle 80% of the "
+            "prompts). For some prompts they also show the attention that each token receives. In the published work, "
+            "the attention of memorized prompts stays spread, so their entropy is higher."
         ),
         table(("prompts", "mean entropy, all tokens", "EOS and padding", "n"), rows),
         *(

@@ -1,4 +1,4 @@
-"""What `calibrate` says in the report: from `calibration.json`."""
+"""Section of `calibrate` in the report, made from `calibration.json`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from memtrain.evaluation.report.section import Section, joined, made, paragraph,
 
 
 def sections(folder: Path) -> list[Section]:
-    """The threshold and what it rests on.
+    """Make the section on the threshold and its basis.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder, "calibration.json")
     if results is None:
@@ -23,14 +23,16 @@ def sections(folder: Path) -> list[Section]:
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:
-    """What was measured, in words.
+    """Describe the calibration in words.
 
     Args:
-        results: content of `calibration.json`.
+        results: the content of `calibration.json`.
     """
     threshold, statistics = results["threshold"], results["statistics"]
     return [
-        f"Threshold of the similarity between seeds: {threshold['value']:.3f}, the mean {threshold['mean']:.3f} plus "
-        f"{threshold['deviations']:g} standard deviation ({threshold['std']:.3f}) over {threshold['count']} prompts.",
-        f"Activation of {statistics['neurons']} neurons in {statistics['layers']} layers.",
+        f"The threshold of the similarity between seeds is {threshold['value']:.3f}. It is the mean "
+        f"{threshold['mean']:.3f} "
+        f"plus {threshold['deviations']:g} standard deviation ({threshold['std']:.3f}) over {threshold['count']} "
+        f"prompts.",
+        f"The statistics cover the activation of {statistics['neurons']} neurons in {statistics['layers']} layers.",
     ]

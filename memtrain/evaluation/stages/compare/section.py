@@ -1,4 +1,4 @@
-"""What `compare` says in the report: from `comparison.json` and the images beside it."""
+"""Section of `compare` in the report, made from `comparison.json` and its images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from memtrain.files.inside import below
 
 
 def sections(folder: Path) -> list[Section]:
-    """The line, the figures of each group, quality, and pictures side by side.
+    """Make the section: the summary, the figures of each group, quality, and pictures side by side.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder, "comparison.json")
     if results is None:
@@ -60,7 +60,11 @@ def sections(folder: Path) -> list[Section]:
         results=results,
         names=names,
         groups=table(headings, rows, caption="Pictures that come back"),
-        alike=table(("pictures", "measure", *names, "change"), alike, caption="Most alike generation") if alike else "",
+        alike=table(
+            ("pictures", "measure", *names, "change"), alike, caption="Similarity of the most similar generation"
+        )
+        if alike
+        else "",
         quality=table(("figure", *names, "change", "relative"), quality, caption="Quality") if quality else "",
         cases=[_case(one, names, folder) for one in results["shown"]],
     )
@@ -69,11 +73,12 @@ def sections(folder: Path) -> list[Section]:
             title="Comparison",
             body=body,
             place=0,
-            verdict={"level": "plain", "word": "What was gained, and what it cost", "text": results["summary"]},
+            verdict={"level": "plain", "word": "What was gained, and what did it cost?", "text": results["summary"]},
             rests_on=_rests_on(results, names),
             cannot_say=[
-                "Whether the difference would come back with another seed of training: each run was trained once.",
-                "Anything about pictures that were not asked of both.",
+                "Each run was trained once. The comparison does not show whether another seed of training gives the "
+                "same difference.",
+                "The comparison covers only pictures that both evaluations sampled.",
             ],
             figures=_figures(results),
             subject=" and ".join(names),
@@ -87,8 +92,9 @@ def _rests_on(results: Mapping[str, Any], names: list[str]) -> list[str]:
     thresholds = " and ".join(f"{run['threshold']:.3f} ({run['name']})" for run in runs)
     left = f"{paired['only_before']} prompts of {names[0]} and {paired['only_after']} of {names[1]} have no partner."
     return [
-        f"{paired['prompts']} prompts asked of both, with the same {len(results['sampling']['seeds'])} seed(s) each.",
-        f"Each run's own threshold from its held-out prompts: {thresholds}.",
+        f"Both evaluations sampled {paired['prompts']} prompts, with the same {len(results['sampling']['seeds'])} "
+        f"seed(s).",
+        f"Each run has its own threshold from its held-out prompts: {thresholds}.",
         *([left] if paired["only_before"] or paired["only_after"] else []),
     ]
 

@@ -1,4 +1,4 @@
-"""One line: what was gained, and what it cost."""
+"""Summary of a comparison in one line: gain and cost."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ COSTS = {
     "clip_fid": "CLIP-FID",
     "clip_score": "CLIP score",
 }
-"""Figures of quality that the line names, in this order."""
+"""Figures of quality that the line names, in their order."""
 HIGHER_IS_BETTER = ("clip_score",)
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """What `comparison.json` says first.
+    """Make the summary line of `comparison.json`.
 
     Args:
-        results: its content, with `runs`, `groups` and `quality`.
+        results: the content of the file, with `runs`, `groups` and `quality`.
     """
     before, after = (run["name"] for run in results["runs"])
     trained = results["groups"].get("trained on")
     if trained is None:
-        gained = "no picture that was trained on was asked of both"
+        gained = "not known, both evaluations sampled no common training picture"
     else:
         n, first, second = trained["n"], trained["before"]["k"], trained["after"]["k"]
         gained = f"{first} of {n} training pictures came back, {second} do now"
@@ -42,7 +42,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def _quality(quality: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Figures that got better, and those that got worse."""
+    """Return the figures that got better, and the figures that got worse."""
     better: list[str] = []
     worse: list[str] = []
     for name, words in COSTS.items():
@@ -55,12 +55,12 @@ def _quality(quality: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _heldout(heldout: Mapping[str, Any] | None) -> str:
-    """How near generations come to pictures that neither model has seen."""
+    """Describe how near generations come to pictures that neither model has seen."""
     change = None if heldout is None else heldout["best_ratio"]["change"]
     if change is None or change["interval"] is None:
         return ""
     ends = " to ".join(f"{end:+.3f}" for end in change["interval"])
-    return f" Beside that: ratio for held-out prompts {change['mean']:+.3f} ({ends})."
+    return f" Ratio for held-out prompts: {change['mean']:+.3f} ({ends})."
 
 
 def _points(interval: Any) -> str:

@@ -1,8 +1,8 @@
-"""What null prompts say about the prompts in question: p-values and q-values, in sentences too.
+"""Comparison of prompts with null prompts: p-values, q-values and sentences.
 
 `prompts.parquet` gets `p_value`, `q_value` and `holm` of all detectors together, and `p_value.<detector>` and
-`q_value.<detector>` of each; `detection.json` gets `null`; the null prompts and their scores go to
-`null_prompts.parquet`, which may be named as the null of another detection.
+`q_value.<detector>` of each detector. `detection.json` gets `null`. The null prompts and their scores go to
+`null_prompts.parquet`, which can serve as the null of another detection.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from memtrain.evaluation.stages.null_prompts import ENOUGH
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """Null prompts.
+    """Null prompts, which the model cannot have seen.
 
     Attributes:
-        texts: n different prompts.
-        made: whether they were made of the prompts in question; else they are the user's own.
-        detectors: those that read them.
+        texts: the n different prompts.
+        made: whether they were made from the prompts in question; else the user gave them.
+        detectors: the detectors that read them.
     """
 
     texts: Sequence[str]
@@ -52,18 +52,18 @@ def against_null(
     null_lengths: Tensor,
     seconds: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compare.
+    """Compare prompts with null prompts.
 
     Args:
         null: the null prompts.
-        scores: per detector `(P,)`, as it gives them.
-        null_scores: per detector of the null `(n,)`.
-        lengths: `(P,)` tokens.
-        null_lengths: `(n,)`.
-        seconds: per null prompt.
+        scores: the scores of the prompts by detector, `(P,)`, in the detector's own direction.
+        null_scores: the scores of the null prompts by detector, `(n,)`.
+        lengths: the numbers of tokens of the prompts, `(P,)`.
+        null_lengths: the numbers of tokens of the null prompts, `(n,)`.
+        seconds: the seconds per null prompt.
 
     Returns:
-        Columns for `prompts.parquet`, and what `detection.json` says under `null`.
+        Columns for `prompts.parquet`, and the part `null` of `detection.json`.
     """
     about = {"lengths": lengths, "null_lengths": null_lengths}
     own: dict[str, Tensor] = {}
@@ -118,26 +118,26 @@ def _counts(p: Tensor) -> dict[str, Any]:
 
 
 def null_table(null: Null, lengths: Tensor, scores: Mapping[str, Tensor]) -> pa.Table:
-    """A row per null prompt."""
+    """Make a table with one row per null prompt."""
     columns = {name: score.tolist() for name, score in scores.items()}
     return pa.table({"prompt": list(null.texts), "prompt_length": lengths.tolist(), **columns})
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:
-    """What the null prompts say, and what they cannot say.
+    """Describe the comparison with null prompts, and its limits.
 
     Args:
-        results: content of `detection.json`.
+        results: the content of `detection.json`.
 
     Returns:
-        The finding first; nothing where there was no null.
+        The sentences, the finding first; an empty list if there were no null prompts.
     """
     null = results.get("null")
     if null is None:
         return []
     found, prompts = null["combined"], results["prompts"]
     if found is None:
-        return [f"No p-values: {null['reason']}."]
+        return [f"There are no p-values: {null['reason']}."]
     named, surely = found["q_below_level"], found["holm_below_level"]
     level = f"{null['level']:g}"
     if prompts == 1:
@@ -147,51 +147,52 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         verb = "scores" if named == 1 else "score"
         said = [
             f"{named} of {prompts} prompts {verb} higher than prompts that the model cannot have seen (q < {level}).",
-            f"At a chance of {level} that any prompt is named falsely, instead of a share of {level} of those named, "
-            f"it is {surely} (Holm).",
+            f"This allows for a share of {level} of false ones among the named prompts. With a chance of {level} "
+            f"for any false one at all, the number is {surely} (Holm).",
         ]
     return [*said, *_remarks(null, prompts)]
 
 
 def _remarks(null: Mapping[str, Any], prompts: int) -> list[str]:
-    made = "made by exchanging words between the prompts" if prompts > 1 else "made of other words in its frame"
-    kind = made if null["kind"] != "own" else "of your own"
+    made = "made by exchanging words between the prompts" if prompts > 1 else "made by exchanging words of the prompt"
+    kind = made if null["kind"] != "own" else "from your own file"
     corrected = f", and q is p corrected for {prompts} prompts" if prompts > 1 else ""
     said = [
-        f"Compared with {null['prompts']} null prompts, {kind}, at equal length: p is the share of them that score at "
-        f"least as high{corrected}."
+        f"Each prompt is compared with {null['prompts']} null prompts, {kind}, at equal length. The p-value is the "
+        f"share of null prompts that score at least as high{corrected}."
     ]
     if null["kind"] != "own" and prompts < ENOUGH:
         said.append(
-            f"Fewer than {ENOUGH} prompts lend each other too few words, so null prompts hold words of a list. "
-            "Measured with such null prompts, noise_similarity gave small p-values three times too often."
+            f"Fewer than {ENOUGH} prompts have too few words to exchange, so null prompts hold words of a list. "
+            "With such null prompts, noise_similarity gave small p-values three times too often in our measurements."
         )
     if null["fewest_to_name"] > 1:
         said.append(
-            f"With so few null prompts none can be named unless {null['fewest_to_name']} score above all of them; more "
-            "of them (--null) would tell single prompts apart."
+            f"With so few null prompts, no prompt can be named unless {null['fewest_to_name']} score above all null "
+            "prompts. More null prompts (--null) can name single prompts."
         )
     share = null["combined"]["above_median"]
     if share["n"] >= 10 and share["interval"][0] > 0.5:
         said.append(
-            f"{share['k']} of {share['n']} prompts score above the middle of the null prompts, where half would. "
-            "Either many are memorized, or null prompts score lower for another reason, and p-values are too small."
+            f"{share['k']} of {share['n']} prompts score above the median of the null prompts, and half is expected. "
+            "Either many prompts are memorized, or null prompts score lower for another reason. In the second case the "
+            "p-values are too small."
         )
     if null["prompts_outside_lengths"]:
         said.append(
-            f"{null['prompts_outside_lengths']} prompt(s) are longer or shorter than every null prompt; theirs is "
-            "extrapolated."
+            f"{null['prompts_outside_lengths']} prompt(s) are longer or shorter than every null prompt. Their "
+            "p-values are extrapolated."
         )
     return said
 
 
 CANNOT_SAY = (
-    "A small p-value says that the model treats a prompt unlike prompts of the same kind and length that nobody wrote. "
-    "It does not say that an image is reproduced, nor which one: sample it and compare (`memtrain measure`).",
-    "A large one does not clear a prompt: a detector may be blind to it, and what the model learnt without repeating "
-    "does not show.",
-    "Null prompts make little sense, and those made of the prompts borrow words of memorized ones, too: where several "
-    "are memorized, some null prompts score high for that and p-values are too large. A file of your own null prompts "
-    "(--null FILE) avoids both.",
+    "A small p-value shows that the model treats a prompt unlike null prompts of the same kind and length. It does not "
+    "show that the model reproduces an image, nor which one. Sample the prompt and compare (`memtrain measure`).",
+    "A large p-value does not clear a prompt. A detector may be blind to it, and images that the model learned without "
+    "reproducing them do not show.",
+    "Null prompts make little sense. Null prompts made from the prompts also hold words of memorized prompts. If "
+    "several prompts are memorized, some null prompts therefore score high, and p-values are too large. A file of your "
+    "own null prompts (--null FILE) avoids both.",
 )
-"""Of every p-value here."""
+"""Limits of every p-value of this module."""

@@ -1,4 +1,4 @@
-"""What `detect` says in the report: from `detection.json` and `prompts.parquet`."""
+"""Section of `detect` in the report, made from `detection.json` and `prompts.parquet`."""
 
 from __future__ import annotations
 
@@ -33,23 +33,25 @@ from memtrain.evaluation.stages.detect.screen import (
 from memtrain.files.parquet_table import read_parquet
 
 MOST = 30
-"""Prompts listed, most suspicious first."""
+"""Number of listed prompts, most suspicious first."""
 WIDEST = 6
-"""Detectors whose scores stand beside the prompts; the table of scores has all of them."""
+"""Number of detectors whose scores stand beside the prompts; `prompts.parquet` has the scores of all detectors."""
 
 
 def sections(folder: Path) -> list[Section]:
-    """What null prompts say, the most suspicious prompts, and the figures of prompts whose truth is known.
+    """Make the section: results against null prompts, the most suspicious prompts, and figures of known prompts.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder, "detection.json")
     if results is None:
         return []
     known, null = results["prompt_length"] is not None, results.get("null")
     what = ", known to be memorized or not," if known else ""
-    body = [paragraph(f"{results['prompts']} prompts{what} scored without looking at any training image.")]
+    body = [
+        paragraph(f"The detectors scored {results['prompts']} prompts{what} without looking at any training image.")
+    ]
     said = sentences(results)
     if said:
         body += [paragraph(said[0]), notes(said[1:])]
@@ -61,7 +63,7 @@ def sections(folder: Path) -> list[Section]:
         body.append(_by_detector(null))
     if known:
         headings = [heading.replace("\n", " ") for heading in HEADINGS]
-        measured = table(("score", *headings), figure_rows(results), caption="Memorized against other prompts")
+        measured = table(("score", *headings), figure_rows(results), caption="Memorized prompts against other prompts")
         body += [measured, notes(explanation(results))]
     body.append(notes([*counted(results), *_left_out(results)]))
     return [
@@ -80,7 +82,7 @@ def sections(folder: Path) -> list[Section]:
 
 
 def _verdict(results: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
-    return {"level": "plain", "word": "Which prompts stand out", "text": said[0]}
+    return {"level": "plain", "word": "Which prompts stand out?", "text": said[0]}
 
 
 def _figures(results: Mapping[str, Any]) -> list[KeyFigure]:
@@ -92,13 +94,15 @@ def _figures(results: Mapping[str, Any]) -> list[KeyFigure]:
         ),
         KeyFigure("null prompts", str(null["prompts"]), f"smallest p {null['smallest_p_value']:.2g}"),
         KeyFigure(
-            "above the middle of the null", percent(found["above_median"]["share"]), "half, if nothing stands out"
+            "above the median of the null prompts",
+            percent(found["above_median"]["share"]),
+            "half, if no prompt stands out",
         ),
     ]
 
 
 def _prompts(results: dict[str, Any], path: Path) -> Markup:
-    """The most suspicious prompts: p-values first, then scores."""
+    """Make the table of the most suspicious prompts, with p-values before scores."""
     title, ordered = by_suspicion(
         results, read_parquet(path, needed=("prompt", "memorized"), remedy="run detect again")
     )
@@ -129,7 +133,7 @@ def _prompts(results: dict[str, Any], path: Path) -> Markup:
 
 
 def _by_detector(null: Mapping[str, Any]) -> Markup:
-    """How many prompts each detector alone would name."""
+    """Make the table of the numbers of prompts that each detector alone names."""
     level = f"{null['level']:g}"
     rows = [
         (
@@ -141,8 +145,10 @@ def _by_detector(null: Mapping[str, Any]) -> Markup:
         )
         for name, found in (*null["detectors"].items(), ("together", null["combined"]))
     ]
-    headings = ("detector", f"q < {level}", f"Holm < {level}", f"p ≤ {level}", "above the middle of the null")
-    return folded("What each detector says alone", table(headings, rows, caption="Prompts that stand out, by detector"))
+    headings = ("detector", f"q < {level}", f"Holm < {level}", f"p ≤ {level}", "above the median of the null")
+    return folded(
+        "Results of each detector alone", table(headings, rows, caption="Prompts that stand out, by detector")
+    )
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:

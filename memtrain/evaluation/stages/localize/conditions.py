@@ -1,9 +1,9 @@
-"""What masks and the adversarial search changed, in figures: per condition, and what they mean together.
+"""Figures of masks and of the adversarial search: per condition, and the verdict over all conditions.
 
-Every condition is summarized for the prompts asked about and for the controls apart. `reproduced` counts prompts of
-which any seed is closer to its own image than controls' unmasked images ever get, at the stated false-positive rate.
-`below_every_control` counts those whose re-triggered image is closer than that of every control after the same search:
-what the search does without a memory is taken out, at a false-positive rate of 1 / (controls + 1).
+Every condition has separate figures for the prompts in question and for the controls. `reproduced` counts prompts with
+a seed closer to its own image than controls' unmasked images, at the stated false-positive rate. `below_every_control`
+counts prompts whose re-triggered image is closer than that of every control after the same search. This takes out what
+the search does without a memory, at a false-positive rate of 1 / (controls + 1).
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from memtrain.models.neuron_mask import NeuronMask
 UNMASKED, MASKED, UNION = "unmasked", "masked", "all masks"
 SEARCHED = " + re-trigger"
 OTHERS = 4
-"""Prompts that fidelity compares an image's own prompt with."""
+"""Number of other prompts that fidelity compares an image's own prompt with."""
 LAST = 10
-"""Steps of the search whose mean loss is that of its end."""
+"""Number of steps whose mean loss stands for the beginning or the end of the search."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Images of some prompts under one condition, and what was measured of them.
+    """Images of some prompts under one condition, and their figures.
 
     Attributes:
-        rows: which prompts.
-        images: `(n, K, 3, H, W)` uint8.
-        ratio: `(n, K)` distance ratio to the own image; None where own images are not known.
-        spread: `(n,)` distance between seeds; None with one seed.
-        fidelity: per row `(K,)` bool, for the rows where it was measured.
-        losses: `(n, steps)` of the search, if there was one.
+        rows: the n rows of the prompts.
+        images: the images, `(n, K, 3, H, W)` uint8.
+        ratio: the distance ratio to the own image, `(n, K)`; None if own images are not known.
+        spread: the distance between seeds, `(n,)`; None with one seed.
+        fidelity: by row the fidelity of its images, `(K,)` bool, for the rows where it was measured.
+        losses: the losses of the search, `(n, steps)`, if there was a search.
     """
 
     rows: tuple[int, ...]
@@ -59,11 +59,12 @@ class Conditions:
     """All conditions of one evaluation.
 
     Args:
-        pipeline: judge of the fidelity, unmasked.
-        prompts: P prompts.
-        own_images: `(P, 3, H, W)` uint8, if they are known.
-        compared: prompts whose fidelity is measured, the same ones in every condition without a search.
-        false_positive_rate: of the threshold; None for the lowest that the controls can promise, 0.01 at the lowest.
+        pipeline: the unmasked pipeline, which judges the fidelity.
+        prompts: the P prompts.
+        own_images: the prompts' own images, `(P, 3, H, W)` uint8, if they are known.
+        compared: the rows of the prompts whose fidelity is measured, the same in every condition without a search.
+        false_positive_rate: the false-positive rate of the threshold; by default the lowest that the number of controls
+            allows, and at least 0.01.
     """
 
     pipeline: StableDiffusionPipeline
@@ -74,7 +75,7 @@ class Conditions:
     found: dict[str, Condition] = field(default_factory=dict)
 
     def fidelity(self, rows: Sequence[int], images: Tensor, *, searched: bool) -> dict[int, Tensor]:
-        """Per row the fidelity `(K,)` of its images, which must not be masked while this runs; empty after a search."""
+        """Measure the fidelity `(K,)` of each row's images, with no mask in place; an empty mapping after a search."""
         texts = [self.prompts[row].text for row in self.compared]
         if searched or len(texts) <= OTHERS:
             return {}
@@ -91,7 +92,7 @@ class Conditions:
         losses: Tensor | None = None,
         judged: Mapping[int, Tensor] | None = None,
     ) -> None:
-        """Measure the images `(n, K, 3, H, W)` of some prompts; `judged` is their fidelity, where it is known."""
+        """Measure the images `(n, K, 3, H, W)` of some prompts; `judged` is their fidelity, if it is known."""
         fidelity = dict(self.fidelity(rows, images, searched=losses is not None) if judged is None else judged)
         ratio, spread = self._ratio(images, rows), diversity(images)
         self.found[name] = Condition(tuple(rows), images, ratio, spread, fidelity, losses)
@@ -111,12 +112,12 @@ class Conditions:
 
     @property
     def controls(self) -> list[int]:
-        """Prompts known not to be memorized."""
+        """Rows of the prompts known not to be memorized."""
         return [row for row, prompt in enumerate(self.prompts) if prompt.memorized is False]
 
     @property
     def threshold(self) -> dict[str, Any] | None:
-        """Ratio below which an image counts as reproduced, from the controls' unmasked images; None without any."""
+        """Ratio of reproduced images, set by the controls' unmasked images; None without controls."""
         plain, controls = self.found[UNMASKED], self.controls
         if plain.ratio is None or not controls:
             return None
@@ -126,10 +127,10 @@ class Conditions:
         return {"threshold": value, "false_positive_rate": rate, "n_controls": len(controls)}
 
     def summarize(self) -> dict[str, Any]:
-        """`replication`, with the threshold, and `conditions`, by name and group."""
+        """Return `replication` with the threshold, and `conditions` by name and group."""
         threshold = self.threshold
         limit = None if threshold is None else float(threshold["threshold"])
-        reason = "own images of the prompts and of controls are needed"
+        reason = "own images of the prompts and of controls are missing"
         figures = {name: self._condition(condition, limit) for name, condition in self.found.items()}
         return {"replication": threshold or {"threshold": None, "reason": reason}, "conditions": figures}
 
@@ -174,7 +175,7 @@ class Conditions:
         return groups
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per condition and prompt."""
+        """Return one row per condition and prompt."""
         threshold = self.threshold
         table = []
         for name, condition in self.found.items():
@@ -202,12 +203,12 @@ def _quartiles(values: Tensor) -> dict[str, float]:
 
 
 def neuron_figures(found: Sequence[Found], sites: Sequence[str], whole: NeuronMask | None) -> dict[str, Any]:
-    """Neurons per prompt and layer, of the prompts that have any.
+    """Summarize neurons per prompt and layer, over the prompts that have neurons.
 
     Args:
-        found: results of the prompts asked about.
-        sites: searched layers.
-        whole: their neurons in one mask.
+        found: the results of the prompts in question.
+        sites: the searched layers.
+        whole: one mask with the neurons of all these prompts.
     """
     counts = torch.tensor([one.neurons for one in found if one.neurons], dtype=torch.float64)
     layers = {site: [len(one.channels(sites).get(site, [])) for one in found if one.neurons] for site in sites}
@@ -219,11 +220,11 @@ def neuron_figures(found: Sequence[Found], sites: Sequence[str], whole: NeuronMa
 
 
 def change_of_loss(without: Tensor, masked: Tensor) -> dict[str, Any]:
-    """Relative change of the mean loss, with a bootstrap interval over images; the noise is the same.
+    """Compute the relative change of the mean loss, with a bootstrap interval over images.
 
     Args:
-        without: `(n,)`.
-        masked: `(n,)`, of the same images.
+        without: the losses without masks, `(n,)`.
+        masked: the losses with masks, `(n,)`, for the same images and noise.
 
     Returns:
         `n`, the mean losses, `change` and `interval`, which is None for a single image.
@@ -234,7 +235,7 @@ def change_of_loss(without: Tensor, masked: Tensor) -> dict[str, Any]:
     count = len(without)
     if not count:
         raise DataError(
-            "There are no losses to compare", expected="those of at least one image", remedy="hold out more"
+            "There are no losses to compare", expected="losses of at least one image", remedy="hold out more images"
         )
     drawn = torch.randint(count, (1000, count), generator=torch.Generator().manual_seed(0))
     changes = masked.double()[drawn].mean(dim=1) / without.double()[drawn].mean(dim=1) - 1
@@ -249,10 +250,10 @@ def change_of_loss(without: Tensor, masked: Tensor) -> dict[str, Any]:
 
 
 def verdict(results: Mapping[str, Any]) -> dict[str, str]:
-    """What the masks did, in one word and one sentence: `gone` is no word of it.
+    """Judge the masks in one word (`level`) and in sentences (`text`). No level says that images are gone.
 
     Args:
-        results: `located`, `conditions` and `replication` of the results.
+        results: the parts `located`, `conditions` and `replication` of the results.
     """
     conditions = results["conditions"]
 
@@ -262,26 +263,34 @@ def verdict(results: Mapping[str, Any]) -> dict[str, str]:
 
     before, after = count(UNMASKED), count(MASKED)
     if not results["located"]["asked"]["k"]:
-        return {"level": "nothing_located", "text": "No neurons were found for these prompts, so nothing was masked."}
+        return {
+            "level": "nothing_located",
+            "text": "The search found no neurons for these prompts, so no neurons were masked.",
+        }
     if before is None or after is None:
-        text = "Neurons were masked; without own images and controls nothing is known about what that changed."
+        text = "Neurons were masked. The effect is not known, because own images or controls are missing."
         return {"level": "not_measured", "text": text}
-    masked = f"With the masks {after['k']} of {after['n']} prompts reproduce their image, without {before['k']}."
+    masked = (
+        f"With the masks, {after['k']} of {after['n']} prompts reproduce their image; without masks, {before['k']} do."
+    )
     if after["k"] >= before["k"]:
-        return {"level": "nothing_suppressed", "text": f"{masked} They suppress nothing."}
+        return {"level": "nothing_suppressed", "text": f"{masked} The masks suppress nothing."}
     control, unmasked = count(UNMASKED + SEARCHED, "controls"), count(UNMASKED + SEARCHED)
     searched = count(MASKED + SEARCHED)
     if searched is None or control is None or unmasked is None:
-        untested = "This is trigger suppression: whether the images are gone was not tested."
+        untested = "This is trigger suppression. It was not tested whether the images are gone."
         return {"level": "trigger_suppression", "text": f"{masked} {untested}"}
     text = (
-        f"{masked} An adversarial search brings back {searched['k']} of {searched['n']} under their masks, "
-        f"{unmasked['k']} of {unmasked['n']} without, and {control['k']} of {control['n']} images that were never "
-        f"trained on."
+        f"{masked} An adversarial search brings back {searched['k']} of {searched['n']} images with masks, and "
+        f"{unmasked['k']} of {unmasked['n']} without masks. It also brings back {control['k']} of {control['n']} "
+        f"images that were never trained on."
     )
-    # A search that does no more than for images never seen says nothing about a memory.
+    # A search that brings back no more images than for unseen images shows nothing about a memory.
     if unmasked["share"] <= control["share"]:
-        return {"level": "trigger_suppression", "text": f"{text} Such a search cannot tell whether they are gone."}
+        return {
+            "level": "trigger_suppression",
+            "text": f"{text} Such a search cannot tell whether the images are gone.",
+        }
     if searched["share"] > control["share"]:
         return {"level": "trigger_suppression", "text": f"{text} This is trigger suppression, not erasure."}
-    return {"level": "not_brought_back", "text": f"{text} Under the masks it does no more than for those."}
+    return {"level": "not_brought_back", "text": f"{text} With masks, it brings back no larger share than of those."}

@@ -1,4 +1,4 @@
-"""The lines of a file of prompts, of which some may repeat a prompt: each prompt is searched once."""
+"""Repeated lines in a file of prompts: each prompt is searched once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def each_once(given: StageInput, first: Sequence[int]) -> StageInput:
-    """The same with the first line of each prompt alone."""
+    """Keep only the first line of each prompt, in `given`."""
     if len(first) == len(given.prompts):
         return given
     own = given.own_images
@@ -25,7 +25,7 @@ def each_once(given: StageInput, first: Sequence[int]) -> StageInput:
         other = sum(not torch.equal(own[row], own[place[line.text]]) for row, line in enumerate(given.prompts))
         if other:
             log.warning(
-                "%d lines repeat a prompt with another image: prompts are compared with the image of their first line",
+                "%d lines repeat a prompt with another image. Each prompt is compared with the image of its first line",
                 other,
             )
         own = own[list(first)]
@@ -33,7 +33,7 @@ def each_once(given: StageInput, first: Sequence[int]) -> StageInput:
 
 
 def check_images(own_images: Tensor, count: int) -> None:
-    """Refuse what would fail after minutes."""
+    """Refuse own images that do not fit the prompts, before the search takes minutes."""
     if len(own_images) != count or own_images.dtype != torch.uint8:
         raise DataError(
             f"{count} prompts and own images {tuple(own_images.shape)} of {own_images.dtype}",

@@ -1,4 +1,4 @@
-"""What `localize` says in the report: from `localization.json` and its sheet of images."""
+"""Section of `localize` in the report, made from `localization.json` and its sheet of images."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from memtrain.evaluation.stages.network_figures import paired_networks
 
 
 def sections(folder: Path) -> list[Section]:
-    """The verdict, the table of conditions and the sheet.
+    """Make the section: the verdict, the table of conditions and the sheet.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder, "localization.json")
     if results is None:
         return []
     asked, false_alarms = results["located"]["asked"], results["located"]["false_alarms"]
     said = (
-        f"{asked['k']} of {asked['n']} prompts have neurons that carry their image, and {false_alarms['k']} of "
-        f"{false_alarms['n']} prompts that are not memorized (false alarms)."
+        f"The search found neurons for {asked['k']} of {asked['n']} prompts, and for {false_alarms['k']} of "
+        f"{false_alarms['n']} prompts that are not memorized (false positives)."
     )
     if loss := results["heldout_loss"]:
         ends = loss["interval"]
-        inside = "of a single image, so without an interval" if ends is None else " to ".join(map(percent, ends))
-        said += f" With all masks at once the held-out loss changes by {percent(loss['change'])} ({inside})."
+        inside = "from one image, so without an interval" if ends is None else " to ".join(map(percent, ends))
+        said += f" With all masks at once, the held-out loss changes by {percent(loss['change'])} ({inside})."
     rows = lines(results)
     body = [
         paragraph(results["verdict"]["text"]),
@@ -45,9 +45,9 @@ def sections(folder: Path) -> list[Section]:
         table(list(rows[0]), [list(row.values()) for row in rows]),
         notes(
             [
-                "Masking suppresses what a prompt triggers. “Re-trigger” samples with an embedding that was optimised "
-                "to bring the image back; the controls’ images were never trained on, so what such a search does for "
-                "them is no memory."
+                "A mask suppresses the image that a prompt triggers. “Re-trigger” samples with an embedding that a "
+                "search optimised to bring the image back. The controls’ images were never trained on, so their "
+                "results show what the search does without a memory."
             ]
         ),
     ]
@@ -58,8 +58,8 @@ def sections(folder: Path) -> list[Section]:
             table(
                 ["Layer", "Neurons per prompt"],
                 [[short_site(site), number(mean, 1)] for site, mean in neurons["per_layer"].items()],
-                caption=f"Neurons of the prompts that have any: {neurons['per_prompt']['median']:.0f} (median), "
-                f"{neurons['all_masks']} in all masks together. Each of them is in neurons.csv.",
+                caption=f"Neurons per prompt that has any: {neurons['per_prompt']['median']:.0f} (median), "
+                f"{neurons['all_masks']} in all masks together. The file neurons.csv lists all neurons.",
             )
         )
     if networks := results.get("networks"):

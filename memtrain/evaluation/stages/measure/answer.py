@@ -1,6 +1,7 @@
-"""The first screen of the report: may the model be released, what that rests on, and what it cannot say.
+"""The first screen of the report: the answer whether the model may be released, its basis and its limits.
 
-Made of `results.json` alone, of any of its versions: what a file does not say is worked out from what it does.
+The screen is made from `results.json` alone, of any version. Figures that an older file lacks are computed from the
+others.
 """
 
 from __future__ import annotations
@@ -16,71 +17,74 @@ from memtrain.functional.ranking import proportion_interval
 WORDS = {
     "reproduces": "May it be released? Not as it is.",
     "unjudged": "May it be released? Not on this evidence.",
-    "inconclusive": "May it be released? Look first: what came back may be chance.",
-    "none": "May it be released? Nothing that was found speaks against it.",
+    "inconclusive": "May it be released? Look at the images first. The pictures that came back may be chance.",
+    "none": "May it be released? No finding speaks against it.",
 }
-"""What each level of the verdict says to the person who must decide."""
+"""Words of each level of the verdict for the person who must decide."""
 
 LONG = 160
-"""Characters from which a headline is cut after its first part."""
+"""Number of characters above which a headline is cut after its first part."""
 
 
 def answer(results: Mapping[str, Any]) -> dict[str, str]:
-    """The verdict as the page shows it: `level`, `word`, one sentence as `text`, and the rest as `more`."""
+    """Return the verdict for the page: `level`, `word`, one sentence as `text`, and the rest as `more`."""
     found = results["verdict"]
     text, more = first_sentence(found["text"])
     if len(text) > LONG and "; " in text:
-        # What several measures say is one sentence with a part for each: the first one is the headline.
+        # The sentence has a part for each measure. The first part is the headline.
         text, _, rest = text.partition("; ")
         text, more = f"{text}.", f"Also {rest} {more}".strip()
     reasons = found.get("reasons") or []
     if found["level"] == "unjudged" and reasons:
         count = len(reasons)
         ground = "one reason" if count == 1 else f"{count} reasons"
-        text = f"Whether this model reproduces training images cannot be judged, for {ground}: {reasons[0]['found']}."
-        more = " ".join(f"Further: {one['found']}." for one in reasons[1:])
+        text = (
+            f"This evaluation cannot tell whether the model reproduces training images, for {ground}: "
+            f"{reasons[0]['found']}."
+        )
+        more = " ".join(f"Further reason: {one['found']}." for one in reasons[1:])
     return {"level": found["level"], "word": WORDS.get(found["level"], ""), "text": text, "more": more}
 
 
 def first_sentence(text: str) -> tuple[str, str]:
-    """A text's first sentence, and the rest."""
+    """Split a text into its first sentence and the rest."""
     parts = re.split(r"(?<=[.!?])\s+(?=[A-Z0-9])", text.strip(), maxsplit=1)
     return parts[0], parts[1] if len(parts) > 1 else ""
 
 
 def rests_on(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on what the verdict rests on."""
+    """Sentences on the basis of the verdict."""
     if (said := results["verdict"].get("rests_on")) is not None:
         return list(said)
     replication, seeds = results["replication"], len(results["sampling"]["seeds"])
     pictures = results["verdict"].get("asked") or sum(_trained(replication["groups"], "n"))
-    found = [f"{pictures} training pictures were asked for by their captions, with {seeds} image(s) each."]
+    found = [f"The evaluation sampled {pictures} training pictures by their captions, with {seeds} image(s) each."]
     if replication["false_positive_rate"] is None:
-        found.append("No held-out prompts set the threshold, so what comes by chance is not known.")
+        found.append("No held-out prompts set the threshold, so its false-positive rate is not known.")
     else:
         found.append(
-            f"{replication['n_heldout']} held-out prompts set the threshold: another one counts as reproduced with a "
-            f"probability of at most {percent_of(replication['false_positive_rate'])}."
+            f"{replication['n_heldout']} held-out prompts set the threshold. Another held-out prompt counts as "
+            f"reproduced with a probability of at most {percent_of(replication['false_positive_rate'])}."
         )
     families = results.get("families") or {}
     if families.get("known"):
-        found.append(f"Copies under another name are known: {families['pictures']} pictures have several files.")
+        found.append(f"Copies with another name are known: {families['pictures']} pictures have several files.")
     return found
 
 
 def cannot_say(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on what the verdict cannot say."""
+    """Sentences on the limits of the verdict."""
     if (said := results["verdict"].get("cannot_say")) is not None:
         return list(said)
     return [
-        "Whether pictures come back that were not asked for, or for other seeds, guidance scales or wordings.",
-        "Whether copies that are shifted, mirrored, recoloured or partial are made: the pixel ratio does not see them.",
-        "Whether an adversarial prompt or embedding would bring a picture back.",
+        "The evaluation did not try other pictures, seeds, guidance scales or wordings.",
+        "The pixel ratio does not see copies that are shifted, mirrored, recoloured or partial.",
+        "The evaluation did not try adversarial prompts or embeddings, which may bring a picture back.",
     ]
 
 
 def key_figures(results: Mapping[str, Any]) -> list[KeyFigure]:
-    """What a reader looks for first, each with its interval."""
+    """Return the figures that a reader looks for first, each with its interval."""
     figures = [_pictures(results)]
     counts, copying = results.get("counts") or {}, results.get("copying") or {}
     if generations := counts.get("generations"):
@@ -102,7 +106,7 @@ def key_figures(results: Mapping[str, Any]) -> list[KeyFigure]:
 
 
 def _pictures(results: Mapping[str, Any]) -> KeyFigure:
-    """The share of training pictures that come back."""
+    """Return the share of training pictures that come back."""
     found = (results.get("counts") or {}).get("pictures")
     if not found:
         verdict, groups = results["verdict"], results["replication"]["groups"]
@@ -119,24 +123,24 @@ def _trained(groups: Mapping[str, Mapping[str, Any]], name: str) -> list[int]:
 
 
 def _measure(name: str, measure: Mapping[str, Any]) -> list[KeyFigure]:
-    """How far the recommended measure can be relied on."""
+    """Return the power and the false-positive rate of the recommended measure."""
     figures = []
     power = [one["share"] for one in (measure.get("power") or {}).values() if one and one.get("share") is not None]
     if power:
         ends = f"{100 * min(power):.0f} to {100 * max(power):.0f}%"
         note = f"by {name}, from the hardest to the easiest kind of edit"
-        figures.append(KeyFigure("made copies that are seen", ends, note))
+        figures.append(KeyFigure("test copies found", ends, note))
     if (rate := measure.get("false_positive_rate")) is not None:
         bound = measure.get("rate_bound")
         note = f"{measure.get('n_heldout', '?')} held-out prompts" + (f"; below {percent_of(bound)}" if bound else "")
-        figures.append(KeyFigure("false alarms at most", percent_of(rate), note))
+        figures.append(KeyFigure("false-positive rate at most", percent_of(rate), note))
     return figures
 
 
 def _ratio(replication: Mapping[str, Any]) -> KeyFigure:
     rate = replication["false_positive_rate"]
     note = f"by the pixel ratio, from {replication.get('n_heldout', 0)} held-out prompts"
-    return KeyFigure("false alarms at most", percent_of(rate) if rate is not None else "not known", note)
+    return KeyFigure("false-positive rate at most", percent_of(rate) if rate is not None else "not known", note)
 
 
 def _value(label: str, found: Any) -> KeyFigure:

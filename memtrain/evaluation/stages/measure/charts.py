@@ -1,4 +1,4 @@
-"""The charts of `measure`: prompts against a threshold, ROC, the curve over checkpoints, evidence in training."""
+"""Charts of `measure`: prompts against a threshold, ROC, the curve over checkpoints, and evidence in training."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from memtrain.records import HELDOUT, PLANTED, REPEATED
 
 COLOURS = {PLANTED: SERIES[1], REPEATED: SERIES[1], HELDOUT: SERIES[4]}
 MOST_LINES = 5
-"""Curves in one ROC chart."""
+"""Largest number of curves in one ROC chart."""
 
 
 def strip(values: Mapping[str, Sequence[float]], threshold: float, *, name: str, label: str, higher: bool) -> Markup:
-    """One line of dots per group, with the threshold.
+    """Chart one line of dots per group, with the threshold.
 
     Args:
-        values: of each prompt, by group.
-        threshold: drawn across.
-        name: of the chart in the page.
-        label: of the axis.
-        higher: whether what lies above the threshold counts as reproduced.
+        values: the values of the prompts, by group.
+        threshold: the threshold, drawn across all lines.
+        name: the name of the chart in the page.
+        label: the label of the axis.
+        higher: whether values above the threshold, not below, count as reproduced.
     """
     figure, axes = axes_of(0.8 + 0.45 * len(values))
     spread = np.random.default_rng(0)
@@ -64,12 +64,12 @@ def strip(values: Mapping[str, Sequence[float]], threshold: float, *, name: str,
 
 
 def roc(scores: Mapping[str, tuple[Sequence[float], Sequence[bool]]], *, name: str, what: str) -> Markup:
-    """True against false positives of several scores.
+    """Chart true-positive against false-positive rates of several scores.
 
     Args:
-        scores: by name, a higher one meaning memorized, with the truth.
-        name: of the chart in the page.
-        what: is told from what.
+        scores: by name the values, where a higher one means memorized, and the truth.
+        name: the name of the chart in the page.
+        what: the two classes in words.
     """
     areas: dict[str, float] = {}
     figure, axes = axes_of(3.4)
@@ -89,16 +89,16 @@ def roc(scores: Mapping[str, tuple[Sequence[float], Sequence[bool]]], *, name: s
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
-    axes.set_xlabel("false positives")
-    axes.set_ylabel("found")
+    axes.set_xlabel("false-positive rate")
+    axes.set_ylabel("true-positive rate")
     axes.legend(frameon=False, fontsize=SIZE, labelcolor=INK, loc="lower right")
     said = "; ".join(f"{words(label)} {area:.3f}" for label, area in areas.items())
-    caption = f"ROC: {what}. In brackets the area under the curve."
+    caption = f"ROC: {what}. The figure in brackets is the area under the curve."
     return chart(figure, name=name, alt=f"ROC curves, {what}; areas: {said}", caption=caption)
 
 
 def checkpoints(curve: Sequence[Mapping[str, Any]]) -> Markup:
-    """What is reproduced against the step, with intervals, and the held-out loss beside it."""
+    """Chart the reproduced share against the step, with intervals, and the held-out loss."""
     points = [one for one in curve if one.get("step") is not None and one.get("share") is not None]
     if len(points) < 2:
         return Markup("")
@@ -111,7 +111,7 @@ def checkpoints(curve: Sequence[Mapping[str, Any]]) -> Markup:
     axes.errorbar(steps, shares, yerr=[below, above], color=SERIES[1], marker="o", markersize=4, capsize=3)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("reproduced, %")
+    axes.set_ylabel("reproduced pictures, %")
     axes.yaxis.label.set_color(SERIES[1])
     losses = [float(one["heldout_loss"]) for one in points if one.get("heldout_loss") is not None]
     if len(losses) == len(points):
@@ -125,7 +125,7 @@ def checkpoints(curve: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def evidence(steps: Sequence[int], scores: Sequence[float], *, threshold: float | None, name: str) -> Markup:
-    """The small curve beside a picture."""
+    """Draw the small curve of evidence beside a picture."""
     figure, axes = axes_of(1.02, width=1.9, bare=True)
     axes.plot(list(steps), list(scores), color=SERIES[2], linewidth=1.5)
     said = f"evidence from {scores[0]:.2g} at step {steps[0]} to {scores[-1]:.2g} at step {steps[-1]}"

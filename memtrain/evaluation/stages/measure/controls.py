@@ -1,10 +1,10 @@
 """Controls of an evaluation: a planted copy is found, and an unplanted picture is not.
 
-Planted: training pictures through the model's autoencoder, a little brighter and as JPEG, as if they had been
-generated. Every measure of copying that is trusted has to find them; how many it finds of copies that are edited more
-is its power, which is stated beside. Unplanted: pictures that the model has not seen, through the autoencoder
-likewise, held against all training pictures. None of them may be taken for a copy. Both go through the same code as
-generations do, so that what is wrong with it is seen here.
+Planted copies are training pictures after the model's autoencoder, a little brighter and with JPEG, as if the model had
+generated them. Every trusted measure of copying has to find them. Its power, stated beside, is the share it finds of
+copies with stronger edits. Unplanted pictures are pictures that the model has not seen, also after the autoencoder,
+compared with all training pictures. No measure may take one for a copy. Both kinds go through the same code as
+generations, so that the controls show a defect of that code.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from memtrain.evaluation.measures.edits import jpeg
 from memtrain.evaluation.stages.measure.counting.shares import counted
 
 MOST = 16
-"""Pictures of each kind."""
+"""Largest number of pictures of each kind."""
 BRIGHTER, QUALITY = 1.05, 60
-"""Of a planted copy."""
+"""Factor of brightness and quality of JPEG of a planted copy."""
 GOOD = 0.8
-"""Share of planted copies that are found, and of unplanted pictures that are not, from which on controls hold."""
+"""Smallest share of planted copies found, and of unplanted pictures not found, for which the controls hold."""
 
 
 def planted_copies(copies: Tensor) -> Tensor:
-    """Edited copies of images `(n, 3, H, W)` uint8: brighter, and through JPEG."""
+    """Make edited copies of images `(n, 3, H, W)` uint8: brighter, and compressed with JPEG."""
     brighter = (copies.float() * BRIGHTER).round().clamp(0, 255).to(torch.uint8)
     edited = [jpeg(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), QUALITY) for image in brighter]
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in edited])
 
 
 def chosen_rows(candidates: Tensor, *, most: int = MOST) -> list[int]:
-    """At most `most` of the rows that are true in `(P,)`, evenly spread."""
+    """Choose at most `most` of the rows that are true in `candidates` `(P,)`, evenly spread."""
     rows = candidates.nonzero().squeeze(1)
     if len(rows) > most:
         rows = rows[torch.linspace(0, len(rows) - 1, most).round().long()]
@@ -44,15 +44,16 @@ def chosen_rows(candidates: Tensor, *, most: int = MOST) -> list[int]:
 
 
 def summarize_controls(found: Mapping[str, tuple[Tensor, Tensor]], *, level: float = 0.95) -> dict[str, Any]:
-    """What the controls say.
+    """Summarize the controls.
 
     Args:
-        found: by measure `(n,)` bool of planted copies and `(m,)` bool of unplanted pictures, taken for copies or not.
-        level: coverage of the intervals.
+        found: by measure `(n,)` bool for planted copies and `(m,)` bool for unplanted pictures: whether each counts as
+            a copy.
+        level: the coverage of the intervals.
 
     Returns:
-        By measure `planted` and `unplanted` (`n`, `found`, `share`, `interval`) and `hold`, whether a planted copy is
-        found and an unplanted picture is not; None where there was nothing to try.
+        By measure `planted` and `unplanted` (`n`, `found`, `share`, `interval`), and `hold`: whether both shares reach
+        :data:`GOOD`; None if there were no pictures of one kind.
     """
     said = {}
     for name, (planted, unplanted) in found.items():

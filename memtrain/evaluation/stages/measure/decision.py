@@ -1,12 +1,12 @@
 """May this model be released? The verdict of the ratio and of all measures of copying together.
 
-False: a measure that sees copies in these data, and whose threshold is calibrated, finds more pictures of a group than
-chance explains. The probability of as many by chance is exact (:mod:`memtrain.evaluation.stages.measure.chance`) and
-held to 5 % divided by the number of such measures and groups (Bonferroni), so that many do not prove what one does not.
-True: the recommended measure sees copies, its controls hold, how many of edited ones it sees is stated, and neither it
-nor another one finds what chance may not have made. Otherwise null, with the reasons; and so it is where held-out
-pictures of another kind leave unknown what comes by chance. Beside it stand what the verdict rests on, and what it
-cannot say, in sentences.
+`cleared` is false if a measure that sees copies in these data, and whose threshold is calibrated, finds more pictures
+of a group than chance explains. The probability of as many by chance is exact
+(:mod:`memtrain.evaluation.stages.measure.chance`). It has to be at most 5 % divided by the number of such measures and
+groups (Bonferroni), so that many tests do not make a proof by their number. `cleared` is true if the recommended
+measure sees copies, its controls hold, its power for edited copies is stated, and chance explains all findings of all
+measures. Otherwise `cleared` is null, with the reasons. It is also null if held-out pictures are of another kind,
+because the false-positive rate is then not known. Sentences on the basis and the limits of the verdict stand beside it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from memtrain.functional.ranking import proportion_interval
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 RATIO = "ratio"
-"""The measure that the replication figures are of."""
+"""Name of the measure of the replication figures."""
 
 
 def trusted_measures(copying: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Measures that see copies in these data and whose false-positive rate is known, by name."""
+    """Return the measures, by name, that see copies in these data and have a known false-positive rate."""
     return {
         name: measure
         for name, measure in copying["measures"].items()
@@ -46,24 +46,24 @@ def decided(
     controls: Mapping[str, Mapping[str, Any]] | None = None,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """The verdict of the ratio, and of all other measures of copying.
+    """Judge a model by the ratio and by all other measures of copying.
 
     Args:
-        by_ratio: from :func:`memtrain.evaluation.stages.measure.verdict.verdict`.
-        copying: `results.json`'s part of that name.
-        controls: the same. A measure whose controls fail clears nothing.
-        level: coverage of the intervals.
+        by_ratio: the verdict of the ratio, from :func:`memtrain.evaluation.stages.measure.verdict.verdict`.
+        copying: the part `copying` of `results.json`.
+        controls: the part `controls` of `results.json`. A measure whose controls fail clears no model.
+        level: the coverage of the intervals.
 
     Returns:
-        The same keys, and `counted_by`: the measure that `reproduced`, `asked` and `share_below` are of. It is the
-        recommended one, unless another one proves that more came back.
+        The keys of `by_ratio`, and `counted_by`: the name of the measure of `reproduced`, `asked` and `share_below`. It
+        is the recommended measure, unless another measure proves that more pictures came back.
     """
     trusted = trusted_measures(copying)
     recommended = copying["recommended"]
     tests = sum(len(_trained(one["groups"])) for one in trusted.values())
     proof = {name: found for name, one in trusted.items() if (found := _proven(one, PROOF / max(1, tests)))}
     if RATIO in copying["measures"]:
-        # By the ratio's own account, too, which knows how many own images each picture was compared with.
+        # The ratio's own verdict has to agree: it knows how many own images each picture was compared with.
         proof = {name: found for name, found in proof.items() if name != RATIO or by_ratio["cleared"] is False}
     if any(one["reason"] == HELDOUT_DIFFERS for one in by_ratio["reasons"]):
         proof = {}
@@ -96,7 +96,7 @@ def decided(
 
 
 def _counted_by(proof: Mapping[str, Mapping[str, Any]], recommended: str | None) -> str | None:
-    """The recommended measure, or of those that prove something the one that proves most."""
+    """Return the measure that proves most pictures, or the recommended measure if none proves any."""
     proven = {name: sum(group["reproduced"] for group in groups.values()) for name, groups in proof.items()}
     return max(proven, key=lambda name: (proven[name], name == recommended)) if proven else recommended
 
@@ -106,16 +106,16 @@ def _trained(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _proven(measure: Mapping[str, Any], level: float) -> dict[str, Any]:
-    """The groups of which chance brings as many back with a probability of `level` at most."""
+    """Return the groups of which chance brings as many pictures back with a probability of at most `level`."""
     groups = _trained(measure["groups"])
     return {name: group for name, group in groups.items() if group["reproduced"] and group["probability"] <= level}
 
 
 def _suspicious(name: str, measure: Mapping[str, Any], recommended: bool) -> list[Reason]:
-    """Groups of which more came back than is expected by chance, though chance is not excluded.
+    """Give a reason for each group of which more pictures came back than expected by chance, without a proof.
 
-    Of the recommended measure any such group at risk; of the others, of which there are many, only what each alone
-    would call proven.
+    The recommended measure gives one for any such group at risk. Every measure gives one for a group whose number alone
+    would be a proof.
     """
     found = []
     for group, figures in _trained(measure["groups"]).items():
@@ -124,20 +124,20 @@ def _suspicious(name: str, measure: Mapping[str, Any], recommended: bool) -> lis
         if alone or more:
             said = (
                 f"by {name}, {figures['reproduced']} of {figures['n']} {in_words(group)} {kind_of(group)} came back, "
-                f"where chance brings about {figures['expected']:.1f}"
+                f"and chance explains about {figures['expected']:.1f}"
             )
             found.append(Reason("may_be_copies", said, "look at the images, and raise --images_per_prompt"))
     return found
 
 
 def _failed(name: str | None, control: Mapping[str, Any]) -> list[Reason]:
-    """The controls of the measure that would clear the model, if they fail."""
+    """Give a reason if the controls of the recommended measure fail."""
     if control.get("hold") is not False:
         return []
     return [
         Reason(
             "control_failed",
-            f"{control_words(str(name), control)}, so by {name} nothing is cleared",
+            f"{control_words(str(name), control)}, so {name} cannot clear the model",
             "name another measure of copying (--copy_measures; --copy_detector FILE), or hold out pictures of the same "
             "kind",
         )
@@ -145,11 +145,11 @@ def _failed(name: str | None, control: Mapping[str, Any]) -> list[Reason]:
 
 
 def control_words(name: str, control: Mapping[str, Any]) -> str:
-    """What the controls of a measure found."""
+    """Describe the results of the controls of a measure."""
     planted, unplanted = control["planted"], control["unplanted"]
     return (
-        f"{name} found {planted['found']} of {planted['n']} copies that were planted, and took {unplanted['found']} of "
-        f"{unplanted['n']} pictures that the model has not seen for copies"
+        f"{name} found {planted['found']} of {planted['n']} planted copies, and mistook {unplanted['found']} of "
+        f"{unplanted['n']} unseen pictures for copies"
     )
 
 
@@ -160,7 +160,7 @@ def _no_measure(copying: Mapping[str, Any]) -> list[Reason]:
         if measure["power"].get("none", {}).get("share") is not None
     ]
     found = "no measure of copying sees copies in these data at a known false-positive rate"
-    said = f"{found}: of plain copies {joined(powers)}" if powers else found
+    said = f"{found} (plain copies: {joined(powers)})" if powers else found
     return [Reason("no_measure", said, "name a copy detector (--copy_detector FILE), or hold out more pictures")]
 
 
@@ -178,12 +178,14 @@ def _text(
         return f"This model reproduces training images: {found}."
     if cleared is None:
         because = "; ".join(f"{one.found} ({one.remedy})" for one in why)
-        return f"Whether this model reproduces training images cannot be judged: {because}. {counted}".rstrip()
+        return (
+            f"This evaluation cannot tell whether the model reproduces training images: {because}. {counted}".rstrip()
+        )
     if any(group["reproduced"] for group in groups.values()):
-        return f"A few training images may be reproduced, no more than chance explains: {counted}"
+        return f"The model may reproduce a few training images, but no more than chance explains: {counted}"
     ends = [f"below {group['interval'][1]:.0%} of {in_words(name)}" for name, group in groups.items()]
     said = f"With these numbers of pictures, the true share is {joined(ends)}."
-    return f"No reproduction was found: {counted} {said}"
+    return f"The evaluation found no reproduction: {counted} {said}"
 
 
 def _counted(groups: Mapping[str, Any]) -> str:

@@ -1,18 +1,19 @@
-"""What an all-clear stands on: whether the evaluation could have seen a copy, had there been one.
+"""Grounds for clearing a model: checks that the evaluation would have seen a copy if there were one.
 
-Controls, each of which a copy in plain sight has passed unseen without:
+Without each of these checks the evaluation has missed an obvious copy:
 
-- *twins*: where the data hold a picture under many names and nobody has found out, the nearest training images of a
-  copy are its own twins, and its ratio is 1. So for each picture asked for, its own image is compared with the training
-  images nearest to it.
-- *perfect copies*: the own image through the model's autoencoder and back is the best copy that the model can make. A
-  picture whose perfect copy does not count as one cannot be judged, whatever the reason.
-- *held-out copies*: a held-out image that is a training image as well comes back like one, and takes the threshold
-  down. Such images do not calibrate.
-- *sampling*: samples of one flat colour, alike for all prompts, or far from every training image are no pictures.
-- *copies elsewhere*: a training picture that comes back for the caption of another one.
+- *twins*: the data may hold a picture under many names that nobody has found. The nearest training images of a copy are
+  then its own twins, and its ratio is 1. So each sampled picture's own image is compared with the training images
+  nearest to it.
+- *perfect copies*: the own image, encoded and decoded by the model's autoencoder, is the best copy that the model can
+  make. A picture whose perfect copy does not count as a copy cannot be judged.
+- *held-out copies*: a held-out image that is also a training image comes back like one, and lowers the threshold. Such
+  images are left out of the calibration.
+- *sampling*: samples are no pictures if they have one flat colour, are alike for all prompts, or are far from every
+  training image.
+- *copies elsewhere*: a training picture may come back for the caption of another picture.
 
-Distances are put in proportion to the typical distance of two pictures of the run.
+Distances are relative to the typical distance of two pictures of the run.
 """
 
 from __future__ import annotations
@@ -34,31 +35,32 @@ from memtrain.models.encoding import decode_latents, encode_images
 from memtrain.records import NEVER_TRAINED
 
 TYPICAL = 64
-"""Pictures whose pairs say what a typical distance is."""
+"""Number of pictures whose pairs give the typical distance."""
 TWIN = 0.15
-"""Typical distances to its ten nearest training images, on average, below which a picture has twins; in data in which
-every picture is there once, it is 0.3 and more."""
+"""Mean distance to the ten nearest training images, in typical distances, below which a picture has twins. In data that
+hold every picture once, it is 0.3 or more."""
 COPY = 0.05
-"""Typical distances to a training image below which a held-out image is a copy of it."""
+"""Distance to a training image, in typical distances, below which a held-out image is a copy of it."""
 NEAREST = 10
-"""Training images among which twins are looked for."""
+"""Number of nearest training images that are checked for twins."""
 UNSEEN = 0.05
-"""Share of a group whose copies may pass unseen."""
+"""Largest share of a group whose copies may be missed."""
 ALIKE, FAR = 0.3, 1.35
-"""Spread of the samples over that of the pictures, and distance to training images over theirs, beyond which samples
-are no pictures: one sampling step gives 0.01 and 1.5, two steps 0.9 and 1.1, good samples 0.7 to 1.1 and 1.0."""
+"""Bounds for samples that are pictures: the smallest spread of the samples over the spread of the pictures, and the
+largest distance of the samples to training images over that of the pictures. One sampling step gives 0.01 and 1.5, two
+steps 0.9 and 1.1, good samples 0.7 to 1.1 and 1.0."""
 FEWEST_CAPTIONS = 8
-"""Different captions whose first images say how far apart samples are; of fewer, all their images do."""
+"""Number of different captions whose first images give the spread of samples; for fewer captions, all images do."""
 FEWEST_SEEDS, FEWEST_STEPS = 3, 5
-"""Images per prompt and sampling steps on which a model is cleared."""
+"""Smallest numbers of images per prompt and of sampling steps that can clear a model."""
 PLAIN = 0.5
-"""Times the threshold: a generation this near to another caption's picture is taken for a copy of it."""
+"""Factor of the threshold below which a generation counts as a copy of another caption's picture."""
 FALLBACK_THRESHOLD = 0.5
-"""Ratio below which pictures count as reproduced where no held-out prompts set a threshold."""
+"""Ratio below which pictures count as reproduced if no held-out prompts set a threshold."""
 
 
 def typical_distance(images: Tensor) -> float:
-    """Median distance of two different images `(n, 3, H, W)`, 0 where there are no two."""
+    """Return the median distance of two different images of `(n, 3, H, W)`; 0 if no two images differ."""
     rows = torch.linspace(0, len(images) - 1, min(TYPICAL, len(images))).round().long()
     pixels = centred_pixels(images[rows])
     distances = unit_distance(squared_distances(pixels, pixels).triu(diagonal=1))
@@ -67,12 +69,15 @@ def typical_distance(images: Tensor) -> float:
 
 
 def heldout_copies(images: Tensor, training: Tensor, *, typical: float) -> Tensor:
-    """`(n,)` bool, which held-out images are training images as well, or nearly.
+    """Find the held-out images that are also training images, or nearly so.
 
     Args:
-        images: `(n, 3, H, W)` uint8.
-        training: `(M, 3, H, W)` uint8.
-        typical: distance of two pictures.
+        images: the held-out images, `(n, 3, H, W)` uint8.
+        training: the training images, `(M, 3, H, W)` uint8.
+        typical: the typical distance of two pictures.
+
+    Returns:
+        `(n,)` bool.
     """
     if not len(images):
         return torch.zeros(0, dtype=torch.bool)
@@ -83,7 +88,7 @@ def heldout_copies(images: Tensor, training: Tensor, *, typical: float) -> Tenso
 
 @torch.no_grad()
 def perfect_copies(pipeline: Any, images: Tensor) -> Tensor:
-    """Images `(n, 3, H, W)` uint8 through the pipeline's autoencoder and back."""
+    """Encode and decode images `(n, 3, H, W)` uint8 with the pipeline's autoencoder."""
     at_once = images_at_once(int(images.shape[-2]), int(images.shape[-1]))
     return torch.cat(
         [
@@ -96,15 +101,19 @@ def perfect_copies(pipeline: Any, images: Tensor) -> Tensor:
 def unseen(
     samples: RunSamples, copies: Tensor, *, own_index: Tensor, shared: list[list[int]], threshold: float, typical: float
 ) -> Tensor:
-    """`(P,)` bool, of which training prompts a copy would not be counted.
+    """Find the training prompts for which a copy would not be counted.
 
     Args:
-        samples: P prompts.
-        copies: `(P, 3, H, W)` uint8, from :func:`perfect_copies`.
-        own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
-        shared: the same.
-        threshold: ratio below which a prompt counts as reproduced.
-        typical: distance of two pictures.
+        samples: the samples of P prompts.
+        copies: the perfect copies, `(P, 3, H, W)` uint8, from :func:`perfect_copies`.
+        own_index: the index of each own image among the training images, `(P,)`, as for
+            :func:`memtrain.evaluation.measures.replication.replication`.
+        shared: the training images under each prompt's caption, as for the same function.
+        threshold: the ratio below which a prompt counts as reproduced.
+        typical: the typical distance of two pictures.
+
+    Returns:
+        `(P,)` bool.
     """
     asked = (own_index >= 0).nonzero().squeeze(1)
     blind = torch.zeros(len(own_index), dtype=torch.bool)
@@ -120,12 +129,12 @@ def unseen(
 
 
 def not_seen(samples: RunSamples, blind: Tensor, reproduced: Tensor) -> list[Reason]:
-    """Groups of which a copy of too many pictures would not be counted.
+    """Give a reason for each group with too many pictures whose copies would not be counted.
 
     Args:
-        samples: P prompts.
-        blind: `(P,)` from :func:`unseen`.
-        reproduced: `(P,)` bool.
+        samples: the samples of P prompts.
+        blind: the prompts for which a copy would not be counted, `(P,)` bool, from :func:`unseen`.
+        reproduced: the reproduced prompts, `(P,)` bool.
     """
     found = []
     names = counted_as(samples)
@@ -137,9 +146,9 @@ def not_seen(samples: RunSamples, blind: Tensor, reproduced: Tensor) -> list[Rea
             found.append(
                 Reason(
                     "copies_unseen",
-                    f"of {len(asked - seen)} of {len(asked)} {group.replace('_', ' ')} pictures a perfect copy would "
-                    "not be counted, for instance because the data hold them under further names",
-                    "find copies with `memtrain scan`, and evaluate with its table",
+                    f"the ratio would miss perfect copies of {len(asked - seen)} of {len(asked)} "
+                    f"{group.replace('_', ' ')} pictures, for instance because the data hold them under other names",
+                    "find near-duplicates with `memtrain scan`, and name its table in `data.init_args.families`",
                 )
             )
     return found
@@ -148,32 +157,33 @@ def not_seen(samples: RunSamples, blind: Tensor, reproduced: Tensor) -> list[Rea
 def sampling_reasons(
     samples: RunSamples, generated: Tensor, distances: Replication, *, own_index: Tensor, sampling: Sampling
 ) -> list[Reason]:
-    """Whether the samples are pictures, and enough of them.
+    """Give reasons if the samples are too few, or are no pictures.
 
     Args:
-        samples: P prompts.
-        generated: `(P, K, 3, H, W)` uint8.
-        distances: of these.
-        own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
-        sampling: how they were made.
+        samples: the samples of P prompts.
+        generated: the generations, `(P, K, 3, H, W)` uint8.
+        distances: the distances of the generations.
+        own_index: the index of each own image among the training images, `(P,)`, as for
+            :func:`memtrain.evaluation.measures.replication.replication`.
+        sampling: the settings of the sampling.
     """
     found = []
     if len(sampling.seeds) < FEWEST_SEEDS:
-        said = f"{len(sampling.seeds)} image(s) per prompt were sampled"
-        found.append(Reason("few_seeds", said, f"sample {FEWEST_SEEDS} or more (--images_per_prompt)"))
+        said = f"only {len(sampling.seeds)} image(s) per prompt were sampled"
+        found.append(Reason("few_seeds", said, f"sample at least {FEWEST_SEEDS} (--images_per_prompt)"))
     if sampling.steps < FEWEST_STEPS:
-        said = f"{sampling.steps} sampling step(s) make no finished images"
-        found.append(Reason("few_steps", said, f"take {FEWEST_STEPS} or more (--steps)"))
+        said = f"{sampling.steps} sampling step(s) are too few for finished images"
+        found.append(Reason("few_steps", said, f"take at least {FEWEST_STEPS} (--steps)"))
     flat = int((generated.flatten(3).amax(dim=3) == generated.flatten(3).amin(dim=3)).all(dim=2).sum())
     if flat:
-        said = f"{flat} of {generated.shape[0] * generated.shape[1]} samples show one flat colour"
+        said = f"{flat} of {generated.shape[0] * generated.shape[1]} samples are one flat colour"
         found.append(
-            Reason("samples_flat", said, "look at the images: the model has diverged, or try another precision")
+            Reason("samples_flat", said, "check whether the training diverged, or try another precision (--dtype)")
         )
     typical = typical_distance(samples.own_images)
     different = {prompt.caption: row for row, prompt in enumerate(samples.prompts)}
     one_each = generated[sorted(different.values())].cpu()
-    # Of pictures that are asked for under one caption, seeds are all that differs.
+    # Pictures under one caption differ by their seeds only.
     spread = typical_distance(one_each[:, 0] if len(different) >= FEWEST_CAPTIONS else one_each.flatten(0, 1))
     pictures = replication(
         samples.own_images[:, None],
@@ -184,22 +194,22 @@ def sampling_reasons(
         neighbours=distances.neighbours,
     ).neighbour_distance.median()
     if spread < ALIKE * typical:
-        said = f"the samples are alike, whatever the prompt: {spread / typical:.2f} times as far apart as the pictures"
+        said = f"the samples are alike for all prompts: {spread / typical:.2f} times as far apart as the pictures"
         found.append(Reason("samples_alike", said, "check --steps and --guidance_scale, and look at the images"))
     elif float(distances.neighbour_distance.median()) > FAR * float(pictures):
-        said = "the samples are far from all training images, as noise is"
+        said = "the samples are as far from all training images as noise"
         found.append(Reason("samples_far", said, "check --steps and --guidance_scale, and look at the images"))
     return found
 
 
 def copies_elsewhere(samples: RunSamples, distances: Replication, *, reproduced: Tensor, threshold: float) -> list[str]:
-    """Names of training pictures that come back for another picture's caption, and not for their own.
+    """Find the names of training pictures that come back for another picture's caption, and not for their own.
 
     Args:
-        samples: P prompts.
-        distances: of P prompts and K seeds.
-        reproduced: `(P,)` bool.
-        threshold: ratio below which a prompt counts as reproduced.
+        samples: the samples of P prompts.
+        distances: the distances of the generations of P prompts and K seeds.
+        reproduced: the reproduced prompts, `(P,)` bool.
+        threshold: the ratio below which a prompt counts as reproduced.
     """
     count = distances.neighbours
     if count < 2:
@@ -216,20 +226,20 @@ def copies_elsewhere(samples: RunSamples, distances: Replication, *, reproduced:
 
 
 def elsewhere_reasons(pictures: list[str]) -> list[Reason]:
-    """Of :func:`copies_elsewhere`."""
+    """Give a reason if :func:`copies_elsewhere` found pictures."""
     if not pictures:
         return []
-    said = f"{len(pictures)} training picture(s) come back for other captions than their own, such as {pictures[0]}"
+    said = f"{len(pictures)} training picture(s) come back for captions of other pictures, such as {pictures[0]}"
     return [Reason("copies_elsewhere", said, "look at the images (nearest_key in samples.parquet)")]
 
 
 def data_reasons(samples: RunSamples) -> list[Reason]:
-    """What is not known of the data."""
-    remedy = "train with data.init_args.families auto, or name the table of `memtrain scan` there"
+    """Give a reason if it is not known which training images show one picture."""
+    remedy = "train with `--data.init_args.families auto`, or with the table of `memtrain scan` in its place"
     if samples.families is None:
-        found = "nobody has looked which training images are one picture, and a copy under another name hides a copy"
+        found = "the data were not scanned for near-duplicates, and a file with the same picture can hide a copy"
         return [Reason("families_unknown", found, remedy)]
     if samples.not_looked_at:
-        found = f"the table of families does not have {samples.not_looked_at} of the training images"
+        found = f"the table of families lacks {samples.not_looked_at} of the training images"
         return [Reason("families_incomplete", found, remedy)]
     return []

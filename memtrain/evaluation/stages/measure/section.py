@@ -1,7 +1,7 @@
-"""What `measure` says in the report: from `results.json`, `samples.parquet` and the images beside them.
+"""Sections of `measure` in the report, made from `results.json`, `samples.parquet` and their images.
 
-Results of every version are shown: what a file lacks is left out of the page. The order is that of the questions of the
-person who must decide: the answer, why not, the worst pictures, how many, how that was measured, and then the rest.
+The page shows results of every version, and leaves out the parts that a file lacks. The order follows the questions of
+the person who must decide: the answer, its reasons, the worst pictures, the counts, the method, and then the rest.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from memtrain.records import HELDOUT, VARIED_CAPTIONS, VARIED_IMAGES
 
 
 def sections(folder: Path) -> list[Section]:
-    """The sections of an evaluated run; none if the stage has not run.
+    """Make the sections of an evaluated run; none if the stage has not run.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
 
     Raises:
         RecordError: if the table of samples is missing.
@@ -56,9 +56,11 @@ def sections(folder: Path) -> list[Section]:
         raise RecordError(
             f"{samples} does not exist",
             expected="the output folder of an evaluation",
-            remedy="check the path, or evaluate again",
+            remedy="check the path, or run `memtrain measure` again",
         )
-    rows = read_parquet(samples, needed=("key", "seed", "caption", "group"), remedy="evaluate again").to_pylist()
+    rows = read_parquet(
+        samples, needed=("key", "seed", "caption", "group"), remedy="run `memtrain measure` again"
+    ).to_pylist()
     prompts = by_prompt(rows)
     return [
         _answer(results),
@@ -77,19 +79,19 @@ def sections(folder: Path) -> list[Section]:
 
 
 def _rendered(part: str, **context: Any) -> Markup:
-    """One part of the template, which holds them all."""
+    """Render one part of the template, which holds all parts."""
     return from_template(Path(__file__).with_name("section.html.j2"), part=part, **context)
 
 
 def _reasons_title(verdict: Mapping[str, Any]) -> str:
-    """What the reasons of a verdict are: of a proof they are no grounds, but what was noticed besides."""
+    """Title of the list of reasons; reasons beside a proof are further observations."""
     if not verdict.get("reasons"):
         return ""
-    return "What else was noticed" if verdict.get("cleared") is False else "Why the model is not cleared"
+    return "Further observations" if verdict.get("cleared") is False else "Why the model is not cleared"
 
 
 def _answer(results: Mapping[str, Any]) -> Section:
-    """The first screen, and why the model is not cleared."""
+    """Make the first screen, and the reasons why the model is not cleared."""
     return Section(
         title=_reasons_title(results["verdict"]),
         body=_rendered("reasons", results=results),
@@ -123,7 +125,7 @@ def _worst(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Pa
 def _replication(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> Section:
     replication = results["replication"]
     groups = {name: [prompt["best"] for prompt in prompts if prompt["group"] == name] for name in replication["groups"]}
-    label = "distance to own image / to the nearest others, best seed"
+    label = "distance to own image / distance to nearest others, best seed"
     body = _rendered(
         "replication",
         results=results,
@@ -146,7 +148,7 @@ def _images(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: P
 def _training(results: Mapping[str, Any]) -> list[Section]:
     if not results["training"]:
         return []
-    return [Section(title="What training said", body=_rendered("training", results=results), place=8)]
+    return [Section(title="Flags and signals during training", body=_rendered("training", results=results), place=8)]
 
 
 def _detectors(results: Mapping[str, Any], prompts: list[dict[str, Any]]) -> list[Section]:
@@ -157,7 +159,7 @@ def _detectors(results: Mapping[str, Any], prompts: list[dict[str, Any]]) -> lis
 
 
 def _networks(results: Mapping[str, Any]) -> list[Section]:
-    """The figures that need weight files, if any were given."""
+    """Make the section of figures that need weight files, if there are any."""
     found = results.get("networks")
     if not found:
         return []
@@ -165,27 +167,27 @@ def _networks(results: Mapping[str, Any]) -> list[Section]:
         (group.replace("_", " "), *row) for group, figures in found["groups"].items() for row in network_rows(figures)
     ]
     rows += [("held-out prompts", name, distance(found[name]), "") for name in ("FID", "CLIP_FID") if name in found]
-    said = "Measured with the weight files that were named; comparable within one paper's convention only."
-    body = joined([paragraph(said), table(("prompts", "figure", "value", "n"), rows, caption="Figures of networks")])
-    return [Section(title="Figures of networks", body=body, place=7)]
+    said = "The weight files of the command measured these figures. Compare figures of one paper's convention only."
+    body = joined([paragraph(said), table(("prompts", "figure", "value", "n"), rows, caption="Figures by networks")])
+    return [Section(title="Figures by networks", body=body, place=7)]
 
 
 def _limits(seeds: int) -> list[str | Markup]:
     return [
-        f"Only the prompts above were sampled, with {seeds} seeds each. A training image that was not asked for, or "
-        "that appears for another seed, guidance scale or wording, is not counted.",
-        "Pixel distance sees near-exact copies. Copies that are shifted, mirrored, recoloured or partial, and copied "
-        "style, pass unseen.",
+        f"The evaluation sampled only the prompts above, with {seeds} seeds each. It does not count training images of "
+        "other prompts, nor images that appear for another seed, guidance scale or wording.",
+        "Pixel distance sees near-exact copies. It does not see copies that are shifted, mirrored, recoloured or "
+        "partial, nor copied style.",
         Markup(
-            "A generation that copies a training image of <em>another</em> caption is not counted as reproduced (see "
-            "↗, and <code>nearest_key</code> in <code>samples.parquet</code>)."
+            "A generation that copies a training image of <em>another</em> caption does not count as reproduced. It "
+            "has the mark ↗, and <code>nearest_key</code> in <code>samples.parquet</code> names the image."
         ),
-        "A ratio just below the threshold means closer than held-out prompts come, which need not be a visible copy: "
-        "look at the images.",
-        "The threshold holds for prompts like the held-out ones. Training captions that are longer, rarer or otherwise "
-        "different are not covered.",
-        "That nothing was reproduced does not mean that nothing was learned by heart: an adversarial prompt or "
-        "embedding may still bring it back.",
+        "A ratio just below the threshold means that a generation is closer than those of held-out prompts. It need "
+        "not be a visible copy. Look at the images.",
+        "The threshold holds for prompts like the held-out ones. It does not cover training captions that are longer, "
+        "rarer or otherwise different.",
+        "A model that reproduced nothing here may still have memorized images. An adversarial prompt or embedding may "
+        "bring them back.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a verdict rests on and what it cannot say, in sentences that need no other part of the results."""
+"""Basis and limits of a verdict, in sentences that need no other part of the results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from memtrain.evaluation.stages.measure.verdict import in_words, joined
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 WEAK = 0.5
-"""Share of copies with an edit below which a measure is said not to see that edit."""
+"""Share of found copies with an edit below which the sentences say that a measure misses this edit."""
 
 
 def rests_on(results: Mapping[str, Any]) -> list[str]:
-    """What the verdict of `results.json` rests on."""
+    """Sentences on the basis of the verdict of `results.json`."""
     sampling, replication, copying = results["sampling"], results["replication"], results.get("copying")
     groups = {name: one for name, one in replication["groups"].items() if name not in NEVER_TRAINED}
     asked = [f"{one['n']}{_of(one)} {in_words(name)}" for name, one in groups.items()]
     said = [
-        f"{joined(asked)} pictures were asked for by their own captions, with {len(sampling['seeds'])} images of "
-        f"{sampling['steps']} steps for each."
+        f"The evaluation sampled {joined(asked)} pictures by their own captions, with {len(sampling['seeds'])} "
+        f"images of {sampling['steps']} steps each."
     ]
     said.append(_null(replication))
     if not copying or copying["recommended"] is None:
@@ -30,21 +30,21 @@ def rests_on(results: Mapping[str, Any]) -> list[str]:
     for name in sorted(trusted, key=lambda name: name != copying["recommended"]):
         said.append(_measure(name, trusted[name], recommended=name == copying["recommended"]))
     said.append(
-        "Proof is what chance brings in less than 5 % of such evaluations, with all measures and groups of pictures "
-        "together; what may be chance or not keeps from clearing the model."
+        "A finding is a proof if chance makes it in less than 5 % of such evaluations, over all measures and groups of "
+        "pictures together. A finding that may be chance proves nothing, and keeps the model from being cleared."
     )
     return [one for one in said if one]
 
 
 def cannot_say(results: Mapping[str, Any]) -> list[str]:
-    """What the verdict of `results.json` cannot say."""
+    """Sentences on the limits of the verdict of `results.json`."""
     sampling, replication, copying = results["sampling"], results["replication"], results.get("copying")
     seeds = len(sampling["seeds"])
     said = [
-        f"Whether a picture comes back less often than about once in {seeds} images: {seeds} were sampled for each "
-        "prompt.",
-        "Whether pictures come back for captions that were not asked for, nor what a picture teaches beyond its copy "
-        "(a style, a face in another pose).",
+        f"The evaluation sampled {seeds} images for each prompt. It can miss pictures that come back less often "
+        f"than about once in {seeds} images.",
+        "The evaluation did not try other captions. It does not measure what the model learned beyond copies, "
+        "such as a style or a face in another pose.",
     ]
     left = {
         name: one["of"] - one["n"]
@@ -54,28 +54,30 @@ def cannot_say(results: Mapping[str, Any]) -> list[str]:
     if left:
         parts = [f"{number} {in_words(name)}" for name, number in left.items()]
         said.append(
-            f"Anything of the {joined(parts)} pictures that were not asked for, beyond the interval of the share."
+            f"The evaluation did not sample the captions of {joined(parts)} pictures. Only the interval of the share "
+            f"covers them."
         )
     if replication.get("calibrated_by") == MADE_CAPTION:
         said.append(
-            "What comes by chance with pictures of the same kind that the model has not seen: none were held out, and "
-            "the threshold rests on captions that were made of the data's words."
+            "The false-positive rate for unseen pictures of the same kind is not known. No pictures were held out, and "
+            "the threshold rests on captions made from the data's words."
         )
     elif (results.get("config") or {}).get("heldout"):
         said.append(
-            "Whether the held-out pictures are of the same kind as the others: if they are not, what is alike by kind "
-            "may count as a copy, or a copy as chance."
+            "The evaluation assumes that the held-out pictures are of the same kind as the others. If they are not, "
+            "pictures that are alike by kind may count as copies, or copies as chance."
         )
     if copying:
         said += _unseen_edits(copying)
         named = [name for name in copying["measures"] if name not in trusted_measures(copying)]
         if named:
             said.append(
-                f"Anything by {joined(named)}: of copies of these pictures, too few are told from chance by it."
+                f"The verdict does not use {joined(named)}, which separate too few copies of these pictures "
+                f"from chance."
             )
         failed = {name: one for name, one in (results.get("controls") or {}).items() if one.get("hold") is False}
         said += [
-            f"That there are no copies, by {name}: {control_words(name, one)}."
+            f"{name} cannot exclude copies, because {control_words(name, one)}."
             for name, one in failed.items()
             if name not in named
         ]
@@ -86,26 +88,26 @@ def _null(replication: Mapping[str, Any]) -> str:
     if replication["false_positive_rate"] is None:
         return ""
     made = replication.get("calibrated_by") == MADE_CAPTION
-    prompts = "captions made of the data's words" if made else "held-out prompts"
+    prompts = "captions made from the data's words" if made else "held-out prompts"
     return (
-        f"What comes by chance is known from {replication['n_heldout']} {prompts}, at a false-positive rate of "
+        f"The threshold comes from {replication['n_heldout']} {prompts}, at a false-positive rate of "
         f"{replication['false_positive_rate']:.1%}."
     )
 
 
 def _measure(name: str, measure: Mapping[str, Any], *, recommended: bool) -> str:
-    """What a measure found, and how well it sees."""
+    """Describe what a measure found, and which share of copies it finds."""
     power = measure["power"]
     edited = [one["share"] for edit, one in power.items() if edit != PLAIN and one.get("share") is not None]
-    sees = f"which finds {power[PLAIN]['share']:.0%} of plain copies of these pictures"
+    sees = f"It finds {power[PLAIN]['share']:.0%} of plain copies of these pictures"
     if edited:
-        sees += f" and {sum(edited) / len(edited):.0%} of edited ones"
+        sees += f" and {sum(edited) / len(edited):.0%} of edited copies"
     groups = [one for group, one in measure["groups"].items() if group not in (*NEVER_TRAINED, HELDOUT)]
     back, n = sum(one["reproduced"] for one in groups), sum(one["n"] for one in groups)
     chance = sum(one["expected"] or 0.0 for one in groups)
     called = "the ratio of pixel distances" if name == RATIO else name
-    counted = f"{back} of {n} pictures come back, where chance brings about {chance:.1f}"
-    return f"By {called}{' (recommended)' if recommended else ''}, {sees}, {counted}."
+    counted = f"{back} of {n} pictures come back, and chance explains about {chance:.1f}"
+    return f"By {called}{' (recommended)' if recommended else ''}, {counted}. {sees}."
 
 
 def _unseen_edits(copying: Mapping[str, Any]) -> list[str]:
@@ -120,7 +122,8 @@ def _unseen_edits(copying: Mapping[str, Any]) -> list[str]:
     if not weak:
         return []
     return [
-        f"Whether pictures come back edited like this, of which {copying['recommended']} finds few: {joined(weak)}."
+        f"By {copying['recommended']}, the evaluation can miss pictures that come back with these edits (share found): "
+        f"{joined(weak)}."
     ]
 
 

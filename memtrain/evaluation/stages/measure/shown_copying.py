@@ -1,4 +1,4 @@
-"""Measures of copying side by side, counts, the curve over checkpoints and controls, as the report shows them."""
+"""Sections of the report on measures of copying, counts, the curve over checkpoints, controls and quality."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NAMES = {
     "clip_score": "CLIP score",
     "diversity_clip": "diversity by CLIP",
 }
-"""Of figures of quality that are known by their capitals."""
+"""Usual spelling of figures of quality."""
 LONG = 20
-"""Rows from which a table is folded."""
+"""Largest number of rows of a table that is not folded."""
 
 
 def copying_section(results: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """What each measure promises, what it finds of made copies, and what it finds of the model's."""
+    """Make the section on measures of copying: their thresholds, their power for test copies, and their findings."""
     copying = results.get("copying")
     if not copying:
         return []
@@ -44,12 +44,16 @@ def copying_section(results: Mapping[str, Any], prompts: Sequence[Mapping[str, A
     recommended = copying.get("recommended")
     body = []
     if recommended:
-        body.append(paragraph(f"Recommended for these pictures: {recommended}."))
+        body.append(paragraph(f"The recommended measure for these pictures is {recommended}."))
     blind = [name for name, one in measures.items() if one.get("sees") is False]
     if blind:
-        body.append(paragraph(f"Does not see copies in these pictures, and clears nothing: {', '.join(blind)}."))
-    headings = ("measure", "sees copies here", "threshold", "false alarms", "with 95% below", "held-out prompts",
-                "nearest is a copy", "generations alike")  # fmt: skip
+        body.append(
+            paragraph(
+                f"These measures do not see copies in these pictures, and cannot clear the model: {', '.join(blind)}."
+            )
+        )
+    headings = ("measure", "sees copies here", "threshold", "false-positive rate", "upper bound of 95%",
+                "held-out prompts", "copies of any picture", "generations alike")  # fmt: skip
     rows = [
         (
             name,
@@ -63,16 +67,16 @@ def copying_section(results: Mapping[str, Any], prompts: Sequence[Mapping[str, A
         )
         for name, one in measures.items()
     ]
-    body.append(table(headings, rows, caption="What each measure promises, and what it finds"))
-    body += _by_measure(measures, "power", "edit", "Share of made copies that each measure finds, by kind of edit")
+    body.append(table(headings, rows, caption="Threshold and findings of each measure"))
+    body += _by_measure(measures, "power", "edit", "Share of test copies that each measure finds, by kind of edit")
     body += _by_measure(measures, "groups", "pictures", "Pictures reproduced by each measure")
-    body += _by_measure(measures, "train_to_train", "training pictures to their nearest other one", "")
+    body += _by_measure(measures, "train_to_train", "similarity of a training picture to its nearest other", "")
     body += _strips(measures, prompts, recommended)
     scores = {name: _scores(prompts, name) for name in measures}
     curves = roc(
         {name: found for name, found in scores.items() if found},
         name="roc-copying",
-        what="pictures that were trained on, told from held-out ones by their most alike generation",
+        what="pictures that were trained on against held-out pictures, by the most similar generation",
     )
     body.append(curves)
     if left_out := copying.get("left_out"):
@@ -81,7 +85,7 @@ def copying_section(results: Mapping[str, Any], prompts: Sequence[Mapping[str, A
 
 
 def _by_measure(measures: Mapping[str, Mapping[str, Any]], key: str, first: str, caption: str) -> list[Markup]:
-    """A table with a column for each measure."""
+    """Make a table with a column for each measure."""
     held = {name: one.get(key) or {} for name, one in measures.items()}
     rows = list(dict.fromkeys(row for one in held.values() for row in one))
     if not rows:
@@ -97,7 +101,7 @@ def _by_measure(measures: Mapping[str, Mapping[str, Any]], key: str, first: str,
 def _strips(
     measures: Mapping[str, Mapping[str, Any]], prompts: Sequence[Mapping[str, Any]], recommended: str | None
 ) -> list[Markup]:
-    """Where prompts lie against each measure's threshold, the recommended measure first."""
+    """Chart the prompts against each measure's threshold, the recommended measure first."""
     shown: list[Markup] = []
     for number_, name in enumerate(sorted(measures, key=lambda one: one != recommended)):
         found, threshold = _scores(prompts, name), measures[name].get("threshold")
@@ -108,12 +112,12 @@ def _strips(
             if (value := _most_alike(prompt, name)) is not None:
                 groups.setdefault(prompt["group"], []).append(value)
         drawn = strip(groups, threshold, name=f"strip-{number_}", label=f"{words(name)}, best generation", higher=True)
-        shown.append(drawn if not shown else folded(f"The same by {words(name)}", drawn))
+        shown.append(drawn if not shown else folded(f"The same chart for {words(name)}", drawn))
     return shown
 
 
 def _scores(prompts: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[bool]] | None:
-    """The highest similarity of each prompt, and whether its picture was trained on."""
+    """Return the highest similarity of each prompt, and whether its picture was trained on."""
     values = [(_most_alike(prompt, name), prompt["group"]) for prompt in prompts]
     there = [(value, group not in NEVER_TRAINED) for value, group in values if value is not None]
     return ([value for value, _ in there], [trained for _, trained in there]) if there else None
@@ -126,18 +130,18 @@ def _most_alike(prompt: Mapping[str, Any], name: str) -> float | None:
 
 
 def counts_section(results: Mapping[str, Any]) -> list[Section]:
-    """The counts that people ask for."""
+    """Make the section of counts."""
     counts = results.get("counts")
     if not counts:
         return []
-    # A kind for each prompt is for the JSON file, and secrets have tables of their own.
+    # The kind of each prompt stays in the JSON file, and secrets have their own tables.
     plain = {
         name: {key: one for key, one in value.items() if key != "kinds"} if isinstance(value, Mapping) else value
         for name, value in counts.items()
         if name not in ("by_group", "exposure")
     }
     rows = [row for name, value in plain.items() for row in rows_of(words(name), value)]
-    body = [table(("", "figure", "of; interval"), rows, caption="What was counted, with intervals")]
+    body = [table(("", "figure", "count; interval"), rows, caption="Counts with intervals")]
     body += exposure_tables(counts.get("exposure") or {})
     if by_group := counts.get("by_group"):
         heading = ("group", "reproduced", "of", "share", "interval")
@@ -145,13 +149,13 @@ def counts_section(results: Mapping[str, Any]) -> list[Section]:
             (words(str(name)), one["reproduced"], one["n"], percent(one["share"]), interval_of(one.get("interval")))
             for name, one in sorted(by_group.items(), key=lambda item: -(item[1]["share"] or 0))
         ]
-        shown = table(heading, cells, caption="Reproduced by group")
-        body.append(shown if len(cells) <= LONG else folded(f"Reproduced by group ({len(cells)})", shown))
+        shown = table(heading, cells, caption="Reproduced pictures by group")
+        body.append(shown if len(cells) <= LONG else folded(f"Reproduced pictures by group ({len(cells)})", shown))
     return [Section(title="Counts", body=joined(body), place=5)]
 
 
 def curve_section(results: Mapping[str, Any]) -> list[Section]:
-    """What is reproduced at each checkpoint."""
+    """Make the section on the pictures reproduced at each checkpoint."""
     curve = results.get("curve")
     if not curve:
         return []
@@ -168,19 +172,22 @@ def curve_section(results: Mapping[str, Any]) -> list[Section]:
         for one in curve
     ]
     headings = ("checkpoint", "step", "reproduced", "of", "share", "interval", "held-out loss")
-    body = joined([checkpoints(curve), table(headings, rows, caption="By checkpoint")])
-    return [Section(title="Over the checkpoints", body=body, place=6)]
+    body = joined([checkpoints(curve), table(headings, rows, caption="Reproduced pictures by checkpoint")])
+    return [Section(title="Checkpoints of the training", body=body, place=6)]
 
 
 def controls_section(results: Mapping[str, Any]) -> list[Section]:
-    """Whether the command finds a copy that was put there, and no other."""
+    """Make the section on controls: whether the evaluation finds planted copies, and no other pictures."""
     controls = results.get("controls")
     if not controls:
         return []
-    said = "A copy that was put among the generations has to be found, and a picture that was not there must not be."
-    caption = "What was put there, and what was found"
+    said = (
+        "The measures have to find planted copies of training pictures, and must not mistake unseen "
+        "pictures for copies."
+    )
+    caption = "Planted copies and unseen pictures"
     if all(isinstance(one, Mapping) and is_share(one.get("planted")) for one in controls.values()):
-        headings = ("measure", "planted copies found", "others taken for copies", "controls hold")
+        headings = ("measure", "planted copies found", "unseen pictures mistaken for copies", "controls hold")
         rows = [
             (name, share_text(one["planted"]), share_text(one.get("unplanted")), value_text(one.get("hold")))
             for name, one in controls.items()
@@ -193,7 +200,7 @@ def controls_section(results: Mapping[str, Any]) -> list[Section]:
 
 
 def quality_section(results: Mapping[str, Any]) -> list[Section]:
-    """Held-out loss, distances between distributions and fidelity, each with its interval and what measured it."""
+    """Make the section on quality: each figure with its interval and the network that measured it."""
     quality = dict(results.get("quality") or {})
     if mean := quality.pop("heldout_loss_mean", None):
         quality["heldout_loss"] = mean  # the same number, with its interval
@@ -202,7 +209,7 @@ def quality_section(results: Mapping[str, Any]) -> list[Section]:
     rows = [row for name, value in named.items() if name not in missing for row in rows_of(name, value)]
     said = [f"{name} was not measured: {reason}." for name, reason in missing.items()]
     if any(name in named and name not in missing for name in ("KID", "FID")):
-        said.append("Distances depend on the network that measures them: compare those of the same one only.")
+        said.append("Distances depend on the network that measures them. Compare distances by the same network only.")
     if not rows and not said:
         return []
     shown = table(("figure", "value", "interval; measured by"), rows, caption="Quality of the generations")
@@ -210,7 +217,7 @@ def quality_section(results: Mapping[str, Any]) -> list[Section]:
 
 
 def detector_curves(results: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -> Markup:
-    """ROC of the detectors: pictures that come back against the others, by the mean score of a prompt's images."""
+    """Chart the ROC of the detectors for reproduced prompts, by the mean score of a prompt's images."""
     curves = {}
     for name, detector in (results.get("detectors") or {}).items():
         sign = 1 if detector["higher_means_memorized"] else -1
@@ -223,4 +230,4 @@ def detector_curves(results: Mapping[str, Any], prompts: Sequence[Mapping[str, A
         curves[name] = (values, back)
     if not any(prompt["group"] == HELDOUT for prompt in prompts):
         return Markup("")
-    return roc(curves, name="roc-detectors", what="prompts that are reproduced, told from the others")
+    return roc(curves, name="roc-detectors", what="reproduced prompts against the others")

@@ -1,4 +1,4 @@
-"""What the report shows of planted secrets: exposure against repetition."""
+"""Tables of the report on planted secrets: exposure against repetition."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HEADINGS = ("visits per epoch", "secrets", "bits, mean", "interval", "at the bou
 
 
 def exposure_tables(exposure: Mapping[str, Any]) -> list[Markup]:
-    """A table for each kind of secret and each way to ask for it.
+    """Make a table for each kind of secret and each way to measure its exposure.
 
     Args:
-        exposure: `counts.exposure` of `results.json`.
+        exposure: the part `counts.exposure` of `results.json`.
     """
     shown: list[Markup] = []
     canaries = exposure.get("canaries")
@@ -25,9 +25,9 @@ def exposure_tables(exposure: Mapping[str, Any]) -> list[Markup]:
         found = (canaries or {}).get(name)
         if canaries and found:
             said = (
-                f"Exposure of canaries by {how}: bits that the model takes off a guess of which of "
-                f"{canaries['candidates']} images was planted, at most {canaries['highest']:.1f}; of images that it "
-                f"never saw {canaries['null_mean']:.1f} on average."
+                f"The exposure of a canary by {how} is the number of bits by which the model makes it easier to guess "
+                f"which of {canaries['candidates']} images was planted. It is at most {canaries['highest']:.1f} bits. "
+                f"Images that the model never saw have {canaries['null_mean']:.1f} bits on average."
             )
             shown += [paragraph(said), table(HEADINGS, _rows(found["by_repetition"]), caption=f"Canaries by {how}")]
     if borders := exposure.get("border_keys"):
@@ -43,7 +43,7 @@ def exposure_tables(exposure: Mapping[str, Any]) -> list[Markup]:
             for one in borders["by_repetition"]
         ]
         headings = ("visits per epoch", "borders", "key error, mean", "interval", "bits, mean", "correlation")
-        shown.append(table(headings, rows, caption="Border keys: levels that the model paints around a picture"))
+        shown.append(table(headings, rows, caption="Border keys: grey levels that the model paints around a picture"))
     return shown
 
 

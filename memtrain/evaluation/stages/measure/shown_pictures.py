@@ -1,4 +1,4 @@
-"""Pictures of the report: each training image beside what the model makes of its caption, and its evidence."""
+"""Pictures of the report: each training image, the generations for its caption, and its evidence."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ ROWS = {
     EXCLUDED: 12,
     CANARY: 12,
 }
-"""Prompts shown of a group, lowest ratio first."""
+"""Number of shown prompts by group, lowest ratio first."""
 OTHER_ROWS = 6
-"""Prompts shown of the groups not named in :data:`ROWS`."""
+"""Number of shown prompts of the groups that :data:`ROWS` does not name."""
 IMAGES_PER_ROW = 4
-"""Generations shown per prompt; the best ones, if there are more seeds."""
+"""Number of shown generations per prompt; the nearest ones, if there are more seeds."""
 WORST = 8
-"""Pictures at the beginning of the page, of which copies are nearest."""
+"""Number of pictures with the nearest generations, shown at the beginning of the page."""
 FAMILIES = 12
-"""Pictures of several files shown by themselves."""
+"""Number of pictures of several files that have rows of their own."""
 
 
 def by_prompt(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `samples.parquet` gathered by prompt, with the lowest ratio as `best`, in the order of seeds."""
+    """Group the rows of `samples.parquet` by prompt, with the lowest ratio as `best`, in the order of seeds."""
     prompts: dict[str, dict[str, Any]] = {}
     for row in rows:
         prompt = prompts.setdefault(row["key"], {**row, "generations": []})
@@ -58,19 +58,19 @@ def by_prompt(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def group_cases(prompts: Sequence[dict[str, Any]], group: str, folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """Those of a group that are nearest to a copy, and how many there are."""
+    """Return the cases of a group that are nearest to a copy, and the number of its prompts."""
     chosen = [prompt for prompt in prompts if prompt["group"] == group]
     shown = sorted(chosen, key=lambda prompt: prompt["best"])[: ROWS.get(group, OTHER_ROWS)]
     return [case(prompt, folder) for prompt in shown], len(chosen)
 
 
 def worst_cases(prompts: Sequence[dict[str, Any]], folder: Path, *, measure: str | None) -> list[dict[str, Any]]:
-    """Of each picture that was trained on its worst prompt, the worst pictures first, with the curve of its evidence.
+    """Return the cases of the worst pictures: for each trained picture its worst prompt, and the curve of its evidence.
 
     Args:
-        prompts: of :func:`by_prompt`.
-        folder: of the results.
-        measure: of copying, by which pictures are ordered where its similarities are recorded; else the ratio.
+        prompts: the prompts from :func:`by_prompt`.
+        folder: the folder of the results.
+        measure: the measure of copying that orders the pictures, if its similarities are recorded; else the ratio does.
     """
     curves, threshold = read_evidence_curves(folder)
     column = f"copy.{measure}.own"
@@ -99,7 +99,7 @@ def worst_cases(prompts: Sequence[dict[str, Any]], folder: Path, *, measure: str
 
 
 def family_cases(results: Mapping[str, Any], prompts: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """The first families of the results, each with its own image and the generation that is nearest to it."""
+    """Return the cases of the first families of the results, each with its nearest generation."""
     found = []
     for one in (results.get("families") or {}).get("asked", [])[:FAMILIES]:
         column = "caption_family" if one["group"] == SHARED_CAPTION else "picture_family"
@@ -116,13 +116,13 @@ def family_cases(results: Mapping[str, Any], prompts: Sequence[dict[str, Any]], 
 def case(
     prompt: Mapping[str, Any], folder: Path, *, curve: Markup | None = None, measure: str | None = None
 ) -> dict[str, Any]:
-    """What `macros.html.j2` needs of a prompt, with images as data URIs.
+    """Return the values of a prompt for `macros.html.j2`, with images as data URIs.
 
     Args:
-        prompt: of :func:`by_prompt`.
-        folder: of the results.
-        curve: of its evidence.
-        measure: of copying whose similarity stands beside the ratio.
+        prompt: a prompt from :func:`by_prompt`.
+        folder: the folder of the results.
+        curve: the curve of the picture's evidence.
+        measure: the measure of copying whose similarity stands beside the ratio.
     """
     best = sorted(prompt["generations"], key=lambda row: row["ratio"])[:IMAGES_PER_ROW]
     heldout = prompt["group"] in NEVER_TRAINED
@@ -162,7 +162,7 @@ def _notes(prompt: Mapping[str, Any]) -> list[str]:
 
 
 def _elsewhere(row: Mapping[str, Any]) -> bool:
-    """Whether the nearest training image is neither the own picture nor one under the same caption."""
+    """Whether the nearest training image is neither the prompt's own picture nor one with the same caption."""
     if "picture_family" not in row:
         own: str = row.get("template", row["key"])
         return own != row.get("nearest_template", row["nearest_key"])

@@ -1,4 +1,4 @@
-"""What `metrics` says in the report: its figures, and what was missing."""
+"""Section of `metrics` in the report: its figures, and the missing ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from memtrain.evaluation.stages.metrics.screen import HEADINGS, distance_rows, f
 
 
 def sections(folder: Path) -> list[Section]:
-    """The figures per kind of prompts, and distances of all images.
+    """Make the section on the figures per kind of prompts, and on distances over all images.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder, "metrics.json")
     if results is None:

@@ -1,4 +1,4 @@
-"""What `mitigate` says in the report: from `mitigation.json` and its sheet of images."""
+"""Section of `mitigate` in the report, made from `mitigation.json` and its sheet of images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from memtrain.evaluation.stages.network_figures import paired_networks
 
 
 def sections(folder: Path) -> list[Section]:
-    """The figures of each group of prompts without and with the mitigation, and the sheet.
+    """Make the section on each group of prompts without and with the mitigation, with the sheet.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     results = results_of(folder, "mitigation.json")
     if results is None:
         return []
-    what = f"{results['mitigation']}: every prompt sampled without and with it from the same noise."
+    what = f"Every prompt is sampled without and with {results['mitigation']}, from the same noise."
     body = [paragraph(what)]
     for name, group in results["groups"].items():
         rows = [(figure, *cells) for figure, cells in figure_rows(group, results["fidelity"]["measure"])]
@@ -39,6 +39,6 @@ def sections(folder: Path) -> list[Section]:
     body.append(notes(explanation(results)))
     if networks := results.get("networks"):
         body.append(paired_networks(networks))
-    body.append(picture(folder / "mitigation.png", alt="Own images, images without and with the mitigation"))
+    body.append(picture(folder / "mitigation.png", alt="Own images, and images without and with the mitigation"))
     facts = made(results, "mitigate")
     return [Section(title="Mitigation while sampling", body=joined(body), place=20, facts=facts)]

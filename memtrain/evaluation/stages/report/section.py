@@ -1,4 +1,4 @@
-"""The stage `report` has nothing of its own to say."""
+"""The stage `report` has no section of its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from memtrain.evaluation.report.section import Section
 
 
 def sections(folder: Path) -> list[Section]:
-    """None.
+    """Return no sections.
 
     Args:
-        folder: of the results.
+        folder: the folder of the results.
     """
     return []

@@ -41,27 +41,27 @@ def test_what_cannot_be_judged_names_its_first_reason() -> None:
     reasons = [{"reason": str(n), "found": f"found {n}", "remedy": "r"} for n in range(2)]
     results["verdict"] |= {"level": "unjudged", "cleared": None, "reasons": reasons, "text": "long"}
     found = answer(results)
-    assert found["text"].endswith("cannot be judged, for 2 reasons: found 0.")
-    assert found["more"] == "Further: found 1." and "Not on this evidence" in found["word"]
+    assert found["text"].endswith("reproduces training images, for 2 reasons: found 0.")
+    assert found["more"] == "Further reason: found 1." and "Not on this evidence" in found["word"]
 
 
 def test_grounds_are_those_of_the_verdict_or_worked_out() -> None:
     assert rests_on(full_results())[1] == "The picture patient-Müller-17 was asked for."
     assert cannot_say(full_results()) == ["Whether other seeds would."]
     found = rests_on(older())
-    assert found[0].startswith("4 training pictures were asked for") and "60 held-out prompts" in found[1]
+    assert found[0].startswith("The evaluation sampled 4 training pictures") and "60 held-out prompts" in found[1]
     assert len(cannot_say(older())) == 3
     bare = older()
     bare["replication"]["false_positive_rate"] = None
-    assert "what comes by chance is not known" in rests_on(bare)[1]
+    assert "its false-positive rate is not known" in rests_on(bare)[1]
 
 
 def test_key_figures_have_intervals() -> None:
     found = {figure.label: (figure.value, figure.note) for figure in key_figures(full_results())}
     assert found["training pictures that come back"] == ("50%", "2 of 4; 40% to 60%")
     assert found["generations that are copies"][0] == "41.7%"
-    assert found["made copies that are seen"][0] == "75 to 100%"
-    assert found["false alarms at most"] == ("1%", "60 held-out prompts; below 4%")
+    assert found["test copies found"][0] == "75 to 100%"
+    assert found["false-positive rate at most"] == ("1%", "60 held-out prompts; below 4%")
     assert found["held-out loss"] == ("0.1234", "0.12 to 0.13; own")
     assert "FID" not in found, "not measured"
 
@@ -73,5 +73,5 @@ def test_key_figures_of_older_results_are_worked_out() -> None:
     assert value == "50%" and note.startswith("2 of 4; ")
     ends = [float(end.rstrip("%")) / 100 for end in note.removeprefix("2 of 4; ").split(" to ")]
     assert ends == pytest.approx([low, high], abs=1e-3)
-    assert found["false alarms at most"] == ("5%", "by the pixel ratio, from 60 held-out prompts")
+    assert found["false-positive rate at most"] == ("5%", "by the pixel ratio, from 60 held-out prompts")
     assert found["held-out loss"] == ("0.1234", "")

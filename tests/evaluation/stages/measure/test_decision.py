@@ -70,7 +70,7 @@ def test_many_measures_do_not_prove_what_one_does_not() -> None:
 def test_it_clears_only_if_the_recommended_measure_sees() -> None:
     found = judged("tiles", tiles=measure(0), sscd=measure(0))
     assert (found["cleared"], found["level"]) == (True, "none")
-    assert found["text"].startswith("No reproduction was found: By tiles, 0 of 14 repeated")
+    assert found["text"].startswith("The evaluation found no reproduction: By tiles, 0 of 14 repeated")
     nobody = judged(None, tiles=measure(0, plain=0.4))
     assert [one["reason"] for one in nobody["reasons"]] == ["no_measure"] and nobody["cleared"] is None
     assert "tiles finds 40%" in nobody["text"] and "--copy_detector" in nobody["text"]
@@ -123,14 +123,12 @@ def test_the_sentences_say_what_it_rests_on_and_what_not() -> None:
         "copying": {"recommended": "tiles", "measures": {"sscd": measure(0, plain=0.5), "tiles": measure(1)}},
     }
     said = " ".join(rests_on(results))
-    assert "14 repeated and 40 (of 900) unique pictures were asked for" in said
-    assert "60 captions made of the data's words, at a false-positive rate of 1.6%" in said
-    assert (
-        "By tiles (recommended), which finds 100% of plain copies of these pictures and 50% of edited ones, 1 of 54"
-        in said
-    )
+    assert "The evaluation sampled 14 repeated and 40 (of 900) unique pictures" in said
+    assert "60 captions made from the data's words, at a false-positive rate of 1.6%" in said
+    assert "By tiles (recommended), 1 of 54 pictures come back" in said
+    assert "It finds 100% of plain copies of these pictures and 50% of edited copies" in said
     assert "sscd" not in said
     not_said = " ".join(cannot_say(results))
-    assert "860 unique pictures that were not asked for" in not_said
-    assert "none were held out" in not_said
-    assert "mirror (10%)" in not_said and "Anything by sscd" in not_said
+    assert "did not sample the captions of 860 unique pictures" in not_said
+    assert "No pictures were held out" in not_said
+    assert "mirror (10%)" in not_said and "does not use sscd" in not_said

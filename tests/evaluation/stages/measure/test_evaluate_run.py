@@ -208,7 +208,7 @@ def test_evaluation_without_record_or_detectors(
     assert results["detectors"] == {}
     assert results["quality"]["heldout_loss"] is None
     report = write_report(tmp_path / "new" / "folder").read_text(encoding="utf-8")
-    assert "What training said" not in report
+    assert "Flags and signals during training" not in report
     assert results["quality"]["kid"] == {"value": None, "reason": "not asked for"}
     assert "KID was not measured: not asked for" in report
 
@@ -233,7 +233,7 @@ def test_networks_measure_every_group(
         assert found["groups"]["planted"]["SSCD_orig"]["all"]["median"] == pytest.approx(1, abs=1e-3), "copies"
     assert found["CLIP_FID"]["value"] > 0
     report = write_report(tmp_path / "out").read_text(encoding="utf-8")
-    assert "Figures of networks" in report and figure in report and f"{found['CLIP_FID']['value']:.3f}" in report
+    assert "Figures by networks" in report and figure in report and f"{found['CLIP_FID']['value']:.3f}" in report
 
 
 def test_the_rate_is_the_lowest_that_can_be_promised() -> None:
@@ -362,7 +362,7 @@ def test_what_cannot_be_judged_is_said(
     found = replication["n_heldout"], replication["heldout_left_out"], replication["false_positive_rate"]
     assert found == counted[spoil]
     print_results(results, tmp_path)
-    assert "cannot be judged" in " ".join(capsys.readouterr().out.split())
+    assert "cannot tell whether" in " ".join(capsys.readouterr().out.split())
     assert "Why the model is not cleared" in write_report(tmp_path).read_text(encoding="utf-8")
 
 

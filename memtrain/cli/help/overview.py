@@ -1,0 +1,58 @@
+"""All commands with their screens, and what `memtrain` alone prints."""
+
+from __future__ import annotations
+
+from memtrain.cli.help import prompts, release, training
+from memtrain.cli.help.screen import Screen
+from memtrain.files.exit_status import table
+
+SCREENS: dict[str, Screen] = {
+    screen.command: screen
+    for screen in (
+        *(training.SCAN, training.PLAN, training.TRAIN, training.REWIND, training.EXPORT),
+        *(release.MEASURE, release.COMPARE, release.REPORT),
+        *(prompts.DETECT, prompts.MITIGATE, prompts.ATTENTION, prompts.LOCALIZE, prompts.CALIBRATE, release.METRICS),
+    )
+}
+"""The help screen of each command that has options of its own."""
+
+TITLES = {
+    "To see what you would get": ("demo",),
+    "Before training": ("scan", "plan"),
+    "Training": ("train", "rewind", "export"),
+    "May the model be released?": ("measure", "compare", "report"),
+    "Prompts of any model": ("detect", "mitigate", "attention", "localize", "calibrate", "metrics"),
+}
+SHORT = {
+    "demo": "Train, watch and evaluate a small model up to a report, in ten minutes.",
+    "scan": "Find the files of a data set that are one picture.",
+    "plan": "Print what a training would do and take, without training.",
+    "train": "Fine-tune a model, and act on the samples that it memorizes.",
+    "rewind": "Train a run again without the samples that it flagged.",
+    "export": "Write the model of a checkpoint as a pipeline.",
+    "measure": "Say which training images come back, and whether that is chance.",
+    "compare": "Say what a second run gained over a first, and what it cost.",
+    "report": "Write the report of results again.",
+    "detect": "Score prompts for memorization.",
+    "mitigate": "Compare sampling with and without a mitigation.",
+    "attention": "Draw the attention that each token receives.",
+    "localize": "Find and mask the neurons that carry memorized images.",
+    "calibrate": "Measure what `localize` compares with.",
+    "metrics": "Measure folders of images.",
+}
+"""What each command does, in one line of the overview."""
+
+
+def overview() -> str:
+    """What `memtrain` without a command prints: the commands, and the exit statuses."""
+    lines = ["usage: memtrain COMMAND [options]", ""]
+    for title, names in TITLES.items():
+        lines += [title if title.endswith("?") else f"{title}:", *(f"  {name:<12}{SHORT[name]}" for name in names)]
+    lines += [
+        "",
+        "`memtrain COMMAND --help` shows the main options, `--help all` all of them.",
+        "`memtrain --version` shows the version.",
+        "",
+        *table(),
+    ]
+    return "\n".join(lines)

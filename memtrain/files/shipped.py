@@ -1,0 +1,114 @@
+"""Configurations, data and the model that come with memtrain, found by name from any folder.
+
+A clone has them in `configs/` and `assets/`. An installed wheel has the same two folders inside the package. A
+configuration may be named without folder and ending (`sd15_lora`, `callbacks/loss_skipping`) or as in a clone
+(`configs/sd15_lora.yaml`). Data and models are named as in a clone (`assets/tiny-sd`). A file of the current folder
+wins.
+
+Runs, checkpoints and results keep the names, not the places: the same name is looked up again whenever a file is
+opened. So a run can be read from another folder, in another environment and after an upgrade.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+from memtrain.errors import ConfigurationError
+
+CONFIGS = "configs"
+ASSETS = "assets"
+ENDING = ".yaml"
+_SHORT = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+
+
+def shipped_folder() -> Path:
+    """The folder with `configs/` and `assets/`: that of an installed wheel, else the clone."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "shipped"
+    return installed if installed.is_dir() else package.parent
+
+
+def config_names() -> list[str]:
+    """The short names of all shipped configurations, such as `sd15_lora` and `callbacks/loss_skipping`."""
+    folder = shipped_folder() / CONFIGS
+    return sorted(str(path.relative_to(folder).with_suffix("").as_posix()) for path in folder.rglob(f"*{ENDING}"))
+
+
+def config_file(name: str) -> Path:
+    """The file of a configuration.
+
+    Args:
+        name: a path, or the short name of a shipped configuration.
+
+    Raises:
+        ConfigurationError: if there is no such file; it names the nearest ones.
+    """
+    as_given = Path(name)
+    if _is_file(as_given):
+        return as_given
+    if _SHORT.fullmatch(name):
+        in_clone = f"{CONFIGS}/{name}{ENDING}"
+        if _is_file(Path(in_clone)):
+            return Path(in_clone)
+        if (found := _shipped(in_clone, CONFIGS)) is not None:
+            return found
+    elif (found := _shipped(name, CONFIGS)) is not None:
+        return found
+    if _exists(as_given):
+        # A folder or a device: whoever reads it says so.
+        return as_given
+    raise _no_config(name)
+
+
+def at_hand(path: str) -> str:
+    """The path under which data or a model can be opened.
+
+    Args:
+        path: a path of the user, a hub name, an address, or a shipped path such as `assets/tiny-sd`.
+
+    Returns:
+        The shipped file or folder where the path names one and the current folder has none; else the path itself.
+    """
+    if not path.startswith(f"{ASSETS}/") or _exists(Path(path)):
+        return path
+    found = _shipped(path, ASSETS)
+    return path if found is None else str(found)
+
+
+def _shipped(name: str, folder: str) -> Path | None:
+    """The shipped file or folder of a relative name; None where there is none."""
+    parts = PurePosixPath(name).parts
+    if len(parts) < 2 or parts[0] != folder or ".." in parts:
+        return None
+    path = shipped_folder().joinpath(*parts)
+    return path if _exists(path) else None
+
+
+def _no_config(name: str) -> ConfigurationError:
+    names, folder = config_names(), Path(name).parent
+    beside = [str(one) for one in sorted(folder.glob(f"*{ENDING}"))] if _exists(folder) else []
+    short = name.removeprefix(f"{CONFIGS}/").removesuffix(ENDING)
+    near = get_close_matches(str(Path(name)), beside, n=1) or get_close_matches(short, names, n=1)
+    groups = sorted({one.partition("/")[0] for one in names if "/" in one})
+    listed = [one for one in names if "/" not in one] + [f"{one}/..." for one in groups]
+    return ConfigurationError(
+        f"There is no configuration {name!r:.120}",
+        expected=f"a YAML file, or the name of a shipped configuration ({', '.join(listed)})",
+        remedy=f"did you mean {near[0]}?" if near else "check the path; it is relative to the current folder",
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
