@@ -105,7 +105,8 @@ class Promise:
         if self.rate is None:
             return (
                 f"Promised: no rate, because no held-out samples calibrated. The requested rate is {asked}. "
-                f"The threshold lies above the bulk of the training samples. A promise needs {self.needed:,} held-out samples."
+                f"The threshold lies above the bulk of the training samples. A promise needs {self.needed:,} held-out "
+                "samples."
             )
         said = (
             f"Promised: at most {percent(self.rate)} of samples like the {self.heldout:,} held-out ones, on average "
