@@ -643,6 +643,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         Guard(model, folder=tmp_path, refrence=False)
 
 
+@pytest.mark.slow
 def test_compiled_too_early(tmp_path: Path) -> None:
     model = torch.compile(denoiser(), backend="eager")
     step_of(model)

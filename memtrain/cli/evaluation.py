@@ -18,6 +18,7 @@ from memtrain.cli.chatter import quiet
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_EVALUATION, explained
 from memtrain.cli.help.overview import overview
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.spoken import PROMPTS, evaluate_command
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
@@ -62,13 +63,15 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
             return
         stage = read_command(words)
         with stopped_by_signals(evaluate_command(words), kept="what is finished"):
-            status = stage.exit_status(run_stage(stage) if run is None else run(words, stage))
+            results = run_stage(stage) if run is None else run(words, stage)
+            status = stage.exit_status(results)
+            tell(results, stage.folder)
     except Exception as error:
         again = shlex.join(evaluate_command(words))
         found = explained(error, again=again, smaller=SMALLER_EVALUATION)
         if found is None:
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
     if status:
         sys.exit(status)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.faults import SMALLER_SCAN, explained
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.data.broken import BrokenSamples
@@ -54,7 +55,7 @@ def scan_command(args: Sequence[str] | None = None) -> None:
         found = explained(error, again=again, smaller=SMALLER_SCAN)
         if found is None:
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
 
 
 def command_parser() -> CarefulParser:
@@ -129,6 +130,7 @@ def run_scan(options: Namespace) -> None:
     left_out = write_exclude(found, output / EXCLUDE)
     write_page(found, source, output / PAGE, name=path)
     write_scan(found, output, path=path)
+    tell({**found.counts(), "threshold": found.threshold, "false_merge_rate": found.false_merge_rate}, output)
     show(found, output, path=path, left_out=left_out, fit=_fit_command(options, path))
 
 

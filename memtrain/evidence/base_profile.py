@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, RecordError
 from memtrain.evidence.content import content_fingerprints, profile_fingerprint, tells_content
 from memtrain.evidence.profile_values import ProfileValues
+from memtrain.files.progress import progress_bar
 from memtrain.models.observation import Observation
 from memtrain.models.probe import DenoiserProbe
 from memtrain.signals.base import FittedSignal, Signal
@@ -133,7 +133,9 @@ class ReferenceProfile(ProfileValues):
         """
         known = set(self.parts.contents().to_pylist())
         measured = 0
-        progress = tqdm(batches, total=total, desc="reference profile", unit="batch", disable=cached_only or rank > 0)
+        progress = progress_bar(
+            batches, total=total, desc="reference profile", unit="batch", disable=cached_only or rank > 0
+        )
         try:
             for index, batch in enumerate(progress):
                 contents = contents_of(batch)

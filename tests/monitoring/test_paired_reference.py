@@ -155,6 +155,7 @@ def test_a_resumed_run_still_knows_the_base_model(
     assert not (tmp_path / "whole" / "profiles").exists(), "nothing is measured before training"
 
 
+@pytest.mark.slow
 def test_the_base_model_is_not_compared_with_itself(
     pipeline_folder: Path, write_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

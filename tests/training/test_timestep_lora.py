@@ -117,7 +117,7 @@ def test_sampling_masks_by_timestep_and_stock_diffusers_does_not(
 ) -> None:
     masked, whole = learnt(pipeline_folder).eval(), learnt(pipeline_folder, rule=None).eval()
     masked.save_adapters(tmp_path)
-    assert "stock diffusers applies all its ranks" in caplog.text
+    assert "Stock diffusers applies all its ranks" in caplog.text
     ours: Any = TrainedPipeline(str(pipeline_folder), tmp_path / "pytorch_lora_weights.safetensors").load()
     theirs = StableDiffusionPipeline.from_pretrained(pipeline_folder)
     theirs.load_lora_weights(tmp_path)

@@ -17,12 +17,14 @@ SCREENS: dict[str, Screen] = {
 """The help screen of each command that has options of its own."""
 
 TITLES = {
+    "To see what you would get": ("demo",),
     "Before training": ("scan", "plan"),
     "Training": ("train", "rewind", "export"),
     "May the model be released?": ("measure", "compare", "report"),
     "Prompts of any model": ("detect", "mitigate", "attention", "localize", "calibrate", "metrics"),
 }
 SHORT = {
+    "demo": "Train, watch and evaluate a small model up to a report, in ten minutes.",
     "scan": "Find the files of a data set that are one picture.",
     "plan": "Print what a training would do and take, without training.",
     "train": "Fine-tune a model, and act on the samples that it memorizes.",
@@ -46,5 +48,11 @@ def overview() -> str:
     lines = ["usage: memtrain COMMAND [options]", ""]
     for title, names in TITLES.items():
         lines += [title if title.endswith("?") else f"{title}:", *(f"  {name:<12}{SHORT[name]}" for name in names)]
-    lines += ["", "`memtrain COMMAND --help` shows the main options, `--help all` all options.", "", *table()]
+    lines += [
+        "",
+        "`memtrain COMMAND --help` shows the main options, `--help all` all of them.",
+        "`memtrain --version` shows the version.",
+        "",
+        *table(),
+    ]
     return "\n".join(lines)
