@@ -127,7 +127,7 @@ def test_the_loaders_own_collate_function_makes_the_batches(pipeline: StableDiff
 def test_names_that_training_and_validation_share_are_refused(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="both named 'k0'"):
+    with pytest.raises(DataError, match="have the same name 'k0'"):
         fit(Measured(pipeline.unet), tmp_path, loaders(items(8), items(10, first=1)), True)
 
 
