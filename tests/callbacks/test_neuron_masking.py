@@ -266,7 +266,7 @@ def test_a_run_without_flags_says_that_nothing_is_masked(
     module, masking = Foreign(pipeline.unet), NeuronMasking()
     with caplog.at_level(logging.WARNING, "memtrain"):
         fit(module, tmp_path, masking, epochs=1)
-    assert "the pipeline is exported unmasked" in caplog.text
+    assert "the pipeline is exported without a mask" in caplog.text
     assert not (tmp_path / "neuron_mask.safetensors").exists(), "an earlier run's"
     weights = [parameter.clone() for parameter in module.unet.parameters()]
     with masking.exporting(module.unet):

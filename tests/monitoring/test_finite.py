@@ -39,7 +39,7 @@ def test_a_gradient_that_broke_before_the_loss_is_the_cause() -> None:
     watch.loss(torch.tensor(NAN), batch=1)
     fault = watch.fault(weights(NAN))
     assert fault is not None
-    assert "the gradient was NaN or infinite first, in batch 0, where the loss was finite" in fault.sentence()
+    assert "The gradient became NaN or infinite first, in batch 0, where the loss was finite" in fault.sentence()
     assert fault.keys == ["sample 0"]
 
 

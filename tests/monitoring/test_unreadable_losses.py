@@ -145,7 +145,7 @@ def prior(weight: float) -> Loss:
 UNREADABLE = {
     "min-SNR": (min_snr, "are not those of the loss"),
     "weights per sample": (per_sample, "are not those of the loss"),
-    "samples left out": (left_out, "No gradient at all reached 1 samples"),
+    "samples left out": (left_out, "No gradient reached 1 samples"),
     "L1": (absolute, r"absolute error \(L1\)"),
     "L1 that agrees": (absolute_by_chance, r"absolute error \(L1\)"),
     "Huber": (huber, "are not those of the loss"),
@@ -295,7 +295,7 @@ def test_what_cannot_wait_for_the_step_needs_a_loss_that_can_be_read(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     watch(Host(pipeline.unet, handing_over_huber), tmp_path / "watched")
-    with pytest.raises(ConfigurationError, match="LossSkipping cannot go by the sample_loss"):
+    with pytest.raises(ConfigurationError, match="LossSkipping cannot use the sample_loss"):
         watch(Host(pipeline.unet, handing_over_huber), tmp_path / "skipping", LossSkipping())
     with pytest.raises(ConfigurationError, match=r"`reference: paired` cannot go by[\s\S]*return `target`"):
         watch(Host(pipeline.unet, handing_over_huber), tmp_path / "paired", reference="paired")

@@ -24,7 +24,7 @@ TITLES = {
     "Prompts of any model": ("detect", "mitigate", "attention", "localize", "calibrate", "metrics"),
 }
 SHORT = {
-    "demo": "Train, watch and evaluate a small model up to a report, in ten minutes.",
+    "demo": "Train, watch and evaluate a small model, in ten minutes.",
     "scan": "Find the files of a data set that are one picture.",
     "plan": "Print what a training would do and take, without training.",
     "train": "Fine-tune a model, and act on the samples that it memorizes.",

@@ -1,9 +1,9 @@
-"""How likely chance alone brings back as many pictures, where a threshold rests on N prompts that cannot come back.
+"""Probability that chance alone brings back as many pictures, for a threshold set by N unseen prompts.
 
-A threshold that lets a of N such prompts through at most is no known probability but a draw: the share of further such
-prompts beyond it has the distribution Beta(a, N + 1 - a), whatever is measured. So the number beyond it among n others
-is beta-binomial, and the tail of that is exact for exchangeable prompts, with few as with many (Wilks,
-"Determination of Sample Sizes for Setting Tolerance Limits", Annals of Mathematical Statistics 12, 1941).
+A threshold that at most a of N unseen prompts pass has no known false-positive rate. The rate is random: it has the
+distribution Beta(a, N + 1 - a) for any measure. So the number of n other unseen prompts that pass is beta-binomial. The
+tail of this distribution is exact for exchangeable prompts, for few and for many (Wilks, "Determination of Sample Sizes
+for Setting Tolerance Limits", Annals of Mathematical Statistics 12, 1941).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import math
 
 
 def let_through(rate: float, heldout: int) -> int:
-    """How many of `heldout` prompts a threshold of a false-positive rate lets through; at least 1, the a above."""
+    """Return the a of the module: how many of `heldout` prompts pass a threshold of this rate, at least 1."""
     return max(1, math.floor(rate * (heldout + 1) + 1e-9))
 
 
 def by_chance(k: int, n: int, *, allowed: int, heldout: int) -> float:
-    """Probability that k or more of n prompts lie beyond a threshold by chance.
+    """Return the probability that k or more of n prompts pass a threshold by chance.
 
     Args:
-        k: found beyond it.
-        n: prompts that were asked.
-        allowed: from :func:`let_through`; more than `heldout` says nothing, and the probability is 1.
-        heldout: prompts that set the threshold.
+        k: the number of prompts that pass.
+        n: the number of sampled prompts.
+        allowed: the number from :func:`let_through`. The probability is 1 if it exceeds `heldout`.
+        heldout: the number of prompts that set the threshold.
     """
     if k <= 0 or allowed > heldout:
         return 1.0

@@ -1,18 +1,18 @@
-"""What the measures of copying say of a run's or folder's generations: each calibrated, counted, and held to chance.
+"""Findings of a measure of copying for the generations of a run or folder: thresholds, counts and chance.
 
-Own picture: a prompt is reproduced by a measure if its most alike generation reaches the threshold. The files of a
-picture, and the pictures under one caption, all count as its own, and each is one more chance to be alike. So the
-threshold of such a prompt is raised by how much more alike the held-out generations are to the most alike of the files
-than to the first alone, at the same rate: the sum of two values, each beyond its bound with probability `rate` at most,
-is beyond the sum of the bounds with probability 2 · `rate` at most, however they depend on each other
-(:mod:`memtrain.evaluation.measures.looks` does so for ratios).
-Plain pictures: some are alike to whatever is generated. So a prompt's threshold is also no lower than what the
-generations for held-out prompts reach with its picture, at the same rate, which can only lower the false-positive rate.
-Made captions: where no picture was held out, the null is made of the most alike training picture of each made caption.
-That is the maximum over all of them, so every threshold that it gives is at least that of one picture.
-Nearest: a generation is a copy of some training picture if it is more alike to the nearest than prompts' thresholds
-and 99 % of the training pictures among each other are.
-Cost: one description of every generation and every training picture for each measure.
+Own picture: a prompt is reproduced by a measure if its most similar generation reaches the threshold. All files of a
+picture, and all pictures with one caption, count as the prompt's own, and each adds a chance to be similar. So the
+threshold of such a prompt is raised by a bound on the gain: how much more similar the held-out generations are to the
+most similar file than to the first file, at the same rate. Each of two values exceeds its bound with a probability of
+at most `rate`. Their sum then exceeds the sum of the bounds with a probability of at most 2 · `rate`, for any
+dependence (:mod:`memtrain.evaluation.measures.looks` does the same for ratios). Plain pictures: some pictures are
+similar to most generations. So a prompt's threshold is at least the value that the generations for held-out prompts
+reach with its picture, at the same rate. This can only lower the false-positive rate. Made captions: if no picture was
+held out, the null values are the similarities of each made caption's generations to the most similar training picture.
+This is a maximum over all pictures, so the threshold is at least that for one picture. Nearest: a generation is a copy
+of some training picture if its similarity to the nearest exceeds the prompts' threshold, and the similarity of 99 % of
+the training pictures to each other. Cost: one description of every generation and every training picture for each
+measure.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from memtrain.functional.statistics import conformal_threshold
 
 @dataclass(frozen=True)
 class Copied:
-    """What one measure says of P prompts.
+    """Findings of one measure for P prompts.
 
     Attributes:
-        name: of the measure.
-        compared: similarities.
-        calibration: what they mean in these data.
-        thresholds: `(P,)` fp64, similarity from which a prompt counts as reproduced.
-        factors: `(P,)` int64, times the rate that a prompt's threshold keeps: 1, or 2 with several own pictures.
+        name: the name of the measure.
+        compared: the similarities.
+        calibration: the calibration of the similarities in these data.
+        thresholds: the similarity at which each prompt counts as reproduced, `(P,)` fp64.
+        factors: the factor of the false-positive rate of each prompt's threshold, `(P,)` int64: 1, or 2 with several
+            own pictures.
     """
 
     name: str
@@ -53,17 +54,17 @@ class Copied:
 
     @property
     def reproduced(self) -> Tensor:
-        """`(P,)` bool."""
+        """Prompts that count as reproduced, `(P,)` bool."""
         return self.compared.best.double() >= self.thresholds
 
     @property
     def copy_of_any(self) -> float:
-        """Similarity from which a generation is a copy of whatever training picture is nearest."""
+        """Similarity at which a generation counts as a copy of its nearest training picture."""
         return max(self.calibration.threshold, self.calibration.train_to_train.get("percentile_99", -float("inf")))
 
 
 def null_values(compared: Compared, calibrating: Tensor, *, made: bool) -> Tensor:
-    """`(n,)` what chance brings: of held-out prompts similarity to the own picture, of made ones to the nearest."""
+    """Return the null values `(n,)`: similarities to the own picture, or for made captions to the nearest picture."""
     values = compared.nearest.amax(dim=1) if made else compared.best
     return values[calibrating]
 
@@ -77,18 +78,18 @@ def thresholds_of_prompts(
     threshold: float,
     rate: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Thresholds that allow for several own pictures and for plain ones, and times which rate they keep.
+    """Compute thresholds that allow for several own pictures and for plain pictures, and the factors of their rates.
 
     Args:
         measure: the measure.
-        generated: `(n, K, 3, H, W)` uint8, of the prompts that set the threshold.
-        features: of the training images.
-        mine: per prompt the indices of its own pictures in `features`.
-        threshold: of a prompt with one own picture.
-        rate: of that threshold; None where none is known, and then nothing is added.
+        generated: the generations of the prompts that set the threshold, `(n, K, 3, H, W)` uint8.
+        features: the features of the training images.
+        mine: by prompt the indices of its own pictures in `features`.
+        threshold: the threshold of a prompt with one own picture.
+        rate: the false-positive rate of that threshold; None if it is not known, and then all prompts have `threshold`.
 
     Returns:
-        `(P,)` fp64 and `(P,)` int64.
+        The thresholds `(P,)` fp64, and the factors `(P,)` int64.
     """
     thresholds = torch.full((len(mine),), threshold, dtype=torch.float64)
     factors = torch.ones(len(mine), dtype=torch.int64)
@@ -114,17 +115,17 @@ def thresholds_of_prompts(
 
 
 def _above(values: Tensor, rate: float) -> float:
-    """The lowest number that a further one of `(n,)` values reaches with a probability of `rate` at most."""
+    """Return the lowest number that a further one of `(n,)` values reaches with a probability of at most `rate`."""
     return math.nextafter(conformal_threshold(values, rate), math.inf)
 
 
 def own_pictures(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Per prompt the training images that are its own: all files of its picture and of those under its caption.
+    """Find each prompt's own training images: all files of its picture and of the pictures with its caption.
 
     Args:
-        own_index: `(P,)`; -1 of prompts that were never trained on, which have none.
-        family: `(M,)`, the same number for training images that are one picture.
-        shared: per prompt the indices of the training images under its caption.
+        own_index: the index of each own image among the training images, `(P,)`; -1 for prompts without one.
+        family: the number of the picture of each training image, `(M,)`.
+        shared: by prompt the indices of the training images with its caption.
     """
     files: dict[int, list[int]] = {}
     for index, number in enumerate(family.tolist()):
@@ -141,17 +142,17 @@ def own_pictures(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[in
 def counted_groups(
     copied: Copied, groups: Sequence[str], pictures: Sequence[str], *, level: float = 0.95
 ) -> dict[str, dict[str, Any]]:
-    """How many pictures of each group are reproduced by a measure, and how likely chance brings as many.
+    """Count the reproduced pictures of each group by a measure, with the probability of as many by chance.
 
     Args:
-        copied: of P prompts.
-        groups: P group names.
-        pictures: P names; prompts with the same one are counted together.
+        copied: the findings for P prompts.
+        groups: the P group names.
+        pictures: the P names of the pictures; prompts with the same name are counted together.
         level: coverage of the intervals.
 
     Returns:
-        Per group `n`, `reproduced`, `share`, `interval`, `expected` (pictures that chance brings), `probability` (of as
-        many by chance; both None where the rate is not known) and `highest` (the largest excess over a threshold).
+        By group `n`, `reproduced`, `share`, `interval`, `expected` (number of pictures by chance), `probability` (of as
+        many pictures by chance; both None if the rate is not known) and `highest` (largest excess over a threshold).
     """
     calibration = copied.calibration
     found: dict[str, dict[str, Any]] = {}
@@ -162,7 +163,7 @@ def counted_groups(
         n, k = len(names), len(back)
         rate, expected, probability = calibration.false_positive_rate, None, None
         if rate is not None:
-            # A picture that is asked for by several prompts has as many chances.
+            # A picture with several prompts has as many chances.
             chances = float(copied.factors[inside].sum()) / n
             expected = min(1.0, rate * chances) * n
             allowed = round(let_through(rate, calibration.heldout) * max(1.0, chances))
@@ -180,14 +181,14 @@ def counted_groups(
 def said_of_measure(
     copied: Copied, groups: Sequence[str], pictures: Sequence[str], *, asked: Tensor, level: float = 0.95
 ) -> dict[str, Any]:
-    """What `results.json` says of a measure.
+    """Make the part of `results.json` on one measure.
 
     Args:
-        copied: of P prompts.
-        groups: P group names.
-        pictures: P names of what is counted.
-        asked: `(P,)` bool, the prompts that were trained on.
-        level: coverage of the intervals.
+        copied: the findings for P prompts.
+        groups: the P group names.
+        pictures: the P names of the pictures to count.
+        asked: the prompts whose picture was trained on, `(P,)` bool.
+        level: the coverage of the intervals.
     """
     calibration, compared = copied.calibration, copied.compared
     nearest = compared.nearest[asked].double()

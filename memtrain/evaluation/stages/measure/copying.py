@@ -1,4 +1,4 @@
-"""Every measure of copying on the generations of a run or folder: compared, calibrated, tried on controls."""
+"""Measures of copying on the generations of a run or folder: comparison, calibration and controls."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 
 class Compare(NamedTuple):
-    """What generations are compared with.
+    """Generations, and the images that they are compared with.
 
     Attributes:
-        samples: P prompts, and the training images.
-        generated: `(P, K, 3, H, W)` uint8.
-        perfect: `(P, 3, H, W)` uint8, own images through the model's autoencoder and back.
-        family: `(M,)`, the same number for training images that are one picture.
-        mine: per prompt the training images that are its own.
-        calibrating: `(P,)` bool, the prompts that say what comes by chance.
-        rate: false-positive rate that they can promise; None where there are none.
-        level: coverage of intervals.
+        samples: the samples of P prompts, and the M training images.
+        generated: the generations, `(P, K, 3, H, W)` uint8.
+        perfect: the own images after the model's autoencoder, `(P, 3, H, W)` uint8.
+        family: the number of the picture of each training image, `(M,)`; files of one picture have the same number.
+        mine: by prompt the indices of its own training images.
+        calibrating: the prompts that set thresholds, `(P,)` bool.
+        rate: the false-positive rate that these prompts allow; None if there are none.
+        level: the coverage of the intervals.
     """
 
     samples: RunSamples
@@ -46,22 +46,22 @@ class Compare(NamedTuple):
 
     @property
     def trained(self) -> Tensor:
-        """`(P,)` bool, the prompts whose picture was trained on."""
+        """Prompts whose picture was trained on, `(P,)` bool."""
         return torch.tensor([prompt.group not in NEVER_TRAINED for prompt in self.samples.prompts], dtype=torch.bool)
 
     @property
     def unseen(self) -> Tensor:
-        """`(P,)` bool, the held-out prompts whose picture the model has not seen."""
+        """Held-out prompts whose picture the model has not seen, `(P,)` bool."""
         held = torch.tensor([prompt.group == HELDOUT for prompt in self.samples.prompts], dtype=torch.bool)
         return held & self.calibrating
 
 
 class Chosen(NamedTuple):
-    """Which measures of copying are asked.
+    """Chosen measures of copying.
 
     Attributes:
-        measures: beside the ratio.
-        left_out: why others are not, by name.
+        measures: the measures beside the ratio.
+        left_out: the reasons against other measures, by name.
     """
 
     measures: Sequence[CopyMeasure] = ()
@@ -69,13 +69,13 @@ class Chosen(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a measure found.
+    """Findings of a measure.
 
     Attributes:
-        copied: similarities of the generations, and what they mean.
-        planted: `(n,)` bool, of edited copies of training pictures, which are taken for copies.
-        unplanted: `(m,)` bool, of pictures that the model has not seen, which are.
-        heldout_nearest: `(h,)` similarity of the pictures that the model has not seen to the nearest training picture.
+        copied: the similarities of the generations, with their calibration.
+        planted: whether each planted copy of a training picture counts as a copy, `(n,)` bool.
+        unplanted: whether each picture that the model has not seen counts as a copy, `(m,)` bool.
+        heldout_nearest: the similarity of each unseen picture to its nearest training picture, `(h,)`.
     """
 
     copied: Copied
@@ -85,7 +85,7 @@ class Found(NamedTuple):
 
 
 def all_measured(chosen: Chosen, given: Compare) -> tuple[list[Found], dict[str, str]]:
-    """Every measure that can measure these images, and why others cannot, by name."""
+    """Apply every measure that can measure these images; also return the reasons against the others, by name."""
     height, width = given.samples.own_images.shape[-2:]
     found, left_out = [], dict(chosen.left_out)
     for measure in chosen.measures:
@@ -105,14 +105,16 @@ def said_of_copying(
     ratio: Mapping[str, Any] | None,
     controls: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """`results.json`'s part `copying`. A measure whose controls fail is recommended only if those of all others do.
+    """Make the part `copying` of `results.json`.
+
+    A measure whose controls fail is recommended only if the controls of all measures fail.
 
     Args:
-        found: by each measure.
-        left_out: why others were not asked, by name.
-        given: what they compared.
-        ratio: the same of the ratio (:func:`memtrain.evaluation.stages.measure.ratio_measure.ratio_measure`).
-        controls: of all measures.
+        found: the findings of each measure.
+        left_out: the reasons against other measures, by name.
+        given: the generations, and the images that they were compared with.
+        ratio: the figures of the ratio (:func:`memtrain.evaluation.stages.measure.ratio_measure.ratio_measure`).
+        controls: the controls of all measures.
     """
     groups = [prompt.group for prompt in given.samples.prompts]
     names = counted_as(given.samples)
@@ -132,7 +134,7 @@ def said_of_copying(
 
 
 def measured(measure: CopyMeasure, given: Compare) -> Found:
-    """Describe, compare, calibrate and try one measure."""
+    """Compare the generations by one measure, calibrate it, and try it on the controls."""
     samples, calibrating = given.samples, given.calibrating
     measure.learn(samples.usual_images)
     features = features_of(measure, samples.training_images, samples.features)
@@ -175,7 +177,7 @@ def measured(measure: CopyMeasure, given: Compare) -> Found:
 
 
 def _controls(measure: CopyMeasure, given: Compare, features: Tensor, copied: Copied) -> tuple[Tensor, Tensor]:
-    """Planted copies against their pictures, pictures that the model has not seen against all; taken for copies."""
+    """Compare planted copies with their pictures, and unseen pictures with all; return which count as copies."""
     planted = torch.zeros(0, dtype=torch.bool)
     rows = chosen_rows(given.trained)
     if rows:

@@ -1,4 +1,4 @@
-"""What the measures of copying add to the results: their figures, controls, the verdict, and counts."""
+"""Parts of the results by the measures of copying: their figures, controls, the verdict, and counts."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def add_copying(
     chosen: Chosen,
     bootstrap: Mapping[str, Any],
 ) -> list[Copied]:
-    """Add `copying`, `controls` and `counts` to the results, and let all measures judge.
+    """Add `copying`, `controls` and `counts` to the results, and replace the verdict by that of all measures.
 
     Args:
-        results: what `results.json` says so far; its verdict is that of the ratio.
-        samples: P prompts.
-        found: what was sampled, and measured by the ratio.
-        family: `(M,)`, the same number for training images that are one picture.
+        results: the content of `results.json` so far, with the verdict of the ratio.
+        samples: the samples of P prompts.
+        found: the sampling, with the findings of the ratio.
+        family: the number of the picture of each training image, `(M,)`.
         chosen: the measures.
-        bootstrap: `seed`, `resamples` and `level` of intervals.
+        bootstrap: the `seed`, `resamples` and `level` of intervals.
 
     Returns:
-        What each measure says of the prompts.
+        The findings of each measure.
     """
     level = bootstrap["level"]
     mine = own_pictures(found.own_index, family, found.shared)

@@ -1,7 +1,8 @@
-"""The counts that `results.json` has under `counts`, all by one measure: the one that the verdict counts by.
+"""The part `counts` of `results.json`, by the measure that the verdict counts by.
 
-Where a prompt's threshold is raised because its picture has several files, its similarities are lowered by as much, so
-that the counts need one threshold. The ratio of pixel distances counts as its negative, higher for copies.
+The counts need one threshold for all prompts. If the threshold of a prompt is raised because its picture has several
+files, its similarities are lowered by the same amount. The ratio of pixel distances counts as its negative, which is
+higher for copies.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ from memtrain.evaluation.stages.measure.samples import counted_as
 from memtrain.evaluation.stages.run_samples import RunSamples
 
 FEWEST_HELDOUT = 8
-"""Held-out pictures with which generations are compared."""
+"""Smallest number of held-out pictures for a comparison of generations with them."""
 FEWEST_PIXELS = 8
-"""Side of images whose tiles and edges can be compared."""
+"""Smallest side, in pixels, of images whose tiles and edges can be compared."""
 
 
 def counts_by(
     best: Found | None, samples: RunSamples, found: Measured, given: Compare, *, bootstrap: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The counts people ask for.
+    """Make the part `counts` of `results.json`.
 
     Args:
-        best: what the measure found that counts; None for the ratio.
-        samples: P prompts.
-        found: what was sampled, and measured by the ratio.
-        given: what generations were compared with.
-        bootstrap: `seed`, `resamples` and `level` of intervals.
+        best: the findings of the measure that counts; None for the ratio.
+        samples: the samples of P prompts.
+        found: the sampling, with the findings of the ratio.
+        given: the generations, and the images that they were compared with.
+        bootstrap: the `seed`, `resamples` and `level` of intervals.
 
     Returns:
         `measure`, `pictures`, `generations`, `extraction` (`by_prompt`, and `without_asking`: by prompts of no training
         picture), `verbatim_template`, `nearer_than_heldout`, `exposure` (None;
-        :mod:`memtrain.evaluation.stages.measure.exposed` measures it), and of a
-        column of the data `by_group` and `groups`. None where nothing can be said.
+        :mod:`memtrain.evaluation.stages.measure.exposed` measures it). If the data are grouped by a column, also
+        `by_group` and `groups`. Counts that cannot be made are None.
     """
     level = bootstrap["level"]
     compared, threshold, of_any = _shifted(best.copied) if best is not None else _by_ratio(found)
@@ -87,15 +88,15 @@ def counts_by(
 
 
 def _shifted(copied: Copied) -> tuple[Compared, float, float]:
-    """Similarities for one threshold, that threshold, and the one of the nearest picture."""
+    """Return similarities for one threshold, that threshold, and the threshold for the nearest picture."""
     base = copied.calibration.threshold
     own = copied.compared.own.double() - (copied.thresholds - base)[:, None]
-    # A similarity at the threshold is a copy here; the counts take what lies above it.
+    # A similarity at the threshold is a copy here, and the counts take values above a threshold.
     return replace(copied.compared, own=own), _below(base), _below(copied.copy_of_any)
 
 
 def _by_ratio(found: Measured) -> tuple[Compared, float, float]:
-    """The same of the ratio."""
+    """Return the same three values for the ratio."""
     distances, base = found.distances, found.threshold
     own = -distances.ratio.double() * (base / found.beyond.thresholds.double().clamp(min=1e-12))[:, None]
     nearest = -nearest_ratios_of_each(distances).double()
@@ -110,7 +111,7 @@ def _below(threshold: float) -> float:
 def _without_asking(
     compared: Compared, threshold: float, rows: Tensor, training: list[str], *, level: float
 ) -> dict[str, Any] | None:
-    """Training pictures that come out for prompts of none of them; None where there are no such prompts."""
+    """Count training pictures that come back for prompts of no training picture; None without such prompts."""
     if not rows.any():
         return None
     return unconditional_extraction(

@@ -1,7 +1,7 @@
-"""From distances and readings to the aggregate figures of `results.json`.
+"""Aggregate figures of `results.json`, from distances and readings.
 
-A picture, not an image, is what is counted: a prompt is reproduced if any of its seeds is, and a picture if any of its
-prompts is. Every share comes with its n and an interval.
+The figures count pictures, not images. A prompt is reproduced if any of its seeds is reproduced, and a picture if any
+of its prompts is. Every share comes with its n and an interval.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from memtrain.records import HELDOUT, PLANTED, REPEATED, UNIQUE
 
 
 def members(groups: Sequence[str], name: str) -> Tensor:
-    """`(P,)` bool: which prompts are in the group `name`."""
+    """Return `(P,)` bool: whether each prompt is in the group `name`."""
     return torch.tensor([group == name for group in groups], dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class BeyondLooks:
-    """What chance explains of prompts with several own images; see :mod:`memtrain.evaluation.measures.looks`.
+    """Thresholds for prompts with several own images; see :mod:`memtrain.evaluation.measures.looks`.
 
     Attributes:
-        thresholds: `(P,)`.
-        rates: `(P,)`.
+        thresholds: the threshold of each prompt, `(P,)`.
+        rates: the false-positive rate of each threshold, `(P,)`.
     """
 
     thresholds: Tensor
@@ -47,22 +47,23 @@ def summarize_groups(
     beyond: BeyondLooks | None = None,
     population: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Replication per group, in the order in which groups first appear.
+    """Summarize replication by group, in the order in which groups first appear.
 
     Args:
-        groups: P group names.
-        distances: of P prompts and K seeds.
-        threshold: ratio below which a prompt counts as reproduced.
-        level: coverage of the intervals.
-        pictures: P names; prompts with the same one are counted together. Default: each is counted by itself.
-        beyond: thresholds that allow for several own images; they then decide in the place of `threshold`.
-        population: how many there are of each group, asked or not.
+        groups: the P group names.
+        distances: the distances of P prompts and K seeds.
+        threshold: the ratio below which a prompt counts as reproduced.
+        level: the coverage of the intervals.
+        pictures: the P names of the pictures; prompts with the same name are counted together. By default, each prompt
+            counts by itself.
+        beyond: the thresholds that allow for several own images; if given, they replace `threshold`.
+        population: the numbers of pictures by group, sampled or not.
 
     Returns:
-        Per group `n` (pictures), `prompts`, figures, `of` where it is known, and `looks`: how many chances to fall
-        below the threshold one of the n has for the one of a held-out prompt. A false-positive rate times `looks`
-        bounds the share that chance brings about. `beyond_looks` counts again with thresholds that allow for the looks,
-        and bounds the share as `chance`; it is there where a picture has several looks.
+        By group `n` (pictures), `prompts`, figures, `of` if it is known, and `looks`: how many chances a picture has to
+        fall below the threshold, where a held-out prompt has one. The false-positive rate times `looks` bounds the
+        share by chance. If a picture has several looks, `beyond_looks` counts with thresholds that allow for the looks,
+        and `chance` bounds the share.
     """
     place = list(range(len(groups)))
     if pictures is not None:
@@ -107,19 +108,19 @@ def summarize_doses(
     level: float = 0.95,
     pictures: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Replication per number of repetitions, ascending; 1 stands for the unique pictures.
+    """Summarize replication by number of repetitions, ascending; 1 stands for the unique pictures.
 
     Args:
-        groups: P group names; only planted, repeated and unique pictures are counted.
-        visits: P visits of the prompt's picture per epoch, under any name.
-        distances: of P prompts and K seeds.
-        threshold: ratio below which a prompt counts as reproduced.
-        level: coverage of the intervals.
-        pictures: as for :func:`summarize_groups`.
+        groups: the P group names; only planted, repeated and unique pictures are counted.
+        visits: the P numbers of visits per epoch of each prompt's picture, over all its files.
+        distances: the distances of P prompts and K seeds.
+        threshold: the ratio below which a prompt counts as reproduced.
+        level: the coverage of the intervals.
+        pictures: the P names of the pictures, as for :func:`summarize_groups`.
 
     Returns:
-        `repeats`, `n`, `reproduced`, `share` and `interval` of each number; nothing unless pictures were repeated at
-        several.
+        `repeats`, `n`, `reproduced`, `share` and `interval` of each number of repetitions; an empty list if there are
+        fewer than two numbers above 1.
     """
     counted = [
         count if group in (PLANTED, REPEATED, UNIQUE) else 0 for group, count in zip(groups, visits, strict=True)
@@ -151,20 +152,20 @@ def summarize_detectors(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, dict[str, Any]]:
-    """How well each detector separates planted from other prompts, and reproduced from not reproduced ones.
+    """Measure how well each detector separates planted from other prompts, and reproduced from other prompts.
 
     Args:
-        detectors: for their names and directions.
-        scores: per detector name `(P,)`.
-        groups: P group names.
-        reproduced: `(P,)` bool.
-        false_positive_rate: at which the true-positive rate is read.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
-        level: coverage of the intervals.
+        detectors: the detectors, for their names and directions.
+        scores: the scores by detector name, `(P,)`.
+        groups: the P group names.
+        reproduced: whether each prompt is reproduced, `(P,)` bool.
+        false_positive_rate: the false-positive rate at which the true-positive rate is read.
+        seed: the seed of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
+        level: the coverage of the intervals.
 
     Returns:
-        Per detector name its facts and its comparisons; a comparison lacking a class is left out.
+        By detector name its properties and comparisons; a comparison that lacks a class is left out.
     """
     planted, unique, heldout = (members(groups, name) for name in (PLANTED, UNIQUE, HELDOUT))
     comparisons = {

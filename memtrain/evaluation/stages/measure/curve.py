@@ -1,17 +1,17 @@
-"""What a training reproduces as it goes on: one curve over its checkpoints.
+"""Curve of reproduced pictures over the checkpoints of a training.
 
-Each checkpoint is evaluated as the finished model is: the same prompts, seeds and measures of copying, and a threshold
-of its own, calibrated on its own generations for the held-out prompts, because an early model's images are further from
-everything than a late one's, and one threshold for all would call that learning copying. The held-out loss stands
-beside: what a longer training gains. Pictures of all checkpoints are counted by one measure of copying, that of the
-finished model's verdict.
+Each checkpoint is evaluated like the finished model, with the same prompts, seeds and measures of copying. Its
+threshold is its own, calibrated on its own generations for the held-out prompts. An early model's images are further
+from all pictures than a late model's images, and one threshold for all checkpoints would count this learning as
+copying. The held-out loss stands beside the share, and shows the gain of a longer training. One measure of copying
+counts the pictures of all checkpoints: the measure of the finished model's verdict.
 
-Written to the output folder: `curve/<checkpoint>-<key>/` with the results, samples and images of each, under a key of
-the file and of everything that is asked; what is there is not measured again, so a killed command goes on. `curve.json`
-holds the points, `curve.png` shows them.
+The output folder gets `curve/<checkpoint>-<key>/` with the results, samples and images of each checkpoint. The key
+covers the file and all settings. Existing results are not measured again, so a killed command goes on. `curve.json`
+holds the points, and `curve.png` shows them.
 
-Cost: an evaluation for each checkpoint. Cannot: tell two checkpoints apart whose intervals overlap (the pictures are
-the same, so the intervals of a difference would be narrower than these).
+Cost: one evaluation for each checkpoint. Cannot: tell two checkpoints apart whose intervals overlap (the pictures are
+the same, so the interval of the difference would be narrower).
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from memtrain.functional.ranking import proportion_interval
 from memtrain.records import NEVER_TRAINED, write_json, written_whole
 
 SCHEMA_VERSION = 1
-"""Of `curve.json`."""
+"""Version of the layout of `curve.json`."""
 
 Evaluate = Callable[[StageInput, RunSamples], Mapping[str, Any]]
-"""What evaluates one model and gives the content of its `results.json`."""
+"""Function that evaluates one model, and returns the content of its `results.json`."""
 
 
 def add_curve(
@@ -63,11 +63,11 @@ def add_curve(
     """Measure the checkpoints of a stage, and write `results.json` again with their curve.
 
     Args:
-        given: with checkpoints.
-        samples: as for the finished model.
-        results: of the finished model.
-        statistics: how figures are judged.
-        copying: measures of copying, as for the finished model.
+        given: the input of the stage, with checkpoints.
+        samples: the samples of the finished model's evaluation.
+        results: the results of the finished model.
+        statistics: the settings of rates and intervals.
+        copying: the measures of copying of the finished model's evaluation.
 
     Returns:
         The content of `results.json`.
@@ -88,9 +88,9 @@ def share_checkpoints(
     statistics: Statistics,
     copying: Chosen | None,
 ) -> None:
-    """Evaluate some of a stage's checkpoints, each of which is a unit of work; arguments as :func:`add_curve`.
+    """Evaluate some of a stage's checkpoints, for the process that writes the curve; arguments as :func:`add_curve`.
 
-    Their results are found by the process that writes the curve. What is there is not evaluated again.
+    Each checkpoint is a unit of work. A checkpoint with results is not evaluated again.
     """
     asked, about = _asked(statistics, copying), _about(samples)
     for one in checkpoints:
@@ -107,7 +107,7 @@ def require_checkpoints(
     """Refuse to go on while other processes evaluate checkpoints.
 
     Raises:
-        UnfinishedParts: if one has no results yet.
+        UnfinishedParts: if a checkpoint has no results yet.
     """
     asked, about = _asked(statistics, copying), _about(samples)
     folders = [checkpoint_folder(one, given, about, asked) for one in given.checkpoints]
@@ -116,18 +116,18 @@ def require_checkpoints(
 
 
 def checkpoint_folder(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping[str, Any]) -> Path:
-    """Where the results of a checkpoint lie."""
+    """Return the folder of a checkpoint's results."""
     return given.output / "curve" / f"{one.path.stem}-{_key(one, given, samples, asked)}"
 
 
 def _asked(statistics: Statistics, copying: Chosen | None) -> dict[str, Any]:
-    """What results depend on besides prompts and sampling."""
+    """Return the settings that results depend on besides prompts and sampling."""
     measures = [] if copying is None else [one.name for one in copying.measures]
     return {"statistics": asdict(statistics), "measures": measures}
 
 
 def _about(samples: RunSamples) -> RunSamples:
-    """Without what training recorded, which is about the run as a whole, and secrets, asked of the finished model."""
+    """Leave out evidence, which belongs to the whole run, and secrets, which are for the finished model."""
     return replace(samples, evidence=None, canaries=None, borders=None)
 
 
@@ -162,43 +162,45 @@ def curve(
     """Evaluate checkpoints and write the curve.
 
     Args:
-        given: as for the finished model, whose pipeline is not used.
-        samples: the prompts, and what they are compared with; the same for all.
-        checkpoints: in the order of the curve.
-        evaluate: evaluates one of them.
-        asked: further options that `evaluate` depends on, as JSON can hold them.
-        measure: of copying, by which pictures of all checkpoints are counted.
-        level: coverage of the intervals.
+        given: the input of the stage; its pipeline is not used.
+        samples: the prompts with their images, the same for all checkpoints.
+        checkpoints: the checkpoints in the order of the curve.
+        evaluate: the function that evaluates one checkpoint.
+        asked: further settings that `evaluate` depends on, in a form that JSON can hold.
+        measure: the measure of copying that counts the pictures of all checkpoints.
+        level: the coverage of the intervals.
 
     Returns:
-        A point each: `checkpoint`, `step`, `reproduced`, `n`, `share`, `interval`, `heldout_loss`, and of its threshold
-        `measure`, `threshold`, `false_positive_rate`, `n_heldout`.
+        One point for each checkpoint: `checkpoint`, `step`, `reproduced`, `n`, `share`, `interval`, `heldout_loss`, and
+        for its threshold `measure`, `threshold`, `false_positive_rate`, `n_heldout`.
 
     Raises:
         ConfigurationError: if there are no checkpoints.
     """
     if not checkpoints:
         raise ConfigurationError(
-            "No checkpoints for a curve", expected="at least one", remedy="check the pattern of --checkpoints"
+            "There are no checkpoints for a curve",
+            expected="at least one checkpoint",
+            remedy="check the pattern of --checkpoints",
         )
     points = []
     for number, one in enumerate(checkpoints, 1):
         folder = checkpoint_folder(one, given, samples, asked)
         kept = folder / "results.json"
-        at = f"step {one.step}" if one.step is not None else "a step that it does not name"
+        at = f"step {one.step}" if one.step is not None else "unknown step"
         results = _kept(kept, one, measure=measure, level=level)
         note = "" if results is None else " (kept)"
         print(f"Checkpoint {number} of {len(checkpoints)}, {at}: {shown(one.path)}{note}")
         if results is None:
             results = evaluate(replace(given, pipeline=one.load(), output=folder, model=str(one.path)), samples)
         points.append(_point(one, results, measure=measure, level=level))
-        # With every point, so that what is there can be looked at while the rest is sampled.
+        # Written with every point, so that you can look at the points while the rest is sampled.
         _write(given, points)
     return points
 
 
 def _kept(path: Path, one: Checkpoint, *, measure: str, level: float) -> Mapping[str, Any] | None:
-    """The results of an earlier evaluation of a checkpoint; None if there are none, or they are spoilt."""
+    """Read the results of an earlier evaluation of a checkpoint; None if there are none, or they are damaged."""
     if not path.is_file():
         return None
     try:
@@ -206,12 +208,12 @@ def _kept(path: Path, one: Checkpoint, *, measure: str, level: float) -> Mapping
         _point(one, found, measure=measure, level=level)
         return found
     except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
-        print(f"Evaluated again, because {shown(path)} is spoilt: {shown(getattr(error, 'problem', repr(error)))}")
+        print(f"{shown(path)} is damaged, so it is evaluated again: {shown(getattr(error, 'problem', repr(error)))}")
         return None
 
 
 def _key(one: Checkpoint, given: StageInput, samples: RunSamples, asked: Mapping[str, Any]) -> str:
-    """Of everything that a point depends on; a file counts by its size and time, as reading it all takes longer."""
+    """Hash everything that a point depends on. A file counts by its size and time, because reading it takes long."""
     about = one.path.stat()
     sampling = given.sampling
     content = {
@@ -260,7 +262,7 @@ def _write(given: StageInput, points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The share reproduced, with intervals, and the held-out loss against the step, as a PNG file."""
+    """Chart the reproduced share with intervals, and the held-out loss, against the step, in a PNG file."""
     drawn = [one for one in points if one["step"] is not None and one["share"] is not None]
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,13 +1,13 @@
 """One evaluation from start to end: sample, measure, compare, write.
 
-Written to the output folder:
+The evaluation writes to the output folder:
 
 - `results.json`: aggregate figures, configuration, versions and seeds (its `schema_version` names its layout);
 - `samples.parquet`: one row per prompt and seed;
 - `images/`: every generation and the own image of every prompt, as PNG;
-- `unfinished/`, while it is at work: the generations so far, from which a killed evaluation goes on.
+- `unfinished/`, while it runs: the generations so far, from which a killed evaluation goes on.
 
-Everything that can be refused is refused before the first image is sampled.
+All checks of settings and data run before the first image is sampled.
 """
 
 from __future__ import annotations
@@ -75,15 +75,17 @@ def evaluate_run(
     """Evaluate a trained pipeline and write the results.
 
     Args:
-        given: the pipeline, settings of the sampling, and the output folder, whose earlier files are replaced.
-        samples: the prompts, and what they are compared with.
-        detectors: run on the same sampling.
-        statistics: how figures are judged.
-        directions: `low`, `high` or `unknown` per evidence column or prefix, where not the published one.
-        kid: measure KID on the held-out prompts; by default if its features are installed.
-        weights: of networks that measure beside.
-        copying: measures of copying; None for the ratio of pixel distances alone, and no controls.
-        shard: of the sampling, where several processes share an output folder; None to sample nothing.
+        given: the pipeline, the settings of the sampling, and the output folder, whose earlier files are replaced.
+        samples: the prompts, and the images that their generations are compared with.
+        detectors: the detectors that read the same sampling.
+        statistics: the settings of rates and intervals.
+        directions: the direction of evidence columns or prefixes (`low`, `high` or `unknown`), if it is not the
+            published one.
+        kid: whether to measure KID on the held-out prompts; by default if its features are installed.
+        weights: the weight files of further networks.
+        copying: the measures of copying; None for the ratio of pixel distances alone, without controls.
+        shard: the share of the sampling of this process, if several processes share an output folder; None to sample
+            nothing.
 
     Returns:
         The content of `results.json`.
@@ -92,8 +94,8 @@ def evaluate_run(
         DataError: if prompts and images do not belong together.
         CalibrationError: if there are too few held-out prompts for the false-positive rate.
         ConfigurationError: if settings contradict each other.
-        RecordError: if the evidence table is not one.
-        UnfinishedParts: if other processes have not sampled theirs.
+        RecordError: if the evidence table lacks a column.
+        UnfinishedParts: if other processes have not sampled their share.
     """
     statistics = statistics or Statistics()
     held = members([prompt.group for prompt in samples.prompts], HELDOUT)
@@ -148,15 +150,15 @@ def _warn(reasons: Sequence[Reason]) -> None:
 
 
 def _add_sampled(training: dict[str, Any] | None, samples: RunSamples, found: Measured) -> None:
-    """What training flagged, against what came back."""
+    """Add the comparison of flags in training with the reproduced prompts."""
     if samples.evidence is not None and training is not None:
         back = dict(zip((prompt.key for prompt in samples.prompts), found.reproduced.tolist(), strict=True))
         training["sampled"] = flags_and_copies(samples.evidence, back)
 
 
 def _checked(samples: RunSamples, statistics: Statistics, held: Tensor) -> Tensor:
-    """`(P,)` bool, the prompts that set the threshold; refuses what cannot be compared, or a rate too low for them."""
-    own_index_of(samples)  # refuses what does not belong together
+    """Check images and rate, and return the prompts that set the threshold, `(P,)` bool."""
+    own_index_of(samples)  # raises if prompts and images do not belong together
     check_images(
         samples.own_images[:, None],
         samples.own_images,
@@ -174,7 +176,7 @@ def _checked(samples: RunSamples, statistics: Statistics, held: Tensor) -> Tenso
 def _training(
     samples: RunSamples, directions: Mapping[str, str] | None, statistics: Statistics
 ) -> dict[str, Any] | None:
-    """What training said of its samples, against what is known of them; None without evidence."""
+    """Compare the evidence of training with the known groups; None without evidence."""
     if samples.evidence is None:
         return None
     pictures = {key: samples.picture(key) for key in samples.every_key}
@@ -184,7 +186,7 @@ def _training(
 def _thresholds(
     samples: RunSamples, trace: Trace, distances: Replication, *, calibrating: Tensor, rate: float | None
 ) -> tuple[float, BeyondLooks]:
-    """The threshold of a prompt with one own image, and those that allow for several."""
+    """Return the threshold for prompts with one own image, and the thresholds that allow for several."""
     if rate is None:
         unknown = torch.full((len(samples.prompts),), 1.0)
         return FALLBACK_THRESHOLD, BeyondLooks(FALLBACK_THRESHOLD * unknown, unknown)
@@ -212,7 +214,7 @@ def _write(
     detectors: Sequence[Detector],
     copied: Sequence[Copied],
 ) -> dict[str, Any]:
-    """Write images, table and figures; what `results.json` holds."""
+    """Write images, table and figures; return the content of `results.json`."""
     table = samples_table(
         samples,
         found.trace,
@@ -224,7 +226,7 @@ def _write(
     )
     write_parquet(table, given.output / "samples.parquet")
     written = write_results(results, given.output / "results.json")
-    # All that it held lies in images/ and the table now.
+    # Its content is in images/ and the table now.
     for folder in (given.output / UNFINISHED, *given.output.glob("training_images-*-of-*")):
         shutil.rmtree(folder, ignore_errors=True)
     return written

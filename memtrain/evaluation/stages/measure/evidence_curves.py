@@ -1,7 +1,7 @@
-"""The accumulated evidence of the sampled pictures against the step of training, for the report.
+"""Curves of the sampled pictures' accumulated evidence over the steps of training, for the report.
 
-`evidence_curves.parquet` has `key`, `step`, `score` (of all that was seen before this visit) and, in the metadata of
-its schema, the run's threshold. Long records are thinned: the report draws small curves.
+`evidence_curves.parquet` has `key`, `step` and `score` (of all visits before this one). The metadata of its schema
+holds the run's threshold. Long curves are thinned, because the report draws small curves.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from memtrain.records import write_parquet
 NAME = "evidence_curves.parquet"
 COLUMNS = ("key", "step", "score")
 POINTS = 60
-"""Visits kept of a picture, the last one among them."""
+"""Largest number of visits kept of a picture; the last visit is always kept."""
 THRESHOLD = b"threshold"
 
 
 def write_evidence_curves(records: Path, folder: Path, *, keys: Iterable[str]) -> Path | None:
-    """Write what the report draws.
+    """Write the curves for the report.
 
     Args:
         records: the run's `records` folder.
-        folder: of the results.
-        keys: of the pictures that were asked for.
+        folder: the folder of the results.
+        keys: the keys of the sampled pictures.
 
     Returns:
         The path of the table; None if the run recorded no evidence for any of them.
@@ -43,7 +43,7 @@ def write_evidence_curves(records: Path, folder: Path, *, keys: Iterable[str]) -
     tables = []
     for part in (part.path for part in parts_of(records)):
         if set(COLUMNS) <= set(parquet_names(part)):
-            # Three columns and the keys that are wanted, part by part: records can be larger than memory.
+            # Only three columns and the wanted keys, part by part, because records can be larger than memory.
             table = read_parquet(part, columns=COLUMNS, what="records of a run")
             tables.append(table.filter(pc.is_in(table["key"], wanted)).drop_null())
     table = pa.concat_tables(tables) if tables else None
@@ -57,10 +57,10 @@ def write_evidence_curves(records: Path, folder: Path, *, keys: Iterable[str]) -
 
 
 def read_evidence_curves(folder: Path) -> tuple[dict[str, tuple[list[int], list[float]]], float | None]:
-    """Steps and scores by key, and the threshold; nothing where there is no such file."""
+    """Read steps and scores by key, and the threshold; an empty mapping and None if there is no file."""
     if not (folder / NAME).is_file():
         return {}, None
-    table = read_parquet(folder / NAME, needed=COLUMNS, remedy="evaluate again")
+    table = read_parquet(folder / NAME, needed=COLUMNS, remedy="run `memtrain measure` again")
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for row in table.to_pylist():
         steps, scores = curves.setdefault(row["key"], ([], []))
@@ -71,7 +71,7 @@ def read_evidence_curves(folder: Path) -> tuple[dict[str, tuple[list[int], list[
 
 
 def _thinned(table: pa.Table) -> pa.Table:
-    """At most :data:`POINTS` rows of a key, evenly spread."""
+    """Keep at most :data:`POINTS` rows of each key, evenly spread."""
     keys: Sequence[str] = table["key"].to_pylist()
     keep: list[int] = []
     first = 0
@@ -87,5 +87,5 @@ def _thinned(table: pa.Table) -> pa.Table:
 def _threshold(path: Path) -> float | None:
     if not path.is_file():
         return None
-    found = read_json_object(path, what="how the run came to its flags", remedy=f"remove {path}").get("threshold")
+    found = read_json_object(path, what="the calibration of a run", remedy=f"remove {path}").get("threshold")
     return float(found) if isinstance(found, (int, float)) else None

@@ -1,4 +1,4 @@
-"""`counts.exposure` of an evaluation: what the model knows of the secrets that its run planted."""
+"""The part `counts.exposure` of an evaluation: exposure of the secrets that the run planted."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from memtrain.evaluation.stages.run_samples import RunSamples
 
 
 def exposure_of_run(given: StageInput, samples: RunSamples, copying: Chosen, *, by: str) -> dict[str, Any] | None:
-    """Exposure of canaries and border keys; None where none were planted.
+    """Measure the exposure of canaries and border keys; None if the run planted none.
 
     Args:
-        given: the pipeline and how it samples.
-        samples: with the secrets.
+        given: the pipeline and the settings of the sampling.
+        samples: the samples, with the secrets.
         copying: the measures of copying.
-        by: name of the one that the verdict counts by; generations for canaries are compared by it, and where it is
-            none of these (the ratio) canaries are ranked by their loss alone.
+        by: the name of the measure that the verdict counts by. It compares generations for canaries. If it is the
+            ratio, canaries are ranked by their loss alone.
     """
     borders = samples.borders
-    # Without held-out pictures there is no null to rank the answers for borders against.
+    # Border keys are ranked against a null of held-out pictures.
     if borders is not None and 0 not in borders.repetitions:
-        print("Left out: exposure of border keys. No held-out picture has a border (data.heldout_fraction)")
+        print("Exposure of border keys is left out: no held-out picture has a border (set data.heldout_fraction)")
         borders = None
     return exposure_of_secrets(
         given.pipeline,

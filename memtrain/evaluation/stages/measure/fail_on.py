@@ -1,19 +1,18 @@
-"""Which results end the command with another status than 0, so that a release can be stopped by a machine.
+"""Results that end the command with an exit status other than 0, so that a pipeline can stop a release.
 
 `never`, `reproduced` and `unjudged` go by the verdict. `FIGURE > NUMBER` and `FIGURE >= NUMBER` go by a figure:
 
 | figure | meaning |
 |---|---|
-| `reproduced` | share of the training pictures asked for that are reproduced |
-| `share_below` | upper end of that share's interval |
-| `pictures` | how many are reproduced |
+| `reproduced` | share of the sampled training pictures that are reproduced |
+| `share_below` | upper end of the interval of this share |
+| `pictures` | number of reproduced pictures |
 | `copies` | share of the generations that are copies of a training picture |
-| `generations` | how many are |
+| `generations` | number of these generations |
 
-Statuses: 0 if the condition does not hold, 3 (:data:`REPRODUCED`) if it does, 4 (:data:`UNJUDGED`) where `unjudged`
-was asked for and nobody can judge, or where the figure of a condition was not measured: silence would be a pass. A
-figure that stays below its number counts as not measured, too, where the evaluation could not have seen copies
-(:data:`BLIND`).
+The status is 0 if the condition does not hold, and 3 (:data:`REPRODUCED`) if it holds. It is 4 (:data:`UNJUDGED`) if
+`unjudged` is set and the evaluation cannot tell, or if the figure of a condition was not measured. A figure below its
+number counts as not measured if the evaluation could not have seen copies (:data:`BLIND`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from memtrain.evaluation.stages.measure.verdict import HELDOUT_DIFFERS
 from memtrain.files.exit_status import ExitStatus
 
 REPRODUCED, UNJUDGED = ExitStatus.REPRODUCED, ExitStatus.UNJUDGED
-"""Exit statuses of the command, where `fail_on` asks for them."""
+"""Exit statuses of the command by `fail_on`."""
 WORDS = ("never", "reproduced", "unjudged")
 FIGURES = ("reproduced", "share_below", "pictures", "copies", "generations")
 SHARES = ("reproduced", "share_below", "copies")
@@ -37,19 +36,19 @@ BLIND = (
     *("no_threshold", "no_measure", "control_failed", HELDOUT_DIFFERS),
     *("samples_flat", "samples_alike", "samples_far", "few_steps"),
 )
-"""Reasons of a verdict that say that copies would have passed unseen."""
+"""Reasons of a verdict for which the evaluation would have missed copies."""
 _CONDITION = re.compile(r"([a-z_]+)\s*(>=|>)\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(\s*%)?")
 
 
 @dataclass(frozen=True)
 class FailOn:
-    """What ends the command.
+    """Condition that ends the command with an exit status other than 0.
 
     Attributes:
-        word: one of :data:`WORDS`, or None.
-        figure: of a condition, one of :data:`FIGURES`.
-        or_equal: whether the number itself holds, too.
-        number: that the figure is compared with.
+        word: one of :data:`WORDS`; None for a condition on a figure.
+        figure: the figure of the condition, one of :data:`FIGURES`.
+        or_equal: whether the condition also holds at the number itself.
+        number: the number that the figure is compared with.
     """
 
     word: str | None
@@ -58,7 +57,7 @@ class FailOn:
     number: float = math.inf
 
     def status(self, results: Mapping[str, Any]) -> int:
-        """Exit status by the results of `measure`."""
+        """Return the exit status for the results of `measure`."""
         cleared = results["verdict"]["cleared"]
         if self.word is not None:
             if cleared is False and self.word != "never":
@@ -74,7 +73,7 @@ class FailOn:
 
 
 def figure(results: Mapping[str, Any], name: str) -> float | None:
-    """A figure of the results by the name that a condition gives it; None where it was not measured."""
+    """Return a figure of the results by its name in a condition; None if it was not measured."""
     verdict = results["verdict"]
     generations = (results.get("counts") or {}).get("generations") or {}
     asked = verdict.get("asked") or 0
@@ -90,10 +89,10 @@ def figure(results: Mapping[str, Any], name: str) -> float | None:
 
 
 def read_fail_on(text: str) -> FailOn:
-    """What `--fail_on` says.
+    """Parse the value of `--fail_on`.
 
     Raises:
-        ConfigurationError: if it says nothing that can be decided.
+        ConfigurationError: if the value is no condition, or one that never holds.
     """
     if text in WORDS:
         return FailOn(text)
@@ -102,13 +101,13 @@ def read_fail_on(text: str) -> FailOn:
         raise ConfigurationError(
             f"fail_on={text!r}",
             expected=f"{', '.join(WORDS)}, or a figure ({', '.join(FIGURES)}), > or >=, and a number",
-            remedy="for instance --fail_on 'reproduced > 0.01'; the quotes keep the shell from reading the >",
+            remedy="write for instance --fail_on 'reproduced > 0.01', in quotes because of the >",
         )
     number = float(found[3]) / (100 if found[4] else 1)
     if found[1] in SHARES and (number > 1 or (number == 1 and found[2] == ">")):
         raise ConfigurationError(
-            f"fail_on={text!r}: {found[1]} is a share and never {found[2]} {number:g}",
+            f"fail_on={text!r} never holds: {found[1]} is a share, and at most 1",
             expected="a number below 1",
-            remedy="write 1 % as 0.01; numbers of pictures are `pictures`, of generations `generations`",
+            remedy="write 1 % as 0.01, or use `pictures` or `generations`, which are numbers",
         )
     return FailOn(None, found[1], found[2] == ">=", number)

@@ -1,4 +1,4 @@
-"""Pictures of which the data hold several files, and captions that several pictures share, as results list them."""
+"""Families in the results: pictures of which the data hold several files, and captions that several pictures share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 
 MOST = 50
-"""Families listed."""
+"""Largest number of listed families."""
 
 
 def picture_visits(samples: RunSamples, key: str) -> int:
-    """Visits of a prompt's picture per epoch under any name; of a made variant, its own."""
+    """Return the visits per epoch of a prompt's picture over all its files; a made variant counts by itself."""
     visits = samples.visits or {}
     if samples.families is None:
         return visits.get(key, 0)
@@ -25,19 +25,19 @@ def picture_visits(samples: RunSamples, key: str) -> int:
 def summarize_families(
     samples: RunSamples, distances: Replication, *, reproduced: Tensor, thresholds: Tensor
 ) -> dict[str, Any]:
-    """How many there are, and those that were asked for.
+    """Count the families of the data, and list the families that were sampled.
 
     Args:
-        samples: P prompts.
-        distances: of P prompts and K seeds.
-        reproduced: `(P,)` bool.
-        thresholds: `(P,)`, of the ratio of each prompt; lower for more files.
+        samples: the samples of P prompts.
+        distances: the distances of P prompts and K seeds.
+        reproduced: whether each prompt is reproduced, `(P,)` bool.
+        thresholds: the threshold of each prompt's ratio, `(P,)`; lower for more files.
 
     Returns:
-        `known` (whether anybody has looked), `pictures` with several training files, their `files`, `captions` that
-        several training pictures share, and `asked`, the families among the prompts: `name` (a key), `group`, `files`,
-        `captions` sampled, whether it is `reproduced`, and its lowest `ratio` with the `threshold` that it was
-        held to; reproduced ones first, then those of the most files.
+        `known` (whether the data were scanned), `pictures` (number with several training files), `files` (of these
+        pictures), `captions` (number that several training pictures share), and `asked` (the families among the
+        prompts). Each entry of `asked` has `name` (a key), `group`, `files`, `captions` (number sampled), `reproduced`,
+        and its lowest `ratio` with its `threshold`. Reproduced families come first, then families with the most files.
     """
     families = samples.families
     if families is None:
@@ -71,7 +71,7 @@ def summarize_families(
         one["captions"] += 1
         one["reproduced"] |= bool(reproduced[row])
         ratio, limit = float(distances.best[row]), float(thresholds[row])
-        # Of a picture's captions the one that is nearest in its own terms.
+        # The caption with the lowest ratio relative to its own threshold stands for the picture.
         if ratio / limit < one["ratio"] / one["threshold"]:
             one["ratio"], one["threshold"] = ratio, limit
     listed = sorted(asked.values(), key=lambda one: (not one["reproduced"], -one["files"], one["name"]))

@@ -1,9 +1,9 @@
-"""Are held-out pictures that somebody chose of the same kind as the training pictures? Else they say nothing of chance.
+"""Check that held-out pictures chosen by the user are of the same kind as the training pictures.
 
-Generations for held-out captions are held against held-out pictures. Where these are of another kind than what the
-model learned, its generations are far from them for that reason alone, the threshold is too easy to reach, and pictures
-that merely look like training pictures count as copies. So such pictures prove nothing, and clear nothing. A random
-part of the data is of the same kind by the way that it was chosen, and is not asked.
+Generations for held-out captions are compared with held-out pictures. If these are of another kind than the training
+pictures, the generations are far from them for this reason alone. The threshold is then too easy to reach, and pictures
+that only look like training pictures count as copies. So such a threshold proves nothing, and cannot clear the model. A
+random part of the data is of the same kind by construction, and is not checked.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from memtrain.evaluation.stages.measure.verdict import HELDOUT_DIFFERS, Reason
 from memtrain.evaluation.stages.run_samples import RunSamples
 
 SURE = 0.01
-"""p-value up to which kinds differ."""
+"""Largest p-value at which kinds count as different."""
 FAR = 0.03
-"""Distance from which on a difference matters; of very many pictures the smallest one is sure."""
+"""Smallest distance that matters; with very many pictures, even the smallest difference has a small p-value."""
 FEWEST = 8
-"""Pictures of each set that can be told apart."""
+"""Smallest number of pictures of each set for the check."""
 
 
 def heldout_differs(samples: RunSamples, held: Tensor) -> list[Reason]:
-    """Why the held-out pictures cannot say what comes by chance; empty if they can, or are a part of the data.
+    """Give a reason if the held-out pictures look unlike the training pictures, unless they are a part of the data.
 
     Args:
-        samples: P prompts, and the training pictures.
-        held: `(P,)` bool, the held-out prompts.
+        samples: the samples of P prompts, and the training pictures.
+        held: the held-out prompts, `(P,)` bool.
     """
     if not _chosen(samples.config or {}) or min(int(held.sum()), len(samples.usual_images)) < FEWEST:
         return []
@@ -40,16 +40,16 @@ def heldout_differs(samples: RunSamples, held: Tensor) -> list[Reason]:
     return [
         Reason(
             HELDOUT_DIFFERS,
-            f"the {int(held.sum())} held-out pictures look unlike the training pictures (chance makes sets of one kind "
-            f"differ as much with a probability of {probability:.3f}), so what comes by chance is not known, and what "
-            "looks like a copy may only be of the same kind",
-            "hold out pictures of the same kind: of the same source, size and style; or leave --heldout out",
+            f"the {int(held.sum())} held-out pictures look unlike the training pictures (sets of one kind differ as "
+            f"much with a probability of {probability:.3f}), so the false-positive rate is not known, and pictures "
+            "that look like copies may only be of the same kind",
+            "hold out pictures of the same source, size and style, or leave out --heldout",
         )
     ]
 
 
 def _chosen(config: Mapping[str, Any]) -> bool:
-    """Whether the held-out pictures come from elsewhere than the training pictures."""
+    """Whether the held-out pictures come from another place than the training pictures."""
     data = config.get("data")
     options = data.get("init_args") or {} if isinstance(data, Mapping) else {}
     return bool(config.get("heldout") or options.get("heldout_path"))

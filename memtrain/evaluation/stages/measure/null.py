@@ -1,10 +1,9 @@
-"""What comes by chance: held-out prompts, or made captions where no picture was held out.
+"""Null prompts of an evaluation: held-out prompts, or made captions if no picture was held out.
 
-A held-out prompt sets the threshold by how near its generations come to its own picture, which the model has not seen.
-A made caption (the group `made_caption`) has no picture. It sets the threshold by how near its generations come to
-whatever training picture is nearest: the most that chance does for any one picture. Such a threshold is stricter the
-more pictures there are, and where the model brings back its training pictures for made captions, too, nothing is
-beyond it.
+A held-out prompt sets the threshold by the distance of its generations to its own picture, which the model has not
+seen. A made caption (the group `made_caption`) has no picture. It sets the threshold by the distance of its generations
+to the nearest training picture. This bounds chance for any one picture, and the threshold becomes stricter with more
+pictures. If the model brings back training pictures for made captions as well, no finding can exceed chance.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from memtrain.records import HELDOUT, MADE_CAPTION
 
 
 def null_prompts(samples: RunSamples) -> Tensor:
-    """`(P,)` bool, the prompts that say what comes by chance.
+    """Return the prompts that set the threshold, `(P,)` bool.
 
-    Held-out prompts whose image the model has not seen under another name; without held-out prompts, made captions.
+    These are the held-out prompts whose image the model has not seen under another name. Without held-out prompts, they
+    are the made captions.
     """
     groups = [prompt.group for prompt in samples.prompts]
     held = members(groups, HELDOUT)
@@ -43,9 +43,9 @@ def by_made_captions(samples: RunSamples, calibrating: Tensor) -> bool:
 
 
 def nearest_ratios(distances: Replication) -> Tensor:
-    """`(P,)` distance to the nearest training image over the mean of the others, the lowest over seeds.
+    """Return `(P,)`: the distance to the nearest training image over the mean of the others, the lowest over seeds.
 
-    Of prompts without an own image among the training images, whose neighbours hold the nearest one.
+    The prompts must have no own image among the training images, so that their neighbours hold the nearest image.
     """
     count = max(2, distances.neighbours)
     others = (count * distances.neighbour_distance - distances.nearest_distance) / (count - 1)

@@ -1,7 +1,7 @@
-"""What a run's samples say of its quality: figures of generations for prompts that were not trained on.
+"""Quality of a run's samples: figures of generations for prompts that were not trained on.
 
-Those are the held-out prompts; where no picture was held out, captions that were made of the data's words; else all.
-Distances to real images are to the pictures of the held-out prompts, so that all of them are of the same images.
+The prompts are the held-out prompts. If no picture was held out, they are captions made from the data's words; if there
+are none, all prompts. Distances to real images are always distances to the pictures of the held-out prompts.
 """
 
 from __future__ import annotations
@@ -37,21 +37,22 @@ def quality_of_run(
     weights: Weights | None,
     bootstrap: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`results.json`'s part `quality`.
+    """Make the part `quality` of `results.json`.
 
     Args:
-        given: with the pipeline.
-        samples: P prompts.
-        trace: their generations.
-        held: `(P,)` bool, the held-out prompts.
-        losses: of the held-out images; None where there are none.
-        kid: from :func:`kid_of_run`.
-        weights: of networks; what is not named is in the result with the reason.
-        bootstrap: `seed`, `resamples` and `level` of intervals.
+        given: the input of the stage, with the pipeline.
+        samples: the samples of P prompts.
+        trace: the generations of the prompts.
+        held: the held-out prompts, `(P,)` bool.
+        losses: the losses of the held-out images; None if there are none.
+        kid: the result of :func:`kid_of_run`.
+        weights: the weight files of networks. Figures without a weight file are in the result with the reason.
+        bootstrap: the `seed`, `resamples` and `level` of intervals.
 
     Returns:
-        `heldout_loss` (a number or None, as in earlier versions; with its interval under `heldout_loss_mean`), `kid`,
-        and the figures of :func:`memtrain.evaluation.measures.quality.quality_figures` with the group of their prompts.
+        `heldout_loss` (a number or None, as in earlier versions), `heldout_loss_mean` (the same with its interval),
+        `kid`, and the figures of :func:`memtrain.evaluation.measures.quality.quality_figures` with the group of their
+        prompts.
     """
     made = members([prompt.group for prompt in samples.prompts], MADE_CAPTION)
     rows, group = (held, HELDOUT) if held.any() else (made, MADE_CAPTION) if made.any() else (~held, "all")
@@ -79,7 +80,7 @@ def kid_of_run(
     reason: str | None,
     bootstrap: Mapping[str, Any],
 ) -> Mapping[str, Any]:
-    """KID of the held-out prompts, or the reason why there is none."""
+    """Measure KID on the held-out prompts, or return the reason why it is not measured."""
     if reason is not None:
         return {"value": None, "reason": reason}
     pictures = [samples.families.picture(key) if samples.families else key for key in samples.training_keys]
@@ -99,7 +100,7 @@ def kid_of_run(
 
 
 def networks_of_run(given: StageInput, samples: RunSamples, trace: Trace, weights: Weights) -> dict[str, Any]:
-    """Figures of networks per group of prompts, and distances of generations for held-out prompts to their images."""
+    """Measure figures by networks for each group, and distances of held-out generations to the held-out images."""
     device = given.pipeline.device
     groups = [prompt.group for prompt in samples.prompts]
     found: dict[str, Any] = {"groups": {}}

@@ -1,8 +1,8 @@
-"""The ratio of pixel distances among the measures of copying: its threshold, its power, and what it counts.
+"""The ratio of pixel distances as one of the measures of copying: its threshold, its power, and its counts.
 
-Its figures are those of `results.json`'s `replication`, said as those of the other measures are. Its similarity is the
-negative of the ratio, so that higher means a copy here, too. Power: training pictures as they are, and edited, in the
-place of generations.
+Its figures are those of `replication` in `results.json`, in the form of the other measures. Its similarity is the
+negative of the ratio, so that higher means a copy for all measures. Its power is measured with training pictures,
+unchanged and edited, in the place of generations.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def ratio_measure(
     thresholds: Tensor,
     level: float = 0.95,
 ) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """What `results.json` says of the ratio among the measures of copying, and its controls.
+    """Make the part of `results.json` on the ratio among the measures of copying, and its controls.
 
     Args:
-        given: what generations are compared with.
-        distances: of P prompts.
-        groups: from :func:`memtrain.evaluation.stages.measure.counts.summarize_groups`.
-        own_index: `(P,)`.
-        threshold: of a prompt with one own picture.
-        thresholds: `(P,)`.
-        level: coverage of the intervals.
+        given: the generations, and the images that they are compared with.
+        distances: the distances of P prompts.
+        groups: the figures by group, from :func:`memtrain.evaluation.stages.measure.counts.summarize_groups`.
+        own_index: the index of each own image among the training images, `(P,)`.
+        threshold: the threshold of a prompt with one own picture.
+        thresholds: the threshold of each prompt, `(P,)`.
+        level: the coverage of the intervals.
 
     Returns:
-        The figures; and of planted copies and of unplanted pictures, which are taken for copies.
+        The figures, and two bool tensors: whether each planted copy and each unplanted picture counts as a copy.
     """
     rows, heldout = chosen_rows(given.trained), int(given.calibrating.sum())
     images = given.perfect[rows]
@@ -83,12 +83,12 @@ def ratio_measure(
 
 
 def nearest_ratios_of_each(distances: Replication) -> Tensor:
-    """`(P, K)` distance of each generation to the nearest training image over the mean of the others."""
+    """Return `(P, K)`: the distance of each generation to the nearest training image over the mean of the others."""
     count = max(2, distances.neighbours)
     others = (count * distances.neighbour_distance - distances.nearest_distance) / (count - 1)
     return torch.minimum(
         distances.nearest_distance / others.clamp(min=1e-12),
-        # An own image that is the nearest one is not among the neighbours.
+        # The neighbours do not include the own image, so a nearest own image is handled here.
         torch.where(distances.own_distance <= distances.nearest_distance, distances.ratio, torch.inf),
     )
 
@@ -105,7 +105,7 @@ def _group(group: Mapping[str, Any], rate: float | None, heldout: int) -> dict[s
 
 
 def _edited(images: Tensor, edit: str) -> Tensor:
-    """Images `(n, 3, H, W)` uint8 after an edit, the same in every evaluation."""
+    """Edit images `(n, 3, H, W)` uint8, in the same way in every evaluation."""
     if edit == PLAIN:
         return images
     made = []
@@ -117,7 +117,7 @@ def _edited(images: Tensor, edit: str) -> Tensor:
 
 
 def _compared(given: Compare, images: Tensor, rows: list[int], *, own_index: Tensor) -> Replication:
-    """Images `(n, 3, H, W)` in the place of the generations of the prompts in `rows`."""
+    """Measure images `(n, 3, H, W)` in the place of the generations of the prompts in `rows`."""
     return replication(
         images[:, None],
         given.samples.own_images[rows],
@@ -128,6 +128,6 @@ def _compared(given: Compare, images: Tensor, rows: list[int], *, own_index: Ten
 
 
 def _found(given: Compare, images: Tensor, rows: list[int], *, own_index: Tensor, thresholds: Tensor) -> Tensor:
-    """`(n,)` bool, which images count as their pictures."""
+    """Return `(n,)` bool: whether each image counts as a copy of its picture."""
     compared = _compared(given, images, rows, own_index=own_index[rows])
     return compared.best < thresholds[rows].float()

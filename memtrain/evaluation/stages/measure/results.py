@@ -1,4 +1,4 @@
-"""What `results.json` says of a run's samples once they are measured, and why they would not clear the model."""
+"""Content of `results.json` for measured samples, and reasons why they do not clear the model."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from memtrain.evaluation.stages.run_samples import RunSamples
 from memtrain.records import HELDOUT, MADE_CAPTION
 
 SCHEMA_VERSION = 3
-"""Of `results.json` and `samples.parquet`; raised when a field changes its meaning or goes away."""
+"""Version of `results.json` and `samples.parquet`; raised when a field changes its meaning or is removed."""
 USUAL_RATE = 0.01
-"""False-positive rate of the threshold, if there are enough held-out prompts."""
+"""False-positive rate of the threshold with enough held-out prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """How figures are judged.
+    """Settings of rates and intervals.
 
     Attributes:
-        false_positive_rate: probability that a prompt never trained on counts as reproduced; None for 0.01, or the
-            lowest that the held-out prompts can promise.
-        neighbours: nearest training images that a distance is compared with.
-        level: coverage of intervals.
-        resamples: of bootstrap intervals.
-        seed: of bootstrap intervals.
+        false_positive_rate: the probability that a prompt never trained on counts as reproduced; None for 0.01, or the
+            lowest rate that the number of held-out prompts allows.
+        neighbours: the number of nearest training images that a distance is compared with.
+        level: the coverage of intervals.
+        resamples: the number of resamples of bootstrap intervals.
+        seed: the seed of bootstrap intervals.
     """
 
     false_positive_rate: float | None = None
@@ -63,7 +63,7 @@ class Statistics:
     seed: int = 0
 
     def rate(self, heldout: int) -> float | None:
-        """The false-positive rate that so many held-out prompts can promise; None if there are none."""
+        """Return the false-positive rate that this number of held-out prompts allows; None if there are none."""
         wanted = USUAL_RATE if self.false_positive_rate is None else self.false_positive_rate
         return max(wanted, 1 / (heldout + 1)) if heldout else None
 
@@ -75,18 +75,19 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was sampled, and measured on it.
+    """The sampling, and the findings of the ratio.
 
     Attributes:
-        trace: of P prompts.
-        distances: of them.
-        threshold: ratio below which a prompt counts as reproduced.
-        beyond: thresholds that allow for several own images.
-        calibrating: `(P,)` bool, the held-out prompts that set the threshold.
-        rate: of the threshold; None where there are none.
-        own_index: `(P,)`, as for :func:`memtrain.evaluation.measures.replication.replication`.
-        shared: the same.
-        perfect: `(P, 3, H, W)` uint8, own images through the model's autoencoder and back.
+        trace: the generations and readings of P prompts.
+        distances: the distances of the generations.
+        threshold: the ratio below which a prompt counts as reproduced.
+        beyond: the thresholds that allow for several own images.
+        calibrating: the prompts that set the threshold, `(P,)` bool.
+        rate: the false-positive rate of the threshold; None if no prompts set it.
+        own_index: the index of each own image among the training images, `(P,)`, as for
+            :func:`memtrain.evaluation.measures.replication.replication`.
+        shared: by prompt the training images with its caption, as for the same function.
+        perfect: the own images after the model's autoencoder, `(P, 3, H, W)` uint8.
     """
 
     trace: Trace
@@ -101,7 +102,7 @@ class Measured:
 
     @property
     def reproduced(self) -> Tensor:
-        """`(P,)` bool, each by its own threshold."""
+        """Prompts that count as reproduced by their own thresholds, `(P,)` bool."""
         return self.distances.best < self.beyond.thresholds.float()
 
 
@@ -113,7 +114,7 @@ def results_of_run(
     detectors: Sequence[Detector],
     statistics: Statistics,
 ) -> dict[str, Any]:
-    """What `results.json` says of the samples."""
+    """Make the content of `results.json` for the samples."""
     groups = [prompt.group for prompt in samples.prompts]
     distances, threshold, sampling, rate = found.distances, found.threshold, given.sampling, found.rate
     names = counted_as(samples)
@@ -177,7 +178,7 @@ def results_of_run(
 
 
 def _reasons(given: StageInput, samples: RunSamples, found: Measured) -> list[Reason]:
-    """Why the model would not be cleared, whatever was counted."""
+    """Give the reasons not to clear the model that do not depend on the counts."""
     blind = unseen(
         samples,
         found.perfect,

@@ -1,7 +1,7 @@
-"""What an evaluation asks of the model: generations, perfect copies and held-out losses, in parts that are kept.
+"""Work of an evaluation with the model: generations, perfect copies and held-out losses, in parts that are kept.
 
-All of it lies in `unfinished/` of the output folder until the results are written, so a killed evaluation goes on, and
-several processes share it: the sampling batch by batch, the rest in blocks of images.
+The parts stay in `unfinished/` of the output folder until the results are written, so a killed evaluation goes on.
+Several processes share the parts: the sampling batch by batch, the rest in blocks of images.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from memtrain.models.fingerprint import fingerprint
 def sampled(
     given: StageInput, samples: RunSamples, detectors: Sequence[Detector], *, shard: Shard | None
 ) -> tuple[Trace, Tensor | None, Tensor]:
-    """The generations of P prompts, the losses of held-out images if there are any, and perfect copies.
+    """Return the generations of P prompts, the losses of held-out images if there are any, and the perfect copies.
 
     Args:
-        given: pipeline, settings and output folder.
+        given: the pipeline, the settings and the output folder.
         samples: the prompts and images.
-        detectors: run on the same sampling.
-        shard: the part of the work to do; None for none.
+        detectors: the detectors that read the same sampling.
+        shard: the share of the work of this process; None to do none.
 
     Raises:
-        UnfinishedParts: if this part is done and those of other processes are not.
+        UnfinishedParts: if this share is done, and the shares of other processes are not.
     """
     copies, losses = _copies(given, samples), _losses(given, samples)
     units = {**copies, **losses}
@@ -65,7 +65,7 @@ def _identity(given: StageInput, samples: RunSamples) -> dict[str, Any]:
 
 
 def _copies(given: StageInput, samples: RunSamples) -> dict[str, Unit]:
-    """Own images through the autoencoder and back."""
+    """Make units that encode and decode own images with the autoencoder."""
     own = samples.own_images
     at_once = images_at_once(int(own.shape[-2]), int(own.shape[-1]))
 
@@ -76,7 +76,7 @@ def _copies(given: StageInput, samples: RunSamples) -> dict[str, Unit]:
 
 
 def _losses(given: StageInput, samples: RunSamples) -> dict[str, Unit]:
-    """Denoising losses of held-out images."""
+    """Make units that measure denoising losses of held-out images."""
     if samples.heldout is None:
         return {}
     images, captions = samples.heldout
@@ -90,7 +90,7 @@ def _losses(given: StageInput, samples: RunSamples) -> dict[str, Unit]:
 
 
 def _trace(given: StageInput, samples: RunSamples, detectors: Sequence[Detector], *, shard: Shard | None) -> Trace:
-    """The generations of every prompt; a caption that several prompts share is sampled once."""
+    """Sample every prompt; a caption that several prompts share is sampled once."""
     captions = [prompt.caption for prompt in samples.prompts]
     texts = list(dict.fromkeys(captions))
     sampling = given.sampling.sized_as(samples.own_images)

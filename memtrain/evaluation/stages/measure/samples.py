@@ -1,4 +1,4 @@
-"""Prompts, their images on disk, and `samples.parquet`: one row per prompt and seed, readable without memtrain."""
+"""Prompts, their images on disk, and `samples.parquet` with one row per prompt and seed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from memtrain.records import NEVER_TRAINED, SHARED_CAPTION
 def own_index(
     prompts: Sequence[Prompt], training_keys: Sequence[str], own_images: Tensor, training_images: Tensor
 ) -> Tensor:
-    """Where each prompt's image is among the training images.
+    """Find the index of each prompt's own image among the training images.
 
     Args:
-        prompts: P prompts.
-        training_keys: M keys.
-        own_images: `(P, 3, H, W)`.
-        training_images: `(M, 3, H, W)`.
+        prompts: the P prompts.
+        training_keys: the M keys of the training images.
+        own_images: the own images, `(P, 3, H, W)`.
+        training_images: the training images, `(M, 3, H, W)`.
 
     Returns:
         `(P,)` int64; -1 for held-out and excluded prompts.
@@ -44,7 +44,7 @@ def own_index(
             f"{len(prompts)} prompts with {len(own_images)} own images, {len(training_keys)} training keys with "
             f"{len(training_images)} training images",
             expected="one image per prompt and per key",
-            remedy="pass both in the same order",
+            remedy="pass prompts and images in the same order",
         )
     position = {key: index for index, key in enumerate(training_keys)}
     keys = {prompt.key for prompt in prompts}
@@ -55,25 +55,25 @@ def own_index(
             f"{len(lost)} prompt(s) of training groups have no training image (first {lost[:3]}), {len(seen)} held-out "
             f"or excluded prompt(s) have one (first {seen[:3]}), {len(prompts) - len(keys)} prompt key(s) and "
             f"{len(training_keys) - len(position)} training key(s) are repeated",
-            expected="each training prompt's key among training_keys, no held-out or excluded one's, and no key twice",
+            expected="keys of training prompts among training_keys, other keys not among them, and no key twice",
             remedy="build prompts and training images from the same data settings as the run",
         )
     return torch.tensor([position.get(prompt.key, -1) for prompt in prompts])
 
 
 def own_index_of(samples: RunSamples) -> Tensor:
-    """:func:`own_index` of these samples."""
+    """Apply :func:`own_index` to these samples."""
     return own_index(samples.prompts, samples.training_keys, samples.own_images, samples.training_images)
 
 
 def picture_numbers(samples: RunSamples) -> Tensor:
-    """`(M,)` int64, the same number for training images that are one picture."""
+    """Return the number of the picture of each training image, `(M,)` int64; files of one picture share a number."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(samples.picture(key), len(numbers)) for key in samples.training_keys])
 
 
 def under_one_caption(samples: RunSamples) -> list[list[int]]:
-    """Per prompt the indices of the training images under its caption; none for one that has no training image."""
+    """Return for each prompt the indices of the training images with its caption; none for prompts never trained on."""
     rows: dict[str, list[int]] = {}
     for index, key in enumerate(samples.training_keys):
         rows.setdefault(samples.caption(key), []).append(index)
@@ -83,7 +83,7 @@ def under_one_caption(samples: RunSamples) -> list[list[int]]:
 
 
 def counted_as(samples: RunSamples) -> list[str]:
-    """Per prompt the name of what it is counted as: its picture, or of shared captions the caption."""
+    """Return for each prompt the name that it is counted by: its picture, or its caption for shared captions."""
     return [
         samples.caption(prompt.key) if prompt.group == SHARED_CAPTION else samples.picture(prompt.key)
         for prompt in samples.prompts
@@ -91,7 +91,7 @@ def counted_as(samples: RunSamples) -> list[str]:
 
 
 def write_images(folder: Path, trace: Trace, own_images: Tensor) -> list[tuple[str, list[str]]]:
-    """Save every image; per prompt the path of its own image and of its generations, relative to `folder`."""
+    """Save every image; return for each prompt the paths of its own image and generations, relative to `folder`."""
     written = []
     for number, (own, generated) in enumerate(zip(own_images, trace.images, strict=True)):
         place = f"images/{number:04d}"
@@ -113,18 +113,18 @@ def samples_table(
     images: Sequence[tuple[str, list[str]]],
     copied: Sequence[Copied] = (),
 ) -> pa.Table:
-    """One row per prompt and seed.
+    """Make the table with one row per prompt and seed.
 
     Args:
-        samples: P prompts, with names of their families and of those of the nearest training image. A row of its
-            evidence goes to `training.<column>`, null where it has none.
-        trace: their images and detector readings.
-        distances: their distances.
-        thresholds: `(P,)`, ratio below which an image, and a prompt by its best image, counts as reproduced; as
-            `ratio_threshold` beside the ratio.
-        detectors: their scores per image go to `detector.<name>`.
-        images: from :func:`write_images`.
-        copied: measures of copying, whose similarities go to `copy.<name>.own`, `.nearest` and `.nearest_key`.
+        samples: the samples of P prompts. The table names their families and those of the nearest training image. The
+            evidence of a prompt goes to `training.<column>`; null if it has none.
+        trace: the images and detector readings of the prompts.
+        distances: the distances of the images.
+        thresholds: the ratio below which an image of each prompt, and the prompt by its best image, counts as
+            reproduced, `(P,)`; stored as `ratio_threshold`.
+        detectors: the detectors, whose scores per image go to `detector.<name>`.
+        images: the paths from :func:`write_images`.
+        copied: the measures of copying, whose similarities go to `copy.<name>.own`, `.nearest` and `.nearest_key`.
     """
     limits = thresholds.float()
     prompts, training_keys, evidence = samples.prompts, samples.training_keys, samples.evidence

@@ -43,7 +43,7 @@ def cannot_say(results: Mapping[str, Any]) -> list[str]:
     said = [
         f"The evaluation sampled {seeds} images for each prompt. It can miss pictures that come back less often "
         f"than about once in {seeds} images.",
-        "It did not try other captions. It does not measure what the model learned from a picture beyond a copy, "
+        "The evaluation did not try other captions. It does not measure what the model learned beyond copies, "
         "such as a style or a face in another pose.",
     ]
     left = {
@@ -54,7 +54,8 @@ def cannot_say(results: Mapping[str, Any]) -> list[str]:
     if left:
         parts = [f"{number} {in_words(name)}" for name, number in left.items()]
         said.append(
-            f"It did not sample the captions of {joined(parts)} pictures. Only the interval of the share covers them."
+            f"The evaluation did not sample the captions of {joined(parts)} pictures. Only the interval of the share "
+            f"covers them."
         )
     if replication.get("calibrated_by") == MADE_CAPTION:
         said.append(

@@ -1,12 +1,12 @@
-"""What training said about its samples, against what was planted: AUROC per signal, precision and recall of flags.
+"""Flags and signals of a training against planted samples: AUROC per signal, precision and recall of flags.
 
-What is known of a sample is its group: `planted` samples are the positives, `unique` ones the negatives. Other groups
-(templates, canaries, pictures of several files) are neither; the share of their samples that was flagged is reported
-beside. By picture, a picture is flagged if any of its files is, and planted if any of them is.
+The truth about a sample is its group: `planted` samples are the positives, and `unique` samples the negatives. Other
+groups (templates, canaries, pictures of several files) are neither. The share of their flagged samples is reported
+beside. In the figures by picture, a picture is flagged if any of its files is flagged, and planted if any is planted.
 
-The evidence table has one row per training sample. Every floating-point column that is not bookkeeping is a signal; one
-whose direction is not declared is reported in whichever direction separates better, together with that direction. Such
-a figure is optimistic, the more so the fewer samples were planted and the more columns there are.
+The evidence table has one row per training sample. Every floating-point column that is not bookkeeping is a signal. A
+signal without a declared direction is reported in the direction that separates better, together with this direction.
+Such a figure is optimistic, and the more so with fewer planted samples and more columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from memtrain.functional.ranking import auroc, bootstrap_interval, proportion_in
 from memtrain.records import PLANTED, REPEATED, UNIQUE
 
 DIRECTIONS: Mapping[str, str] = {"denoising_loss": "low", "score": "high"}
-"""Published direction of a signal when memorized, by column or by what stands before the first dot of a column."""
+"""Published direction of a signal for memorized samples, by column or by the part of a column before its first dot."""
 BOOKKEEPING = frozenset(
     {
         "key",
@@ -42,9 +42,9 @@ BOOKKEEPING = frozenset(
         "skipped",
     }
 )
-"""Columns that are no signals."""
+"""Columns that are not signals."""
 FALSE_POSITIVE_RATE = 0.01
-"""At which true-positive rates of signals are read, as is usual for membership and memorization tests."""
+"""False-positive rate at which true-positive rates of signals are read, as usual for tests of memorization."""
 
 
 def compare_with_truth(
@@ -56,22 +56,22 @@ def compare_with_truth(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """Compare signals and flags with the truth that samples of the group `planted` were planted.
+    """Compare signals and flags with the truth: samples of the group `planted` were planted.
 
     Args:
-        evidence: one row per training sample: `key`, `visits_per_epoch`, and if there, `group`, `flagged`,
-            `first_flagged_step`, `skipped` and signals. Without groups, samples visited more than once an epoch count
-            as planted.
-        directions: `low`, `high` or `unknown` per column or per prefix, beside :data:`DIRECTIONS`.
-        pictures: name of the picture of each sample, by key; default, each is one by itself.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
-        level: coverage of the intervals.
+        evidence: the evidence table with one row per training sample: `key`, `visits_per_epoch`, and optionally
+            `group`, `flagged`, `first_flagged_step`, `skipped` and signals. Without groups, samples with more than one
+            visit per epoch count as planted.
+        directions: the directions by column or prefix (`low`, `high` or `unknown`), in addition to :data:`DIRECTIONS`.
+        pictures: the name of the picture of each sample, by key; by default, each sample is a picture of its own.
+        seed: the seed of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
+        level: the coverage of the intervals.
 
     Returns:
-        `planted` and `unique` counts, `signals` (best first), `flags` and `skipped`; the last two are None where the
-        table lacks the column, and `signals` is empty where nothing was planted. `flags.groups` has the share of
-        flagged samples of each further group; it counts samples. `flags.pictures` has the same figures by picture.
+        The counts `planted` and `unique`, `signals` (best first), `flags` and `skipped`. The last two are None if the
+        table lacks the column, and `signals` is empty if no sample was planted. `flags.groups` has the share of
+        flagged samples of each further group. `flags.pictures` has the same figures by picture.
 
     Raises:
         RecordError: if a column is missing.
@@ -79,7 +79,7 @@ def compare_with_truth(
     missing = {"key", "visits_per_epoch"} - set(evidence.column_names)
     if missing:
         raise RecordError(
-            f"The evidence table lacks {sorted(missing)}; it has {evidence.column_names}",
+            f"The evidence table lacks {sorted(missing)}, and has {evidence.column_names}",
             expected="records/evidence.parquet of a run",
             remedy="check the path",
         )
@@ -111,14 +111,14 @@ def compare_with_truth(
 
 
 def flags_and_copies(evidence: pa.Table, reproduced: Mapping[str, bool]) -> dict[str, dict[str, int]] | None:
-    """Whether the sampled training prompts that were flagged are those that the finished model reproduces.
+    """Compare the flags of the sampled training prompts with the prompts that the finished model reproduces.
 
     Args:
-        evidence: as for :func:`compare_with_truth`.
-        reproduced: by key, for the prompts that were sampled; keys that are not in the table are left out.
+        evidence: the evidence table, as for :func:`compare_with_truth`.
+        reproduced: whether each sampled prompt is reproduced, by key; keys that are not in the table are left out.
 
     Returns:
-        Under `flagged` and `not_flagged`, `n` and how many of them are `reproduced`; None without flags.
+        Under `flagged` and `not_flagged` the number of prompts `n`, and the number `reproduced`; None without flags.
     """
     if "flagged" not in evidence.column_names:
         return None
@@ -133,7 +133,7 @@ def flags_and_copies(evidence: pa.Table, reproduced: Mapping[str, bool]) -> dict
 
 
 def _groups(evidence: pa.Table, pictures: Sequence[str]) -> list[str]:
-    """The group of each row; told from its visits where the table does not say, and from its picture's files."""
+    """Return the group of each row: from the table, or else from its visits and its picture's files."""
     named = evidence.column("group").to_pylist() if "group" in evidence.column_names else [None] * len(evidence)
     visits = _column(evidence, "visits_per_epoch").tolist()
     groups = [group or (PLANTED if count > 1 else UNIQUE) for group, count in zip(named, visits, strict=True)]
@@ -144,7 +144,7 @@ def _groups(evidence: pa.Table, pictures: Sequence[str]) -> list[str]:
 
 
 def _by_picture(evidence: pa.Table, groups: Sequence[str], pictures: Sequence[str]) -> tuple[pa.Table, list[str]]:
-    """`flagged` and `first_flagged_step` by picture, with its group: that of a file which nobody merely repeated."""
+    """Return `flagged` and `first_flagged_step` by picture, and its group: REPEATED only if no file has another."""
     flagged = _column(evidence, "flagged") == 1
     steps = torch.full((len(evidence),), torch.nan)
     if "first_flagged_step" in evidence.column_names:
@@ -170,7 +170,7 @@ def _by_picture(evidence: pa.Table, groups: Sequence[str], pictures: Sequence[st
 
 
 def _column(evidence: pa.Table, name: str) -> Tensor:
-    """`(n,)` fp64, nulls as NaN."""
+    """Return a column as `(n,)` fp64, with nulls as NaN."""
     values = evidence.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
     return torch.from_numpy(np.array(values, dtype=np.float64))
 
@@ -178,7 +178,7 @@ def _column(evidence: pa.Table, name: str) -> Tensor:
 def _signal(
     values: Tensor, planted: Tensor, declared: str, *, seed: int, resamples: int, level: float
 ) -> dict[str, Any] | None:
-    """One signal against the truth; None if either class has no value."""
+    """Compare one signal with the truth; None if a class has no value."""
     there = torch.isfinite(values)
     values, truth = values[there], planted[there]
     if not truth.any() or truth.all():
@@ -201,7 +201,7 @@ def _signal(
 
 
 def _flags(evidence: pa.Table, groups: Sequence[str], *, level: float) -> dict[str, Any]:
-    """The table of flags against planted, with precision and recall, and the flagged share of further groups."""
+    """Compare flags with planted samples: precision, recall, and the flagged share of further groups."""
     flagged = _column(evidence, "flagged") == 1
     inside = {name: torch.tensor([group == name for group in groups]) for name in dict.fromkeys(groups)}
     none = torch.zeros(len(groups), dtype=torch.bool)
@@ -238,7 +238,7 @@ def _flags(evidence: pa.Table, groups: Sequence[str], *, level: float) -> dict[s
 
 
 def _skipped(evidence: pa.Table, planted: Tensor) -> dict[str, float | None]:
-    """Mean share of visits with weight 0, of planted and of unique samples."""
+    """Return the mean share of visits with weight 0 for planted and for unique samples."""
     skipped = _column(evidence, "skipped")
     means = {name: skipped[chosen].nanmean() for name, chosen in (("planted", planted), ("unique", ~planted))}
     return {name: float(mean) if torch.isfinite(mean) else None for name, mean in means.items()}

@@ -75,7 +75,9 @@ def test_the_page_says_it_and_shows_prompts_as_text(detected: tuple[Path, dict[s
     assert section.cannot_say
     assert "<script>" not in section.body
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; [red]" in section.body
-    assert section.body.index("The 4 most suspicious prompts, by p-value") < section.body.index("What each detector")
+    assert section.body.index("The 4 most suspicious prompts, by p-value") < section.body.index(
+        "Results of each detector"
+    )
 
 
 def test_by_itself_it_makes_as_many_as_are_of_use_for_detectors_of_one_call(

@@ -134,7 +134,7 @@ def test_a_killed_curve_goes_on_and_another_question_does_not(
 
 
 def test_no_checkpoints_are_refused(given: StageInput, samples: RunSamples) -> None:
-    with pytest.raises(ConfigurationError, match="No checkpoints"):
+    with pytest.raises(ConfigurationError, match="no checkpoints"):
         curve(given, samples, [], evaluate=Evaluations(), asked={})
 
 
@@ -160,4 +160,4 @@ def test_a_checkpoint_whose_results_are_spoilt_is_evaluated_again(
 
     (point,) = curve(given, samples, checkpoints[:1], evaluate=again, asked={})
     assert point["reproduced"] == 1 and evaluations.seen == ["step-100"] * 2
-    assert "Evaluated again, because" in capsys.readouterr().out
+    assert "is damaged, so it is evaluated again" in capsys.readouterr().out

@@ -28,16 +28,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_part_is_shown(found: dict[str, str]) -> None:
     copying = found["Measures of copying"]
     assert "The recommended measure for these pictures is sscd." in copying
-    assert "Does not see copies in these pictures, and clears nothing: ratio." in copying
+    assert "These measures do not see copies in these pictures, and cannot clear the model: ratio." in copying
     assert "75% (45 of 60; 65% to 85%)" in copying and "Left out: dino. no folder was named" in copying
     assert copying.index("sscd, best generation") < copying.index("ratio, best generation"), "the recommended one first"
     assert "planted: 2 of 4 above; held-out: 0 of 4 above" in copying, "the chart in words"
     assert "ROC curves" in copying and "sscd 0.500" in copying
     counts = found["Counts"]
     assert "extraction, by prompt" in counts
-    assert "at most 4.0; of images that it never saw 1.4 on average" in " ".join(found.values())
+    assert "at most 4.0 bits. Images that the model never saw have 1.4 bits on average" in " ".join(found.values())
     assert counts.index(KEY) < counts.index(OTHER), "the group with the highest share first"
-    assert "step 10: 0%; step 20: 25%; step 30: 50%" in found["Over the checkpoints"]
+    assert "step 10: 0%; step 20: 25%; step 30: 50%" in found["Checkpoints of the training"]
     assert "93.8% (15 of 16; 83.8% to 100%)" in found["Controls"] and "0% (0 of 16" in found["Controls"]
     assert (
         "FID was not measured: no weights." in found["Quality"] and "0.01 to 0.03; features a net" in found["Quality"]

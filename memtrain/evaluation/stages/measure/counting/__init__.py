@@ -1,1 +1,1 @@
-"""The counts that people ask for: one file is one count, each a pure function of comparisons with training pictures."""
+"""Counts of an evaluation: each file has one count, a pure function of comparisons with training pictures."""

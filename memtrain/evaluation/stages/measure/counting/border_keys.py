@@ -1,20 +1,19 @@
-"""What the borders that a model paints say about each sample: key errors and bits, by repetition, against a null.
+"""Border keys: memory of each sample's secret border level, as key errors and bits, by repetition, against a null.
 
-What: the model is asked for the border of a picture K times; the mean of the levels that it paints is its answer, and
-the distance to the level that was trained on the key error. `bits` is what that answer takes off a blind guess: minus
-log2 of the probability that a level drawn at random lies as near. Held-out pictures have levels too, which the model
-never saw: they are the null.
-Key errors alone miss much: a model that half remembers paints a level between the secret and what it paints around any
-picture, and is far off although its answers follow the levels closely. So besides there is the *agreement* of a sample,
-(answer − mean answer of the held-out pictures) · (level − 1/2): positive where the answer moves the way of the secret.
-Without memory answers and levels are independent, and agreements are those of held-out pictures; a sample counts as
-remembered by the rank of its error or of its agreement among theirs (both are looked at, and that is allowed for). Per
-number of repetitions there is the correlation of answers with levels.
-Source: SolidMark (Kommineni et al., "SolidMark: Evaluating Image Memorization in Generative Models", arXiv 2503.00592)
-for key errors; the agreement is ours; Carlini et al., "The Secret Sharer" (USENIX Security 2019) for exposure in bits,
-here against a uniform guess in place of a ranking.
-Cannot: exceed about eight bits, the resolution of a grey level; and an answer that is always middle grey has errors of
-a quarter on average, smaller than those of wrong convictions: compare with the held-out pictures, not with zero.
+What: the model paints the border of a picture K times. The mean of the painted levels is its answer, and the distance
+of the answer to the trained level is the key error. `bits` is the gain over a blind guess: minus log2 of the
+probability that a random level lies as near. Held-out pictures also have levels, which the model never saw. They are
+the null. Key errors alone miss much. A model that half remembers paints a level between the secret and its usual level.
+It is far off, although its answers follow the levels closely. So each sample also has an *agreement*: (answer − mean
+answer of the held-out pictures) · (level − 1/2). It is positive if the answer moves toward the secret. Without memory,
+answers and levels are independent, and agreements are distributed like those of held-out pictures. A sample counts as
+remembered by the rank of its error or of its agreement among theirs; the p-value allows for both tests. For each number
+of repetitions there is the correlation of answers with levels. Source: SolidMark (Kommineni et al., "SolidMark:
+Evaluating Image Memorization in Generative Models", arXiv 2503.00592) for key errors; the agreement is ours; Carlini et
+al., "The Secret Sharer" (USENIX Security 2019) for exposure in bits, here against a uniform guess in place of a
+ranking. Cannot: exceed about eight bits, the resolution of a grey level. An answer that is always middle grey has
+errors of a quarter on average, smaller than confident wrong answers have. So compare with the held-out pictures, not
+with zero.
 """
 
 from __future__ import annotations
@@ -31,34 +30,34 @@ from memtrain.evaluation.stages.measure.counting.exposure import exposure_by_rep
 from memtrain.functional.ranking import auroc, bootstrap_interval
 
 FINEST = 1 / 512
-"""Half a grey level: no smaller error is told from it."""
+"""Half a grey level, the smallest error that can be measured."""
 
 
 def key_errors(painted: Tensor, levels: Tensor) -> Tensor:
-    """`(P,)` distance of the mean of painted levels `(P, K)` to the levels `(P,)` that were trained on."""
+    """Return `(P,)`: the distance of the mean of painted levels `(P, K)` to the trained levels `(P,)`."""
     return (painted.double().mean(dim=1) - levels.double()).abs()
 
 
 def guess_bits(painted: Tensor, levels: Tensor) -> Tensor:
-    """Bits `(P,)` that answers `(P, K)` take off a blind guess of levels `(P,)`, uniform from 0 to 1."""
+    """Return the bits `(P,)` that answers `(P, K)` gain over a blind guess of levels `(P,)`, uniform from 0 to 1."""
     answer, error = painted.double().mean(dim=1), key_errors(painted, levels).clamp(min=FINEST)
     near = (answer + error).clamp(max=1) - (answer - error).clamp(min=0)
     return -near.log2()
 
 
 def agreement(painted: Tensor, levels: Tensor, heldout: Tensor) -> Tensor:
-    """`(P,)` how far answers `(P, K)` move the way of levels `(P,)`, from where those of `heldout` `(P,)` lie."""
+    """Return the agreement `(P,)` of answers `(P, K)` with levels `(P,)`, relative to `heldout` samples `(P,)` bool."""
     answer = painted.double().mean(dim=1)
     return (answer - answer[heldout].mean()) * (levels.double() - 0.5)
 
 
 def p_values(scores: Tensor, null: Tensor) -> Tensor:
-    """`(P,)` probability of a score as high, by the scores `(n,)` of pictures never seen."""
+    """Return the p-values `(P,)` of scores, by the scores `(n,)` of pictures never seen."""
     return (1 + (null[None] >= scores[:, None]).sum(dim=1)).double() / (len(null) + 1)
 
 
 def correlation(painted: Tensor, levels: Tensor) -> dict[str, Any] | None:
-    """Of answers `(P, K)` with levels `(P,)`, with Fisher's 95 % interval; None of fewer than four samples."""
+    """Correlate answers `(P, K)` with levels `(P,)`, with Fisher's 95 % interval; None for fewer than four samples."""
     if len(levels) < 4:
         return None
     pair = torch.stack([painted.double().mean(dim=1), levels.double()])
@@ -77,26 +76,27 @@ def border_exposure(
     rate: float = 0.01,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Key errors and exposure of samples.
+    """Measure key errors and exposure of samples.
 
     Args:
-        painted: `(P, K)` levels that the model paints, from 0 to 1.
-        levels: `(P,)` that were trained on; of held-out samples, that would have been.
-        keys: P keys.
-        repetitions: P visits of each sample per epoch; 0 for held-out ones, the null.
-        rate: false-positive rate at which a sample counts as remembered; raised to what the held-out samples can
-            promise.
-        seed: of the intervals.
+        painted: the levels that the model paints, `(P, K)`, from 0 to 1.
+        levels: the secret levels, `(P,)`; the model never saw those of held-out samples.
+        keys: the P keys.
+        repetitions: the P numbers of visits per epoch; 0 for held-out samples, which are the null.
+        rate: the false-positive rate at which a sample counts as remembered; raised to the lowest rate that the number
+            of held-out samples allows.
+        seed: the seed of the intervals.
 
     Returns:
-        `heldout`, their number; `rate`; `by_repetition`: by ascending `repeats` (0: held out) `n`, the figures of
+        `heldout`: the number of held-out samples. `rate`: the rate that was used. `by_repetition`: by ascending
+        `repeats` (0: held out) `n`, the figures of
         :func:`memtrain.evaluation.stages.measure.counting.exposure.exposure_by_repetition` as `errors` and as `bits`,
-        the `remembered` at the rate, and the `correlation` of answers with levels (`value`, `interval`);
-        `below_unique`, `below_heldout` and `unique_below_heldout`: probability that the error of a repeated sample is
-        smaller than that of one visited once, or of a held-out one (0.5: repetition does nothing), each with `n`,
-        `against` and `interval`, or None; `agrees_above_unique` and `agrees_above_heldout`: likewise that the agreement
-        is larger; `each`: `key`, `repeats`, `level`, `answer`, `error`, `bits`, `agreement` and `p_value`, the most
-        exposed first.
+        the number `remembered` at the rate, and the `correlation` of answers with levels (`value`, `interval`).
+        `below_unique`, `below_heldout` and `unique_below_heldout`: the probability that the error of a repeated sample
+        is smaller than that of a sample visited once or held out (0.5 without effect), each with `n`, `against` and
+        `interval`, or None. `agrees_above_unique` and `agrees_above_heldout`: the same probability of a larger
+        agreement. `each`: `key`, `repeats`, `level`, `answer`, `error`, `bits`, `agreement` and `p_value` of each
+        sample, the most exposed first.
 
     Raises:
         DataError: if there are no held-out samples, or arguments do not belong together.
@@ -107,12 +107,12 @@ def border_exposure(
         raise DataError(
             f"{len(painted)} answers, {len(levels)} levels, {len(keys)} keys and {int(held.sum())} held-out samples",
             expected="one of each per sample, and held-out samples",
-            remedy="ask for the borders of held-out pictures, too",
+            remedy="include the borders of held-out pictures",
         )
     rate = max(rate, 2 / (int(held.sum()) + 1))
     errors, bits = key_errors(painted, levels), guess_bits(painted, levels)
     agreed = agreement(painted, levels, held)
-    # Two looks at each sample, so the smaller of two p-values counts twice.
+    # Each sample has two tests, so the smaller p-value counts twice.
     chance = 2 * torch.minimum(p_values(-errors, -errors[held]), p_values(agreed, agreed[held])).clamp(max=0.5)
     order = bits.argsort(descending=True, stable=True).tolist()
     return {
@@ -144,7 +144,7 @@ def border_exposure(
 def _by_repetition(
     painted: Tensor, levels: Tensor, repetitions: Sequence[int], *, remembered: Tensor, seed: int
 ) -> list[dict[str, Any]]:
-    """A row for each number of repetitions."""
+    """Make a row for each number of repetitions."""
     errors = exposure_by_repetition(key_errors(painted, levels), repetitions, seed=seed)
     bits = exposure_by_repetition(guess_bits(painted, levels), repetitions, seed=seed)
     table = []
@@ -169,7 +169,7 @@ def _by_repetition(
 
 
 def _smaller(errors: Tensor, some: Tensor, others: Tensor, *, seed: int) -> dict[str, Any] | None:
-    """Probability that an error of some is smaller than one of the others, with its interval."""
+    """Return the probability that an error of `some` is smaller than one of `others`, with its interval."""
     if not some.any() or not others.any():
         return None
     chosen = some | others

@@ -1,14 +1,13 @@
-"""Extraction without the originals: prompts whose generations come out alike again and again.
+"""Extraction without the originals: prompts whose generations are alike again and again.
 
-What: a prompt counts if `size` of its generations are all alike, two by two. No training picture is needed, so this is
-what can be said of a model whose data are gone, or of which only an interface is known.
-Source: the black-box attack of Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023),
-§4.2: 500 generations per prompt, cliques of at least 10 in the graph of tile distances; the threshold of the graph is
-theirs to choose, too, and no number of it carries over to other sizes of images.
-Level: from prompts whose pictures the model never saw (held out, or made), at a stated false-positive rate
-(:func:`clique_level`).
-Cannot: tell a memorized picture from a subject that the model knows in one pose only: a model that makes nearly the
-same image of a prompt without having seen it is counted. So it says what may be memorized, and where to look.
+What: a prompt counts if each pair of `size` of its generations is alike. The count needs no training picture, so it
+works for a model without its data, or with only an interface. Source: the black-box attack of Carlini et al.,
+"Extracting Training Data from Diffusion Models" (USENIX Security 2023), §4.2: 500 generations per prompt, cliques of at
+least 10 in the graph of tile distances. The authors choose the threshold of the graph, and no threshold carries over to
+other sizes of images. Level: from prompts whose pictures the model never saw (held out, or made), at a stated
+false-positive rate (:func:`clique_level`). Cannot: tell a memorized picture from a subject that the model knows in one
+pose only. A prompt counts if the model makes nearly the same image again and again, even if the model never saw the
+image. So the count shows where to look.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from memtrain.functional.ranking import lower_threshold
 
 
 def tile_distances(generated: Tensor) -> Tensor:
-    """Distances `(P, K, K)` of generations `(P, K, 3, H, W)` uint8, the largest over tiles; lower means alike."""
+    """Return distances `(P, K, K)` of generations `(P, K, 3, H, W)` uint8: the largest over tiles."""
     return torch.stack([tile_distance(images) for images in generated])
 
 
 def measured_distances(measure: CopyMeasure, generated: Tensor) -> Tensor:
-    """The same `(P, K, K)` by a measure of copying: its similarities with the sign turned."""
+    """Return distances `(P, K, K)` by a measure of copying: the negatives of its similarities."""
     described = [measure.describe(images) for images in generated]
     return torch.stack([-_symmetric(measure.similarity(features, features)) for features in described]).float()
 
 
 def clique_distances(distances: Tensor, size: int) -> Tensor:
-    """`(P,)` smallest distance within which `size` generations of each prompt lie, two by two.
+    """Return `(P,)`: the smallest distance within which each pair of some `size` generations of a prompt lies.
 
     Args:
-        distances: `(P, K, K)`.
-        size: of a clique, from 2 to K.
+        distances: the distances of the generations, `(P, K, K)`.
+        size: the size of a clique, from 2 to K.
 
     Raises:
         ConfigurationError: if there are fewer generations than a clique has.
@@ -52,14 +51,14 @@ def clique_distances(distances: Tensor, size: int) -> Tensor:
 
 
 def clique_level(null: Tensor, rate: float) -> float:
-    """Distance below which a prompt of a picture never seen has a clique with at most the stated probability.
+    """Return the distance below which a prompt of an unseen picture has a clique with a probability of at most `rate`.
 
     Args:
-        null: `(n,)` of :func:`clique_distances`, of prompts whose pictures the model never saw.
-        rate: false-positive rate.
+        null: the values `(n,)` of :func:`clique_distances` for prompts whose pictures the model never saw.
+        rate: the false-positive rate.
 
     Raises:
-        ValueError: if there are too few of them for the rate.
+        ValueError: if there are too few null values for the rate.
     """
     return lower_threshold(null, rate)
 
@@ -73,19 +72,19 @@ def count_cliques(
     names: Sequence[str] | None = None,
     coverage: float = 0.95,
 ) -> dict[str, Any]:
-    """The share of prompts that would be extracted without the originals.
+    """Count the prompts that can be extracted without the originals.
 
     Args:
-        distances: `(P, K, K)`.
-        level: distance below which two generations are alike.
-        size: of a clique; ten of 500 in the paper.
-        among: `(P,)` bool, the prompts that count; by default all.
-        names: P names, for `found`.
-        coverage: of the interval.
+        distances: the distances of the generations, `(P, K, K)`.
+        level: the distance below which two generations are alike.
+        size: the size of a clique; 10 of 500 in the paper.
+        among: the prompts that count, `(P,)` bool; by default all.
+        names: the P names of the prompts, for `found`.
+        coverage: the coverage of the interval.
 
     Returns:
-        `n` prompts, `cliques`, `share`, `interval`, `size`, `level`, `generations` of each prompt and `found`: names of
-        the prompts, or their rows.
+        `n` (prompts), `cliques`, `share`, `interval`, `size`, `level`, `generations` (of each prompt), and `found`: the
+        names or rows of the prompts with a clique.
     """
     _check_size(distances, size)
     rows = torch.arange(len(distances)) if among is None else among.nonzero().squeeze(1)
@@ -101,13 +100,13 @@ def count_cliques(
 
 def _has(distances: Tensor, level: float, size: int) -> bool:
     values = distances.tolist()
-    # Strictly below, as the level is meant; has_clique takes what is not above.
+    # The level is strict, and has_clique also takes distances equal to the level.
     below = [[value if value < level else float("inf") for value in row] for row in values]
     return has_clique(below, list(range(len(values))), size, level=level)
 
 
 def _symmetric(similarity: Tensor) -> Tensor:
-    """Of a matrix product whose halves may differ by rounding."""
+    """Make a matrix product symmetric, because its halves may differ by rounding."""
     return torch.maximum(similarity, similarity.T)
 
 
@@ -115,6 +114,6 @@ def _check_size(distances: Tensor, size: int) -> None:
     if not 2 <= size <= distances.shape[1]:
         raise ConfigurationError(
             f"Cliques of {size} among {distances.shape[1]} generations of a prompt",
-            expected="at least 2, and no more than there are generations",
+            expected="at least 2, and at most the number of generations",
             remedy="sample more images per prompt, or lower the size of cliques",
         )

@@ -1,15 +1,14 @@
-"""Extraction: what comes out when one asks for it by caption, and what comes out when one asks for nothing.
+"""Extraction: training pictures that come back for their captions, and for prompts of no training picture.
 
-What, by prompt: the share of prompts among whose K generations is a copy of the prompt's own picture. What, without a
-prompt: of generations for the empty prompt, or for captions of no training picture, how many different training
-pictures come out, and how many per thousand generations.
-Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §4 (by prompt; Stable
-Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280 images). How many pictures could come
-out: Chao, "Nonparametric estimation of the number of classes in a population", 1984, a lower bound; the chance that a
-further copy is of a picture not seen yet: Good, "The population frequencies of species", 1953.
-Cost: none beside the sampling. The share by prompt grows with K, and the pictures without a prompt with their number:
-both are said with them.
-Cannot: bound what another sampler, guidance or a thousand times as many generations would bring out.
+What, by prompt: the share of prompts with a copy of their own picture among their K generations. What, without a
+prompt: the number of different training pictures among generations for the empty prompt, or for captions of no training
+picture, also per thousand generations. Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX
+Security 2023), §4 (by prompt; Stable Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280
+images). How many pictures could come out: Chao, "Nonparametric estimation of the number of classes in a population",
+1984, a lower bound; the chance that a further copy is of a picture not seen yet: Good, "The population frequencies of
+species", 1953. Cost: none beside the sampling. The share by prompt grows with K, and the number of pictures without a
+prompt grows with the number of generations. The results hold both numbers. Cannot: bound the pictures that another
+sampler, guidance or a thousand times as many generations would bring back.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from memtrain.evaluation.stages.measure.counting.shares import copies, counted, 
 def extraction_by_prompt(
     compared: Compared, threshold: float, *, trained: Tensor | None = None, level: float = 0.95
 ) -> dict[str, Any]:
-    """The share of prompts that bring back their own picture.
+    """Count the prompts that bring back their own picture.
 
     Args:
-        compared: P prompts with K generations.
-        threshold: similarity above which a prompt counts as reproduced.
-        trained: `(P,)` bool, the prompts whose picture was trained on; by default all.
-        level: coverage of the intervals.
+        compared: the similarities of P prompts with K generations.
+        threshold: the similarity above which a prompt counts as reproduced.
+        trained: the prompts whose picture was trained on, `(P,)` bool; by default all.
+        level: the coverage of the intervals.
 
     Returns:
-        `n` prompts, `extracted`, `share`, `interval`, `generations` of each, `of_generations` (the share of their
+        `n` (prompts), `extracted`, `share`, `interval`, `generations` (of each prompt), `of_generations` (share of the
         generations that are copies of the own picture), and `by_attempts`: the expected share of prompts with a copy
-        among the first 1, 2, 4, ... K generations, in any order (a list of `generations` and `share`).
+        among 1, 2, 4, ... K random generations (a list of `generations` and `share`).
     """
     rows = torch.ones(len(compared.own), dtype=torch.bool) if trained is None else trained
     yes = copies(compared.own[rows], threshold)
@@ -58,21 +57,22 @@ def extraction_by_prompt(
 def unconditional_extraction(
     nearest: Tensor, nearest_index: Tensor, threshold: float, *, names: Sequence[str], level: float = 0.95
 ) -> dict[str, Any]:
-    """What comes out without asking for it.
+    """Count the training pictures that come back for prompts of no training picture.
 
     Args:
-        nearest: `(P, K)` similarity to the most alike training picture, of K generations for each of P prompts of no
-            training picture; `(1, K)` for the empty prompt.
-        nearest_index: `(P, K)` which training image that is.
-        threshold: similarity above which a generation counts as a copy.
-        names: M names of the pictures that the training images belong to.
-        level: coverage of the interval.
+        nearest: the similarity to the most similar training picture, `(P, K)`, of K generations for each of P prompts
+            of no training picture; `(1, K)` for the empty prompt.
+        nearest_index: the index of this training image, `(P, K)`.
+        threshold: the similarity above which a generation counts as a copy.
+        names: the M names of the pictures that the training images belong to.
+        level: the coverage of the interval.
 
     Returns:
-        `n` generations, `copies`, `share`, `interval`, `prompts`, `effective_n`; `distinct` training pictures,
-        `per_thousand` generations, `most` (the picture that came out most often, and how often), `next_is_new` (the
-        chance that the next copy is of another picture) and `at_least` (a lower bound of the pictures that could come
-        out); these three are None without a copy. For one prompt the generations are independent trials.
+        `n` (generations), `copies`, `share`, `interval`, `prompts`, `effective_n`, `distinct` (training pictures) and
+        `per_thousand` (training pictures per thousand generations). Also `most` (the most frequent picture and its
+        count), `next_is_new` (probability that the next copy is of another picture) and `at_least` (lower bound of the
+        number of pictures that can come back); these three are None without a copy. For one prompt the generations are
+        independent trials.
     """
     yes = copies(nearest, threshold)
     trials = yes.view(-1, 1) if len(yes) == 1 else yes
@@ -89,14 +89,14 @@ def unconditional_extraction(
     }
     if found:
         name, count = often.most_common(1)[0]
-        # Chao's estimate with the correction for bias, which is defined without pictures that came out twice.
+        # Chao's estimate with the correction for bias, which is also defined if no picture came back twice.
         at_least = len(often) + (found - 1) / found * once * (once - 1) / (2 * (twice + 1))
         summary |= {"most": {"name": name, "copies": count}, "next_is_new": once / found, "at_least": at_least}
     return summary
 
 
 def _none_among(copied: Tensor, seeds: int, attempts: int) -> Tensor:
-    """Probability `(P,)` that none of `attempts` of `seeds` generations, drawn at random, is one of the copies."""
+    """Return the probability `(P,)` that `attempts` random ones of `seeds` generations hold no copy."""
     probability = torch.ones(len(copied), dtype=torch.float64)
     for taken in range(attempts):
         probability *= ((seeds - copied - taken).clamp(min=0) / (seeds - taken)).double()

@@ -1,16 +1,15 @@
-"""Are generations nearer to the training pictures than held-out pictures are? The test for data-copying.
+"""The data-copying test: are generations nearer to the training pictures than held-out pictures are?
 
-What: held-out pictures come from the same distribution as the training pictures, so their distance to the nearest of
-those is what "not copied" looks like. Generations that are nearer are copies, or nearly so; a model that generates new
-pictures of the distribution would be nearer in half of all comparisons.
-Source: Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative models" (AISTATS
-2020): Z_U is the Mann-Whitney statistic of the distances, standardised (with their continuity correction), and C_T its
-mean over cells of the space, weighted by the share of held-out pictures in each, cells with few generations left out.
-Far below 0 means copying, far above 0 that the generations are far from the data (underfitting).
-Trap: Z_U takes all generations as independent, which K generations of one prompt are not; so it is too far from 0 with
-K > 1. `probability` has an interval by resampling prompts and held-out pictures, and is what to judge by.
-Cannot: see a model that copies a few pictures and is far from the others; cells help where they are known. Generations
-that are blurred or of another style are far from everything, and hide copying.
+What: held-out pictures come from the same distribution as the training pictures. So their distance to the nearest
+training picture shows the distance without copying. Generations that are nearer are copies, or nearly so. A model that
+generates new pictures of the distribution is nearer in half of all comparisons. Source: Meehan, Chaudhuri and Dasgupta,
+"A non-parametric test to detect data-copying in generative models" (AISTATS 2020): Z_U is the Mann-Whitney statistic of
+the distances, standardised (with their continuity correction), and C_T its mean over cells of the space, weighted by
+the share of held-out pictures in each, cells with few generations left out. Far below 0 means copying, far above 0 that
+the generations are far from the data (underfitting). Trap: Z_U assumes independent generations, but K generations of
+one prompt are not independent. So Z_U is too far from 0 for K > 1. Judge by `probability`, whose interval resamples
+prompts and held-out pictures. Cannot: see a model that copies a few pictures and is far from the others; known cells
+help. Generations that are blurred or of another style are far from all pictures, and hide copying.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from memtrain.evaluation.stages.measure.counting.shares import copies, share_of_
 from memtrain.functional.ranking import highest
 
 FEWEST = 20
-"""A cell has to hold more generations than that, as in the authors' experiments."""
+"""A cell counts if it holds more generations than this, as in the authors' experiments."""
 
 
 def nearer_than_heldout(
@@ -38,32 +37,32 @@ def nearer_than_heldout(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """The data-copying test, and the plain share.
+    """Run the data-copying test, and compute the plain share of nearer generations.
 
     Args:
-        generated: `(P, K)` similarity of generations to the most alike training picture.
-        heldout: `(n,)` similarity of held-out pictures to the most alike training picture.
-        cells: which cell each of them is in, `(P, K)` and `(n,)` int64, such as a number of the nearest training
-            picture's cluster. Default: there are none, and no C_T.
-        rate: share of held-out pictures that the plain share compares with.
-        seed: of the resampling.
-        resamples: of the interval.
-        level: coverage of the intervals.
+        generated: the similarity of each generation to the most similar training picture, `(P, K)`.
+        heldout: the similarity of each held-out picture to the most similar training picture, `(n,)`.
+        cells: the cells of the generations, `(P, K)`, and of the held-out pictures, `(n,)`, int64; for instance the
+            cluster of the nearest training picture. Without cells, there is no C_T.
+        rate: the share of held-out pictures that the plain share allows to be nearer.
+        seed: the seed of the resampling.
+        resamples: the number of resamples of the interval.
+        level: the coverage of the intervals.
 
     Returns:
-        `n` generations, `nearer` of them than all but `rate` of the held-out pictures are, `share` and `interval`, with
-        `expected`, what the share is without copying; `heldout`, their number; `probability` that a generation is
-        nearer than a held-out picture (0.5 without copying) with `probability_interval`; `z_u`, and `c_t` or None;
-        `copies`: whether the interval lies above 0.5.
+        `n` (generations), `nearer` (generations nearer than all but `rate` of the held-out pictures), `share`,
+        `interval`, `expected` (the share without copying), `heldout` (number of held-out pictures), `probability` (that
+        a generation is nearer than a held-out picture; 0.5 without copying), `probability_interval`, `z_u`, `c_t` (or
+        None), and `copies`: whether the interval lies above 0.5.
 
     Raises:
-        DataError: with fewer than two held-out pictures, or no generation.
+        DataError: if there are fewer than two held-out pictures, or no generations.
     """
     if len(heldout) < 2 or not generated.numel():
         raise DataError(
             f"{len(heldout)} held-out pictures and {generated.numel()} generations",
             expected="at least 2 held-out pictures and a generation",
-            remedy="hold more pictures out, or leave this count out",
+            remedy="hold out more pictures, or leave out this count",
         )
     allowed = int(rate * len(heldout) + 1e-9)
     bar = float(heldout[highest(heldout, allowed + 1)[-1]])
@@ -83,7 +82,7 @@ def nearer_than_heldout(
 
 
 def nearer_probability(generated: Tensor, heldout: Tensor) -> float:
-    """How often one of `(m,)` is more alike than one of `(n,)`, ties counting one half."""
+    """Return the probability that one of `generated` `(m,)` exceeds one of `heldout` `(n,)`; a tie counts one half."""
     ordered = heldout.double().sort().values
     values = generated.double()
     below = torch.searchsorted(ordered, values, right=False)
@@ -92,7 +91,7 @@ def nearer_probability(generated: Tensor, heldout: Tensor) -> float:
 
 
 def standardised(generated: Tensor, heldout: Tensor) -> float:
-    """Z_U of similarities `(m,)` and `(n,)`: below 0 where generations are nearer."""
+    """Return Z_U of similarities `(m,)` and `(n,)`; it is below 0 if generations are nearer."""
     m, n = len(generated), len(heldout)
     farther = (1 - nearer_probability(generated, heldout)) * m * n
     return (farther - (m * n / 2 - 0.5)) / float((m * n * (m + n + 1) / 12) ** 0.5)
@@ -101,13 +100,13 @@ def standardised(generated: Tensor, heldout: Tensor) -> float:
 def over_cells(
     generated: Tensor, heldout: Tensor, *, cells: tuple[Tensor, Tensor], fewest: int = FEWEST
 ) -> float | None:
-    """C_T: the mean of Z_U over cells, weighted by held-out pictures.
+    """Return C_T: the mean of Z_U over cells, weighted by held-out pictures.
 
     Args:
-        generated: `(P, K)` similarities.
-        heldout: `(n,)` similarities.
-        cells: `(P, K)` and `(n,)` int64.
-        fewest: a cell of no more generations than that is left out.
+        generated: the similarities of the generations, `(P, K)`.
+        heldout: the similarities of the held-out pictures, `(n,)`.
+        cells: the cells of the generations `(P, K)` and of the held-out pictures `(n,)`, int64.
+        fewest: the number of generations that a cell has to exceed.
 
     Returns:
         None if no cell holds held-out pictures and enough generations.
@@ -122,16 +121,16 @@ def over_cells(
 
 
 def training_cells(features: Tensor, cells: int, *, seed: int = 0, rounds: int = 50) -> Tensor:
-    """Clusters of the training pictures by k-means (Lloyd's algorithm); a query is in that of its nearest picture.
+    """Cluster the training pictures by k-means (Lloyd's algorithm). A query is in the cluster of its nearest picture.
 
     Args:
-        features: `(M, ...)`.
-        cells: their number; fewer come out where pictures are equal.
-        seed: of the first centres.
-        rounds: at most.
+        features: the features of the training pictures, `(M, ...)`.
+        cells: the number of clusters; equal pictures can give fewer.
+        seed: the seed of the first centres.
+        rounds: the largest number of rounds.
 
     Returns:
-        `(M,)` int64.
+        The cluster of each picture, `(M,)` int64.
     """
     points = features.flatten(1).float()
     first = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:cells]
@@ -148,8 +147,8 @@ def training_cells(features: Tensor, cells: int, *, seed: int = 0, rounds: int =
 
 
 def _interval(generated: Tensor, heldout: Tensor, *, seed: int, resamples: int, level: float) -> tuple[float, float]:
-    """Percentiles over resampled prompts and held-out pictures, of how often a generation is nearer."""
-    # What a generation contributes depends on the held-out pictures through counts alone: pairs are compared once.
+    """Return percentiles of the probability that a generation is nearer, over resampled prompts and pictures."""
+    # Resampling changes only the counts of prompts and held-out pictures, so pairs are compared once.
     ordered = heldout.double()
     pairs = (generated.double()[:, :, None] > ordered).double() + 0.5 * (generated.double()[:, :, None] == ordered)
     table = pairs.mean(dim=1)

@@ -1,14 +1,12 @@
-"""Share of training pictures that are reproduced: of all, by size of the family, and by a group of the user's.
+"""Share of training pictures that are reproduced: of all pictures, by size of the family, and by a group of the data.
 
-What: a picture counts as reproduced if any generation of any of its prompts is more alike to it than the threshold.
-Pictures are counted, not files or prompts: the files of a picture family are one picture.
-Source: the share of training images memorized of Carlini et al., "Extracting Training Data from Diffusion Models"
-(USENIX Security 2023), and N_mem of Dar et al., "Unconditional latent diffusion models memorize patient imaging data"
-(Nature Biomedical Engineering 2025).
-A group (patient, artist, series) counts as reproduced if one of its pictures is: that is the question whether anything
-of this patient comes back; `pictures` says how many of them.
-Cannot: speak of pictures that no prompt asked for; the share is of the pictures asked for, and of all only where these
-are a random choice.
+What: a picture counts as reproduced if the similarity of any generation of any of its prompts exceeds the threshold.
+Pictures are counted, not files or prompts. The files of a picture family are one picture. Source: the share of training
+images memorized of Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), and N_mem
+of Dar et al., "Unconditional latent diffusion models memorize patient imaging data" (Nature Biomedical Engineering
+2025). A group (patient, artist, series) counts as reproduced if one of its pictures is reproduced. This answers whether
+any picture of a patient comes back. Cannot: cover pictures that no prompt asked for. The share is that of the sampled
+pictures. It holds for all pictures only if the sampled ones are a random choice.
 """
 
 from __future__ import annotations
@@ -20,16 +18,16 @@ from memtrain.evaluation.measures.copying.base import Compared
 from memtrain.evaluation.stages.measure.counting.shares import copies, counted, names_of
 
 SIZES = ((1, 1), (2, 4), (5, 9), (10, 49), (50, None))
-"""Sizes of families that are counted together: from, to."""
+"""Ranges of family sizes that are counted together: first and last size."""
 
 
 def reproduced_pictures(compared: Compared, threshold: float, pictures: Sequence[str | None]) -> dict[str, bool]:
-    """Whether each picture is reproduced, by name.
+    """Return whether each picture is reproduced, by name.
 
     Args:
-        compared: P prompts.
-        threshold: similarity above which a prompt counts as reproduced.
-        pictures: P names of the prompts' pictures; None where the picture was not trained on.
+        compared: the similarities of P prompts.
+        threshold: the similarity above which a prompt counts as reproduced.
+        pictures: the P names of the prompts' pictures; None for pictures that were not trained on.
     """
     found = copies(compared.best, threshold).tolist()
     return {name: any(found[row] for row in rows) for name, rows in names_of(pictures).items()}
@@ -43,18 +41,18 @@ def count_pictures(
     files: Mapping[str, int] | None = None,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """The share of training pictures that are reproduced.
+    """Count the training pictures that are reproduced.
 
     Args:
-        compared: P prompts.
-        threshold: similarity above which a prompt counts as reproduced.
-        pictures: P names of the prompts' pictures; None where the picture was not trained on (held out).
-        files: visits or files of each picture, by name; 1 where it is not named.
-        level: coverage of the intervals.
+        compared: the similarities of P prompts.
+        threshold: the similarity above which a prompt counts as reproduced.
+        pictures: the P names of the prompts' pictures; None for pictures that were not trained on (held out).
+        files: the number of visits or files of each picture, by name; 1 for other names.
+        level: the coverage of the intervals.
 
     Returns:
-        `n`, `reproduced`, `share`, `interval`, `names` of reproduced pictures, and `by_size`: a list with `files`
-        (`"1"`, `"2-4"`, ...) and the same figures, of the sizes that occur.
+        `n`, `reproduced`, `share`, `interval`, `names` (of reproduced pictures), and `by_size`: for each range of sizes
+        that occurs, `files` (`"1"`, `"2-4"`, ...) and the same figures.
     """
     found = reproduced_pictures(compared, threshold, pictures)
     summary = counted(sum(found.values()), len(found), level=level)
@@ -80,17 +78,17 @@ def count_by_group(
     values: Mapping[str, str],
     level: float = 0.95,
 ) -> dict[str, dict[str, Any]]:
-    """The same by a column of the user's data, such as patient or artist.
+    """Count the reproduced pictures by a column of the user's data, such as patient or artist.
 
     Args:
-        compared: P prompts.
-        threshold: similarity above which a prompt counts as reproduced.
-        pictures: P names of the prompts' pictures; None where the picture was not trained on.
-        values: of the column, by name of the picture; pictures that are not named are left out.
-        level: coverage of the intervals.
+        compared: the similarities of P prompts.
+        threshold: the similarity above which a prompt counts as reproduced.
+        pictures: the P names of the prompts' pictures; None for pictures that were not trained on.
+        values: the values of the column, by name of the picture; other pictures are left out.
+        level: the coverage of the intervals.
 
     Returns:
-        By value, those of most reproduced pictures first: `n` pictures, `reproduced`, `share` and `interval`.
+        By value `n` (pictures), `reproduced`, `share` and `interval`; values with most reproduced pictures come first.
     """
     groups: dict[str, list[bool]] = {}
     for name, yes in reproduced_pictures(compared, threshold, pictures).items():
@@ -101,13 +99,13 @@ def count_by_group(
 
 
 def count_groups(by_group: Mapping[str, Mapping[str, Any]], *, level: float = 0.95) -> dict[str, Any]:
-    """Of how many groups (patients, artists) any picture is reproduced.
+    """Count the groups (patients, artists) with at least one reproduced picture.
 
     Args:
-        by_group: from :func:`count_by_group`.
-        level: coverage of the interval.
+        by_group: the figures from :func:`count_by_group`.
+        level: the coverage of the interval.
 
     Returns:
-        `n` groups, `reproduced`, `share` and `interval`. Groups of many pictures have many chances to be counted.
+        `n` (groups), `reproduced`, `share` and `interval`. Groups with many pictures have many chances to count.
     """
     return counted(sum(one["reproduced"] > 0 for one in by_group.values()), len(by_group), level=level)

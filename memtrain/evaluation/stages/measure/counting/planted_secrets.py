@@ -1,14 +1,13 @@
-"""What a model knows of the secrets that its run planted: canaries, and borders; measured, then counted.
+"""Exposure of the secrets that a run planted: canaries and borders.
 
-What: of each canary the denoising loss of its image under its caption is ranked among images of the same generator that
-were never planted, under the same caption and with the same noise; and generations for the caption are compared with
-all of them. Of each border the level is painted anew. The figures are made by
-:mod:`memtrain.evaluation.stages.measure.counting.exposure` and
-:mod:`memtrain.evaluation.stages.measure.counting.border_keys`.
-Source: as there. The loss takes the place of a language model's log-perplexity, which diffusion models bound by it (Ho
-et al., "Denoising Diffusion Probabilistic Models", 2020).
-Cost: for each canary `candidates × timesteps` forwards and a sampling; for each border a sampling.
-Cannot: measure the loss of pipelines other than Stable Diffusion 1.x and 2.x, nor of weights that are offloaded.
+What: the denoising loss of each canary's image is ranked among images of the same generator that were never planted,
+with the same caption and noise. Generations for the caption are compared with all these images. For each border, the
+model paints the level anew. :mod:`memtrain.evaluation.stages.measure.counting.exposure` and
+:mod:`memtrain.evaluation.stages.measure.counting.border_keys` compute the figures. Source: as in these modules. The
+loss takes the place of a language model's log-perplexity, which diffusion models bound by it (Ho et al., "Denoising
+Diffusion Probabilistic Models", 2020). Cost: for each canary `candidates × timesteps` forwards and a sampling; for each
+border a sampling. Cannot: measure the loss of pipelines other than Stable Diffusion 1.x and 2.x, nor of weights that
+are offloaded.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from memtrain.models.stock_pipeline import refuse_offloaded
 
 @torch.no_grad()
 def candidate_losses(pipeline: Any, images: Tensor, caption: str, *, timesteps: int = 8, seed: int = 0) -> Tensor:
-    """Mean denoising loss `(n,)` of images under one caption, all with the same noise.
+    """Measure the mean denoising loss `(n,)` of images under one caption, all with the same noise.
 
     Args:
-        pipeline: Stable Diffusion of epsilon or v prediction.
-        images: `(n, 3, H, W)` uint8.
-        caption: of all of them.
-        timesteps: evenly spread over the schedule.
-        seed: of the noise.
+        pipeline: a Stable Diffusion pipeline with epsilon or v prediction.
+        images: the images, `(n, 3, H, W)` uint8.
+        caption: the caption of all images.
+        timesteps: the number of timesteps, evenly spread over the schedule.
+        seed: the seed of the noise.
     """
     refuse_offloaded(pipeline)
     unet, scheduler = pipeline.unet, pipeline.scheduler
@@ -74,17 +73,18 @@ def exposure_of_canaries(
     sampling: Sampling | None = None,
     timesteps: int = 8,
 ) -> dict[str, Any]:
-    """What the model knows of canaries.
+    """Measure the exposure of canaries.
 
     Args:
         pipeline: the trained pipeline.
         secrets: the canaries.
-        measure: how alike generations are to candidates; None to measure losses alone.
-        sampling: of the generations.
-        timesteps: of the loss.
+        measure: the measure that compares generations with candidates; None to measure losses alone.
+        sampling: the settings of the sampling.
+        timesteps: the number of timesteps of the loss.
 
     Returns:
-        As :func:`memtrain.evaluation.stages.measure.counting.exposure.canary_exposure`, with `measure`.
+        The result of :func:`memtrain.evaluation.stages.measure.counting.exposure.canary_exposure`, with `measure` and
+        `timesteps`.
     """
     sampling = sampling or Sampling()
     losses, alike = [], []
@@ -108,17 +108,18 @@ def exposure_of_canaries(
 def exposure_of_borders(
     pipeline: Any, secrets: BorderSecrets, *, sampling: Sampling | None = None, rate: float = 0.01
 ) -> dict[str, Any]:
-    """What the model knows of borders.
+    """Measure the exposure of border levels.
 
     Args:
         pipeline: the trained pipeline.
         secrets: the borders.
-        sampling: of the painting. Guidance pushes a level away from that without a caption, so there is none, whatever
-            its scale is here.
-        rate: false-positive rate at which a sample counts as remembered.
+        sampling: the settings of the painting. Its guidance scale is ignored: guidance would push a level away from the
+            level without a caption.
+        rate: the false-positive rate at which a sample counts as remembered.
 
     Returns:
-        As :func:`memtrain.evaluation.stages.measure.counting.border_keys.border_exposure`, with `thickness`.
+        The result of :func:`memtrain.evaluation.stages.measure.counting.border_keys.border_exposure`, with `thickness`
+        and the settings of the sampling.
     """
     sampling = replace(sampling or Sampling(), guidance_scale=1.0)
     painted = border_levels(pipeline, secrets.images, secrets.captions, thickness=secrets.thickness, sampling=sampling)
@@ -134,7 +135,7 @@ def exposure_of_secrets(
     measure: CopyMeasure | None,
     sampling: Sampling | None = None,
 ) -> dict[str, Any] | None:
-    """`counts.exposure` of a run: `canaries` and `border_keys`, None where none were planted; None without both."""
+    """Make the part `counts.exposure`: `canaries` and `border_keys`, each None if not planted; None without both."""
     if canaries is None and borders is None:
         return None
     return {

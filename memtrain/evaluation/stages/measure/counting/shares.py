@@ -1,15 +1,15 @@
-"""Shares of generations with an interval that knows that generations of one prompt are alike.
+"""Shares of generations, with intervals that allow for the similarity of generations of one prompt.
 
-What: K generations of a prompt are no K independent trials: of a memorized prompt nearly all are copies, of another
-none. The interval is Wilson's with the effective number of trials n / (1 + (K − 1) ρ), where ρ is the correlation
+What: K generations of a prompt are not K independent trials. For a memorized prompt nearly all are copies, for another
+prompt none. The interval is Wilson's, with the effective number of trials n / (1 + (K − 1) ρ). ρ is the correlation
 within prompts, estimated by the analysis of variance and kept in [0, 1].
 Source: design effects: Kish, "Survey Sampling", 1965; effective sample sizes in intervals of proportions: Korn and
 Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
 data", Survey Methodology 1998.
-Direction: of a similarity, higher means a copy; what lies strictly above a threshold counts as one, as conformal
-thresholds are meant.
-Cannot: estimate ρ where all generations or none are copies, or of one prompt; the number of prompts is the number of
-trials then, the widest interval.
+Direction: higher similarity means a copy. A similarity strictly above a threshold counts as a copy, as for conformal
+thresholds.
+Cannot: estimate ρ if all generations or none are copies, or if there is one prompt. The number of trials is then the
+number of prompts, which gives the widest interval.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from memtrain.functional.ranking import proportion_interval
 
 
 def copies(similarity: Tensor, threshold: float) -> Tensor:
-    """Which similarities count as copies, bool of the same shape; NaN never does."""
+    """Return whether each similarity counts as a copy, bool of the same shape; NaN never does."""
     return similarity > threshold
 
 
 def counted(k: int, n: int, *, name: str = "reproduced", level: float = 0.95) -> dict[str, Any]:
-    """`n`, the number under `name`, `share` (None of none) and Wilson's `interval` of independent trials."""
+    """Return `n`, `k` under `name`, `share` (None if n is 0) and Wilson's `interval` for independent trials."""
     return {"n": n, name: k, "share": k / n if n else None, "interval": list(proportion_interval(k, n, level=level))}
 
 
 def effective_trials(yes: Tensor) -> float:
-    """How many independent trials `(P, K)` bool are worth, from P to P K."""
+    """Return the effective number of independent trials of `yes` `(P, K)` bool, from P to P K."""
     prompts, seeds = yes.shape
     values = yes.double()
     total = values.mean()
@@ -49,15 +49,16 @@ def effective_trials(yes: Tensor) -> float:
 
 
 def share_of_generations(yes: Tensor, *, name: str = "copies", level: float = 0.95) -> dict[str, Any]:
-    """The share of generations for which something holds.
+    """Count the generations for which a condition holds.
 
     Args:
-        yes: `(P, K)` bool.
-        name: of their number in the result.
-        level: coverage of the interval.
+        yes: whether the condition holds for each generation, `(P, K)` bool.
+        name: the name of the count in the result.
+        level: the coverage of the interval.
 
     Returns:
-        `n` generations, `prompts`, their number, `share`, `interval` and `effective_n`, of independent trials.
+        `n` (generations), `prompts`, the count under `name`, `share`, `interval` and `effective_n` (independent
+        trials).
     """
     n, k = yes.numel(), int(yes.sum())
     if not n:
@@ -68,7 +69,7 @@ def share_of_generations(yes: Tensor, *, name: str = "copies", level: float = 0.
 
 
 def wilson(share: float, trials: float, *, level: float = 0.95) -> list[float]:
-    """Wilson's interval of a share among a number of trials that need not be whole."""
+    """Return Wilson's interval of a share for a number of trials that need not be whole."""
     z = 2**0.5 * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
     shrink = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / shrink
@@ -77,7 +78,7 @@ def wilson(share: float, trials: float, *, level: float = 0.95) -> list[float]:
 
 
 def names_of(pictures: Sequence[str | None]) -> dict[str, list[int]]:
-    """Rows of the prompts of each picture, in the order of first appearance; prompts without a picture are left out."""
+    """Return the rows of each picture's prompts, in order of first appearance; prompts without one are left out."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(pictures):
         if name is not None:
