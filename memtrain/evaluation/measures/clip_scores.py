@@ -1,6 +1,6 @@
 """CLIP features of images and prompts from a local folder, for A_CLIP and CLIP-FID.
 
-What: A_CLIP is the cosine between an image's and its prompt's embedding. Source of the measure: Hessel et al.,
+Method: A_CLIP is the cosine between an image's and its prompt's embedding. Source of the measure: Hessel et al.,
 "CLIPScore" (EMNLP 2021); NeMo's A_CLIP uses ViT-B/32 and does not scale or clip it.
 Weights: a folder that `CLIPModel.save_pretrained` wrote, with safetensors; nothing is downloaded. Figures of different
 CLIP models are not comparable, so the folder's architecture is part of the result.

@@ -1,7 +1,8 @@
 """SSCD: a learned descriptor of copies, in the four conventions under which papers report it.
 
-What: cosine similarity of descriptors of a self-supervised copy detector, which survives crops, shifts and colours that
-a pixel distance does not. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection" (CVPR 2022).
+Method: cosine similarity of descriptors of a self-supervised copy detector, which survives crops, shifts and colours
+that a pixel distance does not. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection" (CVPR
+2022).
 Conventions: papers differ in the weights, in what is done to an image before, and in how similarities become one figure
 (:data:`CONVENTIONS`), so figures under different names must not be compared.
 

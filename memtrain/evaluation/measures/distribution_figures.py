@@ -1,9 +1,9 @@
 """Fréchet and kernel distances of generations to real images, each with an interval.
 
-What: :func:`frechet_figure` is FID or CLIP-FID, whichever network the features are of;
-:func:`kernel_figure` is KID (Bińkowski et al., "Demystifying MMD GANs", ICLR 2018): the unbiased estimate of the
-squared maximum mean discrepancy under the kernel (xᵀy / d + 1)³, over all images instead of the mean over random
-subsets that torchmetrics and clean-fid take. With a subset as large as the data these are the same number.
+Method: :func:`frechet_figure` is FID or CLIP-FID, whichever network the features are of; :func:`kernel_figure` is KID
+(Bińkowski et al., "Demystifying MMD GANs", ICLR 2018): the unbiased estimate of the squared maximum mean discrepancy
+under the kernel (xᵀy / d + 1)³, over all images instead of the mean over random subsets that torchmetrics and clean-fid
+take. With a subset as large as the data these are the same number.
 Intervals: bootstrap over prompts, all generations of a prompt together, and over real images. A Fréchet distance is
 biased upwards, by more the fewer images there are, and a resample, which repeats some, is biased again (Chong and
 Forsyth, "Effectively Unbiased FID and Inception Score", CVPR 2020). So its interval is the value plus and minus the

@@ -1,8 +1,8 @@
 """Distances of pixels: how far apart images are, the images of one prompt, and those of different prompts.
 
-What: root mean square differences of pixels in [0, 1]. The distance between the images of a prompt says how diverse
-they are, that between prompts is the scale to read it on. Cost: none beyond reading the images. Cannot: say whether
-two images show the same; see :mod:`memtrain.evaluation.measures.replication` and
+Method: root mean square differences of pixels in [0, 1]. The distance between the images of a prompt says how diverse
+they are, that between prompts is the scale to read it on. Cost: none beyond reading the images. Cannot: say whether two
+images show the same; see :mod:`memtrain.evaluation.measures.replication` and
 :mod:`memtrain.evaluation.measures.copy_descriptors`.
 """
 

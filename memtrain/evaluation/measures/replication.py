@@ -1,8 +1,8 @@
 """Is a generation a copy of its own training image? A distance ratio that needs no pretrained weights.
 
-What: the pixel ℓ2 distance between a generation and the image of its caption, divided by the generation's mean
-distance to its 50 nearest training images (the own image excluded). The division takes out what makes an image close
-to everything, such as a flat background.
+Method: the pixel ℓ2 distance between a generation and the image of its caption, divided by the generation's mean
+distance to its 50 nearest training images (the own image excluded). The division takes out what makes an image close to
+everything, such as a flat background.
 Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §5; the paper divides
 by half of that mean, so its ratios are twice these.
 Direction: lower means copied; 1 is no closer than the nearest others.

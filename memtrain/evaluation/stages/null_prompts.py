@@ -1,6 +1,6 @@
 """Prompts that a model cannot have seen, of the same kind and length as given ones, made of these.
 
-What: each null prompt keeps the frame of one of the prompts: its punctuation, its function words, and the words that
+Method: each null prompt keeps the frame of one of the prompts: its punctuation, its function words, and the words that
 a good part of the prompts share ("clip art of a ..., in ... and ..."). Every other word gives way to a word of another
 prompt that stands in the same place there: between the same words of the frame, in the same form (capitals, digits, an
 ending). No two words of a null prompt come from one prompt, where there are enough; none has more than half of its
@@ -12,8 +12,8 @@ Cost: milliseconds per prompt, and a call of the tokenizer for each try.
 Suggested values: the defaults; `seed` makes others of the same kind.
 Cannot: forget whose words it borrows: a model that memorized some of the prompts answers to their rarest words in null
 prompts, too, which makes null scores higher and p-values larger. Nor make sense: a null prompt is grammatical more
-often than not, and says what nobody would. Nor promise that nobody ever wrote the same words, exchange words in
-writing without spaces, or keep a name together.
+often than not, and says what nobody would. Nor promise that nobody ever wrote the same words, exchange words in writing
+without spaces, or keep a name together.
 """
 
 from __future__ import annotations

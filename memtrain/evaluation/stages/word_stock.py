@@ -1,6 +1,6 @@
 """Words for null prompts where prompts are too few to lend each other words: ordinary, depictable, of no one's caption.
 
-What: lists by the form a word has in a caption, so that a noun takes the place of a noun more often than not.
+Method: lists by the form a word has in a caption, so that a noun takes the place of a noun more often than not.
 Source: none; written down for this purpose.
 Cost: none.
 Cannot: speak other languages than English, or know what a word means.

@@ -1,6 +1,6 @@
 """Alignment: is one image an edited version of the other, once it is laid over it?
 
-What: the log odds that two images show one picture, after the one is registered to the other (crop, mirror, shift,
+Method: the log odds that two images show one picture, after the one is registered to the other (crop, mirror, shift,
 scale, small rotations, any brightness and contrast) and compared block by block
 (:mod:`memtrain.families.agreement`). The first image is tried whole and without a sixteenth at each side, where a frame
 would be. Only the sixteen training images nearest by the built-in descriptor are registered; others count as unlike.

@@ -1,6 +1,6 @@
 """The built-in descriptor as a measure of copying: needs no weights.
 
-What: cosine of gradients, layout, colour and spectrum (:mod:`memtrain.families.descriptors.builtin`), the same for an
+Method: cosine of gradients, layout, colour and spectrum (:mod:`memtrain.families.descriptors.builtin`), the same for an
 image and its mirror image. Cost: 1 ms an image, then a matrix product.
 Cannot: place a copy behind a thick frame near its picture, nor tell look-alikes of one layout (flags) from copies.
 """

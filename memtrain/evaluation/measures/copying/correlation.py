@@ -1,6 +1,6 @@
 """Nearest-neighbour correlation: Pearson's correlation of grey values, as it is usual for medical images.
 
-What: the correlation of the luminance of two images at 64 pixels. Source: Dar et al., "Unconditional Latent Diffusion
+Method: the correlation of the luminance of two images at 64 pixels. Source: Dar et al., "Unconditional Latent Diffusion
 Models Memorize Patient Imaging Data" (2024), who correlate the embeddings of a network that was trained by contrast on
 the data (its weights depend on the data and are not to be had), take the nearest training image of each generation, and
 set the threshold from the correlations of training with validation images, as the calibration here does with held-out

@@ -1,13 +1,13 @@
 """DeepSSIM-like: cosine of features that were trained, on the user's own pictures, to imitate SSIM.
 
-What: a small convolutional network maps an image to a vector, so that the cosine of two vectors is near the structural
-similarity (SSIM) of the two images before either was shifted, scaled or changed in brightness a little. So it needs one
-product of matrices instead of an SSIM for each pair, and no exact alignment.
+Method: a small convolutional network maps an image to a vector, so that the cosine of two vectors is near the
+structural similarity (SSIM) of the two images before either was shifted, scaled or changed in brightness a little. So
+it needs one product of matrices instead of an SSIM for each pair, and no exact alignment.
 Source: "A Novel Metric for Detecting Memorization in Generative Models for Brain MRI Synthesis" (DeepSSIM, 2025): the
 loss (squared difference of cosine and SSIM) and augmentations that keep structure. Theirs is a far larger network
 trained on brain MRI, whose weights say nothing of other data; hence "like". SSIM is torchmetrics'.
-Trap: pairs of different pictures alone hardly ever have a high SSIM. A quarter of the pairs here are a picture and
-the same blended with another one by chance, so that the upper half of the scale is learned too.
+Trap: pairs of different pictures alone hardly ever have a high SSIM. A quarter of the pairs here are a picture and the
+same blended with another one by chance, so that the upper half of the scale is learned too.
 Cost: a quarter of a minute of training on one core, kept in a file where one is named; then below 1 ms an image.
 Cannot: see mirrored copies or large crops, which SSIM does not see; be compared between two data sets; imitate SSIM
 well where there are a dozen pictures to learn from, which the calibration shows.

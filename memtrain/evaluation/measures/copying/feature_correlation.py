@@ -1,6 +1,6 @@
 """Nearest-neighbour correlation of a network's features, as it is usual for medical images.
 
-What: Pearson's correlation of the embeddings of two images by the network in the folder that `--vision` names.
+Method: Pearson's correlation of the embeddings of two images by the network in the folder that `--vision` names.
 Source: Dar et al., "Unconditional Latent Diffusion Models Memorize Patient Imaging Data" (2024). Their network is
 trained by contrast on the data themselves, so that shifts and mirrors are seen; that of the folder is your choice, and
 the figures are comparable with theirs in kind only. Of pixels: :mod:`memtrain.evaluation.measures.copying.correlation`.

@@ -1,6 +1,6 @@
 """Multi-scale structural similarity (MS-SSIM).
 
-What: structure, contrast and luminance of two images at 64, 32 and 16 pixels, in 11 x 11 windows. Source: Wang,
+Method: structure, contrast and luminance of two images at 64, 32 and 16 pixels, in 11 x 11 windows. Source: Wang,
 Simoncelli and Bovik, "Multi-scale structural similarity for image quality assessment" (Asilomar 2003), by torchmetrics;
 the three scales of equal weight are those of Hintersdorf et al., "Finding NeMo" (NeurIPS 2024).
 Cost: 3 ms a pair, so it is computed for the images nearest in pixels alone; the others count as unlike.

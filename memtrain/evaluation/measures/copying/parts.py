@@ -1,9 +1,9 @@
 """Parts: how much of a picture is found again anywhere in a generation.
 
-What: the picture, at 64 pixels, is cut into 7 x 7 overlapping windows of 16 pixels; each is looked for in the whole
+Method: the picture, at 64 pixels, is cut into 7 x 7 overlapping windows of 16 pixels; each is looked for in the whole
 generation, at every fourth pixel, by the correlation of luminance and colour. The similarity is the mean of the best
-correlations, where windows that show nothing (a plain ground) do not count, and those that show much count more.
-So a figure that was cut out, moved, or put before another ground is found.
+correlations, where windows that show nothing (a plain ground) do not count, and those that show much count more. So a
+figure that was cut out, moved, or put before another ground is found.
 Source: ours; the published metrics of partial copies need a segmentation network (Di et al., arXiv 2508.12148).
 Cost: 8 million multiplications a pair: 1 ms on one core.
 Cannot: see mirrored, turned or scaled parts; it is not the same in both directions (a picture in a generation, not the

@@ -1,6 +1,6 @@
 """Tiled distance: the pixel distance of the two images where they differ most.
 
-What: images of 64 pixels are cut into 4 x 4 tiles; their distance is the largest root mean square difference of a
+Method: images of 64 pixels are cut into 4 x 4 tiles; their distance is the largest root mean square difference of a
 tile, its negative the similarity. So an equal background makes nothing a copy.
 Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), section 4: tiles of 128
 in images of 512 pixels.
