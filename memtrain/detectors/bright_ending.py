@@ -79,7 +79,7 @@ def eos_mask(attention: Mapping[str, Tensor], *, height: int, width: int) -> Ten
     """Average the sites' maps, and resize them to the latents.
 
     Args:
-        attention: by site the attention at each image token, `(B, N)`.
+        attention: the attention at each image token by site, `(B, N)`.
         height: the height h of the latents.
         width: the width w of the latents.
 

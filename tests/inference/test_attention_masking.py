@@ -302,10 +302,10 @@ def test_what_it_cannot_do_is_refused(pipeline: Pipeline, sd2: Pipeline) -> None
     with pytest.raises(ConfigurationError, match="ran on 5 rows for 0 images"), AttentionMasking()(pipeline):
         pipeline.unet(torch.randn(5, 4, 8, 8), 1, torch.randn(5, 12, 16))
     masking = AttentionMasking()
-    with pytest.raises(ConfigurationError, match="masked already"), masking(pipeline), masking(pipeline):
+    with pytest.raises(ConfigurationError, match="already masked"), masking(pipeline), masking(pipeline):
         pass
     shared = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
-    with pytest.raises(ConfigurationError, match="masked already"), masking(pipeline), masking(shared):
+    with pytest.raises(ConfigurationError, match="already masked"), masking(pipeline), masking(shared):
         pass
     with pytest.raises(ConfigurationError, match="no cross-attention"), AttentionMasking()(object()):
         pass

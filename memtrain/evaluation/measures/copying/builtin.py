@@ -1,4 +1,4 @@
-"""The built-in descriptor as a measure of copying: needs no weights.
+"""The built-in descriptor as a measure of copying, without weights.
 
 Method: cosine of gradients, layout, colour and spectrum (:mod:`memtrain.families.descriptors.builtin`), the same for an
 image and its mirror image. Cost: 1 ms an image, then a matrix product.
@@ -21,9 +21,9 @@ class BuiltInDescriptor(CopyMeasure):
     version = BuiltIn.version
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 832)` of unit length."""
+        """Return descriptors `(n, 832)` of unit length."""
         return torch.from_numpy(BuiltIn().describe(pictures(images)))
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """Cosine."""
+        """Return the cosine."""
         return first @ second.T
