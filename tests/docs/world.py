@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,6 +45,9 @@ WORDS = {
     "RUN/kept_images/heldout": "others",
     "mine.yaml": "configs/tiny_baseline.yaml",
     "M": "assets/tiny-sd",
+    "their_model": "assets/tiny-sd",
+    "pictures": "my_folder",
+    "other_pictures": "others",
     "my_model": "assets/tiny-sd",
     "folder": "assets/tiny-sd",
 }
@@ -109,7 +114,7 @@ def small(words: Sequence[str], world: Path) -> list[str]:
         words: the words behind `memtrain`, as the page has them.
         world: the folder of :func:`make_world`.
     """
-    words = [WORDS.get(word, word) for word in words]
+    words = [WORDS.get(word, word) for word in (words[: words.index("|")] if "|" in words else words)]
     for option in ("--engine", "--engine_address"):  # Ray has tests of its own, in tests/engines
         if option in words:
             at = words.index(option)
@@ -186,9 +191,11 @@ def presumed() -> dict[str, Any]:
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
 
-    names: dict[str, Any] = {"__name__": "__page__"}
+    page = sys.modules["__page__"] = ModuleType("__page__")  # dataclasses look for the module of a class
+    names = vars(page)
     pipeline = pipeline_of("unet")
     accelerator = Accelerator(cpu=True, project_dir="runs/script")
     names |= {"unet": pipeline.unet.train(), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
     names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline, "vae": pipeline.vae}
-    return {**names, "loader": Batches(names)}
+    names["loader"] = Batches(names)
+    return names
