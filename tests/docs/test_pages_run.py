@@ -60,7 +60,8 @@ def reason(step: Step) -> str | None:
 def elsewhere(step: Step) -> str | None:
     """Where else a step runs."""
     if isinstance(step, Block):
-        return OWN_TESTS.get(step.page)
+        excerpt = step.mark("excerpt")
+        return OWN_TESTS.get(step.page) if excerpt is None else f"the tests of {excerpt}"
     text = " ".join(step.words)
     return next((where for start, where in ELSEWHERE.items() if text.startswith(start)), None)
 
