@@ -79,8 +79,10 @@ def make_world(folder: Path) -> Path:
         _shard(ROOT / "assets" / "clipart-pd.tar", folder / "shards" / f"{number:04}.tar", first=60 * number, count=30)
     captions = _pictures("clipart-pd.tar", folder / "my_folder", count=50)
     _pictures("emoji-heldout.tar", folder / "others", count=20)
+    _pictures("clipart-pd.tar", folder / "twelve", count=12)
     rows = [f'"{caption}"' for caption in captions[:4]]
     (folder / "prompts.csv").write_text("\n".join(["caption", *rows]) + "\n", encoding="utf-8")
+    (folder / "prompts.txt").write_text("\n".join(captions[:4]) + "\n", encoding="utf-8")
     for name in ("ordinary.txt", "memorized.csv"):
         text = "\n".join([*(["caption"] if name.endswith("csv") else []), *captions[4:12]])
         (folder / name).write_text(text.replace(",", " ") + "\n", encoding="utf-8")
@@ -154,6 +156,7 @@ def run_folder(words: Sequence[str]) -> str:
 def runs_named(words: Sequence[str]) -> list[str]:
     """Run folders that a command reads."""
     named = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--run", "--of")]
+    named += [word.removesuffix("/pipeline") for word in words if re.fullmatch(r"runs/\w+/pipeline", word)]
     if words[0] == "compare":
         named += [word for word in words[1:] if word.startswith("runs/")]
     return [re.sub(r"/evaluation$", "", name) for name in named]
@@ -196,6 +199,7 @@ def presumed() -> dict[str, Any]:
     pipeline = pipeline_of("unet")
     accelerator = Accelerator(cpu=True, project_dir="runs/script")
     names |= {"unet": pipeline.unet.train(), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
-    names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline, "vae": pipeline.vae}
+    names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline_of("unet"), "vae": pipeline.vae}
+    names["prompts"] = ["a red heart", "a dog on the beach"]
     names["loader"] = Batches(names)
     return names
