@@ -156,7 +156,7 @@ def run_folder(words: Sequence[str]) -> str:
 def runs_named(words: Sequence[str]) -> list[str]:
     """Run folders that a command reads."""
     named = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--run", "--of")]
-    named += [word.removesuffix("/pipeline") for word in words if re.fullmatch(r"runs/\w+/pipeline", word)]
+    named += [found[1] for word in words if (found := re.fullmatch(r"(runs/\w+)/(pipeline|flagged\.csv)", word))]
     if words[0] == "compare":
         named += [word for word in words[1:] if word.startswith("runs/")]
     return [re.sub(r"/evaluation$", "", name) for name in named]
@@ -198,7 +198,11 @@ def presumed() -> dict[str, Any]:
     names = vars(page)
     pipeline = pipeline_of("unet")
     accelerator = Accelerator(cpu=True, project_dir="runs/script")
-    names |= {"unet": pipeline.unet.train(), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
+    names |= {
+        "unet": accelerator.prepare(pipeline.unet.train()),
+        "noise_scheduler": DDPMScheduler(),
+        "accelerator": accelerator,
+    }
     names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline_of("unet"), "vae": pipeline.vae}
     names["prompts"] = ["a red heart", "a dog on the beach"]
     names["loader"] = Batches(names)
