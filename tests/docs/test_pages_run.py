@@ -16,7 +16,7 @@ import pytest
 
 from memtrain.cli.command import main
 from tests.docs.pages import Block, Command, blocks, commands, pages
-from tests.docs.world import make_world, presumed, run_folder, runs_named, small, take_for_granted
+from tests.docs.world import CODE, make_world, presumed, run_folder, runs_named, small, take_for_granted
 
 ELSEWHERE = {
     "pip": "the tests of the wheel",
@@ -135,7 +135,10 @@ def test_a_page_runs(page: str, world: Path, prepared: Path, monkeypatch: pytest
             if isinstance(step, Block) and step.language == "python":
                 for run in re.findall(r"(runs/\w+)/records", step.text):
                     take_for_granted(run, prepared)
-                code = compile("\n" * step.line + textwrap.dedent(step.text), page, "exec")
+                text = textwrap.dedent(step.text)
+                for name, here in CODE.items():
+                    text = text.replace(name, here)
+                code = compile("\n" * step.line + text, page, "exec")
                 exec(code, names)
 
 

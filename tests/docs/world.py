@@ -52,6 +52,8 @@ WORDS = {
     "folder": "assets/tiny-sd",
 }
 """Words that stand for something of the reader's, and what they are here."""
+CODE = {"assets/clipart-pd.tar": "whole.tar"}
+"""Names in code, and what they are here: commands get a small part of this shard, code gets all of it."""
 FAMILIES = {
     **{"sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "pixart": "pixart", "sana": "sana"},
     **{"sd15": "unet", "dream": "unet"},
@@ -74,6 +76,7 @@ def make_world(folder: Path) -> Path:
             (folder / "assets" / path.name).symlink_to(path)
     pipeline_of("unet").save_pretrained(folder / "assets" / "tiny-sd")
     _shard(ROOT / "assets" / "clipart-pd.tar", folder / "assets" / "clipart-pd.tar", first=0, count=60)
+    (folder / "whole.tar").symlink_to(ROOT / "assets" / "clipart-pd.tar")
     (folder / "shards").mkdir()
     for number in range(2):
         _shard(ROOT / "assets" / "clipart-pd.tar", folder / "shards" / f"{number:04}.tar", first=60 * number, count=30)
