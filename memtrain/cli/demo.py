@@ -80,7 +80,7 @@ class Demo:
         return dict(found)
 
     def announcement(self) -> str:
-        """What the demo is about to do."""
+        """The plan of the demo, in words."""
         again = f"Everything is written to {self.output}. If the demo is stopped, the same command goes on."
         lines = [
             "This demo fine-tunes a miniature of Stable Diffusion on 1,223 public-domain pictures.",

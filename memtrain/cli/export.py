@@ -67,9 +67,9 @@ def export_checkpoint(
     Args:
         ckpt: A .ckpt file of memtrain.
         output: Folder to write to; default `exported/` and the checkpoint's name in the run folder.
-        adapters: Of a LoRA training, write the file of adapters, the pipeline with them merged, or both.
+        adapters: The output of a LoRA training: the file of adapters, the pipeline with merged adapters, or both.
         pretrained: The model that training began with; default the one that the checkpoint names.
-        pretrained_config: Of a single-file model, a pipeline folder or hub name with its configurations.
+        pretrained_config: The pipeline folder or hub name with the configurations of a single-file model.
     """
     path = Path(ckpt)
     if not path.is_file():
@@ -102,7 +102,7 @@ def export_checkpoint(
     for name in BAKED:
         if any(name in callback for callback in state.get("callbacks", {})):
             log.warning(
-                "What %s does to exported weights is not in %s: apply the mask in the run folder with "
+                "The exported weights lack the mask of %s (%s): apply the mask in the run folder with "
                 "memtrain.models.neuron_mask.NeuronMask",
                 name,
                 folder,
