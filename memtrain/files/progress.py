@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 
 SECONDS = 30.0
 """Seconds between two lines without a terminal."""
+SOON = 2.0
+"""Seconds that work may take without a bar."""
 _off: list[bool] = []
 _Base: Any = text_bar
 
@@ -30,6 +32,7 @@ def progress_bar(
     initial: int = 0,
     leave: bool = True,
     disable: bool = False,
+    delay: float = 0.0,
 ) -> Any:
     """A bar, used as tqdm's: iterated over, or with `update()` within a `with` block.
 
@@ -41,10 +44,11 @@ def progress_bar(
         initial: the number of items that are done already.
         leave: whether the bar stays on the screen when the work is done.
         disable: whether nothing is shown.
+        delay: the seconds before a bar appears on a terminal, for work that is often short.
     """
     hidden = disable or bool(_off) or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
     kind = tqdm if in_notebook() or on_terminal() else LogLines
-    return kind(iterable, desc, total, leave, unit=unit, initial=initial, disable=hidden)
+    return kind(iterable, desc, total, leave, unit=unit, initial=initial, disable=hidden, delay=delay)
 
 
 def say_aside(line: str) -> None:
