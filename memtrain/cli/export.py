@@ -26,6 +26,7 @@ from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.output import careful_output
+from memtrain.files.progress import say_aside
 from memtrain.files.shown import shown
 from memtrain.files.whole import folder_whole
 
@@ -82,10 +83,12 @@ def export_checkpoint(
     folder = Path(output) if output is not None else run / "exported" / path.stem
     if (folder / "model_index.json").exists() or any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"{folder} holds a model already", expected="a new folder", remedy="name another one")
+    say_aside(f"Reading {shown(path)}")
     state = read_checkpoint(path)
     require_writable(folder)
     module = checkpoint_module(state, pretrained=pretrained, config=pretrained_config)
     trained = module.lora
+    say_aside(f"Writing {shown(folder)}")
     with module.averaged_weights():
         if trained is None:
             with folder_whole(folder) as unfinished:

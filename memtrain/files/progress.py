@@ -88,13 +88,13 @@ class LogLines(_Base):
     disable: bool
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._lines = 0
+        self._lines, self._told = 0, -1
         super().__init__(*args, **options, file=sys.stderr, mininterval=SECONDS, maxinterval=SECONDS, miniters=1)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Write a line, unless nothing was done since the work began."""
-        if self.n > self.initial:
-            self._lines += 1
+        """Write a line, unless nothing was done since the last one."""
+        if self.n > self.initial and self.n != self._told:
+            self._lines, self._told = self._lines + 1, self.n
             self.fp.write(self.line() + "\n")
             self.fp.flush()
         return True
