@@ -162,7 +162,7 @@ def test_results_that_are_spoilt_or_name_files_elsewhere_are_refused(tmp_path: P
     whole = (place / "results.json").read_text()
     for content, said in (
         (whole[:50], "is not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not hold a JSON object"),
         ('{"created": "x"}', "no sampling.seeds"),
     ):
         (place / "results.json").write_text(content)
