@@ -1,4 +1,4 @@
-"""What the attention entropy alone tells of copies under names of their own, from the records of the unprotected runs.
+"""The power of the attention entropy alone for copies under other names, from records of the unprotected runs.
 
     python benchmarks/copies_entropy.py --json benchmarks/copies_entropy.json
 
@@ -84,8 +84,8 @@ def copies_entropy(
     """Read the records of the unprotected runs, and show what their attention entropy tells.
 
     Args:
-        seed: of the runs.
-        folder: of `copies.py`.
+        seed: the seed of the runs.
+        folder: the folder of `copies.py`.
         json: file of the figures.
     """
     place, result = (ROOT / folder).resolve(), dict[str, Any]()

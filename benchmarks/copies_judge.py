@@ -35,10 +35,10 @@ Asked = list[tuple[str, str, str]]
 
 
 def judge(pipeline_folder: Path, data: CopiedData, *, sscd: Path | None) -> dict[str, Any]:
-    """Which pictures a pipeline gives back.
+    """Find the pictures that a pipeline gives back.
 
     Args:
-        pipeline_folder: of the trained pipeline.
+        pipeline_folder: the folder of the trained pipeline.
         data: what it was trained on, with the truth.
         sscd: ONNX file of a copy detector that takes uint8 images of 224 pixels; None for none.
 
@@ -110,7 +110,7 @@ def _pictures(train: CaptionedImages, families: Families) -> list[str]:
 
 
 def _numbers(train: CaptionedImages, families: Families, data: CopiedData) -> Tensor:
-    """Which training images are variants of one: files of a picture, or the pictures under a shared caption."""
+    """Return the training images that are variants of one: files of a picture, or pictures under a shared caption."""
     group = {key: name for name, members in data.planted.items() for key in members}
     numbers: dict[str, int] = {}
     names = [group.get(sample.key, families.picture(sample.key)) for sample in train.samples]

@@ -1,4 +1,4 @@
-"""Which measure of copying finds copies, and how often it takes another picture for one.
+"""The power of measures of copying to find copies, and their false-positive rates on other pictures.
 
 Pictures are divided by chance into training pictures and held-out ones, which stand for generations that are no
 copies. Two questions are asked of each, as an evaluation does: whether it is a copy of *its own* picture, for which the
@@ -45,7 +45,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 RATE, TRAINED = 0.01, 2 / 3
 TOGETHER = ("aligned", "sscd")
 SIDE, WINDOWS = 128, (4, 6)
-"""Of a window of a photograph in pixels, and how many a photograph is cut into, down and across."""
+"""Size of a photograph's window in pixels, and the number of windows down and across."""
 
 
 def clip_art() -> tuple[Tensor, list[frozenset[str]]]:
@@ -135,7 +135,7 @@ def _pairwise(measure: CopyMeasure, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _rows(null: dict[str, Tensor], alike: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Of every measure, and of two together."""
+    """Return the figures of every measure, and of two together."""
     null, alike = dict(null), dict(alike)
     if set(TOGETHER) <= set(null):
         null["together"], alike["together"] = _together(null, alike)

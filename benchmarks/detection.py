@@ -1,4 +1,4 @@
-"""What scoring a prompt costs: memtrain's detectors against keeping every attention map on the host.
+"""The cost of scoring a prompt: memtrain's detectors against keeping every attention map on the host.
 
     python benchmarks/detection.py --json benchmarks/detection.json
     python benchmarks/detection.py --shape sd15 --model assets/tiny-sd --steps 2 --repeats 1 --json sd15.json
@@ -132,10 +132,10 @@ def main(
 
     Args:
         model: a Stable Diffusion pipeline.
-        shape: of the pipeline's own, or Stable Diffusion 1.5's with random weights.
+        shape: the shape of the model: the pipeline's own, or Stable Diffusion 1.5's with random weights.
         steps: sampling steps that are measured.
         full_steps: steps of a whole sampling.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: the scale of classifier-free guidance.
         repeats: prompts timed each way, in turn; one more is not counted unless only one is asked for.
         json: file for the figures.
 

@@ -75,7 +75,7 @@ def captions(folder: Path, most: int | None) -> tuple[list[str], list[str]]:
 
 
 def figures(score: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    """Of one score, higher for memorized prompts."""
+    """Return the figures of one score, which is higher for memorized prompts."""
     return {
         "auroc": float(auroc(score, truth)),
         "interval": list(bootstrap_interval(auroc, score, truth, seed=0)),
@@ -102,7 +102,7 @@ def measure(
         json: where to write the figures.
         images_per_prompt: images sampled of each caption.
         steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: the scale of classifier-free guidance.
         batch_size: images sampled at once.
         most_heldout: held-out captions at most; default all.
         timing_prompts: captions that each detector alone is timed on.

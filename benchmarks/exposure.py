@@ -76,7 +76,7 @@ def train(folder: Path, steps: int) -> None:
 
 
 def measure(folder: Path, *, steps: int, path: Path | None, siblings: int, timesteps: int) -> dict[str, Any]:
-    """What the trained model knows of the secrets; the borders are written first."""
+    """Measure the trained model's knowledge of the secrets; the borders are written first."""
     _, data = run_data(folder)
     pipeline = load_pipeline(str(folder / "pipeline"))
     canaries = canary_secrets(data, siblings=siblings)
@@ -210,11 +210,11 @@ def main(
     Args:
         run: train and measure; without, what the file has is shown.
         json: file of the figures.
-        folder: of the run.
+        folder: the folder of the run.
         figure: PNG file to draw the curves to.
-        steps: of the training.
+        steps: the number of steps of the training.
         siblings: canaries never planted that each is ranked among.
-        timesteps: of the canaries' loss.
+        timesteps: the timesteps of the canaries' loss.
     """
     path = None if json is None else Path(json)
     if run:

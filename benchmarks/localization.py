@@ -1,4 +1,4 @@
-"""What finding neurons costs: the fast search against the published one, prompt by prompt, in one process, in turn.
+"""The cost of finding neurons: the fast search against the published one, prompt by prompt, in one process, in turn.
 
     python benchmarks/localization.py --run runs/tiny_baseline --json benchmarks/localization.json
 
@@ -214,8 +214,8 @@ def main(
         run: folder of an evaluated run whose model memorized, with `pipeline/` and `evaluation/samples.parquet`; None
             for the random UNet alone.
         prompts: memorized prompts per model.
-        size: of the random UNet's latents.
-        threads: of torch.
+        size: the size of the random UNet's latents.
+        threads: the number of threads of torch.
         json: file for the figures.
     """
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Which training fits on which GPU: memory estimates of the models that people train, without weights or a GPU.
+"""Memory estimates of common models in training for several GPUs, without weights or a GPU.
 
     python benchmarks/memory.py --json benchmarks/memory.json
 
@@ -38,12 +38,12 @@ class Row:
     """A training.
 
     Attributes:
-        model: of :data:`model_shapes.SHAPES`.
+        model: the name of a model in :data:`model_shapes.SHAPES`.
         pixels: side of the images.
         batch: samples on the device.
-        rank: of the adapters; None for a full training.
-        bits: of the frozen base model.
-        checkpointing: of gradients.
+        rank: the rank of the adapters; None for a full training.
+        bits: the bits of the frozen base model.
+        checkpointing: whether gradients are checkpointed.
         beside: whether autoencoder and text encoders are on the device.
     """
 

@@ -49,7 +49,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name: of the row, its runs and its logs.
+        name: the name of the row, its runs and its logs.
         kind: `baseline`, `recommended`, `published` or `ours`.
         source: where the method comes from.
         overlays: files in `configs/callbacks/`, without their ending, added to the configuration.
@@ -164,8 +164,8 @@ def training_arguments(row: Row, seed: int, *, folder: Path, setting: Mapping[st
 
     Args:
         row: the row.
-        seed: of the order, the noise and the choice of planted images.
-        folder: of the benchmark.
+        seed: the seed of the order, the noise and the choice of planted images.
+        folder: the folder of the benchmark.
         setting: options of every row.
     """
     files = [f"configs/{row.config}.yaml", *(f"configs/callbacks/{name}.yaml" for name in row.overlays)]

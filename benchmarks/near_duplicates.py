@@ -1,4 +1,4 @@
-"""Which copies are found, by edit, and how many pictures are taken for another one by mistake.
+"""The shares of copies found, by edit, and of pictures merged with another one by mistake.
 
 Each of `--images` pictures of the embedded clip art gets one copy by each edit
 (:mod:`memtrain.evaluation.measures.edits`). Two tables:
@@ -53,7 +53,7 @@ RATE = 0.01
 
 @dataclass(frozen=True)
 class Looks:
-    """What is kept of n images."""
+    """The kept values of n images."""
 
     hashes: NDArray[np.uint8]
     descriptors: NDArray[np.float32]

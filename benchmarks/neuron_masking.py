@@ -60,8 +60,8 @@ class Case:
         pipeline: trained with planted duplicates.
         planted: captions.
         controls: captions of held-out images; every other one calibrates.
-        images: of both, `(P, 3, H, W)` uint8.
-        threshold: of the replication.
+        images: the images of both, `(P, 3, H, W)` uint8.
+        threshold: the threshold of the replication.
         nemo: what the stage found.
     """
 

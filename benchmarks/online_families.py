@@ -1,4 +1,4 @@
-"""What finding families on the way costs: milliseconds a batch, against a training step of the embedded model.
+"""The cost of finding families during training: milliseconds a batch, against a training step of the embedded model.
 
     python benchmarks/online_families.py --json benchmarks/online_families.json
 
@@ -137,7 +137,7 @@ def main(json: str | None = None, repeats: int = 20, pictures: int = PICTURES) -
 
     Args:
         json: File for the results.
-        repeats: Of everything that is timed.
+        repeats: Number of repetitions of each timed piece.
         pictures: That are remembered.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

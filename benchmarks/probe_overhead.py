@@ -1,4 +1,4 @@
-"""What watching costs: monitored over unmonitored training steps, in one process, in turn.
+"""The cost of monitoring: monitored over unmonitored training steps, in one process, in turn.
 
     python benchmarks/probe_overhead.py --json benchmarks/probe_overhead.json --figure docs/probe_overhead.png
 
@@ -52,7 +52,7 @@ class Bench:
         latents: height and width of the latents.
         device: where to run.
         sites: number of attention sites to read; default the backbone's subset.
-        checkpointing: with gradient checkpointing.
+        checkpointing: whether gradients are checkpointed.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def scores_of(pipeline: Any, texts: Sequence[str], sampling: Sampling) -> dict[s
 
 
 def figures(p: Tensor, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Of p-values in the order of groups."""
+    """Return the figures of p-values in the order of groups."""
     named, surely, start = benjamini_hochberg(p) < LEVEL, holm(p) < LEVEL, 0
     found: dict[str, Any] = {}
     for name, texts in groups.items():

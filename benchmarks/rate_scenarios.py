@@ -36,11 +36,11 @@ TRAINED, EPOCHS, BATCH = 150, 25, 50
 
 @dataclass(frozen=True)
 class Kind:
-    """What ordinary samples and their visits are like.
+    """The properties of ordinary samples and their visits.
 
     Attributes:
         between: standard deviation between samples; that of a visit is 1.
-        drift: of all values, per epoch.
+        drift: the drift of all values, per epoch.
         heavy: visits follow Student's distribution with 3 degrees of freedom.
         pairs: every two samples share what they are like.
         columns: number of values; of more than one the sign is unknown, and scores are root mean squares.

@@ -41,11 +41,11 @@ class Cell:
 
     Attributes:
         group: what is simulated.
-        kind: of data.
+        kind: the kind of data.
         count: held-out samples, null prompts or candidates.
         runs: in the quick form.
         run: seed to rates.
-        promised: by name; a name without one is measured only.
+        promised: the promised rates by name; a name without one is measured only.
     """
 
     group: str
@@ -148,7 +148,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def measured_table(kept: Sequence[dict[str, Any]]) -> dict[tuple[int, float], tuple[float, float, str]]:
-    """What `memtrain/evidence/measured_rates.py` holds: the worst kind of data of each number and rate."""
+    """Return the table of `memtrain/evidence/measured_rates.py`: the worst kind of data for each number and rate."""
     found: dict[tuple[int, float], tuple[float, float, str]] = {}
     for row in kept:
         if row["group"] in ("monitor", "bulk"):

@@ -43,7 +43,7 @@ DRAWN = 1000
 
 @dataclass(frozen=True)
 class OneSample:
-    """What an index asks of a sample."""
+    """The fields of a sample that an index reads."""
 
     key: str
     caption: str = ""
@@ -76,8 +76,8 @@ def index(count: int, folder: Path) -> dict[str, float]:
     """Build and search an index.
 
     Args:
-        count: of training images.
-        folder: for it.
+        count: the number of training images.
+        folder: the folder for it.
 
     Returns:
         `build_1000_s`; `disk_bytes` of each image; `search_s` of a hundred generations and `first_search_s`, which

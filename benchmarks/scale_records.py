@@ -1,4 +1,4 @@
-"""What the base model's profile and a run's records cost on the host and the disk, by the number of samples.
+"""The cost of the base model's profile and a run's records on the host and the disk, by the number of samples.
 
     python benchmarks/scale_records.py --sizes '[10000, 100000, 1000000]' --json FILE
 
@@ -152,7 +152,7 @@ def _profile(readings: Readings, folder: Path) -> ReferenceProfile:
 def _rows(
     keys: Sequence[str], columns: Sequence[str], batch: int, draw: np.random.Generator
 ) -> dict[str, Sequence[object]]:
-    """What the monitor records of a batch."""
+    """Return the monitor's records of a batch."""
     count = len(keys)
     values = draw.random((len(columns), count), dtype=np.float32)
     return {

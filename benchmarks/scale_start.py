@@ -1,4 +1,4 @@
-"""What a start costs, by the number of samples: the first one, and one that continues, up to its first batch.
+"""The cost of a start up to its first batch, by the number of samples: a first start, and one that continues.
 
     python benchmarks/scale_start.py --sizes '[1000, 10000, 100000]' --json FILE
 
@@ -41,7 +41,7 @@ def start(count: int, folder: str | Path) -> dict[str, float]:
 
     Args:
         count: samples.
-        folder: for the data, and for what is kept.
+        folder: the folder for the data, and for what is kept.
     """
     place = Path(folder) / f"start-{count}"
     _write(count, place / "shards")
@@ -122,7 +122,7 @@ def main(
 
     Args:
         sizes: numbers of samples.
-        folder: for the data; default a temporary one.
+        folder: the folder for the data; default a temporary one.
         json: where to write the figures.
     """
     import tempfile

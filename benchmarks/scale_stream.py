@@ -1,4 +1,4 @@
-"""What streaming costs, against random access to the same shards, and what families that are found on the way cost.
+"""The cost of streaming against random access to the same shards, and of finding families during training.
 
     python benchmarks/scale_stream.py --sizes '[1000, 10000]' --json stream.json
 
@@ -64,7 +64,7 @@ def stream(count: int, folder: str | Path) -> dict[str, float]:
 
     Args:
         count: samples.
-        folder: for the shards.
+        folder: the folder for the shards.
     """
     urls = write_shards(count, Path(folder) / f"stream-{count}")
     read = min(count, READ) // BATCH

@@ -1,4 +1,4 @@
-"""What the watch costs on the host: an update of the evidence, and what is kept of it, by the number of pictures.
+"""The cost of the monitor on the host: an update of the evidence and its memory, by the number of pictures.
 
     python benchmarks/scale_watch.py --sizes '[10000, 100000, 1000000]' --json FILE
 
@@ -36,7 +36,7 @@ HELDOUT = 2000
 FILL = 1 << 16
 """Visits of a batch that fills the evidence."""
 UPDATES = 12
-"""Of which the median is taken."""
+"""Number of updates for the median."""
 EPOCHS = 3
 """Visits of each picture before it is measured, and that a flag takes."""
 
@@ -47,8 +47,8 @@ class Watch:
     Args:
         count: training pictures.
         heldout: whether held-out samples calibrate.
-        names: of the pictures.
-        seed: of all that is random.
+        names: the names of the pictures.
+        seed: the seed of all that is random.
     """
 
     def __init__(self, count: int, *, heldout: bool, names: Sequence[str], seed: int) -> None:
@@ -81,7 +81,7 @@ class Watch:
         self.calibration.add_heldout([self.held[row % HELDOUT] for row in rows], buckets, values, lengths, more=more)
 
     def ask(self, keys: Sequence[str]) -> None:
-        """What a process asks before each of its batches, and logs after it."""
+        """Ask the questions of a process before each batch, and log the figures after it."""
         found = self.calibration
         found.flagged(keys), found.ever_flagged(keys), found.scores(keys), found.ready(keys), found.share_flagged()
 
@@ -120,7 +120,7 @@ def monitor_update(
         count: training pictures.
         ranks: processes whose visits are taken in.
         batch: samples of each of them.
-        seed: of all that is random.
+        seed: the seed of all that is random.
         heldout: whether held-out samples calibrate; else the bulk of the training samples does.
 
     Returns:

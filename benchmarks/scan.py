@@ -1,4 +1,4 @@
-"""What a scan for families costs, and how that grows with the data.
+"""The cost of a scan for families, and its growth with the data.
 
     python benchmarks/scan.py --json benchmarks/scan.json
     python benchmarks/scan.py --sizes "[500]" --folder runs/scan_benchmark
@@ -43,8 +43,8 @@ def measure(what: str, path: str, folder: str) -> dict[str, Any]:
 
     Args:
         what: `decode`, `describe` or `scan`.
-        path: of the data.
-        folder: of the scan.
+        path: the path of the data.
+        folder: the folder of the scan.
     """
     source = open_source(path)
     settings = ScanSettings()

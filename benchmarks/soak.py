@@ -40,7 +40,7 @@ GROWTH = 0.02
 
 
 def command(phase: str, folder: Path, seconds: float) -> list[str]:
-    """What runs in a half."""
+    """The work of a half."""
     if phase == "evaluation":
         return [sys.executable, str(Path(__file__).resolve()), "--evaluate_in", str(folder), "--seconds", f"{seconds}"]
     options = {"max_steps": 10**9, "default_root_dir": folder / "run", "enable_progress_bar": "false"}
@@ -147,7 +147,7 @@ def soak(
     """Run both halves and print what grew.
 
     Args:
-        minutes: of both halves together.
+        minutes: the number of minutes of both halves together.
         every: seconds between looks.
         json: file for the figures.
         evaluate_in: used by the command itself.

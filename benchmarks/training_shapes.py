@@ -17,7 +17,7 @@ IMAGES = 320
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained on what.
+    """A model and its training data.
 
     Attributes:
         pipeline: folder.
@@ -28,7 +28,7 @@ class Shape:
         checkpointing: gradient checkpointing.
         xl: Stable Diffusion XL, whose scripts have names of their own.
         workers: processes that load images.
-        reference: of the monitor; a profile of a large model would take longer than the runs.
+        reference: the reference of the monitor; a profile of a large model would take longer than the runs.
     """
 
     pipeline: Path
