@@ -3,9 +3,9 @@
     python benchmarks/copies_entropy.py --json benchmarks/copies_entropy.json
 
 Visits are made z-scores within classes of timestep and prompt length, without a base model, and averaged by picture
-over each quarter of the run. One attention site carries the signal, which one and in which direction has to be
-learnt: from half of the planted pictures, which stand for canaries; the figures are those of the other half, averaged
-over draws of the halves. The denoising loss stands beside it.
+over each quarter of the run. One attention site carries the signal. This site and its direction are learnt from half of
+the planted pictures, which stand for canaries. The figures are from the other half, averaged over draws of the halves.
+The denoising loss stands beside it.
 """
 
 from __future__ import annotations

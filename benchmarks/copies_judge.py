@@ -93,7 +93,7 @@ def _prompts(data: CopiedData, trained: set[str], held: list[str], source: Any) 
 
 
 def _without_equals(train: list[int], keys: list[str], data: CopiedData, families: Families) -> list[int]:
-    """One of each picture's equal files: all of those that were edited."""
+    """Return one of each picture's equal files, and all edited files."""
     edited = data.path.parent.name.split("-")[0] in ("light", "strong")
     seen: set[str] = set()
     kept = []

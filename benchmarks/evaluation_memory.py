@@ -3,11 +3,11 @@
     python benchmarks/evaluation_memory.py --json benchmarks/evaluation_memory.json
 
 Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of
-the pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32,
-with guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that
-bring images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and
-what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded
-model.
+the pipeline on the device. A denoiser call has as many images as `evaluate.py` finds for that card, from batches of 32,
+with guidance if the model has it. The other stages are decoding in slices, the search for neurons, the search for
+embeddings that bring images back, and encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an
+allocator cannot use and what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's
+allocator counts, on the embedded model.
 """
 
 from __future__ import annotations

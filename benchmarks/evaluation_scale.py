@@ -61,7 +61,7 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
 
 @cache
 def _noise(side: int) -> Tensor:
-    """`(3, side, side)` fp32, the same for all but its place: drawing it anew would be most of the cost."""
+    """Return an image `(3, side, side)` fp32; only its place differs, as new drawing would be most of the cost."""
     return torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(0)).float()
 
 

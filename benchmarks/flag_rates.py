@@ -2,11 +2,13 @@
 
 Every run feeds :class:`memtrain.evidence.calibration.Calibration` as a training does, batch by batch. Two tables:
 
-- *rates*: 200 ordinary samples, each visited 40 times; the share that is flagged at some time. `repeated, not
-  memorized` has five samples that are visited 50 times an epoch and are ordinary otherwise: their share alone. Files
+- *rates*: the share of 200 ordinary samples, each visited 40 times, that is flagged at any time. `repeated, not
+  memorized` has five samples that are visited 50 times an epoch and are ordinary otherwise, and gives their share.
+  Files
   of one picture and pictures of one caption are judged on three levels, and are all alike here, which is the worst.
 - *duplicates*: a few samples are visited far more often than the others and stand out by four standard deviations of a
-  visit ("ideal signal"); batches of 16, of which every fourth counts. When the first is flagged, how often each
+  visit ("ideal signal"). Batches have 16 samples, and every fourth batch counts. When the first is flagged, how often
+  each
   duplicate has been trained on by then, how many are found, and how many others are flagged.
 
 `--visits` compares numbers of counted visits from which a sample calibrates; a flag itself always needs six. The second
@@ -52,7 +54,7 @@ class Scenario:
         span: pictures of each caption, that are the same.
         columns: number of values; of more than one the sign is unknown.
         duplicates: the last ones, of which `repeats` visits are made in an epoch.
-        effect: by which duplicates stand out.
+        effect: distance by which duplicates stand out.
         heldout: the first ones, that calibrate by their visits; 0 for a run that rests on the bulk.
         epochs: length of a run.
         batch: visits in a batch.

@@ -164,7 +164,7 @@ def main(
     """Run the parts and print a table.
 
     Args:
-        parts: which, in this order; default all: default_run, training_sd15, training_sdxl, sd15,
+        parts: names of parts, in this order; default all of default_run, training_sd15, training_sdxl, sd15,
             overhead, step, guard, conformance, sampling, nemo.
         json: file for the figures; parts that it holds already, from the same environment, stay there.
         markdown: file for a table.

@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py --json benchmarks/memory.json
 
-Adapters are of rank 16 on the attention layers, in fp32 beside a frozen bf16 base, with AdamW, gradient checkpointing
-and batches of one; latents and text embeddings are cached, so that autoencoder and text encoders are not on the device
-(their sizes stand below the table). Full trainings are in fp32 with bf16 autocast and an average. The first row is that
-of benchmarks/gpu.json, whose measured peak stands beside.
+Adapters have rank 16 on the attention layers, in fp32 with a frozen bf16 base, with AdamW, gradient checkpointing and
+batches of one. Latents and text embeddings are cached, so autoencoder and text encoders are not on the device (their
+sizes stand below the table). Full trainings are in fp32 with bf16 autocast and an average. The first row is that of
+benchmarks/gpu.json, whose measured peak stands beside.
 """
 
 from __future__ import annotations

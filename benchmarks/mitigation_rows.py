@@ -150,7 +150,7 @@ def _overlay(name: str) -> Path:
 
 
 def identity(row: Row, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run of a row is but for its seed: figures of another identity are not this row's."""
+    """Return the identity of a row's run without its seed; figures of another identity belong to another row."""
     return {
         "config": configuration(ROOT / "configs" / f"{row.config}.yaml"),
         "overlays": {name: configuration(_overlay(name)) for name in row.overlays},
@@ -182,7 +182,7 @@ def alternative_captions(facts: Mapping[str, Any], caption: str) -> list[str]:
     """Other captions of an image, made from what its JSON says.
 
     Args:
-        facts: with `label`, `colours` and `tags`.
+        facts: a mapping with `label`, `colours` and `tags`.
         caption: its own caption, which is left out.
     """
     label, colours, tags = facts["label"], " and ".join(facts["colours"]), list(facts["tags"])

@@ -5,8 +5,8 @@
     python benchmarks/mitigations.py --timing {}                                  # alone on the machine
     python benchmarks/mitigations.py --markdown true                              # the tables of RESULTS.md
 
-Figures are added to the JSON file as soon as a run is finished. What is in there is not run again, on whatever machine
-it was run; a run that was interrupted goes on from its last checkpoint. A run that fails is reported and stops no
+Figures are added to the JSON file as soon as a run is finished. A run in the file is not repeated, even if it was run
+on another machine. An interrupted run goes on from its last checkpoint. A run that fails is reported and stops no
 other. Without seeds nothing is trained, and the file is shown as it is. Training and evaluation use one thread each:
 two of them at a time (`--jobs 2`) do more on two cores than one with two threads.
 

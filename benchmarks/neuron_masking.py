@@ -3,9 +3,9 @@
     python benchmarks/neuron_masking.py --runs "[runs/mitigations/baseline-seed0]" --json benchmarks/neuron_masking.json
 
 For each run, a finished training with planted duplicates: the stage `localize` with NeMo's settings, and beside it
-other sets of neurons under the same measure. Of held-out prompts, half calibrate statistics and threshold and all serve
-as controls. Figures are added to the file as soon as they are there, and what is in there is not measured again.
-Without runs the file is shown as it is.
+other sets of neurons under the same measure. Half of the held-out prompts calibrate statistics and threshold, and all
+of them serve as controls. Figures are added to the file as soon as they are there, and what is in there is not measured
+again. Without runs the file is shown as it is.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python benchmarks/scale.py --sizes '[10000, 100000]' --parts '[watch]'
 
 The data are synthetic: tiny images, latents and descriptors that say nothing of quality. Each part is measured in a
-process of its own for each size, so that its peak memory is its own; memory is the largest resident set less that of
-the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is
-linear, 0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none, nor what took
-next to nothing at the smaller. With 10,000 samples or fewer fixed costs weigh most.
+separate process for each size, so that peak memories do not mix. Memory is the largest resident set minus the resident
+set of the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is
+linear, 0 is independent of the number of samples. A figure below 10 ms or 1 MB at both sizes, or near zero at the
+smaller size, has no exponent. With 10,000 samples or fewer fixed costs weigh most.
 
 `monitor_update_s` is the work of the monitor on the host for one training step: 8 processes of 16 samples each, whose
 visits become evidence every 8 batches, with held-out samples measured as often.
@@ -49,8 +49,8 @@ class Part:
 
     Attributes:
         module: the module of this folder.
-        function: of a number of samples, and perhaps a folder, that gives figures by name; those that end in `_s` are
-            seconds, in `_mb` megabytes, in `_bytes` bytes a sample.
+        function: a function of a number of samples, and possibly a folder, that gives figures by name. Names ending in
+            `_s` are seconds, in `_mb` megabytes, in `_bytes` bytes a sample.
         most: samples beyond which it is not measured.
         folder: whether it is given a folder.
     """
@@ -71,7 +71,7 @@ PARTS = {
     "records": Part("scale_records", "records"),
     "scan": Part("scale_scan", "scan", most=100_000),
 }
-"""By name, those that take long last."""
+"""The parts by name, the slow ones last."""
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ def index(count: int, folder: Path) -> dict[str, float]:
         folder: the folder for it.
 
     Returns:
-        `build_1000_s`; `disk_bytes` of each image; `search_s` of a hundred generations and `first_search_s`, which
-        shortens descriptors where FAISS searches; `search_peak_mb`; and `recall`.
+        `build_1000_s`, `disk_bytes` of each image, `search_s` of a hundred generations, `first_search_s` (which
+        shortens descriptors for FAISS), `search_peak_mb` and `recall`.
     """
     found: dict[str, float] = {}
     drawn = min(count, DRAWN)

@@ -4,9 +4,9 @@
 
 `profile`: values are written in parts, as a measurement does that writes each 1,024 batches of 64, merged, and taken up
 by a restart that names all samples and reads all values. `records`: one process of a run whose samples are visited
-`visits_each` times, in parts of 50 batches of 16 at first, then in parts as if 16 of these had been merged; at the end
-of the run the records are summed up, 16 of 17 values are compared with the profile, and the evidence table is written.
-Values are random. Not in it: what the model computes.
+`visits_each` times, in parts of 50 batches of 16 at first, and then in parts like 16 merged ones. At the end of the run
+the records are summed up, 16 of 17 values are compared with the profile, and the evidence table is written. Values are
+random. The work of the model is not included.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python benchmarks/scale_start.py --sizes '[1000, 10000, 100000]' --json FILE
 
 The data are tar shards of 8-pixel images, all of one payload, with captions and keys of their own. Each start runs in a
-process of its own, of which the largest resident set is said. Not in it: what decoding, encoding and the profile take,
-which depends on the images and the model; the images here are the same small one. The tokenizer is the example's.
+process of its own, of which the largest resident set is said. Decoding, encoding and the profile are not included,
+because their cost depends on the images and the model. All images here are the same small image. The tokenizer is the
+example's.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python benchmarks/scale_watch.py --sizes '[10000, 100000, 1000000]' --json FILE
 
-Each process takes in the visits of all (8 of 16 samples, by default), every 8 batches, and as often 8 held-out samples
-of each; before each batch it asks for the flags of its own samples. The evidence is filled through the same calls, in
-large batches, until every picture has visits enough to be judged. Values are random: 17 of each visit, of which flags
-go by the first, as they do by default. Not in it: what the model computes, the exchange between processes, the records.
+Each process takes in the visits of all processes (by default 8 with 16 samples each) every 8 batches, and as often 8
+held-out samples of each. Before each batch it asks for the flags of its own samples. The evidence is filled through the
+same calls, in large batches, until every picture has visits enough to be judged. Values are random: 17 of each visit,
+of which flags go by the first, as they do by default. Not in it: what the model computes, the exchange between
+processes, the records.
 """
 
 from __future__ import annotations
@@ -124,9 +125,10 @@ def monitor_update(
         heldout: whether held-out samples calibrate; else the bulk of the training samples does.
 
     Returns:
-        `step_s` (an update, shared among its batches), `update_s`, both of the processor; `highest_s` (the most
-        suspicious), `p_values_s` (of all, at the end), `memory_bytes` (a sample: arrays in use, without names),
-        `checkpoint_bytes` (a sample), `uuid_bytes` (likewise, of names that are UUIDs), `save_s`, `load_s`, `fill_s`.
+        `step_s` (an update, shared among its batches) and `update_s`, both in processor time. `highest_s` is for the
+        most suspicious samples, and `p_values_s` for all at the end. `memory_bytes`, `checkpoint_bytes` and
+        `uuid_bytes` are bytes a sample: arrays in use without names, a checkpoint, and a checkpoint with UUIDs as
+        names. `save_s`, `load_s` and `fill_s` are seconds.
     """
     began = time.perf_counter()
     watch = Watch(count, heldout=heldout, names=numbered(count), seed=seed)

@@ -34,7 +34,8 @@ WARMUP = 16
 """Steps of each run that are not counted: in the first ones held-out samples are measured more often."""
 SCRIPT = "diffusers' script"
 WAYS = ("watched", "cached", "unwatched, cached")
-"""Of train.py: with the monitor; the same with latents and text on disk; without the monitor, with the caches."""
+"""Ways of train.py: with the monitor, the same with latents and text on disk, and with the caches but without the
+monitor."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def compare(
         scripts: folder of diffusers' text-to-image examples.
         steps: the number of steps of each run.
         rounds: how often each way is run.
-        folder: to work in.
+        folder: the folder to work in.
         paths: folders with further packages.
         ways: the ways of `train.py`.
         keep: is given the figures after each run, in case that a later one fails.
@@ -262,7 +263,7 @@ def profiled(shape: Shape, form: str, *, steps: int, folder: Path, rows: int = 1
         shape: model, images, batch and precision.
         form: `full` or `lora`.
         steps: the number of steps of training.
-        folder: to write to.
+        folder: the folder to write to.
         rows: entries.
     """
     place = folder / f"{form}-profile"
@@ -318,7 +319,7 @@ def benchmark(
         rounds: how often each way is run.
         profile: show where a step's time goes.
         packages: a folder with further packages that the scripts need.
-        folder: to work in; default a temporary one.
+        folder: the folder to work in; default a temporary one.
         json: file for the figures.
     """
     console = Console(width=150)

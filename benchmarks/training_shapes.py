@@ -54,7 +54,7 @@ def shape_of(name: str, folder: Path) -> Shape:
     if name == "sdxl":
         options: dict[str, Any] = {"half": True, "checkpointing": True, "xl": True, "workers": 4, "reference": False}
         return Shape(random_xl_pipeline(part), random_images(part), 512, 4, **options)
-    raise ValueError(f"shape {name!r}; known: tiny, sd15, sdxl")
+    raise ValueError(f"shape {name!r} is unknown, use tiny, sd15 or sdxl")
 
 
 def clip_art(place: Path) -> Path:
