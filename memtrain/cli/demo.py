@@ -12,17 +12,15 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import DefaultHelpFormatter
 
 from memtrain.cli.chatter import quiet
-from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.demo_options import STEPS, command_parser
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.measure.answer import answer
@@ -33,16 +31,8 @@ from memtrain.files.yaml_file import read_mapping
 
 CONFIG = "tiny"
 SETTINGS = "demo.yaml"
-STEPS, FAST_STEPS = 750, 120
+FAST_STEPS = 120
 FAST_MEASURE = ("--unique_prompts=10", "--max_prompts=30", "--images_per_prompt=1", "--detectors=none", "--kid=false")
-DESCRIPTION = f"""Train, watch and evaluate a small model that comes with memtrain, up to a report.
-
-  memtrain demo                    {STEPS} steps into runs/tiny
-  memtrain demo --fast             a short look into runs/tiny_fast
-  memtrain demo --output my_demo
-
-The demo needs no GPU, no network and no download. A demo that was stopped goes on when the same command is given
-again."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ class Demo:
         return dict(found)
 
     def announcement(self) -> str:
-        """What the demo is about to do."""
+        """The text before the training: the parts, their time, and the folder."""
         again = f"Everything is written to {self.output}. If the demo is stopped, the same command goes on."
         lines = [
             "This demo fine-tunes a miniature of Stable Diffusion on 1,223 public-domain pictures.",
@@ -133,19 +123,6 @@ def demo(args: Sequence[str]) -> None:
     print(summary(asked.output))
     if asked.fast:
         print(f"These figures are of a short look. `memtrain demo` trains {STEPS} steps and asks for more pictures.")
-
-
-def command_parser() -> CarefulParser:
-    """The options of the command."""
-    parser = CarefulParser(prog="memtrain demo", description=DESCRIPTION, formatter_class=_Formatter)
-    parser.add_argument("--fast", action="store_true", help="Take a short look; its figures say little.")
-    parser.add_argument("--output", type=str | None, default=None, help="The run folder; default runs/tiny.")
-    parser.add_argument("--steps", type=int | None, default=None, help=f"Training steps; default {STEPS}.")
-    return parser
-
-
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Leaves the lines of the description as they are."""
 
 
 def _require_settings(asked: Demo) -> None:
@@ -217,10 +194,10 @@ def summary(run: Path) -> str:
             f"{flags['unique_flagged']:,} of {others:,} others."
         )
     found = results["counts"]["pictures"]
-    low, high = (f"{100 * end:.1f}" for end in found["interval"])
+    ends = " to ".join(f"{100 * end:.1f} %" for end in found["interval"] or ())
     lines.append(
         f"The finished model brings back {found['reproduced']:,} of {found['n']:,} training pictures that were asked "
-        f"for ({low} % to {high} % with 95 % confidence); the report's answer is: {answer(results)['word']}"
+        f"for{f' ({ends} with 95 % confidence)' if ends else ''}; the report's answer is: {answer(results)['word']}"
     )
     return "\n".join(lines)
 

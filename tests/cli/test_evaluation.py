@@ -115,7 +115,7 @@ def test_without_a_stage_a_run_is_measured() -> None:
 def test_prompts_without_a_stage_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "m", "--prompts", "p"]
     assert read_command(words) == read_command(["detect", *words])
-    assert capsys.readouterr().out.startswith("No stage is named: detect, which scores prompts.")
+    assert capsys.readouterr().out.startswith("No stage is named, so detect scores the prompts.")
 
 
 @pytest.mark.parametrize("words", [["--detectors", "false"], ["--detectors=false"], ["--detectors", "none"]])
