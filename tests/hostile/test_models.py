@@ -119,7 +119,7 @@ FOLDERS = [
     model("escape_as_part", index(**{"\x1b[2J": ["diffusers", "A"]}), r"names a part"),
     model("three_words", index(unet=["diffusers", "a", "b"]), r"takes 'unet' from"),
     model("number_as_class", index(unet=["diffusers", 3]), r"takes 'unet' from"),
-    model("pipeline_of_a_stranger", index(_class_name=["stranger18", "Model"]), r"stranger18|guidance of .* in sampling"),
+    model("pipeline_of_a_stranger", index(_class_name=["stranger18", "Model"]), r"stranger18|guidance of"),
     model("pipeline_of_another_kind", index(_class_name="EvilPipeline"), r"how EvilPipeline guides"),
     model("pipeline_number", index(_class_name=3), r"how 3 guides"),
     model("no_json", content("model_index.json", "{"), r"model_index\.json is not JSON"),

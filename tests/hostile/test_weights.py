@@ -79,7 +79,11 @@ KNOWN = {"format": STATISTICS, "layers": '["a"]', "origin": "{}"}
 MASKS = [
     mask("mask_of_no_format", ONE, r"is not a neuron mask: its format"),
     mask(
-        "mask_of_fractions", {"a": torch.ones(2)}, r"not a neuron mask: 'a' is torch\.float32", format=FORMAT, factor="0"
+        "mask_of_fractions",
+        {"a": torch.ones(2)},
+        r"not a neuron mask: 'a' is torch\.float32",
+        format=FORMAT,
+        factor="0",
     ),
     mask("mask_of_a_table", {"a": torch.ones(2, 2).long()}, r"'a' is .* of shape \(2, 2\)", format=FORMAT, factor="0"),
     mask("mask_without_factor", ONE, r"'factor' of its metadata is not JSON", format=FORMAT),
