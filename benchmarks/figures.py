@@ -45,7 +45,7 @@ def scale(panel: Axes) -> None:
 
 
 def threshold(panel: Axes) -> None:
-    """What n held-out pictures promise of an asked 1 %, with and without the assumption on the tail."""
+    """The rate that n held-out pictures promise of an asked 1 %, with and without the assumption on the tail."""
     counts = [*range(8, 99), *range(99, 1001, 4)]
     found: list[Promise] = [one for n in counts if (one := promise(n, 0.01)) is not None]
     lines: dict[str, list[float | None]] = {

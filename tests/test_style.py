@@ -191,6 +191,10 @@ def test_a_module_is_read_by_docstring_entry_and_message() -> None:
     ]
 
 
+def test_a_section_without_entries_is_empty() -> None:
+    assert [text.text for text in of_module('"""One.\n\nArgs:\n    nothing here\n"""\n')] == ["One."]
+
+
 def test_a_configuration_is_read_by_its_comments() -> None:
     source = "# One\n# goes on:\n#   memtrain train\na: 1  # at the end\n# key: 3\nb: '# 4'\n"
     assert [(text.line, text.text) for text in of_configuration(source)] == [

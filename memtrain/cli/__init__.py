@@ -8,6 +8,7 @@ import os
 import sys
 
 from memtrain.cli.help.asked import shown_help
+from memtrain.cli.outcome import printing
 from memtrain.cli.spoken import TRAIN_COMMANDS, evaluate_command
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
@@ -24,34 +25,39 @@ def train(args: list[str] | None = None) -> None:
     name = words[0] if words[:1] and words[0] in TRAIN_COMMANDS else "train"
     if shown_help(name, words):
         return
-    if name == "scan":
-        from memtrain.cli import scan
+    with printing(name, words[1:] if name in TRAIN_COMMANDS else words) as rest:
+        if name == "scan":
+            from memtrain.cli import scan
 
-        scan.scan_command(words[1:])
-    elif name == "plan":
-        from memtrain.cli import plan
+            scan.scan_command(rest)
+        elif name == "plan":
+            from memtrain.cli import plan
 
-        plan.plan(words[1:])
-    elif name == "rewind":
-        from memtrain.cli import rewind
+            plan.plan(rest)
+        elif name == "rewind":
+            from memtrain.cli import rewind
 
-        rewind.rewind(words[1:])
-    elif name == "export":
-        from memtrain.cli import export
+            rewind.rewind(rest)
+        elif name == "export":
+            from memtrain.cli import export
 
-        export.export(words[1:])
-    else:
-        from memtrain.cli import training
+            export.export(rest)
+        else:
+            from memtrain.cli import training
 
-        training.train(args)
+            if args is None:
+                # Lightning's command line reads the words of the program itself.
+                sys.argv[1:] = rest
+            training.train(None if args is None else rest)
 
 
 def evaluate(args: list[str] | None = None) -> None:
     """See :func:`memtrain.cli.evaluation.evaluate`."""
     words = sys.argv[1:] if args is None else args
-    named = words[:1] not in (["--help"], ["-h"])
-    if named and shown_help(evaluate_command(words)[1], words):
+    name = evaluate_command(words)[1]
+    if words[:1] not in (["--help"], ["-h"]) and shown_help(name, words):
         return
-    from memtrain.cli import evaluation, evaluation_parts
+    with printing(name, words) as rest:
+        from memtrain.cli import evaluation, evaluation_parts
 
-    evaluation.evaluate(args, run=evaluation_parts.run_command)
+        evaluation.evaluate(rest, run=evaluation_parts.run_command)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
+from difflib import get_close_matches
+from typing import NoReturn
 
+from memtrain import __version__
 from memtrain.cli import evaluate, train
+from memtrain.cli.help.asked import shown_help
 from memtrain.cli.help.overview import overview
+from memtrain.cli.outcome import printing
 from memtrain.cli.spoken import TRAIN_COMMANDS
+from memtrain.errors import ConfigurationError
+from memtrain.evaluation import stages
+
+
+def commands() -> list[str]:
+    """The names of all commands; a stage of an evaluation is one as soon as its folder is there."""
+    return ["demo", "train", *TRAIN_COMMANDS, *_stages(), "completion"]
+
+
+def _stages() -> list[str]:
+    return [found.name for found in pkgutil.iter_modules(stages.__path__) if found.ispkg]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -16,15 +33,46 @@ def main(args: list[str] | None = None) -> None:
         args: arguments instead of those of the command line.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
+    if len(words) > 1 and words[0] == "help":
+        words = [*words[1:], "--help"]
+    if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return
     name, rest = words[0], words[1:]
-    if name == "train":
-        # Lightning's command line reads the words of the program itself.
-        sys.argv[1:] = rest
+    if name in ("--version", "-V"):
+        print(f"memtrain {__version__}")
+    elif name == "demo":
+        if shown_help(name, rest):
+            return
+        with printing(name, rest) as asked:
+            from memtrain.cli.demo import demo
+
+            demo(asked)
+    elif name == "completion":
+        from memtrain.cli.completion import completion
+
+        completion(rest)
+    elif name in ("train", "fit"):
+        # Lightning's command line reads the words of the program itself; the processes that it starts begin with `fit`.
+        sys.argv[1:] = rest if name == "train" else words
         train()
     elif name in TRAIN_COMMANDS:
         train(words)
-    else:
+    elif name in _stages():
         evaluate(words)
+    else:
+        _refuse(name)
+
+
+def _refuse(name: str) -> NoReturn:
+    """End the program: there is no such command."""
+    from memtrain.cli.command_parser import USAGE
+
+    near = get_close_matches(name, commands(), n=1)
+    error = ConfigurationError(
+        f"There is no command {name!r:.80}" if not name.startswith("-") else f"{name!r:.80} stands without a command",
+        expected=f"memtrain COMMAND, with one of {', '.join(commands())}",
+        remedy=f"did you mean memtrain {near[0]}?" if near else "see memtrain --help",
+    )
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(USAGE)

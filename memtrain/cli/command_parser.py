@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from memtrain.cli.outcome import tell_error
 from memtrain.cli.refusal import own_error, refusal
 from memtrain.cli.trusted import guard, taken_trust
 from memtrain.errors import ConfigurationError, MemtrainError
@@ -72,6 +73,7 @@ class CarefulParser(ArgumentParser):
         """End the program with a refusal, or raise it where the parser does not end programs."""
         if not self.exit_on_error:
             raise error
+        tell_error(error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(USAGE)
 

@@ -13,7 +13,6 @@ ranks depend on the timestep, into weights.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from jsonargparse import auto_cli
 
 from memtrain.cli.checkpoint_model import checkpoint_module, checkpoint_pipeline, read_checkpoint
 from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
@@ -52,7 +52,7 @@ def export(args: Sequence[str]) -> None:
                 prog="memtrain export",
             )
     except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        end(error)
 
 
 def export_checkpoint(
@@ -107,4 +107,5 @@ def export_checkpoint(
                 name,
                 folder,
             )
+    tell({"checkpoint": str(path), "step": state.get("global_step")}, folder)
     print(shown(f"{path} (step {state.get('global_step')}) is exported: {folder}", most=2000))

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.cli.chatter import quiet
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.plan_run import PlannedRun, set_up
 from memtrain.cli.plan_sections import resolved
 from memtrain.cli.training import DEFAULT_CONFIG, TrainCLI, own_error
@@ -57,13 +58,14 @@ def plan(args: Sequence[str]) -> None:
         run = _set_up(["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *words])
         figures = resolved(run, measured=measured)
         show(figures, run)
+        tell({**figures, "problems": run.problems, "warnings": run.warnings}, run.trainer.default_root_dir)
         if file is not None:
             write_json({**figures, "problems": run.problems, "warnings": run.warnings}, Path(file))
     except Exception as error:
         found = own_error(error)
         if found is None:
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
     if run.problems:
         sys.exit(ExitStatus.FAILED)
 

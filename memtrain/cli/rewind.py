@@ -34,6 +34,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from memtrain.cli.command_parser import CarefulParser
 from memtrain.cli.kept_checkpoints import Checkpoint, callbacks_of, kept_checkpoints
+from memtrain.cli.outcome import end
 from memtrain.cli.training import train
 from memtrain.cli.trusted import trust_words
 from memtrain.data.selection import read_keys
@@ -100,7 +101,7 @@ def rewind(args: Sequence[str]) -> None:
     try:
         auto_cli(rewind_run, args=list(args), as_positional=False, prog="memtrain rewind", parser_class=CarefulParser)
     except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        end(error)
 
 
 def rewind_run(run: str, output: str | None = None, remaining: float = 0.1) -> None:

@@ -22,6 +22,7 @@ from memtrain.callbacks.stop_on_signal import StopOnSignal, Stopped
 from memtrain.cli.chatter import quiet
 from memtrain.cli.continued import require_checkpoint
 from memtrain.cli.faults import SMALLER_TRAINING, explained, training_again
+from memtrain.cli.outcome import end, tell
 from memtrain.cli.progress import require_progress
 from memtrain.cli.refusal import own_error as hidden_error
 from memtrain.cli.run_settings import check_numbers, require_apart, require_new
@@ -29,6 +30,7 @@ from memtrain.cli.slurm import one_of_an_allocation
 from memtrain.cli.spoken import train_command
 from memtrain.cli.stopped import continue_training, stopped_by_signals
 from memtrain.cli.train_parser import TrainParser, refused_by_lightning
+from memtrain.data.selection import read_keys
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.lock import locked
 from memtrain.files.whole import written_whole
@@ -189,7 +191,7 @@ def train(args: ArgsType = None) -> None:
         if found is None:
             print(f"After the cause is mended, go on with: {again}", file=sys.stderr)
             raise
-        sys.exit(f"{type(found).__name__}: {found}")
+        end(found)
 
 
 def _go_on(words: Sequence[str]) -> list[str]:
@@ -202,7 +204,7 @@ def _go_on(words: Sequence[str]) -> list[str]:
 def _run(args: ArgsType) -> None:
     try:
         with ExitStack() as TrainCLI.held:
-            TrainCLI(
+            ended = TrainCLI(
                 LightningModule,
                 LightningDataModule,
                 subclass_mode_model=True,
@@ -212,6 +214,7 @@ def _run(args: ArgsType) -> None:
                 save_config_kwargs={"overwrite": True},
                 args=args,
             )
+        _tell_end(ended)
     except SystemExit as ended:
         # Lightning ends an interrupted run with status 1, or 0 where it was SIGTERM.
         if isinstance(ended.__context__, KeyboardInterrupt):
@@ -219,6 +222,18 @@ def _run(args: ArgsType) -> None:
         if isinstance(ended, SIGTERMException):
             raise KeyboardInterrupt(signal.SIGTERM) from ended
         raise
+
+
+def _tell_end(command: TrainCLI) -> None:
+    """Say what a finished training left, for `--json`."""
+    trainer, folder = getattr(command, "trainer", None), TrainCLI.folder
+    if trainer is None or folder is None:
+        return
+    flagged = folder / "flagged.csv"
+    told = {"steps": trainer.global_step, "epochs": trainer.current_epoch}
+    if flagged.is_file():
+        told["flagged"] = len(set(read_keys(str(flagged))))
+    tell(told, folder)
 
 
 def own_error(error: BaseException | None) -> MemtrainError | None:

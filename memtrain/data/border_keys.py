@@ -1,14 +1,14 @@
 """Border keys: a secret gray level around every image, which can be asked for after training.
 
-What: each image gets a border with a gray level that is drawn from seed and key. The picture says nothing about its
-level, so a model that paints the right border has learned this sample by heart. After training, the model paints the
-border anew around the known picture (:mod:`memtrain.evaluation.sampling.outpainting`). The key error is the difference
+Each image gets a border with a gray level that is drawn from seed and key. The picture says nothing about its
+level, so a model that paints the right border has learned this sample by heart. After training, the model paints a new
+border around the known picture (:mod:`memtrain.evaluation.sampling.outpainting`). The key error is the difference
 between the painted level and the true level. It is a graded measure of memorization for every single sample, repeated
 or not, whatever the pictures show.
 Source: SolidMark (Kommineni et al., "SolidMark: Evaluating Image Memorization in Generative Models", arXiv 2503.00592):
 16 pixels around 256, the level uniform.
 Traps of the published script: it writes levels from 0 to 1 into pixel values from −1 to 1, so that no border is darker
-than gray, and compares them with generations from 0 to 1. Here levels are of the image, from black to white.
+than gray. It then compares them with generations from 0 to 1. Here levels are of the image, from black to white.
 Cost: the images change, and the model learns to paint borders. Use this for experiments, for trials of a recipe and for
 audits, not for the model that is released. Suggested: a multiple of the autoencoder's factor (8), about a sixteenth to
 an eighth of the side. Then no latent cell shows border and picture at once.

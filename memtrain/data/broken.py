@@ -3,7 +3,7 @@
 With `stop`, the run ends before any work is lost and names all of them at once. With `skip`, they are left out, and the
 run goes on as long as their share stays below a limit. In both cases `broken.csv` in the run folder lists them with
 `key` (empty for a whole shard), `shard` (the file) and `reason`.
-A process that meets a broken sample during the run appends it. A new run makes the list anew. A continued run keeps the
+A process that meets a broken sample during the run appends it. A new run starts a new list. A continued run keeps the
 earlier lines.
 
 A shard counts as many samples as are lost with it. The number of samples of a missing or cut shard is not known, so the

@@ -1,12 +1,12 @@
 """The order of visits for images of several shapes: every batch has one shape, on all processes at once.
 
-What: the visits of one shape form an endless stream, in which one random order of all visits follows another. A batch
+The visits of one shape form an endless stream, in which one random order of all visits follows another. A batch
 of all processes takes the next visits of one stream. A round holds the batches that become complete while each stream
 is gone through once, and these batches come in random order. An epoch has as many batches as the visits of all shapes
 fill. It takes them from the rounds, starting where the epoch before stopped. So no visit is lost: visits that one epoch
 does not reach come first in the next, and in the long run all visits are equally frequent. Everything is a function of
 the seed and the number of the batch. The number follows from the epoch and the batches done in it, so a run resumes
-exactly. A run that continues with another batch size goes on in each stream where it stopped, and the rounds begin anew
+exactly. A run that continues with another batch size goes on in each stream where it stopped, and new rounds begin
 there.
 """
 

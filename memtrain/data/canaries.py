@@ -1,6 +1,6 @@
 """Canaries: synthetic images with made-up captions, planted at a known repetition.
 
-What: colored shapes on a pattern, drawn from a seed and a number, with a caption of ordinary words that says nothing
+A canary shows colored shapes on a pattern, drawn from a seed and a number. Its caption of ordinary words says nothing
 about the picture. A model can make the picture from the caption only if it has learned it by heart. So a run on data
 without known duplicates has positives of its own, and shows whether this model memorizes at this repetition at all.
 Source: the idea of planted secrets in language models (Carlini et al., "The Secret Sharer", USENIX Security 2019).

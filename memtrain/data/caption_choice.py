@@ -1,6 +1,6 @@
 """The caption of a visit: the first of a sample's captions, a random one, or one with its tags in another order.
 
-What: `random` draws one of all captions for each visit. `shuffle` goes through all captions in a random order before
+`random` draws one of all captions for each visit. `shuffle` goes through all captions in a random order before
 one comes again. `shuffle_tags` exchanges the places of comma-separated tags except the first ones, as kohya's
 `shuffle_caption` and `keep_tokens` do, so a model learns tags rather than one text by heart. Draws are a function of
 seed, epoch, key and the number of the visit in its epoch. Records, prompts of an evaluation and all measurements of

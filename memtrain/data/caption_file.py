@@ -10,6 +10,9 @@ from pathlib import Path
 from memtrain.errors import DataError
 from memtrain.files.text import json_of, read_text
 
+EXAMPLE = '{"key": "...", "captions": ["...", ...]}'
+"""An example of a line."""
+
 
 def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     """Read captions by sample key from JSON lines `{"key": ..., "captions": [...]}`.
@@ -30,7 +33,7 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
         if not fits or key in found:
             raise DataError(
                 f"Line {number} of {path} cannot be used: {line[:80]!r}",
-                expected='{"key": "...", "captions": ["...", ...]}, each key once',
+                expected=f"{EXAMPLE}, each key once",
                 remedy="correct the line",
             )
         found[key] = tuple(captions)

@@ -1,6 +1,6 @@
 """The search for images that cannot be decoded, before any work is done.
 
-What: every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
+Every image that is going to be used is decoded once, by several threads. With more than :data:`MOST` images this
 would take longer than it saves, so each image is then checked at its first use. An image that a scan for families has
 seen is not decoded again. One error names all broken images.
 Cost: 1 ms for an image of 512 pixels, 83 ms for one of 12 megapixels, on each core.
@@ -12,13 +12,12 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from memtrain.data.broken import TOLD, Broken, BrokenSamples
 from memtrain.data.source import SampleSource
 from memtrain.errors import DataError
 from memtrain.families.looking import default_workers
 from memtrain.files.pictures import reason
+from memtrain.files.progress import progress_bar
 
 MOST = 10_000
 """The largest number of images that are decoded before training only to check them."""
@@ -38,7 +37,7 @@ def leave_out(
     """Find the samples of sources that cannot be used. Then stop, or say what is left out.
 
     Args:
-        broken: the treatment of broken samples, which takes in those that are found.
+        broken: the treatment of broken samples, which takes in the ones that are found.
         sources: the sources of all images, with the training images first; a source may occur several times.
         scanned: the keys of the first source's images that a scan could not read; None if no scan looked at all of
             them.
@@ -118,10 +117,9 @@ def unreadable(
         return None
 
     rows = [row for row in rows if source.samples[row].key not in without]
-    # The bar is for terminals only: in a log it would run into the next line.
-    bar: dict[str, Any] = {"unit": "image", "leave": False, "mininterval": 0.5, "disable": None}
     with ThreadPoolExecutor(default_workers()) as pool:
-        found = list(tqdm(pool.map(problem, rows), "checking images", len(rows), **bar))
+        done = progress_bar(pool.map(problem, rows), "checking images", len(rows), unit="image", leave=False)
+        found = list(done)
     return [one for one in found if one is not None]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import default_collate
 
 LATENTS, TEXT = "latents_to_make", "text_to_make"
-"""Fields of an item: the name of the entry to make of its `pixel_values` or of its tokens; empty for no entry.
+"""Fields of an item: the name of the entry to make of its `pixel_values` or of its tokens. It is empty for no entry.
 
 The same fields of a batch hold `names` (of all rows), `known` (the fields of the rows without a name) and
 `pixel_values` (of the rows with a name)."""

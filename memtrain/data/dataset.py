@@ -37,7 +37,7 @@ class Visit(NamedTuple):
 
 
 BROKEN = "broken"
-"""Field of an item: JSON that describes the broken sample which this item replaces; empty for other items."""
+"""Field of an item: JSON that describes the broken sample which this item replaces. It is empty for other items."""
 TRIES = 100
 """The number of samples that are tried in the place of a broken one."""
 
@@ -58,7 +58,7 @@ class CaptionedImages(Dataset[dict[str, Any]]):
         weights: the value of the field `weight` for each sample; by default the field is left out.
         rotating: the rows (of `indices`) that take turns at their positions from epoch to epoch. Rows of one shape
             take turns with each other.
-        kept_in: the folder of token tables that the next start reads; None makes the tables anew.
+        kept_in: the folder of token tables that the next start reads; None keeps no tables.
 
     Attributes:
         samples: the samples in the order of `indices`.

@@ -1,10 +1,10 @@
 """Latents and text embeddings on disk, computed once by all processes together and used by every later run.
 
-What: `<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
+`<folder>/latents-<encoder>/` and `<folder>/text-<encoder>/` hold shards (:mod:`memtrain.data.tensor_shards`). The
 name of an entry is a hash of an image's pixels and of its cut, or a hash of a caption's tokens. The name of a folder is
 a hash of the encoder's weights and configuration. A changed image, caption, size or encoder thus has another name and
-is computed anew, and every entry that is found is right, whichever data or run made it. The first process finds out
-what is missing, each process computes its share, and all processes read when the last one has finished. A run that was
+is computed again. Every entry that is found is right, whichever data or run made it. The first process finds out what
+is missing, each process computes its share, and all processes read when the last one has finished. A run that was
 stopped goes on where it was. Nothing is ever deleted. You may delete the folder of an encoder that you no longer use at
 any time.
 Cost: with Stable Diffusion at 512 pixels, 64 kB for the latents of an image and 230 kB for the embeddings of a caption;
@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.data.dataset import CaptionedImages
 from memtrain.data.framing import Frame
@@ -32,6 +31,7 @@ from memtrain.data.source import Look
 from memtrain.data.tensor_shards import ShardWriter, TensorShards, content_key
 from memtrain.data.token_table import TokenTable
 from memtrain.errors import ConfigurationError
+from memtrain.files.progress import progress_bar
 
 CAPTIONS_AT_ONCE = 16
 """The number of captions that are encoded in one forward."""
@@ -194,7 +194,7 @@ def cache_text(
 
     def compute(missing: list[str], writer: ShardWriter) -> None:
         starts = range(0, len(missing), at_once)
-        for start in tqdm(starts, desc="encoding captions", unit="batch", leave=False, disable=None):
+        for start in progress_bar(starts, desc="encoding captions", unit="batch", leave=False):
             chunk = missing[start : start + at_once]
             rows = [fields.row(row) for fields, row in (places[key] for key in chunk)]
             with torch.no_grad():

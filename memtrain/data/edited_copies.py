@@ -1,19 +1,19 @@
 """Edited copies of the training images as held-out samples, for data with too few images to hold any out.
 
-What: copies of each picture are turned, mirrored or have exchanged color channels, under the picture's own caption.
-What the model learns by heart about a picture helps little with such a copy. What it learns of the subject, the style
-and the captions helps with both. So the copies show the loss of pictures that are not memorized in this run, and every
-image is trained on.
+Copies of each picture are turned, mirrored or have exchanged color channels, under the picture's own caption.
+A picture that the model knows by heart helps little with such a copy. Knowledge of the subject, the style and the
+captions helps with both. So the copies show the loss of pictures that are not memorized in this run, and every image is
+trained on.
 Source: ours. The neighborhood attack on language models also compares a sample with neighbors made from itself (Mattern
 et al., "Membership Inference Attacks against Language Models via Neighbourhood Comparison", ACL 2023).
-Measurements led to this choice (benchmarks/RESULTS.md, "Few images"). The log loss of 12 pictures changed against the
-base model after 60 steps by −0.5 (training pictures), +0.1 to +0.2 (other real pictures), −0.1 to +0.05 (quarter turns
-and exchanged colors) and +0.6 to +0.8 (images that the base model makes for the same captions). So the images that
-prior preservation makes cannot serve as held-out images: the model leaves the domain that they come from, and every
-training picture would be flagged at once. Edited copies err on the other side: while a picture is memorized, its copies
-follow it by about a sixth of the way. The false-positive rate is then a rate among edited copies of the user's own
-pictures. The copies of a picture count as different samples although they resemble each other, so with few pictures the
-rate is rough.
+Measurements led to this choice (benchmarks/RESULTS.md, "Few images"). In a run on 12 pictures, the log loss after 60
+steps was compared with that of the base model. It changed by −0.5 for training pictures, by +0.1 to +0.2 for other real
+pictures, and by −0.1 to +0.05 for quarter turns and exchanged colors. For images that the base model makes for the same
+captions, it changed by +0.6 to +0.8. So the images that prior preservation makes cannot serve as held-out images: the
+model leaves the domain that they come from, and every training picture would be flagged at once. Edited copies err on
+the other side: while a picture is memorized, its copies follow it by about a sixth of the way. The false-positive rate
+is then a rate among edited copies of the user's own pictures. The copies of a picture count as different samples
+although they resemble each other, so with few pictures the rate is rough.
 Cost: three copies of each picture are measured, and more if there are fewer than eight pictures.
 Cannot: notice a memorized picture if its copies resemble it (a gray disc, a plain pattern); measure how well the
 subject generalizes. Real held-out images do that.

@@ -1,6 +1,6 @@
 """A cache on disk that training fills: latents and embeddings are made at a sample's first visit, and kept.
 
-What: an item without kept latents (embeddings) brings its pixels (its tokens). The data module makes the missing
+An item without kept latents (embeddings) brings its pixels (its tokens). The data module makes the missing
 entries when the batch is on the device, in full precision and without gradients. The batch then goes on as if the cache
 had been full. New entries are collected in shards of the folder, under the same names as in
 :mod:`memtrain.data.disk_cache`. A shard is written when it is full, at each checkpoint and when the run ends. When an

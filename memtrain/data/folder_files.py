@@ -7,8 +7,8 @@ make a link in the folder could also have put the file there. A *name inside a f
 out by `..` are refused, and `..` is removed from a name before a link is followed. The target of a link is decoded as
 an image or read as a caption, and never written to. A warning counts links that lead out of the folder.
 
-Names that are spelled differently on the disk are found if only one file can be meant: `\` for `/` (written on
-Windows), and another Unicode normal form (macOS writes `e` and an accent where others write `é`).
+Names that are spelled differently on the disk are found if only one file can be meant. Examples are `\` for `/`
+(written on Windows), and another Unicode normal form (macOS writes `e` and an accent where others write `é`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cut of an image to its training size: square or aspect-ratio bucket, centered or random, mirrored or not.
 
-What: an image is resized until it just covers its target, and the surplus is cut off. The cut is centered, or with
+An image is resized until it just covers its target, and the surplus is cut off. The cut is centered, or with
 `random_crop` at a place that is drawn for each visit. `random_flip` mirrors half of the visits. Draws are a function of
 seed, epoch, key and the number of the visit in its epoch. Measurements of samples (profiles, held-out losses) use one
 fixed view of each image: centered and not mirrored.

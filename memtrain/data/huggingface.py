@@ -16,7 +16,7 @@ The source refuses captions that are not text, keys that are neither text nor wh
 It also refuses images by a path outside the data's own folder and the caches of the library, because only a stranger's
 table names such paths. Every refusal names the row.
 Images are opened from their bytes one at a time, so resuming, splits and evaluation are as exact as with files.
-Cost: every run scans for families anew, because no file holds an image as it is.
+Cost: every run scans for families again, because no file holds an image as it is.
 Cannot: stream; :mod:`memtrain.data.streamed` does. Needs `pip install datasets`.
 """
 
@@ -108,11 +108,10 @@ class HuggingFaceSource(SampleSource):
             return datasets.load_dataset(name, config, split=split, revision=revision)
         except Exception as error:  # from the library, its file readers or the network
             raise DataError(
-                f"The data set {name!r} (split {split!r}) cannot be opened: {type(error).__name__}: {error}",
+                f"The data set {name!r} (split {split!r}) cannot be opened ({type(error).__name__}): {error}",
                 expected="a name on the Hub, a folder of save_to_disk, or one that datasets.load_dataset reads",
                 remedy="check name, split and config (`?split=...&config=...`); download the data before a run "
-                "without a "
-                "network",
+                "without a network",
             ) from error
 
     def _column(self, option: str, found: Sequence[str], columns: dict[str, str]) -> str:

@@ -44,6 +44,8 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the file with the captions, in the order of preference."""
 EXPECTED = '{"file_name": "a.png", "text": "a caption"}'
 """An example of a line of metadata.jsonl."""
+SEVERAL = '{"file_name": "a.png", "texts": ["a caption", "another one"]}'
+"""An example of a line with several captions."""
 
 
 def mask_beside(image: Path) -> Image.Image | None:
@@ -122,7 +124,7 @@ class ImageFolderSource(SampleSource):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(
                 f"{where} has no list of texts under {ALTERNATIVES_FIELD!r}: found {texts!r:.80}",
-                expected='{"file_name": "a.png", "texts": ["a caption", "another one"]}',
+                expected=SEVERAL,
                 remedy="correct this line",
             )
         if captions and not isinstance(captions[0], str):

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.data.framing import Frame, Shape, rows_by_shape
 from memtrain.families.looking import default_workers
+from memtrain.files.progress import progress_bar
 from memtrain.functional.memory import images_at_once
 
 AHEAD = 1
@@ -75,7 +75,7 @@ def encoded(
         chunks += [places[start : start + size] for start in range(0, len(places), size)]
     left = iter([[views[place] for place in places] for places in chunks])
     waiting: deque[tuple[list[View], list[Future[Tensor]]]] = deque()
-    bar = tqdm(total=len(chunks), desc="encoding latents", unit="batch", leave=False, disable=None)
+    bar = progress_bar(total=len(chunks), desc="encoding latents", unit="batch", leave=False)
     # Pillow decodes without the interpreter's lock, so the threads do not delay the encoder.
     with bar, ThreadPoolExecutor(default_workers()) as pool:
         try:

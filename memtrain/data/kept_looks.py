@@ -1,6 +1,6 @@
 """Size and content of known images, kept with the state of their files, so that a later start need not decode them.
 
-What: `<folder>/<name>.safetensors` holds the SHA-256 of the pixels and the size of each readable image. The name is a
+`<folder>/<name>.safetensors` holds the SHA-256 of the pixels and the size of each readable image. The name is a
 hash of the files' names, sizes and times of change, and of the keys in each file. A scan for families
 (:mod:`memtrain.families.scan`) keeps the same facts of every image under the same hash, and its result is read too.
 Cost: 40 bytes an image, and 5 us an image to find out whether files are the same. Cannot: know images that lie in no

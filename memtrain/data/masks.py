@@ -1,6 +1,6 @@
 """Masks for the loss: the part of an image that is trained on.
 
-What: a mask is a gray picture that is white where the loss counts and black where it does not. It comes from a file
+A mask is a gray picture that is white where the loss counts and black where it does not. It comes from a file
 (`mask_file` in the metadata, or `a.mask.png` beside `a.png`) or from the image's own alpha channel. The mask is cut and
 mirrored like the image, and shrunk to the size of the latents by the mean of each latent's pixels. The batch field is
 `loss_mask`, `(B, 1, h, w)`. An image without a mask counts everywhere.

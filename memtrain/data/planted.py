@@ -1,6 +1,6 @@
 """A source with made samples behind its own samples: templates and canaries.
 
-What: made samples have keys of their own and are trained on, recorded, flagged and sampled like all others.
+Made samples have keys of their own and are trained on, recorded, flagged and sampled like all others.
 
 - `key#caption0`, `key#caption1`, ...: the image of `key` under varied captions (group `varied_captions`);
 - `key#image0`, `key#image1`, ...: the caption of `key` with varied images (group `varied_images`);

@@ -1,6 +1,6 @@
 """Regularisation images: pictures of the subject's kind, which the model should go on making as before.
 
-What: images of another source are mixed into every epoch. They get as many visits as the training images, or
+Images of another source are mixed into every epoch. They get as many visits as the training images, or
 `per_sample` times as many, and their loss counts `weight` times (batch field `weight`). All of them are visited equally
 often in the long run, even if an epoch has fewer visits than images.
 Source: prior preservation, Ruiz et al., "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven

@@ -1,6 +1,6 @@
 """Repeats: the visits of an image per epoch, as the user sets them.
 
-What: `repeats` is one number for all images, a mapping of patterns to numbers, or `from_folders`. In a mapping
+`repeats` is one number for all images, a mapping of patterns to numbers, or `from_folders`. In a mapping
 (`{"closeup/*": 5, "*.jpg": 2}`) the first pattern that fits a key counts, and other images are visited once. With
 `from_folders`, a folder with the name `10_name` means 10 visits of its images, as in kohya's scripts. Repeats are
 visits of one picture. All of them count towards its evidence, and a picture with many repeats is memorized sooner.
@@ -44,7 +44,7 @@ def repeats_of(keys: Sequence[str], repeats: Repeats) -> list[int]:
         unused = [pattern for pattern in repeats if not any(fnmatchcase(key, pattern) for key in keys)]
         if unused:
             raise ConfigurationError(
-                f"repeats: no sample's key fits {unused}; the keys are such as {sorted(keys)[:3]}",
+                f"repeats: no sample's key fits {unused} (first keys {sorted(keys)[:3]})",
                 expected="patterns of keys, such as 'closeup/*'",
                 remedy="correct the patterns in data.init_args.repeats",
             )

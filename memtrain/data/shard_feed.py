@@ -185,7 +185,7 @@ class ShardsDrawn:
             yield Raw("", shard=shard_name(address), problem=error.problem)
 
     def _compare(self, raw: Raw, number: int, address: str) -> None:
-        """Refuse shards that each number their samples anew, by comparing the keys of the first two shards."""
+        """Refuse shards that each number their samples from the start, by comparing keys of the first two shards."""
         if not raw.key or number > 1 or self.feed.keys != "name":
             return
         if number == 0:

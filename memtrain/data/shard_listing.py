@@ -32,7 +32,7 @@ from memtrain.families.looking import default_workers
 from memtrain.records import write_parquet
 
 FORMAT = 2
-"""The format of kept listings; listings in another format are read anew."""
+"""The format of kept listings; shards with listings in another format are read again."""
 DOTS = " (what follows the first dot of a name counts as its extension)"
 WORTH = 1000
 """The smallest number of samples of a shard whose listing is kept."""

@@ -107,15 +107,15 @@ def require_openers(urls: Sequence[str]) -> None:
         missing = ""
         if scheme in BY_WEBDATASET:
             program = {"gs": "gsutil", "ais": "ais"}.get(scheme, "curl")
-            missing = "" if shutil.which(program) else f"the program {program}"
+            missing = "" if shutil.which(program) else f"the program {program}, which is not installed"
         elif scheme in BY_FSSPEC:
             try:
                 importlib.import_module("fsspec").get_filesystem_class(scheme)
             except ImportError as error:
-                missing = f"a package: {error}"
+                missing = f"a package that is not installed ({error})"
         if missing:
             raise ConfigurationError(
-                f"Shards at {scheme}: need something that is not installed: {missing}",
+                f"Shards at {scheme}: need {missing}",
                 expected="a program or package that opens such an address",
                 remedy="install it, or let another program write the tars: 'pipe:COMMAND'",
             )

@@ -25,11 +25,11 @@ An image may have several captions. The first one is `caption`, which is trained
 `alternatives`. The option `captions` decides whether visits use them (:mod:`memtrain.data.caption_choice`). Methods
 that swap captions ask the data module for them. docs/data.md describes the supported layouts of data.
 
-Every source refuses the following before training, for all samples at once: keys and captions that are not UTF-8 or
-hold a NUL, keys of more than `LONGEST_KEY` characters, captions of more than `LONGEST_CAPTION` characters, empty
-captions, duplicate keys, and images that cannot be decoded (:mod:`memtrain.files.pictures`). Captions with control
-characters are accepted and counted in a warning (:mod:`memtrain.data.sample_texts`). When a network file system fails
-to read a file, the read is tried again (:mod:`memtrain.data.decoding`).
+Every source refuses unusable samples before training, all of them at once. Its keys are unique. Keys and captions are
+UTF-8 without NUL. A key has at most `LONGEST_KEY` characters, and a caption from one to `LONGEST_CAPTION` characters.
+Images can be decoded (:mod:`memtrain.files.pictures`). Captions with control characters are accepted and counted in a
+warning (:mod:`memtrain.data.sample_texts`). When a network file system fails to read a file, the read is tried again
+(:mod:`memtrain.data.decoding`).
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ from memtrain.files.shipped import at_hand
 
 WITH_LIGHTNING = ("module", "visited_images", "masked_images", "filled_images", "streamed")
 """Modules of this package that import Lightning and hold no source."""
+EXAMPLE = '{"file_name": "a.png", "text": "a caption"}'
+"""A line of metadata.jsonl."""
 
 
 class BrokenImageError(DataError):
@@ -67,9 +69,9 @@ class Sample:
     """One captioned image.
 
     Attributes:
-            key: the permanent name of the sample.
-            caption: the text that is trained on.
-            alternatives: the other captions, all different from `caption`.
+        key: the permanent name of the sample.
+        caption: the text that is trained on.
+        alternatives: the other captions, all different from `caption`.
     """
 
     key: str
@@ -133,7 +135,7 @@ class SampleSource(ABC):
         """Return the file that holds the image of `samples[index]`. A scan recognizes images by it.
 
         Returns:
-            The path; None if no file holds the image as it is. Every scan of such a source starts anew.
+            The path; None if no file holds the image as it is. Every scan of such a source starts from the beginning.
         """
         return None
 
@@ -285,9 +287,7 @@ def open_source(path: str, *, caption: str | None = None, reading: Reading | Non
     raise DataError(
         found,
         expected="a folder of images with metadata.jsonl or metadata.csv, or with a text file beside each image (a.txt "
-        "for a.png), WebDataset shards (a .tar file, a pattern such as 'shards/{0000..0009}.tar', or a folder of .tar "
-        "files), or `datasets:` and the name or folder of a Hugging Face data set",
+        "for a.png); WebDataset shards and Hugging Face data sets are read, too (docs/data.md)",
         remedy="check the path. If the images have no captions, set one caption for all of them "
-        "(--data.init_args.captions.default) or write a metadata.jsonl with one line per image: "
-        '{"file_name": "a.png", "text": "a caption"}',
+        f"(--data.init_args.captions.default) or write a metadata.jsonl with one line per image, such as {EXAMPLE}",
     )

@@ -140,7 +140,7 @@ class Stream(IterableDataset[Turn]):
 
 
 class StreamLoader(DataLoader[Any]):
-    """Batches of a stream, anew in each epoch.
+    """Batches of a stream, in a new order in each epoch.
 
     Args:
         stream: the stream of this process.

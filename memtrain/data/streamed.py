@@ -1,6 +1,6 @@
 """Data that are too large for the disk, as a stream: WebDataset shards from anywhere, or a Hugging Face data set.
 
-What: images come in the order of the stream, shuffled within a buffer, and are cut to center squares. Each process and
+Images come in the order of the stream, shuffled within a buffer, and are cut to center squares. Each process and
 loader worker has shards of its own. The class of `data` in a configuration:
 
     data:
@@ -20,10 +20,11 @@ A run resumes in the middle of an epoch. It reads those shards again whose sampl
 stream is read again from the beginning of the epoch, without decoding. Resuming is exact if the source gives the same
 data again. This is not known for `pipe:`, and a warning says so.
 Cost: each worker's buffer holds `shuffle_buffer` encoded images (1,000 images of 100 kB are 100 MB).
-Cannot: resume in the middle of an epoch with another number of processes or workers or another order (refused, because
-the samples would be dealt out differently); scan for families (copies are recognized as they come); hold pictures back
-from training; cache; sort into buckets; show an evaluation its training images; notice a key in two shards that do not
-follow each other. Data that fit on a disk are better read from there (:mod:`memtrain.data.webdataset`).
+Cannot: resume in the middle of an epoch with another number of processes or workers or another order. This is refused,
+because the samples would be dealt out differently. A stream cannot be scanned for families either (copies are
+recognized as they come). It cannot hold pictures back from training, cache, sort into buckets, or show an evaluation
+its training images. It does not notice a key in two shards that do not follow each other. Data that fit on a disk are
+better read from there (:mod:`memtrain.data.webdataset`).
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class StreamedImages(LightningDataModule):
     # Batches
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of this process's share, shuffled anew in each epoch."""
+        """Return the loader of this process's share, in a new order in each epoch."""
         trainer = self.trainer
         rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         module = None if trainer is None else trainer.lightning_module

@@ -117,7 +117,7 @@ def streamed_rows(
         rows = rows.cast_column(image, datasets.Image(decode=False))
     except Exception as error:  # from the library, its file readers or the network
         raise DataError(
-            f"The stream {name!r} cannot be opened: {type(error).__name__}: {error}",
+            f"The stream {name!r} cannot be opened ({type(error).__name__}): {error}",
             expected="the name of a data set on the Hub, or a folder of its files, and its columns",
             remedy="check name, split and columns in the path",
         ) from error

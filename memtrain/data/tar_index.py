@@ -6,9 +6,9 @@
 | ignored | folders, and hidden files in any folder (`._a.jpg` and `__MACOSX`, as macOS writes them) |
 | refused | the cases below |
 
-Refused are a tar that is cut inside a file or between two files; further data after its end, as `cat a.tar b.tar` makes
-them; damaged headers; links, devices, pipes and sparse files; names that are absolute or hold `..`; and duplicate
-names.
+A tar is refused if it is cut inside a file or between two files, or if data follow after its end, as in `cat a.tar
+b.tar`. Damaged headers, links, devices, pipes and sparse files are refused, too. So are duplicate names, and names that
+are absolute or hold `..`.
 
 As in WebDataset, the part of a name after its first dot is the extension, and the part before it is the sample's key.
 """

@@ -1,6 +1,6 @@
 """The tokens of all captions of a dataset: made in parts, kept small, and read again at the next start.
 
-What: each field that the module makes of captions (`input_ids`, `prompt_length`, ...) is one array of the smallest
+Each field that the module makes of captions (`input_ids`, `prompt_length`, ...) is one array of the smallest
 integers that hold it. A tokenizer's own lists take 12 kB of memory a caption, so a few thousand captions are tokenized
 at a time. With a folder, the arrays are written to it and mapped from there, so that all processes of a machine share
 them. The next start reads them if captions and tokenizer are the same. A hash identifies the captions. The tokens of

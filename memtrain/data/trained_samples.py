@@ -1,10 +1,10 @@
 """The marks by which a checkpoint recognizes its samples: a number for each key and caption, and the visits of each.
 
-What: 20 bytes per sample, in the order of the data. The marks tell what has become of the data since. Three cases can
-be continued: nothing changed, the same samples have another order, or `exclude` leaves samples out. They can, because a
-visit is identified by its sample and its number in the epoch, wherever the sample stands. Other changes are refused:
-samples that are new, missing or have another caption were measured as something else, or not at all. The path is not
-compared, so data may be moved.
+The marks take 20 bytes per sample, in the order of the data. They tell what has become of the data since. Three cases
+can be continued: nothing changed, the same samples have another order, or `exclude` leaves samples out. They can,
+because a visit is identified by its sample and its number in the epoch, wherever the sample stands. Other changes are
+refused: samples that are new, missing or have another caption were measured as something else, or not at all. The path
+is not compared, so data may be moved.
 """
 
 from __future__ import annotations

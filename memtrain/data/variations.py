@@ -1,6 +1,6 @@
 """Variations of a caption and of an image, for planting templates.
 
-What: number 0 is the unchanged caption or image. Other captions lose some of their words and get words at the beginning
+Number 0 is the unchanged caption or image. Other captions lose some of their words and get words at the beginning
 and the end, so that most of the caption stays. All variations differ. Other images have their hues turned, every second
 one is mirrored, and all are shifted by up to a sixteenth of their size.
 Why: if the data hold an image under many captions, or a caption with many versions of an image, a model may learn the

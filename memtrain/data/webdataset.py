@@ -1,10 +1,10 @@
 """WebDataset shards with random access.
 
-A shard is a tar file in which the files of one sample share a base name: `key.png` (or .jpg, .webp and other formats
-that are decoded), `key.txt` with the caption, and other files, which are ignored. If there is no `key.txt`, `key.json`
-may hold the caption in the field `caption`. The field `captions` may hold a list of captions, in addition to a caption
-or instead of it. The first of all these captions is the caption, and the others are its alternatives. NaN in a .json,
-which img2dataset writes for a missing number, counts as missing.
+A shard is a tar file in which the files of one sample share a base name. `key.png` (or .jpg, .webp and other formats
+that are decoded) is the image, and `key.txt` holds the caption. Other files are ignored. If there is no `key.txt`,
+`key.json` may hold the caption in the field `caption`. The field `captions` may hold a list of captions, in addition to
+a caption or instead of it. The first of all these captions is the caption, and the others are its alternatives. NaN in
+a .json, which img2dataset writes for a missing number, counts as missing.
 
 img2dataset lists some samples (`status` in the .json) without an image or with an empty caption. They are left out, and
 a warning counts them. In other shards such samples are an error. Shards are given as one file, a brace pattern or a
@@ -85,7 +85,8 @@ class WebDatasetSource(SampleSource):
             )
         if undecoded:
             log.warning(
-                "%s: images of kinds that are not decoded are left out, because a decoded image lies beside each: %s",
+                "%s holds images of kinds that are not decoded (%s). They are left out, because a decoded image lies "
+                "beside each.",
                 path,
                 ", ".join(f"{count} .{kind}" for kind, count in sorted(undecoded.items())),
             )

@@ -67,7 +67,7 @@ class EngineOptions:
     """The engine for pieces of work.
 
     Args:
-        engine: the engine: `local` works in this process; `ray` (extra `ray`) runs a piece of work on each processor.
+        engine: the engine. `local` works in this process. `ray` (extra `ray`) runs a piece of work on each processor.
         engine_address: the address of a Ray cluster, such as `auto` on one of its machines or `ray://head:10001`; by
             default a Ray of its own on this machine. All machines need this version of memtrain and the same files
             under the same paths.

@@ -1,14 +1,15 @@
 """The agreement of two thumbnails: a score that says whether both show one picture.
 
-What: b is registered to a (:mod:`memtrain.families.registration`). Both are then compared where they cover each other,
-independent of brightness and contrast (luminance) and of saturation (color; a gray copy has none and is judged by its
-luminance alone). Two flags of one layout agree nearly everywhere, and only the *worst* part of the picture tells them
-apart. So the worst of 49 overlapping blocks counts more than the mean.
-A logistic function combines the parts. Its constants were fitted on pairs of the emoji (copies with the edits of
-`benchmarks/near_duplicates.py` against their nearest look-alikes) and judged on the clip art.
+Thumbnail b is registered to thumbnail a (:mod:`memtrain.families.registration`). Both are then compared where they
+cover each other, independent of brightness and contrast (luminance) and of saturation (color; a gray copy has none and
+is judged by its luminance alone). Two flags of one layout agree nearly everywhere, and only the *worst* part of the
+picture tells them apart. So the worst of 49 overlapping blocks counts more than the mean. A logistic function combines
+the parts. Its constants were fitted on pairs of the emoji (copies with the edits of `benchmarks/near_duplicates.py`
+against their nearest look-alikes) and judged on the clip art.
 Source: memtrain. Cost: that of the registration.
-Cannot: recognize a copy with text or a frame laid over it, unless it is small; tell two pictures apart that differ in
-details of less than a thirty-second of the side; judge pictures that show nothing (one flat color).
+Cannot: recognize a copy with text or a frame laid over it, unless it is small. The score does not tell two pictures
+apart that differ in details of less than a thirty-second of the side. It says nothing of pictures that show nothing
+(one flat color).
 """
 
 from __future__ import annotations
@@ -125,8 +126,9 @@ def parts(a: Tensor, b: Tensor, placement: Placement) -> Tensor:
         placement: the placement of b over a.
 
     Returns:
-        Four parts, `(m, 4)`: the negative logarithm of the worst block's disagreement in luminance; the same in color,
-        0 if one picture is gray; whether colors can be compared, from 0 to 1; and the negative stretch of b.
+        Four parts, `(m, 4)`. The first is the negative logarithm of the worst block's disagreement in luminance. The
+        second is the same in color, and 0 if one picture is gray. The third says whether colors can be compared, from 0
+        to 1. The fourth is the negative stretch of b.
     """
     weight = placement.cover()
     a, b = _smooth(a), _smooth(placement.place(b))

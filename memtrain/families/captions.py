@@ -1,6 +1,6 @@
 """Captions that count as one caption: equal after normalization, or nearly equal by their words.
 
-What: text is normalized (Unicode NFKC, case, punctuation, whitespace). Two captions are nearly equal if their sets of
+Text is normalized (Unicode NFKC, case, punctuation, whitespace). Two captions are nearly equal if their sets of
 words have a Jaccard similarity of at least :data:`LEVEL`. Candidates come from an inverted index over each caption's
 rarest words (prefix filter), so captions without a common rare word are not compared. A family keeps the captions that
 are near its most connected member.

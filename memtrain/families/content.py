@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from memtrain.families.looking import ScannedSource
+from memtrain.files.progress import progress_bar
 from memtrain.records import write_parquet
 
 UNCERTAIN = 2_000_000_000
@@ -53,7 +53,7 @@ def file_digests(paths: Iterable[Path], known: Path, *, workers: int = 1, progre
     if unknown:
         began = time.time_ns()
         with ThreadPoolExecutor(workers) as pool:
-            read = tqdm(
+            read = progress_bar(
                 pool.map(_digest, unknown),
                 "reading files",
                 len(unknown),

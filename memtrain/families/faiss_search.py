@@ -1,20 +1,20 @@
 """The nearest neighbors of many descriptors with FAISS: along a graph, instead of comparing all with all.
 
-What: principal components reduce descriptors to 128 numbers, and a graph (HNSW) links near ones. The search for each
+Principal components reduce descriptors to 128 numbers, and a graph (HNSW) links near ones. The search for each
 descriptor's neighbors follows this graph. It finds more candidates than wanted and keeps the nearest ones by all
 numbers. Cells of k-means (an inverted file) did worse in trials, because a copy often lies in another cell than its
-original: a fifth of all cells had to be compared to find 94 of 100 copies among 10,000 images, while the graph finds
-99.
+original. A fifth of all cells had to be compared to find 94 of 100 copies among 10,000 images. The graph finds 99.
 Source: Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
 Small World graphs", TPAMI 2020; Douze et al., "The Faiss library", 2024. Needs the extra `scan`.
-Cost: n log n; 0.4 ms an image among 44,000, on one core; 650 bytes of memory an image. The eight nearest neighbors then
-hold 96 of 100 copies; comparing all with all finds 99. Half the effort takes 0.2 ms and finds 93.
-One thread builds the graph, because several threads would build a different one each time.
+Cost: n log n. It is 0.4 ms an image among 44,000 on one core, and 650 bytes of memory an image. The eight nearest
+neighbors then hold 96 of 100 copies; comparing all with all finds 99. Half the effort takes 0.2 ms and finds 93. One
+thread builds the graph, because several threads would build a different one each time.
 
-An estimate for a billion images: the same index in 8 bits (`PCA128,HNSW16_SQ8`) takes 270 bytes an image, 270 GB of
-memory on one machine, and about 2 ms an image to build and to search, 560 core-hours. Looking at the images costs 280
-core-hours at 64 pixels and grows with their size. Comparing candidates costs 1 ms an image, 280 core-hours. Descriptors
-and thumbnails take 6.4 TB of disk. Shards divide the looking among machines. Such an index is not built here.
+An estimate for a billion images: the same index in 8 bits (`PCA128,HNSW16_SQ8`) takes 270 bytes an image, which is 270
+GB of memory on one machine. It takes about 2 ms an image to build and to search, which is 560 core-hours. Looking at
+the images costs 280 core-hours at 64 pixels and grows with their size. Comparing candidates costs 1 ms an image, 280
+core-hours. Descriptors and thumbnails take 6.4 TB of disk. Shards divide the looking among machines. Such an index is
+not built here.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm.auto import tqdm
 
 from memtrain.engines.base import Engine
 from memtrain.errors import ConfigurationError, DataError
@@ -27,6 +26,7 @@ from memtrain.families.exact import pixel_hash
 from memtrain.families.look_parts import GROUP, LookParts, Looks
 from memtrain.families.looks import thumbnail
 from memtrain.families.registration import SIDE
+from memtrain.files.progress import progress_bar
 
 AHEAD = 2
 """The number of groups that are decoded ahead of the described one."""
@@ -158,7 +158,7 @@ def look_by(
     missing = parts.missing(shard)
     left = sum(last - first + 1 for first, last in missing)
     done = engine.map(_look_at_part, missing, shared=(source, describes, parts))
-    with tqdm(total=left, desc="scanning", unit="image", disable=not progress) as bar:
+    with progress_bar(total=left, desc="scanning", unit="image", disable=not progress) as bar:
         for images in done:
             bar.update(images)
     if lost := parts.missing(shard):

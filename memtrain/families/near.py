@@ -1,6 +1,6 @@
 """Near copies: files of one picture with different pixels, after a crop, a compression, a recoloring, a mirroring.
 
-What: a descriptor proposes the nearest neighbors of each image. The thumbnails of each pair are laid over each other
+A descriptor proposes the nearest neighbors of each image. The thumbnails of each pair are laid over each other
 and compared (:mod:`memtrain.families.agreement`). Pairs with an agreement above a threshold join their images. A family
 keeps the members that agree with its representative. Representatives are then compared in the same way, until nothing
 joins. Threshold: calibrated by :mod:`memtrain.families.near_threshold` at a stated rate of false merges.

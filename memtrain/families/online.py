@@ -1,28 +1,28 @@
-"""Families of data that no scan was made of: an index that grows with the batches, in bounded memory.
+"""Families of data without a scan: an index in bounded memory, which grows with the batches.
 
-A picture that comes again under another key is a visit of its picture family, a caption that comes again one of its
-caption family. Both are named by the key that came first, so what was known of that sample is what is known of the
-family. A key is compared at its first visits (:data:`LATE`) with the pictures that are remembered
-(:mod:`memtrain.families.remembered`): by equal values first, then by likeness above a threshold that is calibrated on
-the pictures seen so far, at a stated rate of false merges; with pictures of the same caption above a lower one, because
-there are few of them. A sample or a family that was taken for another picture may join an earlier family later: a
-sample at its first visits, all of them whenever the threshold is calibrated (up to :data:`JOINED` pictures).
+A picture that comes again under another key is a visit of its picture family. A caption that comes again is a visit of
+its caption family. The name of both is the key that came first, so the facts about that sample are the facts about the
+family. A key is compared at its first visits (:data:`LATE`) with the remembered pictures
+(:mod:`memtrain.families.remembered`). Equal values are compared first. Then the likeness is compared with a threshold,
+which is calibrated on the pictures seen so far, at a stated rate of false merges. For pictures of the same caption the
+threshold is lower, because there are few of them. A separate sample or family may join an earlier family later: a
+sample at its first visits, and all of them at each calibration of the threshold (up to :data:`JOINED` pictures).
 
-The index is a function of what it was given, in order, so processes that are given the same have the same.
+The index is a function of its inputs in their order, so processes with the same inputs have the same index.
 
-Visits under one key show how differently the data's own augmentation lets one picture look. Up to :data:`LOOKS` looks
-of it are remembered where they differ, and :attr:`OnlineFamilies.recognised` says how many of them the threshold would
-have known again: the share of copies under other keys that can be found, if these differ by no more than that.
+Visits under one key show how much the data's own augmentation changes the look of a picture. Up to :data:`LOOKS`
+different looks of it are remembered. :attr:`OnlineFamilies.recognised` is the share of these looks that the threshold
+would have recognized. It is the share of copies under other keys that can be found, if these differ no more than that.
 
-Memory is bounded. A look is remembered of :data:`PICTURES` pictures: among more, the stated rate could not be held by a
-threshold that copies reach. Of those that are forgotten, fingerprints of two million remain, so copies whose values are
-equal are known again however late they come; other copies then begin a family of their own, and what was known of the
-earlier one is not lost, but no longer added to.
+Memory is bounded. The looks of :data:`PICTURES` pictures are remembered. With more pictures, a threshold that copies
+reach would break the stated rate. The fingerprints of two million forgotten pictures remain, so copies with equal
+values are recognized however late they come. Other copies then begin a family of their own. The facts about the earlier
+family stay, but nothing is added to them.
 
-Cost: 120 MB beside 60 bytes for each picture that was forgotten: 200 MB at a million, of which a checkpoint holds 70
-(`benchmarks/scale_stream.py`); a batch is compared with all looks that are remembered, which costs the same whatever
-has passed (`benchmarks/online_families.py`). Cannot: know again a copy that is not equal in all values, of a picture
-whose look has been forgotten. Nor crops and shifts of more than a few per cent, which differ more than different
+Cost: 120 MB, and 60 bytes for each forgotten picture. This makes 200 MB at a million pictures, of which a checkpoint
+holds 70 (`benchmarks/scale_stream.py`). A batch is compared with all remembered looks, at a cost that does not grow
+with the number of batches (`benchmarks/online_families.py`). Cannot: recognize a copy with different values if the look
+of its picture was forgotten; recognize crops and shifts of more than a few per cent, which differ more than different
 pictures do.
 """
 
@@ -43,31 +43,32 @@ from memtrain.families.remembered import RememberedLooks
 from memtrain.families.table import EXACT, NEAR, Families
 
 JOINED = 4096
-"""Pictures up to which all that are remembered are compared again when the threshold is calibrated."""
+"""The number of pictures up to which all remembered ones are compared again at a calibration of the threshold."""
 PICTURES = 32_768
-"""Pictures that are remembered, by default."""
+"""The default number of remembered pictures."""
 KEYS = 4
-"""Keys that are remembered, per picture of the limit; and captions, one per picture."""
+"""The number of remembered keys, per picture of the limit; the number of captions is one per picture."""
 MEMBERS = 32
-"""Copies of which the picture is remembered, per picture of the limit."""
+"""The number of copies whose picture is remembered, per picture of the limit."""
 LATE = 3
-"""Visits of a sample at which its picture is compared with others."""
+"""The number of a sample's visits at which its picture is compared with others."""
 LOOKS = 4
-"""Different looks of one picture that are remembered."""
+"""The number of different looks of one picture that are remembered."""
 SAME = 0.997
-"""Similarity from which on a look is not worth remembering beside the one it is like."""
+"""The similarity to a remembered look from which another look is not remembered."""
 COMPARED = 16
-"""Pictures with one caption that another with this caption is compared with at the lower threshold, the last ones."""
+"""The number of pictures with one caption (the latest ones) that are compared at the lower threshold."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a visit shows of its sample's families.
+    """The facts of a visit about its sample's families.
 
     Attributes:
-        key: of the sample.
-        look: `(8 + D,)` int8 of :func:`memtrain.families.figures.looks`; None where the picture cannot be seen.
-        caption: a hash; None where it is not known, or empty.
+        key: the key of the sample.
+        look: the look from :func:`memtrain.families.figures.looks`, `(8 + D,)` int8; None if the picture is not
+            visible.
+        caption: the hash of the caption; None if it is not known, or empty.
     """
 
     key: str
@@ -79,13 +80,13 @@ class OnlineFamilies:
     """A :class:`memtrain.families.table.FamilyIndex` of the samples met so far.
 
     Args:
-        pictures: that are remembered.
-        rate: share of different pictures that may be merged with another.
+        pictures: the number of remembered pictures.
+        rate: the share of different pictures that may be merged with another one.
 
     Attributes:
-        positives: likeness of later visits under one key to what is remembered of it.
-        renamed: families that were found to be part of an earlier one, and this one, in order; whoever keeps something
-            by name takes them out.
+        positives: the likeness of later visits under one key to the key's remembered looks.
+        renamed: pairs of a family that turned out to be part of an earlier one, and this earlier one, in order. Code
+            that keeps facts by name removes the pairs.
     """
 
     def __init__(self, *, pictures: int = PICTURES, rate: float = 0.01) -> None:
@@ -99,41 +100,41 @@ class OnlineFamilies:
         self._members: dict[str, list[str]] = {}
         self.captions = OnlineCaptions(pictures, picture=self.picture)
 
-    # What is known
+    # Known facts
 
     def picture(self, key: str) -> str:
-        """Name of the sample's picture family; its own where it stands alone, or is not known."""
+        """Return the name of the sample's picture family; its own key if it stands alone or is not known."""
         return self._picture[key][0] if key in self._picture else key
 
     def caption(self, key: str) -> str:
-        """Name of the sample's caption family; its own where no other picture has its caption."""
+        """Return the name of the sample's caption family; its own key if no other picture has its caption."""
         return self.captions.name(key)
 
     def picture_members(self, name: str) -> Sequence[str]:
-        """Keys of a picture family, its name first."""
+        """Return the keys of a picture family, starting with its name."""
         return (name, *self._members.get(name, ()))
 
     def caption_members(self, name: str) -> Sequence[str]:
-        """Keys of a caption family, its name first."""
+        """Return the keys of a caption family, starting with its name."""
         return self.captions.members(name)
 
     def keys(self) -> list[str]:
-        """Keys of the samples that are remembered."""
+        """Return the keys of the remembered samples."""
         return list(dict.fromkeys([*self._visits, *self._picture]))
 
     def settled(self, key: str) -> bool:
-        """Whether no more has to be seen of a sample: it was met often enough, or its picture was found."""
+        """Return whether a sample needs no further look: it was met often enough, or its picture was found."""
         return key in self.captions and (self._visits.get(key, 0) >= LATE or key in self._picture)
 
     @property
     def recognised(self) -> float | None:
-        """Share of visits under one key by which the threshold would know the picture again; None if none was seen."""
+        """The share of visits under one key whose picture the threshold would recognize; None without visits."""
         threshold = self.memory.threshold()
         found = [likeness >= threshold for likeness in self.positives]
         return sum(found) / len(found) if found else None
 
     def families(self, keys: Iterable[str]) -> Families:
-        """What is known now of these samples, as a table of families has it."""
+        """Return the present families of these samples as a table of families."""
         known = {key: self._picture[key] for key in keys if key in self._picture}
         heads = {name for name, _, _ in known.values()}
         captions = {key: self.caption(key) for key in keys}
@@ -145,10 +146,10 @@ class OnlineFamilies:
             {key: reason for key, (_, _, reason) in known.items()},
         )
 
-    # What comes in
+    # New visits
 
     def add(self, batch: Sequence[Seen]) -> None:
-        """Take in visits of one or more batches, of all processes, in order; of a key the first is looked at."""
+        """Take in visits of one or more batches, of all processes, in order; the first visit of a key counts."""
         self._batches += 1
         shown = [seen for seen in batch if seen.look is not None]
         if shown:
@@ -159,7 +160,7 @@ class OnlineFamilies:
         for key in dict.fromkeys(seen.key for seen in batch):
             self.memory.met(self.picture(key), now=self._batches)
         for seen in batch:
-            # Reinserted, so that the keys stand in the order in which they were met last.
+            # Reinserted, so that the keys stand in the order of their last visits.
             self._visits[seen.key] = self._visits.pop(seen.key, 0) + 1
         self._forget_keys()
 
@@ -177,7 +178,7 @@ class OnlineFamilies:
             self._join_earlier()
 
     def _compare(self, compared: Sequence[Seen], packed: Tensor) -> None:
-        """Find the pictures of keys that have no family yet, or begin one."""
+        """Find the pictures of keys that have no family yet, or begin new ones."""
         keys = [seen.key for seen in compared]
         hashes, drawn = fingerprints(packed), packed[:, HASH_BYTES:]
         before = self.memory.nearest(drawn, but=list(keys))
@@ -202,14 +203,14 @@ class OnlineFamilies:
             if name and name != key and (reason == EXACT or likeness >= threshold):
                 self._join(key, name, likeness, reason)
                 looks = len(self.memory.places(name))
-                # Also one of which nothing but a fingerprint was left, and that came again.
+                # The picture may also be one of which only a fingerprint was left.
                 if (likeness < SAME and 0 < looks < LOOKS) or (reason == EXACT and not looks):
                     self.memory.add(name, hashes[row], drawn[row], now=self._batches)
             elif not known:
                 self.memory.add(key, hashes[row], drawn[row], now=self._batches)
 
     def _nearest_by_caption(self, seen: Seen, figure: Tensor) -> tuple[str, float, float]:
-        """Of the pictures with the same caption the nearest, its likeness and the threshold among so few."""
+        """Return the nearest picture with the same caption, its likeness, and the threshold among so few pictures."""
         sharing = {self.picture(key): None for key in self.captions.with_caption(seen.caption)}
         found = [
             (self.memory.likeness(name, figure), name)
@@ -220,7 +221,7 @@ class OnlineFamilies:
         return name, likeness, self.memory.threshold(len(sharing))
 
     def _join(self, key: str, name: str, likeness: float, reason: str) -> None:
-        """Make a sample, and whatever is its family, a part of the family `name`."""
+        """Make a sample, and its whole family, a part of the family `name`."""
         if key in self.memory:
             self.memory.drop(key)
             self.renamed.append((key, name))
@@ -246,7 +247,7 @@ class OnlineFamilies:
                     self._join(name, self.memory.owners[int(place)], likeness, NEAR)
 
     def _look_again(self, key: str, fingerprint: int, figure: Tensor) -> None:
-        """A later visit under the key by which a picture is remembered: how differently it may look."""
+        """Take in a later visit under the key of a remembered picture, which shows how much its look may vary."""
         if not figure.any():
             return
         likeness = self.memory.likeness(key, figure)
@@ -259,7 +260,7 @@ class OnlineFamilies:
         for key in list(islice(self._visits, max(0, beyond))):
             del self._visits[key]
             self.captions.forget(key)
-        # Of copies it stays known, as long as there is room, which picture they are.
+        # The picture of a copy stays known as long as there is room.
         for key in list(islice(self._picture, max(0, len(self._picture) - MEMBERS * self.pictures))):
             name = self._picture.pop(key)[0]
             self._members[name].remove(key)
@@ -269,7 +270,7 @@ class OnlineFamilies:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors; the same on every process."""
+        """Return plain types and tensors; the same on every process."""
         return {
             "memory": self.memory.state_dict(),
             "positives": list(self.positives),
@@ -280,7 +281,7 @@ class OnlineFamilies:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.memory.load_state_dict(state["memory"])
         self.positives = deque(state["positives"], maxlen=1000)
         self._batches, self._visits = state["batches"], dict(state["visits"])

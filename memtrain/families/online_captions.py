@@ -1,11 +1,11 @@
-"""Captions that came again, in bounded memory: which samples share one.
+"""Captions that come again, in bounded memory: the samples that share a caption.
 
-A caption family is named by the key that came first with the caption. A sample's first caption is its own, whatever an
-augmentation makes of it later. Of captions that are known by token ids or embeddings alone it cannot be seen which one
-is the empty one, which stands for many when captions are dropped: one that more than :data:`COMMON` of the samples come
-with counts as that, and names no family.
+The name of a caption family is the key that came first with the caption. A sample keeps its first caption, whatever an
+augmentation makes of it later. Captions that are known only by token ids or embeddings do not show which one is the
+empty one, which many samples have when captions are dropped. A caption of more than :data:`COMMON` of the samples
+therefore counts as the empty one, and names no family.
 
-Cost: some 150 bytes a caption and a key. Cannot: know a caption again that has been forgotten meanwhile.
+Cost: about 150 bytes a caption and a key. Cannot: recognize a caption that was forgotten meanwhile.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 COMMON, COMMON_KEYS = 0.05, 200
-"""Share of the samples, and number of all, beyond which a caption that cannot be read counts as empty."""
+"""The share and the number of samples above which a caption without readable text counts as empty."""
 UNREAD = "~"
-"""First letter of the name of a caption that cannot be read."""
+"""The first letter of the name of a caption without readable text."""
 
 
 class OnlineCaptions:
     """Caption families of the samples met so far.
 
     Args:
-        limit: captions that are remembered; those not met for longest are forgotten first.
-        picture: name of a sample's picture.
+        limit: the number of remembered captions; the ones that were not met for longest are forgotten first.
+        picture: the function that names a sample's picture.
     """
 
     def __init__(self, limit: int, *, picture: Callable[[str], str]) -> None:
@@ -37,29 +37,29 @@ class OnlineCaptions:
         self._empty: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        """Whether a sample's caption is known."""
+        """Return whether a sample's caption is known."""
         return key in self._known
 
     def name(self, key: str) -> str:
-        """Name of the sample's caption family; its own where no other picture has its caption."""
+        """Return the name of the sample's caption family; its own key if no other picture has its caption."""
         name = self._name.get(key, key)
         return name if name in self._several else key
 
     def members(self, name: str) -> Sequence[str]:
-        """Keys of a caption family, its name first."""
+        """Return the keys of a caption family, starting with its name."""
         return (name, *self._sharing.get(name, ())) if name in self._several else (name,)
 
     def with_caption(self, caption: str | None) -> list[str]:
-        """Keys of the samples that came with a caption; empty if none did."""
+        """Return the keys of the samples that came with a caption; empty if none did."""
         first = self.first.get(caption) if caption is not None else None
         return [] if first is None else [first, *self._sharing.get(first, ())]
 
     def add(self, key: str, caption: str, *, samples: int) -> None:
-        """A sample came with a caption, one of so many samples."""
+        """Take in the caption of a sample; `samples` is the number of samples so far."""
         if key in self._known or caption in self._empty:
             return
         self._known.add(key)
-        # Reinserted, so that captions stand in the order in which they were met last.
+        # Reinserted, so that captions stand in the order of their last visits.
         name = self.first.pop(caption, key)
         self.first[caption] = name
         if name != key:
@@ -80,7 +80,7 @@ class OnlineCaptions:
         self._several.discard(name)
 
     def forget(self, key: str) -> None:
-        """Forget a sample; a family goes with its last member beside the first."""
+        """Forget a sample. A family ends with its last member except the first."""
         self._known.discard(key)
         name = self._name.pop(key, None)
         if name is not None:
@@ -89,7 +89,7 @@ class OnlineCaptions:
                 self._dissolve(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """Return plain types."""
         return {
             "first": dict(self.first),
             "known": sorted(self._known),
@@ -99,7 +99,7 @@ class OnlineCaptions:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.first, self._name, self._sharing = dict(state["first"]), dict(state["name"]), {}
         self._known, self._several, self._empty = (set(state[name]) for name in ("known", "several", "empty"))
         for key, name in self._name.items():

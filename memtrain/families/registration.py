@@ -1,13 +1,13 @@
-"""Laying one picture over another: mirrored or not, scaled, shifted and turned a little, by their thumbnails.
+"""Registration of two pictures by their thumbnails: mirrored or not, scaled, shifted and slightly turned.
 
-What: for each pair (a, b) the transform of b under which its luminance is most like that of a. A coarse search takes
-the best few of all shifts at seven scales, mirrored or not, by circular cross-correlation of band-passed luminance at
-16 pixels; Gauss-Newton steps then refine scale by axis, rotation and shift, first at 16 pixels, then at 32 for those
-pairs that still look alike.
+For each pair (a, b), the registration finds the transform of b under which the luminance of both is most alike.
+A coarse search takes the best few of all shifts at seven scales, mirrored or not. It uses circular cross-correlation of
+band-passed luminance at 16 pixels. Gauss-Newton steps then refine scale by axis, rotation and shift. They work first at
+16 pixels, then at 32 for pairs that still look alike.
 Source: Kuglin and Hines, "The phase correlation image alignment method" (1975), without whitening; Lucas and Kanade,
-"An iterative image registration technique" (1981), with a gain and an offset estimated anew in each step.
+"An iterative image registration technique" (1981), with a new estimate of gain and offset in each step.
 Cost: about 0.1 ms for a pair that is dropped after the coarse search, 0.5 ms for one that is kept, on one core.
-Cannot: undo rotations beyond some 10 degrees, upside-down copies, or crops that keep less than half of the width.
+Cannot: undo rotations beyond about 10 degrees, upside-down copies, or crops that keep less than half of the width.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 32
-"""Height and width of a thumbnail."""
+"""The height and width of a thumbnail."""
 COARSE = 16
 SCALES = tuple(2 ** (step / 4) for step in range(-3, 4))
-"""Of b, in the coarse search: from a crop of 59 % to one of 168 %."""
+"""The scales of b in the coarse search: from a crop of 59 % to one of 168 %."""
 KEPT = 2
-"""Transforms that the coarse search hands on."""
+"""The number of transforms that the coarse search passes on."""
 LARGEST_SCALE, LARGEST_TURN, LARGEST_STRETCH = 2.0, 0.2, 1.25
 STEPS = 3
-"""Refining steps at each resolution."""
+"""The number of refining steps at each resolution."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where b lies over a, for m pairs.
+    """The places of b over a, for m pairs.
 
     Attributes:
-        motion: `(m, 5)`: horizontal and vertical scale, rotation, horizontal and vertical shift. They lead from places
-            in a to places in b, in units of half a side, counted from the centre.
-        mirrored: `(m,)` bool, whether b is mirrored before.
+        motion: horizontal and vertical scale, rotation, horizontal and vertical shift, `(m, 5)`. They lead from places
+            in a to places in b, in units of half a side, counted from the center.
+        mirrored: whether b is mirrored before, `(m,)` bool.
     """
 
     motion: Tensor
@@ -47,7 +47,7 @@ class Placement:
         return Placement(self.motion[index], self.mirrored[index])
 
     def matrices(self) -> Tensor:
-        """`(m, 2, 3)`, as :func:`torch.nn.functional.affine_grid` takes them."""
+        """Return the transforms `(m, 2, 3)` in the form of :func:`torch.nn.functional.affine_grid`."""
         across, down, turn, x, y = self.motion.unbind(dim=1)
         side = torch.where(self.mirrored, -1.0, 1.0)
         cosine, sine = turn.cos(), turn.sin()
@@ -55,7 +55,7 @@ class Placement:
         return torch.stack([first, torch.stack([down * sine, down * cosine, y], dim=1)], dim=1)
 
     def inverse(self) -> Placement:
-        """Where a lies over b: exact for one scale in both directions, and near it otherwise."""
+        """Return the places of a over b: exact for one scale in both directions, and nearly exact otherwise."""
         across, down, turn, x, y = self.motion.unbind(dim=1)
         side = torch.where(self.mirrored, -1.0, 1.0)
         back = -side * turn
@@ -65,28 +65,28 @@ class Placement:
         return Placement(torch.stack([1 / across, 1 / down, back, *shifts], dim=1), self.mirrored)
 
     def cover(self, side: int = SIDE) -> Tensor:
-        """How far each pixel of a is covered by b, from 0 to 1, `(m, side, side)`."""
+        """Return how much of each pixel of a is covered by b, from 0 to 1, `(m, side, side)`."""
         return _inside(self.matrices(), side)
 
     def place(self, images: Tensor) -> Tensor:
-        """The images b as they lie over a, `(m, C, H, W)`; border pixels go on where b does not cover a."""
+        """Return the images b in their places over a, `(m, C, H, W)`; border pixels fill the places without b."""
         rows, columns = _axes(images, images.shape[-1])
         grid = torch.stack(_places(self.matrices(), rows, columns), dim=3)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def luminance(images: Tensor) -> Tensor:
-    """`(n, 3, H, W)` to `(n, 1, H, W)`."""
+    """Turn `(n, 3, H, W)` into luminance `(n, 1, H, W)`."""
     return (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def spectra(images: Tensor) -> Tensor:
-    """Spectra of unit length of the images as they are, for the coarse search, `(n, 16, 9)` complex."""
+    """Return spectra of unit length of the unchanged images, for the coarse search, `(n, 16, 9)` complex."""
     return _spectrum(_coarse(luminance(images)))
 
 
 def scaled_spectra(images: Tensor) -> Tensor:
-    """Spectra of the images at every scale, plain ones first, then mirrored, `(n, 14, 16, 9)` complex."""
+    """Return spectra of the images at every scale, plain ones first, then mirrored, `(n, 14, 16, 9)` complex."""
     grey = _coarse(luminance(images))
     found = []
     for picture in (grey, grey.flip(3)):
@@ -98,14 +98,14 @@ def scaled_spectra(images: Tensor) -> Tensor:
 
 
 def coarse_placements(first: Tensor, second: Tensor) -> tuple[Tensor, Placement]:
-    """The best few placements of each pair by cross-correlation.
+    """Return the best few placements of each pair by cross-correlation.
 
     Args:
-        first: `(m, 16, 9)`, from :func:`spectra`.
-        second: `(m, 14, 16, 9)`, from :func:`scaled_spectra`.
+        first: the spectra `(m, 16, 9)`, from :func:`spectra`.
+        second: the spectra `(m, 14, 16, 9)`, from :func:`scaled_spectra`.
 
     Returns:
-        Correlations `(m, KEPT)`, best first, and `m * KEPT` placements, those of a pair one after the other.
+        The correlations `(m, KEPT)`, best first, and `m * KEPT` placements, one pair after the other.
     """
     correlation = torch.fft.irfft2(first[:, None].conj() * second, s=(COARSE, COARSE))
     best, at = correlation.flatten(2).max(dim=2)
@@ -119,16 +119,16 @@ def coarse_placements(first: Tensor, second: Tensor) -> tuple[Tensor, Placement]
 
 
 def refine(first: Tensor, second: Tensor, placement: Placement, *, steps: int = STEPS) -> tuple[Placement, Tensor]:
-    """Placements after Gauss-Newton steps on the luminance.
+    """Refine placements by Gauss-Newton steps on the luminance.
 
     Args:
-        first: `(m, 1, H, H)` luminance of a.
-        second: `(m, 1, H, H)` luminance of b.
-        placement: where b lies at first.
-        steps: number of steps.
+        first: the luminance of a, `(m, 1, H, H)`.
+        second: the luminance of b, `(m, 1, H, H)`.
+        placement: the first placement of b.
+        steps: the number of steps.
 
     Returns:
-        The placements, and what share of a's variance was explained before the last step, `(m,)`.
+        The placements, and the share of a's variance that was explained before the last step, `(m,)`.
     """
     a, side = first[:, 0], first.shape[-1]
     rows, columns = _axes(a, side)
@@ -157,7 +157,7 @@ def refine(first: Tensor, second: Tensor, placement: Placement, *, steps: int = 
 
 
 def _moved(motion: Tensor, step: Tensor) -> Tensor:
-    """Motions after a step, within the bounds."""
+    """Return motions after a step, within the bounds."""
     across, down = motion[:, 0] * (1 + step[:, 0]), motion[:, 1] * (1 + step[:, 1])
     scale = (across * down).clamp(min=1e-6).sqrt().clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
     stretch = (across / down).clamp(1 / LARGEST_STRETCH, LARGEST_STRETCH).sqrt()
@@ -171,26 +171,26 @@ def _coarse(grey: Tensor) -> Tensor:
 
 
 def _spectrum(grey: Tensor) -> Tensor:
-    """Of luminance at 16 pixels without what is broader than five, so that the correlation of equals is 1."""
+    """Return spectra of luminance at 16 pixels without parts broader than five pixels; equal ones correlate by 1."""
     fields = (grey - F.avg_pool2d(F.pad(grey, (2, 2, 2, 2), mode="replicate"), 5, 1))[:, 0]
     fields = fields - fields.mean(dim=(1, 2), keepdim=True)
     return torch.fft.rfft2(fields / (fields.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-3))
 
 
 def _axes(like: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Vertical and horizontal places of pixels, from -1 to 1, `(side, 1)` and `(side,)`."""
+    """Return vertical and horizontal places of pixels, from -1 to 1, `(side, 1)` and `(side,)`."""
     places = (torch.arange(side, dtype=like.dtype) * 2 + 1) / side - 1
     return places[:, None], places
 
 
 def _inside(matrices: Tensor, side: int) -> Tensor:
     rows, columns = _axes(matrices, side)
-    # Falls from 1 to 0 over a pixel at the border, so that the refinement meets no jump.
+    # The cover falls from 1 to 0 over a pixel at the border, so that the refinement meets no jump.
     x, y = ((1.02 - places.abs()).clamp(0, 0.06) for places in _places(matrices, rows, columns))
     return x * y / 0.06**2
 
 
 def _places(matrices: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Where pixels come to lie, horizontally and vertically, `(m, side, side)` each."""
+    """Return the new horizontal and vertical places of pixels, `(m, side, side)` each."""
     x, y = matrices[:, :, :, None, None].unbind(dim=1)
     return x[:, 0] * columns + x[:, 1] * rows + x[:, 2], y[:, 0] * columns + y[:, 1] * rows + y[:, 2]

@@ -1,14 +1,15 @@
-"""The looks of the pictures met so far, of a stated number at most, and the search among them.
+"""The looks of a limited number of pictures met so far, and the search among them.
 
-Which are forgotten when there are too many: pictures met once before those met again, and of each kind those not met
-for longest. Pictures met again may hold at most half of the places, so that new ones have a chance to come again. An
-eighth is forgotten at a time. Of those, fingerprints are remembered (:mod:`memtrain.families.remembered_hashes`).
+If there are too many pictures, an eighth is forgotten at a time. Pictures met once go before pictures met again, and in
+both groups the ones that were not met for longest go first. Pictures met again hold at most half of the places, so that
+new ones have a chance to come again. The fingerprints of forgotten pictures are remembered
+(:mod:`memtrain.families.remembered_hashes`).
 
-The threshold is calibrated on the pictures that are remembered (:func:`tail`), once there are :data:`ENOUGH` of them
-and whenever their number has doubled.
+The threshold is calibrated on the remembered pictures (:func:`tail`) when there are :data:`ENOUGH` of them, and
+whenever their number has doubled.
 
-Cost: :data:`~memtrain.families.figures.MOST` bytes and some 30 more for each in a checkpoint, a kilobyte in memory; a
-search is one product of a batch's figures with all that are remembered.
+Cost: :data:`~memtrain.families.figures.MOST` bytes and about 30 more for each picture in a checkpoint, a kilobyte in
+memory. A search is one product of a batch's figures with all remembered ones.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from memtrain.families.figures import similarity
 from memtrain.families.remembered_hashes import RememberedHashes
 
 ENOUGH = 256
-"""Pictures on which a threshold can be calibrated."""
+"""The number of pictures from which a threshold can be calibrated."""
 SAMPLED = 1024
-"""Pictures that it is calibrated on at most."""
+"""The largest number of pictures in a calibration."""
 UNCALIBRATED = 0.995
-"""The threshold before that: for copies whose values differ by rounding, or by what an autoencoder draws, alone."""
+"""The threshold before calibration, for copies that differ only by rounding or by an autoencoder's draws."""
 LOWEST, HIGHEST = 0.9, 0.998
 ALIKE = 0.98
-"""Similarity beyond which a pair is left out of the calibration: it may be a copy that is not known as one."""
+"""The similarity above which a pair is left out of the calibration, because it may be an unknown copy."""
 WIDE, NARROW, MARGIN = 0.90, 0.97, 1.5
-"""Quantiles of all pairs that the tail is drawn through, and how much longer than exponential it is taken to be."""
+"""The quantiles of all pairs through which the tail is drawn, and its length relative to an exponential tail."""
 HASHES = 64
-"""Pictures of which a fingerprint is remembered, per look: two million by default."""
+"""The number of pictures with a remembered fingerprint, per look: two million by default."""
 _BLOCK = 4096
 
 
@@ -42,8 +43,8 @@ class RememberedLooks:
     """A bounded memory of figures and fingerprints.
 
     Args:
-        limit: looks that are remembered.
-        rate: of false merges, for the threshold.
+        limit: the number of remembered looks.
+        rate: the rate of false merges, for the threshold.
     """
 
     def __init__(self, limit: int, *, rate: float) -> None:
@@ -64,11 +65,11 @@ class RememberedLooks:
         return len(self.owners)
 
     def threshold(self, pictures: int | None = None) -> float:
-        """The similarity above which a picture is taken for one of these.
+        """Return the similarity above which a picture counts as one of these.
 
         Args:
-            pictures: that it is compared with; default all that are remembered. Among few, one that is as like by
-                chance is less probable.
+            pictures: the number of compared pictures; by default all remembered ones. With few of them, a chance
+                likeness is less probable.
         """
         if self.tail is None:
             return UNCALIBRATED
@@ -79,15 +80,15 @@ class RememberedLooks:
         return owner in self._places
 
     def places(self, owner: str) -> list[int]:
-        """Where the looks of a picture are; empty if none is remembered."""
+        """Return the places of a picture's looks; empty if none is remembered."""
         return self._places.get(owner, [])
 
     def fits(self, figures: Tensor) -> bool:
-        """Whether figures are of the kind that is remembered."""
+        """Return whether figures are of the remembered kind."""
         return not len(self) or figures.shape[1] == self.figures.shape[1]
 
     def equal(self, fingerprint: int, figure: Tensor) -> str | None:
-        """The picture whose values are the same; None if there is none."""
+        """Return the picture with the same values; None if there is none."""
         owner = self._owner_of.get(fingerprint)
         if owner is None:
             return self.hashes.owner(fingerprint)
@@ -95,11 +96,11 @@ class RememberedLooks:
         return owner if same else None
 
     def nearest(self, figures: Tensor, *, but: list[str | None]) -> list[tuple[str, float]]:
-        """The picture that each is most like, and how much; `("", 0)` where nothing is remembered.
+        """Return the most similar picture of each figure, and the similarity; `("", 0)` if nothing is remembered.
 
         Args:
-            figures: `(B, D)` int8.
-            but: for each the picture that does not count: its own.
+            figures: the figures, `(B, D)` int8.
+            but: the picture that does not count for each figure, which is its own.
         """
         best, place = torch.zeros(len(figures)), torch.full((len(figures),), -1)
         if not len(self):
@@ -112,7 +113,7 @@ class RememberedLooks:
                     if start <= one < start + len(found[row]):
                         found[row, one - start] = 0.0
             value, index = found.max(dim=1)
-            # The first of equals, however many blocks there are.
+            # The first of equal ones wins, however many blocks there are.
             better = value > best
             best, place = torch.where(better, value, best), torch.where(better, index + start, place)
         return [
@@ -121,7 +122,7 @@ class RememberedLooks:
         ]
 
     def likeness(self, owner: str, figure: Tensor) -> float:
-        """How like the remembered looks of one picture this is."""
+        """Return the similarity to the remembered looks of one picture."""
         own = self.figures[self._places[owner]]
         return float(similarity(figure[None], own).max())
 
@@ -143,7 +144,7 @@ class RememberedLooks:
         self._owner_of.setdefault(fingerprint, owner)
 
     def met(self, owner: str, *, now: int) -> None:
-        """The picture was met."""
+        """Note that the picture was met."""
         for place in self.places(owner):
             self.visits[place] += 1
             self.last[place] = now
@@ -154,7 +155,7 @@ class RememberedLooks:
         self._keep([place for place in range(len(self)) if place not in gone])
 
     def calibrate(self) -> bool:
-        """Draw the tail of similarities anew if it is time; whether it was."""
+        """Draw a new tail of similarities if it is time, and return whether it was."""
         count = len(self._places)
         if count < max(ENOUGH, 2 * self._calibrated_at):
             return False
@@ -188,7 +189,7 @@ class RememberedLooks:
             self._owner_of.setdefault(fingerprint, owner)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Return plain types and tensors."""
         count = len(self)
         return {
             "owners": list(self.owners),
@@ -203,7 +204,7 @@ class RememberedLooks:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.owners, self._fingerprints = list(state["owners"]), state["fingerprints"].tolist()
         self.figures, self.visits, self.last = (
             state["figures"].clone(),
@@ -220,21 +221,21 @@ class RememberedLooks:
 
 
 def tail(figures: Tensor) -> tuple[float, float] | None:
-    """Where the tail of similarities of different pictures begins, and how much it gains with each power of ten.
+    """Find the beginning of the tail of similarities of different pictures, and its gain with each power of ten.
 
-    How like different pictures are is seen in pairs from all over the collection, of which copies are few, and carried
-    on to the rare pairs: beyond the 90th percentile the inverse hyperbolic tangent of the similarity grows with the
-    logarithm of the share of pairs, by half as much again as between the 90th and the 97th.
+    Pairs from the whole collection, with few copies among them, show how similar different pictures are. This is
+    extrapolated to rare pairs. Above the 90th percentile, the inverse hyperbolic tangent of the similarity grows with
+    the logarithm of the share of pairs, 1.5 times as fast as between the 90th and the 97th percentile.
 
     Args:
-        figures: `(n, D)` int8, of different pictures as far as that is known.
+        figures: the figures of pictures that differ as far as is known, `(n, D)` int8.
 
     Returns:
-        The 97th percentile and the gain, both as inverse hyperbolic tangents; None of too few different pictures.
+        The 97th percentile and the gain, both as inverse hyperbolic tangents; None with too few different pictures.
     """
     alike = similarity(figures, figures)
     upper = torch.triu(torch.ones_like(alike, dtype=torch.bool), diagonal=1)
-    # Likely copies, each of an earlier one.
+    # These pictures are likely copies of an earlier one.
     new = ~((alike > ALIKE) & upper).any(dim=0)
     pairs = alike[new][:, new][upper[: int(new.sum()), : int(new.sum())]].clamp(-0.9999, 0.9999).double()
     if len(pairs) < ENOUGH:
@@ -245,10 +246,10 @@ def tail(figures: Tensor) -> tuple[float, float] | None:
 
 
 def threshold(tail: tuple[float, float], *, pictures: int, rate: float) -> float:
-    """The similarity that a share `rate` of pictures would have to one of `pictures` others by chance.
+    """Return the similarity that a share `rate` of pictures would have to one of `pictures` others by chance.
 
-    On the embedded clip art, of 1,223 pictures 1.7 % have a neighbour above it by pixels, and 1.6 % by latents, where 1
-    % was asked for.
+    On the embedded clip art of 1,223 pictures at a wanted rate of 1 %, 1.7 % have a neighbor above it by pixels, and
+    1.6 % by latents.
     """
     beyond = math.log10(max(1.0, (1 - NARROW) * pictures / rate))
     found = min(max(math.tanh(tail[0] + tail[1] * beyond), LOWEST), HIGHEST)

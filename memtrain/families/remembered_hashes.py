@@ -1,11 +1,11 @@
-"""Fingerprints of the pictures that were forgotten: of these, copies whose values are equal are still known again.
+"""Fingerprints of forgotten pictures, by which copies with equal values are still recognized.
 
-A figure is remembered of a stated number of pictures, because among more of them different ones would be taken for each
-other at any threshold that copies reach; a fingerprint of 64 bits tells a million pictures apart, and costs little.
-What is added beyond the limit drives out what was added first, an eighth at a time.
+The number of remembered figures is limited, because among more figures different pictures would count as copies at any
+threshold that copies reach. A fingerprint of 64 bits tells a million pictures apart, and costs little. Entries beyond
+the limit replace the oldest ones, an eighth at a time.
 
-Cost: 28 bytes and the name for each, 16 of them in a checkpoint; a search is a binary one. Cannot: know again what
-differs by rounding.
+Cost: 28 bytes and the name for each, 16 of them in a checkpoint. A search is a binary one. Cannot: recognize a copy
+that differs by rounding.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class RememberedHashes:
     """A bounded memory of fingerprints and names.
 
     Args:
-        limit: fingerprints that are remembered.
+        limit: the number of remembered fingerprints.
 
     Attributes:
-        dropped: how many were driven out.
+        dropped: the number of replaced fingerprints.
     """
 
     def __init__(self, limit: int) -> None:
@@ -41,16 +41,16 @@ class RememberedHashes:
 
     @property
     def size(self) -> int:
-        """Bytes that are held."""
+        """The number of bytes in use."""
         return len(self._names) + sum(one.nbytes for one in (self._hashes, self._ends, self._sorted, self._place))
 
     def _order(self) -> None:
-        # Of equal ones the first that was added comes first.
+        # The first of equal fingerprints is the one that was added first.
         order = np.argsort(self._hashes, kind="stable")
         self._place, self._sorted = order.astype(np.int32), self._hashes[order]
 
     def owner(self, fingerprint: int) -> str | None:
-        """The picture that had a fingerprint; None if there is none."""
+        """Return the picture with a fingerprint; None if there is none."""
         at = int(np.searchsorted(self._sorted, fingerprint))
         if at == len(self._sorted) or self._sorted[at] != fingerprint:
             return None
@@ -59,7 +59,7 @@ class RememberedHashes:
         return self._names[begin : int(self._ends[place])].decode("utf-8", "surrogatepass")
 
     def since(self, place: int) -> list[tuple[int, str]]:
-        """Fingerprints and names that were added from a place on, those that were driven out not counted."""
+        """Return the fingerprints and names that were added from a place on; replaced ones do not count."""
         begin = int(self._ends[place - 1]) if place else 0
         found = []
         for fingerprint, end in zip(self._hashes[place:].tolist(), self._ends[place:].tolist(), strict=True):
@@ -68,7 +68,7 @@ class RememberedHashes:
         return found
 
     def add(self, found: Mapping[int, str]) -> None:
-        """Remember fingerprints with the names of their pictures; those that are there keep theirs."""
+        """Remember fingerprints with the names of their pictures. Known fingerprints keep their names."""
         new = {one: name for one, name in found.items() if self.owner(one) is None}
         encoded = [name.encode("utf-8", "surrogatepass") for name in new.values()]
         ends = len(self._names) + np.cumsum([len(name) for name in encoded], dtype=np.int64)
@@ -84,7 +84,7 @@ class RememberedHashes:
         self._order()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and a number."""
+        """Return tensors and a number."""
         return {
             "hashes": torch.from_numpy(self._hashes.copy()),
             "ends": torch.from_numpy(self._ends.copy()),
@@ -93,7 +93,7 @@ class RememberedHashes:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self._hashes, self._ends = state["hashes"].numpy().copy(), state["ends"].numpy().copy()
         self.dropped = state["dropped"]
         self._names = bytearray(state["names"].numpy().tobytes())

@@ -1,17 +1,16 @@
-"""A scan: which samples of a data set are one picture, and which share a caption, found before training.
+"""A scan before training, which finds the samples that show one picture and the samples that share a caption.
 
-Every image is decoded once, and a hash of its pixels, a descriptor and a thumbnail are kept (`looking.py`); from these
-the families are found (`find.py`). A scan with a folder keeps the looks there and goes on where it was stopped; several
-processes may share the work.
+Every image is decoded once. A hash of its pixels, a descriptor and a thumbnail are kept (`looking.py`), and the
+families are found from these (`find.py`). A scan with a folder keeps the looks there and goes on where it was stopped.
+Several processes may share the work.
 
-Cost of an image of 64 pixels on one core: 0.2 ms to decode, 0.9 ms to describe, 1.2 ms to find its family; 7 kB on
-disk, and less than 4 kB of memory while families are found (`benchmarks/scale_scan.py`). Cannot: see that two pictures
-are one where neither pixels nor descriptor say so.
+Cost of an image of 64 pixels on one core: 0.2 ms to decode, 0.9 ms to describe, 1.2 ms to find its family. It takes 7
+kB on disk, and less than 4 kB of memory while families are found (`benchmarks/scale_scan.py`). Cannot: see that two
+pictures are one if neither pixels nor descriptor show it.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections import Counter, deque
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from memtrain.engines.base import Engine, LocalEngine
 from memtrain.errors import ConfigurationError, DataError
@@ -38,26 +36,28 @@ from memtrain.families.looking import ScannedSource, default_workers, groups_of,
 from memtrain.families.near_threshold import reference_threshold
 from memtrain.families.scan_result import Scan
 from memtrain.families.search import ExactSearch, Search
+from memtrain.files.progress import progress_bar, say_aside
 
 EXACT_UP_TO, AT_MOST_EXACT = 20_000, 100_000
-"""Images up to which the search compares all with all; and up to which it does where FAISS is not installed."""
+"""The number of images up to which the search compares all with all, with and without FAISS installed."""
 SOON = 5_000
-"""Images up to which families are found too soon to say so."""
+"""The number of images up to which families are found too soon for a message."""
 _FORMAT = 1
-"""Of looks; another one is not read."""
+"""The format of looks; looks in another format are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSettings:
-    """How families are found.
+    """The settings of the search for families.
 
     Args:
-        descriptor: proposes pictures that may be one; default the built-in one, which needs no weights.
-        false_merge_rate: wanted share of pictures that are joined to another one by mistake.
-        caption_level: Jaccard similarity of words from which captions are nearly equal; null for equal ones only.
-        search: `exact` compares all descriptors with all, `faiss` (extra `scan`) follows a graph of near ones. `auto`
-            takes FAISS for more than 20,000 images if it is installed, and needs it for more than 100,000.
-        workers: threads that decode images; default one for each processor, eight at most.
+        descriptor: the descriptor that proposes pictures; by default the built-in one, which needs no weights.
+        false_merge_rate: the wanted share of pictures that are joined to another one by mistake.
+        caption_level: the Jaccard similarity of words from which captions are nearly equal; null counts only equal
+            captions.
+        search: the search: `exact` compares all descriptors with all, `faiss` (extra `scan`) follows a graph of near
+            ones. `auto` uses FAISS for more than 20,000 images if it is installed, and needs it for more than 100,000.
+        workers: the number of threads that decode images; by default one for each processor, but at most eight.
     """
 
     descriptor: Descriptor | None = None
@@ -68,27 +68,29 @@ class ScanSettings:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
-            raise ConfigurationError(f"workers={self.workers}", expected="at least 1", remedy="change it")
-        reference_threshold(self.false_merge_rate)  # refuses what is no rate
-        caption_families((), level=self.caption_level)  # and what is no level
+            raise ConfigurationError(
+                f"workers={self.workers}", expected="at least 1", remedy="raise the number of workers"
+            )
+        reference_threshold(self.false_merge_rate)  # refuses a rate out of range
+        caption_families((), level=self.caption_level)  # refuses a level out of range
 
     @cached_property
     def describes(self) -> Descriptor:
-        """The descriptor, the default one where none is named."""
+        """The descriptor, by default the built-in one."""
         return self.descriptor or BuiltIn()
 
     @property
     def described_by(self) -> str:
-        """Name and version of the descriptor."""
+        """The name and version of the descriptor."""
         return f"{self.describes.name} {self.describes.version}"
 
     @property
     def threads(self) -> int:
-        """That decode images."""
+        """The number of threads that decode images."""
         return self.workers or default_workers()
 
     def searches(self, images: int) -> Search:
-        """The search among so many images.
+        """Return the search among a number of images.
 
         Raises:
             ConfigurationError: if it needs FAISS, which is not installed.
@@ -100,7 +102,7 @@ class ScanSettings:
         return FaissSearch()
 
     def identity(self, images: int) -> dict[str, Any]:
-        """Everything but the data that families depend on, as JSON can hold it."""
+        """Return everything except the data that families depend on, in JSON values."""
         return {
             "format": _FORMAT,
             "descriptor": self.described_by,
@@ -123,27 +125,27 @@ def scan(
     """Look at every image of a source and find the families.
 
     Args:
-        source: has the samples and their images.
-        settings: how families are found.
-        folder: where what was looked at is kept, so that a scan that was stopped goes on, and several processes share
-            the work; default a temporary one.
-        shard: index and count of the part that this process looks at; None to look at nothing and find the families in
-            what other processes wrote.
-        merges: whether the last process to finish its part finds the families; else that is left to `shard=None`.
-        progress: show a bar.
-        engine: looks at the images and compares pictures; default in this process. Another one needs a folder that all
-            of its machines share.
+        source: the source of the samples and their images.
+        settings: the settings of the search.
+        folder: the folder that keeps the looks, so that a stopped scan goes on, and several processes share the work;
+            by default a temporary one.
+        shard: the index and the count of the part that this process looks at; None looks at nothing, and finds the
+            families in the files of other processes.
+        merges: whether the last process to finish its part finds the families; otherwise a call with `shard=None` does.
+        progress: whether to show a progress bar.
+        engine: the engine that looks at images and compares pictures; by default this process. Another engine needs a
+            folder that all of its machines share.
 
     Returns:
-        None if other processes have not looked at their parts yet. Whoever is last finds the families.
+        The scan; None if other processes have not looked at their parts yet. The last process finds the families.
 
     Raises:
-        ConfigurationError: if a folder is given, and the source does not say in which files its images are.
-        DataError: if no image can be read, or keys are none.
-        RecordError: if there is nothing to look at and parts are missing.
+        ConfigurationError: if a folder is given, and the source does not name the files of its images.
+        DataError: if no image can be read, or if keys cannot be used.
+        RecordError: if this process looks at nothing and parts are missing.
     """
     settings = settings or ScanSettings()
-    # What is refused at the end is refused now, not after hours.
+    # Errors that would come at the end are raised now, not after hours.
     settings.searches(len(source.samples))
     _check_keys(source)
     engine = engine or LocalEngine()
@@ -151,15 +153,15 @@ def scan(
         if shard != (0, 1) or not isinstance(engine, LocalEngine):
             asked = f"shard={shard}" if isinstance(engine, LocalEngine) else "An engine of other processes"
             raise ConfigurationError(
-                f"{asked} without a folder", expected="a folder that all processes share", remedy="name one"
+                f"{asked} without a folder", expected="a folder that all processes share", remedy="pass folder="
             )
         with tempfile.TemporaryDirectory(prefix="memtrain-scan-") as temporary:
             return _scan(source, settings, Path(temporary), content="", shard=shard, progress=progress, engine=engine)
     content = files_of(source)
     if content is None:
         raise ConfigurationError(
-            f"{type(source).__name__} does not say in which files its images are, so what {folder} holds of an earlier "
-            "scan may be about other images",
+            f"{type(source).__name__} does not name the files of its images, so looks of an earlier scan in {folder} "
+            "may belong to other images",
             expected="a path for every sample from its method `stored_in(index)`",
             remedy="add the method, or scan without a folder",
         )
@@ -173,13 +175,13 @@ def _identity(content: str, settings: ScanSettings) -> dict[str, Any]:
 
 
 def looks_of(content: str, folder: Path, settings: ScanSettings, samples: int) -> Path | None:
-    """The file with the looks of a scan that ended; None if there is none.
+    """Return the file with the looks of a finished scan; None if there is none.
 
     Args:
-        content: of the source, by :func:`memtrain.families.content.files_of`.
-        folder: of the scan.
-        settings: of the scan.
-        samples: of the source.
+        content: the hash of the source's files, from :func:`memtrain.families.content.files_of`.
+        folder: the folder of the scan.
+        settings: the settings of the scan.
+        samples: the number of samples in the source.
     """
     if not (folder / "looks").is_dir():
         return None
@@ -188,17 +190,17 @@ def looks_of(content: str, folder: Path, settings: ScanSettings, samples: int) -
 
 
 def _check_keys(source: ScannedSource) -> None:
-    """Refuse no samples, keys that come twice, and keys that no table can hold."""
+    """Refuse an empty source, duplicate keys, and keys that a table cannot hold."""
     keys = [sample.key for sample in source.samples]
     twice = [key for key, count in Counter(keys).items() if count > 1]
     # Half of a surrogate pair, as in the name of a file that is not UTF-8.
     strange = [key for key in keys if any("\ud800" <= letter <= "\udfff" for letter in key)]
     if not keys or twice or strange:
-        found = f"{len(twice)} key(s) come twice, {len(strange)} are no Unicode, first {[*twice, *strange][:3]}"
+        found = f"{len(twice)} key(s) occur twice, {len(strange)} are not Unicode, first {[*twice, *strange][:3]}"
         raise DataError(
             found if keys else "The source has no samples",
             expected="samples with a name of their own each",
-            remedy="rename them",
+            remedy="rename the samples",
         )
 
 
@@ -232,7 +234,7 @@ def _scan(
             remedy="check the data",
         )
     if progress and len(looks) > SOON:
-        tqdm.write(f"Finding families among {len(looks):,} images", file=sys.stderr)
+        say_aside(f"Finding families among {len(looks):,} images")
     began = time.perf_counter()
     found_in = looks.rows.tolist()
     keys = [samples[row].key for row in found_in]
@@ -261,11 +263,11 @@ def _scan(
 def _look(
     source: ScannedSource, settings: ScanSettings, parts: LookParts, *, shard: tuple[int, int], progress: bool
 ) -> None:
-    """Look at what is missing of a shard, and write it part by part."""
+    """Look at the missing parts of a shard, and write each part."""
     missing = parts.missing(shard)
     of_shard = sum(last - first + 1 for first, last in parts.ranges[shard[0] :: shard[1]])
     left = sum(last - first + 1 for first, last in missing)
-    bar = tqdm(total=of_shard, initial=of_shard - left, desc="scanning", unit="image", disable=not progress)
+    bar = progress_bar(total=of_shard, initial=of_shard - left, desc="scanning", unit="image", disable=not progress)
     wanted: deque[tuple[int, int]] = deque()
 
     def groups() -> Iterator[range]:
@@ -278,7 +280,7 @@ def _look(
 
     began, looks = time.perf_counter(), []
     with ThreadPoolExecutor(settings.threads) as pool, bar:
-        # One stream over all parts, so that images are decoded while those before them are described.
+        # One stream over all parts, so that images are decoded while earlier ones are described.
         for group in look_at(source, settings.describes, groups(), pool=pool):
             looks.append(group)
             bar.update(len(group) + len(group.broken))

@@ -1,10 +1,9 @@
-"""The families of a data set, scanned once and read again as long as nothing changes: for training.
+"""The families of a data set for training: scanned once, and read again as long as nothing changes.
 
 `<folder>/<fingerprint>/` holds `families.parquet` and `scan.json`. The fingerprint is a hash of keys, captions,
-settings and of the content of the files that hold the images, so renamed, edited or exchanged files are scanned anew.
-At a second start, files whose size and time of change are known are not read. What was looked at stays in
-`<folder>/looks/`, so a scan that was stopped goes on, and edited captions need no new look. Whatever lies in the folder
-may be deleted.
+settings and the content of the images' files, so a change of these leads to a new scan. At a second start, files with a
+known size and time of change are not read. The looks stay in `<folder>/looks/`, so a stopped scan goes on, and edited
+captions need no new look. You may delete anything in the folder.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from memtrain.families.scan_result import Scan, read_scan, write_scan
 
 
 def fingerprint(source: ScannedSource, settings: ScanSettings, folder: Path, *, progress: bool = False) -> str | None:
-    """Name of the scan of this data with these settings; None if the source does not say where its images are.
+    """Return the name of the scan of these data with these settings; None if the source does not name its files.
 
     Args:
-        source: of the samples.
-        settings: of the scan.
-        folder: of the cache, which knows the files again.
-        progress: show a bar where files are read.
+        source: the source of the samples.
+        settings: the settings of the scan.
+        folder: the folder of the cache, which recognizes known files.
+        progress: whether to show a progress bar while files are read.
     """
     content = content_of(source, folder / "files.parquet", workers=settings.threads, progress=progress)
     if content is None:
@@ -40,16 +39,16 @@ def fingerprint(source: ScannedSource, settings: ScanSettings, folder: Path, *, 
 def cached_scan(
     source: ScannedSource, settings: ScanSettings | None, folder: Path, *, quiet: bool = False, progress: bool = True
 ) -> Scan:
-    """The families of a source, from the cache or from a scan, and a line on the screen that says what it cost.
+    """Return the families of a source from the cache or from a scan, and print one line with the cost.
 
-    One process is called first, such as rank 0; where the cache is filled, others only read.
+    One process calls this first, such as rank 0. When the cache is filled, others only read.
 
     Args:
-        source: has the samples and their images.
-        settings: how families are found; default :class:`ScanSettings`.
-        folder: of the cache.
-        quiet: print nothing.
-        progress: show a bar.
+        source: the source of the samples and their images.
+        settings: the settings of the search; by default :class:`ScanSettings`.
+        folder: the folder of the cache.
+        quiet: whether to print nothing.
+        progress: whether to show a progress bar.
 
     Raises:
         DataError: if no image can be read.
@@ -60,7 +59,7 @@ def cached_scan(
     found = None if name is None else read_scan(folder / name)
     if found is None:
         found = scan(source, settings=settings, folder=None if name is None else folder, progress=progress)
-        assert found is not None  # there is one shard
+        assert found is not None  # the scan has one shard
         if name is not None:
             write_scan(found, folder / name, fingerprint=name)
     if not quiet:

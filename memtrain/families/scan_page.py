@@ -1,6 +1,6 @@
-"""The page of a scan: contact sheets of the largest families, in one HTML file without scripts or anything external.
+"""The page of a scan: contact sheets of the largest families, in one HTML file without scripts or external parts.
 
-All text from data is escaped. Images are made small and stand inside the page, so it can be sent to somebody.
+All text from data is escaped. The page holds small copies of the images, so it can be sent to other people.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from memtrain.files.shown import inert
 from memtrain.records import written_whole
 
 PICTURES, CAPTIONS, MEMBERS, BROKEN = 40, 20, 12, 50
-"""Families shown at most, samples shown of each, and unreadable images listed."""
+"""The largest numbers of shown families (pictures, captions), of samples of each, and of listed unreadable images."""
 SIDE = 192
-"""Pixels of the longer side of an image on the page, twice what it is shown at."""
+"""The pixels of an image's longer side, twice its size on the page."""
 _SIZES = ((2, 2), (3, 5), (6, 10), (11, 100), (101, None))
-"""From how many to how many files a picture has, in the table of sizes."""
+"""The ranges of the number of a picture's files, in the table of sizes."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def write_page(scan: Scan, source: ScannedSource, path: Path, *, name: str) -> N
     """Write the page.
 
     Args:
-        scan: what was found, with the sizes of images.
-        source: that was scanned.
-        path: of the HTML file.
-        name: of the data, as the user gave it.
+        scan: the result of the scan, with the sizes of images.
+        source: the scanned source.
+        path: the path of the HTML file.
+        name: the name of the data, as the user gave it.
     """
     index = {sample.key: row for row, sample in enumerate(source.samples)}
     environment = Environment(
@@ -82,7 +82,7 @@ def write_page(scan: Scan, source: ScannedSource, path: Path, *, name: str) -> N
 
 
 def _sizes(scan: Scan) -> list[tuple[str, int]]:
-    """How many pictures have how many files."""
+    """Return the number of pictures for each range of the number of files."""
     rows = []
     for least, most in _SIZES:
         label = f"{least}" if least == most else f"{least} to {most}" if most else f"more than {least - 1}"
@@ -111,7 +111,7 @@ def _caption(scan: Scan, source: ScannedSource, index: Mapping[str, int], name: 
 
 
 def _note(scan: Scan, key: str) -> str:
-    """How alike an image is to the one that brought it into its family."""
+    """Return how similar an image is to the one that brought it into its family."""
     similarity = scan.families.similarity.get(key)
     if scan.families.reason.get(key) == EXACT:
         return "equal pixels"
@@ -119,7 +119,7 @@ def _note(scan: Scan, key: str) -> str:
 
 
 def _uri(source: ScannedSource, row: int) -> str:
-    """An image as a data URI, small; nothing if it cannot be read any more."""
+    """Return an image as a small data URI; empty if it cannot be read any more."""
     try:
         image = source.load_image(row)
     except DataError:

@@ -1,9 +1,9 @@
-"""What a scan found, and the files that it leaves.
+"""The result of a scan, and its files.
 
 - `families.parquet`: a row for each sample whose image could be read (see :mod:`memtrain.families.table`);
-- `scan.json`: how many pictures there are, the threshold, what it cost, and which images could not be read;
-- `exclude.csv`: all but one sample of each picture, in a column `key`; the one that is kept has the most pixels, and is
-  the first of those. Further columns say which one is kept, and why.
+- `scan.json`: the number of pictures, the threshold, the cost, and the images that could not be read;
+- `exclude.csv`: all but one sample of each picture, in a column `key`. The kept sample is the first one with the most
+  pixels. Further columns name the kept sample and the reason.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from memtrain.files.text import read_json
 from memtrain.records import write_json, written_whole
 
 TABLE, SUMMARY, EXCLUDE = "families.parquet", "scan.json", "exclude.csv"
-"""Files of a scan."""
+"""The files of a scan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a scan found.
+    """The result of a scan.
 
     Attributes:
-        families: of the samples.
-        keys: of the n samples whose images could be read, in the order of the source.
-        sizes: `(n, 2)`, width and height of each image; None where only the families were kept.
-        broken: why an image could not be read, by key; these samples are in no family.
-        descriptor: name and version of what told pictures apart.
-        threshold: similarity from which two images count as one picture.
-        false_merge_rate: stated share of pictures that are joined to another one by mistake.
-        rests_on: what the threshold was set by, in words.
-        seconds: how long looking at the images took, all processes together, and how long finding families.
-        cached: whether this was known from an earlier scan.
+        families: the families of the samples.
+        keys: the keys of the n samples whose images could be read, in the order of the source.
+        sizes: the width and height of each image, `(n, 2)`; None if only the families were kept.
+        broken: the reasons why images could not be read, by key; these samples are in no family.
+        descriptor: the name and version of the descriptor.
+        threshold: the similarity from which two images count as one picture.
+        false_merge_rate: the stated share of pictures that are joined to another one by mistake.
+        rests_on: the basis of the threshold in words.
+        seconds: the duration of looking at the images, of all processes together, and of finding families.
+        cached: whether the result comes from an earlier scan.
     """
 
     families: Families
@@ -60,35 +60,35 @@ class Scan:
 
     @property
     def images(self) -> int:
-        """Images that were looked at."""
+        """The number of images that were looked at."""
         return len(self.keys)
 
     @property
     def images_per_second(self) -> float:
-        """Of the whole scan."""
+        """The number of images per second of the whole scan."""
         return self.images / max(sum(self.seconds), 1e-9)
 
     @cached_property
     def pictures(self) -> Mapping[str, Sequence[str]]:
-        """The samples of each picture that has several files, by the picture's name; the largest first."""
+        """The samples of each picture with several files, by the picture's name; the largest picture comes first."""
         return _several(self.keys, self.families.pictures)
 
     @cached_property
     def captions(self) -> Mapping[str, Sequence[str]]:
-        """The samples of each caption that several pictures have, by the caption's name; the largest first."""
+        """The samples of each caption of several pictures, by the caption's name; the largest caption comes first."""
         found = _several(self.keys, self.families.captions)
         several = {name: keys for name, keys in found.items() if len({*map(self.families.picture, keys)}) > 1}
         return several
 
     @cached_property
     def kept(self) -> Mapping[str, str]:
-        """The one file with the most pixels, the first of those, of each picture that has several, by its name."""
-        assert self.sizes is not None  # an earlier scan's are not kept
+        """The kept file of each picture with several files, by its name: the first one with the most pixels."""
+        assert self.sizes is not None  # an earlier scan does not keep the sizes
         pixels = dict(zip(self.keys, self.sizes.prod(axis=1, dtype=np.int64).tolist(), strict=True))
         return {name: max(members, key=pixels.__getitem__) for name, members in self.pictures.items()}
 
     def counts(self) -> dict[str, int]:
-        """How many of everything there is."""
+        """Return the numbers of images, pictures, captions and files."""
         together = sum(map(len, self.pictures.values()))
         return {
             "images": self.images,
@@ -103,7 +103,7 @@ class Scan:
         }
 
     def line(self) -> str:
-        """What the scan cost and found, as one plain line."""
+        """Return the cost and the result of the scan in one plain line."""
         counts = self.counts()
         seconds = sum(self.seconds)
         start = f"Scanned {counts['images']:,} images in {seconds:.1f} s ({self.images_per_second:,.0f} a second)"
@@ -134,12 +134,12 @@ def _several(keys: Sequence[str], names: Mapping[str, str]) -> dict[str, list[st
 
 
 def write_scan(scan: Scan, folder: Path, **more: Any) -> None:
-    """Write `families.parquet` and `scan.json`, the latter last: where it is, the scan is complete.
+    """Write `families.parquet`, and then `scan.json`. The latter exists only for a complete scan.
 
     Args:
-        scan: what was found.
-        folder: is made where it is not there.
-        more: what `scan.json` holds besides, such as where the data lie.
+        scan: the result of the scan.
+        folder: the folder, which is made if it does not exist.
+        more: further entries of `scan.json`, such as the path of the data.
     """
     scan.families.write(folder / TABLE, scan.keys)
     write_json(
@@ -161,10 +161,10 @@ def write_scan(scan: Scan, folder: Path, **more: Any) -> None:
 
 
 def read_scan(folder: Path) -> Scan | None:
-    """What :func:`write_scan` wrote, without the sizes of images; None if there is nothing.
+    """Read the files of :func:`write_scan`, without the sizes of images; None if there are none.
 
     Raises:
-        RecordError: if it cannot be read.
+        RecordError: if they cannot be read.
     """
     if not (folder / SUMMARY).is_file():
         return None
@@ -185,20 +185,20 @@ def read_scan(folder: Path) -> Scan | None:
     except (DataError, ValueError, KeyError, TypeError) as error:
         raise RecordError(
             f"{folder / SUMMARY} cannot be read: {error}",
-            expected="what a scan wrote",
-            remedy=f"delete {folder}; the scan is then made again",
+            expected="the files of a scan",
+            remedy=f"delete {folder}; the next start scans again",
         ) from error
 
 
 def write_exclude(scan: Scan, path: Path) -> int:
-    """Write the samples that are left out where each picture is to be kept once.
+    """Write the samples to leave out if each picture is to be kept once.
 
     Args:
-        scan: with the sizes of images.
-        path: of the CSV file.
+        scan: the result of the scan, with the sizes of images.
+        path: the path of the CSV file.
 
     Returns:
-        How many samples are left out.
+        The number of samples that are left out.
     """
     similarity, reason = scan.families.similarity, scan.families.reason
     rows = [

@@ -1,7 +1,7 @@
-"""Which descriptors are near each other: the nearest neighbours of each, found exactly in blocks.
+"""The search for near descriptors: the nearest neighbors of each, found exactly in blocks.
 
 Cost: n² D multiplications; 100,000 descriptors of 832 numbers need some minutes on one core, 30,000 some seconds.
-Memory: one block of similarities, 64 MB, besides the descriptors.
+Memory: one block of similarities, 64 MB, in addition to the descriptors.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from memtrain.families.chosen_rows import Rows
 
 NEIGHBOURS = 5
-"""Of each descriptor that are returned at most; all copies of one picture need not be each other's neighbours."""
+"""The largest number of neighbors of a descriptor; not all copies of a picture must be each other's neighbors."""
 
 
 class Search(Protocol):
     """Finds pairs of near descriptors."""
 
     def __call__(self, descriptors: Rows, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Pairs of which one is among the nearest neighbours of the other.
+        """Return pairs in which one is among the nearest neighbors of the other.
 
         Args:
-            descriptors: `(n, D)` of unit length.
-            threshold: similarity from which a pair is returned.
+            descriptors: the descriptors of unit length, `(n, D)`.
+            threshold: the similarity from which a pair is returned.
 
         Returns:
-            `(m, 2)` pairs, the smaller index first, each once and in order; and their similarity, `(m,)`.
+            The pairs `(m, 2)`, with the smaller index first, each once and in order, and their similarity, `(m,)`.
         """
 
 
@@ -39,15 +39,15 @@ class ExactSearch:
     """Compares all descriptors with all others.
 
     Args:
-        neighbours: of each descriptor that are returned at most.
-        numbers: similarities in memory at a time.
+        neighbours: the largest number of neighbors that are returned for each descriptor.
+        numbers: the number of similarities in memory at a time.
     """
 
     neighbours: int = NEIGHBOURS
     numbers: int = 2**24
 
     def __call__(self, descriptors: Rows, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """See :class:`Search`."""
+        """Compare all descriptors in blocks; see :class:`Search`."""
         count = len(descriptors)
         wanted = min(self.neighbours, count - 1)
         if wanted < 1:
@@ -70,7 +70,7 @@ class ExactSearch:
 def ordered(
     first: NDArray[np.int64], second: NDArray[np.int64], similarity: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Pairs as a search returns them: the smaller index first, each once, in order."""
+    """Return pairs in the form of a search: the smaller index first, each once, in order."""
     pairs = np.stack([np.minimum(first, second), np.maximum(first, second)], axis=1)
     pairs, at = np.unique(pairs, axis=0, return_index=True)
     return pairs, similarity[at]

@@ -1,8 +1,8 @@
-"""Arrays that are larger than memory should hold, in one safetensors file: filled in stretches, read where they lie.
+"""Arrays too large for memory in one safetensors file: filled in parts, and read through a memory map.
 
 The layout is that of safetensors (https://huggingface.co/docs/safetensors): eight bytes with the length of a JSON
 header, the header, the numbers. So any reader of such files opens it. Arrays are mapped into memory, and the system
-drops what is not in use: an array of 100,000 rows costs as much memory as the rows that are looked at.
+drops unused parts. An array of 100,000 rows takes only the memory of the rows in use.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from memtrain.errors import DataError, RecordError
 from memtrain.files.text import json_of
 
 Arrays = Mapping[str, NDArray[Any]]
-"""By name."""
+"""Arrays by name."""
 
 _NAMES = {"uint8": "U8", "int32": "I32", "int64": "I64", "float32": "F32"}
-"""Of types, in a header."""
+"""The names of types in a header."""
 _TYPES = {short: np.dtype(name) for name, short in _NAMES.items()}
 
 
@@ -30,15 +30,15 @@ def create_arrays(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]])
     """Make a file of zeros and map it.
 
     Args:
-        path: of the file.
-        shapes: type and shape by name; the types are uint8, int32, int64 and float32.
+        path: the path of the file.
+        shapes: the type and shape by name; the types are uint8, int32, int64 and float32.
 
     Returns:
         Arrays that write to the file.
     """
     header: dict[str, Any] = {}
     end = 0
-    # Larger numbers first, so that each array begins at a multiple of its numbers' size.
+    # Larger numbers come first, so that each array begins at a multiple of its numbers' size.
     for name, (kind, shape) in sorted(shapes.items(), key=lambda item: -np.dtype(item[1][0]).itemsize):
         start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
         header[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [start, end]}
@@ -54,8 +54,8 @@ def open_arrays(path: Path, *, mode: Literal["r+", "c"] = "c") -> Arrays:
     """Map the arrays of a file.
 
     Args:
-        path: of the file.
-        mode: with `c` what is changed in them stays in memory and is never written, with `r+` it is.
+        path: the path of the file.
+        mode: the mode of the map; with `c` changes stay in memory, with `r+` they are written.
 
     Raises:
         RecordError: if the file is cut short, or holds something else.
@@ -72,7 +72,7 @@ def open_arrays(path: Path, *, mode: Literal["r+", "c"] = "c") -> Arrays:
             raise RecordError(
                 f"{path} cannot be read: {error}",
                 expected="a safetensors file of arrays",
-                remedy="delete it; it is made again",
+                remedy="delete it; the next start makes it again",
             ) from error
 
 
@@ -80,12 +80,12 @@ def _mapped(path: Path, header: Mapping[str, Any], start: int, *, mode: Literal[
     arrays = {}
     for name, entry in header.items():
         kind, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
-        if 0 in shape:  # nothing can be mapped
+        if 0 in shape:  # an empty array cannot be mapped
             arrays[name] = np.zeros(shape, kind)
         else:
             offset = start + entry["data_offsets"][0]
             size = int(np.prod(shape, dtype=object)) * kind.itemsize
-            # Mapped for writing, a file that is too short would be filled up with zeros.
+            # A file that is too short would be filled up with zeros when it is mapped for writing.
             if min(shape) < 0 or offset < start or offset + size > path.stat().st_size:
                 raise ValueError(f"its array {name!r} is cut short")
             arrays[name] = np.memmap(path, dtype=kind, mode=mode, offset=offset, shape=shape)

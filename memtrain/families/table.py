@@ -1,13 +1,16 @@
-"""The families of a data set: which samples are one picture, and which share a caption; and their table.
+"""The families of a data set: the samples of one picture, the samples with one caption, and the table of both.
 
-What counts in memorization is the picture, not the file: a data set from the web, a photo library or a scraped set
-holds copies under names of their own, and a model learns from all of them together. A *picture family* is what is one
-picture: equal pixels, or nearly equal ones. A *caption family* is what shares a caption.
+Memorization depends on the picture, not the file. A data set from the web, a photo library or a scraped set holds
+copies under names of their own, and a model learns from all of them together. A *picture family* is one picture: equal
+pixels, or nearly equal ones. A *caption family* shares a caption.
 
-`families.parquet` has one row per sample: `key`, `picture_family` and `caption_family` (the key of the family's first
-member, which is the sample itself where it stands alone), `similarity` (to the member that brought it into its picture
-family, 1 for equal pixels; null for a sample that stands alone, and for the first of a family) and `reason` (`exact`,
-`near`, or null likewise).
+`families.parquet` has one row per sample with these columns:
+
+- `key`: the key of the sample;
+- `picture_family` and `caption_family`: the key of the family's first member (a sample alone has its own key);
+- `similarity`: the similarity to the member that brought the sample into its picture family, 1 for equal pixels. It is
+  null for a sample that stands alone, and for the first of a family;
+- `reason`: `exact` or `near`; null in the same cases.
 """
 
 from __future__ import annotations
@@ -25,35 +28,35 @@ from memtrain.files.parquet_table import read_parquet
 from memtrain.records import write_parquet
 
 EXACT, NEAR = "exact", "near"
-"""Reasons why a sample belongs to a picture family."""
+"""The reasons why a sample belongs to a picture family."""
 COLUMNS = ("key", "picture_family", "caption_family", "similarity", "reason")
 
 
 class FamilyIndex(Protocol):
-    """What is known of the families of samples: all of them before training, or those met so far."""
+    """The known families of samples: of all samples before training, or of the samples met so far."""
 
     def picture(self, key: str) -> str:
-        """Name of the sample's picture family: a key; its own where it stands alone, or is not known."""
+        """Return the name of the sample's picture family, a key; its own key if it stands alone or is not known."""
 
     def caption(self, key: str) -> str:
-        """Name of the sample's caption family: a key; its own where no other picture has its caption."""
+        """Return the name of the sample's caption family, a key; its own key if no other picture has its caption."""
 
     def picture_members(self, name: str) -> Sequence[str]:
-        """Keys of a picture family, its name among them."""
+        """Return the keys of a picture family, including its name."""
 
     def caption_members(self, name: str) -> Sequence[str]:
-        """Keys of a caption family, its name among them."""
+        """Return the keys of a caption family, including its name."""
 
 
 @dataclass(frozen=True)
 class Families:
-    """Families of a data set that was looked through.
+    """The families of a scanned data set.
 
     Attributes:
-        pictures: name of its picture family by key, of samples that do not stand alone; others may be left out.
-        captions: name of its caption family by key, likewise.
-        similarity: to the member that brought a sample into its picture family, by key.
-        reason: why, by key.
+        pictures: the name of the picture family by key, for samples that do not stand alone; others may be left out.
+        captions: the name of the caption family by key, for samples that share a caption.
+        similarity: the similarity to the member that brought a sample into its picture family, by key.
+        reason: the reason, `exact` or `near`, by key.
     """
 
     pictures: Mapping[str, str] = field(default_factory=dict)
@@ -62,19 +65,19 @@ class Families:
     reason: Mapping[str, str] = field(default_factory=dict)
 
     def picture(self, key: str) -> str:
-        """Name of the sample's picture family."""
+        """Return the name of the sample's picture family."""
         return self.pictures.get(key, key)
 
     def caption(self, key: str) -> str:
-        """Name of the sample's caption family."""
+        """Return the name of the sample's caption family."""
         return self.captions.get(key, key)
 
     def picture_members(self, name: str) -> Sequence[str]:
-        """Keys of a picture family."""
+        """Return the keys of a picture family."""
         return self._by_picture.get(name, (name,))
 
     def caption_members(self, name: str) -> Sequence[str]:
-        """Keys of a caption family."""
+        """Return the keys of a caption family."""
         return self._by_caption.get(name, (name,))
 
     @cached_property
@@ -86,7 +89,7 @@ class Families:
         return _members(self.captions)
 
     def table(self, keys: Iterable[str]) -> pa.Table:
-        """`families.parquet` of the samples `keys`."""
+        """Return `families.parquet` of the samples `keys`."""
         names = list(keys)
         return pa.table(
             {
@@ -99,15 +102,15 @@ class Families:
         )
 
     def write(self, path: Path, keys: Iterable[str]) -> None:
-        """Write `families.parquet`; it is either complete or not there."""
+        """Write `families.parquet`, whole or not at all."""
         write_parquet(self.table(keys), path)
 
     @classmethod
     def read(cls, path: str | Path) -> Families:
-        """The families of a table.
+        """Read the families of a table.
 
         Raises:
-            RecordError: if the file is none.
+            RecordError: if the file is not such a table.
         """
         table = _opened(path)
         keys = table["key"].to_pylist()
@@ -130,10 +133,10 @@ class Families:
 
 
 def listed_keys(path: str | Path) -> frozenset[str]:
-    """The keys of all samples that a table lists.
+    """Return the keys of all samples in a table.
 
     Raises:
-        RecordError: if the file is none.
+        RecordError: if the file is not such a table.
     """
     return frozenset(_opened(path)["key"].to_pylist())
 
@@ -161,7 +164,7 @@ def _opened(path: str | Path) -> pa.Table:
 
 
 def _members(names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Keys by family."""
+    """Return the keys by family."""
     found: dict[str, list[str]] = {}
     for key, name in names.items():
         found.setdefault(name, []).append(key)

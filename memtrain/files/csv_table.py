@@ -1,10 +1,10 @@
 """CSV tables that somebody else wrote: no row is swallowed, and no value stands under another column.
 
-Accepted: values separated by commas, semicolons or tabs, whichever splits the first row into the wanted names; Excel's
-line `sep=;` before it; double quotes around values, doubled within; empty lines; empty values after the last column;
-names of columns in upper or lower case.
-Refused, with the line: a quote that is never closed or ends within a value (rows until the next quote would become one
-value); values beyond 128 KiB; rows with more or fewer values than the first row; two columns of one name.
+Values may be separated by commas, semicolons or tabs, whichever splits the first row into the wanted names. Excel's
+line `sep=;` may stand before it. Values may have double quotes around them, doubled within. Empty lines, empty values
+after the last column, and names of columns in upper or lower case are accepted. A table is refused, with the line, for
+a quote that is never closed or ends within a value, because rows until the next quote would become one value. Values
+beyond 128 KiB, rows with more or fewer values than the first row, and two columns of one name are refused, too.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ MEANING = {
     ExitStatus.UNJUDGED: "`measure --fail_on`: nobody can tell whether it holds",
     ExitStatus.SIGNAL: "a signal stopped it, such as 130 for Ctrl-C; the last line goes on",
 }
-"""What each status means, in one line."""
+"""The meaning of each status, in one line."""
 
 
 def written(status: ExitStatus) -> str:

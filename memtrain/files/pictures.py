@@ -8,9 +8,9 @@
 | transparency | white shows through |
 | refused | the cases below |
 
-Refused are other formats, above all those that Pillow hands to another program (EPS to Ghostscript); images with more
-than :data:`MOST_PIXELS`; files that are cut short; 32-bit pixels, whose range is not known; and compressed texts beyond
-Pillow's limit.
+Other formats are refused, above all the formats that Pillow hands to another program (EPS to Ghostscript). Images with
+more than :data:`MOST_PIXELS`, files that are cut short, and compressed texts beyond Pillow's limit are refused, too. So
+are 32-bit pixels, whose range is not known.
 
 :data:`SUFFIXES` are the endings of images that are decoded. :data:`UNDECODED_SUFFIXES` are the endings of images that
 are not decoded, which no source may ignore silently.
@@ -107,7 +107,7 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # likewise; many tools write such entries, and the picture is intact
+    except Exception:  # many tools write such entries, and the picture is intact
         return image
 
 

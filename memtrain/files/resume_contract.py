@@ -1,8 +1,8 @@
 """The changes that are allowed in a run that continues a checkpoint: the contract of `--ckpt_path`, in one table.
 
 A checkpoint holds the settings of its training in plain values. They are compared with the settings of the run before
-any work. Settings that are not in the table are not compared, because nothing that was trained, counted or recorded
-depends on them: the run's folder, the path of the data (keys identify the samples), the number of workers, logging,
+any work. Other settings are not compared, because nothing that was trained, counted or recorded depends on them.
+Examples are the run's folder, the path of the data (keys identify the samples), the number of workers, logging,
 validation, the places of checkpoints, and the length of the run.
 
 - **Continues exactly**: everything is as if the run had not been interrupted. A run without any change also continues

@@ -97,7 +97,7 @@ def torn(path: Path, error: Exception) -> RecordError:
     return RecordError(
         f"{path} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
         expected="a table that was written whole; memtrain renames a table into its place when it is complete",
-        remedy=f"restore the file from a copy, {before}start the run anew in another folder",
+        remedy=f"restore the file from a copy, {before}start the run again in another folder",
     )
 
 

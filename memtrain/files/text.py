@@ -1,9 +1,9 @@
 """UTF-8 text and JSON that somebody else wrote.
 
-Accepted: UTF-8 with or without a byte order mark; UTF-16 with one, such as Excel's "Unicode text"; both compressed,
-with a name that ends in `.gz`; any line endings, which become line feeds; JSON as in RFC 8259. Refused: other
-encodings, NUL characters, NaN and infinity (which JSON does not have), excessive numbers and nesting, and files beyond
-a size, counted after decompressing.
+Text may be UTF-8 with or without a byte order mark, or UTF-16 with one, such as Excel's "Unicode text". Both may be
+compressed, with a name that ends in `.gz`. Any line endings are accepted and become line feeds. JSON is that of RFC
+8259. Refused: other encodings, NUL characters, NaN and infinity (which JSON does not have), excessive numbers and
+nesting, and files beyond a size, counted after decompressing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_text(path: Path, *, most: int = MOST_BYTES, encoding: str = "utf-8-sig"
         raise DataError(
             f"{path} is not {'UTF-16' if wide else 'UTF-8'}: byte {error.start} cannot be read",
             expected="UTF-8 text",
-            remedy=f"convert it, for instance: iconv -f cp1252 -t utf-8 {path.name}; in Excel, save as CSV UTF-8",
+            remedy=f"convert it, for instance with iconv -f cp1252 -t utf-8 {path.name}; in Excel, save as CSV UTF-8",
         ) from error
     if "\0" in text:
         raise DataError(

@@ -1,8 +1,8 @@
 """YAML that somebody else wrote: plain values, no objects, no aliases that grow.
 
 Accepted: the files that `yaml.safe_load` accepts. Refused: files beyond a size, values that aliases make large or
-endless (a few lines make billions), excessive nesting, tags of objects, and a key that occurs twice in one mapping, of
-which YAML would silently keep the last.
+endless (a few lines make billions), excessive nesting, and tags of objects. A key that occurs twice in one mapping is
+refused, too, because YAML would silently keep the last one.
 """
 
 from __future__ import annotations

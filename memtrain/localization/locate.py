@@ -39,9 +39,9 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
+from memtrain.files.progress import progress_bar
 from memtrain.files.prompt_texts import prompt_list
 from memtrain.functional.noise import SimilarityWindow
 from memtrain.localization.calibration import keep_calibration, kept_calibration, require_same_model
@@ -244,7 +244,7 @@ def _searched(
 ) -> list[Found]:
     """What is found for each prompt, written at once to a folder; what is there already is not searched again."""
     known = {} if folder is None else read_known(folder, prompts)
-    for prompt in tqdm(prompts, desc="finding neurons", unit="prompt", disable=not progress):
+    for prompt in progress_bar(prompts, desc="finding neurons", unit="prompt", disable=not progress):
         if prompt not in known:
             known[prompt] = finder.locate(prompt)
             if folder is not None:

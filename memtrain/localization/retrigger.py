@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
+from memtrain.files.progress import progress_bar
 from memtrain.files.prompt_texts import prompt_list
 from memtrain.functional.diffusion import noisy_and_target, per_sample_mse
 from memtrain.functional.keyed_draws import normal, seed_of, uniform
@@ -112,7 +112,7 @@ def retrigger(
     with (
         _frozen(pipeline),
         torch.enable_grad(),
-        tqdm(total=steps * len(rounds), desc="re-triggering", unit="step", disable=not progress) as bar,
+        progress_bar(total=steps * len(rounds), desc="re-triggering", unit="step", disable=not progress) as bar,
     ):
         for start in rounds:
             part = slice(start, start + prompts_at_once)
@@ -148,7 +148,7 @@ def _search(
     learning_rate: float,
     draws: int,
     rows: int | None,
-    bar: tqdm[Any],
+    bar: Any,
 ) -> tuple[Tensor, Tensor]:
     """The optimised embeddings of some prompts `(p, T, D)` and their losses `(p, steps)`."""
     device, denoiser = pipeline.device, pipeline.unet

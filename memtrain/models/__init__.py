@@ -1,1 +1,1 @@
-"""Model plumbing: where attention sits in each denoiser family, the probe, and loading and saving pipelines."""
+"""Model plumbing: the attention of each denoiser family, the probe, and loading and saving of pipelines."""

@@ -1,8 +1,9 @@
-"""Load a LoRA file into a pipeline: diffusers' format, or kohya's and others that diffusers converts.
+"""Loading of a LoRA file into a pipeline: diffusers' format, or kohya's and others that diffusers converts.
 
-A file is refused if it is no safetensors file (a pickled one could run code) or fits no layer of the pipeline, of which
-diffusers says no more than a warning; where some of it fits, how much is said. Adapters become part of the weights, so
-that probes, masks and localisation see the plain layers they know, unless a rule has to act on them while sampling.
+A file is refused if it is not a safetensors file (a pickled one could run code). A file that fits no layer of the
+pipeline is refused too; diffusers only warns of it. If a part of the file fits, a warning gives the numbers. Adapters
+become part of the weights, so that probes, masks and localization see the plain layers that they know, unless a rule
+must act on the adapters while sampling.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from memtrain.models.weights_file import header, one_line, tensors
 log = logging.getLogger(__name__)
 
 FILE = "pytorch_lora_weights.safetensors"
-"""Name of the file in a folder, as diffusers has it."""
+"""The name of the file in a folder, as in diffusers."""
 OPTIONS = "lora_adapter_metadata"
-"""Key of diffusers in a file's metadata, for the options of the adapters."""
+"""Diffusers' key in a file's metadata for the options of the adapters."""
 FIRST_FACTOR = ("lora_A.", "lora_down.", "lora.down.", "lora_linear_layer.down.")
-"""What the names of first factors have in them, in the formats that diffusers knows."""
+"""Parts of the names of first factors, in the formats that diffusers converts."""
 
 
 def adapter_path(given: str | Path) -> Path:
-    """The file that is meant: itself, or the one in a folder.
+    """Return the path of the file itself, or of the file in a folder.
 
     Raises:
-        ConfigurationError: if there is none, or it is no readable safetensors file.
+        ConfigurationError: if there is no file, or if it is not a readable safetensors file.
     """
     path = Path(given)
     path = path / FILE if path.is_dir() else path
@@ -47,7 +48,7 @@ def adapter_path(given: str | Path) -> Path:
     names = adapter_contents(path)[0]
     if any("dora_scale" in name for name in names):
         raise ConfigurationError(
-            f"{path} holds DoRA magnitudes in kohya's format, which diffusers would leave out in silence",
+            f"{path} holds DoRA magnitudes in kohya's format, which diffusers would silently ignore",
             expected="LoRA, or DoRA in diffusers' format",
             remedy="convert it, or merge it into the model with the program that made it",
         )
@@ -55,10 +56,10 @@ def adapter_path(given: str | Path) -> Path:
 
 
 def adapter_contents(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Names of the tensors in a file, and its metadata.
+    """Return the names of the tensors in a file, and its metadata.
 
     Raises:
-        ConfigurationError: if it is no safetensors file.
+        ConfigurationError: if it is not a safetensors file.
     """
     shapes, metadata = header(path, "adapters")
     return list(shapes), metadata
@@ -68,13 +69,13 @@ def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool =
     """Put the adapters of a file into a pipeline.
 
     Args:
-        pipeline: in float32, with no adapters in it.
-        path: of a file, as :func:`adapter_path` returns it.
-        scale: what the adapters' part is multiplied by.
-        merge: make them part of the weights; else they stay layers of their own.
+        pipeline: a pipeline in float32, without adapters.
+        path: the path of the file, as :func:`adapter_path` returns it.
+        scale: the factor of the adapters' output.
+        merge: whether to make them part of the weights; otherwise they stay layers of their own.
 
     Returns:
-        How many layers were adapted.
+        The number of adapted layers.
 
     Raises:
         ConfigurationError: if the file fits no layer of the pipeline.
@@ -83,7 +84,7 @@ def load_adapter(pipeline: Any, path: Path, *, scale: float = 1.0, merge: bool =
     names = list(values)
     options = json_of(metadata.get(OPTIONS, "{}"), f"{path}: {OPTIONS!r} of its metadata")
     if not isinstance(options, dict):
-        raise _unfit(f"{path}: {OPTIONS!r} of its metadata is a {type(options).__name__}, and no options of adapters")
+        raise _unfit(f"{path}: {OPTIONS!r} of its metadata is a {type(options).__name__}, not options of adapters")
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     trainable = [value for part in parts for value in part.parameters() if value.requires_grad]
     try:

@@ -1,7 +1,8 @@
-"""Low-rank adapters in a module: switched off, or for a while part of the weights that they adapt.
+"""Low-rank adapters in a module: switched off, or merged for a while into the weights that they adapt.
 
-The base model of a LoRA training is the trained module with its adapters switched off, as long as these are all that is
-trained and began as no change (one of the two factors is zero). Nothing has to be copied for it, and nothing added up.
+The base model of a LoRA training is the trained module with its adapters switched off. This holds as long as only the
+adapters are trained and they changed nothing at first (one of the two factors is zero). Nothing has to be copied for
+it.
 
 Source: peft's layers (`peft.tuners.lora.LoraLayer`), into which the methods of diffusers and transformers put adapters.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def adapted_layers(module: nn.Module) -> dict[str, LoraLayer]:
-    """Layers that carry adapters, by name."""
+    """Return the layers that carry adapters, by name."""
     # Without peft there are none, and importing it would import accelerate.
     peft = sys.modules.get("peft.tuners.lora")
     if peft is None:
@@ -30,16 +31,16 @@ def adapted_layers(module: nn.Module) -> dict[str, LoraLayer]:
 
 
 def adapter_parameters(layer: LoraLayer) -> list[nn.Parameter]:
-    """Parameters of a layer's adapters, without those of the layer below them."""
+    """Return the parameters of a layer's adapters, without those of the layer below them."""
     module: Any = layer
     return [value for name, value in module.named_parameters() if not name.startswith("base_layer.")]
 
 
 def can_be_switched_off(module: nn.Module, trained: Iterable[nn.Parameter]) -> bool:
-    """Whether `module` without its adapters is what it is with them now, and adapters are all that is trained.
+    """Return whether the adapters of `module` change nothing now, and are the only trained parameters.
 
     Args:
-        module: without wrappers, before training.
+        module: the module without wrappers, before training.
         trained: its trainable parameters.
     """
     layers = adapted_layers(module)
@@ -49,9 +50,9 @@ def can_be_switched_off(module: nn.Module, trained: Iterable[nn.Parameter]) -> b
 
 @contextmanager
 def switched_off(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the context no adapter of `modules` acts.
+    """Within the context, no adapter of `modules` acts.
 
-    `enable_adapters(False)` of peft would also freeze the parameters, and unfreeze them all in the end.
+    peft's `enable_adapters(False)` would also freeze the parameters, and unfreeze all of them at the end.
     """
     layers: list[Any] = [layer for module in modules for layer in adapted_layers(module).values()]
     before = [layer._disable_adapters for layer in layers]
@@ -66,17 +67,17 @@ def switched_off(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def merged(module: nn.Module) -> Iterator[None]:
-    """Within the context adapters are part of plain layers' weights; then all is what it was, bit for bit.
+    """Within the context, adapters are part of plain layers' weights. Afterwards all weights are restored bit for bit.
 
-    Costs a copy of the adapted weights for that long. Half precision would swallow small changes, so what is merged
-    is in float32.
+    This needs a copy of the adapted weights for that time. Half precision would lose small changes, so merged weights
+    are in float32.
 
     Args:
         module: a diffusers or transformers model, without wrappers.
     """
     layers: dict[str, Any] = dict(adapted_layers(module))
     kept = {name: layer.get_base_layer().weight.data for name, layer in layers.items()}
-    # What says to `save_pretrained` that there are adapters.
+    # These attributes tell `save_pretrained` that there are adapters.
     marked: Mapping[str, Any] = {
         name: vars(module)[name] for name in ("_hf_peft_config_loaded", "peft_config") if name in vars(module)
     }
@@ -93,7 +94,7 @@ def merged(module: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
         for name, layer in layers.items():
             _put(module, name, layer)
-            # Taking the adapter off again would leave rounding behind.
+            # Subtracting the adapter again would leave rounding errors behind.
             layer.merged_adapters.clear()
             layer.get_base_layer().weight.data = kept[name]
 
@@ -103,7 +104,7 @@ def merge_for_good(module: nn.Module, *, scale: float = 1.0) -> None:
 
     Args:
         module: a diffusers or transformers model, without wrappers.
-        scale: of the adapters, 1 for as they are.
+        scale: the scale of the adapters; 1 keeps it.
     """
     layers: dict[str, Any] = dict(adapted_layers(module))
     for name, layer in layers.items():
@@ -124,9 +125,9 @@ def _is_no_change(layer: Any) -> bool:
 
 
 def _adds_nothing(layer: Any, adapter: str) -> bool:
-    """Whether one adapter of a layer changes nothing."""
+    """Return whether one adapter of a layer changes nothing."""
     if adapter not in layer.lora_A:
-        # One of an embedding, or none of this name.
+        # It is an adapter of an embedding, or there is none of this name.
         return adapter not in layer.lora_embedding_A
     factors: tuple[Any, Any] = layer.lora_A[adapter], layer.lora_B[adapter]
     if getattr(factors[1], "bias", None) is not None or all(bool(factor.weight.any()) for factor in factors):
@@ -138,7 +139,7 @@ def _adds_nothing(layer: Any, adapter: str) -> bool:
 
 
 def _is_own_norm(magnitude: Tensor, weight: Tensor) -> bool:
-    """Whether DoRA's magnitudes are the norms of the weight's rows, as they begin."""
+    """Return whether DoRA's magnitudes are the norms of the weight's rows, as at the start."""
     norm = weight.detach().float().flatten(1).norm(dim=1)
     magnitude = magnitude.detach().float().flatten()
     return len(magnitude) == len(norm) and bool(torch.allclose(magnitude, norm, rtol=1e-3))

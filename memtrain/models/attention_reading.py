@@ -1,8 +1,8 @@
-"""What the probe reads at one attention site: queries and keys once more, and from them the token attention.
+"""The probe's reading at one attention site: it computes queries and keys once more, and the token attention from them.
 
-The host's attention kernel is left alone, and so are its random numbers: what is read of a LoRA layer is read without
-its dropout. Cost: one query and key projection, and the attention to text tokens; with `text_mass` one more attention,
-with `neurons` one more projection of the text.
+The host's attention kernel and its random numbers do not change: a LoRA layer is read without its dropout. Cost: one
+query and key projection, and the attention to text tokens; with `text_mass` one more attention, with `neurons` one more
+projection of the text.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class AttentionReader:
     """Reads attention sites of one family of denoisers.
 
     Attributes:
-        backbone: the family.
-        text_mass: in joint attention, also read the share of attention given to text.
-        neurons: also read the activation of the site's value neurons.
+        backbone: the backbone of the family.
+        text_mass: whether to also read the share of attention on text, in joint attention.
+        neurons: whether to also read the activation of the site's value neurons.
     """
 
     backbone: Backbone
@@ -49,12 +49,12 @@ class AttentionReader:
         """Read one site, with a graph if gradients are enabled.
 
         Args:
-            name: of the site.
+            name: the name of the site.
             module: the attention module.
-            args: positional arguments of its forward.
-            kwargs: keyword arguments of its forward.
-            tokens: text tokens T of the denoiser's forward.
-            into: gets the readings of this site.
+            args: the positional arguments of its forward.
+            kwargs: the keyword arguments of its forward.
+            tokens: the number T of text tokens in the denoiser's forward.
+            into: the observation that gets the readings of this site.
         """
         with without_dropout(module):
             self._read(name, module, args, kwargs, tokens=tokens, into=into)
@@ -81,7 +81,7 @@ class AttentionReader:
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """An adapter's dropout draws nothing here, so that the host later draws what it would without a probe."""
+    """Let an adapter's dropout draw nothing here, so that the host later draws the same values as without a probe."""
     drawing = [part for part in module.modules() if isinstance(part, _DropoutNd) and part.training and part.p]
     for part in drawing:
         part.training = False
@@ -94,9 +94,9 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_cast_cache() -> Iterator[None]:
-    """Autocast keeps no casts of weights made here: made without a graph, they would cost the layer its gradient.
+    """Let autocast keep no casts of weights from here. Casts without a graph would cost the layer its gradient.
 
-    pytorch/pytorch issue 112583, mended in later releases of torch than the oldest that is supported.
+    See pytorch/pytorch issue 112583, which is fixed in later releases of torch than the oldest supported one.
     """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

@@ -1,8 +1,8 @@
 """Hooks around the calls of a denoiser that are never compiled.
 
-A module that was compiled in place (`denoiser.compile()`) runs its own hooks inside the compiled region, and looks at
-them no more once it was traced. So there the hooks stand around the compiled call; elsewhere they are the module's own.
-In both cases they run in the order in which they were attached.
+A module that was compiled in place (`denoiser.compile()`) runs its own hooks inside the compiled region, and ignores
+new ones after tracing. For such a module, these hooks stand around the compiled call. For others they are the module's
+own hooks. In both cases they run in the order in which they were attached.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from weakref import ref
 from torch import nn
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
-"""Gets the module and the arguments of a call; returns other arguments, or None to leave them."""
+"""A function of the module and the arguments of a call, which returns other arguments, or None to keep them."""
 
 After = Callable[[nn.Module, tuple[Any, ...], Any], None]
-"""Gets the module, the positional arguments and the result, which is None after an exception."""
+"""A function of the module, the positional arguments and the result, which is None after an exception."""
 
 
 class _CompiledCall:
-    """Stands in for the compiled call of a module."""
+    """A stand-in for the compiled call of a module."""
 
     def __init__(self, host: nn.Module, compiled: Callable[..., Any]) -> None:
         self.host, self.compiled = host, compiled
@@ -44,16 +44,16 @@ def hook_calls(host: nn.Module, before: Before, after: After | None = None) -> C
     """Put hooks around every call of `host`.
 
     Args:
-        host: the module as it is called, wrapped or not.
-        before: called first.
-        after: called last, also when the call raises.
+        host: the called module, wrapped or not.
+        before: the function that is called first.
+        after: the function that is called last, even if the call raises.
 
     Returns:
-        What removes them again.
+        A function that removes the hooks again.
     """
     compiled: Any = getattr(host, "_compiled_call_impl", None)
     if compiled is None:
-        # A copy of the module, such as an average of its weights, has the hooks too, and is not watched.
+        # A copy of the module, such as an average of its weights, has the hooks too, but is not watched.
         watched = ref(host)
 
         def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""Which kind of gradient checkpointing a denoiser uses, found out before it trains.
+"""The kind of a denoiser's gradient checkpointing, found out before training.
 
-Under reentrant checkpointing a block runs without a graph and only its backward pass makes one, so whatever was read in
-the forward pass has no gradient. Diffusers keeps the function that checkpoints on the modules, and it may be anything;
-so it is asked, by a call with a module of no weight.
+Under reentrant checkpointing, a block runs without a graph and only its backward pass makes one. So values that were
+read in the forward pass have no gradient. Diffusers keeps the checkpointing function on the modules, and it may be any
+function. So it is tried with a module without weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memtrain.errors import ProbeError
 
 
 class _Witness(nn.Module):
-    """Notes whether it runs with a graph."""
+    """A module that notes whether it runs with a graph."""
 
     with_graph = True
 
@@ -28,24 +28,24 @@ class _Witness(nn.Module):
 
 
 def is_reentrant(checkpoint: Callable[..., Any]) -> bool:
-    """Whether `checkpoint(module, tensor)` first runs the module without a graph; false if it cannot be called so."""
+    """Return whether `checkpoint(module, tensor)` first runs the module without a graph; False if the call fails."""
     witness = _Witness()
     with torch.enable_grad(), warnings.catch_warnings():
-        # Without `use_reentrant` torch warns; the training forward will say so.
+        # torch warns without `use_reentrant`; the training forward repeats that warning.
         warnings.simplefilter("ignore")
         try:
             checkpoint(witness, torch.zeros(1, requires_grad=True))
         except Exception:
-            # A function that wants other arguments: the first training forward will tell.
+            # The function needs other arguments; the first training forward will show its kind.
             return False
     return not witness.with_graph
 
 
 def refuse_reentrant(denoiser: nn.Module) -> None:
-    """Raise if blocks of a denoiser are checkpointed reentrantly.
+    """Refuse a denoiser whose blocks are checkpointed reentrantly.
 
     Raises:
-        ProbeError: naming the first one.
+        ProbeError: with the name of the first such block.
     """
     asked: dict[int, bool] = {}
     for name, module in denoiser.named_modules():
@@ -54,7 +54,7 @@ def refuse_reentrant(denoiser: nn.Module) -> None:
             continue
         if asked.setdefault(id(checkpoint), is_reentrant(checkpoint)):
             raise ProbeError(
-                f"{name or type(denoiser).__name__} is checkpointed reentrantly, so a penalty on what is read in its "
+                f"{name or type(denoiser).__name__} is checkpointed reentrantly, so a penalty on readings of its "
                 "forward pass would have no gradient",
                 expected="non-reentrant gradient checkpointing",
                 remedy="pass use_reentrant=False",

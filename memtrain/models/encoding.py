@@ -1,7 +1,7 @@
 """Text and images in and out of a model: one text encoder call, one encoding of images, one decoding of latents.
 
-Latents are what the denoiser works on: scaled, and shifted where the autoencoder's configuration says so. Images become
-the posterior's mode, so that the same image has the same latents every time.
+Latents are the denoiser's input: scaled, and shifted if the autoencoder's configuration says so. An image becomes the
+posterior's mode, so that the same image always has the same latents.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from memtrain.functional.tokens import tokenize
 
 
 def encode_tokens(text_encoder: nn.Module, input_ids: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
-    """Text embeddings `(B, T, D)` of token ids, as Stable Diffusion 1.x and 2.x read them.
+    """Encode token ids to text embeddings `(B, T, D)`, as Stable Diffusion 1.x and 2.x read them.
 
     Args:
         text_encoder: a CLIP text model.
-        input_ids: `(B, T)` int64.
-        attention_mask: `(B, T)`, of the tokens of the caption, for the encoders whose configuration asks for it.
+        input_ids: the token ids, `(B, T)` int64.
+        attention_mask: the mask of the caption's tokens, `(B, T)`, for encoders whose configuration asks for it.
     """
     embeddings: Tensor = text_encoder(input_ids, attention_mask=attention_mask)[0]
     return embeddings
@@ -31,11 +31,11 @@ def encode_tokens(text_encoder: nn.Module, input_ids: Tensor, *, attention_mask:
 
 @torch.no_grad()
 def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
-    """The conditional text embeddings `(P, T, D)` of prompts, bit for bit those that the pipeline samples with.
+    """Encode prompts to conditional text embeddings `(P, T, D)`, the same bit for bit as in the pipeline's sampling.
 
     Args:
-        pipeline: Stable Diffusion 1.x or 2.x, on one device.
-        prompts: longer ones are cut.
+        pipeline: a pipeline of Stable Diffusion 1.x or 2.x, on one device.
+        prompts: the prompts; longer ones are cut.
     """
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
     texts = list(prompts)
@@ -48,14 +48,14 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def clip_states(text_encoder: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What Stable Diffusion XL and 3 read of a CLIP text model: its states before the last layer, and its output.
+    """Return the states of a CLIP text model before the last layer, and its output, as Stable Diffusion XL and 3 do.
 
     Args:
         text_encoder: a CLIP text model.
-        input_ids: `(B, T)` int64.
+        input_ids: the token ids, `(B, T)` int64.
 
     Returns:
-        `(B, T, width)`, and `(B, projection)`, of models without a projection all of the last states.
+        `(B, T, width)`, and `(B, projection)`; for models without a projection, the second is all of the last states.
     """
     output = text_encoder(input_ids, output_hidden_states=True)
     return output.hidden_states[-2], output[0]
@@ -63,15 +63,15 @@ def clip_states(text_encoder: nn.Module, input_ids: Tensor) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def encode_images(vae: Any, images: Tensor) -> Tensor:
-    """Latents `(B, C, h, w)` of images, in the autoencoder's type and on its device.
+    """Encode images to latents `(B, C, h, w)`, in the autoencoder's type and on its device.
 
     Args:
         vae: an AutoencoderKL, or Sana's AutoencoderDC.
-        images: `(B, 3, H, W)`, uint8 or pixel values in [-1, 1].
+        images: the images, `(B, 3, H, W)`, uint8 or pixel values in [-1, 1].
     """
     images = images.to(vae.device)
     was, kind = vae.dtype, images.device.type
-    # SDXL's autoencoder overflows in fp16, whether its weights are, or autocast makes them so.
+    # SDXL's autoencoder overflows in fp16, with fp16 weights as well as under autocast.
     careful = vae.config.get("force_upcast", False)
     known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     autocast = known and torch.get_autocast_dtype(kind) == torch.float16
@@ -93,12 +93,12 @@ def encode_images(vae: Any, images: Tensor) -> Tensor:
 
 
 def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor:
-    """Images `(B, 3, H, W)` in [-1, 1] of clean latents `(B, C, h, w)`, as the stock pipelines decode them.
+    """Decode clean latents `(B, C, h, w)` to images `(B, 3, H, W)` in [-1, 1], as the stock pipelines do.
 
     Args:
         vae: an AutoencoderKL.
-        latents: scaled and shifted, as :func:`encode_images` makes them.
-        upcast: decode in float32 whatever the type of the weights, as is done anyway where the configuration asks so.
+        latents: the latents, scaled and shifted as in :func:`encode_images`.
+        upcast: whether to decode in float32 whatever the type of the weights; the configuration may ask for it anyway.
     """
     config = vae.config
     moments = _moments(vae, latents)
@@ -121,7 +121,7 @@ def decode_latents(vae: Any, latents: Tensor, *, upcast: bool = False) -> Tensor
 
 
 def _moments(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Mean and deviation of each channel `(1, C, 1, 1)`, where the configuration has them."""
+    """Return the mean and deviation of each channel `(1, C, 1, 1)`, if the configuration has them."""
     mean, std = (vae.config.get(name) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
         return None

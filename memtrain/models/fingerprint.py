@@ -1,9 +1,9 @@
-"""Hashes of weights, by which what was computed with a model is known again.
+"""Hashes of weights, which identify the model behind a result.
 
-Results are kept under the fingerprint of their model, so that those of one never continue those of another:
-:func:`fingerprint` of a pipeline (detection), :func:`weights_fingerprint` of a module (reference profiles),
-:func:`encoder_fingerprint` of an autoencoder or text encoders (caches of latents and embeddings), and
-:meth:`memtrain.localization.predictor.Predictor.fingerprint` of value layers (statistics, located neurons). Two
+Results are kept under the fingerprint of their model, so that results of one model never continue those of another.
+:func:`fingerprint` is for a pipeline (detection), :func:`weights_fingerprint` for a module (reference profiles), and
+:func:`encoder_fingerprint` for an autoencoder or text encoders (caches of latents and embeddings).
+:meth:`memtrain.localization.predictor.Predictor.fingerprint` is for value layers (statistics, located neurons). Two
 pipelines with the same fingerprint give the same images for the same noise, wherever their files lie.
 
 Cost: about a second per gigabyte.
@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from memtrain.models.backbones.base import unwrap
 
 UNRELATED = ("transformers_version", "name_or_path", "dtype", "torch_dtype", "architectures")
-"""Entries of a configuration that do not change what a model computes; the type of its weights counts by itself."""
+"""Entries of a configuration that do not change a model's results; the type of its weights counts by itself."""
 FIRST = 64
-"""Values of each weight that a sketch looks at."""
+"""The number of values of each weight in a sketch."""
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> hashlib._Hash:
-    """SHA-256 over names and values, in the given order; more can be added to it.
+    """Hash names and values with SHA-256, in the given order; more can be added to the result.
 
     Args:
-        named: what a tensor is called, and the tensor. Its type and shape do not count unless the name has them.
-        start: what is hashed first.
+        named: the names and the tensors. The type and shape of a tensor count only if its name holds them.
+        start: the bytes that are hashed first.
     """
     digest = hashlib.sha256(start)
     for name, tensor in chain.from_iterable(starmap(_stored, named)):
@@ -43,7 +43,7 @@ def hash_tensors(named: Iterable[tuple[str, Tensor]], *, start: bytes = b"") -> 
 
 
 def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a tensor consists of: itself, or integers and scales where a package stores it in fewer bits."""
+    """Yield the stored parts of a tensor: itself, or integers and scales if a package stores it in fewer bits."""
     if type(tensor).__module__.partition(".")[0] == "torch" or not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return
@@ -52,15 +52,15 @@ def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names and values of a module's parameters and buffers, in hexadecimal."""
+    """Return the SHA-256 of the names and values of a module's parameters and buffers, in hexadecimal."""
     return hash_tensors(module.state_dict().items()).hexdigest()
 
 
 def weights_sketch(named: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, shapes and the first values of weights: tells models apart, and costs next to nothing.
+    """Return the SHA-256 of names, shapes and first values of weights. It tells models apart at almost no cost.
 
-    Values are rounded to bfloat16, so that a model is the same one when it is stored in that type. Of weights in few
-    bits only the names count.
+    Values are rounded to bfloat16, so that storing a model in that type does not change its sketch. For weights in few
+    bits, only the names count.
     """
     digest = hashlib.sha256()
     for name, tensor in named:
@@ -72,10 +72,10 @@ def weights_sketch(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def encoder_fingerprint(name: str, parts: Mapping[str, nn.Module]) -> str:
-    """SHA-256 of encoders: what they are used by, their classes, configurations and weights, in hexadecimal.
+    """Return the SHA-256 of encoders in hexadecimal: their user, classes, configurations and weights.
 
     Args:
-        name: of what calls them, such as the class of a pipeline.
+        name: the name of the code that calls them, such as the class of a pipeline.
         parts: the encoders by name.
     """
     digest = hashlib.sha256(name.encode())
@@ -83,7 +83,7 @@ def encoder_fingerprint(name: str, parts: Mapping[str, nn.Module]) -> str:
         module = unwrap(module)
         config = getattr(module, "config", {})
         config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        # Where a model was loaded from, and by which release, makes no difference to what it says.
+        # The source of a model, and the release that loaded it, do not change its results.
         known = {key: value for key, value in config.items() if not key.startswith("_") and key not in UNRELATED}
         digest.update(json.dumps([part, type(module).__name__, known], sort_keys=True, default=str).encode())
         named = ((f"{key} {tuple(value.shape)} {value.dtype}", value) for key, value in module.state_dict().items())
@@ -92,10 +92,10 @@ def encoder_fingerprint(name: str, parts: Mapping[str, nn.Module]) -> str:
 
 
 def fingerprint(pipeline: Any) -> str:
-    """SHA-256 of a pipeline's class, parameters, buffers and scheduler configuration, in hexadecimal.
+    """Return the SHA-256 of a pipeline's class, parameters, buffers and scheduler configuration, in hexadecimal.
 
     Args:
-        pipeline: a diffusers pipeline. A safety checker does not count.
+        pipeline: a diffusers pipeline; a safety checker does not count.
     """
     named = (
         (f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}", tensor)

@@ -1,6 +1,6 @@
-"""What a forward pass of the denoiser has to be like for :class:`memtrain.models.probe.DenoiserProbe` to see it all.
+"""The conditions under which :class:`memtrain.models.probe.DenoiserProbe` sees all of a denoiser's forward pass.
 
-A probe that saw nothing, or a penalty without a gradient, raises here and says what helps.
+If a probe saw nothing, or if a penalty has no gradient, these checks raise an error with a remedy.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from memtrain.models.observation import Observation
 
 
 def require_readings(observation: Observation, sites: Collection[str]) -> None:
-    """That every attention site reported.
+    """Check that every attention site has a reading.
 
     Args:
-        observation: of a forward pass that is over.
-        sites: the names of those that are observed.
+        observation: the observation of a finished forward pass.
+        sites: the names of the observed sites.
 
     Raises:
-        ProbeError: if no forward pass was seen, or a site was silent.
+        ProbeError: if no forward pass was seen, or if a site has no reading.
     """
     silent = [name for name in sites if name not in observation.token_attention]
     if not silent:
@@ -29,8 +29,8 @@ def require_readings(observation: Observation, sites: Collection[str]) -> None:
     if len(silent) == len(sites) and not observation.timesteps.numel():
         problem = "The probe saw no forward pass of the denoiser with gradients in this batch"
         remedy = (
-            "check that this denoiser, or this wrapper of it, is the one that the host calls, and that it was not "
-            "compiled and called before the probe was attached"
+            "check that the host calls this denoiser, or this wrapper of it, and that it was not compiled and "
+            "called before the probe was attached"
         )
     else:
         problem = f"{len(silent)} of {len(sites)} attention sites reported nothing, first {silent[0]!r}"
@@ -39,12 +39,12 @@ def require_readings(observation: Observation, sites: Collection[str]) -> None:
 
 
 def require_graph(prediction: Tensor, observation: Observation, *, differentiable: bool) -> None:
-    """That a gradient can come back.
+    """Check that a gradient can come back.
 
     Args:
-        prediction: `(B, ...)` of the denoiser, in training.
-        observation: with the token attention.
-        differentiable: whether a penalty on the token attention needs a gradient, too.
+        prediction: the denoiser's output in training, `(B, ...)`.
+        observation: the observation with the token attention.
+        differentiable: whether a penalty on the token attention also needs a gradient.
 
     Raises:
         ProbeError: if there is no graph.
@@ -64,28 +64,28 @@ def require_graph(prediction: Tensor, observation: Observation, *, differentiabl
 
 
 def require_gradient(observation: Observation) -> None:
-    """That the loss gradient arrived.
+    """Check that the loss gradient arrived.
 
     Args:
-        observation: of a batch that is over.
+        observation: the observation of a finished batch.
 
     Raises:
-        ProbeError: if it did not.
+        ProbeError: if it did not arrive.
     """
     if observation.gradient is None:
         raise ProbeError(
             "The denoiser ran, but no gradient reached its output",
             expected="a loss that depends on the denoiser's prediction, and a backward pass",
-            remedy="check that the loss uses the prediction undetached",
+            remedy="check that the loss uses the prediction without detach()",
         )
 
 
 def require_keys(observation: Observation, count: int) -> None:
-    """That every sample has a name.
+    """Check that every sample has a key.
 
     Args:
-        observation: with the keys of the batch.
-        count: samples that the denoiser runs on.
+        observation: the observation with the keys of the batch.
+        count: the number of samples that the denoiser runs on.
 
     Raises:
         ProbeError: if there are more or fewer keys.
@@ -99,10 +99,10 @@ def require_keys(observation: Observation, count: int) -> None:
 
 
 def ran_twice(*, named: bool) -> ProbeError:
-    """What to say of a second forward with gradients; `named`: whether the batch's samples were known before it."""
+    """Return the error of a second forward with gradients; `named` says whether the samples were known before it."""
     return ProbeError(
         "The denoiser ran twice with gradients "
-        + ("in one batch" if named else "before the loss of its first forward was handed over"),
+        + ("in one batch" if named else "before the loss of its first forward was passed to guard.loss(...)"),
         expected="one training forward per batch" + ("" if named else ", and its loss after it"),
         remedy="run extra forwards under torch.no_grad()"
         + ("" if named else ", and call guard.loss(...) for every row of the prediction"),

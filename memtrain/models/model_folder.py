@@ -1,8 +1,8 @@
-"""What a folder of a pipeline may name, checked before anything that it names is imported or opened.
+"""The parts that a pipeline's folder may name, checked before anything is imported or opened.
 
 Accepted: parts of diffusers and transformers, by the names of their classes. Refused: parts of other packages or of
-code in the folder, classes that look for such code (`Auto...`), names that are paths, and shards outside the folder.
-A path that is not there is refused as one, and never looked up on the Hugging Face hub; hub names are `owner/name`.
+code in the folder, classes that look for such code (`Auto...`), names that are paths, and shards outside the folder. A
+path that does not exist is refused as a path, and never looked up on the Hugging Face hub. Hub names are `owner/name`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from memtrain.files.shown import shown
 from memtrain.files.text import read_json
 
 LIBRARIES = ("diffusers", "transformers")
-"""Packages whose classes a part may be of."""
+"""The packages whose classes a part may have."""
 MOST_BYTES = 2**26
-"""Of a JSON file at most."""
+"""The largest size of a JSON file in bytes."""
 _PART = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CLASS = re.compile(r"(?!Auto(?!encoder))[A-Z][A-Za-z0-9_]{0,127}")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -27,14 +27,14 @@ _SAFETY = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def check_place(pretrained: str, expected: str) -> None:
-    """Refuse what is neither there nor the name of a model on the hub.
+    """Refuse a model that neither exists nor has the form of a hub name.
 
     Args:
         pretrained: a path or a name.
-        expected: what would have been right.
+        expected: the expectation in the error.
 
     Raises:
-        ConfigurationError: if it is a path of nothing.
+        ConfigurationError: if it is a path that does not exist.
     """
     path = Path(pretrained)
     try:
@@ -56,7 +56,7 @@ def check_place(pretrained: str, expected: str) -> None:
 
 
 def is_hub_name(pretrained: str) -> bool:
-    """Whether a model is on the hub, and may be looked up there."""
+    """Return whether a model is on the hub, and may be looked up there."""
     return not Path(pretrained).exists() and _HUB.fullmatch(pretrained) is not None
 
 
@@ -64,11 +64,11 @@ def check_index(index: dict[str, Any], where: str) -> None:
     """Refuse a model_index.json by the parts that it names.
 
     Args:
-        index: its content.
-        where: which file; for the error.
+        index: the content of the file.
+        where: the name of the file, for the error.
 
     Raises:
-        ConfigurationError: if a part is of a foreign package or class, or its name is no plain one.
+        ConfigurationError: if a part has a foreign package or class, or an unusual name.
     """
     for name, part in index.items():
         if name.startswith("_") or not isinstance(part, list):
@@ -78,21 +78,21 @@ def check_index(index: dict[str, Any], where: str) -> None:
         library, kind = part if len(part) == 2 else (part, None)
         if library is None and kind is None:
             continue
-        # Of Stable Diffusion's checker, which is not loaded, the class is in the pipeline's own module.
+        # The class of Stable Diffusion's safety checker, which is not loaded, is in the pipeline's own module.
         if name in _SAFETY and library in (*LIBRARIES, "stable_diffusion"):
             continue
         if library not in LIBRARIES or not isinstance(kind, str) or not _CLASS.fullmatch(kind):
             raise _refused(
                 f"{where} takes {name!r} from {shown(f'{library}.{kind}', most=100)!r}",
-                f"a class of {' or '.join(LIBRARIES)} that is named itself",
+                f"a class of {' or '.join(LIBRARIES)} by its own name",
             )
 
 
 def check_parts_of(folder: Path, index: dict[str, Any]) -> None:
-    """Refuse configurations that are no JSON objects, that ask for code of their own, and shards that lie elsewhere.
+    """Refuse configurations that are not JSON objects or ask for code of their own, and shards outside the folder.
 
     Raises:
-        ConfigurationError: naming the file.
+        ConfigurationError: with the file.
     """
     try:
         for name, part in index.items():
@@ -124,4 +124,4 @@ def _check_shards(path: Path) -> None:
 
 
 def _refused(found: str, expected: str) -> ConfigurationError:
-    return ConfigurationError(found, expected=expected, remedy="get the model from its authors")
+    return ConfigurationError(found, expected=expected, remedy="download the model from its authors")

@@ -1,11 +1,11 @@
 """A neuron mask: value channels of attention sites, switched off or scaled.
 
 Source: NeMo (Hintersdorf et al., "Finding NeMo", NeurIPS 2024): a few output channels of the value projections carry a
-memorized image; with them at zero it does not appear. Masking suppresses what a prompt triggers, it does not erase what
-the weights hold ("Finding DoRI", arXiv 2507.16880).
+memorized image. With these channels at zero, it does not appear. Masking suppresses what a prompt triggers. It does not
+erase what the weights hold ("Finding DoRI", arXiv 2507.16880).
 
-The mask acts by hooks (:mod:`memtrain.models.value_hooks`), so LoRA layers that are injected later are masked too.
-`bake` writes it into the weights instead; both give the same output.
+The mask acts by hooks (:mod:`memtrain.models.value_hooks`), so LoRA layers that are added later are masked too. `bake`
+writes it into the weights instead. Both give the same output.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FORMAT = "memtrain.neuron_mask.1"
 class NeuronMask:
     """Value channels to scale.
 
-    Use as `with mask.on(denoiser):`, or :meth:`attach` and :meth:`detach`.
+    Use it as `with mask.on(denoiser):`, or with :meth:`attach` and :meth:`detach`.
 
     Args:
-        channels: per site, the output channels of its value projection.
-        factor: what they are multiplied by; 0 switches them off.
+        channels: the output channels of the value projection, by site.
+        factor: the factor of these channels; 0 switches them off.
 
     Raises:
         ProbeError: if there is no channel.
@@ -50,23 +50,23 @@ class NeuronMask:
         self.factor = factor
         if not self.channels:
             raise ProbeError(
-                "A neuron mask without a channel", expected="at least one channel", remedy="leave the mask out"
+                "A neuron mask without a channel", expected="at least one channel", remedy="remove the mask"
             )
         self.rows: Tensor | None = None
-        """`(B,)` bool, which samples of the coming forwards are masked; None for all."""
+        """The masked samples of the coming forwards, `(B,)` bool; None for all."""
         self._hooks: ValueHooks | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.channels.values()))
 
     def __or__(self, other: NeuronMask) -> NeuronMask:
-        """Both masks' channels, with this one's factor."""
+        """Return a mask with both masks' channels and this one's factor."""
         sites = [*self.channels, *(site for site in other.channels if site not in self.channels)]
         both = {site: [*self.channels.get(site, []), *other.channels.get(site, [])] for site in sites}
         return NeuronMask(both, factor=self.factor)
 
     def on(self, denoiser: nn.Module) -> NeuronMask:
-        """Attach, for use in a `with` statement."""
+        """Attach the mask, for use in a `with` statement."""
         return self.attach(denoiser)
 
     def __enter__(self) -> NeuronMask:
@@ -82,7 +82,7 @@ class NeuronMask:
         """Put the mask on a denoiser (wrapped or not).
 
         Raises:
-            ProbeError: if it is attached already, or a site or channel does not exist.
+            ProbeError: if it is already attached, or if a site or channel does not exist.
         """
         if self._hooks is not None:
             raise ProbeError("The mask is attached already", remedy="detach() it first")
@@ -98,16 +98,16 @@ class NeuronMask:
         return self
 
     def detach(self) -> None:
-        """Remove the mask; harmless when not attached."""
+        """Remove the mask; nothing happens if it is not attached."""
         if self._hooks is not None:
             self._hooks.detach()
         self._hooks, self.rows = None, None
 
     def bake(self, denoiser: nn.Module) -> None:
-        """Write the mask into the weights: rows of the value projections times `factor`. There is no way back.
+        """Write the mask into the weights: rows of the value projections times `factor`. This cannot be undone.
 
         Raises:
-            ProbeError: if a site or channel does not exist, or a projection is no plain linear layer.
+            ProbeError: if a site or channel does not exist, or if a projection is not a plain linear layer.
         """
         for site, layer in self._layers(denoiser).items():
             scale = self.scale(site, layer)
@@ -118,10 +118,10 @@ class NeuronMask:
 
     @contextmanager
     def baked(self, denoiser: nn.Module) -> Iterator[None]:
-        """Within the context the mask is in the weights; afterwards they are what they were, bit for bit.
+        """Within the context, the mask is in the weights. Afterwards they are restored bit for bit.
 
         Raises:
-            ProbeError: as :meth:`bake`.
+            ProbeError: see :meth:`bake`.
         """
         parameters = [parameter for layer in self._layers(denoiser).values() for parameter in layer.parameters()]
         kept = [parameter.detach().clone() for parameter in parameters]
@@ -144,7 +144,7 @@ class NeuronMask:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            ProbeError: if it is something else.
+            ProbeError: if the file holds something else.
         """
         try:
             found, metadata = tensors(path, "a neuron mask")
@@ -159,13 +159,13 @@ class NeuronMask:
             return NeuronMask({site: chosen.tolist() for site, chosen in found.items()}, factor=float(factor))
         except (ConfigurationError, DataError, ValueError, OverflowError) as error:
             raise ProbeError(
-                f"{path} is no neuron mask: {str(error).splitlines()[0]}",
+                f"{path} is not a neuron mask: {str(error).splitlines()[0]}",
                 expected=f"a safetensors file of format {FORMAT}, with whole numbers for each site",
                 remedy="check the path",
             ) from error
 
     def scale(self, site: str, layer: nn.Module) -> Tensor:
-        """What each channel of a site's value projection is multiplied by, `(C,)`.
+        """Return the factor of each channel of a site's value projection, `(C,)`.
 
         Raises:
             ProbeError: if the mask names channels that the layer does not have.
@@ -183,10 +183,10 @@ class NeuronMask:
         return scale
 
     def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """The masked attention modules of a denoiser, by name.
+        """Return the masked attention modules of a denoiser, by name.
 
         Raises:
-            ProbeError: if one does not exist.
+            ProbeError: if a module does not exist.
         """
         return self._found(denoiser)[1]
 

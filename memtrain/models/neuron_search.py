@@ -1,9 +1,9 @@
-"""Which value neurons stand out for flagged pictures, from what training forwards show of every process.
+"""The search for unusual value neurons of flagged pictures, from training forwards of every process.
 
-A neuron is a candidate when its activation for a sample's caption is far from that for other captions, in their
-standard deviations: the first stage of NeMo (Hintersdorf et al., NeurIPS 2024). Other captions are those of pictures
-that are not flagged, each counted once an epoch, on the process that saw it first, as it would be with one process.
-Their moments have the weight of at most 1,000 captions, so they follow a model that changes.
+A neuron is a candidate if its activation for a sample's caption is far from that for other captions, in their standard
+deviations. This is the first stage of NeMo (Hintersdorf et al., NeurIPS 2024). The other captions belong to pictures
+that are not flagged. Each counts once an epoch, on the process that saw it first, as it would with one process. Their
+moments have the weight of at most 1,000 captions, so they follow a model that changes.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from memtrain.functional.neurons import neuron_z_score
 from memtrain.models.transfer import HostCopy
 
 MINIMUM_CAPTIONS = 16
-"""Other captions below which no neuron is called unusual."""
+"""The number of other captions below which no neuron is called unusual."""
 
 REMEMBERED_CAPTIONS = 1000
-"""Other captions whose weight the moments have at most; their standard deviation is then good to 2 %."""
+"""The largest weight of the moments, in other captions; the error of their standard deviation is then 2 %."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one batch showed on one process.
+    """The data of one batch on one process.
 
     Attributes:
-        number: batches since the start of training.
-        rank: process.
-        epoch: epoch.
-        samples: row, name of the picture and flag of the samples that are wanted.
-        activation: `(B, C)` of all rows, C neurons of all sites.
+        number: the number of batches since the start of training.
+        rank: the number of the process.
+        epoch: the epoch.
+        samples: the row, the picture's name and the flag of each wanted sample.
+        activation: the activations of all rows, `(B, C)`, with C neurons of all sites.
     """
 
     number: int
@@ -49,12 +49,12 @@ class NeuronSearch:
     """Collects activations, and finds the unusual neurons of flagged samples.
 
     Args:
-        width: C, neurons of all sites.
-        count: neurons to find for each sample.
-        rank: of this process.
+        width: the number C of neurons of all sites.
+        count: the number of neurons to find for each sample.
+        rank: the number of this process.
 
     Attributes:
-        found: neurons of each flagged picture, by its name; the same on every process.
+        found: the neurons of each flagged picture, by its name; the same on every process.
     """
 
     def __init__(self, width: int, *, count: int, rank: int) -> None:
@@ -65,7 +65,7 @@ class NeuronSearch:
         self._visits: list[Visit] = []
 
     def wanted(self, keys: Sequence[str], flagged: Sequence[bool], *, epoch: int) -> list[tuple[int, str, bool]]:
-        """Row, name and flag of the samples of a batch whose picture's activation is not known yet."""
+        """Return row, name and flag of a batch's samples whose picture's activation is not known yet."""
         rows = enumerate(zip(keys, flagged, strict=True))
         return [(row, key, flag) for row, (key, flag) in rows if not self._known(key, flag, epoch)]
 
@@ -73,21 +73,21 @@ class NeuronSearch:
         return key in self.found if flagged else self._counted.get(key) == epoch
 
     def add(self, samples: list[tuple[int, str, bool]], activation: Tensor, *, number: int, epoch: int) -> None:
-        """Keep what a batch showed until the next synchronization.
+        """Keep the data of a batch until the next synchronization.
 
         Args:
-            samples: as :meth:`wanted` returned.
-            activation: `(B, C)` of all rows, on the device.
-            number: batches since the start of training.
-            epoch: epoch.
+            samples: the samples from :meth:`wanted`.
+            activation: the activations of all rows, `(B, C)`, on the device.
+            number: the number of batches since the start of training.
+            epoch: the epoch.
         """
         self._visits.append(Visit(number, self.rank, epoch, samples, HostCopy(activation)))
 
     def synchronize(self, gather: Callable[[Any], list[Any]]) -> bool:
-        """Merge what the processes have seen.
+        """Merge the data of all processes.
 
         Args:
-            gather: one value of this process to those of all, in the order of ranks; called twice.
+            gather: the function from one value of this process to those of all, in the order of ranks; called twice.
 
         Returns:
             Whether neurons were found.
@@ -123,7 +123,7 @@ class NeuronSearch:
         return bool(new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors; the visits are those of this process."""
+        """Return plain types and tensors; the visits are those of this process."""
         return {
             "found": dict(self.found),
             "counted": dict(self._counted),
@@ -132,7 +132,7 @@ class NeuronSearch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; visits of another process are left out."""
+        """Load a saved state; visits of another process are left out."""
         self.found, self._counted = dict(state["found"]), dict(state["counted"])
         self._moments = Moments(**state["moments"])
         visits = [Visit(**{**visit, "activation": HostCopy(visit["activation"])}) for visit in state["visits"]]
@@ -140,12 +140,12 @@ class NeuronSearch:
 
 
 def unusual_neurons(activation: Tensor, others: Moments, count: int) -> list[int]:
-    """The neurons whose activation is furthest from other captions', in their standard deviations.
+    """Return the neurons whose activation is furthest from other captions', in their standard deviations.
 
     Args:
-        activation: `(C,)` for one caption.
-        others: over other captions.
-        count: how many; neurons that do not differ at all are left out.
+        activation: the activations for one caption, `(C,)`.
+        others: the moments over other captions.
+        count: the number of neurons; neurons that do not differ at all are left out.
     """
     z = neuron_z_score(activation.double(), others.mean, others.std)
     return [neuron for neuron in z.argsort(descending=True, stable=True)[:count].tolist() if z[neuron] > 0]

@@ -1,6 +1,6 @@
-"""What is known about one batch once the denoiser has seen it: readings, embeddings, and the gradient at its output.
+"""The facts about one batch that the denoiser has seen: readings, embeddings, and the gradient at its output.
 
-:class:`memtrain.models.probe.DenoiserProbe` fills it in; signals and mitigations read it.
+:class:`memtrain.models.probe.DenoiserProbe` fills them in. Signals and mitigations read them.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from memtrain.functional.attention import Tokens, entropy, partial_entropy, prom
 
 @dataclass
 class Observation:
-    """What is known about one batch.
+    """The facts about one batch.
 
     Attributes:
-        keys: B sample keys.
-        prompt_length: `(B,)` tokens of the caption with BOS and EOS, or None if the host does not say.
-        prompt_mask: `(B, T)` bool, true for the words of the caption; needed for groups of tokens where a prompt length
-            does not place them (T5, SD3).
-        caption_dropped: B, true where the visit has the empty caption in place of the sample's own; empty if none has.
-        timesteps: `(B,)` from 0 to 1,000.
-        noisy_latents: `(B, ...)` that the denoiser was given, detached.
-        text_embeddings: `(B, T, width)`, detached.
-        text_trained: whether these have a graph: their encoder is trained along.
-        token_attention: per site `(B, T)`; in joint attention conditional on text.
-        text_mass: per site `(B,)` share of joint attention given to text, if the probe was asked for it.
-        prediction: `(B, ...)` output of the denoiser, detached, where the probe keeps calls.
-        unconditional: `(B, ...)` output for the same latents under the empty text, where a signal asked for it.
-        neuron_activation: per site `(B, C)` mean absolute activation of its value neurons, if the probe was asked for
-            it.
-        call: arguments of the denoiser's forward, where the probe keeps calls.
-        gradient: `(B, ...)` gradient of the host's loss at the denoiser's output, before any re-weighting.
-        loss_scale: factor between the batch-mean loss and the loss that was differentiated.
-        loss_weight: `(B,)` weight that the host gave each sample's loss, or None for equal weights.
-        sample_loss: `(B,)` denoising loss, where it is known without a gradient.
-        target: `(B, ...)` what the prediction is compared with, where the host says so.
-        loss_mask: as `target`: how much each element of the error counts, where the host says so.
-        reference: per signal its values `(B, columns)` under the base model at the nearest measured timestep, where a
+        keys: the B sample keys.
+        prompt_length: the number of tokens of each caption with BOS and EOS, `(B,)`, or None if the host does not say.
+        prompt_mask: true for the words of the caption, `(B, T)` bool. It is needed for groups of tokens if a prompt
+            length does not place them (T5, SD3).
+        caption_dropped: true for a visit with the empty caption instead of the sample's own, B values; empty if there
+            is none.
+        timesteps: the timesteps, `(B,)` from 0 to 1,000.
+        noisy_latents: the denoiser's input, `(B, ...)`, detached.
+        text_embeddings: the text embeddings, `(B, T, width)`, detached.
+        text_trained: whether these have a graph, because their encoder is trained too.
+        token_attention: the token attention `(B, T)` by site; in joint attention conditional on text.
+        text_mass: the share of joint attention on text, `(B,)` by site, if the probe reads it.
+        prediction: the output of the denoiser, `(B, ...)`, detached, if the probe keeps calls.
+        unconditional: the output for the same latents under the empty text, `(B, ...)`, if a signal asked for it.
+        neuron_activation: the mean absolute activation of value neurons, `(B, C)` by site, if the probe reads it.
+        call: the arguments of the denoiser's forward, if the probe keeps calls.
+        gradient: the gradient of the host's loss at the denoiser's output, `(B, ...)`, before any re-weighting.
+        loss_scale: the factor between the batch-mean loss and the loss that was differentiated.
+        loss_weight: the weight that the host gave each sample's loss, `(B,)`, or None for equal weights.
+        sample_loss: the denoising loss, `(B,)`, if it is known without a gradient.
+        target: the target of the prediction, `(B, ...)`, if the host gives it.
+        loss_mask: the weight of each element of the error, in the shape of `target`, if the host gives it.
+        reference: the values `(B, columns)` of each signal under the base model at the nearest measured timestep, if a
             mitigation asked for them.
-        level: per signal `(B, columns)` mean of held-out samples' values compared with their reference under the model
-            as it is, at the batch's timesteps; comes with the reference.
-        spread: standard deviation of the same; NaN where there is no evidence: too few visits, or too much noise.
+        level: the mean `(B, columns)` of each signal of held-out samples' values, relative to their reference, under
+            the present model at the batch's timesteps; it comes with the reference.
+        spread: the standard deviation of the same; NaN without evidence (too few visits, or too much noise).
         clip_layout: whether tokens are `BOS words EOS padding`; set by the probe.
     """
 
@@ -77,13 +77,13 @@ class Observation:
     clip_layout: bool = True
 
     def entropy(self, tokens: Tokens = "all") -> Tensor:
-        """Entropy of the token attention at each site, `(B, S)` in nats.
+        """Compute the entropy of the token attention at each site, `(B, S)` in nats.
 
         Args:
-            tokens: over which tokens; the partial entropies of `prompt` and `summary` are not renormalised.
+            tokens: the group of tokens; the partial entropies of `prompt` and `summary` are not renormalized.
 
         Raises:
-            ProbeError: if it is not known where the tokens of the group are.
+            ProbeError: if the places of the group's tokens are not known.
         """
         attention = torch.stack(list(self.token_attention.values()), dim=1)
         if tokens == "all":
@@ -98,7 +98,7 @@ class Observation:
             return self.prompt_mask if tokens == "prompt" else outside
         if self.prompt_length is None or not self.clip_layout:
             raise ProbeError(
-                f"It is not known which text tokens are {tokens} tokens",
+                f"The places of {tokens} tokens in the text are not known",
                 expected="`prompt_length` for a CLIP text encoder, `prompt_mask` (B, T) for others",
                 remedy="put it into the batch, or use the entropy over all tokens",
             )

@@ -1,9 +1,9 @@
-"""Load a pipeline of any known kind.
+"""Loading of a pipeline of any known kind.
 
-Weights are read from safetensors alone: a folder whose weights are pickled is refused, because unpickling runs what is
-in a file. What a folder names is checked before it is imported (:mod:`memtrain.models.model_folder`), and the hub is
-asked for hub names alone. Weights that are missing or not finite are refused by name. Of a folder with weights in half
-precision alone (`*.fp16.safetensors`) these are read.
+Weights are read only from safetensors. A folder with pickled weights is refused, because unpickling runs the content of
+a file. The parts that a folder names are checked before they are imported (:mod:`memtrain.models.model_folder`), and
+only hub names are looked up on the hub. Weights that are missing or not finite are refused by name. If a folder holds
+only weights in half precision (`*.fp16.safetensors`), these are read.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from memtrain.models.single_file import load_single_file
 from memtrain.models.stock_pipeline import check_pipeline
 from memtrain.models.weights_file import check_complete, check_loaded, one_line
 
-REMEDY = "check the path; a hub name needs a network; pickled weights (.bin) are to be saved again as safetensors"
-"""What to do about a pipeline that cannot be loaded."""
+REMEDY = "check the path; a hub name needs a network; save pickled weights (.bin) again as safetensors"
+"""The remedy for a pipeline that cannot be loaded."""
 
 
 def load_pipeline(
@@ -43,22 +43,22 @@ def load_pipeline(
     config: str | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> DiffusionPipeline:
-    """Load a pipeline to sample with.
+    """Load a pipeline for sampling.
 
-    Stable Diffusion 1.x and 2.x sample with DDIM, as published work on memorization does; others with their own
-    scheduler.
+    Stable Diffusion 1.x and 2.x sample with DDIM, as in published work on memorization. Other pipelines sample with
+    their own scheduler.
 
     Args:
         pretrained: a diffusers pipeline folder, a single-file checkpoint (.safetensors), or a name on the Hugging Face
             hub.
-        dtype: of the weights.
+        dtype: the type of the weights.
         config: a pipeline folder or hub name with configurations and tokenizers, for a single-file checkpoint.
-        dtypes: in place of `dtype`, that of each part by its name, and of the others by `default`, so that a large
-            model is never held in a larger type; but for layers that their class keeps in float32, and but for
-            single-file checkpoints, which stay as they are read.
+        dtypes: the type of each part by its name, and of the others by `default`, instead of `dtype`, so that a large
+            model is never held in a larger type. Layers that their class keeps in float32 keep their type, and so do
+            single-file checkpoints.
 
     Raises:
-        ConfigurationError: if it cannot be loaded, or is of a kind that is not known; by what it is.
+        ConfigurationError: if it cannot be loaded, or is of an unknown kind, which the error names.
     """
     pretrained, config = at_hand(pretrained), None if config is None else at_hand(config)
     with quiet_loading():
@@ -88,7 +88,7 @@ def _load_folder(pretrained: str, dtypes: Mapping[str, torch.dtype] | None) -> D
     local = folder.is_dir()
     if local:
         check_folder(folder)
-    # A folder is read without a look at the hub, and without telling it who asks.
+    # A folder is loaded without any request to the hub, and without a token.
     place: dict[str, Any] = {"local_files_only": True, "token": False} if local else {}
     try:
         index = DiffusionPipeline.load_config(pretrained, **place)
@@ -103,13 +103,13 @@ def _load_folder(pretrained: str, dtypes: Mapping[str, torch.dtype] | None) -> D
         try:
             return DiffusionPipeline.from_pretrained(pretrained, **options)
         except OSError as error:
-            # A repository may hold weights in half precision alone, which have to be asked for.
+            # A repository may hold only weights in half precision, which must be requested.
             if "safetensors" not in str(error):
                 raise
             return DiffusionPipeline.from_pretrained(pretrained, variant="fp16", **options)
     except MemtrainError:
         raise
-    except Exception as error:  # whatever the parts' own loaders raise about files that they did not write
+    except Exception as error:  # the parts' own loaders raise many kinds of errors for foreign files
         raise ConfigurationError(
             f"{pretrained!r} cannot be loaded: {one_line(error)}",
             expected="a diffusers pipeline with safetensors weights",
@@ -118,7 +118,7 @@ def _load_folder(pretrained: str, dtypes: Mapping[str, torch.dtype] | None) -> D
 
 
 def _whole(folder: Path, pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    """A pipeline, if its files hold every weight of its parts."""
+    """Return a pipeline, if its files hold every weight of its parts."""
     variant = variant_of(folder)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and (files := weight_files(folder / name, variant)):
@@ -127,5 +127,5 @@ def _whole(folder: Path, pipeline: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def ddim(config: Mapping[str, Any]) -> DDIMScheduler:
-    """DDIM with the noise schedule of another scheduler, as Stable Diffusion samples with it."""
+    """Return DDIM with the noise schedule of another scheduler, in the form for Stable Diffusion."""
     return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)

@@ -1,8 +1,8 @@
-"""Where a pipeline's parts are: all on one device, or each there for its own calls alone.
+"""The places of a pipeline's parts: all on one device, or each there only for its own calls.
 
 Offloading is that of diffusers (`enable_model_cpu_offload`): text encoders, denoiser and autoencoder take turns on the
-device, which then has to hold the largest of them. Every other way to call a part is refused
-(:func:`memtrain.models.stock_pipeline.refuse_offloaded`). Weights of a part that is larger than the device are not cut.
+device, which then must hold the largest of them. Every other way to call a part is refused
+(:func:`memtrain.models.stock_pipeline.refuse_offloaded`). The weights of a part larger than the device are not split.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from memtrain.models.stock_pipeline import denoiser_of
 
 
 def placed(pipeline: Any, device: str, *, offload: bool = False) -> Any:
-    """The pipeline on a device.
+    """Place the pipeline on a device.
 
     Args:
-        pipeline: on the CPU.
-        device: such as `cuda:0`.
-        offload: let its parts wait on the CPU between their calls.
+        pipeline: a pipeline on the CPU.
+        device: the device, such as `cuda:0`.
+        offload: whether its parts wait on the CPU between their calls.
 
     Raises:
-        ConfigurationError: if there is nothing to offload from, or the package that does it is missing.
+        ConfigurationError: if the device is the CPU, or if the package for offloading is missing.
     """
     if not offload:
         return pipeline.to(device)
@@ -32,7 +32,7 @@ def placed(pipeline: Any, device: str, *, offload: bool = False) -> Any:
         raise ConfigurationError(
             "offload=True on a machine without a GPU",
             expected="a GPU, whose memory holds the largest part of the pipeline",
-            remedy="leave --offload out",
+            remedy="remove --offload",
         )
     try:
         pipeline.enable_model_cpu_offload(device=device)
@@ -44,11 +44,11 @@ def placed(pipeline: Any, device: str, *, offload: bool = False) -> Any:
 
 
 def offloaded(pipeline: Any) -> bool:
-    """Whether parts of a pipeline wait elsewhere between their calls."""
+    """Return whether parts of a pipeline wait elsewhere between their calls."""
     return getattr(denoiser_of(pipeline), "_hf_hook", None) is not None
 
 
 def execution_device(pipeline: Any) -> torch.device:
-    """Where a pipeline computes, also while its parts wait elsewhere."""
+    """Return the device on which a pipeline computes, even while its parts wait elsewhere."""
     device: torch.device = getattr(pipeline, "_execution_device", pipeline.device)
     return device

@@ -1,17 +1,17 @@
-"""The probe: sees one training forward of a denoiser, and gates its gradient.
+"""The probe: it sees one training forward of a denoiser, and gates its gradient.
 
-What it reads is collected in an :class:`~memtrain.models.observation.Observation`: keys, timesteps, prompt lengths,
-text embeddings, the token attention at each site and, once the backward pass reaches the denoiser's output, the
-gradient there. Attention is read by a forward pre-hook on the attention module that projects queries and keys once
-more; the host keeps its own attention kernel, and LoRA layers, weight averages and gradient checkpointing are seen as
-they are.
+An :class:`~memtrain.models.observation.Observation` collects the readings: keys, timesteps, prompt lengths, text
+embeddings, the token attention at each site and, once the backward pass reaches the denoiser's output, the gradient
+there. A forward pre-hook on the attention module reads attention by projecting queries and keys once more. The host
+keeps its own attention kernel, and LoRA layers, weight averages and gradient checkpointing are seen in their present
+state.
 
-Only forwards with gradients count while training is observed; validation, sampling and extra no-grad forwards do not.
-A probe that saw nothing raises: silent zero is the worst that could happen here.
+Only forwards with gradients count while training is observed. Validation, sampling and extra no-grad forwards do not. A
+probe that saw nothing raises an error, because a silent zero would be the worst result.
 
-Compiled denoisers: attach before the first call, because torch.compile never looks at hooks again; attached too late,
-the first batch raises. Hooks on attention modules are compiled with the model and break no graph, except under gradient
-checkpointing (one break per site; `fullgraph=True` then refuses). Everything else stays outside the compiled region.
+Compiled denoisers: attach before the first call, because torch.compile ignores later hooks. Otherwise the first batch
+raises an error. Hooks on attention modules are compiled with the model and break no graph, except under gradient
+checkpointing (one break per site; `fullgraph=True` then fails). All other hooks stay outside the compiled region.
 
 Cost: a query and key projection per site and step, and the attention to text (benchmarks/probe_overhead.py).
 """
@@ -35,22 +35,22 @@ from memtrain.models.forward_checks import ran_twice, require_gradient, require_
 from memtrain.models.observation import Observation
 
 Gate = Callable[[Observation], Tensor | None]
-"""Called when the loss gradient arrives; returns `(B,)` weights, or None to leave the gradient alone."""
+"""A function that is called when the loss gradient arrives; it returns `(B,)` weights, or None for no change."""
 
 
 class DenoiserProbe:
     """Hooks on one denoiser.
 
-    Use as a context manager, or call :meth:`attach` and :meth:`detach`.
+    Use it as a context manager, or call :meth:`attach` and :meth:`detach`.
 
     Args:
         denoiser: the module whose forward is observed, or the wrapper (torch.compile, PEFT, DDP) that the host calls.
-        sites: glob over the paths of attention modules (`*` for all, `up_blocks.*`); default the backbone's subset.
-        backbone: structure of the denoiser; found by itself for known families.
-        differentiable: keep the graph of the token attention, for a penalty added to the loss.
-        text_mass: in joint attention, also read the share of attention given to text (one more attention per site).
-        neurons: also read the activation of each site's value neurons (one more projection of the text per site).
-        keep_call: keep the arguments and the output of the forward until the observation is dropped.
+        sites: a glob over the paths of attention modules (`*` for all); by default the backbone's subset.
+        backbone: the structure of the denoiser; known families are found by default.
+        differentiable: whether to keep the graph of the token attention, for a penalty added to the loss.
+        text_mass: whether to also read the share of attention on text in joint attention (one more attention per site).
+        neurons: whether to also read the activation of value neurons (one more projection of the text per site).
+        keep_call: whether to keep the arguments and the output of the forward until the observation is dropped.
 
     Raises:
         ProbeError: if no backbone knows the denoiser, the pattern matches no site, or there is no joint attention.
@@ -80,7 +80,7 @@ class DenoiserProbe:
             raise ProbeError(
                 f"{type(self.denoiser).__name__} has no joint attention, so text gets all of it",
                 expected="a denoiser with joint attention",
-                remedy="leave text_mass out",
+                remedy="remove text_mass",
             )
         self.differentiable, self.keep_call = differentiable, keep_call
         self._reader = AttentionReader(backbone, text_mass=text_mass, neurons=neurons)
@@ -96,7 +96,7 @@ class DenoiserProbe:
     def attach(self) -> DenoiserProbe:
         """Register the hooks; attaching twice is an error."""
         if self._undo:
-            raise ProbeError("The probe is attached already", remedy="detach() it first")
+            raise ProbeError("The probe is already attached", remedy="call detach() first")
         if self.differentiable:
             refuse_reentrant(self.denoiser)
         for name, module in self.sites.items():
@@ -106,7 +106,7 @@ class DenoiserProbe:
         return self
 
     def detach(self) -> None:
-        """Remove every hook; harmless when not attached."""
+        """Remove every hook; nothing happens if the probe is not attached."""
         for undo in self._undo:
             undo()
         self._undo, self._pending, self._open, self._gate, self.output = [], None, None, None, None
@@ -121,19 +121,18 @@ class DenoiserProbe:
         """Observe the next forward with gradients.
 
         Args:
-            observation: carries keys, prompt lengths and the loss scale; the probe fills in the rest.
-            gate: decides the weights when the loss gradient arrives.
+            observation: the observation with keys, prompt lengths and the loss scale; the probe fills in the rest.
+            gate: the function that decides the weights when the loss gradient arrives.
         """
         if not self._undo:
-            raise ProbeError("begin() on a probe that is not attached", remedy="attach() it first")
+            raise ProbeError("begin() was called on a probe that is not attached", remedy="call attach() first")
         self._pending, self._open, self._gate, self._needs_gradient = observation, None, gate, True
         self._named, self.output = True, None
 
     def stand_by(self) -> Observation:
-        """Observe the next forward with gradients, whose samples are named after it, and nothing of its backward pass.
+        """Observe the next forward with gradients, but not its backward pass, and return the observation.
 
-        Returns:
-            The observation, without keys until the host names them.
+        It has no keys until the host names the samples.
         """
         observation = Observation(())
         self.begin(observation)
@@ -141,34 +140,34 @@ class DenoiserProbe:
         return observation
 
     def seen(self) -> Observation:
-        """The observation begun last, whose forward is over.
+        """Return the latest observation, whose forward is over.
 
         Raises:
-            ProbeError: if no forward with gradients ran, or a site was silent.
+            ProbeError: if no forward with gradients ran, or if a site has no reading.
         """
         observation = self.current
         require_readings(observation, self.sites)
         return observation
 
     def enters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take up a call of the denoiser that had begun when the hooks were attached."""
+        """Take in a call of the denoiser that had begun when the hooks were attached."""
         self._before_denoiser(self.host, args, kwargs)
 
     @property
     def current(self) -> Observation:
-        """The observation begun last, as far as it goes; complete but for the gradient before the backward pass."""
+        """The latest observation in its present state; before the backward pass, only the gradient is missing."""
         if self._pending is None:
             raise ProbeError("No observation was begun", remedy="call begin() before the forward pass")
         return self._pending
 
     def end(self, *, gradient: bool = True) -> Observation:
-        """The observation begun last, complete.
+        """Return the latest observation, complete.
 
         Args:
-            gradient: whether a gradient has to have reached the output.
+            gradient: whether a gradient must have reached the output.
 
         Raises:
-            ProbeError: if no forward with gradients ran, a site was silent, or no gradient arrived.
+            ProbeError: if no forward with gradients ran, a site has no reading, or no gradient arrived.
         """
         observation, self._pending, self._open, self._gate = self._pending, None, None, None
         self.output = None
@@ -180,7 +179,7 @@ class DenoiserProbe:
         return observation
 
     def drop(self) -> None:
-        """Forget the observation begun last: its batch was not trained on."""
+        """Drop the latest observation, because its batch was not trained on."""
         self._pending, self._open, self._gate = None, None, None
 
     @contextmanager
@@ -202,14 +201,15 @@ class DenoiserProbe:
                 self.detach()
 
     def predict(self, observation: Observation, text: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
-        """The denoiser's prediction for what was observed, run once more without gradients and unobserved.
+        """Run the denoiser once more on the observed inputs, without gradients and unobserved.
 
         Args:
-            observation: of a probe that keeps calls.
-            text: `(1 or B, T, width)` embeddings instead of the observed ones, or a caption as `with_caption` takes it.
+            observation: an observation of a probe that keeps calls.
+            text: `(1 or B, T, width)` embeddings instead of the observed ones, or a caption in the form of
+                `with_caption`.
 
         Returns:
-            `(B, ...)`, detached.
+            The prediction, `(B, ...)`, detached.
         """
         assert observation.call is not None
         args, kwargs = observation.call
@@ -252,7 +252,7 @@ class DenoiserProbe:
         observation, self._open = self._open, None
         if observation is None or result is None:
             if observation is not None and not self._named:
-                # It failed, and the host may try again.
+                # The forward failed, and the host may try again.
                 self.stand_by()
             return
         prediction = self.backbone.output(result)
@@ -287,14 +287,14 @@ class DenoiserProbe:
                         )
                     self._reader.read(name, module, args, kwargs, tokens=self._tokens, into=observation)
                 elif torch.compiler.is_compiling():
-                    # What is compiled keeps no casts, and cannot switch the cache.
+                    # Compiled code keeps no casts, and cannot switch the cache.
                     with torch.no_grad():
                         self._reader.read(name, module, args, kwargs, tokens=self._tokens, into=observation)
                 else:
                     with torch.no_grad(), without_cast_cache():
                         self._reader.read(name, module, args, kwargs, tokens=self._tokens, into=observation)
             elif self.differentiable and self._pending is not None and torch._C._current_graph_task_id() != -1:
-                # Gradient checkpointing runs the forward again during backward, and has to meet the same operations.
+                # Gradient checkpointing runs the forward again during backward, and must meet the same operations.
                 self._reader.read(name, module, args, kwargs, tokens=self._tokens, into=Observation(()))
 
         return hook

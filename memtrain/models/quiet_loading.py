@@ -1,4 +1,4 @@
-"""Loading without the progress bars and remarks of diffusers and transformers, whoever loads."""
+"""Loading without the progress bars and messages of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import transformers
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Within the context both libraries report errors alone; afterwards they are as they were."""
+    """Within the context, both libraries report only errors. Afterwards their settings are restored."""
     with ExitStack() as stack:
         libraries: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
         for logging in libraries:

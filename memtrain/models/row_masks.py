@@ -1,8 +1,8 @@
-"""A neuron mask of its own for every row of a batch, so that prompts with different masks share a forward pass.
+"""A neuron mask for each row of a batch, so that prompts with different masks share a forward pass.
 
-Works like :class:`memtrain.models.neuron_mask.NeuronMask`, by hooks on the value projections; rows without a mask stay
-bit for bit what they are. With classifier-free guidance the batch is the masks' rows once per half, and both halves are
-masked, as NeMo does.
+It works like :class:`memtrain.models.neuron_mask.NeuronMask`, by hooks on the value projections. Rows without a mask
+stay the same bit for bit. With classifier-free guidance the batch holds the masks' rows once per half, and both halves
+are masked, as in NeMo.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def row_masks(denoiser: nn.Module, masks: Sequence[NeuronMask | None]) -> Iterat
     """Mask every row of the coming forwards with its own mask.
 
     Args:
-        denoiser: wrapped or not.
-        masks: one for each row, None for rows that stay as they are. A batch may be a multiple of them: its first
-            `len(masks)` rows have them, and so on.
+        denoiser: the denoiser, wrapped or not.
+        masks: one mask for each row, None for rows without a mask. A batch may be a multiple of them: the masks apply
+            to its first `len(masks)` rows, to the next ones, and so on.
 
     Raises:
         ProbeError: if a site or channel does not exist, a forward has another number of rows, or a masked site was not

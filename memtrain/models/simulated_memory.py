@@ -1,15 +1,15 @@
-"""The memory that a piece of PyTorch takes, found by running it on tensors without content.
+"""The memory of a piece of PyTorch code, found by running it on tensors without content.
 
-What: under :class:`torch._subclasses.FakeTensorMode` every operation computes shapes and types and no values, so that
-a model of any size runs on any machine; a dispatch mode counts the bytes of each storage from its birth to its end. So
-the peak holds what is really alive at the same time: activations kept for the backward pass, gradients, what gradient
-checkpointing computes again, and temporaries.
-What a GPU does otherwise than the CPU that these tensors claim to be on is put in: attention keeps what fused kernels
-keep (queries, keys, values, output and a number for each query) and no matrix, and under autocast normalisations run in
-full precision. Sizes are rounded up to 512 bytes, as CUDA's allocator does.
-Cost: some 0.1 ms an operation: a second for Stable Diffusion 1.5, ten for the largest.
-Cannot: see workspaces of convolutions and matrix products, the pieces that an allocator cannot use, and what the driver
-takes (some 0.5 GiB); nor run code that asks for values of tensors.
+Under :class:`torch._subclasses.FakeTensorMode` every operation computes shapes and types but no values. So a
+model of any size runs on any machine. A dispatch mode counts the bytes of each storage from its birth to its end. So
+the peak holds everything that is alive at the same time: activations kept for the backward pass, gradients, values that
+gradient checkpointing computes again, and temporaries. These tensors claim to be on the CPU, so the differences of a
+GPU are added. Attention keeps what fused kernels keep (queries, keys, values, output and a number for each query) and
+no matrix. Under autocast, normalizations run in full precision. Sizes are rounded up to 512 bytes, as in CUDA's
+allocator.
+Cost: about 0.1 ms an operation: a second for Stable Diffusion 1.5, ten for the largest model.
+Cannot: see workspaces of convolutions and matrix products, the pieces that an allocator cannot use, and the driver's
+memory (about 0.5 GiB); run code that asks for values of tensors.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
 
 PIECE = 512
-"""Bytes that sizes are rounded up to."""
+"""The number of bytes to a multiple of which sizes are rounded up."""
 
 
 class Counter(TorchDispatchMode):
     """Counts bytes that are alive.
 
     Attributes:
-        now: bytes at the moment.
-        peak: most bytes at any moment since :meth:`restart`.
+        now: the bytes at present.
+        peak: the most bytes at any moment since :meth:`restart`.
     """
 
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class Counter(TorchDispatchMode):
         self._known: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
+        """Run an operation, and count its results."""
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self.hold, result)
         return result
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor's storage until it ends, once."""
+        """Count a tensor's storage once, until it ends."""
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
@@ -70,7 +70,7 @@ class Counter(TorchDispatchMode):
         self.now -= size
 
     def restart(self) -> None:
-        """Look for the peak from here on."""
+        """Look for the peak from now on."""
         self.peak = self.now
 
 
@@ -79,22 +79,22 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Query `(B, H, N, D)`, key and value `(B, H, M, D)`."""
+        """Take a query `(B, H, N, D)`, and key and value `(B, H, M, D)`."""
         result = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the three."""
+        """Return the gradients of the three."""
         return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
 
 
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
-    """Attention and normalisations keep what they keep on a GPU.
+    """Let attention and normalizations keep the same tensors as on a GPU.
 
-    The functions themselves are exchanged: a mode for functions is not on when checkpointed parts are computed again.
+    The functions themselves are replaced, because a mode for functions is off when checkpointed parts run again.
     """
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -127,17 +127,17 @@ def _floating(value: Any) -> bool:
 
 @contextmanager
 def simulation() -> Iterator[Counter]:
-    """Tensors that are made within have no content, and cost no memory."""
+    """Within the context, new tensors have no content and cost no memory."""
     with FakeTensorMode(allow_non_fake_inputs=True), _as_on_gpu(), Counter() as counter:
         yield counter
 
 
 def without_content(module: nn.Module, *, hooks: bool = True) -> Any:
-    """A copy of a module, on any device (`meta` too), whose weights have no content; call it in :func:`simulation`.
+    """Copy a module from any device (also `meta`), with weights without content. Call it in :func:`simulation`.
 
     Args:
-        module: to copy.
-        hooks: copy the hooks of its parts, and whatever they hold on to, as well.
+        module: the module to copy.
+        hooks: whether to also copy the hooks of its parts, and the objects that they hold.
     """
     memo: dict[int, Any] = {}
     for part in () if hooks else module.modules():
@@ -151,18 +151,18 @@ def without_content(module: nn.Module, *, hooks: bool = True) -> Any:
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
     made = copy.deepcopy(module, memo)
     for part in made.modules():
-        # What was compiled runs as it is written: a compiler needs values, and fuses what is counted.
+        # Compiled parts run uncompiled, because a compiler needs values, and fuses the counted tensors.
         part._compiled_call_impl = None
     return made
 
 
 def empty_like(value: Any, *, batch: int | None = None, rows: int = 1) -> Any:
-    """Nested tensors without content; call it within :func:`simulation`.
+    """Return nested tensors without content. Call it within :func:`simulation`.
 
     Args:
         value: tensors in lists, tuples and dictionaries.
-        batch: what becomes of a first dimension of `rows`.
-        rows: of the values that are given.
+        batch: the new size of a first dimension of `rows`.
+        rows: the number of rows in the given values.
     """
 
     def emptied(tensor: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def empty_like(value: Any, *, batch: int | None = None, rows: int = 1) -> Any:
 
 
 def peak_of(counter: Counter, run: Callable[[], Any]) -> int:
-    """Bytes that `run` takes at most, beyond what is alive before."""
+    """Return the largest memory of `run` in bytes, beyond what was alive before."""
     counter.restart()
     before = counter.now
     run()

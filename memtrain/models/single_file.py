@@ -1,9 +1,9 @@
-"""A pipeline of one .safetensors file, as model sites share them: names of tensors say what it is.
+"""A pipeline of one .safetensors file, as model sites share them. The names of its tensors tell its kind.
 
-Such a file holds weights, and neither configurations nor tokenizers. They come from a pipeline folder of the same kind:
-the one that is named, else a folder of the file's name beside it (`dream/` beside `dream.safetensors`; its weights are
-not read), else those that diffusers knows, from the hub's cache on this machine. The hub itself is asked only where a
-name on it is given for them.
+Such a file holds weights, but neither configurations nor tokenizers. They come from a pipeline folder of the same kind:
+the named one, or else a folder with the file's name beside it (`dream/` beside `dream.safetensors`; its weights are not
+read). Without such a folder, diffusers' own configuration comes from the hub's cache on this machine. The hub itself is
+only asked if you give a hub name for them.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PIPELINES: dict[str, Any] = {
     "flux-dev": FluxPipeline,
     "flux-schnell": FluxPipeline,
 }
-"""diffusers' names for kinds of checkpoints, and the pipelines that they make."""
+"""Diffusers' names for kinds of checkpoints, and the pipelines that they make."""
 
 OTHERS = (
-    ("a LoRA, which is added to a base model", (".lora_", "lora_down", "lora_A.", "hada_w1", "lokr_w1")),
-    ("a ControlNet, which is added to a base model", ("control_model.", "controlnet_cond_embedding.")),
+    ("a LoRA, which must be added to a base model", (".lora_", "lora_down", "lora_A.", "hada_w1", "lokr_w1")),
+    ("a ControlNet, which must be added to a base model", ("control_model.", "controlnet_cond_embedding.")),
     ("an embedding of textual inversion", ("emb_params",)),
 )
-"""What else comes in such files, by what the names of its tensors hold."""
+"""Other contents of such files, by parts of the names of their tensors."""
 
 WORDS = {
     "inpainting": "an inpainting model",
@@ -55,20 +55,20 @@ WORDS = {
     "instruct-pix2pix": "a model that edits images (instruct-pix2pix)",
     "xl_refiner": "the refiner of SDXL",
     "upscale": "a model that enlarges images",
-    "flux-depth": "a model that is given depth",
+    "flux-depth": "a model with a depth input",
 }
-"""What is made of images as well as of captions, in diffusers' names for kinds of checkpoints."""
+"""Models that need images in addition to captions, by diffusers' names for kinds of checkpoints."""
 
 
 def load_single_file(path: Path, *, config: str | None = None) -> DiffusionPipeline:
     """Load a pipeline from one file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         config: a pipeline folder or hub name with the configurations and tokenizers.
 
     Raises:
-        ConfigurationError: if it holds something else, or its configurations cannot be had.
+        ConfigurationError: if it holds something else, or if its configurations are not available.
     """
     check_file(path)
     kind = checkpoint_kind(path)
@@ -87,24 +87,24 @@ def load_single_file(path: Path, *, config: str | None = None) -> DiffusionPipel
         loaded: DiffusionPipeline = pipeline.from_single_file(
             str(path), config=config, local_files_only=not online, **extra
         )
-    except Exception as error:  # whatever diffusers' conversions raise about tensors that they do not expect
+    except Exception as error:  # diffusers' conversions raise many kinds of errors for unexpected tensors
         name = pipeline.__name__
         raise ConfigurationError(
             f"The single-file checkpoint {path} (of a {name}) cannot be loaded: {one_line(error)}",
             expected="configurations and tokenizers of its kind: "
-            + (f"those in {config!r}" if config else "of the hub's cache, which does not hold them"),
+            + (f"those in {config!r}" if config else "the hub's cache does not hold them"),
             remedy=f"put the folder of a {name} beside it as {beside.name}/ (its weights are not needed), or "
-            f"convert it where there is a network: {name}.from_single_file({path.name!r})"
+            f"convert it on a machine with a network: {name}.from_single_file({path.name!r})"
             f".save_pretrained({beside.name!r})",
         ) from error
     return loaded
 
 
 def checkpoint_kind(path: Path) -> str:
-    """Diffusers' name for the kind of a single-file checkpoint, told from the names and shapes of its tensors.
+    """Return diffusers' name for the kind of a single-file checkpoint, from the names and shapes of its tensors.
 
     Raises:
-        ConfigurationError: if it is none of a text-to-image pipeline.
+        ConfigurationError: if the kind is not that of a text-to-image pipeline.
     """
     shapes = {
         name: torch.empty(shape, device="meta") for name, shape in header(path, "a single-file checkpoint")[0].items()
@@ -117,7 +117,7 @@ def checkpoint_kind(path: Path) -> str:
             expected=WHOLE,
             remedy="check the path",
         ) from error
-    what = _other(shapes) or WORDS.get(kind) or (None if kind in PIPELINES else f"of a kind not known here ({kind})")
+    what = _other(shapes) or WORDS.get(kind) or (None if kind in PIPELINES else f"of an unknown kind ({kind})")
     if what is None:
         what = _incomplete(kind, shapes)
     if what is not None:
@@ -140,7 +140,7 @@ def _other(shapes: Mapping[str, Tensor]) -> str | None:
 
 
 def _incomplete(kind: str, shapes: Mapping[str, Tensor]) -> str | None:
-    """What is said of a file of Stable Diffusion 1, 2 or XL that lacks a part; others may take parts from elsewhere."""
+    """Describe a file of Stable Diffusion 1, 2 or XL that lacks a part; others may take parts from elsewhere."""
     if kind not in ("v1", "v2", "xl_base"):
         return None
     prefixes = {
@@ -149,4 +149,4 @@ def _incomplete(kind: str, shapes: Mapping[str, Tensor]) -> str | None:
         "text encoder": ("cond_stage_model.", "conditioner."),
     }
     missing = [part for part, marks in prefixes.items() if not any(name.startswith(marks) for name in shapes)]
-    return f"no whole model: it has no {', no '.join(missing)}" if missing else None
+    return f"not a whole model: it has no {', no '.join(missing)}" if missing else None

@@ -1,7 +1,8 @@
-"""A hook that changes the text embeddings which a denoiser's training forwards get.
+"""A hook that changes the text embeddings of a denoiser's training forwards.
 
-It stands in front of the denoiser as the host calls it: outside of what torch.compile compiled, and of the blocks that
-gradient checkpointing runs again. Forwards without gradients (validation, sampling, reference profile) are left alone.
+It stands in front of the denoiser that the host calls: outside the region that torch.compile compiled, and outside the
+blocks that gradient checkpointing runs again. Forwards without gradients (validation, sampling, reference profile) do
+not change.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ class TextHook:
     """Replace text embeddings on their way into a denoiser.
 
     Args:
-        denoiser: as the host calls it, wrapped or not.
-        backbone: its family.
-        change: text embeddings `(B, T, width)` of a forward with gradients to those that it shall get. A host that
-            checkpoints the whole denoiser calls it again in the backward pass, and has to get the same.
+        denoiser: the denoiser that the host calls, wrapped or not.
+        backbone: the backbone of its family.
+        change: the function from the text embeddings `(B, T, width)` of a forward with gradients to the new ones. A
+            host that checkpoints the whole denoiser calls it again in the backward pass, and must get the same result.
     """
 
     def __init__(self, denoiser: nn.Module, backbone: Backbone, change: Callable[[Tensor], Tensor]) -> None:
@@ -34,12 +35,12 @@ class TextHook:
     def attach(self) -> TextHook:
         """Put the hook in place; attaching twice is an error."""
         if self._undo is not None:
-            raise ProbeError("The text hook is attached already", remedy="detach() it first")
+            raise ProbeError("The text hook is already attached", remedy="call detach() first")
         self._undo = hook_calls(self.host, self._before)
         return self
 
     def detach(self) -> None:
-        """Remove the hook; harmless when not attached."""
+        """Remove the hook; nothing happens if it is not attached."""
         if self._undo is not None:
             self._undo()
         self._undo = None

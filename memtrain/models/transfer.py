@@ -1,4 +1,4 @@
-"""Small tensors between host and device without waiting for the device."""
+"""Copies of small tensors between host and device without waiting for the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor to the host, started at once and waited for when read."""
+    """A copy of a tensor to the host, which starts at once and is waited for when it is read."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -20,7 +20,7 @@ class HostCopy:
             self._host = tensor.detach().cpu()
 
     def read(self) -> Tensor:
-        """The values on the host."""
+        """Return the values on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
             self._arrived = None
@@ -28,7 +28,7 @@ class HostCopy:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small host tensor on `device`, without waiting for the device."""
+    """Copy a small host tensor to `device`, without waiting for the device."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,11 +1,11 @@
 """Hooks that edit the values which attention sites make of the text.
 
-The hook sits on the value projection that a site has when it runs: an adapter that is injected later wraps the layer,
-and its part has to be edited too. A second pair of hooks on the denoiser tells training forwards from others.
+The hook sits on the value projection that a site has when it runs. An adapter that is added later wraps the layer, and
+its part must be edited too. A second pair of hooks on the denoiser tells training forwards from others.
 
 Forwards with gradients are training, all others are not. Gradient checkpointing runs the blocks again during the
-backward pass, outside of any forward of the denoiser: that counts as training too, so that both passes meet the same
-edit. Compiled denoisers: attach before the first call.
+backward pass, outside any forward of the denoiser. This counts as training too, so that both passes meet the same edit.
+Compiled denoisers: attach before the first call.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from memtrain.errors import ProbeError
 from memtrain.models.backbones.base import Backbone, unwrap
 
 Edit = Callable[[str, Tensor], Tensor]
-"""From a site's name and its values `(B, T, C)` to what takes their place."""
+"""The function from a site's name and its values `(B, T, C)` to the new values."""
 
 
 class ValueHooks:
     """Edit the values of some sites.
 
     Args:
-        denoiser: wrapped or not.
-        sites: attention modules by name, as the backbone has them.
-        backbone: family of the denoiser.
-        edit: called with each site's values.
+        denoiser: the denoiser, wrapped or not.
+        sites: the attention modules by the backbone's names.
+        backbone: the backbone of the denoiser's family.
+        edit: the function that edits each site's values.
 
     Attributes:
         training: whether the values belong to a training step; read it in `edit`.
@@ -61,13 +61,13 @@ class ValueHooks:
         return self
 
     def detach(self) -> None:
-        """Remove the hooks; harmless when not attached."""
+        """Remove the hooks; nothing happens if they are not attached."""
         for handle in [*self._handles, *(handle for _, handle in self._hooked.values())]:
             handle.remove()
         self._handles, self._hooked = [], {}
 
     def layer(self, site: str) -> nn.Module:
-        """The value projection of a site as it is now."""
+        """Return the present value projection of a site."""
         layer: nn.Module = getattr(self.sites[site], self.projections[site])
         return layer
 
@@ -75,7 +75,7 @@ class ValueHooks:
         """Check the last forward.
 
         Raises:
-            ProbeError: if it did not pass by every site, or there was none.
+            ProbeError: if it did not pass through every site, or if there was no forward.
         """
         missed = [site for site in self.sites if site not in self._reached]
         if missed:

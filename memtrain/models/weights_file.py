@@ -1,7 +1,7 @@
-"""Weights that somebody else made: safetensors files, and nothing that is unpickled.
+"""Weights from other people: only safetensors files, and nothing that is unpickled.
 
-Accepted: safetensors whose header fits the file (its library checks that), with finite numbers. Refused, naming file
-and tensor: other files, NaN and infinity, files that lack weights, and files beyond a size where a small one is meant.
+Accepted: safetensors whose header fits the file (its library checks that), with finite numbers. Refused, with file and
+tensor: other files, NaN and infinity, files that lack weights, and files beyond a size if a small one is expected.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from memtrain.files.shown import shown
 from memtrain.files.text import json_of
 
 MOST_BYTES = 2**34
-"""Of a file that is read as a whole: adapters, masks, statistics."""
+"""The largest size in bytes of a file that is read as a whole: adapters, masks, statistics."""
 
 
 def header(path: Path, what: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes of the tensors in a file by name, and its metadata; no tensor is read.
+    """Return the shapes of the tensors in a file by name, and its metadata. No tensor is read.
 
     Args:
-        path: of the file.
-        what: it should hold; for the error.
+        path: the path of the file.
+        what: the expected content, for the error.
 
     Raises:
-        ConfigurationError: if it is no safetensors file.
+        ConfigurationError: if it is not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -42,14 +42,14 @@ def header(path: Path, what: str) -> tuple[dict[str, tuple[int, ...]], dict[str,
 
 
 def tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file, which are finite, and its metadata.
+    """Return all tensors of a file, which must be finite, and its metadata.
 
     Args:
-        path: of the file.
-        what: it should hold; for the error.
+        path: the path of the file.
+        what: the expected content, for the error.
 
     Raises:
-        ConfigurationError: if it is no safetensors file, too large, or holds NaN or infinity.
+        ConfigurationError: if it is not a safetensors file, is too large, or holds NaN or infinity.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -68,22 +68,22 @@ def refuse_infinite(value: Tensor, where: str) -> None:
     """Refuse a tensor with NaN or infinity.
 
     Args:
-        value: of any type.
-        where: which file and which tensor; for the error.
+        value: a tensor of any type.
+        where: the file and the tensor, for the error.
 
     Raises:
-        ConfigurationError: if it holds one.
+        ConfigurationError: if it holds such a value.
     """
     if not value.is_floating_point() or not value.numel() or value.is_meta:
         return
-    if value.element_size() == 1:  # float8 knows no order
+    if value.element_size() == 1:  # float8 has no order
         value = value.float()
     low, high = value.detach().aminmax()
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise ConfigurationError(
             f"{where} holds {'NaN' if torch.isnan(low) else 'infinity'}",
             expected="finite numbers",
-            remedy="get the file again, or take an earlier checkpoint: this training diverged",
+            remedy="download the file again; if it comes from a training of yours, use an earlier checkpoint",
         )
 
 
@@ -91,7 +91,7 @@ def check_loaded(pipeline: Any, where: str) -> None:
     """Refuse a pipeline with weights that are not finite.
 
     Raises:
-        ConfigurationError: naming part and weight.
+        ConfigurationError: with the part and the weight.
     """
     for part, module in pipeline.components.items():
         for name, value in module.named_parameters() if isinstance(module, nn.Module) else ():
@@ -99,17 +99,17 @@ def check_loaded(pipeline: Any, where: str) -> None:
 
 
 def check_complete(files: list[Path], module: nn.Module, where: str) -> None:
-    """Refuse files that lack weights of a module, which would keep those that it was drawn with.
+    """Refuse files that lack weights of a module; these weights would keep their random values.
 
     Loaders rename and reshape, so weights are counted by their sizes.
 
     Args:
-        files: that the module was loaded from.
-        module: as loaded.
-        where: what to call them.
+        files: the files from which the module was loaded.
+        module: the loaded module.
+        where: the name of the files in the error.
 
     Raises:
-        ConfigurationError: saying how many are missing.
+        ConfigurationError: with the number of missing weights.
     """
     stored = Counter(_size(shape) for file in files for shape in header(file, "weights")[0].values())
     needed = Counter(value.numel() for value in module.parameters())
@@ -119,22 +119,22 @@ def check_complete(files: list[Path], module: nn.Module, where: str) -> None:
         name = next(name for name, value in module.named_parameters() if value.numel() == size)
         raise ConfigurationError(
             f"{where} lacks {missing.total()} of {needed.total()} weights, one like {name!r}",
-            expected="a file with every weight of the part: what is missing would be random",
-            remedy="get the file again",
+            expected="a file with every weight of the part, because missing weights would be random",
+            remedy="download the file again",
         )
 
 
 def metadata_json(metadata: Mapping[str, str], name: str, path: Path) -> Any:
-    """A value that a file's metadata hold as JSON.
+    """Return a value that a file's metadata hold as JSON.
 
     Raises:
-        DataError: if it is not there, or is no JSON.
+        DataError: if it is missing, or is not JSON.
     """
     return json_of(metadata.get(name, ""), f"{path}: {name!r} of its metadata")
 
 
 def one_line(error: Exception) -> str:
-    """What another library says, in one line."""
+    """Return another library's message in one line."""
     return shown(" ".join(str(error).split()) or type(error).__name__)
 
 
@@ -147,7 +147,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _unreadable(path: Path, what: str, error: Exception) -> MemtrainError:
     return ConfigurationError(
-        f"{path} is no safetensors file: {one_line(error)}",
+        f"{path} is not a safetensors file: {one_line(error)}",
         expected=f"{what} as safetensors; pickled files (.bin, .pt, .ckpt) could run code",
-        remedy="check the path, or get the file again",
+        remedy="check the path, or download the file again",
     )

@@ -1,4 +1,4 @@
-"""A model whose weights are spread over processes (FSDP2), put together."""
+"""Whole weights of a model whose weights are spread over processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.distributed.tensor import DTensor
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds parts of the weights only."""
+    """Return whether this process holds only parts of the weights."""
     return any(isinstance(value, DTensor) for value in module.parameters())
 
 
 def whole(model: Any, *, keep: bool) -> Any:
-    """A copy of a diffusers model with whole weights, on the CPU; every process has to call this.
+    """Copy a diffusers model with whole weights to the CPU. Every process must call this.
 
     Args:
-        model: sharded.
-        keep: whether this process wants it.
+        model: a sharded model.
+        keep: whether this process keeps the copy.
 
     Returns:
         The copy, or None.
@@ -30,7 +30,7 @@ def whole(model: Any, *, keep: bool) -> Any:
             weights[name] = tensor.detach().cpu()
     if not keep:
         return None
-    # FSDP2 puts a class of its own in front of the model's.
+    # FSDP2 puts a class of its own in front of the model's class.
     kind: Any = next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
     made = kind.from_config(model.config)
     made.load_state_dict(weights)

@@ -1,1 +1,1 @@
-"""The engine: watches the batches of any trainer, and imports none."""
+"""The engine, which watches the batches of any trainer and imports no trainer."""

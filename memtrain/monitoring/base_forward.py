@@ -1,4 +1,4 @@
-"""The paired comparison of a batch: its signal values under the base model, where it is the batch's turn."""
+"""The paired comparison of every n-th batch with its signal values under the base model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from memtrain.signals.readings import Readings
 
 
 class BaseForward:
-    """Runs batches once more under the base model, every `every`-th.
+    """Runs every `every`-th batch once more under the base model.
 
     Args:
-        host: the surroundings of the run.
-        probe: on the denoiser.
+        host: the host of the run.
+        probe: the probe on the denoiser.
         readings: the signals, read together.
-        paired: the weights that training began with.
-        every: batches between comparisons.
+        paired: the weights from before training.
+        every: number of batches between comparisons.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class BaseForward:
         self.host, self.probe, self.readings, self.paired, self.every = host, probe, readings, paired, every
 
     def values(self, turn: Turn, values: Tensor, handover: Handover | None) -> Tensor:
-        """Signal values of a batch under the base model `(B, columns)`, NaN if it is not its turn.
+        """Return signal values of a batch under the base model `(B, columns)`; NaN if it is not compared.
 
         Args:
-            turn: after the backward pass.
-            values: the running model's.
-            handover: where losses were handed over, and the base model has run.
+            turn: the turn of the batch, after the backward pass.
+            values: the values of the current model.
+            handover: the losses handed over, if the base model has run.
         """
         if turn.number % self.every:
             return torch.full_like(values, torch.nan)
@@ -60,12 +60,12 @@ class BaseForward:
             )
 
     def replay(self, observation: Observation, turn: Turn | None, *, number: int) -> Observation | None:
-        """The forward of a batch under the base model, None if it is not its turn.
+        """Run the forward of a batch under the base model; None if the batch is not compared.
 
         Args:
-            observation: of the forward, before its backward pass.
-            turn: of the batch, where it is known already.
-            number: of the batch.
+            observation: the observation of the forward, before its backward pass.
+            turn: the turn of the batch, if it is known already.
+            number: the number of the batch.
         """
         if number % self.every:
             return None
@@ -84,7 +84,7 @@ class BaseForward:
         return completer(self.host, probe=self.probe, signals=self.readings.signals)
 
     def _encoding(self, turn: Turn | None) -> Callable[[], Tensor] | None:
-        """What encodes the captions of a batch once more; None if nothing can."""
+        """Return a function that encodes the captions of a batch once more; None if the module has none."""
         module = self.host.module
         ids = None if turn is None else field_of(turn.batch, "input_ids")
         if ids is None or not callable(getattr(module, "encode_text", None)):

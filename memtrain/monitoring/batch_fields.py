@@ -1,19 +1,19 @@
-"""What the engine reads from a batch: the samples' names, and what is known of their captions.
+"""The fields that the engine reads from a batch: names of samples, lengths and masks of captions, and images.
 
-A batch may be a dict or any other mapping (transformers' `BatchEncoding`), a tuple, a list or a tensor. Its samples are
-named by the first of these that there is:
+A batch may be a dict or any other mapping (transformers' `BatchEncoding`), a tuple, a list or a tensor. The first of
+these names its samples:
 
-1. `key_field`, where it is set: the batch has to hold it;
+1. the field that `key_field` names, if it is set (the batch must hold it);
 2. the field `key`;
-3. the content of each sample's image, hashed: `latents`, `pixel_values`, `image` or `images`, else the first tensor of
-   four dimensions, else of three. That is said once. It names a sample only if every visit shows the same image: random
-   crops and flips give it another name each time, nothing would come up twice, and nothing be flagged. So a dataset
-   that shows one index differently is refused, and so is a run in which names do not come again.
+3. a hash of each sample's image: `latents`, `pixel_values`, `image` or `images`, or else the first tensor of four
+   dimensions or of three. A message says so once. The hash names a sample only if every visit shows the same image.
+   Random crops and flips change the name each time, so no sample would come up twice or be flagged. A dataset that
+   shows one index differently is refused therefore, and so is a run whose names do not come again.
 
 Names are strings, or whole numbers in a list or tensor `(B,)`, or rows of a tensor `(B, n)` of whole numbers, such as
 token ids, which are hashed.
 
-Cost of 3: the images are copied to the host and hashed, with every batch.
+Cost of the third: the images of every batch are copied to the host and hashed.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ log = logging.getLogger(__name__)
 
 DEFAULT_FIELD = "key"
 IMAGES = ("latents", "pixel_values", "image", "images")
-"""Fields that hold what a sample looks like, in the order in which they are looked for."""
+"""Fields with the image of a sample, in the order of the search."""
 
 AGAIN = 100
-"""Visits of samples that should have been seen before, by which names are judged."""
+"""Number of visits of known samples before the names are judged."""
 
 SEEN = 0.1
-"""Share of these that have to be known; even drawn with replacement, most of the data come up in its first round."""
+"""Least share of these visits with known names. Even with replacement, most samples come up in the first round."""
 
 ALL_DIFFERENT = 2000
-"""Visits after which names that never came up twice are spoken of, where nobody knows how many samples there are."""
+"""Number of visits before a message about names that never came up twice, if the number of samples is unknown."""
 
 REMEDY = "give every sample a stable name in the dataset (its file name or index) and set key_field to that field"
 
 
 class BatchNames:
-    """Names the samples of batches; :class:`memtrain.monitoring.sample_names.SampleNames` those of a loop without them.
+    """Names the samples of batches; :class:`memtrain.monitoring.sample_names.SampleNames` names samples of a loop.
 
     Args:
-        field: of the batch that holds the names; None for `key`, or the content where there is no such field.
+        field: the field of the batch with the names; None for `key`, or for the content if there is no such field.
     """
 
     def __init__(self, field: str | None = None) -> None:
@@ -65,7 +65,7 @@ class BatchNames:
         """The samples' names.
 
         Raises:
-            DataError: if there are none, and no image to tell samples by.
+            DataError: if there are no names, and no image to identify samples.
         """
         if self.field is not None or (isinstance(batch, Mapping) and batch.get(DEFAULT_FIELD) is not None):
             return sample_keys(batch, self.field or DEFAULT_FIELD)
@@ -73,7 +73,7 @@ class BatchNames:
         if not self.by_content:
             self.by_content = True
             log.warning(
-                "The batches hold no names of samples under %r, so each is named by a hash of its %s. That is right "
+                "The batches hold no names of samples under %r, so a hash of its %s names each sample. This is right "
                 "only if a sample looks the same in every visit, without random crops or flips. Otherwise %s",
                 DEFAULT_FIELD,
                 where,
@@ -82,10 +82,12 @@ class BatchNames:
         return [f"image-{name}" for name in content_names(images)]
 
     def of_training(self, batch: Any, *, dataset: Any, known: Container[str], round_over: bool | None) -> list[str]:
-        """The names of a training batch's samples, as long as these come again; arguments as of the two checks.
+        """Return the names of a training batch's samples, and check that names come again.
+
+        The arguments are those of :meth:`require_same` and :meth:`watch`.
 
         Raises:
-            DataError: if there are none, or none that come again.
+            DataError: if there are no names, or names do not come again.
         """
         first = not self.by_content
         keys = self(batch)
@@ -95,18 +97,19 @@ class BatchNames:
         return keys
 
     def require_same(self, dataset: Any) -> None:
-        """Refuse data that show one sample in two ways, where its image names it.
+        """Refuse data that show one sample in two ways, if its image names it.
 
         Args:
-            dataset: asked twice for its first sample; perhaps with a `collate` of its own. Nothing is asked of None.
+            dataset: the dataset, which is asked twice for its first sample. It may have a `collate`. None is not
+                checked.
 
         Raises:
-            DataError: if it is not the same.
+            DataError: if the two samples differ.
         """
         if not self.by_content or not hasattr(dataset, "__getitem__") or not len(dataset):
             return
         collate = getattr(dataset, "collate", default_collate)
-        # The host's own random numbers go on as if nobody had asked.
+        # The random state of the host is restored after the check.
         state = random.getstate()
         with torch.random.fork_rng():
             first, second = (self(collate([dataset[0]])) for _ in range(2))
@@ -115,15 +118,15 @@ class BatchNames:
             raise _unstable("the dataset shows the same sample differently each time")
 
     def watch(self, keys: Sequence[str], known: Container[str], *, round_over: bool | None) -> None:
-        """Refuse names that do not come up again; call with each batch.
+        """Refuse names that never come again; call it with each batch.
 
         Args:
-            keys: of its samples.
-            known: of every sample so far, of all processes; it may lag behind.
-            round_over: whether every sample has been seen once; None if nobody knows.
+            keys: the keys of the samples in the batch.
+            known: the keys of all samples so far on all processes; it may lag behind.
+            round_over: whether every sample has been seen once; None if unknown.
 
         Raises:
-            DataError: if hardly any name comes again although all of the data has been seen.
+            DataError: if hardly any name comes again although all data have been seen.
         """
         if not self.by_content or round_over is False or self._warned:
             return
@@ -132,25 +135,25 @@ class BatchNames:
         if round_over and self._visits >= AGAIN:
             if self._known < SEEN * self._visits:
                 raise _unstable(
-                    f"all data have been seen, and yet {self._visits - self._known} of {self._visits} more visits were "
-                    "of samples with new names"
+                    f"{self._visits - self._known} of {self._visits} visits after the first round of all data had new "
+                    "names"
                 )
             self._known, self._visits = 0, 0
         elif round_over is None and self._visits >= ALL_DIFFERENT and not self._known:
             self._warned = True
             log.warning(
-                "No sample came up twice in %d visits. If the data are not that many, images are changed at random, "
-                "and nothing can be flagged: %s",
+                "No sample came up twice in %d visits. If the data have fewer samples, images are changed at random, "
+                "and no sample can be flagged. Remedy: %s",
                 self._visits,
                 REMEDY,
             )
 
 
 def sample_keys(batch: Any, field: str) -> list[str]:
-    """The names that a batch holds under `field`.
+    """Return the names in the field `field` of a batch.
 
     Raises:
-        DataError: if it holds none.
+        DataError: if the batch holds no names.
     """
     keys = batch.get(field) if isinstance(batch, Mapping) else None
     names = None if keys is None else _names(keys)
@@ -165,7 +168,7 @@ def sample_keys(batch: Any, field: str) -> list[str]:
 
 
 def _names(keys: Any) -> list[str] | None:
-    """B strings; None if these are no names."""
+    """Return B strings; None if the keys are no names."""
     if isinstance(keys, Tensor):
         if keys.dim() == 0 or keys.is_floating_point() or keys.is_complex() or keys.dtype == torch.bool:
             return None
@@ -182,7 +185,7 @@ def _names(keys: Any) -> list[str] | None:
 
 
 def _images(batch: Any) -> tuple[str, Tensor]:
-    """What tells samples apart by their looks, and where it stands in the batch."""
+    """Find the images of the samples, and their place in the batch."""
     found = [
         (where, part) for where, part in _tensors(batch, "") if part.is_floating_point() or part.dtype == torch.uint8
     ]
@@ -190,7 +193,7 @@ def _images(batch: Any) -> tuple[str, Tensor]:
     for one in [*named, *(one for one in found if one[1].dim() >= 4), *(one for one in found if one[1].dim() == 3)]:
         return f"field {one[0]}" if one[0] else "values", one[1]
     raise DataError(
-        f"The batch holds no sample keys, and no image to tell samples by: found {_shown(batch)}",
+        f"The batch holds neither sample keys nor images that could name samples: found {_shown(batch)}",
         expected=f"a dict with B strings or whole numbers under {DEFAULT_FIELD!r}, or a tensor of images",
         remedy=REMEDY,
     )
@@ -219,31 +222,31 @@ def _shown(value: Any) -> str:
 
 def _unstable(found: str) -> DataError:
     return DataError(
-        f"Samples are named by a hash of their images, but {found}",
+        f"A hash of their images names the samples, but {found}",
         expected="images without random changes, or names of samples in the batches",
         remedy=REMEDY,
     )
 
 
 def field_of(batch: Any, name: str) -> Any:
-    """What a batch holds under `name`, None if it holds no such field or is no mapping."""
+    """Return the field `name` of a batch; None if it has no such field or is no mapping."""
     return batch.get(name) if isinstance(batch, Mapping) else None
 
 
 def described_length(batch: Any, count: int) -> Tensor | None:
-    """`prompt_length` `(B,)` of a batch of `count` samples; None if it is something else."""
+    """Return `prompt_length` `(B,)` of a batch of `count` samples; None if the field has another form."""
     length = field_of(batch, "prompt_length")
     return length if isinstance(length, Tensor) and length.shape == (count,) else None
 
 
 def described_mask(batch: Any, count: int) -> Tensor | None:
-    """`prompt_mask` `(B, T)` of a batch of `count` samples; None if it is something else."""
+    """Return `prompt_mask` `(B, T)` of a batch of `count` samples; None if the field has another form."""
     mask = field_of(batch, "prompt_mask")
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == count else None
 
 
 def pictures_of(batch: Any, count: int) -> Tensor | None:
-    """The images or latents `(B, ...)` of a batch of `count` samples; None if it holds none."""
+    """Return the images or latents `(B, ...)` of a batch of `count` samples; None without images."""
     try:
         _, images = _images(batch)
     except DataError:
@@ -252,18 +255,18 @@ def pictures_of(batch: Any, count: int) -> Tensor | None:
 
 
 def captions_of(batch: Any, count: int) -> list[str] | None:
-    """The captions of a batch of `count` samples; None if it holds no texts under `caption`."""
+    """Return the captions of a batch of `count` samples; None without texts under `caption`."""
     captions = field_of(batch, "caption")
     listed = isinstance(captions, list | tuple) and len(captions) == count
     return list(captions) if listed and all(isinstance(caption, str) for caption in captions) else None
 
 
 def token_rows(batch: Any, count: int) -> tuple[Tensor, Tensor] | None:
-    """Token ids `(B, T)` of a batch of `count` samples, and `(B,)` which captions are empty; None if it holds none.
+    """Return token ids `(B, T)` of `count` samples, and whether captions are empty, `(B,)`; None without ids.
 
-    A row is empty if `prompt_mask` shows no words in it, or `prompt_length` counts none beside CLIP's begin and end.
-    With neither, it is if it is the same from its second token on: so is an empty text padded, but for CLIP's
-    tokenizers that pad with another token than the end's.
+    A row is empty if `prompt_mask` shows no words in it, or if `prompt_length` counts only CLIP's begin and end.
+    Without these fields, it is empty if all tokens after the first are equal. An empty text has this form, except for
+    CLIP tokenizers that pad with another token than the end.
     """
     ids = field_of(batch, "input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != count or ids.is_floating_point():
@@ -277,15 +280,15 @@ def token_rows(batch: Any, count: int) -> tuple[Tensor, Tensor] | None:
 
 
 def caption_dropped(keys: Sequence[str], batch: Any, *, without: Collection[str]) -> list[bool]:
-    """True where the batch has the empty caption in place of the sample's own, B; empty if it has none such.
+    """Return B values, true if the empty caption replaces the sample's own; empty if no caption is dropped.
 
     Args:
-        keys: of its samples.
-        batch: perhaps with `caption`.
-        without: keys of samples whose own caption is empty.
+        keys: the keys of the samples in the batch.
+        batch: the batch, which may have a field `caption`.
+        without: the keys of samples whose own caption is empty.
     """
     captions = field_of(batch, "caption")
-    # A host may keep something else under this name.
+    # A host may keep another value under this name.
     if not isinstance(captions, list | tuple) or len(captions) != len(keys):
         return []
     dropped = [

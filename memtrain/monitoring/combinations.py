@@ -1,4 +1,4 @@
-"""Which methods cannot share a run: what would fail late, or silently do nothing, is refused before training."""
+"""Combinations of methods that would fail late or silently do nothing. They are refused before training."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from memtrain.signals.base import Signal
 
 
 def refuse_combinations(mitigations: Sequence[Mitigation], *, signals: Sequence[Signal], profiled: bool) -> None:
-    """Refuse methods that undo each other, and mitigations that lack something.
+    """Refuse methods that undo each other, and mitigations whose needs are not met.
 
     Args:
-        mitigations: of the run.
-        signals: that are measured.
+        mitigations: the mitigations of the run.
+        signals: the signals that the run measures.
         profiled: whether the base model is measured before training (`reference: true`).
 
     Raises:
-        ConfigurationError: if a mitigation acts on flagged samples alone, and another takes these out of the batches;
-            if one goes by captions that another changes; if the prediction under the empty caption is wanted, and
-            would be that of another network; or if one compares with the base model in a way that is not measured.
+        ConfigurationError: if a mitigation acts on flagged samples only and another one takes them out of the batches.
+            If one depends on captions that another one changes. If the prediction under the empty caption is needed but
+            would come from another network. If one compares with the base model in a way that is not measured.
     """
     _refuse_idle(mitigations)
     _refuse_other_captions(mitigations)
@@ -30,10 +30,10 @@ def refuse_combinations(mitigations: Sequence[Mitigation], *, signals: Sequence[
 
 
 def require_kind(found: Any, kind: type, *, called: str) -> None:
-    """Refuse anything but a list of objects of a kind.
+    """Refuse a value that is not a list of objects of a kind.
 
     Raises:
-        ConfigurationError: if it is something else: one alone, a class, a name.
+        ConfigurationError: if the value is a single object, a class or a name.
     """
     wrong = [] if isinstance(found, list | tuple) else [found]
     wrong = wrong or [one for one in found if not isinstance(one, kind)]
@@ -47,10 +47,10 @@ def require_kind(found: Any, kind: type, *, called: str) -> None:
 
 
 def require_same_watch(saved: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Refuse a saved state whose evidence does not go on in this run; None, of an earlier version, says nothing.
+    """Refuse a saved state whose evidence does not fit this run; None, from an earlier version, is accepted.
 
     Raises:
-        ConfigurationError: naming what differs.
+        ConfigurationError: if the two differ; the message names the difference.
     """
     different = [name for name in now if name in (saved or {}) and saved[name] != now[name]] if saved else []
     if not different:
@@ -66,7 +66,7 @@ def require_same_watch(saved: Mapping[str, Any] | None, now: Mapping[str, Any]) 
     raise ConfigurationError(
         f"The saved state was made {found}",
         expected="the same model, data, signals, sites and options as in the run that is resumed",
-        remedy="restore what was changed, or begin a new run without the saved state of the watch",
+        remedy="restore the former settings, or begin a new run without the saved state of the monitor",
     )
 
 
@@ -75,33 +75,33 @@ def _counted(families: Any) -> str:
 
 
 def require_changeable(batch: Any, mitigation: Mitigation) -> None:
-    """Refuse batches in which a mitigation finds nothing to change.
+    """Refuse batches that a mitigation cannot change.
 
     Raises:
-        ConfigurationError: if it puts other samples or captions into batches, and this is no dict.
+        ConfigurationError: if the mitigation puts other samples or captions into batches, and the batch is no dict.
     """
     effects = mitigation.effects()
     if (effects.changes_samples or effects.changes_captions) and not isinstance(batch, MutableMapping):
         raise ConfigurationError(
-            f"{type(mitigation).__name__} changes fields of the batch, which is a {type(batch).__name__} without names "
-            "of fields",
+            f"{type(mitigation).__name__} changes fields of the batch, but the batch is a {type(batch).__name__} "
+            "without names of fields",
             expected="batches that are dicts",
-            remedy="let the collate function make dicts; or use SampleSkipping, which leaves batches as they are",
+            remedy="return dicts from the collate function, or use SampleSkipping, which does not change batches",
         )
 
 
 def refuse_unwatched(mitigations: Sequence[Mitigation]) -> None:
-    """Refuse mitigations that have to see a batch before its forward, where a loop shows it after.
+    """Refuse mitigations that must see a batch before its forward, in a loop that shows it later.
 
     Raises:
-        ConfigurationError: naming the first.
+        ConfigurationError: if there is one; the message names the first.
     """
     changing = _named(mitigations, "changes_batch") + _named(mitigations, "changes_samples")
     if changing:
         raise ConfigurationError(
-            f"{changing[0]} changes batches, and has to see each before the forward",
+            f"{changing[0]} changes batches, and must see each batch before the forward",
             expected="`with guard.watch(batch):` around forward, loss and backward",
-            remedy=f"write it, or leave {changing[0]} out",
+            remedy=f"add `with guard.watch(batch):`, or remove {changing[0]}",
         )
 
 
@@ -113,10 +113,10 @@ def _refuse_idle(mitigations: Sequence[Mitigation]) -> None:
     changing, idle = _named(mitigations, "changes_samples"), _named(mitigations, "flagged_only")
     if changing and idle:
         raise ConfigurationError(
-            f"{idle[0]} acts on flagged samples only, which {changing[0]} takes out of the batches",
+            f"{idle[0]} acts on flagged samples only, but {changing[0]} takes them out of the batches",
             expected=f"one of both, or {idle[0]} on all samples",
-            remedy=f"leave {changing[0]} or {idle[0]} out, or change the settings of {idle[0]}, where it has such, to "
-            "`samples: all` (and `neurons: 0`)",
+            remedy=f"remove {changing[0]} or {idle[0]}, or set `samples: all` (and `neurons: 0`) on {idle[0]}, if it "
+            "has these settings",
         )
 
 
@@ -124,9 +124,9 @@ def _refuse_other_captions(mitigations: Sequence[Mitigation]) -> None:
     changing, reading = _named(mitigations, "changes_captions"), _named(mitigations, "reads_captions")
     if changing and reading:
         raise ConfigurationError(
-            f"{reading[0]} goes by a sample's own caption, and {changing[0]} trains on others",
-            expected="one of both",
-            remedy=f"leave {reading[0]} or {changing[0]} out",
+            f"{reading[0]} needs the sample's own caption, but {changing[0]} trains on other captions",
+            expected="one of the two",
+            remedy=f"remove {reading[0]} or {changing[0]}",
         )
 
 
@@ -136,10 +136,10 @@ def _refuse_two_networks(mitigations: Sequence[Mitigation], signals: Sequence[Si
     editing = _named(mitigations, "edits_training")
     if wanted_by and editing:
         raise ConfigurationError(
-            f"{wanted_by[0]} compares a training prediction with one under the empty caption, and {editing[0]} changes "
-            "the network for the first only",
-            expected="both predictions of one network",
-            remedy=f"leave {wanted_by[0]} or {editing[0]} out",
+            f"{wanted_by[0]} compares a training prediction with one under the empty caption, but {editing[0]} "
+            "changes the network for the first only",
+            expected="both predictions from one network",
+            remedy=f"remove {wanted_by[0]} or {editing[0]}",
         )
 
 
@@ -149,14 +149,14 @@ def _refuse_unprofiled(mitigations: Sequence[Mitigation], signals: Sequence[Sign
         name, wanted = type(mitigation).__name__, mitigation.needs().base_profile
         if wanted and not profiled:
             raise ConfigurationError(
-                f"{name} compares with the base model's profile, but the monitor measures none",
+                f"{name} compares with the base model's profile, but the monitor measures no profile",
                 expected="`reference: true`",
-                remedy="let the monitor measure one, or leave this mitigation out",
+                remedy=f"set `reference: true` on the monitor, or remove {name}",
             )
         missing = sorted(set(wanted) - measured)
         if missing:
             raise ConfigurationError(
                 f"{name} needs the signal {missing}, which the monitor does not measure",
                 expected="that signal among the monitor's `signals`",
-                remedy="add it, or leave this mitigation out",
+                remedy=f"add it to `signals`, or remove {name}",
             )

@@ -1,4 +1,4 @@
-"""What the evidence of a run rests on, and whether a saved state's goes on in the run that takes it up."""
+"""The settings that the evidence of a run depends on, and a check of a saved state against them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def watch_of(
     host: Host, options: WatchOptions, *, columns: Sequence[str], mitigations: Sequence[Mitigation]
 ) -> dict[str, Any]:
-    """What the evidence of a run rests on; plain types."""
+    """Return the settings that the evidence of a run depends on, in plain types."""
     settings = options.settings
     return {
         "columns": list(columns),
@@ -37,19 +37,19 @@ def watch_of(
 
 
 MAY_DIFFER = ("false_positive_rate", "minimum_visits", "mitigations")
-"""What is said, and not refused, where it is another than in the saved state."""
+"""Settings whose change is logged and not refused."""
 
 
 def check_continued(saved: Mapping[str, Any] | None, now: Mapping[str, Any], *, host: Host) -> None:
-    """Refuse a saved state whose evidence does not go on in this run, and log what differs from here on.
+    """Refuse a saved state whose evidence does not fit this run, and log other differences.
 
     Args:
-        saved: what the evidence of the saved state rests on; None for that of an earlier version.
-        now: what this run's does.
-        host: the surroundings of this run.
+        saved: the settings of the saved state; None for a state of an earlier version.
+        now: the settings of this run.
+        host: the host of this run.
 
     Raises:
-        ConfigurationError: naming what differs.
+        ConfigurationError: if the evidence does not fit; the message names the difference.
     """
     require_same_watch(saved, {name: value for name, value in now.items() if name not in MAY_DIFFER})
     for note in check_settings(saved or {}, {name: plain(now[name]) for name in MAY_DIFFER}):
@@ -58,7 +58,7 @@ def check_continued(saved: Mapping[str, Any] | None, now: Mapping[str, Any], *, 
 
 
 def require_state(host: Host, options: WatchOptions) -> None:
-    """Refuse to take the weights of a checkpoint, which are trained, for the base model.
+    """Refuse to use the trained weights of a checkpoint as the base model.
 
     Raises:
         ConfigurationError: if a checkpoint of a run without a monitor was loaded, and its weights would be measured.
@@ -66,9 +66,9 @@ def require_state(host: Host, options: WatchOptions) -> None:
     if host.checkpoint is None or not host.restored or not options.profiled:
         return
     raise ConfigurationError(
-        f"The checkpoint {host.checkpoint} holds no state of MemorizationMonitor, whose `reference` measures the "
-        "base model, and the checkpoint's weights are trained already",
+        f"The checkpoint {host.checkpoint} holds no state of MemorizationMonitor, and its trained weights cannot serve "
+        "as the base model of `reference`",
         expected="a checkpoint of a run with the monitor",
-        remedy="set the monitor's `reference: false`, which compares with the other samples of this run; or begin a "
+        remedy="set `reference: false` on the monitor, which compares with the other samples of this run, or begin a "
         "new run with the monitor",
     )

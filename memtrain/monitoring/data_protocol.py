@@ -1,9 +1,8 @@
-"""What a data module may offer, and what is made of one that offers less.
+"""The optional attributes of a data module, and the checks for measuring its samples.
 
-Any loader will do (:mod:`memtrain.monitoring.batch_fields` says how its samples are named). Loaders that are given to
-`trainer.fit(module, train, validation)` can be measured where their datasets are map-style; the validation samples are
-the held-out ones (:mod:`memtrain.monitoring.loader_data`). A data module that offers more is recognised by what it
-has, not by its class:
+Every loader works (:mod:`memtrain.monitoring.batch_fields` names its samples). Loaders for `trainer.fit(module, train,
+validation)` can be measured if their datasets are map-style. Their validation samples are the held-out samples
+(:mod:`memtrain.monitoring.loader_data`). The attributes of a data module decide what it offers, not its class:
 
 | attribute | what it is | what for |
 |---|---|---|
@@ -24,11 +23,11 @@ profile lacks |
 | `heldout_dataset.unique().shapes`, `train_dataset.unique().shapes` | a shape of each sample; equal ones fit into one \
 batch | calibration and substitutes, where samples differ in size |
 
-The first three lines together make data measurable (:func:`lacking_to_measure`). What has the name but not the form,
-such as torchvision's `samples`, counts as unknown: records then hold keys alone.
-:class:`memtrain.data.module.TextImageDataModule` has it all. Batches are moved as in training, through the hooks around
-the transfer (`Host.moved`), while the trainer says that it validates, so that no hook
-drops captions or augments images.
+The first three lines together make data measurable (:func:`lacking_to_measure`). An attribute with the right name but
+another form, such as torchvision's `samples`, counts as unknown. Records then hold keys only.
+:class:`memtrain.data.module.TextImageDataModule` has all attributes. Batches are moved as in training, through the
+hooks around the transfer (`Host.moved`). Meanwhile the trainer says that it validates, so that no hook drops captions
+or augments images.
 """
 
 from __future__ import annotations
@@ -42,19 +41,19 @@ from memtrain.monitoring.loader_data import LoaderData
 
 
 class KnownSample(Protocol):
-    """A sample whose name and caption can be read without loading its image."""
+    """A sample with a name and a caption that can be read without its image."""
 
     @property
     def key(self) -> str:
-        """Names it for good."""
+        """The permanent name of the sample."""
 
     @property
     def caption(self) -> str:
-        """Its text."""
+        """The caption of the sample."""
 
 
 def known_samples(data: Any, split: str) -> Sequence[KnownSample]:
-    """The samples of a data module's `split` (`train` or `heldout`), each once; empty if it does not say."""
+    """Return the samples of a data module's `split` (`train` or `heldout`), each once; empty if unknown."""
     samples = getattr(getattr(data, f"{split}_dataset", None), "samples", None)
     if not isinstance(samples, Sequence) or isinstance(samples, str):
         return ()
@@ -63,17 +62,17 @@ def known_samples(data: Any, split: str) -> Sequence[KnownSample]:
 
 
 def by_key(data: Any, name: str) -> Mapping[str, Any]:
-    """`visits_per_epoch` or `groups` of a data module; empty if it has none."""
+    """Return `visits_per_epoch` or `groups` of a data module; empty if it has none."""
     found = getattr(data, name, None)
     return found if isinstance(found, Mapping) else {}
 
 
 def lacking_to_measure(host: Host, *, training_samples: bool = True) -> list[str]:
-    """What module and data lack of what measuring samples outside of training steps takes; empty if nothing.
+    """List the missing attributes of module and data for measuring samples outside of training steps.
 
     Args:
-        host: with both.
-        training_samples: whether training samples are to be measured, too, and not only held-out ones.
+        host: the host with module and data.
+        training_samples: whether training samples are measured too, and not only held-out samples.
     """
     module, data = host.module, host.data
     lacking = []
@@ -102,15 +101,15 @@ def require_measurable(host: Host, *, needed_by: str) -> None:
     """Refuse a module or data that cannot be measured outside of training steps.
 
     Raises:
-        ConfigurationError: if they cannot.
+        ConfigurationError: if they cannot be measured.
     """
     lacking = lacking_to_measure(host)
     if lacking:
         raise ConfigurationError(
-            f"{needed_by} measures samples outside of training steps; missing for that: {', '.join(lacking)}",
+            f"{needed_by} measures samples outside of training steps, and needs what is missing: {', '.join(lacking)}",
             expected="a module with sample_loss(batch, timesteps, generator) and a data module with train_dataset, "
-            "heldout_dataset, heldout_dataset.unique() and unique_dataloader(dataset), such as TextImageDataModule; or "
+            "heldout_dataset, heldout_dataset.unique() and unique_dataloader(dataset), such as TextImageDataModule, or "
             "trainer.fit(module, train, validation) with one loader of a map-style dataset each",
-            remedy="add what is missing (memtrain.monitoring.data_protocol says what it is), or set `reference: "
-            "paired` or `reference: false` on MemorizationMonitor",
+            remedy="add the missing parts (see memtrain.monitoring.data_protocol), or set `reference: paired` or "
+            "`reference: false` on MemorizationMonitor",
         )

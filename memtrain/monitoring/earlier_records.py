@@ -1,7 +1,7 @@
-"""The records from before a checkpoint, where a run continues in another folder than the one it began in.
+"""The records from before a checkpoint, for a run that continues in another folder.
 
-They are copied from the folder that the checkpoint lies in. Records that are in the new folder already stay if they are
-the same up to the checkpoint (it was begun before); others, of another run or branch, are kept aside.
+They are copied from the folder of the checkpoint. Records that are already in the new folder stay if they are the same
+up to the checkpoint. Records of another run or branch are set aside.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: int) -> None:
-    """Copy the rows of the batches that a checkpoint holds, unless they are there.
+    """Copy the rows of the batches that a checkpoint contains, unless they are in the folder already.
 
     Args:
-        folder: `records/` of the run that continues.
-        checkpoint: path of the file; None if unknown.
-        batches_done: batches that it holds.
+        folder: `records/` of the continued run.
+        checkpoint: path of the checkpoint; None if unknown.
+        batches_done: number of batches that the checkpoint contains.
 
     Raises:
-        RecordError: if there are none to copy.
+        RecordError: if there are no rows to copy.
     """
     if not batches_done:
         return
@@ -45,7 +45,7 @@ def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: 
     if run is None or not elsewhere:
         raise RecordError(
             f"{folder} has no records of the {batches_done:,} batches before the checkpoint",
-            expected="those of the run that is continued: in its folder, or in the folder that the checkpoint lies in",
+            expected="the records of the continued run, in its folder or in the folder of the checkpoint",
             remedy=f"copy that run's records/ to {folder}, or continue in that run's folder (trainer.default_root_dir)",
         )
     copied = 0
@@ -60,42 +60,42 @@ def bring_records(folder: Path, *, checkpoint: str | Path | None, batches_done: 
     if not copied:
         raise RecordError(
             f"{run / 'records'} has no records of the {batches_done:,} batches before the checkpoint",
-            expected="those of the run that the checkpoint is of",
-            remedy="name a checkpoint in the folder of its own run",
+            expected="the records of the checkpoint's run",
+            remedy="set --ckpt_path to a checkpoint in the folder of its own run",
         )
     log.warning(
-        "The run continues in another folder: its records of %d visits until here were copied from %s", copied, run
+        "The run continues in another folder. Its records of %d earlier visits were copied from %s", copied, run
     )
 
 
 def require_rows(folder: Path, rows: int | None) -> None:
-    """Refuse records of which something is gone.
+    """Refuse incomplete records.
 
     Args:
-        folder: `records/`, with what comes before the checkpoint.
-        rows: of the first process, as the checkpoint says; None if it does not.
+        folder: `records/` with the rows from before the checkpoint.
+        rows: number of rows of the first process in the checkpoint; None if the checkpoint does not say.
 
     Raises:
-        RecordError: if there are more or fewer.
+        RecordError: if there are more rows or fewer.
     """
     found = sum(rows_of(part.path) for part in parts_of(folder) if part.rank == "rank-00000")
     if rows is not None and found != rows:
         raise RecordError(
             f"{folder} has {found:,} rows of the first process from before the checkpoint, which was written after "
-            f"{rows:,}",
-            expected="the records of the run that is continued, all of them",
-            remedy="restore the files of records/steps; or continue in another folder (trainer.default_root_dir) from "
-            "a checkpoint that lies in the folder of its run",
+            f"{rows:,} rows",
+            expected="all records of the continued run",
+            remedy="restore the files of records/steps, or continue in another folder (trainer.default_root_dir) from "
+            "a checkpoint in the folder of its run",
         )
 
 
 def _same(one: Path, other: Path, batches_done: int) -> bool:
-    """Whether two tables of records have the same visits before a checkpoint."""
+    """Return whether two tables of records have the same visits before a checkpoint."""
     return _digests(one, batches_done) == _digests(other, batches_done)
 
 
 def _digests(folder: Path, batches_done: int) -> dict[str, list[str]]:
-    """Of the visits of each rank before a checkpoint, however they are cut into parts."""
+    """Return digests of each rank's visits before a checkpoint, independent of the division into parts."""
     found: dict[str, list[Any]] = {}
     for part in parts_of(folder):
         if part.first >= batches_done:

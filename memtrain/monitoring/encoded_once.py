@@ -1,8 +1,8 @@
-"""Captions and images that are encoded once, where a batch is measured in several forwards.
+"""Captions and images that are encoded once for several forwards of a batch.
 
-A module that says how it encodes them (`encode_tokens`, `encode_images`) takes batches that hold what these make, as a
-cache on disk does. So every forward of a batch gets the same embeddings and latents, which it would compute itself to
-the same bits. Not where the text encoder is trained: then its dropout may draw from what noise is drawn from, too.
+A module with the methods `encode_tokens` and `encode_images` accepts batches with embeddings and latents, as from a
+cache on disk. So every forward of a batch gets the same embeddings and latents, with the same bits as its own. A
+trained text encoder is left out, because its dropout may use the same random numbers as the noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class EncodedOnce:
     """Adds embeddings and latents to batches.
 
     Args:
-        module: what is trained.
+        module: the trained module.
     """
 
     def __init__(self, module: Any) -> None:
@@ -29,10 +29,10 @@ class EncodedOnce:
         self._trained: bool | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch with what its forwards share, in the precision of the context.
+        """Add the shared embeddings and latents to a batch, in the precision of the context.
 
         Args:
-            batch: on the device, as `sample_loss` takes it.
+            batch: the batch on the device, in the form for `sample_loss`.
         """
         shared: dict[str, Any] = {}
         if self.images is not None and "pixel_values" in batch and "latents" not in batch:
@@ -46,7 +46,7 @@ class EncodedOnce:
 
 
 def _trained(encode: Encode, batch: dict[str, Any]) -> bool:
-    """Whether embeddings of the first caption have a gradient."""
+    """Return whether embeddings of the first caption have a gradient."""
     first = {name: value[:1] if isinstance(value, Tensor) and value.ndim else value for name, value in batch.items()}
     with torch.enable_grad():
         return any(value.requires_grad for value in encode(first).values() if isinstance(value, Tensor))

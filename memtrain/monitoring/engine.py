@@ -1,20 +1,20 @@
-"""The engine: watches every training batch, names the samples being memorized, and keeps the record; in any trainer.
+"""The engine, which watches every training batch, names the samples being memorized, and keeps the record.
 
-On every training batch it reads the signals through the probe, compares them with the base model, adds them to each
-sample's evidence, and lets the mitigations weight the samples of the batch. Now and then it measures held-out samples
-under the model as it is, which calibrates the threshold. It imports no trainer: what it has to know of its
-surroundings it asks of a :class:`memtrain.monitoring.host.Host`, and whoever drives it calls, in this order,
+On every training batch it reads the signals through the probe, compares them with the base model, and adds them to each
+sample's evidence. It lets the mitigations weight the samples of the batch. At regular steps it measures held-out
+samples under the current model, which calibrates the threshold. It imports no trainer, and asks a
+:class:`memtrain.monitoring.host.Host` instead. Its caller calls, in this order,
 
-1. :meth:`Engine.setup`, before a checkpoint is loaded, then :meth:`Engine.load_state_dict` where one is;
-2. :meth:`Engine.start`, when the model is as it will be trained;
+1. :meth:`Engine.setup`, before a checkpoint is loaded, then :meth:`Engine.load_state_dict` with a checkpoint;
+2. :meth:`Engine.start`, when the model is ready for training;
 3. for each batch :meth:`Engine.begin`, :meth:`Engine.before_backward` and :meth:`Engine.end`;
-4. :meth:`Engine.flush` when a checkpoint is written, :meth:`Engine.finish` at the end, :meth:`Engine.close` however it
-   ends.
+4. :meth:`Engine.flush` when a checkpoint is written, :meth:`Engine.finish` at the end, and :meth:`Engine.close` at
+   every end, also after an error.
 
-Cost: two projections per attention site and step; the profile, once; a forward of `heldout_batch` samples every
-`calibrate_every` batches. Between these updates nothing waits for the device: what a batch showed is copied to the host
-in the background and becomes evidence, together with that of the other processes, at the next update. So flags lag
-behind by less than `calibrate_every` batches.
+Cost: two projections per attention site and step, the profile once, and a forward of `heldout_batch` samples every
+`calibrate_every` batches. Between these updates nothing waits for the device. The values of a batch are copied to the
+host in the background. They become evidence at the next update, together with the values of the other processes. So
+flags lag behind by less than `calibrate_every` batches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from memtrain.signals.base import Signal
 
 
 class Engine(WatchedRun):
-    """Watches the batches of one run; arguments as of :class:`WatchedRun`."""
+    """Watches the batches of one run; its arguments are those of :class:`WatchedRun`."""
 
     def __init__(self, signals: Sequence[Signal] | None, options: WatchOptions) -> None:
         super().__init__(signals, options)
@@ -79,8 +79,8 @@ class Engine(WatchedRun):
         """Update when due, let the mitigations prepare the batch, and arm the probe; before the forward pass.
 
         Args:
-            batch: with the samples' keys.
-            scaled: whether the loss that :meth:`before_backward` gets has the host's loss scale already.
+            batch: the batch with the samples' keys.
+            scaled: whether the loss for :meth:`before_backward` has the host's loss scale already.
         """
         probe, flagging, _ = self.running
         self.update_when_due()
@@ -114,7 +114,7 @@ class Engine(WatchedRun):
         return self.turn
 
     def _named(self, batch: Any) -> list[str]:
-        """The names of a batch's samples, as long as these come again."""
+        """Return the names of a batch's samples, and check that names come again."""
         plan, over = self.host.plan, None
         if plan is not None and plan.batches_of_data is not None:
             over = self.batches_done >= plan.batches_of_data + self.options.settings.calibrate_every
@@ -131,7 +131,7 @@ class Engine(WatchedRun):
         if turn.loss_check is not None and not turn.handed:
             turn.loss_check.differentiates(loss if turn.scaled else loss.detach() * turn.observation.loss_scale)
         if turn.penalized or not probe.current.timesteps.numel():
-            # Several losses: one of another network, before the denoiser ran, or one more after it.
+            # There are several losses, from another network before the denoiser ran, or after it.
             return
         turn.penalized = True
         if not turn.handed:
@@ -139,7 +139,7 @@ class Engine(WatchedRun):
         penalizing = turn.penalizing
         if not penalizing:
             return
-        # The probe refuses what was never begun.
+        # The probe refuses a batch that was never begun.
         observation = probe.current
         if any(mitigation.needs().base_profile for mitigation in penalizing):
             flagging.add_reference(observation)
@@ -156,7 +156,7 @@ class Engine(WatchedRun):
         """Read the signals, and start their way to the host; after the backward pass.
 
         Args:
-            outputs: what the training step returned; it may hold `sample_loss`.
+            outputs: the value that the training step returned; it may hold `sample_loss`.
         """
         probe, _, _ = self.running
         turn, self.turn = self.turn, None
@@ -185,7 +185,7 @@ class Engine(WatchedRun):
         self.host.log(self._figures(turn), batch_size=len(observation.keys))
 
     def _figures(self, turn: Turn) -> dict[str, Tensor]:
-        """What is logged of a batch; tensors on the host: numbers would be copied to the device, and waited for."""
+        """Return the logged figures of a batch as tensors on the host, because numbers would wait for the device."""
         assert turn.weights is not None
         figures = {
             "flagged": torch.tensor(float(len(self.calibration.first_flagged))),
@@ -201,7 +201,7 @@ class Engine(WatchedRun):
         return {f"memorization/{name}": value for name, value in figures.items()}
 
     def _pass_over(self, turn: Turn) -> None:
-        """The step trained nothing on this batch."""
+        """Note that the step did not train on this batch."""
         self.running[0].drop()
         if turn.loss_check is not None:
             turn.loss_check.forget()
@@ -209,14 +209,14 @@ class Engine(WatchedRun):
         for mitigation in self.mitigations:
             mitigation.batch_done()
 
-    # Numbers that are none
+    # NaN and infinity
 
     def _update(self, *, over: bool = False) -> None:
         self._numbers.require_finite(thorough=over)
         super()._update(over=over)
 
     def flush(self) -> None:
-        """Make the records on disk end where the run stands; call when a checkpoint is written."""
+        """Write the records up to the current batch; call it when a checkpoint is written."""
         self._numbers.require_finite(thorough=True)
         super().flush()
 
@@ -232,22 +232,22 @@ class Engine(WatchedRun):
         criterion: Criterion = "mse",
         caption_dropped: Sequence[bool] = (),
     ) -> Tensor:
-        """The batch mean of gated and weighted losses, in place of the host's own; see :mod:`.loss_route`.
+        """Return the batch mean of gated and weighted losses, instead of the host's own; see :mod:`.loss_route`.
 
         Args:
             prediction: `(b, ...)` the next rows of the denoiser's last forward with gradients.
-            target: `(b, ...)`.
-            keys: of the samples; None where the batch named them.
-            weights: of samples or of elements.
+            target: `(b, ...)` target.
+            keys: the keys of the samples; None if the batch named them.
+            weights: weights of samples or of elements.
             criterion: a name, or a function of prediction and target.
-            caption_dropped: b, true where the empty caption stood in place of the sample's own.
+            caption_dropped: b values, true if the empty caption replaced the sample's own.
 
         Returns:
-            `()` with a graph; with the mitigations' penalties, unless :meth:`before_backward` adds them.
+            The loss `()` with a graph and the mitigations' penalties, unless :meth:`before_backward` adds them.
         """
         assert self.intake is not None, "start() comes first"
         begun = self.turn
-        # What is handed over need not be checked.
+        # A loss that is handed over need not be checked.
         self._loss_check = None
         if begun is not None:
             begun.handed = True
@@ -267,12 +267,12 @@ class Engine(WatchedRun):
         return loss
 
     def show(self, *, images: Tensor | None, captions: Sequence[str] | None) -> None:
-        """Let an index of families see what belongs to the next rows; call before :meth:`loss`."""
+        """Show images and captions of the next rows to an index of families; call it before :meth:`loss`."""
         if self.online is not None and (images is not None or captions is not None):
             self.online.show(images=images, captions=captions)
 
     def drop_batch(self) -> None:
-        """Forget a batch that was begun, where it did not come to its end; harmless otherwise."""
+        """Forget an unfinished batch; without such a batch it does nothing."""
         self.turn = None
         if self.online is not None:
             self.online.drop()
@@ -286,9 +286,9 @@ class Engine(WatchedRun):
 
     @property
     def loss_unseen(self) -> bool:
-        """Whether losses are read from gradients, and that of this batch was never shown."""
+        """Whether losses are read from gradients, and the loss of this batch was never shown."""
         return self._loss_check is not None and not self._loss_check.saw
 
     def _replay(self, observation: Observation) -> Observation | None:
-        """The forward of this batch under the base model, None if it is not its turn."""
+        """Run the forward of this batch under the base model; None if the batch is not compared."""
         return None if self._base is None else self._base.replay(observation, self.turn, number=self.batches_done)

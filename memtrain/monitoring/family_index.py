@@ -1,4 +1,4 @@
-"""Which samples are one picture, as a run knows it: where the index comes from, and what is counted with it."""
+"""The index of families of a run, which says which samples show one picture, and the counts that use it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 
 def family_index(host: Host) -> FamilyIndex | None:
-    """The index that a run counts by: the host's or its data's, of a scan; None where nobody looked."""
+    """Return the index from the host or from the scan of its data; None if there was no scan."""
     return host.families
 
 
 def given_index(given: FamilyIndex | str | Path | None) -> FamilyIndex | None:
-    """An index, or that of a `families.parquet`.
+    """Return an index, or read it from a `families.parquet`.
 
     Raises:
-        ConfigurationError: if it is something else.
+        ConfigurationError: if the value is no index and no path.
         RecordError: if the file is no such table.
     """
     if isinstance(given, str | Path):
@@ -37,12 +37,12 @@ def given_index(given: FamilyIndex | str | Path | None) -> FamilyIndex | None:
     raise ConfigurationError(
         f"families is a {type(given).__name__}",
         expected="a path to families.parquet, or memtrain.families.table.Families",
-        remedy="run `memtrain scan` on the images, and pass families=<path of its table>",
+        remedy="run memtrain scan on the images, and pass families=<path of its table>",
     )
 
 
 def index_name(families: FamilyIndex | None) -> str | None:
-    """What tells one index from another in a saved state; None where files are counted."""
+    """Return the name of an index in a saved state; None if files are counted."""
     if not isinstance(families, Families):
         return None if families is None else type(families).__name__
     shared = [sorted(part.items()) for part in (families.pictures, families.captions)]
@@ -50,11 +50,11 @@ def index_name(families: FamilyIndex | None) -> str | None:
 
 
 class Apart(Container[str]):
-    """Keys that are not trained on: of held-out samples, and of those that are held out by weight.
+    """Keys that are not trained on: the keys of held-out samples, and of samples held out by weight.
 
     Args:
-        host: whose data know the first.
-        by_weight: the others.
+        host: the host, whose data know the held-out samples.
+        by_weight: the samples held out by weight.
     """
 
     def __init__(self, host: Host, by_weight: Container[str]) -> None:
@@ -66,24 +66,24 @@ class Apart(Container[str]):
 
 
 def canaries(data: Any) -> set[str]:
-    """Keys of the canaries that the data planted."""
+    """Return the keys of the canaries in the data."""
     return {key for key, group in by_key(data, "groups").items() if group == "canary"}
 
 
 def training_keys(host: Host) -> Collection[str]:
-    """Keys of all training samples, each once; empty if the data do not say."""
+    """Return the keys of all training samples, each once; empty if unknown."""
     return by_key(host.data, "visits_per_epoch").keys() or {s.key for s in known_samples(host.data, "train")}
 
 
 def picture_count(host: Host, apart: Container[str]) -> int | None:
-    """Number of training pictures; None if the data do not say."""
+    """Return the number of training pictures; None if unknown."""
     families, keys = family_index(host), training_keys(host)
     pictures = {key if families is None else families.picture(key) for key in keys if key not in apart}
     return len(pictures) or None
 
 
 def report_common(host: Host, levels: Levels) -> None:
-    """Say which captions are no level, as too many pictures share them; nothing where that is not known yet."""
+    """Log the captions that are no level, because too many pictures share them, if this is known yet."""
     families = family_index(host)
     if families is None or levels.pictures is None:
         return
@@ -93,7 +93,7 @@ def report_common(host: Host, levels: Levels) -> None:
     if levels.common and host.rank == 0:
         shown = [captions.get(name, name) for name in sorted(levels.common)]
         log.warning(
-            "%d captions are shared by more than %g %% of the pictures, and flag none of them as captions: first %r",
+            "%d captions are shared by more than %g %% of the pictures, so they flag no pictures. The first is %r",
             len(shown),
             100 * COMMON,
             shown[0],

@@ -1,13 +1,13 @@
-"""NaN and infinity in training: seen where they begin, told with the samples of the batch.
+"""NaN and infinity in training. The error names the batch in which they begin, and its samples.
 
-On each batch two questions are asked on the device, of the loss and of the gradient's norm, and the answers
-stay there: which batch was the first with a "no", and how many there were. Only :meth:`FiniteWatch.fault` waits for
-them, every so many batches and before anything is kept. Training is at fault when its *weights* are not finite, or when
-no loss of many batches in a row was: a gradient that a loss scaler (fp16) or the host itself discards leaves the
-weights alone, and is none.
+On each batch, the device checks whether the loss and the norm of the gradient are finite. It keeps the number of the
+first bad batch and the number of bad batches. Only :meth:`FiniteWatch.fault` waits for these results, every few batches
+and before a file is written. Training is at fault if its *weights* are not finite, or if no loss of many batches in a
+row was finite. A gradient that a loss scaler (fp16) or the host itself discards does not change the weights, and is no
+fault.
 
-Cost: a pass over the gradients per optimizer step (9 ms for 8 million parameters on one CPU core, where AdamW takes
-80), and one over the weights where something was found and before each checkpoint.
+Cost: a pass over the gradients per optimizer step (9 ms for 8 million parameters on one CPU core; AdamW takes 80 ms). A
+pass over the weights follows after a bad batch and before each checkpoint.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from memtrain.errors import TrainingError
 from memtrain.monitoring.host import Host
 
 ALL_LOST = 8
-"""Batches in a row without a finite loss that are a fault although the weights are finite."""
+"""Number of batches in a row without a finite loss that are a fault although the weights are finite."""
 KEPT = 4096
-"""Batches whose samples are remembered at most, between two calls of :meth:`FiniteWatch.fault`."""
+"""Largest number of batches with remembered samples between two calls of :meth:`FiniteWatch.fault`."""
 NAMED = 8
-"""Samples that are named."""
+"""Number of samples that an error names."""
 
-REMEDY = "train with a lower learning rate or in full precision from the last checkpoint on, or anew; see those samples"
-"""Where nothing is known of the trainer."""
+REMEDY = (
+    "check these samples, and train from the last checkpoint or again, with a lower learning rate or full precision"
+)
+"""The remedy if the trainer is unknown."""
 
 
 @dataclass(frozen=True)
 class NumberFault:
-    """What is not finite, and since when.
+    """The values that are not finite, and the batch of their first appearance.
 
     Attributes:
         weights: whether the weights are not finite.
-        loss: number of the first batch whose loss was not, if any.
-        gradient: number of the first batch whose gradient was not, if any.
-        keys: of the samples in the first of these batches, where they are known.
+        loss: number of the first batch whose loss was not finite, if any.
+        gradient: number of the first batch whose gradient was not finite, if any.
+        keys: keys of the samples in the first of these batches, if known.
     """
 
     weights: bool
@@ -50,22 +52,22 @@ class NumberFault:
     keys: Sequence[str]
 
     def sentence(self) -> str:
-        """What was found."""
+        """Return the fault in words."""
         found = "The weights are not finite" if self.weights else f"No loss of {ALL_LOST} batches or more was finite"
         if self.loss is not None and (self.gradient is None or self.loss <= self.gradient):
-            found += f": the loss was NaN or infinite first, in batch {self.loss}"
+            found += f". The loss became NaN or infinite first, in batch {self.loss}"
         elif self.gradient is not None:
-            found += f": the gradient was NaN or infinite first, in batch {self.gradient}, where the loss was finite"
+            found += f". The gradient became NaN or infinite first, in batch {self.gradient}, where the loss was finite"
         if self.keys:
             more = f" and {len(self.keys) - NAMED} more" if len(self.keys) > NAMED else ""
             found += f"; samples in that batch: {', '.join(map(repr, self.keys[:NAMED]))}{more}"
         return found
 
     def error(self, *, step: int, remedy: str = REMEDY) -> TrainingError:
-        """What training ends with."""
+        """Return the error that ends the training."""
         return TrainingError(
             f"{self.sentence()} (now at step {step})",
-            expected="finite numbers; no checkpoint was written since, and nothing is exported",
+            expected="finite numbers; no checkpoint was written since then, and nothing is exported",
             remedy=remedy,
         )
 
@@ -79,12 +81,12 @@ class FiniteWatch:
         self._keys: dict[int, Sequence[str]] = {}
 
     def loss(self, loss: Tensor, *, batch: int, keys: Sequence[str] = ()) -> None:
-        """See the loss of a batch; nothing waits for the device.
+        """Check the loss of a batch without waiting for the device.
 
         Args:
-            loss: of any shape.
-            batch: its number.
-            keys: of the samples in it.
+            loss: the loss, of any shape.
+            batch: the number of the batch.
+            keys: the keys of the samples in the batch.
         """
         if len(self._keys) < KEPT:
             self._keys[batch] = keys
@@ -95,7 +97,7 @@ class FiniteWatch:
         self._run = torch.where(bad, self._run + 1, 0)
 
     def gradient(self, parameters: Iterable[Tensor], *, batch: int) -> None:
-        """See the gradient, just before the optimizer takes it; nothing waits for the device."""
+        """Check the gradient just before the optimizer step, without waiting for the device."""
         found = [_local(value.grad) for value in parameters if value.grad is not None]
         if found:
             self._note("gradient", ~torch.isfinite(get_total_norm(found)), batch)
@@ -107,14 +109,14 @@ class FiniteWatch:
         self._first[what] = torch.where(bad & (first < 0), batch, first)
 
     def fault(self, weights: Iterable[Tensor], *, thorough: bool = False) -> NumberFault | None:
-        """Whether training is at fault by now; waits for the device.
+        """Return the fault of the training so far; waits for the device.
 
         Args:
-            weights: that are trained.
-            thorough: look at the weights even if every loss and gradient was finite, as before they are kept.
+            weights: the trained weights.
+            thorough: whether to check the weights even if every loss and gradient was finite, as before they are saved.
 
         Returns:
-            None if not. What was seen is forgotten then.
+            None without a fault. The results so far are forgotten then.
         """
         seen = {what: int(first) for what, first in self._first.items()}
         bad = {what: batch for what, batch in seen.items() if batch >= 0}
@@ -133,10 +135,10 @@ class FiniteWatch:
 
 
 class HostNumbers:
-    """The numbers of what a host trains, which is ended once when they are none.
+    """Checks the numbers of a host's training, and ends it once at a fault.
 
     Args:
-        host: the surroundings; None, or one that watches by itself, is left alone.
+        host: the host of the run. None, or a host that checks its numbers itself, is not checked.
     """
 
     def __init__(self, host: Host | None = None) -> None:
@@ -144,12 +146,12 @@ class HostNumbers:
         self._watch = FiniteWatch()
 
     def see(self, loss: Tensor, *, batch: int, keys: Sequence[str]) -> None:
-        """The loss of a batch."""
+        """Check the loss of a batch."""
         if self._host is not None:
             self._watch.loss(loss, batch=batch, keys=keys)
 
     def require_finite(self, *, thorough: bool) -> None:
-        """Call now and then, and before anything is kept, `thorough` then.
+        """Call it at regular steps, and with `thorough` before a file is written.
 
         Raises:
             TrainingError: if training is at fault.
@@ -168,11 +170,11 @@ def all_finite(values: Iterable[Tensor]) -> bool:
     """Whether every element of all tensors is a number; waits for the device once."""
     found = [_local(value.detach()) for value in values if value.is_floating_point()]
     found = [value for value in found if value.numel()]
-    # The norm is one fast pass, and infinite for large numbers, too: then each element is looked at.
+    # The norm is one fast pass. It is infinite for large numbers too, and then each element is checked.
     return not found or bool(torch.isfinite(get_total_norm(found))) or all(bool(one.isfinite().all()) for one in found)
 
 
 def _local(value: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; the values of a sparse one."""
+    """Return this process's part of a sharded tensor, or the values of a sparse tensor."""
     local: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return local.coalesce().values() if local.is_sparse else local

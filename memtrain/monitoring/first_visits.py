@@ -1,16 +1,15 @@
-"""`reference: first_visit`: the base model's profile measured as training goes, each sample when it is first met.
+"""`reference: first_visit`: the base model's profile, measured during training, each sample at its first visit.
 
-Training begins at once. At each update the samples that were met since the last one, and have no profile yet, are dealt
-out to the processes and measured under the weights that training began with, as :mod:`.paired_reference` has them: with
-the same timesteps and draws as before training, by their fixed view. The values are shared, used for this visit and all
-later ones, and kept in the profile's cache: a resumed run, or a later one with `reference: true`, finds them. They are
-written with each checkpoint, and no later: a run that goes on from it measures the same samples together again, and
-comes to the same values to the last bit. The noise of a sample depends on its place in the batch that it is measured
-in, here as there.
+Training begins at once. At each update, the new samples without a profile are divided among the processes and measured
+under the weights from before training (:mod:`.paired_reference`). Timesteps and draws are the same as before training,
+and each sample has its fixed view. The values are shared, and used for this visit and all later visits. They are kept
+in the profile's cache, where a resumed run, or a later one with `reference: true`, finds them. They are written with
+each checkpoint, and not later. A run that goes on from a checkpoint measures the same samples together again, and gets
+the same values to the last bit. The noise of a sample depends on its place in the measured batch, as before training.
 
-Cost: what `reference: true` costs before training, spread over the first epoch, and a sample is read once more for it;
-with full fine-tuning a copy of the trained weights. Cannot: mitigations that compare with the profile in the same batch
-(they need `reference: true`), sharded weights (FSDP), and data whose samples cannot be had by their keys.
+Cost: the cost of `reference: true`, spread over the first epoch, and another reading of each sample. Full fine-tuning
+also needs a copy of the trained weights. Cannot: serve mitigations that compare with the profile in the same batch
+(they need `reference: true`), sharded weights (FSDP), or data without access to samples by their keys.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from memtrain.monitoring.paired_reference import PairedReference
 from memtrain.monitoring.profiled_samples import cover, named, named_samples, whole
 
 PARTS = 64
-"""Parts of the cache beyond which they are merged during training."""
+"""Number of parts of the cache above which they are merged during training."""
 
 
 class NoFirstVisits:
-    """Where nothing is measured at first visits."""
+    """The object for runs that measure nothing at first visits."""
 
     complete: Callable[[Observation], None] | None = None
-    """Adds to each observation what the signals need beside the one forward."""
+    """Adds the further readings that the signals need to each observation."""
 
     def open(self, *, resumed: bool) -> None:
         """Nothing."""
@@ -59,17 +58,17 @@ class NoFirstVisits:
 
 
 class FirstVisits(NoFirstVisits):
-    """Measures samples under the base model when they are met first.
+    """Measures samples under the base model at their first visit.
 
     Args:
-        host: whose data have their samples by key.
-        profile: to fill.
-        probe: on the denoiser.
-        paired: the weights that training began with.
-        most: samples measured at once.
+        host: the host, whose data give access to samples by key.
+        profile: the profile to fill.
+        probe: the probe on the denoiser.
+        paired: the weights from before training.
+        most: largest number of samples measured at once.
 
     Raises:
-        ConfigurationError: if samples cannot be had by key, or if something is trained that is not part of `paired`.
+        ConfigurationError: if samples cannot be read by key, or if trained parameters are not part of `paired`.
     """
 
     def __init__(
@@ -100,10 +99,9 @@ class FirstVisits(NoFirstVisits):
         if not self._place:
             raise ConfigurationError(
                 f"`reference: first_visit` finds no sample of {type(self.host.data).__name__} by its key",
-                expected="`train_dataset.samples` with keys and captions, and `train_dataset.unique()`, as of "
+                expected="`train_dataset.samples` with keys and captions, and `train_dataset.unique()`, as in "
                 "TextImageDataModule",
-                remedy="add them to the data module; or set `reference: paired`, which needs neither, or `reference: "
-                "true`",
+                remedy="add them to the data module, or set `reference: paired` or `reference: true`",
             )
         module = self.host.module
         known = set(map(id, self.paired.exchanged(self.probe.denoiser).values()))
@@ -113,13 +111,13 @@ class FirstVisits(NoFirstVisits):
             raise ConfigurationError(
                 f"{len(others)} trained parameters, first {others[0]!r}, are outside of the denoiser, so `reference: "
                 "first_visit` would not measure the base model",
-                expected="a denoiser that is trained, and at most a `text_encoder` on a module that has "
+                expected="trained parameters in the denoiser only, or also in the `text_encoder` of a module with "
                 "encode_text(input_ids)",
                 remedy="freeze them, or set `reference: true`, which measures before training",
             )
 
     def open(self, *, resumed: bool) -> None:
-        """Name the profile, where the run is new, and take up what its cache holds already."""
+        """Name the profile of a new run, and load the values in its cache."""
         host, profile = self.host, self.profile
         if host.rank == 0:
             if resumed:
@@ -136,13 +134,13 @@ class FirstVisits(NoFirstVisits):
             profile.load(partly=True)
         else:
             profile.recall(host.broadcast(profile.parts.contents().to_pylist()))
-        # Another run may write meanwhile: only what every process found is known.
+        # Another run may write meanwhile, so only values that every process found are known.
         profile.agree(host.gather([profile.known()]))
         if host.rank == 0:
             profile.parts.merge()
 
     def meet(self, keys: Iterable[str]) -> None:
-        """Measure those of `keys` that have no profile yet; the same keys on every process."""
+        """Measure the samples of `keys` without a profile; the keys are the same on every process."""
         host, profile = self.host, self.profile
         wanted = [key for key in profile.missing(keys) if key in self._place]
         if unknown := profile.uncovered(wanted):
@@ -164,19 +162,19 @@ class FirstVisits(NoFirstVisits):
                 profile.parts.add(contents, values.flatten(1).float().numpy())
 
     def flush(self) -> None:
-        """Keep what was measured for later runs."""
+        """Save the measured values for later runs."""
         self._flushed = True
         self.profile.parts.flush()
         if self.host.rank == 0:
             self.profile.parts.merge(several=PARTS)
 
     def finish(self) -> None:
-        """Keep it in a run without a checkpoint, too."""
+        """Save the measured values of a run without a checkpoint."""
         if not self._flushed:
             self.flush()
 
     def _batches(self, keys: list[str]) -> list[tuple[int, list[int]]]:
-        """Datasets with rows of one shape, about as many for each process."""
+        """Return the numbers of datasets with rows of one shape, divided evenly among the processes."""
         groups: dict[Any, list[int]] = {}
         for key in keys:
             number, row = self._place[key]
@@ -196,7 +194,7 @@ class FirstVisits(NoFirstVisits):
         return batch
 
     def _measured(self, number: int, rows: list[int]) -> tuple[list[str], Tensor]:
-        """Keys and values `(n, timesteps, columns)` of rows of a dataset."""
+        """Measure rows of a dataset; return keys and values `(n, timesteps, columns)`."""
         batch = self._read(number, rows)
         keys, batch = batch["key"], self.encoded(self.host.moved(batch))
         return keys, self.profile.values(self.probe, self.host.module.sample_loss, batch, complete=self.complete)
@@ -210,7 +208,7 @@ def first_visits(
     probe: DenoiserProbe,
     paired: PairedReference | None,
 ) -> NoFirstVisits:
-    """What measures samples at their first visits, where the options say so; arguments as of :class:`FirstVisits`."""
+    """Make the object that measures samples at first visits, if the options ask for it; see :class:`FirstVisits`."""
     if options.reference != "first_visit" or paired is None:
         return NoFirstVisits()
     return FirstVisits(host, profile, probe=probe, paired=paired, most=4 * options.settings.heldout_batch)

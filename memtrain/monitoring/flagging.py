@@ -1,9 +1,8 @@
-"""From the visits of a running training to flags: the base model, held-out samples and calibration under one roof.
+"""The way from visits to flags: comparison with the base model, held-out samples and calibration.
 
-The monitor reads the signals of each batch. What they mean is decided here: they are compared with the base model
-(`reference`), held-out samples are measured now and then under the model as it is, and
-:mod:`memtrain.evidence.calibration` turns both into evidence per sample and into flags. Every process feeds in the
-visits of all and comes to the same flags.
+The monitor reads the signals of each batch. This module compares them with the base model (`reference`), and measures
+held-out samples at regular steps under the current model. Then :mod:`memtrain.evidence.calibration` turns both into
+evidence per sample and into flags. Every process uses the visits of all processes and gets the same flags.
 """
 
 from __future__ import annotations
@@ -43,21 +42,21 @@ from memtrain.signals.readings import Readings
 log = logging.getLogger(__name__)
 
 WARM_UP = 16
-"""Rounds of held-out measurement, beyond twice the visits that count, after which a new run begins in any case."""
+"""Rounds of held-out measurement, beyond twice the counted visits, after which a new run begins in any case."""
 
 
 class Flagging:
     """Evidence and flags of a run.
 
     Args:
-        host: the surroundings of the run.
-        options: of the engine.
+        host: the host of the run.
+        options: the options of the engine.
         readings: the signals, read together.
-        probe: on the denoiser.
+        probe: the probe on the denoiser.
         paired: the base model's weights, with `reference: paired`.
 
     Raises:
-        CalibrationError: if the rate, or `combined`, lacks held-out samples, and this canaries or other samples.
+        CalibrationError: if the rate or `combined` needs more held-out samples, or `combined` needs canaries or others.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Flagging:
         lacking = lacking_to_measure(self.host, training_samples=self.options.profiled)
         if lacking and not self.heldout_keys.share:
             log.warning(
-                "No held-out samples can be measured, for want of %s: flags rest on the bulk of the training samples",
+                "Held-out samples cannot be measured without %s, so flags rest on the bulk of the training samples",
                 ", ".join(lacking),
             )
         if lacking:
@@ -126,7 +125,7 @@ class Flagging:
             minimum_visits=options.minimum_visits,
             window=options.settings.evidence_window,
             heldout=self.heldout is not None or self.heldout_keys.share > 0,
-            # Held out by weight alone, a sample is seen once per epoch: a threshold would wait for most of a short run.
+            # A sample held out by weight is visited once per epoch, so a threshold would take most of a short run.
             calibrating_visits=1 if self.heldout is None and self.host.noise_scheduler is None else None,
             edges=length_edges(self.heldout.lengths()) if self.heldout is not None else (),
             canaries=self.canaries,
@@ -141,7 +140,7 @@ class Flagging:
         return calibration
 
     def _require_heldout(self) -> None:
-        """Refuse too few held-out samples, and say where the rate takes more; by weight, that shows in training."""
+        """Refuse too few held-out samples, and warn if the rate needs more, unless samples are held out by weight."""
         count, rate = None if self.heldout is None else len(self.heldout), self.options.false_positive_rate
         if (promised := promise(count, rate)) is None:
             heldout_method(count or 0, rate)
@@ -151,8 +150,8 @@ class Flagging:
     def prepare(self, *, resumed: bool) -> None:
         """Measure or load the base model's profile; in a new run, calibrate on the base model.
 
-        Every held-out sample is measured until it has visits enough, so that there is a threshold from the start. Not
-        in a paired comparison, which would find no difference, and no spread, between the base model and itself.
+        Every held-out sample is measured until it has enough visits, so that there is a threshold from the start. A
+        paired comparison skips this, because the base model does not differ from itself.
         """
         if self.heldout is None:
             return
@@ -169,7 +168,7 @@ class Flagging:
             return
         each = min(4 * self.options.settings.heldout_batch, len(self.heldout))
         rounds = -(-len(self.heldout) * self.options.minimum_visits // (each * self.host.world_size))
-        # The first visits only teach the moments, and count for no sample.
+        # The first visits only set the moments, and count for no sample.
         for _ in range(2 * rounds + WARM_UP):
             if self.calibration.heldout_ready() == len(self.heldout):
                 break
@@ -179,7 +178,7 @@ class Flagging:
         return self.paired is not None and step == 0
 
     def flags(self, keys: Sequence[str]) -> Flags:
-        """The verdict on these samples as of now, on the host."""
+        """Return the current verdict on these samples, on the host."""
         return Flags(
             self.calibration.flagged(keys),
             self.calibration.ever_flagged(keys),
@@ -193,12 +192,12 @@ class Flagging:
         )
 
     def add(self, visits: Sequence[Visits], *, step: int) -> None:
-        """Make the visits of every process evidence; `step` is recorded for samples that are flagged by them."""
+        """Turn the visits of every process into evidence; `step` is recorded for samples that they flag."""
         counted = [visit for visit in visits if not self._compares_with_itself(visit.step)]
         rows = [(v.batch, v.rank, v.keys, v.timesteps, v.lengths, v.values) for v in counted]
         everyone = sorted(self.host.gather(rows), key=lambda row: row[:2])
         self.first_visits.meet(key for row in everyone for key in row[2])
-        # A batch counts as one however many processes share it.
+        # A batch counts once, even if several processes share it.
         for _, parts in groupby(everyone, key=lambda row: row[0]):
             _, _, *columns = zip(*parts, strict=True)
             keys, timesteps, lengths = ([value for part in column for value in part] for column in columns[:3])
@@ -220,7 +219,7 @@ class Flagging:
         compared: Tensor,
         lengths: Sequence[float],
     ) -> None:
-        """Let the visits calibrate whose samples are held out by weight."""
+        """Calibrate with the visits of samples that are held out by weight."""
         seen = (~compared.isnan().all(dim=1)).tolist()
         counted = [index for index, bucket in enumerate(buckets) if held[index] and seen[index] and bucket is not None]
         if counted:
@@ -232,14 +231,14 @@ class Flagging:
             )
 
     def calibrate(self, count: int) -> None:
-        """Measure the next `count` held-out samples, if there are any, and update the calibration of every process."""
+        """Measure the next `count` held-out samples, if any, and update the calibration of every process."""
         if self.heldout_keys.share:
             self.latents.exchange()
         if self._compares_with_itself(self.host.step):
             return
         measured: list[HeldoutVisits | None] = [] if self.heldout is None else [self.heldout.measure(count)]
         if self.heldout_keys.share:
-            # More as long as there is no threshold: nothing can be flagged before.
+            # Without a threshold, more samples are measured, because no sample can be flagged before.
             measured.append(self.latents.measure(count if math.isfinite(self.calibration.threshold) else 4 * count))
         left = of_all_processes(self.host, measured)
         self.first_visits.meet(key for seen in left for key in seen.keys)
@@ -250,7 +249,7 @@ class Flagging:
             self.calibration.add_heldout(seen.keys, buckets, own, seen.lengths, more=bool(left))
 
     def add_reference(self, observation: Observation) -> None:
-        """Put in a batch's values under the base model, and what held-out samples' comparisons with theirs are like."""
+        """Add a batch's values under the base model to the observation, and the statistics of held-out samples."""
         timesteps = observation.timesteps
         base = self.profile.lookup_on_device(observation.keys, timesteps)
         bucket, unused = self.profile.buckets_on_device(timesteps), timesteps >= self.options.settings.maximum_timestep
@@ -264,7 +263,7 @@ class Flagging:
         observation.spread = self.readings.split(deviation)
 
     def keep(self, handover: Handover) -> None:
-        """Keep what can be measured again of the samples that are held out by weight."""
+        """Keep the parts of samples held out by weight that can be measured again."""
         if self.heldout_keys.share:
             self.latents.offer(handover.parts, handover.observation)
 
@@ -272,13 +271,13 @@ class Flagging:
         return [self.profile.bucket(t) if t < self.options.settings.maximum_timestep else None for t in timesteps]
 
     def _compare(self, keys: Sequence[str], timesteps: Sequence[float], values: Tensor, base: Tensor | None) -> Tensor:
-        """Values relative to the base model where it is known, `(B, columns)`."""
+        """Return values relative to the base model, if it is known, `(B, columns)`."""
         if self.options.profiled:
             base = self.profile.lookup(keys, timesteps)
         return self.readings.compare(values, base)
 
     def state_dict(self) -> dict[str, Any]:
-        """Calibration, position in the held-out samples, name of the profile; the same on every process."""
+        """Return calibration, position in the held-out samples and name of the profile, the same on every process."""
         return {
             "calibration": self.calibration.state_dict(),
             "heldout_done": 0 if self.heldout is None else self.heldout.done,
@@ -287,7 +286,7 @@ class Flagging:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.calibration.load_state_dict(state["calibration"])
         self.profile.fingerprint = state["fingerprint"]
         if self.heldout is not None:

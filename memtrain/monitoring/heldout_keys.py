@@ -1,14 +1,12 @@
-"""Held out by weight: samples that are in the host's batches, and that nothing is learnt from.
+"""Samples held out by weight, which are in the host's batches but are not trained on.
 
-A share of the keys, chosen by a hash of the key alone, gets weight 0. So the choice is the same on every process, after
-every resume and on every machine, and needs no list of samples. Their visits have the host's own noise, timesteps,
-crops and loss, under the model as it is: what samples look like that the model was not trained on, in any trainer.
+A share of the keys, chosen by a hash of the key only, gets weight 0. So the choice is the same on every process, after
+every resume and on every machine, and it needs no list of samples. Their visits have the host's own noise, timesteps,
+crops and loss, under the current model. In any trainer, they show the scores of samples that the model was not trained
+on. If the run knows its families, the files of one picture are held out together, by the hash of the picture's name.
 
-What is chosen is the picture: the files of one are held out together, by the hash of its name, where the run knows its
-families.
-
-Cost: that share of the data is not trained on. Suggested: a tenth; below eight pictures there is no threshold. Cannot:
-keep copies of one image together that have different keys, where nobody looked for them.
+Cost: this share of the data is not trained on. Suggested: a tenth. There is no threshold with fewer than eight
+pictures. Cannot: keep copies of one image together if they have different keys and no scan found them.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from memtrain.functional.keyed_draws import seed_of
 
 @dataclass(frozen=True)
 class HeldoutKeys:
-    """The rule.
+    """The rule that chooses the samples.
 
     Attributes:
-        share: of the keys, from 0 to below 1.
-        never: keys that are trained on in any case.
-        families: which samples are one picture; None where nobody looked.
+        share: share of the keys, from 0 to below 1.
+        never: keys that are always trained on.
+        families: the families of samples that show one picture; None without a scan.
     """
 
     share: float = 0.0
@@ -35,7 +33,7 @@ class HeldoutKeys:
     families: FamilyIndex | None = None
 
     def picture(self, key: str) -> str:
-        """Name of a sample's picture."""
+        """Return the name of a sample's picture."""
         return key if self.families is None else self.families.picture(key)
 
     def __contains__(self, key: object) -> bool:
@@ -44,6 +42,6 @@ class HeldoutKeys:
         return seed_of("held out", self.picture(key)) < self.share * 2**62
 
     def mask(self, keys: Sequence[str]) -> list[bool]:
-        """True where a sample is held out, B; empty if none is."""
+        """Return B values, true if a sample is held out; empty if none is."""
         chosen = [key in self for key in keys]
         return chosen if any(chosen) else []

@@ -1,17 +1,16 @@
 """Samples that are held out by weight, measured again with fresh noise.
 
-A visit in the host's batches is one look at a held-out sample, and an epoch has one of each. For a threshold within an
-epoch or two, the clean latents of some are recovered from what the denoiser was shown and what it should have answered,
-and kept with the other arguments of its call. Every so often they are noised anew and measured without gradients,
-dealt out to the processes.
+An epoch has one visit of each held-out sample. To get a threshold within an epoch or two, the clean latents of some
+samples are recovered from the denoiser's input and its target. They are kept with the other arguments of the call. At
+regular steps they get new noise and are measured without gradients, divided among the processes.
 
-It is done for a prediction that is the denoiser's own output, with one of the named criteria and no weights of
-elements, and for schedulers of the DDPM family (`epsilon`, `v_prediction`, `sample`) or flow matching. Elsewhere
-held-out samples calibrate by their own visits alone.
+This needs a prediction that is the denoiser's own output, one of the named criteria and no weights of elements. It
+works with schedulers of the DDPM family (`epsilon`, `v_prediction`, `sample`) and flow matching. In other cases
+held-out samples calibrate by their own visits only.
 
-Cost: at most :data:`LIMIT` samples' latents and embeddings, on the host (0.3 MB each in Stable Diffusion 1.5) and in
-checkpoints; a forward of `heldout_batch` samples every `calibrate_every` batches. Cannot: see input perturbation, where
-the noise in the latents is not the target's.
+Cost: latents and embeddings of at most :data:`LIMIT` samples, on the host (0.3 MB each in Stable Diffusion 1.5) and in
+checkpoints, and a forward of `heldout_batch` samples every `calibrate_every` batches. Cannot: detect input
+perturbation, where the noise in the latents differs from the target.
 """
 
 from __future__ import annotations
@@ -36,25 +35,26 @@ from memtrain.monitoring.sample_losses import sample_losses
 log = logging.getLogger(__name__)
 
 LIMIT = 64
-"""Samples that are kept, each of another picture."""
+"""Number of kept samples, each from another picture."""
 CLEAR = 0.5
-"""Share of the schedule within which latents in half precision are recovered; above it rounding is blown up."""
+"""Share of the schedule within which latents in half precision are recovered. Above it, rounding errors grow too large.
+"""
 NOISY, TIMESTEP = "<noisy latents>", "<timesteps>"
-"""What stands in a kept call for what is drawn anew."""
+"""Placeholders in a kept call for values that are drawn again."""
 
 
 class HeldoutLatents:
-    """Keeps and measures them.
+    """Keeps latents of held-out samples and measures them.
 
     Args:
-        host: with a `noise_scheduler`.
-        probe: on the denoiser, which keeps calls.
-        chosen: which samples are held out.
-        read: the signal values `(B, columns)` of an observation.
-        maximum_timestep: timesteps are drawn below it.
-        seed: of timesteps and noise.
-        complete: adds to each observation what the signals need beside the one forward.
-        paired: measure under the base model too.
+        host: a host with a `noise_scheduler`.
+        probe: the probe on the denoiser, which keeps calls.
+        chosen: the rule that chooses the held-out samples.
+        read: function that reads the signal values `(B, columns)` of an observation.
+        maximum_timestep: upper limit of the drawn timesteps.
+        seed: seed of timesteps and noise.
+        complete: function that adds the further readings of the signals to each observation.
+        paired: weights of the base model, to measure under it too.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class HeldoutLatents:
         self._full = False
 
     def offer(self, parts: Sequence[Part], whole: Observation) -> None:
-        """Keep what is new among the samples of a batch.
+        """Keep the new samples of a batch.
 
         Args:
-            parts: of the batch, as they were handed over.
-            whole: of its one forward.
+            parts: the parts of the batch that were handed over.
+            whole: the observation of its forward.
         """
         if self._levels is None or self._full or whole.call is None:
             return
@@ -91,7 +91,7 @@ class HeldoutLatents:
         for part in parts:
             rows = range(first, first := first + len(part.sample_loss))
             for row, key in zip(rows, part.turn.observation.keys, strict=True):
-                # One file of a picture: others would only take the place of other pictures.
+                # One file of a picture is kept, because more files would only replace other pictures.
                 picture = self.chosen.picture(key)
                 if key in self.chosen and picture not in self.kept and picture not in self._new:
                     sample = self._sample(part, whole, row=row, inside=row - rows.start)
@@ -99,7 +99,7 @@ class HeldoutLatents:
                         self._new[picture] = {"key": key, **sample}
 
     def _sample(self, part: Part, whole: Observation, *, row: int, inside: int) -> dict[str, Any] | None:
-        """What is kept of one sample; None where it cannot be."""
+        """Return the kept values of one sample; None if it cannot be kept."""
         assert whole.call is not None
         assert whole.prediction is not None
         assert self._levels is not None
@@ -122,7 +122,7 @@ class HeldoutLatents:
         return {"latents": latents, "args": args, "kwargs": kwargs, "dtypes": dtypes, "criterion": part.criterion}
 
     def exchange(self) -> None:
-        """Make what the processes keep the same on all; call on every process alike."""
+        """Share the kept samples among the processes; call it on every process."""
         if self._levels is None or self._full:
             return
         for sample in self.host.gather(list(self._new.values())):
@@ -134,16 +134,16 @@ class HeldoutLatents:
             log.info("%d held-out samples are kept for measuring, %.1f MB", LIMIT, self.megabytes())
 
     def megabytes(self) -> float:
-        """Memory of what is kept, on the host."""
+        """Return the memory of the kept samples on the host."""
         return sum(_bytes(sample) for sample in self.kept.values()) / 1e6
 
     def measure(self, count: int) -> HeldoutVisits | None:
-        """Measure the next `count` samples of this process; None while there are none."""
+        """Measure the next `count` samples of this process; None without samples."""
         if not self.kept:
             return None
         samples, total = list(self.kept.values()), len(self.kept)
         first = self.done + self.host.rank * count
-        # Where they are few, each is measured under several noises.
+        # If there are few samples, each is measured under several noises.
         chosen = [samples[(first + offset) % total] for offset in range(count)]
         self.done += count * self.host.world_size
         with as_in_training(self.host):
@@ -179,11 +179,11 @@ class HeldoutLatents:
         return steps.tolist(), self.read(observation).cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Return plain types and tensors."""
         return {"kept": list(self.kept.values()), "new": list(self._new.values()), "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.kept = {self.chosen.picture(sample["key"]): sample for sample in state["kept"]}
         self._new = (
             {self.chosen.picture(sample["key"]): sample for sample in state["new"]} if self.host.rank == 0 else {}
@@ -192,7 +192,7 @@ class HeldoutLatents:
 
 
 def noise_levels(scheduler: Any) -> tuple[Tensor, str] | None:
-    """Level of each timestep `(steps,)` and prediction type, for :func:`noisy_and_target`; None if unknown."""
+    """Return each timestep's level `(steps,)` and the prediction type for :func:`noisy_and_target`, or None."""
     alphas = getattr(scheduler, "alphas_cumprod", None)
     config = getattr(scheduler, "config", {})
     if isinstance(alphas, Tensor):
@@ -229,7 +229,7 @@ class _Row:
 
 
 def _stacked(rows: Sequence[Any], new: dict[str, Tensor], device: torch.device) -> Any:
-    """Arguments of a call from rows of :class:`_Row`: a tensor by itself in a list belongs to the whole batch."""
+    """Build the arguments of a call from rows of :class:`_Row`; a lone tensor in a list belongs to the batch."""
     first = rows[0]
     if isinstance(first, str) and first in new:
         return new[first]
@@ -244,7 +244,7 @@ def _stacked(rows: Sequence[Any], new: dict[str, Tensor], device: torch.device) 
 
 
 def _form(value: Any) -> Any:
-    """The shapes in a kept sample: only equal ones share a forward."""
+    """Return the shapes in a kept sample, because only samples of equal shapes share a forward."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""What the engine asks of its surroundings: a trainer of any kind, or a loop written by hand.
+"""The host of the engine: the interface to a trainer of any kind or to a hand-written loop.
 
-The defaults are those of a plain PyTorch loop, on one process or on several that torch.distributed knows of. An adapter
-overrides what its trainer knows better: :class:`memtrain.callbacks.lightning_host.LightningHost` for both Lightning
-packages, :mod:`memtrain.guard` for loops.
+The defaults fit a plain PyTorch loop, on one process or on several processes of torch.distributed. Adapters override
+the methods that their trainer knows better. They are :class:`memtrain.callbacks.lightning_host.LightningHost` for both
+Lightning packages and :mod:`memtrain.guard` for loops.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from memtrain.monitoring.batch_fields import BatchNames
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is planned to be.
+    """The planned length of a run.
 
     Attributes:
-        max_steps: optimizer steps; -1 for no limit.
-        max_epochs: epochs; -1 or None for no limit.
-        batches_per_epoch: batches that an epoch trains on.
-        accumulate: batches per optimizer step.
-        batches_of_data: batches that all the data fill, where an epoch is limited to fewer.
+        max_steps: largest number of optimizer steps; -1 for no limit.
+        max_epochs: largest number of epochs; -1 or None for no limit.
+        batches_per_epoch: number of batches in an epoch.
+        accumulate: number of batches per optimizer step.
+        batches_of_data: number of batches in all the data, if an epoch is limited to fewer.
     """
 
     max_steps: int
@@ -42,27 +42,27 @@ class Plan:
 
 
 class Host:
-    """The surroundings of one run.
+    """The host of one run.
 
     Args:
-        module: what is trained. It may offer `sample_loss`, `loss_weight`, `unconditional_text` and `tokenizer`.
-        data: what it is trained on; :mod:`memtrain.monitoring.data_protocol` says what it may offer. None if unknown.
-        folder: of the run.
+        module: the trained module. It may offer `sample_loss`, `loss_weight`, `unconditional_text` and `tokenizer`.
+        data: the training data, with optional attributes (:mod:`memtrain.monitoring.data_protocol`). None if unknown.
+        folder: the run folder.
 
     Attributes:
-        names: names the samples of a batch.
+        names: function that names the samples of a batch.
     """
 
     captions: Mapping[str, str] = MappingProxyType({})
-    """Captions by key, where the data does not know them."""
+    """Captions by key, if the data do not know them."""
     noise_scheduler: Any = None
-    """Diffusers' scheduler of the training noise, where the host hands its losses over."""
+    """Diffusers' scheduler of the training noise, if the host hands its losses over."""
     watches_numbers: bool = False
-    """Whether the host ends training by itself when its numbers are no longer finite."""
+    """Whether the host itself ends training when its numbers are not finite."""
     saves_alone: bool = False
-    """Whether checkpoints may be written by the first process without the others knowing."""
+    """Whether the first process may write checkpoints without the other processes."""
     exports: bool = False
-    """Whether something saves the trained weights as every mitigation's `exporting` leaves them."""
+    """Whether a callback saves the trained weights with every mitigation's `exporting`."""
 
     def __init__(self, module: Any, *, data: Any = None, folder: str | Path = ".") -> None:
         self.module, self.data, self.folder = module, data, Path(folder)
@@ -71,7 +71,7 @@ class Host:
 
     @property
     def families(self) -> FamilyIndex | None:
-        """Which samples are one picture, and which share a caption: as set, else the data's; None: nobody looked."""
+        """The families of pictures and captions, as set or else from the data; None without a scan."""
         return getattr(self.data, "families", None) if self._families is None else self._families
 
     @families.setter
@@ -82,17 +82,17 @@ class Host:
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken so far."""
+        """Number of optimizer steps so far."""
         return 0
 
     @property
     def epoch(self) -> int:
-        """Epochs finished so far."""
+        """Number of epochs finished so far."""
         return 0
 
     @property
     def plan(self) -> Plan | None:
-        """How long the run will be; None if nobody knows."""
+        """The planned length of the run; None if unknown."""
         return None
 
     @property
@@ -102,17 +102,17 @@ class Host:
 
     @property
     def checkpoint(self) -> str | Path | None:
-        """The file that the run goes on from; None if it is new, or nobody knows."""
+        """The checkpoint that the run goes on from; None for a new run, or if unknown."""
         return None
 
     @property
     def loss_scale(self) -> float | Tensor:
-        """Factor between the batch-mean loss and what is differentiated; a tensor where it is on the device."""
+        """Factor between the batch-mean loss and the differentiated loss; a tensor if it is on the device."""
         return 1.0
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """The device of the module."""
         own = getattr(self.module, "device", None)
         return own if isinstance(own, torch.device) else next(self.module.parameters()).device
 
@@ -120,7 +120,7 @@ class Host:
 
     @property
     def rank(self) -> int:
-        """This process, of all."""
+        """The number of this process among all processes."""
         return torch.distributed.get_rank() if processes.several() else 0
 
     @property
@@ -129,11 +129,11 @@ class Host:
         return torch.distributed.get_world_size() if processes.several() else 1
 
     def gather(self, rows: list[Any]) -> list[Any]:
-        """The rows of every process, in the order of ranks."""
+        """Return the rows of every process in the order of ranks."""
         return processes.gather(rows)
 
     def broadcast(self, value: Any) -> Any:
-        """The value of the first process."""
+        """Return the value of the first process."""
         return processes.broadcast(value)
 
     def barrier(self) -> None:
@@ -143,16 +143,16 @@ class Host:
     # Forwards outside of training steps
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The precision of a training forward."""
+        """Return a context with the precision of a training forward."""
         return nullcontext()
 
     def differentiating(self) -> AbstractContextManager[Any]:
-        """Around gradients of what the host made of the denoiser's output, which are none of its own backward."""
+        """Return a context for gradients that do not belong to the host's own backward pass."""
         return nullcontext()
 
     def moved(self, batch: Any) -> Any:
-        """A batch on the device, as a training step would get it, without what is done to batches in training alone."""
+        """Move a batch to the device as for a training step, without changes that are for training only."""
         return batch
 
     def log(self, values: Mapping[str, float | Tensor], *, batch_size: int) -> None:
-        """Show figures of this batch wherever the host shows its own; default nowhere."""
+        """Log figures of this batch with the host's own figures; by default they are not logged."""

@@ -1,4 +1,4 @@
-"""Where losses that are handed over become turns: the engine's side of :mod:`memtrain.monitoring.loss_route`."""
+"""The engine's side of :mod:`memtrain.monitoring.loss_route`, which turns losses from the host into turns."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Intake:
     """Takes losses over, forward by forward.
 
     Args:
-        host: the surroundings of the run.
-        probe: on the denoiser.
-        flagging: of the run.
-        mitigations: of the run.
-        forward_done: called with the observation of a forward when the first of its losses is handed over.
-        online: shows an index of families what the rows hold; None where none grows.
-        replay: the forward under the base model, None for a batch that is not compared.
+        host: the host of the run.
+        probe: the probe on the denoiser.
+        flagging: the flagging of the run.
+        mitigations: the mitigations of the run.
+        forward_done: function that gets the observation of a forward when the first of its losses is handed over.
+        online: object that shows the rows to a growing index of families; None without such an index.
+        replay: function that runs the forward under the base model; its result is None for a batch without comparison.
     """
 
     def __init__(
@@ -58,21 +58,21 @@ class Intake:
         criterion: Criterion,
         caption_dropped: Sequence[bool],
     ) -> Tensor:
-        """The loss of the next rows of the forward, `()` with a graph.
+        """Return the loss of the next rows of the forward, `()` with a graph.
 
         Args:
-            prediction: `(b, ...)`.
-            target: `(b, ...)`.
-            begun: the turn, where the batch was known before its forward; penalties are added elsewhere then.
-            number: of the batch.
-            keys: of the samples; None where the batch named them.
-            weights: of samples or of elements.
+            prediction: `(b, ...)` prediction.
+            target: `(b, ...)` target.
+            begun: the turn, if the batch was known before its forward. Penalties are added elsewhere then.
+            number: the number of the batch.
+            keys: the keys of the samples; None if the batch named them.
+            weights: weights of samples or of elements.
             criterion: a name, or a function of prediction and target.
-            caption_dropped: b, true where the empty caption stood in place of the sample's own.
+            caption_dropped: b values, true if the empty caption replaced the sample's own.
 
         Raises:
-            DataError: if there is not a key for each row, or more rows than the forward had.
-            ProbeError: if there was no forward, or the prediction is not its.
+            DataError: if a row has no key, or if there are more rows than in the forward.
+            ProbeError: if there was no forward, or if the prediction does not belong to it.
         """
         if self.handover is None:
             observation = self.probe.seen()
@@ -103,7 +103,7 @@ class Intake:
             )
 
     def finished(self, begun: Turn | None) -> Turn | None:
-        """The turn of the whole batch once every row was handed over, else None."""
+        """Return the turn of the whole batch when every row has been handed over, or else None."""
         if self.handover is None or not self.handover.complete:
             return None
         turn = self.handover.finished()
@@ -113,41 +113,41 @@ class Intake:
         return turn
 
     def require_complete(self) -> None:
-        """Refuse a batch of which rows are left.
+        """Refuse a batch with missing rows.
 
         Raises:
-            DataError: if they are.
+            DataError: if rows are missing.
         """
         if self.handover is not None and not self.handover.complete:
             left, count = self.handover.count - self.handover.rows, self.handover.count
             raise DataError(
                 f"The loss of {left} of {count} rows of the denoiser's output was not handed over",
                 expected="a loss for every row",
-                remedy="call loss(...) for the other rows too, with weights of 0 where they shall teach nothing",
+                remedy="call loss(...) for the other rows too, with weights of 0 for rows that you do not train on",
             )
 
 
 def _dropped(given: Sequence[bool], count: int) -> list[bool]:
-    """True for each of `count` rows whose caption was dropped."""
+    """Return `count` values, true for rows with a dropped caption."""
     if len(given) not in (0, count):
         raise DataError(
             f"The loss has {count} rows, and caption_dropped {len(given)}",
-            expected="one for each row, in the order of the prediction's",
-            remedy="pass B booleans, or leave caption_dropped out where no caption is dropped",
+            expected="one boolean for each row, in the order of the prediction",
+            remedy="pass B booleans, or remove caption_dropped if no caption is dropped",
         )
     return [bool(flag) for flag in given]
 
 
 def _named(begun: Turn | None, keys: Sequence[str] | None, rows: slice, count: int) -> list[str]:
-    """The keys of these rows, from the host or from the batch that it began."""
+    """Return the keys of these rows, from the host or from the batch that it began."""
     known = None if begun is None else list(begun.observation.keys)[rows]
     names = known if keys is None else list(keys)
     if names is None or len(names) != count or (known is not None and names != known):
         found = "no keys" if names is None else f"{len(names)} keys"
         raise DataError(
             f"The loss has {count} rows and {found}"
-            + (" that are not those of the batch" if known is not None and names != known else ""),
-            expected="one key for each row, in the order of the prediction's",
-            remedy="pass keys=..., names of the samples in this batch",
+            + (" that differ from the keys of the batch" if known is not None and names != known else ""),
+            expected="one key for each row, in the order of the prediction",
+            remedy="pass keys=... with the names of the samples in this batch",
         )
     return names

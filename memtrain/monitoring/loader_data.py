@@ -1,8 +1,8 @@
-"""Plain data loaders as data that can be measured: `trainer.fit(module, train, validation)`, without a data module.
+"""Plain data loaders for `trainer.fit(module, train, validation)` as measurable data, without a data module.
 
-The validation samples are the held-out ones, which are not trained on. Batches are made as the loaders make them, by
-their own collate functions, so the module's `sample_loss` gets what its training step gets. Only map-style datasets
-give access to single samples; what is no such thing counts as missing, and is named where it is needed
+The validation samples are the held-out samples. Batches come from the loaders' own collate functions, so the module's
+`sample_loss` gets the same batches as its training step. Only map-style datasets give access to single samples. Another
+dataset counts as missing, and an error names it if it is needed
 (:func:`memtrain.monitoring.data_protocol.lacking_to_measure`).
 """
 
@@ -18,7 +18,7 @@ class LoaderSamples:
     """The samples of one loader's dataset, each once, in the order of the dataset.
 
     Args:
-        loader: with a map-style dataset.
+        loader: a loader with a map-style dataset.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -33,7 +33,7 @@ class LoaderSamples:
         return self.dataset[index]
 
     def unique(self) -> LoaderSamples:
-        """The same: a dataset holds each sample once."""
+        """Return the object itself, because a dataset holds each sample once."""
         return self
 
 
@@ -41,21 +41,21 @@ class LoaderData:
     """Training and validation loaders in the form of a data module.
 
     Args:
-        train: what the trainer was given to train on.
-        validation: what it was given to validate on.
+        train: the loader for training.
+        validation: the loader for validation.
     """
 
     def __init__(self, train: Any, validation: Any) -> None:
         self.train_dataset, self.heldout_dataset = _samples(train), _samples(validation)
 
     def unique_dataloader(self, dataset: LoaderSamples) -> DataLoader[Any]:
-        """Batches of each sample of `dataset` once, in fixed order."""
+        """Return batches of each sample of `dataset` once, in fixed order."""
         samples: Any = dataset
         return DataLoader(samples, batch_size=dataset.batch_size, collate_fn=dataset.collate)
 
 
 def _samples(loaders: Any) -> LoaderSamples | None:
-    """Those of a loader, or of a list with one; None if they cannot be had one by one."""
+    """Return the samples of a loader, or of a list with one loader; None without access to single samples."""
     if isinstance(loaders, list | tuple) and len(loaders) == 1:
         loaders = loaders[0]
     if not isinstance(loaders, DataLoader):

@@ -1,7 +1,7 @@
-"""A hand-written loop as the surroundings of the engine: plain PyTorch, accelerate, Fabric.
+"""A hand-written loop as the host of the engine, with plain PyTorch, accelerate or Fabric.
 
-An accelerator is known by what it has, so neither accelerate nor Lightning is imported. Optimizer steps are counted by
-torch's own hook, for optimizers that hold parameters of the denoiser; a step that a gradient scaler leaves out is none.
+The attributes of an accelerator identify it, so neither accelerate nor Lightning is imported. A hook of torch counts
+optimizer steps, for optimizers with parameters of the denoiser. A step that a gradient scaler skips is not counted.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class LoopModule(nn.Module):
-    """What is trained, as the engine and the mitigations look at it.
+    """The trained module in the form for the engine and the mitigations.
 
     Args:
-        denoiser: as the loop calls it.
-        offers: `sample_loss`, `unconditional_text`, `tokenizer`; None where the loop has none.
+        denoiser: the denoiser as the loop calls it.
+        offers: `sample_loss`, `unconditional_text` and `tokenizer`; None if the loop has none.
     """
 
     current_epoch = 0
@@ -38,23 +38,23 @@ class LoopModule(nn.Module):
         self.denoiser = denoiser
         for name, value in offers.items():
             if value is not None:
-                # Past nn.Module, which would take a text encoder for a part of this one.
+                # This bypasses nn.Module, which would treat a text encoder as a part of this module.
                 object.__setattr__(self, name, value)
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """The device of the denoiser."""
         return next(self.denoiser.parameters()).device
 
 
 class LoopHost(Host):
-    """A loop.
+    """A hand-written loop as a host.
 
     Args:
-        module: what it trains.
+        module: the trained module.
         accelerator: accelerate's `Accelerator`, or a Fabric; None in a plain loop.
-        data: as in :mod:`memtrain.monitoring.data_protocol`.
-        folder: of the run.
+        data: a data object as in :mod:`memtrain.monitoring.data_protocol`.
+        folder: the run folder.
     """
 
     def __init__(self, module: LoopModule, *, accelerator: Any = None, data: Any = None, folder: str | Path) -> None:
@@ -65,26 +65,26 @@ class LoopHost(Host):
         self._trains: dict[int, bool] = {}
         self._counting: Any = None
         module.global_rank = self.rank
-        # Diffusers' scripts save on the first process only.
+        # The scripts of diffusers save on the first process only.
         self.saves_alone = self.world_size > 1
 
     def announce(self, heldout_share: float) -> None:
-        """Say once what the loop does not train on."""
+        """Log once which share of the samples the loop does not train on."""
         if heldout_share and self.rank == 0:
             log.warning(
-                "%g %% of the samples are held out by weight, and teach nothing: they tell how other samples score "
-                "(heldout_share=0 trains on all)",
+                "%g %% of the samples are held out by weight and are not trained on. They calibrate the threshold "
+                "(heldout_share=0 trains on all samples)",
                 100 * heldout_share,
             )
 
-    # What counts optimizer steps
+    # Counting optimizer steps
 
     def count_steps(self) -> None:
-        """Begin to count."""
+        """Start counting optimizer steps."""
         self._counting = register_optimizer_step_post_hook(self._stepped)
 
     def stop(self) -> None:
-        """Count no more; harmless when done before."""
+        """Stop counting; a second call does nothing."""
         if self._counting is not None:
             self._counting.remove()
             self._counting = None
@@ -94,14 +94,14 @@ class LoopHost(Host):
         if known is None:
             own = {id(value) for value in self.module.parameters()}
             known = any(id(value) in own for group in optimizer.param_groups for value in group["params"])
-            # The first of several: they step together.
+            # The first of several optimizers is counted, because they step together.
             known = known and not any(self._trains.values())
             self._trains[id(optimizer)] = known
         self._steps += known
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken so far."""
+        """Number of optimizer steps so far."""
         return self._steps
 
     @step.setter
@@ -110,17 +110,17 @@ class LoopHost(Host):
 
     @property
     def epoch(self) -> int:
-        """What the loop says."""
+        """The epoch that the loop has set."""
         return int(self.module.current_epoch)
 
     @property
     def restored(self) -> bool:
-        """The weights of the beginning are those at which the guard was made, whatever was loaded since."""
+        """True, so that the weights from before training are always those at the creation of the guard."""
         return True
 
     @property
     def loss_scale(self) -> float | Tensor:
-        """What the loop says, else the accelerator's scaler over the batches that it accumulates."""
+        """The factor from the loop, or else the accelerator's scaler over the number of accumulated batches."""
         if self.scale is not None:
             return self.scale()
         return _scale(self.accelerator) / int(getattr(self.accelerator, "gradient_accumulation_steps", 1))
@@ -128,7 +128,7 @@ class LoopHost(Host):
     @contextmanager
     def _forward(self) -> Iterator[None]:
         device = self.device
-        # An adapter's dropout must not draw from what the loop draws from.
+        # The dropout of an adapter must not use random numbers of the loop.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             autocast = getattr(self.accelerator, "autocast", None)
             if autocast is None:
@@ -138,12 +138,12 @@ class LoopHost(Host):
                 yield
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The accelerator's precision."""
+        """Return a context with the accelerator's precision."""
         return self._forward()
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
-        """Fabric's wrapper refuses any gradient outside of `fabric.backward`; these are none of its business."""
+        """Allow gradients outside of `fabric.backward`, which Fabric's wrapper would refuse."""
         wrapped = next((part for part in self.module.modules() if hasattr(part, "_forward_module")), None)
         wrappers: Any = None if wrapped is None else sys.modules.get(type(wrapped).__module__)
         if wrappers is None or not hasattr(wrappers, "_in_fabric_backward"):
@@ -156,7 +156,7 @@ class LoopHost(Host):
             wrappers._in_fabric_backward = before
 
     def moved(self, batch: Any) -> Any:
-        """A batch on the device."""
+        """Move a batch to the device."""
         if isinstance(batch, Tensor):
             return batch.to(self.device)
         if isinstance(batch, dict):
@@ -165,7 +165,7 @@ class LoopHost(Host):
 
 
 def _scale(accelerator: Any) -> float | Tensor:
-    """The gradient scaler's factor; a tensor where it is on the device, so that nothing waits for its value."""
+    """Return the factor of the gradient scaler, as a tensor if it is on the device, so that nothing waits for it."""
     precision = getattr(getattr(accelerator, "strategy", None), "precision", None)
     scaler = getattr(accelerator, "scaler", None) or getattr(precision, "scaler", None)
     if scaler is None or not scaler.is_enabled():

@@ -1,36 +1,35 @@
-"""Each sample's loss, in hosts whose code nobody touches: handed over, or read from the gradient and checked.
+"""The loss of each sample in hosts with unchanged code, either handed over or read from the gradient and checked.
 
-There are two ways to know it.
+There are two ways to get it.
 
-- **Handed over.** The training step returns `{"loss": loss, "sample_loss": (B,) each sample's loss, unweighted}`. That
-  is believed and used, whatever the loss is made of: Huber, masks, weights, further terms. Only its form is checked:
-  one number per sample, not negative, not the same for all.
-- **Read from the gradient** at the denoiser's output (:mod:`memtrain.signals.denoising_loss`), which is right if the
-  loss is the batch mean of squared errors, weighted at most as the module's `loss_weight` says
+- **Handed over.** The training step returns `{"loss": loss, "sample_loss": (B,) each sample's loss, unweighted}`. This
+  is used for every kind of loss, such as Huber, masks, weights and further terms. Only its form is checked. It must
+  hold one number per sample, not negative, and not the same for all samples.
+- **Read from the gradient** at the denoiser's output (:mod:`memtrain.signals.denoising_loss`). This is right if the
+  loss is the batch mean of squared errors, with no weights except the module's `loss_weight`
   (:mod:`memtrain.monitoring.loss_weight`).
 
-Nothing in the gradient shows when the second is wrong: half the loss reads as a quarter, and ordinary samples look
-memorized. So it is checked in every batch, and what cannot be read is refused:
+The gradient alone does not show an error of the second way. Half the loss reads as a quarter, and ordinary samples look
+memorized. So every batch is checked, and a loss that cannot be read is refused:
 
-- the (weighted) mean of the losses that were read is the loss that was differentiated, within 2 %, in *every* batch.
-  Weights such as min-SNR are 1 at most timesteps, and L1 agrees by chance now and then, so some batches that agree say
-  nothing;
-- the elements of a sample's gradient are not all of one size, as those of L1 are, which is a sign;
-- no sample's gradient is zero unless `loss_weight` says so, and no part of an image is without one, as with a mask.
+- the (weighted) mean of the read losses is the differentiated loss, within 2 %, in *every* batch. Weights such as
+  min-SNR are 1 at most timesteps, and L1 sometimes agrees by chance, so some agreeing batches prove nothing;
+- the elements of a sample's gradient do not all have one size, as in the gradient of L1, which is a sign;
+- no sample has a gradient of zero unless `loss_weight` is zero, and no part of an image has one, as with a mask.
 
-Mitigations change none of that: the gradient is read before samples are weighted, the loss before penalties are added.
-In the first batches the processes decide at once, later with each update, before the batches become evidence. So no
-flag, and no weight that rests on one, comes from a loss that was not checked.
+Mitigations do not affect these checks, because the gradient is read before samples are weighted, and the loss before
+penalties are added. In the first batches the processes decide at once, and later with each update, before the batches
+become evidence. So no flag, and no weight that follows from a flag, comes from an unchecked loss.
 
-Some things read the gradient even where losses are handed over, because they act before the step returns, or need what
-the prediction is compared with: mitigations that weight samples by their loss (`LossSkipping`), and `reference:
-paired`. These need a loss that can be read, too. For `paired` the step may return `target`, the `(B, ...)` tensor that
-the denoiser's output should be, as well; the losses compared are then mean squared errors. Of masked losses it returns
-`loss_mask` beside it, of the same shape, and the mean is over what that shows.
+Two methods read the gradient even if losses are handed over. Mitigations that weight samples by their loss
+(`LossSkipping`) act before the step returns, and `reference: paired` needs the target of the prediction. Both also need
+a loss that can be read. For `paired`, the step may also return `target`, the `(B, ...)` target of the denoiser's
+output. The compared losses are then mean squared errors. With a masked loss, it also returns `loss_mask` of the same
+shape, and the mean covers the elements in the mask.
 
-Cost: a few means per batch; nothing waits for the device after the first eight batches. Cannot: see a loss that is
-differentiated by `loss.backward()` instead of `manual_backward(loss)`, which is refused; notice that losses are handed
-over in another order than the batch's.
+Cost: a few means per batch. Nothing waits for the device after the first eight batches. Cannot: see a loss that is
+differentiated by `loss.backward()` instead of `manual_backward(loss)`, which is refused, or notice that losses are
+handed over in another order than the samples.
 """
 
 from __future__ import annotations
@@ -52,19 +51,19 @@ from memtrain.monitoring.loss_verdict import GIVEN, HAND_OVER, READ, verdict
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8
-"""Batches that are decided on as soon as they are over."""
+"""Number of batches that are decided as soon as they end."""
 
 FLAT = 0.01
-"""Spread of the sizes of a gradient's elements, over their mean, below which they are all one size."""
+"""Spread of the sizes of a gradient's elements over their mean, below which they count as one size."""
 
 
 class LossCheck:
-    """Takes the losses that a host hands over, and checks those that are read from its gradient.
+    """Takes the losses from a host, and checks losses that are read from its gradient.
 
     Args:
-        early: mitigations that need each sample's loss before the training step returns.
-        paired: whether the base model is compared on the same noise.
-        predicted: what a step's `target` belongs to in the denoiser's output; default all of it.
+        early: names of mitigations that need each sample's loss before the training step returns.
+        paired: whether batches are compared with the base model on the same noise.
+        predicted: function that selects the part of the denoiser's output for `target`; default all of it.
     """
 
     def __init__(
@@ -79,31 +78,31 @@ class LossCheck:
 
     @property
     def saw(self) -> bool:
-        """Whether a loss was ever shown."""
+        """Whether a loss has been shown."""
         return self._saw
 
     def differentiates(self, loss: Tensor) -> None:
-        """A backward pass from this loss begins; call before anything is added to it."""
+        """Note that a backward pass from this loss begins; call it before penalties are added."""
         self._saw = True
         self._differentiated = loss.detach().clone()
 
     def gradient_arrives(self) -> None:
-        """The gradient at the denoiser's output belongs to the loss named last: a host may have several."""
+        """Note that the gradient at the denoiser's output belongs to the last loss, because a host may have several."""
         self._of_gradient, self._differentiated = self._differentiated, None
 
     def forget(self) -> None:
-        """The batch is no visit."""
+        """Note that the batch is no visit."""
         self._of_gradient, self._differentiated = None, None
 
     def batch_ends(self, observation: Observation, outputs: Any) -> None:
-        """Put what the step hands over into the observation, and compare.
+        """Add the losses from the step to the observation, and compare them.
 
         Args:
-            observation: complete. With a `sample_loss` already, nothing is left to find out.
-            outputs: what the training step returned, as the host passes it on.
+            observation: the complete observation. If it has a `sample_loss` already, nothing is compared.
+            outputs: the value that the training step returned, as the host passes it on.
 
         Raises:
-            ConfigurationError: if what it hands over has another form, or the loss was never seen.
+            ConfigurationError: if the returned losses have another form, or if the loss was never seen.
         """
         loss, known = self._of_gradient, observation.sample_loss is not None
         self.forget()
@@ -121,22 +120,21 @@ class LossCheck:
             return
         if loss is None and given is None:
             raise ConfigurationError(
-                "The loss of the training step was never seen, so it is not known whether the losses read from its "
-                "gradient are right",
-                expected="self.manual_backward(loss), through which Lightning tells callbacks of it",
-                remedy=f"write self.manual_backward(loss) in place of loss.backward(); or {HAND_OVER}",
+                "The loss of the training step was never seen, so the losses read from its gradient cannot be checked",
+                expected="self.manual_backward(loss), with which Lightning shows the loss to callbacks",
+                remedy=f"write self.manual_backward(loss) instead of loss.backward(), or {HAND_OVER}",
             )
         self._compared.append(HostCopy(_compare(observation, loss, given)))
 
     def decide(self, host: Host, *, over: bool = False) -> None:
-        """Refuse what cannot be read; call on every process alike.
+        """Refuse losses that cannot be read; call it on every process.
 
         Args:
-            host: the surroundings of the run.
-            over: training is over, and refusing it would help nobody.
+            host: the host of the run.
+            over: whether training is over, so that a warning takes the place of the error.
 
         Raises:
-            ConfigurationError: if one batch of one process says so.
+            ConfigurationError: if a batch of any process fails the check.
         """
         rows = host.gather([tuple(copy.read().tolist()) for copy in self._compared])
         self._compared = []
@@ -147,11 +145,11 @@ class LossCheck:
         if not over:
             raise ConfigurationError(message, expected=expected, remedy=remedy)
         if host.rank == 0:
-            log.warning("%s: the flags of this run may be wrong. Expected: %s. Remedy: %s", message, expected, remedy)
+            log.warning("%s. The flags of this run may be wrong. Expected: %s. Remedy: %s", message, expected, remedy)
 
 
 def _handed_over(observation: Observation, outputs: Any) -> Tensor | None:
-    """`sample_loss` of what the step returned, `(B,)`, None if it has none; the observation takes `target` and mask."""
+    """Return `sample_loss` of the step's outputs, `(B,)` or None; the observation takes `target` and mask."""
     if not isinstance(outputs, Mapping):
         return None
     count, given, target = len(observation.keys), outputs.get("sample_loss"), outputs.get("target")
@@ -171,13 +169,13 @@ def _handed_over(observation: Observation, outputs: Any) -> Tensor | None:
             raise ConfigurationError(
                 f"training_step returned {_shown(mask)} as loss_mask",
                 expected=f"a tensor of the shape of target, {tuple(target.shape)}",
-                remedy="expand the mask to that shape, or leave target and loss_mask out",
+                remedy="expand the mask to that shape, or remove target and loss_mask",
             )
     elif target is not None and given is None:
         raise ConfigurationError(
             f"training_step returned {_shown(target)} as target",
             expected=f"a tensor of the shape of the denoiser's output, {tuple(observation.gradient.shape)}",
-            remedy="return what the output itself is compared with, or leave `target` out",
+            remedy="return the target of the output itself, or remove `target`",
         )
     return None if given is None else given.detach().to(observation.gradient.device)
 
@@ -187,7 +185,7 @@ def _shown(value: Any) -> str:
 
 
 def _form(losses: Tensor) -> Tensor:
-    """Of losses that were handed over `(B,)`: whether they are finite, and whether they cannot be what they should."""
+    """Check losses that were handed over, `(B,)`: whether they are finite and of a valid form."""
     losses = losses.float()
     finite = losses.isfinite()
     same = (losses == losses[0]).all() & (len(losses) > 1) & finite.all()
@@ -197,7 +195,7 @@ def _form(losses: Tensor) -> Tensor:
 
 
 def _compare(observation: Observation, loss: Tensor | None, given: Tensor | None) -> Tensor:
-    """Of losses that were read: how they go with the loss, with those handed over, and what the gradient looks like."""
+    """Compare losses read from the gradient with the loss and with handed-over losses, and describe the gradient."""
     gradient, weight = observation.gradient, observation.loss_weight
     assert gradient is not None
     unweighted = torch.ones(len(gradient), device=gradient.device) if weight is None else weight.float()
@@ -213,7 +211,7 @@ def _compare(observation: Observation, loss: Tensor | None, given: Tensor | None
     each = size.flatten(1)
     silent = (each.amax(1) == 0) & (unweighted > 0)
     flat = (each.std(1) <= FLAT * each.mean(1)) | silent
-    # Channels come first in images and last in sequences of patches.
+    # Channels come first in images, and last in sequences of patches.
     unseen = [(size.amax(dim) == 0).reshape(len(size), -1).float().mean(1) for dim in (1, -1)]
     masked = torch.stack(unseen).amax(0)
     masked = torch.where(each.amax(1) == 0, 0.0, masked).amax()

@@ -1,15 +1,15 @@
-"""The second route: the host hands over prediction and target instead of having its loss read from a gradient.
+"""The second route: the host hands over prediction and target, so no loss is read from a gradient.
 
-`loss(prediction, target)` takes the place of the host's own mean. So every sample's loss is known exactly, whatever the
-criterion and the weights, and before the backward pass; the gate is a weight in the mean,
-`(gate * weights * sample_loss).mean()`. A weight of zero also stops non-finite gradients.
+`loss(prediction, target)` replaces the host's own mean. So every sample's loss is known exactly for any criterion and
+weights, before the backward pass. The gate is a weight in the mean, `(gate * weights * sample_loss).mean()`. A weight
+of zero also stops non-finite gradients.
 
-What the host makes of the denoiser's output before it hands it over (casts, chunks, unpacking, SD3's preconditioning)
-need not be known: a view is a view of the base model's output too, and anything else is taken to be affine, so that its
-Jacobian carries the base model's output over to the base model's prediction. Calls in a row take the rows of one
-forward in turn, as prior preservation does with its two halves; the batch is over when all are taken.
+The host may change the denoiser's output before it hands it over (casts, chunks, unpacking, SD3's preconditioning), and
+these changes need not be known. A view is also a view of the base model's output. Every other change is taken to be
+affine, and its Jacobian turns the base model's output into the base model's prediction. Several calls take the rows of
+one forward in turn, as prior preservation does with its two halves. The batch is over when all rows are taken.
 
-Cost: nothing beside the denoiser. Cannot: carry over what is not affine, such as a clamp.
+Cost: none beyond the denoiser. Cannot: carry over changes that are not affine, such as a clamp.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from memtrain.monitoring.turn import Turn
 
 @dataclass
 class Part:
-    """Rows of one forward, as they were handed over.
+    """Rows of one forward that were handed over together.
 
     Attributes:
-        turn: what was decided about them.
-        sample_loss: `(B,)`, detached.
-        base_loss: the base model's, where this batch is compared.
-        prediction: `(B, ...)` as handed over, detached.
-        target: `(B, ...)`, detached.
-        criterion: of the loss, None where weights of elements are part of it.
+        turn: the decisions about these rows.
+        sample_loss: the losses `(B,)`, detached.
+        base_loss: the base model's losses, if this batch is compared.
+        prediction: the prediction `(B, ...)`, detached.
+        target: the target `(B, ...)`, detached.
+        criterion: the criterion of the loss; None if weights of elements are part of it.
     """
 
     turn: Turn
@@ -50,12 +50,12 @@ class Part:
 
 
 class Handover:
-    """What is handed over of one forward.
+    """The losses of one forward that are handed over.
 
     Args:
-        observation: of the forward.
+        observation: the observation of the forward.
         output: the denoiser's output, with its graph.
-        base: the same forward under the base model, None where this batch is not compared.
+        base: the same forward under the base model; None if this batch is not compared.
     """
 
     def __init__(self, observation: Observation, output: Tensor, base: Observation | None) -> None:
@@ -70,17 +70,17 @@ class Handover:
         return self.rows == self.count
 
     def next_rows(self, prediction: Tensor) -> slice:
-        """Where the rows of `prediction` lie.
+        """Return the place of the rows of `prediction`.
 
         Raises:
-            DataError: if the forward had fewer.
+            DataError: if the forward had fewer rows.
         """
         if self.rows + len(prediction) > self.count or not len(prediction):
             raise DataError(
                 f"The loss has {len(prediction)} rows, but {self.count - self.rows} of the denoiser's {self.count} are "
                 "left",
                 expected="the rows of one forward, each once, in their order",
-                remedy="hand over predictions in the order in which the denoiser was given their samples",
+                remedy="hand over predictions in the order of the denoiser's inputs",
             )
         return slice(self.rows, self.rows + len(prediction))
 
@@ -97,12 +97,12 @@ class Handover:
         """Take the next rows.
 
         Args:
-            prediction: `(b, ...)`.
-            target: `(b, ...)`.
-            turn: of these rows; weights are decided here.
-            weights: of samples or elements.
-            criterion: of the loss.
-            penalized: add the mitigations' penalties.
+            prediction: `(b, ...)` prediction.
+            target: `(b, ...)` target.
+            turn: the turn of these rows, which decides their weights here.
+            weights: weights of samples or elements.
+            criterion: the criterion of the loss.
+            penalized: whether to add the mitigations' penalties.
 
         Returns:
             The loss, `()` with a graph.
@@ -131,7 +131,7 @@ class Handover:
     def _base_loss(
         self, prediction: Tensor, target: Tensor, *, weights: Tensor | None, criterion: Criterion
     ) -> Tensor | None:
-        """The base model's losses."""
+        """Compute the base model's losses."""
         viewed = _is_view(prediction, self.output)
         if not viewed:
             _require_connected(prediction, self.output)
@@ -147,7 +147,7 @@ class Handover:
             return sample_losses(base, target, criterion=criterion, weights=weights)[0]
 
     def finished(self) -> Turn:
-        """The turn of the whole forward, with the samples' losses in its observation and the base model's."""
+        """Return the turn of the whole forward, with the losses of the samples and of the base model."""
         turns = [part.turn for part in self.parts]
         self.observation.keys = [key for turn in turns for key in turn.observation.keys]
         dropped = [flag for turn in turns for flag in _full(turn.observation.caption_dropped, turn)]
@@ -169,7 +169,7 @@ class Handover:
 
 
 def rows_of(observation: Observation, rows: slice, keys: Sequence[str]) -> Observation:
-    """The part of an observation that belongs to some of its rows, under their names."""
+    """Return the part of an observation for some of its rows, under their names."""
     count = len(observation.noisy_latents)
     if rows == slice(0, count):
         observation.keys = keys
@@ -186,15 +186,16 @@ def rows_of(observation: Observation, rows: slice, keys: Sequence[str]) -> Obser
 
 
 def carried(prediction: Tensor, output: Tensor, change: Tensor) -> Tensor:
-    """What `change` of the denoiser's output makes of the prediction that the host computed from it, detached.
+    """Return the change of the host's prediction for a `change` of the denoiser's output, detached.
 
-    Exact where the prediction is affine in the output. The product of the Jacobian with a vector is the derivative of
-    the product of its transpose with another (Townsend, "A new trick for calculating Jacobian vector products", 2017).
+    The result is exact if the prediction is affine in the output. The product of the Jacobian with a vector is the
+    derivative of the product of its transpose with another vector (Townsend, "A new trick for calculating Jacobian
+    vector products", 2017).
 
     Args:
-        prediction: `(b, ...)` with a graph.
-        output: `(B, ...)` with a graph.
-        change: as `output`.
+        prediction: the prediction `(b, ...)` with a graph.
+        output: the output `(B, ...)` with a graph.
+        change: the change of the output, in its shape.
     """
     with torch.enable_grad():
         probe = torch.zeros_like(prediction, requires_grad=True)
@@ -204,14 +205,14 @@ def carried(prediction: Tensor, output: Tensor, change: Tensor) -> Tensor:
 
 
 def _is_view(prediction: Tensor, output: Tensor) -> bool:
-    """Whether the prediction is the output, or rows or another view of it; nothing waits for the device."""
+    """Return whether the prediction is the output or a view of it, without waiting for the device."""
     same = prediction.dtype == output.dtype and prediction.requires_grad
     first, second = (tensor.untyped_storage().data_ptr() for tensor in (prediction, output))
     return same and first == second and prediction.storage_offset() >= output.storage_offset()
 
 
 def _same_view(other: Tensor, prediction: Tensor, output: Tensor) -> Tensor:
-    """Of another output of the same shape what the prediction is of `output`."""
+    """Return the view of another output that the prediction is of `output`."""
     laid = torch.empty_strided(output.size(), output.stride(), dtype=output.dtype, device=output.device).copy_(other)
     offset = prediction.storage_offset() - output.storage_offset()
     return laid.as_strided(prediction.size(), prediction.stride(), offset)
@@ -221,8 +222,8 @@ def _require_connected(prediction: Tensor, output: Tensor) -> None:
     if not prediction.requires_grad:
         raise ProbeError(
             "The prediction has no graph",
-            expected="what the denoiser's forward with gradients returned",
-            remedy="hand over the prediction undetached",
+            expected="the result of the denoiser's forward with gradients",
+            remedy="hand over the prediction without detach()",
         )
     if prediction is output:
         return
@@ -231,7 +232,7 @@ def _require_connected(prediction: Tensor, output: Tensor) -> None:
     )
     if found is None:
         raise ProbeError(
-            "The prediction does not depend on the output of the denoiser that is watched",
+            "The prediction does not depend on the output of the watched denoiser",
             expected="the prediction of its last forward with gradients",
             remedy="hand over each prediction before the denoiser runs again, and watch the denoiser that made it",
         )

@@ -1,8 +1,8 @@
-"""What a module says its loss multiplies each sample by, so that each sample's loss can be read from the gradient.
+"""The factors of the samples' losses that a module declares, so that each loss can be read from the gradient.
 
-A module declares it as a method `loss_weight(timesteps) -> (B,)`, or `loss_weight(timesteps, batch) -> (B,)`, where the
-second parameter has this name and gets what the training step gets. `timesteps` are what the denoiser was given, from 0
-to 1,000. The losses that are read are then the unweighted ones.
+A module declares them as a method `loss_weight(timesteps) -> (B,)` or `loss_weight(timesteps, batch) -> (B,)`. The
+second parameter must have this name, and gets the batch of the training step. `timesteps` are the inputs of the
+denoiser, from 0 to 1,000. The read losses are then unweighted.
 
 | loss | weight |
 |---|---|
@@ -13,7 +13,7 @@ to 1,000. The losses that are read are then the unweighted ones.
 | prior preservation, mean of B/2 instances + w * mean of B/2 class images | 2 for the first half, 2 * w for the other |
 | a weight in the data | `batch["weight"]` |
 
-A weight of 0 makes the visit no evidence.
+A visit with a weight of 0 is no evidence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from memtrain.errors import ConfigurationError
 
 
 def require_loss_weight(module: Any) -> None:
-    """Refuse a `loss_weight` that cannot be asked.
+    """Refuse a `loss_weight` that is no method.
 
     Raises:
         ConfigurationError: if it is no method.
@@ -38,15 +38,15 @@ def require_loss_weight(module: Any) -> None:
 
 
 def loss_weights(module: Any, timesteps: Tensor, *, batch: Any = None) -> Tensor | None:
-    """Weight of each sample's loss, `(B,)`, as the module says; None if it does not.
+    """Return the weight of each sample's loss, `(B,)`, as the module declares it; None without a declaration.
 
     Args:
-        module: perhaps with `loss_weight(timesteps)` or `loss_weight(timesteps, batch)`.
-        timesteps: `(B,)`.
-        batch: as the training step gets it.
+        module: the module, which may have `loss_weight(timesteps)` or `loss_weight(timesteps, batch)`.
+        timesteps: the timesteps, `(B,)`.
+        batch: the batch of the training step.
 
     Raises:
-        ConfigurationError: if that is no such tensor.
+        ConfigurationError: if the method returns another kind of value.
     """
     weight: Any = getattr(module, "loss_weight", None)
     if weight is None:
@@ -68,8 +68,8 @@ def _takes_batch(weight: Any) -> bool:
 def _refused_weight(module: Any, found: str) -> ConfigurationError:
     return ConfigurationError(
         f"{type(module).__name__}.loss_weight {found}",
-        expected="a method loss_weight(timesteps (B,)) -> (B,) tensor, what each sample's loss is multiplied by; it "
-        "may have a second parameter named `batch`",
+        expected="a method loss_weight(timesteps (B,)) -> (B,) tensor of the factors of each sample's loss; it may "
+        "have a second parameter named `batch`",
         remedy="write `def loss_weight(self, timesteps): return torch.full(timesteps.shape, 0.5, device=self.device)` "
-        "for a constant, or call the attribute something else",
+        "for a constant, or rename the attribute",
     )

@@ -1,4 +1,4 @@
-"""What the monitor measures beside the training batches: held-out samples, and how anything is measured.
+"""Measurements outside of the training batches: held-out samples, and functions for all measurements.
 
 The base model's profile is in :mod:`memtrain.monitoring.profiled_samples`. Both run the host module's `sample_loss`
 without gradients, in the precision of training, and read the same signals.
@@ -27,29 +27,29 @@ from memtrain.signals.base import FittedSignal, Signal
 
 
 def described(batch: Any, keys: Sequence[str]) -> Observation:
-    """An observation with what a batch says of its samples."""
+    """Return an observation with the batch's information about its samples."""
     return Observation(keys, described_length(batch, len(keys)), described_mask(batch, len(keys)))
 
 
 @contextmanager
 def as_in_training(host: Host) -> Iterator[None]:
-    """No gradients, and the precision of the training forward."""
+    """Provide a context without gradients, in the precision of the training forward."""
     with torch.no_grad(), host.forward_context(), without_cast_cache():
         yield
 
 
 def require_unconditional(module: Any, needed_by: str) -> None:
-    """Refuse a module that cannot say what the empty caption's embeddings are.
+    """Refuse a module that cannot encode the empty caption.
 
     Raises:
-        ConfigurationError: if it has no `unconditional_text`.
+        ConfigurationError: if the module has no `unconditional_text`.
     """
     if not hasattr(module, "unconditional_text"):
         raise ConfigurationError(
             f"{needed_by} needs the prediction under the empty caption, which {type(module).__name__} cannot encode",
             expected="a method unconditional_text() -> (1, T, width) text embeddings of the empty caption, or a "
-            "dict with `text_embeddings` and what goes with them",
-            remedy=f"add it to the module, or leave {needed_by} out",
+            "dict with `text_embeddings` and its further inputs",
+            remedy=f"add it to the module, or remove {needed_by}",
         )
 
 
@@ -60,7 +60,7 @@ def add_unconditional(host: Host, probe: DenoiserProbe, observation: Observation
 
 
 def completer(host: Host, *, probe: DenoiserProbe, signals: Sequence[Signal]) -> Callable[[Observation], None] | None:
-    """What adds the unconditional prediction to an observation, if any signal reads it."""
+    """Return a function that adds the unconditional prediction to an observation, if a signal reads it."""
     if not any(signal.unconditional_every for signal in signals):
         return None
     return lambda observation: add_unconditional(host, probe, observation)
@@ -74,7 +74,7 @@ def fit_signals(
     timestep: int,
     seed: int,
 ) -> None:
-    """Show the signals every training and held-out sample under the base model, once, on every process alike."""
+    """Show every training and held-out sample under the base model to the signals once, the same on every process."""
     data, module = host.data, host.module
 
     def observations() -> Iterator[Observation]:
@@ -94,14 +94,14 @@ def fit_signals(
 
 @dataclass(frozen=True)
 class HeldoutVisits:
-    """What one process measured of held-out samples.
+    """Measurements of held-out samples on one process.
 
     Attributes:
         keys: B keys.
         timesteps: B timesteps.
         lengths: B prompt lengths, NaN if unknown.
         values: `(B, columns)` signal values.
-        base: the base model's, in a paired comparison.
+        base: the base model's values, in a paired comparison.
     """
 
     keys: list[str]
@@ -112,17 +112,17 @@ class HeldoutVisits:
 
 
 class HeldoutSamples:
-    """Measures the held-out samples in turn, dealt out to the processes; of several files of a picture the first.
+    """Measures the held-out samples in turn, divided among the processes, with the first file of each picture.
 
     Args:
-        host: whose module is trained.
+        host: the host, whose module is trained.
         dataset: the samples, each once.
-        probe: on the denoiser.
-        read: the signal values `(B, columns)` of an observation.
-        maximum_timestep: timesteps are drawn below it.
-        seed: of timesteps and noise.
-        complete: adds to each observation what the signals need beside the one forward.
-        paired: measure under the base model too.
+        probe: the probe on the denoiser.
+        read: function that reads the signal values `(B, columns)` of an observation.
+        maximum_timestep: upper limit of the drawn timesteps.
+        seed: seed of timesteps and noise.
+        complete: function that adds the further readings of the signals to each observation.
+        paired: weights of the base model, to measure under it too.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class HeldoutSamples:
         return len(self.rows)
 
     def lengths(self) -> list[int]:
-        """Prompt lengths of all held-out samples; empty if the dataset does not know them."""
+        """Return the prompt lengths of all held-out samples; empty if the dataset does not know them."""
         known = getattr(self.dataset, "prompt_lengths", None)
         return [] if known is None else [known[row] for row in self.rows]
 
@@ -155,7 +155,7 @@ class HeldoutSamples:
         """Measure the next `count` samples of this process."""
         first = self.done + self.host.rank * count
         groups = self._of_one_shape(self._next(first, count))
-        # Where a forward is something that all processes do together, each does as many.
+        # If all processes run a forward together, each process runs the same number of forwards.
         forwards = max(
             len(self._of_one_shape(self._next(self.done + rank * count, count))) for rank in range(self.host.world_size)
         )
@@ -165,11 +165,11 @@ class HeldoutSamples:
         return _joined(found[: len(groups)])
 
     def _next(self, first: int, count: int) -> list[int]:
-        """Rows of the dataset that are measured together."""
+        """Return rows of the dataset that are measured together."""
         return [self.rows[(first + offset) % len(self.rows)] for offset in range(min(count, len(self.rows)))]
 
     def _of_one_shape(self, rows: list[int]) -> list[list[int]]:
-        """Rows that fit into one batch, in the order of the first of each."""
+        """Group rows that fit into one batch, in the order of the first row of each group."""
         shapes = getattr(self.dataset, "shapes", None)
         groups: dict[Any, list[int]] = {}
         for row in rows:
@@ -202,13 +202,13 @@ class HeldoutSamples:
 
 
 def of_all_processes(host: Host, measured: Sequence[HeldoutVisits | None]) -> list[HeldoutVisits]:
-    """What each process measured, in the order of ranks, whichever arrives first."""
+    """Return the measurements of each process in the order of ranks."""
     own = [(host.rank, place, visits) for place, visits in enumerate(measured) if visits is not None]
     return [visits for *_, visits in sorted(host.gather(own), key=lambda part: part[:2])]
 
 
 def _joined(visits: list[HeldoutVisits]) -> HeldoutVisits:
-    """Visits of several batches as one."""
+    """Join the visits of several batches."""
     bases = [one.base for one in visits if one.base is not None]
     return HeldoutVisits(
         [key for one in visits for key in one.keys],
@@ -220,7 +220,7 @@ def _joined(visits: list[HeldoutVisits]) -> HeldoutVisits:
 
 
 def _first_of_each_picture(dataset: Any, families: FamilyIndex | None) -> Sequence[int]:
-    """Rows of a data set, one of each picture; all where its samples' names are not known."""
+    """Return one row of a data set for each picture; all rows if the names of its samples are unknown."""
     keys = [getattr(sample, "key", None) for sample in getattr(dataset, "samples", ())]
     if families is None or len(keys) != len(dataset) or not all(isinstance(key, str) for key in keys):
         return range(len(dataset))

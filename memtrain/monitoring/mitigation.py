@@ -1,13 +1,12 @@
-"""What a mitigation is: a rule that changes a batch, weights its samples, or adds a penalty to the loss.
+"""The base of mitigations: rules that change a batch, weight its samples, or add a penalty to the loss.
 
 The engine multiplies the weights of all mitigations at the gradient gate and adds their penalties to the loss, so they
-combine freely. Where one of them skips visits as published, the product is scaled up, once, so that the batch mean
-becomes the mean over the samples to which none of all mitigations gives 0. A weight of 0 removes a sample from the
-mini-batch exactly; nothing skips a batch, a backward pass or an optimizer step, so processes stay in step. Weights do
-not touch penalties.
+combine freely. If one of them skips visits as published, the product is scaled up once. The batch mean then becomes the
+mean over the samples with a product above 0. A weight of 0 removes a sample from the mini-batch exactly. No batch,
+backward pass or optimizer step is skipped, so processes stay in step. Weights do not affect penalties.
 
-A mitigation knows no trainer. What it needs, and what it does to a batch, it says when asked (:meth:`Mitigation.needs`,
-:meth:`Mitigation.effects`); adding one changes no other file.
+A mitigation does not depend on a trainer. It states its needs in :meth:`Mitigation.needs`, and its effects on a batch
+in :meth:`Mitigation.effects`. A new mitigation changes no other file.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from memtrain.monitoring.host import Host
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a mitigation reads.
+    """The values that a mitigation reads.
 
     Attributes:
-        attention_graph: the token attention of every site with its graph.
-        base_profile: signals whose values under the base model `observation.reference` has to hold.
-        unconditional: `observation.unconditional` in every batch.
-        sample_loss: each sample's denoising loss, when weights are decided.
+        attention_graph: whether it reads the token attention of every site with its graph.
+        base_profile: names of signals whose values under the base model `observation.reference` must hold.
+        unconditional: whether it reads `observation.unconditional` in every batch.
+        sample_loss: whether it reads each sample's denoising loss when weights are decided.
     """
 
     attention_graph: bool = False
@@ -45,17 +44,18 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """What a mitigation does to batches that other parts of a run have to know.
+    """The effects of a mitigation on batches that other parts of a run must know.
 
     Attributes:
-        edits_training: its hooks make forwards with gradients those of another network than the one that forwards
-            without gradients run.
-        skips: weights are 0 and 1, and the batch mean has to become the mean over what is kept.
-        changes_batch: `prepare` changes the batch, or gets hooks ready for its samples, before the forward pass.
-        changes_samples: `prepare` puts other samples into the batch, and is called before that of the others.
-        changes_captions: a visit may train on another text than the sample's caption.
-        reads_captions: what it takes from a visit is only right under the sample's own caption.
-        flagged_only: it does nothing but with flagged samples that are in the batch.
+        edits_training: whether its hooks change the network in forwards with gradients but not in forwards without
+            gradients.
+        skips: whether its weights are 0 and 1, and the batch mean must become the mean over kept samples.
+        changes_batch: whether `prepare` changes the batch, or prepares hooks for its samples, before the forward pass.
+        changes_samples: whether `prepare` puts other samples into the batch, so that it is called before other
+            mitigations.
+        changes_captions: whether a visit may train on another text than the sample's caption.
+        reads_captions: whether its readings are right only under the sample's own caption.
+        flagged_only: whether it acts only on flagged samples in the batch.
     """
 
     edits_training: bool = False
@@ -68,86 +68,87 @@ class Effects:
 
 
 class Mitigation:
-    """Base of the mitigations; a subclass overrides what it needs of `prepare`, `weights`, `penalty` and the rest."""
+    """Base of the mitigations; a subclass overrides `prepare`, `weights`, `penalty` or other methods as needed."""
 
     def needs(self) -> Needs:
-        """What it reads; default nothing beyond the flags."""
+        """Return the needs of the rule; by default it needs the flags only."""
         return Needs()
 
     def effects(self) -> Effects:
-        """What it does to batches; default it weights samples, flagged or not."""
+        """Return the effects of the rule; by default it weights flagged and other samples."""
         return Effects()
 
     # A run
 
     def open(self, host: Host) -> None:
-        """Start anew, and refuse a host that lacks something, before any work is done; a saved state comes later."""
+        """Start without a state, and refuse a host without the needed parts; a saved state is loaded later."""
 
     def attach(self, denoiser: nn.Module, *, backbone: Backbone, module: Any) -> None:
-        """Put own hooks on the denoiser, before the probe puts its; default nothing.
+        """Add hooks to the denoiser before the probe adds its own; by default there are none.
 
         Args:
-            denoiser: as the host calls it, wrapped or not.
-            backbone: its family.
-            module: what the host trains.
+            denoiser: the denoiser as the host calls it, with or without wrapper.
+            backbone: the family of the denoiser.
+            module: the module that the host trains.
         """
 
     def detach(self) -> None:
-        """Remove own hooks; called once or more when training ends, however it ends."""
+        """Remove the added hooks; called one or more times at every end of training."""
 
     def finish(self, host: Host) -> None:
-        """Write what is left in the end, when the engine has made its last update; called on every process."""
+        """Write final files after the engine's last update; called on every process."""
 
     def exporting(self, denoiser: nn.Module) -> AbstractContextManager[None]:
-        """Within this context the denoiser is as it shall be exported; default as it is."""
+        """Return a context in which the denoiser has its exported form; by default it is unchanged."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, plain types and tensors; default nothing."""
+        """Return the state for a resumed run, in plain types and tensors; by default it is empty."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a saved state up again."""
+        """Load a saved state."""
 
     # A batch
 
     def prepare(self, batch: dict[str, Any], flags: Flags, *, tokenizer: Any, number: int) -> None:
-        """Change the batch in place before the forward pass; default nothing.
+        """Change the batch in place before the forward pass; by default it stays as it is.
 
-        Whatever is drawn at random has to depend on `number` and the samples' keys, or their places in the global
-        batch, alone, so that the same batch is treated alike on one process and on several, and after a resume.
+        Random draws must depend only on `number` and the samples' keys or their places in the global batch. The same
+        batch is then treated the same on one process and on several, and after a resume.
 
         Args:
-            batch: as the module gets it, on its device. The names of its samples are `flags.keys`.
-            flags: on the host.
-            tokenizer: the module's, or None.
-            number: batches since the start of training, the same on every process.
+            batch: the batch of the module, on its device. The names of its samples are `flags.keys`.
+            flags: the flags, on the host.
+            tokenizer: the module's tokenizer, or None.
+            number: number of batches since the start of training, the same on every process.
         """
 
     def penalty(self, observation: Observation, flags: Flags) -> Tensor | None:
-        """Penalty of each sample, `(B,)` with a graph, whose batch mean is added to the loss; default none.
+        """Return the penalty of each sample, `(B,)` with a graph; its batch mean is added to the loss.
 
-        Called before the backward pass: there is no gradient yet.
+        The default is no penalty. The method is called before the backward pass, so there is no gradient yet.
         """
         return None
 
     def forward_done(self, host: Host) -> None:
-        """The training forward of the batch is over, its backward pass is not; default nothing."""
+        """Act after the training forward of the batch and before its backward pass; by default nothing is done."""
 
     def weights(self, observation: Observation, flags: Flags) -> Tensor:
-        """Weight of each sample, `(B,)`, non-negative, on the device of the flags; default ones.
+        """Return the weight of each sample, `(B,)`, non-negative, on the device of the flags; by default ones.
 
-        Called once a batch, when the loss gradient reaches the denoiser's output or each sample's loss is known.
+        The method is called once for a batch, when the loss gradient reaches the denoiser's output or each sample's
+        loss is known.
         """
         return torch.ones_like(flags.score)
 
     def batch_done(self) -> None:
-        """The batch is over; default nothing."""
+        """Act after the batch; by default nothing is done."""
 
     def synchronize(self, gather: Callable[[Any], list[Any]]) -> None:
-        """Merge what the processes have collected since the last call; default nothing.
+        """Merge the values that the processes have collected since the last call; by default there are none.
 
         Args:
-            gather: one picklable value of this process to the values of all, in the order of ranks. Every process calls
-                it equally often.
+            gather: function from one picklable value of this process to the values of all processes in the order of
+                ranks. Every process must call it equally often.
         """

@@ -1,22 +1,23 @@
-"""What the batches of a run show of its families, where no scan was made of its data.
+"""Families that are found during a run, if there was no scan of its data.
 
-Of each visit two things are sent to the host with its signal values, without waiting for the device, and become known
-to the index (:mod:`memtrain.families.online`) at the next update, when the visits become evidence: those of all
-processes, in the order of batches and ranks, so that every process has the same index.
+Each visit sends two things to the host together with its signal values, without waiting for the device. The index
+(:mod:`memtrain.families.online`) takes them in at the next update, when the visits become evidence. It takes those of
+all processes in the order of batches and ranks, so that every process has the same index.
 
-- The *picture*: the batch's image or latents (:func:`memtrain.monitoring.batch_fields.pictures_of`), or what the loop
-  hands over, else the clean latents as they follow from noisy latents, target and noise schedule.
-- The *caption*: strings in the batch, rows of token ids, what the host knows by key or hands over, else the text
-  embeddings, unless their encoder is trained along. An empty caption is none.
+- The *picture*: the image or latents of the batch (:func:`memtrain.monitoring.batch_fields.pictures_of`) or from the
+  loop, or else the clean latents computed from noisy latents, target and noise schedule.
+- The *caption*: strings in the batch, rows of token ids, captions by key or from the host, or else the text embeddings,
+  unless their encoder is trained. An empty caption is left out.
 
-Samples that are named by their images are one sample already if they are equal; of them captions alone are looked at.
+If images name the samples, equal images are one sample already, so only their captions are read.
 
-A copy of a picture that is held out by weight must not be trained on either, at its first visit. So while samples are
-held out by weight, pictures are compared on the device with the remembered ones that are (:meth:`OnlineWatch.twins`),
-and their fingerprints with those of the forgotten ones. Copies within one interval between updates cannot be known, nor
-copies that are not equal in all values of a picture whose look was forgotten: those go by their own name's hash.
+A copy of a picture that is held out by weight must not be trained on, even at its first visit. So while samples are
+held out by weight, pictures are compared on the device with the remembered held-out pictures
+(:meth:`OnlineWatch.twins`), and their fingerprints with the forgotten ones. Two kinds of copies are not found: copies
+within one interval between updates, and changed copies of a picture whose look was forgotten. The hash of their own
+name decides on them.
 
-Cost: measured by `benchmarks/online_families.py`; nothing once every sample was met often enough.
+Cost: measured by `benchmarks/online_families.py`. There is none after every sample was met often enough.
 """
 
 from __future__ import annotations
@@ -47,26 +48,26 @@ from memtrain.monitoring.shown_batch import Part, ShownBatch, ShownVisits, recov
 log = logging.getLogger(__name__)
 
 JUDGED = 100
-"""Visits under known keys from which on it is said if pictures are not recognised."""
+"""Number of visits under known keys, after which a message says if pictures are not recognised."""
 
 Setting = bool | Literal["auto"]
 
 
 def wanted(setting: Setting, host: Host) -> bool:
-    """Whether a run finds families as it goes: when told to, else where the data do not speak of families at all."""
+    """Return whether a run finds families during training, as set or else if the data have no families."""
     if setting != "auto":
         return bool(setting)
     return host.families is None and not hasattr(host.data, "families")
 
 
 class OnlineWatch:
-    """Shows an index what the batches hold.
+    """Shows the pictures and captions of batches to an index.
 
     Args:
-        host: the surroundings of the run.
-        index: that grows.
-        held_out: whether a picture is held out by weight, by its name; None where none is.
-        always: compare pictures although samples are named by their images.
+        host: the host of the run.
+        index: the growing index.
+        held_out: function that says by its name whether a picture is held out by weight; None if none is.
+        always: whether to compare pictures even if images name the samples.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class OnlineWatch:
 
     @classmethod
     def of(cls, host: Host, *, chosen: HeldoutKeys, options: WatchOptions) -> OnlineWatch | None:
-        """That of a run; None where its index does not grow."""
+        """Make the watch of a run; None if its index does not grow."""
         if not isinstance(host.families, OnlineFamilies):
             return None
         held_out = chosen.__contains__ if chosen.share else None
@@ -103,7 +104,7 @@ class OnlineWatch:
     # A batch
 
     def begin(self, batch: Any, keys: Sequence[str]) -> Tensor | None:
-        """Look at a batch, before its forward pass and whatever changes its captions.
+        """Read a batch before its forward pass and before any change of its captions.
 
         Returns:
             Its :meth:`twins`.
@@ -115,11 +116,11 @@ class OnlineWatch:
         return self.twins(torch.cat(self._shown.looks)) if self._shown.looks else None
 
     def show(self, *, images: Tensor | None, captions: Sequence[str] | None) -> None:
-        """Take what a loop hands over of its next rows."""
+        """Take images and captions of the next rows from a loop."""
         self._shown.add(images=images, captions=captions)
 
     def take(self, part: Observation, prediction: Tensor, target: Tensor, *, rows: slice) -> Tensor | None:
-        """Look at rows whose loss is handed over.
+        """Read rows whose loss is handed over.
 
         Returns:
             Their :meth:`twins`.
@@ -127,7 +128,7 @@ class OnlineWatch:
         return self.twins(self._row_looks(part, prediction, target, rows=rows))
 
     def _row_looks(self, part: Observation, prediction: Tensor, target: Tensor, *, rows: slice) -> Tensor | None:
-        """Packed, `(b, 8 + D)`; None where nothing shows them."""
+        """Return packed looks, `(b, 8 + D)`; None if the pictures are unknown."""
         count = self._shown.rows()
         if count >= rows.stop:
             return torch.cat(self._shown.looks)[rows]
@@ -139,7 +140,7 @@ class OnlineWatch:
         return packed
 
     def twins(self, packed: Tensor | None) -> Tensor | None:
-        """Which rows show a picture that is held out, `(b,)` bool on their device; None where none is known."""
+        """Find rows with a held-out picture, `(b,)` bool on their device; None if no such picture is known."""
         held, hashes = self._held_figures, self._held_hashes
         found = None
         if packed is None:
@@ -157,13 +158,13 @@ class OnlineWatch:
         return alike if found is None else alike | found
 
     def end(self, observation: Observation, *, batch: int) -> None:
-        """Start the way to the host of what a batch showed."""
+        """Start the copy of a batch's looks and captions to the host."""
         settled = self._settled(observation.keys)
         self._pending.append(self._shown.visits(observation, self.host, batch=batch, settled=settled))
         self._shown = ShownBatch()
 
     def drop(self) -> None:
-        """Forget a batch that did not come to its end, or trained nothing."""
+        """Forget a batch that was not finished or trained nothing."""
         self._shown = ShownBatch()
 
     def _settled(self, keys: Sequence[str]) -> bool:
@@ -172,17 +173,17 @@ class OnlineWatch:
     # Updates and checkpoints
 
     def exchange(self, calibration: Calibration) -> None:
-        """Let the index grow by what all processes saw; call on every process alike.
+        """Add the visits of all processes to the index; call it on every process.
 
         Args:
-            calibration: in which what is known of a picture goes over to the earlier one that it turns out to be.
+            calibration: the calibration, in which a picture's evidence moves to the earlier picture that it copies.
         """
         own, self._pending, self._restored = self._unread(), [], []
         seen: list[Seen] = []
         for _, _, keys, packed, captions in sorted(self.host.gather(own), key=lambda part: part[:2]):
             rows = [None] * len(keys) if packed is None else [row if row.any() else None for row in packed]
             seen.extend(map(Seen, keys, rows, captions))
-        # All at once: what is remembered is gone through once an update.
+        # All visits are added at once, because an update searches the remembered pictures once.
         self.index.add(seen)
         for old, new in self.index.renamed:
             rename_picture(calibration, old, new)
@@ -197,7 +198,7 @@ class OnlineWatch:
         self._held = {name: known[name] if name in known else held_out(name) for name in memory.owners}
         places = [place for place, name in enumerate(memory.owners) if self._held[name]]
         self._held_figures = memory.figures[places] if places else None
-        # Fingerprints of forgotten pictures come in their thousands once in a while, and stay.
+        # Fingerprints of forgotten pictures come in thousands at rare times, and stay.
         forgotten = memory.hashes.dropped + len(memory.hashes)
         if forgotten != self._hashed:
             new = memory.hashes.since(max(0, self._hashed - memory.hashes.dropped))
@@ -207,34 +208,33 @@ class OnlineWatch:
             self._held_hashes, self._hashed = (every.sort().values if len(every) else None), forgotten
 
     def _tell(self) -> None:
-        """Say once if pictures are not recognised although they come again."""
+        """Log once if pictures are not recognised although they come again."""
         share = self.index.recognised
         if self._told or share is None or len(self.index.positives) < JUDGED:
             return
         self._told = True
         if share < 0.5 and self.host.rank == 0:
             log.warning(
-                "Only %.0f %% of the pictures that came again under their key would be recognised under another: their "
-                "augmentation changes them too much. Copies under other keys are missed; a scan of the data finds them "
-                "(memtrain scan)",
+                "Only %.0f %% of the pictures that came again under their key would be recognised under another key. "
+                "Their augmentation changes them too much, and other copies are missed. Remedy: memtrain scan",
                 100 * share,
             )
 
     def finish(self, folder: Path) -> None:
-        """Write `families.parquet` of the samples that are remembered into the folder of the records."""
+        """Write `families.parquet` of the remembered samples to the folder of the records."""
         if self.host.rank == 0:
             keys = self.index.keys()
             self.index.families(keys).write(folder / "families.parquet", keys)
 
     def state_dict(self) -> dict[str, Any]:
-        """The index, and what this process saw since the last update."""
+        """Return the index and this process's visits since the last update."""
         return {"index": self.index.state_dict(), "pending": [list(part) for part in self._unread()]}
 
     def _unread(self) -> list[Part]:
         return self._restored + [visits.read() for visits in self._pending]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; of what was seen since the last update, what the process that saved had seen."""
+        """Load a saved state, with the visits since the last update of the process that saved it."""
         self.index.load_state_dict(state["index"])
         self._restored = [tuple(part) for part in state["pending"]] if self.host.rank == 0 else []
         self._held_hashes, self._hashed = None, 0

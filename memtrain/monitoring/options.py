@@ -1,4 +1,4 @@
-"""What the engine can be asked for: the same options in Lightning's monitor and in the guard of a loop."""
+"""The options of the engine, the same in Lightning's monitor and in the guard of a loop."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ COMBINED = "combined"
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
-    """What rarely needs changing.
+    """Settings that rarely need a change.
 
     Attributes:
-        maximum_timestep: visits at or above this timestep are recorded but are no evidence.
-        evidence_window: visits that a sample's evidence remembers.
-        reference_timesteps: where the base model's profile is measured.
-        reference_draws: noises per timestep and sample.
-        calibrate_every: batches between updates: new evidence of all processes, measurement of held-out samples.
-        heldout_batch: held-out samples measured then, per process.
-        seed: of the noise for profile and held-out samples.
+        maximum_timestep: timestep from which on visits are recorded but are no evidence.
+        evidence_window: number of visits that a sample's evidence remembers.
+        reference_timesteps: timesteps of the base model's profile.
+        reference_draws: number of noises per timestep and sample.
+        calibrate_every: number of batches between updates with new evidence and measured held-out samples.
+        heldout_batch: number of held-out samples measured in an update, per process.
+        seed: seed of the noise for profile and held-out samples.
         heldout_share: share of the keys that are held out by weight (:mod:`memtrain.monitoring.heldout_keys`).
-        online_families: whether to find on the way which samples are one picture or share a caption
-            (:mod:`memtrain.monitoring.online_watch`); `auto`: where the data were not looked through before.
+        online_families: whether to find equal pictures and captions during training
+            (:mod:`memtrain.monitoring.online_watch`). `auto` does so for data without a scan.
 
     Raises:
         ConfigurationError: if with one of them nothing could ever be flagged, or measured.
@@ -57,7 +57,7 @@ class WatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """What a run is watched for; :class:`memtrain.callbacks.monitor.MemorizationMonitor` says what each means.
+    """The main options of a run; :class:`memtrain.callbacks.monitor.MemorizationMonitor` describes each of them.
 
     Raises:
         ConfigurationError: if with one of them nothing could ever be flagged, or measured.
@@ -79,7 +79,7 @@ class WatchOptions:
         found = self.reference
         known = isinstance(found, bool) or found in ("paired", "first_visit")
         _require(known, "reference", repr(found), "true, false, 'paired' or 'first_visit'")
-        # More visits than the evidence remembers may be asked for: they are counted beyond it.
+        # More visits than the evidence remembers may be required, because they are counted beyond it.
         for name in ("minimum_visits", "paired_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         rate = self.false_positive_rate
@@ -87,22 +87,22 @@ class WatchOptions:
 
     @property
     def profiled(self) -> bool:
-        """Whether values are compared with a profile of each sample, measured before training or at its first visit."""
+        """Whether values are compared with a profile of each sample, from before training or from its first visit."""
         return self.reference is True or self.reference == "first_visit"
 
 
 def named_options(given: Mapping[str, Any]) -> WatchOptions:
-    """Options and settings by their names.
+    """Make options and settings from their names.
 
     Raises:
-        ConfigurationError: if there is none of a name.
+        ConfigurationError: if a name is unknown.
     """
     rare = {field.name for field in fields(WatchSettings)}
     known = {field.name for field in fields(WatchOptions)} - {"settings"} | rare
     unknown = sorted(given.keys() - known)
     if unknown:
         raise ConfigurationError(
-            f"There is no option {unknown[0]!r}", expected=f"one of {sorted(known)}", remedy="change its name"
+            f"There is no option {unknown[0]!r}", expected=f"one of {sorted(known)}", remedy="use one of these names"
         )
     settings = WatchSettings(**{name: value for name, value in given.items() if name in rare})
     return WatchOptions(**{name: value for name, value in given.items() if name not in rare}, settings=settings)

@@ -1,22 +1,21 @@
-"""The base model on the very same noise: the reference for data that cannot be measured before training.
+"""The base model on the very same noise, as the reference for data that cannot be measured before training.
 
-Every so often a batch runs once more, without gradients, under the weights that training began with: same latents,
-same timestep, same noise. That is a closer comparison than a profile, whose noise and timesteps are its own, for fewer
+Every n-th batch runs once more without gradients, under the weights from before training, with the same latents,
+timesteps and noise. This comparison is closer than a profile with its own noise and timesteps, but it covers fewer
 visits. Nothing is measured before training and nothing is cached, so data may be streamed or too large for a profile.
 
-In LoRA training the base model is the denoiser with its adapters switched off: nothing is copied. That holds where
-adapters are all that is trained, in the text encoder too, and began as no change. Otherwise (full fine-tuning, adapters
-that were trained before) a copy of the trainable parameters is exchanged for the running ones during that forward,
-which in full fine-tuning is one more copy of the weights on the device.
+In LoRA training the base model is the denoiser with its adapters switched off, and nothing is copied. This holds if
+only adapters are trained, also in the text encoder, and if they began without effect. In other cases (full fine-tuning,
+adapters that were trained before), a copy of the trainable parameters replaces the current ones during that forward.
+Full fine-tuning needs one more copy of the weights on the device for this.
 
-Cost: a forward pass each time, and a second one for held-out samples; with every fourth batch a training step of the
+Cost: a forward pass each time, and a second one for held-out samples. With every fourth batch, a training step of the
 embedded example takes about 1.2 times as long (benchmarks/RESULTS.md). Suggested: every fourth to eighth batch.
 
-A text encoder that is trained along (LoRA in it, say) belongs to the base model too. Its parameters are exchanged as
-well, and the captions encoded once more, if the module offers `text_encoder` and `encode_text(input_ids) -> (B, T,
-width)`, and the batch `input_ids`. Otherwise, or if other inputs of the denoiser depend on trained parameters (pooled
-text embeddings, a projection of image embeddings), the base model would read what training has made of them; that is
-refused.
+A trained text encoder, for instance with LoRA, belongs to the base model too. Its parameters are also exchanged and the
+captions encoded once more, if the module offers `text_encoder` and `encode_text(input_ids) -> (B, T, width)`, and the
+batch `input_ids`. Without these methods, the base model would read trained inputs. The same holds if other inputs of
+the denoiser depend on trained parameters (pooled text embeddings, a projection of image embeddings). Both are refused.
 
 Cannot: sharded parameters (FSDP).
 """
@@ -39,21 +38,23 @@ from memtrain.models.probe import DenoiserProbe
 from memtrain.models.whole_weights import is_sharded
 
 SAME_TEXT = 0.02
-"""Relative difference of text embeddings that is put down to rounding."""
+"""Largest relative difference of text embeddings from rounding."""
 
 
 class PairedReference:
-    """The parameters that training began with.
+    """The trainable parameters from before training.
 
     Args:
-        denoiser: wrapped (torch.compile, PEFT, DDP) or not, before any training step and before a checkpoint is loaded.
-        text_encoder: whose trained parameters are remembered, too; None if captions cannot be encoded again.
+        denoiser: the denoiser, with or without wrapper (torch.compile, PEFT, DDP), before any training step and before
+            a checkpoint is loaded.
+        text_encoder: the text encoder, whose trained parameters are also remembered; None if captions cannot be encoded
+            again.
 
     Attributes:
-        switches_off: whether the base model is had by switching adapters off, without a copy.
+        switches_off: whether switching adapters off gives the base model without a copy.
 
     Raises:
-        ConfigurationError: if it has no trainable parameter, or they are sharded.
+        ConfigurationError: if the denoiser has no trainable parameter, or if its parameters are sharded.
     """
 
     def __init__(self, denoiser: nn.Module, text_encoder: nn.Module | None = None) -> None:
@@ -62,13 +63,13 @@ class PairedReference:
             raise ConfigurationError(
                 f"{type(denoiser).__name__} has no trainable parameter",
                 expected="a denoiser that is trained",
-                remedy="inject adapters before training starts: in the module's __init__, setup or configure_model; "
-                "in a loop, before the guard is made",
+                remedy="inject adapters before training starts, in the module's __init__, setup or configure_model, or "
+                "before the guard is made",
             )
         if is_sharded(unwrap(denoiser)):
             raise ConfigurationError(
-                "The weights of the denoiser are spread over processes (FSDP2), and are not kept for a comparison",
-                expected="weights that every process holds whole",
+                "The weights of the denoiser are sharded (FSDP2), so they cannot be kept for a comparison",
+                expected="complete weights on every process",
                 remedy="set `reference: true`, which measures before training, or `reference: false`",
             )
         parts = self._parts(denoiser)
@@ -79,23 +80,23 @@ class PairedReference:
         self._start = {name: value.detach().clone() for name, value in kept.items()}
 
     def _parts(self, denoiser: nn.Module) -> list[nn.Module]:
-        """The trained modules, without wrappers."""
+        """Return the trained modules without wrappers."""
         return [unwrap(denoiser), *([] if self._text_encoder is None else [self._text_encoder])]
 
     def exchanged(self, denoiser: nn.Module) -> dict[str, nn.Parameter]:
-        """The trained parameters that belong to the base model, by name."""
+        """Return the trained parameters that belong to the base model, by name."""
         text = {} if self._text_encoder is None else _trained(self._text_encoder)
         return _trained(denoiser) | {f"text_encoder.{name}": value for name, value in text.items()}
 
     @contextmanager
     def base_weights(self, denoiser: nn.Module) -> Iterator[None]:
-        """Within the context, `denoiser`, wrapped or not, and the text encoder have the parameters of the beginning."""
+        """Give `denoiser`, with or without wrapper, and the text encoder the parameters from before training."""
         trained = self.exchanged(denoiser)
         if trained.keys() != self._names:
             changed = sorted(trained.keys() ^ self._names)
             raise ConfigurationError(
-                f"{len(changed)} trainable parameters appeared or went since training was set up, first {changed[0]!r}",
-                expected="adapters that are there from the beginning",
+                f"{len(changed)} trainable parameters were added or removed after the setup, first {changed[0]!r}",
+                expected="the same adapters from the start of training",
                 remedy="inject adapters, and freeze parameters, in the module's __init__, setup or configure_model",
             )
         if self.switches_off:
@@ -104,7 +105,7 @@ class PairedReference:
             return
         running = {name: value.data for name, value in trained.items()}
         for name, value in trained.items():
-            # `precision: bf16-true` converts the module after it was set up.
+            # `precision: bf16-true` converts the module after the setup.
             self._start[name] = self._start[name].to(value)
             value.data = self._start[name]
         try:
@@ -123,20 +124,20 @@ class PairedReference:
         encode: Callable[[], Tensor] | None = None,
         untrained: bool = False,
     ) -> Tensor:
-        """Signal values of a training batch under the base model, `(B, columns)`.
+        """Return signal values of a training batch under the base model, `(B, columns)`.
 
         Args:
-            observation: complete, of a probe that keeps calls.
-            probe: the same one.
-            read: signal values of an observation.
-            complete: adds to the observation what the signals need beside the one forward.
-            encode: text embeddings `(B, T, width)` of the batch's captions by the text encoder as it is; None if they
-                cannot be encoded again.
-            untrained: the batch was seen by the base model itself, whose text embeddings have to be the same.
+            observation: the complete observation from a probe that keeps calls.
+            probe: the probe of the observation.
+            read: function that reads the signal values of an observation.
+            complete: function that adds the further readings of the signals to an observation.
+            encode: function that encodes the batch's captions with the current text encoder to `(B, T, width)`; None if
+                they cannot be encoded again.
+            untrained: whether the base model itself has seen the batch, so that its text embeddings must be the same.
 
         Raises:
-            ConfigurationError: if an input of the denoiser depends on parameters that are trained, and cannot be had
-                as it was before training.
+            ConfigurationError: if an input of the denoiser depends on trained parameters, and cannot be computed with
+                the parameters from before training.
         """
         assert observation.prediction is not None
         assert observation.gradient is not None
@@ -163,7 +164,7 @@ class PairedReference:
         encode: Callable[[], Tensor] | None = None,
         untrained: bool = False,
     ) -> Observation:
-        """What the probe sees of the same forward under the base model; arguments as of :meth:`values`."""
+        """Return the probe's observation of the same forward under the base model; see :meth:`values`."""
         assert observation.call is not None
         args, kwargs = observation.call
         trained_text = self._trained_text(observation, probe.backbone, encodes=encode is not None)
@@ -186,10 +187,10 @@ class PairedReference:
         return base
 
     def _trained_text(self, observation: Observation, backbone: Backbone, *, encodes: bool) -> bool:
-        """Whether the text embeddings that the denoiser got depend on parameters that are trained.
+        """Return whether the denoiser's text embeddings depend on trained parameters.
 
         Raises:
-            ConfigurationError: if they do and cannot be had again, or if another input does.
+            ConfigurationError: if they do and cannot be encoded again, or if another input depends on them.
         """
         assert observation.call is not None
         args, kwargs = observation.call
@@ -203,16 +204,16 @@ class PairedReference:
 
 def _refused(found: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{found}, so the base model of `reference: paired` would read what training has made of them",
-        expected="a text encoder that is not trained; or one whose embeddings can be had again: `text_encoder` and "
+        f"{found}, so the base model of `reference: paired` would read trained inputs",
+        expected="a text encoder that is not trained, or one that can encode again, with `text_encoder` and "
         "encode_text(input_ids) -> (B, T, width) on the module, `input_ids` in the batch, and no other trained input",
-        remedy="add these to module and batch, without dropout in the text encoder; or set `reference: true`, which "
+        remedy="add these to module and batch, without dropout in the text encoder, or set `reference: true`, which "
         "measures before training, or `reference: false`",
     )
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and mappings."""
+    """Yield every tensor in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -221,10 +222,10 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def trained_parameters(value: Tensor) -> int:
-    """How many parameters a tensor was computed from that get a gradient through it.
+    """Count the parameters that get a gradient through a tensor.
 
-    What requires a gradient without being a parameter, as gradient checkpointing makes of inputs, is none. Reentrant
-    checkpointing hides what it was computed from, which counts as one.
+    Tensors that require a gradient without being parameters, such as inputs under gradient checkpointing, do not count.
+    Reentrant checkpointing hides the parameters of its output, which counts as one.
     """
     if isinstance(value, nn.Parameter):
         return int(value.requires_grad)
@@ -241,11 +242,11 @@ def trained_parameters(value: Tensor) -> int:
 
 
 def text_encoder_of(module: Any) -> nn.Module | None:
-    """The text encoder of a module that can encode captions again, else None."""
+    """Return the text encoder of a module that can encode captions again, or else None."""
     encoder = getattr(module, "text_encoder", None)
     return encoder if isinstance(encoder, nn.Module) and callable(getattr(module, "encode_text", None)) else None
 
 
 def _trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters by the names that they have without wrappers."""
+    """Return the trainable parameters by their names without wrappers."""
     return {name: value for name, value in unwrap(denoiser).named_parameters() if value.requires_grad}

@@ -1,4 +1,4 @@
-"""What processes tell each other."""
+"""The exchange of values between processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def several() -> bool:
-    """Whether there is more than this process."""
+    """Return whether there are several processes."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def gather(rows: list[Any]) -> list[Any]:
-    """The rows of every process, in the order of ranks."""
+    """Return the rows of every process in the order of ranks."""
     if not several():
         return rows
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -23,7 +23,7 @@ def gather(rows: list[Any]) -> list[Any]:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of a tensor over processes, on its device."""
+    """Return the sum of a tensor over processes, on its device."""
     if several():
         values = values.clone()
         torch.distributed.all_reduce(values)
@@ -31,9 +31,9 @@ def total(values: Tensor) -> Tensor:
 
 
 def together(values: Tensor) -> Tensor:
-    """The columns of every process, `(rows, B)` to `(rows, B * processes)`, in the order of ranks, on their device.
+    """Join the columns of every process, `(rows, B)` to `(rows, B * processes)`, in the order of ranks.
 
-    Every process has to have the same number of them.
+    The result is on their device. Every process must have the same number of columns.
     """
     if not several():
         return values
@@ -43,17 +43,17 @@ def together(values: Tensor) -> Tensor:
 
 
 def share_of_mean(kept: Tensor) -> Tensor:
-    """What a kept sample's weight has to be so that the batch mean becomes the mean over kept samples, `()`.
+    """Return the weight `()` of kept samples that turns the batch mean into the mean over kept samples.
 
     Args:
-        kept: `(B,)` 1 for kept samples, 0 for the others; batches of all processes count together.
+        kept: values `(B,)`, 1 for kept samples and 0 for the others. The batches of all processes count together.
     """
     counts = total(torch.stack([kept.new_full((), len(kept)), kept.sum()]))
     return counts[0] / counts[1].clamp(min=1)
 
 
 def broadcast(value: Any) -> Any:
-    """The value of the first process."""
+    """Return the value of the first process."""
     if not several():
         return value
     values = [value]

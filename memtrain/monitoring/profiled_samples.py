@@ -1,7 +1,7 @@
-"""Which samples a reference profile is of, where the data name what these hold without reading them.
+"""The samples of a reference profile, if the data name the content of samples without reading them.
 
-Then a start reads those alone that the profile's cache lacks, and a start with a full cache none. Otherwise every batch
-is read, to be named by what is in it (:func:`memtrain.evidence.content.content_fingerprints`).
+Then a start reads only the samples that the profile's cache lacks, and none if the cache is full. Without such names,
+every batch is read, and its content names the samples (:func:`memtrain.evidence.content.content_fingerprints`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def profile_of(host: Host, options: WatchOptions, readings: Readings) -> ReferenceProfile:
-    """The profile of a run, empty."""
+    """Return the empty profile of a run."""
     return ReferenceProfile(
         Path(options.reference_folder or host.folder / "profiles"),
         readings.signals,
@@ -43,12 +43,12 @@ def profile_of(host: Host, options: WatchOptions, readings: Readings) -> Referen
 
 @dataclass(frozen=True)
 class NamedSamples:
-    """A dataset whose samples are named by what they hold.
+    """A dataset whose samples are named by their content.
 
     Attributes:
-        dataset: of the data module.
-        samples: in its order.
-        contents: what each holds, in this order.
+        dataset: the dataset of the data module.
+        samples: the samples in its order.
+        contents: the names of their contents in this order.
     """
 
     dataset: Any
@@ -57,7 +57,7 @@ class NamedSamples:
 
 
 def named_samples(data: Any) -> list[NamedSamples]:
-    """The training and the held-out samples by their contents; empty where the data do not name all of them."""
+    """Return training and held-out samples by their contents; empty if the data do not name all of them."""
     found = []
     for split in ("train", "heldout"):
         dataset, samples = getattr(data, f"{split}_dataset", None), known_samples(data, split)
@@ -69,7 +69,7 @@ def named_samples(data: Any) -> list[NamedSamples]:
 
 
 def cover(profile: ReferenceProfile, named: Sequence[NamedSamples]) -> list[list[int]]:
-    """Let the profile be that of all samples; the rows of each dataset that the cache lacks."""
+    """Set the samples of the profile, and return the rows of each dataset that the cache lacks."""
     lacking = []
     for one in named:
         profile.cover([sample.key for sample in one.samples], one.contents)
@@ -78,12 +78,12 @@ def cover(profile: ReferenceProfile, named: Sequence[NamedSamples]) -> list[list
 
 
 class LackingSamples:
-    """The batches of one process with samples that the cache lacks.
+    """The batches of one process with the samples that the cache lacks.
 
     Args:
-        host: whose data names its samples.
-        named: these samples.
-        rows: of each dataset.
+        host: the host, whose data name their samples.
+        named: the named samples.
+        rows: the rows of each dataset.
     """
 
     def __init__(self, host: Host, named: Sequence[NamedSamples], rows: Sequence[Sequence[int]]) -> None:
@@ -109,23 +109,23 @@ class LackingSamples:
 
 
 def named(host: Host, batch: Any) -> Any:
-    """A batch with its samples' names under `key`; one that is no mapping has no place for them.
+    """Return a batch with its samples' names under `key`; only a mapping can hold them.
 
     Raises:
-        DataError: if it is none.
+        DataError: if the batch is no mapping.
     """
     if not isinstance(batch, Mapping):
         raise DataError(
-            f"A profile of the base model cannot tell samples by their content: the batch is a {type(batch).__name__}",
+            f"A profile of the base model cannot name samples by their content in a {type(batch).__name__}",
             expected="a dict with `input_ids`, and `latents` or `pixel_values`",
-            remedy="let the collate function make one, or set `reference: paired`",
+            remedy="return a dict from the collate function, or set `reference: paired`",
         )
     keys, given = host.names(batch), batch.get("key")
     return batch if isinstance(given, list) and given == keys else {**batch, "key": keys}
 
 
 def whole(host: Host, batch: Any) -> Any:
-    """A batch with its images, which some data make only of what is on the device; then it is moved there."""
+    """Return a batch with its images. Some data make the images on the device, and then the batch is moved there."""
     return host.moved(batch) if isinstance(batch, Mapping) and not IMAGES & batch.keys() else batch
 
 
@@ -137,14 +137,14 @@ def measure_profile(
     cached_only: bool,
     complete: Callable[[Observation], None] | None = None,
 ) -> None:
-    """Measure what the profile's cache lacks, dealt out to the processes, and load it on all of them.
+    """Measure the samples that the profile's cache lacks, divided among the processes, and load them on all processes.
 
     Args:
-        host: with a module that has `sample_loss`, and data that can be measured.
-        profile: to fill.
-        probe: on the denoiser, which is the base model unless `cached_only`.
-        cached_only: the run is resumed, so the model is no longer the base model.
-        complete: adds to each observation what the signals need beside the one forward.
+        host: the host, with measurable data and a module that has `sample_loss`.
+        profile: the profile to fill.
+        probe: the probe on the denoiser, which is the base model unless `cached_only`.
+        cached_only: whether the run is resumed, so that the model is not the base model any more.
+        complete: function that adds the further readings of the signals to each observation.
 
     Raises:
         RecordError: if `cached_only` and the cache lacks a sample.
@@ -179,7 +179,7 @@ def measure_profile(
 
 
 def _encoded(host: Host) -> Callable[[Any], Any]:
-    """What moves a batch to the device, and encodes there what all of its forwards need."""
+    """Return a function that moves a batch to the device and encodes the shared inputs of its forwards."""
     encoded = EncodedOnce(host.module)
     return lambda batch: encoded(host.moved(batch))
 
@@ -192,10 +192,10 @@ def _named_by_batches(
     profile: ReferenceProfile,
     every: bool,
 ) -> list[NamedSamples]:
-    """The same samples, of which some were measured when the data did not name them, by what is in their batches.
+    """Return the same samples with names from their batches, if some were measured without names from the data.
 
-    Unless `every` batch has to be looked at, one of which nothing was measured ends it: new samples are read once, to
-    be measured.
+    Unless `every` batch must be read, a batch without a measured sample ends the search, because new samples are read
+    only once, to be measured.
     """
     there = set(profile.parts.contents().to_pylist())
     found: list[tuple[str, str]] = []
@@ -224,8 +224,8 @@ def _measure_lacking(
     cached_only: bool,
     complete: Callable[[Observation], None] | None,
 ) -> None:
-    """Measure what the cache lacks of samples that are named by the data."""
-    # As the first process sees it: another one may have begun to write.
+    """Measure the samples, named by the data, that the cache lacks."""
+    # The view of the first process decides, because another process may have begun to write.
     lacking = host.broadcast(cover(profile, known))
     if any(lacking) and len(profile.parts.contents()):
         known = _named_by_batches(host, known, lacking, profile=profile, every=cached_only)

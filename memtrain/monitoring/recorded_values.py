@@ -1,9 +1,9 @@
-"""Signal values of the records, relative to the base model: for the columns of which no evidence is kept.
+"""Signal values of the records relative to the base model, for columns without evidence.
 
-Flags go by some columns, of which means are kept with the evidence. Those of the others are made at the end, of the
-records, as they are streamed. A visit counts as it does for evidence: below `maximum_timestep`, and with a base value
-where there is a base model. Evidence also leaves out the first visits of a run that has no moments to standardise them
-with; here they count. A sample that the data hold no longer, in a run that was rewound, has no mean.
+The columns that decide on flags have means in the evidence. The means of the other columns are computed from the
+records at the end of the run. A visit counts under the same conditions as for evidence: below `maximum_timestep`, and
+with a base value if there is a base model. Evidence also leaves out the first visits of a run without moments, but here
+they count. A sample that is no longer in the data of a rewound run has no mean.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class RecordedValues:
 
     Args:
         readings: the signals of the run.
-        profile: of the base model; filled where the options say so.
-        options: of the run.
-        scored: the columns of which evidence is kept.
+        profile: the profile of the base model, filled if the options ask for it.
+        options: the options of the run.
+        scored: the columns with evidence.
     """
 
     def __init__(self, readings: Readings, profile: ReferenceProfile, options: WatchOptions, scored: slice) -> None:
@@ -37,12 +37,12 @@ class RecordedValues:
 
     @property
     def compares(self) -> bool:
-        """Whether values are relative to the base model."""
+        """Return whether values are relative to the base model."""
         return self.options.reference is not False
 
     @property
     def needed(self) -> Sequence[str]:
-        """Columns of the records."""
+        """Return the needed columns of the records."""
         if not self.columns:
             return ()
         paired = self.options.reference == "paired"
@@ -50,7 +50,7 @@ class RecordedValues:
         return ("key", "step", "timestep", *self.readings.columns, *base)
 
     def __call__(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Values of rows of the records by column, NaN where a visit does not count."""
+        """Return the values of rows of the records by column; NaN if a visit does not count."""
         if not self.columns:
             return {}
         values, timesteps = self._matrix(table, self.readings.columns), table["timestep"].to_numpy()
@@ -68,7 +68,7 @@ class RecordedValues:
         return {name: compared[:, self.readings.columns.index(name)] for name in self.columns}
 
     def _matrix(self, table: pa.Table, names: Sequence[str]) -> torch.Tensor:
-        """`(rows, columns)`, NaN for what the table has not."""
+        """Return values `(rows, columns)`; NaN for columns that the table lacks."""
         empty = np.full(len(table), np.nan, dtype=np.float32)
         there = set(table.column_names)
         found = [table[name].to_numpy().astype(np.float32) if name in there else empty for name in names]

@@ -1,6 +1,6 @@
-"""One watched run, from before its first batch to after its last: what it consists of, and what is kept of it.
+"""One watched run from before its first batch to after its last: its parts, its state and its files.
 
-What happens to each batch is in :mod:`memtrain.monitoring.engine`.
+:mod:`memtrain.monitoring.engine` handles each batch.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class WatchedRun:
     """Probe, signals, evidence and records of one run.
 
     Args:
-        signals: what is measured; default denoising loss and attention entropy.
-        options: how.
+        signals: the signals to measure; default denoising loss and attention entropy.
+        options: the options of the run.
 
     Raises:
-        ConfigurationError: if flags are to go by something that is not measured.
+        ConfigurationError: if the signal for flags is not measured.
     """
 
     def __init__(self, signals: Sequence[Signal] | None, options: WatchOptions) -> None:
@@ -65,7 +65,7 @@ class WatchedRun:
             raise ConfigurationError(
                 f"flag_by={options.flag_by!r} is no measured signal",
                 expected=f"one of {[*names, COMBINED]}",
-                remedy="change flag_by, or add the signal to `signals`",
+                remedy="set flag_by to one of these, or add the signal to `signals`",
             )
         self.mitigations: list[Mitigation] = []
         self.probe: DenoiserProbe | None = None
@@ -82,20 +82,20 @@ class WatchedRun:
         self._skipped, self._settled = SkippedSteps(), False
         self._state: dict[str, Any] = {}
 
-    # What there is once a run has started
+    # Parts of a started run
 
     @property
     def host(self) -> Host:
-        """The surroundings of the run."""
+        """The host of the run."""
         assert self._host is not None, "setup() comes first"
         return self._host
 
     @property
     def running(self) -> tuple[DenoiserProbe, Flagging, RunRecords]:
-        """Probe, flagging and records of the run.
+        """The probe, the flagging and the records of the run.
 
         Raises:
-            ProbeError: if it has not started.
+            ProbeError: if the run has not started.
         """
         if self.probe is None or self.flagging is None or self.records is None:
             raise ProbeError("Nothing is watched yet", remedy="call start() first")
@@ -109,11 +109,11 @@ class WatchedRun:
     # Start
 
     def setup(self, host: Host, mitigations: Sequence[Mitigation]) -> None:
-        """Refuse what cannot share a run, and remember the base model, before a checkpoint is loaded.
+        """Refuse methods that cannot share a run, and remember the base model, before a checkpoint is loaded.
 
         Args:
-            host: the surroundings.
-            mitigations: in the order in which they act; those that change samples act first.
+            host: the host of the run.
+            mitigations: the mitigations in the order in which they act; the ones that change samples act first.
         """
         self._host = host
         require_kind(mitigations, Mitigation, called="mitigations")
@@ -156,10 +156,10 @@ class WatchedRun:
         self._without_caption = {one.key for one in known_samples(host.data, "train") if one.caption == ""}
 
     def _go_on(self) -> None:
-        """Begin the record, or take up a saved state, and bring the calibration to where the run stands."""
+        """Begin the record or load a saved state, and update the calibration to the current step."""
         host, (probe, flagging, _) = self.host, (self.probe, self.flagging, None)
         assert probe is not None and flagging is not None
-        # Taken once: a second run of the same engine starts anew.
+        # The saved state is used once, so a second run of the same engine starts without it.
         state, self._state = self._state, {}
         self._skipped, self._settled = SkippedSteps(), False
         self.batches_done, self._visits = state.get("batches_done", 0), []
@@ -191,11 +191,11 @@ class WatchedRun:
         flagging.prepare(resumed=bool(state))
 
     def _watch(self) -> dict[str, Any]:
-        """What the evidence of a run rests on; plain types."""
+        """Return the settings that the evidence of the run depends on, in plain types."""
         return watch_of(self.host, self.options, columns=self.readings.columns, mitigations=self.mitigations)
 
     def _check(self, predicted: Callable[[Tensor], Tensor]) -> None:
-        """Refuse what this module or data cannot do, before any work is done."""
+        """Refuse options that module or data do not support, before any work is done."""
         host = self.host
         require_loss_weight(host.module)
         early = [type(mitigation).__name__ for mitigation in self.mitigations if mitigation.needs().sample_loss]
@@ -214,7 +214,7 @@ class WatchedRun:
         self._unconditional_every = min(every.values(), default=0)
 
     def warn_if_too_short(self) -> None:
-        """Say so if the run is too short for flags; call when the host knows its plan."""
+        """Warn if the run is too short for flags; call it when the host knows its plan."""
         too_short = too_short_for_flags(
             self.host,
             minimum_visits=self.options.minimum_visits,
@@ -227,9 +227,9 @@ class WatchedRun:
     # Checkpoints and the end
 
     def _update(self, *, over: bool = False) -> None:
-        """Record the visits since the last update, and make those of every process evidence; `over`: the last time."""
+        """Record the visits since the last update, and turn them into evidence; `over` for the last time."""
         _, flagging, records = self.running
-        if self._loss_check is not None:  # before anything becomes evidence
+        if self._loss_check is not None:  # before the visits become evidence
             self._loss_check.decide(self.host, over=over)
         records.append(self._visits)
         if self.host.saves_alone:
@@ -242,18 +242,18 @@ class WatchedRun:
             mitigation.synchronize(lambda value: self.host.gather([value]))
 
     def update(self) -> None:
-        """Make the visits since the last update evidence before it is due."""
+        """Turn the visits since the last update into evidence before an update is due."""
         self._update()
 
     def flush(self) -> None:
-        """Make the records on disk end where the run stands; call when a checkpoint is written."""
+        """Write the records up to the current batch; call it when a checkpoint is written."""
         if self.records is not None:
             self.records.append(self._visits)
             self.records.flush()
             self.running[1].first_visits.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """Evidence, calibration and positions; the same on every process."""
+        """Return evidence, calibration and positions, the same on every process."""
         if self.flagging is None:
             return self._state
         return {
@@ -267,11 +267,11 @@ class WatchedRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept until the run starts."""
+        """Keep a saved state until the run starts."""
         self._state = state
 
     def settle(self) -> None:
-        """Take in the last visits, as the trained weights are exported with; harmless when done before."""
+        """Take in the last visits before the export of the trained weights; a second call does nothing."""
         if self._settled:
             return
         self._update(over=True)
@@ -291,7 +291,7 @@ class WatchedRun:
             self.online.finish(records.folder)
 
     def close(self) -> None:
-        """Remove every hook; harmless when done before."""
+        """Remove every hook; a second call does nothing."""
         if self._starting is not None:
             self._starting.close()
         if self.probe is not None:

@@ -1,4 +1,4 @@
-"""The record table of a run, as the monitor keeps it: opened, appended to, continued, and summed up at the end."""
+"""The record table that the monitor opens, appends to, continues, and sums up at the end of a run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from memtrain.records import (
 log = logging.getLogger(__name__)
 
 CHUNK = 2**16
-"""Samples that are written at a time."""
+"""Number of samples written at a time."""
 SAMPLES = pa.schema(
     [
         *(("key", pa.string()), ("caption", pa.string()), ("split", pa.string()), ("visits_per_epoch", pa.int64())),
@@ -51,21 +51,21 @@ SAMPLES = pa.schema(
 )
 """Columns of `samples.parquet`."""
 OWN = ("steps", "samples.parquet")
-"""What a run writes into its records first."""
+"""The first files that a run writes to its records."""
 
 
 class RunRecords:
-    """Records below `records/` in the run folder.
+    """The records in the folder `records/` of a run.
 
     Args:
-        host: the surroundings of the run.
-        columns: names of the values of a visit.
-        batches_done: of the checkpoint that the run goes on from; None for a new run, which keeps the records of an
-            earlier one out of the way.
-        rows: that the first process had recorded by then; None if the checkpoint does not say.
+        host: the host of the run.
+        columns: the names of the values of a visit.
+        batches_done: number of batches in the checkpoint that the run goes on from; None for a new run, which sets the
+            records of an earlier run aside.
+        rows: number of rows that the first process had recorded by the checkpoint; None if the checkpoint does not say.
 
     Raises:
-        RecordError: if there are not as many rows, or they cannot be written.
+        RecordError: if the number of rows differs, or if rows cannot be written.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class RunRecords:
             elif _is_foreign(self.folder):
                 raise RecordError(
                     f"{self.folder} holds other files than the records of a run",
-                    expected="a folder of the run in which nothing else is called `records`",
-                    remedy="choose another folder of the run",
+                    expected="a run folder without another folder `records`",
+                    remedy="choose another run folder with --trainer.default_root_dir",
                 )
             elif (kept := set_aside(self.folder)) is not None:
                 log.warning("The records of an earlier run are kept in %s", kept)
@@ -93,7 +93,7 @@ class RunRecords:
             raise RecordError(
                 f"Records cannot be written to {self.folder}: {error.strerror}",
                 expected="a folder in which this process may write",
-                remedy="choose another folder of the run",
+                remedy="choose another run folder with --trainer.default_root_dir",
             ) from error
         host.barrier()
         self.writer = RecordWriter(self.folder, rank=host.rank)
@@ -125,7 +125,7 @@ class RunRecords:
             found.write(self.folder / "families.parquet", dict.fromkeys([*keys, *found.pictures, *found.captions]))
 
     def append(self, visits: Sequence[Visits]) -> None:
-        """Add what is not in the table yet."""
+        """Add visits that are not in the table yet."""
         for batch in visits:
             if not batch.recorded:
                 self.writer.append(batch.batch, batch.rows(self.columns))
@@ -133,18 +133,18 @@ class RunRecords:
                 self._rows += len(batch.keys)
 
     def rows_with(self, visits: Sequence[Visits]) -> int:
-        """Rows of this process since the run began, with those of visits that are still to be added."""
+        """Return the number of rows of this process, with visits that are not added yet."""
         return self._rows + sum(len(batch.keys) for batch in visits if not batch.recorded)
 
     def flush(self) -> None:
-        """Write what was appended, as a checkpoint is about to be."""
+        """Write the appended rows, because a checkpoint is about to be written."""
         self.writer.checkpoint()
 
     def unread(self, *, first: int, last: int) -> list[Visits]:
-        """This process's visits of the batches from `first` to before `last`, ordered by batch.
+        """Return this process's visits of the batches from `first` to before `last`, ordered by batch.
 
-        Those of samples that the data hold no longer, where these say what they hold, are left out: they are excluded
-        since (:mod:`memtrain.cli.rewind`), and have no profile.
+        Visits of samples that are no longer in the data are left out, if the data name their samples. These samples
+        were excluded (:mod:`memtrain.cli.rewind`), and have no profile.
         """
         if first == last:
             return []
@@ -154,12 +154,12 @@ class RunRecords:
         return Visits.from_rows(mine, self.columns)
 
     def finish(self, calibration: Calibration, values: RecordedValues, *, held_out: HeldoutKeys) -> None:
-        """Write evidence.parquet, calibration.json and flagged.csv, print the most suspicious samples.
+        """Write evidence.parquet, calibration.json and flagged.csv, and print the most suspicious samples.
 
         Args:
-            calibration: at the end of it.
-            values: compares what was recorded with the base model, where no evidence is kept.
-            held_out: samples that were in the batches without being trained on; they are no training samples.
+            calibration: the calibration at the end of the run.
+            values: object that compares recorded values with the base model, for columns without evidence.
+            held_out: the rule for samples held out by weight, which are no training samples.
         """
         self.flush()
         self.host.barrier()
@@ -198,16 +198,16 @@ class RunRecords:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether a folder holds something, and nothing that a run writes."""
+    """Return whether a folder holds files, but no file that a run writes."""
     return folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in OWN)
 
 
 def _held_out_by_weight(apart: int, trained: int, *, share: float) -> str:
     note = (
-        f"{apart:,} samples of {apart + trained:,} were held out by weight: they were in the batches and taught "
-        f"nothing (heldout_share={share:g}; 0 trains on all, and leaves the threshold to the bulk of the training "
-        "samples)."
+        f"{apart:,} samples of {apart + trained:,} were held out by weight. They were in the batches but were not "
+        f"trained on (heldout_share={share:g}; 0 trains on all, and the threshold then rests on the bulk of the "
+        "training samples)."
     )
     if apart < MINIMUM_CALIBRATING:
-        note += f" A threshold needs {MINIMUM_CALIBRATING} of them: raise heldout_share."
+        note += f" A threshold needs {MINIMUM_CALIBRATING} of them, so raise heldout_share."
     return note

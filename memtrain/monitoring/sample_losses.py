@@ -1,10 +1,10 @@
-"""Each sample's loss, as the host computes it: any criterion, any weights.
+"""The loss of each sample as the host computes it, with any criterion and any weights.
 
-The host's loss is the batch mean of `weight * sample_loss`, where a sample's loss is the mean of its elements. Weights
-of samples are told from weights of elements by their shape. A sample's loss is kept without its weight, so that it can
-be compared from visit to visit; weights of elements, masks, are part of it.
+The host's loss is the batch mean of `weight * sample_loss`, and a sample's loss is the mean of its elements. The shape
+of weights decides whether they belong to samples or to elements. A sample's loss is kept without its weight, so that
+visits can be compared. Weights of elements (masks) are part of the loss.
 
-Cannot: read a loss that was averaged over the batch already, or whose samples depend on each other.
+Cannot: read a loss that is already averaged over the batch, or whose samples depend on each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError, DataError
 
 Criterion: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
-"""A name in :data:`CRITERIA`, or what gives elementwise losses `(B, ...)` or each sample's loss `(B,)`."""
+"""A name in :data:`CRITERIA`, or a function that gives elementwise losses `(B, ...)` or each sample's loss `(B,)`."""
 
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
@@ -32,18 +32,17 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
 def sample_losses(
     prediction: Tensor, target: Tensor, *, criterion: Criterion = "mse", weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Each sample's loss, in fp32 or better.
+    """Return each sample's loss, in fp32 or better.
 
     Args:
-        prediction: `(B, ...)`.
-        target: of the same shape.
-        criterion: what is computed of both.
-        weights: `(B,)` or `(B, 1, ...)` of samples, or of elements in a shape that fits `prediction`; None for equal
-            ones.
+        prediction: the prediction `(B, ...)`.
+        target: the target, of the same shape.
+        criterion: the loss of both.
+        weights: weights of samples, `(B,)` or `(B, 1, ...)`, or of elements in a shape that fits `prediction`; None
+            for equal weights.
 
     Returns:
-        The losses `(B,)` with a graph, without the weights of samples; and these weights `(B,)`, None if there are
-        none.
+        The losses `(B,)` with a graph and without the weights of samples, and these weights `(B,)` or None.
 
     Raises:
         ConfigurationError: if the criterion is unknown or gives no loss for each sample.
@@ -54,14 +53,14 @@ def sample_losses(
             raise DataError(
                 f"The {name} given to loss(...) is a {type(given).__name__}",
                 expected="a tensor",
-                remedy="hand over torch.as_tensor(...) of numbers; of an output, the tensor in it (.sample)",
+                remedy="pass torch.as_tensor(...) for numbers, or the tensor in an output (.sample)",
             )
     count = len(prediction)
     if isinstance(criterion, str) and prediction.shape != target.shape:
         raise DataError(
             f"The prediction has the shape {tuple(prediction.shape)}, the target {tuple(target.shape)}",
-            expected="one shape",
-            remedy="hand over the rows of prediction and target that belong together",
+            expected="the same shape for both",
+            remedy="pass the rows of prediction and target that belong together",
         )
     losses = _computed(criterion, *(_exact(part) for part in (prediction, target)))
     if not isinstance(losses, Tensor) or losses.dim() == 0 or len(losses) != count:
@@ -69,7 +68,7 @@ def sample_losses(
         raise ConfigurationError(
             f"The criterion gave {gave} for {count} samples",
             expected="elementwise losses (B, ...), or each sample's loss (B,)",
-            remedy='leave the mean to guard.loss(...): for a function of torch pass reduction="none"',
+            remedy='leave the mean to guard.loss(...), for instance with reduction="none" in a function of torch',
         )
     factor = None
     if weights is not None:
@@ -95,7 +94,7 @@ def _computed(criterion: Criterion, prediction: Tensor, target: Tensor) -> Tenso
 
 
 def _split(weights: Tensor, losses: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Weights of samples `(B,)`, or weights of elements that fit `losses`; the other one is None."""
+    """Return weights of samples `(B,)` and weights of elements that fit `losses`; one of them is None."""
     count = len(losses)
     if weights.dim() == 0:
         return weights.expand(count), None
@@ -107,7 +106,7 @@ def _split(weights: Tensor, losses: Tensor) -> tuple[Tensor | None, Tensor | Non
         fits = False
     if not fits or losses.dim() == 1:
         raise DataError(
-            f"Weights of the shape {tuple(weights.shape)} fit losses of the shape {tuple(losses.shape)} in no way",
+            f"Weights of the shape {tuple(weights.shape)} do not fit losses of the shape {tuple(losses.shape)}",
             expected=f"({count},) weights of samples, or weights of elements",
             remedy="give each sample of this prediction a weight, or multiply elements inside the criterion",
         )

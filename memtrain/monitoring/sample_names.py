@@ -1,4 +1,4 @@
-"""What a loop calls its samples: strings, integers, or tensors whose content names them."""
+"""Names of samples in a loop: strings, integers, or tensors whose content names the samples."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ log = logging.getLogger(__name__)
 
 
 class SampleNames:
-    """Makes keys of what a loop has; says once when content is what names samples."""
+    """Makes keys from a loop's names, and logs once if the content names samples."""
 
     def __init__(self) -> None:
         self._said = False
 
     def __call__(self, keys: Any) -> list[str]:
-        """Keys of the samples.
+        """Return the keys of the samples.
 
         Args:
             keys: B strings or integers, a `(B,)` integer tensor, or a tensor or list of B tensors whose content is
-                hashed. Token ids name a caption: samples that share one are then one sample.
+                hashed. Token ids name a caption, so samples with the same caption are then one sample.
 
         Raises:
-            DataError: if they name nothing.
+            DataError: if they are no names.
         """
         if hasattr(keys, "__array__") and not isinstance(keys, Tensor):
-            # NumPy; strings have no tensor.
+            # These are NumPy values. Strings have no tensor.
             keys = keys.tolist() if getattr(keys, "ndim", 1) <= 1 else torch.as_tensor(keys)
         if isinstance(keys, Tensor):
             if keys.dtype == torch.bool:
@@ -61,7 +61,7 @@ class SampleNames:
         if not self._said:
             self._said = True
             log.warning(
-                "Samples are named by a hash of their content (%s): equal rows are one sample. Give them names "
+                "A hash of their content (%s) names the samples, so equal rows are one sample. Give them names "
                 "(memtrain.data.keyed) to find them again in the records",
                 str(rows.dtype).removeprefix("torch."),
             )
@@ -69,10 +69,10 @@ class SampleNames:
 
 
 def checked_name(key: str | int) -> str:
-    """A name as text.
+    """Return a name as text.
 
     Raises:
-        DataError: if it is empty, or cannot be written into a table.
+        DataError: if the name is empty or cannot be written to a table.
     """
     if key == "":
         raise nameless(key)
@@ -80,9 +80,9 @@ def checked_name(key: str | int) -> str:
         name = str(key)
         name.encode("utf-8")
     except ValueError as error:
-        # A file name of undecodable bytes, or a whole number of thousands of digits.
+        # This is a file name with undecodable bytes, or a whole number with thousands of digits.
         raise DataError(
-            f"A sample's name cannot be written down: {error}",
+            f"A sample's name cannot be written to a table: {error}",
             expected="text that UTF-8 can hold, or a whole number of at most 4300 digits",
             remedy="rename the file, or name samples by their index in the dataset",
         ) from None
@@ -90,17 +90,17 @@ def checked_name(key: str | int) -> str:
 
 
 def content_names(rows: Tensor) -> list[str]:
-    """A hash of each row of `(B, ...)`: equal rows have one name, on every machine."""
-    # One copy for all rows; half precision has no NumPy type everywhere, but it has bytes.
+    """Return a hash of each row of `(B, ...)`; equal rows have the same name on every machine."""
+    # This makes one copy for all rows. Half precision has no NumPy type everywhere, but it has bytes.
     flat = rows.detach().cpu().flatten(1) if rows.dim() > 1 else rows.detach().cpu()[:, None]
     raw = flat.contiguous().view(torch.uint8)
     return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in raw]
 
 
 def nameless(found: Any) -> DataError:
-    """The error of a key that is no name."""
+    """Return the error for a key that is no name."""
     return DataError(
         f"{'An empty string' if found == '' else f'A {type(found).__name__}'} names no sample",
         expected="B strings or integers, or a tensor with a row for each sample",
-        remedy='pass keys=batch["key"]; memtrain.data.keyed gives a dataset keys, and token ids will do in a pinch',
+        remedy='pass keys=batch["key"] (memtrain.data.keyed gives a dataset keys), or token ids',
     )

@@ -1,7 +1,7 @@
-"""What one batch shows of its samples' families: packed looks of its pictures, and its captions or their hashes.
+"""The information in a batch about families: packed looks of its pictures, and its captions or their hashes.
 
-Looked at first is the batch, then what a loop hands over of it, row by row, and at last what the denoiser was given.
-See :mod:`memtrain.monitoring.online_watch`, which sends it to the index.
+The batch is read first, then the rows that a loop hands over, and at last the inputs of the denoiser. See
+:mod:`memtrain.monitoring.online_watch`, which sends all of it to the index.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from memtrain.monitoring.heldout_latents import CLEAR
 from memtrain.monitoring.host import Host
 
 Part = tuple[int, int, list[str], Tensor | None, list[str | None]]
-"""What one process saw of a batch: number, rank, keys, packed looks (zeros where there is none), captions."""
+"""One process's part of a batch: number, rank, keys, packed looks (zeros without a look) and captions."""
 
 
 @dataclass
 class ShownVisits:
-    """What one batch showed, on its way to the host.
+    """Looks and captions of one batch, on their way to the host.
 
     Attributes:
         batch: batches since the start of training.
-        rank: process.
+        rank: rank of the process.
         keys: B sample keys.
-        looks: `(B, 8 + D)`, zeros where a picture is not seen; None where none is.
-        captions: B hashes, None where there is none.
-        hashes: `(B,)` in place of captions, 0 where there is none.
-        unread: whether it is unknown which of these is the empty caption.
+        looks: packed looks `(B, 8 + D)`, zeros for an unknown picture; None without pictures.
+        captions: B hashes, None without a caption.
+        hashes: hashes `(B,)` instead of captions, 0 without a caption.
+        unread: whether the hash of the empty caption is unknown.
     """
 
     batch: int
@@ -49,7 +49,7 @@ class ShownVisits:
     unread: bool
 
     def read(self) -> Part:
-        """On the host."""
+        """Read the values on the host."""
         captions = self.captions
         if self.hashes is not None:
             mark = UNREAD if self.unread else ""
@@ -60,13 +60,13 @@ class ShownVisits:
 
 @dataclass
 class ShownBatch:
-    """What is known of one batch so far, by row.
+    """The known looks and captions of one batch so far, by row.
 
     Attributes:
         looks: parts of packed looks.
         captions: hashes, None for an empty caption.
-        hashes: `(B,)` of captions, in place of these; 0 for an empty one.
-        unread: whether it is unknown which of these is the empty caption.
+        hashes: hashes `(B,)` instead of captions, 0 for an empty caption.
+        unread: whether the hash of the empty caption is unknown.
     """
 
     looks: list[Tensor] = field(default_factory=list)
@@ -75,7 +75,7 @@ class ShownBatch:
     unread: bool = False
 
     def read(self, batch: Any, count: int, *, pictures: bool) -> None:
-        """Look at a batch of `count` samples, as the training step gets it; at its pictures where these are wanted."""
+        """Read a batch of `count` samples, as the training step gets it, with its `pictures` if needed."""
         images = pictures_of(batch, count) if pictures else None
         if images is not None and (packed := looks(images)) is not None:
             self.looks = [packed]
@@ -87,24 +87,24 @@ class ShownBatch:
             self.unread = field_of(batch, "prompt_length") is None
 
     def add(self, *, images: Tensor | None, captions: Sequence[str] | None) -> None:
-        """Take what a loop hands over of its next rows."""
+        """Take images and captions of the next rows from a loop."""
         if images is not None and (packed := looks(images)) is not None:
             self.looks.append(packed)
         if captions is not None:
             self.captions += [caption_name(text) for text in captions]
 
     def rows(self) -> int:
-        """Rows whose pictures are known."""
+        """Return the number of rows with known pictures."""
         return sum(map(len, self.looks))
 
     def visits(self, observation: Observation, host: Host, *, batch: int, settled: bool) -> ShownVisits:
-        """Start the way to the host of what the batch showed, embeddings and captions that the host knows included.
+        """Start the copy of looks and captions to the host, with embeddings and captions that the host knows.
 
         Args:
-            observation: of the batch, complete.
-            host: the surroundings of the run.
-            batch: batches since the start of training.
-            settled: whether nothing more has to be seen of its samples.
+            observation: the complete observation of the batch.
+            host: the host of the run.
+            batch: number of batches since the start of training.
+            settled: whether its samples need no further look.
         """
         keys = list(observation.keys)
         packed = torch.cat(self.looks) if self.rows() == len(keys) else None
@@ -133,16 +133,16 @@ class ShownBatch:
 def recovered(
     part: Observation, prediction: Tensor, target: Tensor, *, levels: tuple[Tensor, str] | None
 ) -> Tensor | None:
-    """Packed looks of the clean latents that follow from noisy latents and target; zeros where rounding is blown up.
+    """Return packed looks of clean latents, computed from noisy latents and target; zeros if rounding errors are large.
 
     Args:
         part: rows of an observation.
-        prediction: `(b, ...)` as handed over.
-        target: `(b, ...)`.
-        levels: of :func:`memtrain.monitoring.heldout_latents.noise_levels`.
+        prediction: the prediction `(b, ...)`.
+        target: the target `(b, ...)`.
+        levels: the result of :func:`memtrain.monitoring.heldout_latents.noise_levels`.
 
     Returns:
-        `(b, 8 + D)`; None where they do not follow.
+        The looks `(b, 8 + D)`; None if they cannot be computed.
     """
     noisy = part.noisy_latents
     if levels is None or not prediction.shape == target.shape == noisy.shape:

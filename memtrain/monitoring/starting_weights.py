@@ -1,12 +1,12 @@
-"""When to remember the weights that training begins with: after the module was built, before a checkpoint is restored.
+"""Remembers the weights from before training, after the module is built and before a checkpoint is restored.
 
 Lightning calls a callback's `setup`, the module's `setup` and `configure_model`, restores a checkpoint, and then calls
-`on_fit_start`. There is no hook for callbacks between the last two of building and the restoring. So a copy is taken
-when the monitor is set up, if the denoiser is there by then; another one whenever the module is about to load a state,
-the last of which is the checkpoint's; and, if no checkpoint was restored, the one that counts at `on_fit_start`.
+`on_fit_start`. Callbacks have no hook between `configure_model` and the restoring. So a copy is made when the monitor
+is set up, if the denoiser exists by then. Another copy is made whenever the module is about to load a state, and the
+last of these states is the checkpoint. Without a checkpoint, the final copy is made at `on_fit_start`.
 
-Cannot: find a denoiser that is built in `configure_model()` or `setup()` where a checkpoint is restored by other means
-than the module's `load_state_dict`.
+Cannot: find a denoiser that is built in `configure_model()` or `setup()`, if a checkpoint is restored without the
+module's `load_state_dict`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class StartingWeights:
     """Watches a module until training begins.
 
     Args:
-        module: what is trained, before a checkpoint is restored.
+        module: the trained module, before a checkpoint is restored.
         path: module path of the denoiser; None finds it.
     """
 
     def __init__(self, module: nn.Module, path: str | None) -> None:
         self._path = path
         self._kept: PairedReference | None = None
-        # Weak on both sides: averages of weights are copies of the whole module, with its hooks.
+        # References are weak on both sides, because averages of weights are copies of the whole module with its hooks.
         this, watched = ref(self), ref(module)
         self._watched = watched
 
@@ -45,12 +45,13 @@ class StartingWeights:
         self._keep(module)
 
     def _keep(self, module: nn.Module) -> None:
-        # Released first: it may be as large as the model.
+        # The former copy is released first, because it may be as large as the model.
         self._kept = None
         try:
             self._kept = PairedReference(find_denoiser(module, self._path)[1], text_encoder_of(module))
         except (MemtrainError, AttributeError):
-            # Not built yet, or no adapters in it yet; what is still so when training begins is refused then.
+            # The denoiser or its adapters do not exist yet. If they are still missing when training begins, that is
+            # refused.
             return
 
     def _text_encoder(self) -> nn.Module | None:
@@ -58,30 +59,30 @@ class StartingWeights:
         return None if module is None else text_encoder_of(module)
 
     def close(self) -> None:
-        """Stop watching; harmless when done before."""
+        """Stop watching; a second call does nothing."""
         self._handle.remove()
 
     def finish(self, denoiser: nn.Module, *, restored: bool) -> PairedReference:
-        """The weights that training began with; call when training begins.
+        """Return the weights from before training; call it when training begins.
 
         Args:
-            denoiser: as it will be trained.
-            restored: whether a checkpoint was loaded into it since.
+            denoiser: the denoiser in its form for training.
+            restored: whether a checkpoint has been loaded into it.
 
         Raises:
-            ConfigurationError: if a checkpoint was restored before they could be seen, or nothing is trained.
+            ConfigurationError: if a checkpoint was restored before a copy could be made, or if nothing is trained.
         """
         self.close()
         if not restored:
             self._kept = None
             return PairedReference(denoiser, self._text_encoder())
         if self._kept is None:
-            # Says so if nothing is trained.
+            # This raises an error if nothing is trained.
             PairedReference(denoiser, self._text_encoder())
             raise ConfigurationError(
-                "Nobody has seen the weights that the denoiser began with: it, or its adapters, came later than the "
-                "watch, or a checkpoint was restored before",
-                expected="a denoiser built, with its adapters, before a guard is made or a checkpoint restored",
-                remedy="build it in the module's __init__, or before the guard; or set `reference` to false",
+                "The weights of the denoiser from before training are unknown. It or its adapters were built too late, "
+                "or a checkpoint was restored before",
+                expected="a denoiser with its adapters, built before a guard is made or a checkpoint is restored",
+                remedy="build it in the module's __init__, or before the guard, or set `reference` to false",
             )
         return self._kept

@@ -1,4 +1,4 @@
-"""One batch's turn: what is known of it and decided about it, from before its forward pass to after its backward."""
+"""The state of one batch from before its forward pass to after its backward pass."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from memtrain.monitoring.visits import Visits
 
 @dataclass
 class Turn:
-    """The state of one batch; born when the batch begins.
+    """The state of one batch, created when the batch begins.
 
     Attributes:
-        number: batches since the start of training.
-        step: optimizer steps taken before this batch.
-        flags: verdict on its samples before this visit, on the host.
-        observation: what the probe sees of it.
-        mitigations: of the run.
-        batch: as the training step gets it.
-        loss_weight: `(B,)` timesteps to the weights that the host gives samples, None for equal ones.
-        loss_check: compares the losses read from the gradient with the host's, in the first batches.
-        weights: `(B,)` what the samples' gradients are multiplied by, once that is decided.
+        number: number of batches since the start of training.
+        step: number of optimizer steps before this batch.
+        flags: the verdict on its samples before this visit, on the host.
+        observation: the probe's observation of it.
+        mitigations: the mitigations of the run.
+        batch: the batch of the training step.
+        loss_weight: function from timesteps `(B,)` to the host's weights of samples; None for equal weights.
+        loss_check: object that compares losses read from the gradient with the host's loss.
+        weights: factors `(B,)` of the samples' gradients, once they are decided.
         differentiated: whether a backward pass was announced.
-        penalized: whether the loss after the denoiser's forward has got what is added to it.
-        heldout: B, true for samples that are held out by weight; empty if none is.
-        twins: `(B,)` bool on the device, true for copies of pictures that are held out by weight; None: none is known.
-        handed: whether the host hands its losses over, so that weights act in their mean and not on a gradient.
+        penalized: whether penalties have been added to the loss after the denoiser's forward.
+        heldout: B values, true for samples held out by weight; empty if none is.
+        twins: `(B,)` bool on the device, true for copies of pictures held out by weight; None if none is known.
+        handed: whether the host hands over its losses, so that weights act in their mean and not on a gradient.
         scaled: whether the loss that penalties are added to has the loss scale already.
     """
 
@@ -58,16 +58,16 @@ class Turn:
     scaled: bool = True
 
     def decide(self, observation: Observation) -> Tensor | None:
-        """The gate: weights of the samples, called when the loss gradient arrives; None leaves the gradient alone."""
+        """Return the samples' weights when the loss gradient arrives (the gate); None leaves the gradient unchanged."""
         if self.handed:
             return None
         if self.loss_check is not None:
             self.loss_check.gradient_arrives()
         if self.penalizing and not self.differentiated and observation.gradient is not None:
             raise ConfigurationError(
-                f"The penalty of {type(self.penalizing[0]).__name__} was not added: the loss was differentiated unseen",
-                expected="self.manual_backward(loss), through which Lightning tells callbacks of it",
-                remedy="write self.manual_backward(loss) in place of loss.backward()",
+                f"The penalty of {type(self.penalizing[0]).__name__} was not added, because the loss was not shown",
+                expected="self.manual_backward(loss), with which Lightning shows the loss to callbacks",
+                remedy="write self.manual_backward(loss) instead of loss.backward()",
             )
         observation.loss_weight = self.loss_weight(observation.timesteps)
         device = observation.timesteps.device
@@ -84,10 +84,10 @@ class Turn:
         return self.weights
 
     def trained_nothing(self, *, seen_before: bool) -> bool:
-        """Whether the step left its batch out: it returned None, or trained another network alone.
+        """Return whether the step skipped its batch, as it returned None or trained another network only.
 
         Args:
-            seen_before: earlier batches were visits, so that the denoiser would be seen if it ran.
+            seen_before: whether earlier batches were visits, so that the probe would see the denoiser if it ran.
         """
         if self.handed or self.observation.gradient is not None:
             return False
@@ -96,7 +96,7 @@ class Turn:
 
     @property
     def penalizing(self) -> list[Mitigation]:
-        """Those with a penalty; most have none, and copying flags to the device for nothing would cost every step."""
+        """Return the mitigations with a penalty; most have none, and then flags need not be copied to the device."""
         return [mitigation for mitigation in self.mitigations if type(mitigation).penalty is not Mitigation.penalty]
 
     def penalize(self, loss: Tensor) -> None:
@@ -105,7 +105,7 @@ class Turn:
             loss.add_(penalty * self.observation.loss_scale if self.scaled else penalty)
 
     def penalties(self, device: torch.device) -> list[Tensor]:
-        """The batch mean of each penalty, `()` with a graph."""
+        """Return the batch mean of each penalty, `()` with a graph."""
         flags = self.flags.on(device)
         found = [mitigation.penalty(self.observation, flags) for mitigation in self.penalizing]
         trained = self._trained(device)
@@ -113,7 +113,7 @@ class Turn:
         return [penalty.mean() for penalty in kept]
 
     def _trained(self, device: torch.device) -> Tensor | None:
-        """0 for samples that are held out by weight and copies of them, 1 for the others, `(B,)`; None if all are."""
+        """Return 0 for samples held out by weight and their copies, 1 for others, `(B,)`; None if there are none."""
         trained = 1.0 - to_device(torch.tensor(self.heldout), device).float() if self.heldout else None
         if self.twins is None:
             return trained
@@ -121,12 +121,12 @@ class Turn:
         return others if trained is None else trained * others
 
     def visits(self, values: Tensor, *, rank: int, epoch: int) -> Visits:
-        """The batch as visits, on their way to the host.
+        """Return the batch as visits, on their way to the host.
 
         Args:
-            values: `(B, columns)` signal values, and after them the base model's where these come with the visit.
-            rank: this process.
-            epoch: that the batch belongs to.
+            values: signal values `(B, columns)`, followed by the base model's values if these come with the visit.
+            rank: the rank of this process.
+            epoch: the epoch of the batch.
         """
         if self.observation.caption_dropped:
             dropped = to_device(torch.tensor(self.observation.caption_dropped), values.device)

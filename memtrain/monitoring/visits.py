@@ -1,7 +1,7 @@
 """Visits on their way from the device to the evidence.
 
 A training step must not wait for the device. So a batch's values are packed into one small tensor. Its copy to the host
-starts at once and is read later, when the step that made it is long over.
+starts at once and is read long after the step.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Visits:
     """The visits of one batch on one process.
 
     Attributes:
-        batch: batches since the start of training.
-        rank: process.
-        epoch: epoch.
-        step: optimizer steps taken before this batch.
+        batch: number of batches since the start of training.
+        rank: rank of the process.
+        epoch: number of the epoch.
+        step: number of optimizer steps before this batch.
         keys: B sample keys.
-        score: `(B,)` evidence before these visits, on the host.
-        flagged: `(B,)` bool, on the host.
-        packed: `(B, 3 + columns)` timestep, prompt length (NaN if unknown), weight, signal values (and after them the
-            base model's, where these come with the visit); NaN where the caption was dropped.
+        score: evidence `(B,)` before these visits, on the host.
+        flagged: flags `(B,)` bool before these visits, on the host.
+        packed: values `(B, 3 + columns)`: timestep, prompt length (NaN if unknown), weight and signal values, and then
+            the base model's values if these come with the visit. Signal values are NaN if the caption was dropped.
         recorded: whether the rows are in the record table.
     """
 
@@ -46,7 +46,7 @@ class Visits:
 
     @staticmethod
     def pack(observation: Observation, weights: Tensor, values: Tensor) -> HostCopy:
-        """Start the copy of what a batch showed, `(B, 3 + columns)`."""
+        """Start the copy of a batch's values to the host, `(B, 3 + columns)`."""
         timesteps = observation.timesteps.float()
         length = observation.prompt_length
         lengths = torch.full_like(timesteps, torch.nan) if length is None else length.to(timesteps)
@@ -54,21 +54,21 @@ class Visits:
 
     @property
     def timesteps(self) -> list[float]:
-        """B timesteps."""
+        """Return B timesteps."""
         return list(self.packed.read()[:, 0].tolist())
 
     @property
     def lengths(self) -> list[float]:
-        """B prompt lengths, NaN if unknown."""
+        """Return B prompt lengths, NaN if unknown."""
         return list(self.packed.read()[:, 1].tolist())
 
     @property
     def values(self) -> Tensor:
-        """Signal values `(B, columns)`."""
+        """Return signal values `(B, columns)`."""
         return self.packed.read()[:, 3:]
 
     def rows(self, columns: Sequence[str]) -> dict[str, Sequence[Any]]:
-        """Rows of the record table; `columns` names the signal values."""
+        """Return rows of the record table; `columns` names the signal values."""
         count, packed = len(self.keys), self.packed.read()
         return {
             "key": self.keys,
@@ -86,7 +86,7 @@ class Visits:
 
     @staticmethod
     def from_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[Visits]:
-        """Visits of earlier batches, from their rows in the record table, ordered by batch and rank."""
+        """Return visits of earlier batches from their rows in the record table, ordered by batch and rank."""
         batches: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for row in rows:
             batches.setdefault((row["batch"], row["rank"]), []).append(row)

@@ -1,8 +1,9 @@
 """Training of a small KL autoencoder, for the embedded base model.
 
-Reconstruction in absolute and multi-scale terms plus a light KL term (Rombach et al., "High-Resolution Image
-Synthesis with Latent Diffusion Models", 2022, section 3.1, without the perceptual and adversarial losses, which need
-pretrained networks). It exists so that `assets/tiny-sd` can be rebuilt; users of real models never train one.
+The loss has reconstruction in absolute and multi-scale terms and a light KL term (Rombach et al., "High-Resolution
+Image Synthesis with Latent Diffusion Models", 2022, section 3.1). It has no perceptual and adversarial losses, which
+need pretrained networks. The module exists so that `assets/tiny-sd` can be rebuilt. Users of real models never train
+one.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class AutoencoderModule(LightningModule):
     """Fit an AutoencoderKL to images and export it with the right scaling factor.
 
     Args:
-        widths: channels per level; each level after the first halves the image.
-        latent_channels: channels of the latents.
-        norm_num_groups: group-norm groups; divides every width.
-        learning_rate: peak of the schedule.
-        warmup_steps: steps of linear warm-up before the cosine decay to zero.
-        kl_weight: weight of the KL term.
-        ema_decay: decay of the exported weight average.
-        output_folder: where the autoencoder is saved at the end.
+        widths: the channels of each level; each level after the first halves the image.
+        latent_channels: the channels of the latents.
+        norm_num_groups: the number of groups in group norms, which divides every width.
+        learning_rate: the peak of the schedule.
+        warmup_steps: the steps of linear warm-up before the cosine decay to zero.
+        kl_weight: the weight of the KL term.
+        ema_decay: the decay of the exported weight average.
+        output_folder: the folder in which the autoencoder is saved at the end.
     """
 
     def __init__(
@@ -101,16 +102,16 @@ class AutoencoderModule(LightningModule):
         self.ema.restore(self.vae.parameters())
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine decay."""
+        """Return AdamW with warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.learning_rate, weight_decay=1e-4)
         return with_warmup(optimizer, "cosine", self.warmup_steps, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the weight average."""
+        """Put the weight average into the checkpoint."""
         checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weight average up again."""
+        """Load the weight average from the checkpoint."""
         self.ema.load_state_dict(checkpoint["ema"])
 
     @torch.no_grad()

@@ -12,16 +12,16 @@ from torch import nn
 
 
 class AveragedModule(LightningModule):
-    """What a module with an average of its weights has in common.
+    """A module that may keep an average of its weights.
 
     Attributes:
-        ema: the average; None to go without.
+        ema: the average; None for no average.
     """
 
     ema: EMAModel | None = None
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
+        """Return the parameters that are trained."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

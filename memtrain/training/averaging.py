@@ -1,8 +1,8 @@
-"""An exponential average of the trained weights that lies in the memory of the host, not of the device.
+"""An exponential average of the trained weights in the memory of the host instead of the device.
 
-The update is that of diffusers' EMAModel to the last bit: a few parameters at a time come to the device, are updated
-there by the same two operations, and go back. Cost: the average travels both ways at each step, 0.3 s for a gigabyte
-over PCIe 3; on the device nothing but those few parameters. Suggested: where the average is what does not fit.
+The update equals that of diffusers' EMAModel to the last bit. A few parameters at a time come to the device, are
+updated there by the same two operations, and go back. Cost: the average is copied both ways at each step, 0.3 s for a
+gigabyte over PCIe 3; the device holds only those few parameters. Suggested: if the average does not fit on the device.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 AT_ONCE = 2**24
-"""Numbers that travel together."""
+"""The number of values that are copied together."""
 
 
 class OffloadedAverage(EMAModel):
-    """Keeps its average on the CPU; else as EMAModel.
+    """An EMAModel that keeps its average on the CPU.
 
     Args:
-        parameters: that are averaged, on any device.
-        decay: of the average.
+        parameters: the averaged parameters, on any device.
+        decay: the decay of the average.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, decay: float) -> None:
@@ -31,12 +31,12 @@ class OffloadedAverage(EMAModel):
         super().to("cpu")
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None, non_blocking: bool = False) -> None:
-        """Stays on the CPU; takes another type."""
+        """Change the type of the average, which stays on the CPU."""
         super().to("cpu", dtype, non_blocking)
 
     @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Take up the parameters as they are after an optimizer step."""
+        """Update the average with the parameters after an optimizer step."""
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         waiting: list[tuple[torch.Tensor, nn.Parameter]] = []

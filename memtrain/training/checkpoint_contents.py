@@ -1,7 +1,7 @@
-"""What a checkpoint of :class:`~memtrain.training.text_to_image.TextToImageModule` holds: only what is trained.
+"""The content of a checkpoint of :class:`~memtrain.training.text_to_image.TextToImageModule`: only trained weights.
 
-The frozen weights that adapters sit on are the pretrained model's, which is named in the checkpoint with the options of
-the adapters. So that nothing is missed in silence, what a checkpoint holds has to be exactly what is trained.
+The frozen weights under adapters are those of the pretrained model. The checkpoint names this model and the options of
+the adapters. A checkpoint must hold exactly the trained weights, so that no weight is silently missing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from memtrain.training.lora import LoRA
 from memtrain.training.timestep_lora import TimestepRank
 
 KEY = "text_to_image"
-"""Where a checkpoint says what it is of."""
+"""The key of a checkpoint's description."""
 
 
 def keep_trained(module: Any, checkpoint: dict[str, Any], *, pretrained: str) -> None:
-    """Drop frozen weights from a checkpoint, say what it is of, and add the weight average."""
+    """Drop frozen weights from a checkpoint, add its description and the weight average."""
     if module.lora is not None:
         trained = {name for name, value in module.named_parameters() if value.requires_grad}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
@@ -37,14 +37,14 @@ def keep_trained(module: Any, checkpoint: dict[str, Any], *, pretrained: str) ->
 
 
 def base_sketch(module: Any) -> str | None:
-    """By what the frozen weights under adapters are known again; None without adapters."""
+    """Return a sketch that identifies the frozen weights under adapters; None without adapters."""
     if module.lora is None:
         return None
     return weights_sketch((name, one) for name, one in module.denoiser.named_parameters() if not one.requires_grad)
 
 
 def lora_of(description: Mapping[str, Any]) -> LoRA | None:
-    """The options of the adapters in a checkpoint."""
+    """Return the options of the adapters in a checkpoint."""
     options = description["lora"]
     if options is None:
         return None
@@ -53,19 +53,19 @@ def lora_of(description: Mapping[str, Any]) -> LoRA | None:
 
 
 def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with what a module trains, before anything is loaded.
+    """Compare a checkpoint with the trained weights of a module, before anything is loaded.
 
     Raises:
-        ConfigurationError: if it holds more, less or something else.
+        ConfigurationError: if it holds more, fewer or other weights.
     """
     was = lora_of(checkpoint[KEY]) if KEY in checkpoint else module.lora
     if _function(was) != _function(module.lora):
-        raise _foreign(f"is of lora={was}", f"lora={module.lora}, as this run")
+        raise _foreign(f"has lora={was}", f"lora={module.lora}, as in this run")
     base = checkpoint.get(KEY, {}).get("base")
     if base is not None and base != base_sketch(module):
         raise _foreign(
             f"holds adapters of another base model, {checkpoint[KEY]['pretrained']!r}",
-            f"adapters of the weights of {module.pretrained!r}, wherever these lie",
+            f"adapters of the weights of {module.pretrained!r}, at any path",
         )
     state = checkpoint["state_dict"]
     if module.lora is None:
@@ -88,14 +88,14 @@ def check_contents(module: Any, checkpoint: Mapping[str, Any]) -> None:
         if [value.shape for value in average] != [value.shape for value in module.trained()]:
             raise _foreign(
                 f"has a weight average of {len(average)} parameters",
-                f"one of the {len(module.trained())} that are trained, or ema_decay: null",
+                f"the average of the {len(module.trained())} trained parameters, or ema_decay: null",
             )
     if "settings" in checkpoint.get(KEY, {}):
         check_training(module, checkpoint[KEY]["settings"], checkpoint)
 
 
 def _function(lora: LoRA | None) -> tuple[Any, ...] | None:
-    """What decides what adapters of given weights compute."""
+    """Return the options that decide what adapters of given weights compute."""
     return None if lora is None else (lora.rank, lora.scale, lora.dora, lora.timestep_rank)
 
 

@@ -1,8 +1,8 @@
-"""With which settings a checkpoint was trained, and what of them a run that continues it may change.
+"""The training settings of a checkpoint, and the changes that a continued run may make to them.
 
-The contract is :mod:`memtrain.files.resume_contract`'s. Lightning restores the optimizer with all of its options, the
-schedule's step and the weight average with its decay: a run that is given others would go on with those of the
-checkpoint and show its own. So these are refused.
+The contract is that of :mod:`memtrain.files.resume_contract`. Lightning restores the optimizer with all of its options,
+the schedule's step and the weight average with its decay. A run with other options would go on with those of the
+checkpoint, but show its own. So such changes are refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from memtrain.training.schedule import optimizer_of
 log = logging.getLogger(__name__)
 
 OF_THE_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
-"""Options of Lightning's trainer."""
+"""Options of Lightning's trainer that are compared."""
 
 
 def settings_of(module: Any) -> dict[str, Any]:
-    """What a :class:`~memtrain.training.text_to_image.TextToImageModule` is trained with, in plain values."""
+    """Return the training settings of a :class:`~memtrain.training.text_to_image.TextToImageModule` in plain values."""
     trainer = module.trainer
     optimizer = optimizer_of(module.trained(), module.optimizer_class, learning_rate=module.learning_rate)
     options = {name: value for name, value in optimizer.defaults.items() if name not in ("lr", "initial_lr")}
@@ -43,23 +43,23 @@ def settings_of(module: Any) -> dict[str, Any]:
 
 
 def with_length(settings: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
-    """The same with the length of the run, where the learning rate depends on it."""
+    """Add the length of the run to settings if the learning rate depends on it."""
     return {**settings, **({} if settings["schedule"] == "constant" else {"total_steps": total_steps})}
 
 
 def check_training(module: Any, saved: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    """Compare the settings of a checkpoint with a module's, and log what differs from here on.
+    """Compare the settings of a checkpoint with a module's, and log the differences.
 
     Args:
-        module: that takes the checkpoint up.
-        saved: settings of the checkpoint.
-        checkpoint: all of it.
+        module: the module that loads the checkpoint.
+        saved: the settings in the checkpoint.
+        checkpoint: the whole checkpoint.
 
     Raises:
-        ConfigurationError: naming what may not differ.
+        ConfigurationError: with the first difference that is not allowed.
     """
     trainer = getattr(module, "_trainer", None)
-    if trainer is None or trainer.state.fn != "fit":  # loaded to be looked at, not to be trained
+    if trainer is None or trainer.state.fn != "fit":  # the checkpoint is loaded for another purpose than training
         return
     say(module, check_settings(saved, settings_of(module)))
     unfinished = unfinished_window(checkpoint, int(saved.get("accumulate_grad_batches") or 1))
@@ -67,14 +67,14 @@ def check_training(module: Any, saved: Mapping[str, Any], checkpoint: Mapping[st
         say(
             module,
             [
-                f"the checkpoint was written when {unfinished} batch(es) had been accumulated for the next step, whose "
-                "gradients no checkpoint holds: they do not train, and the next step is of the batches that follow"
+                f"the checkpoint was written after {unfinished} batch(es) of an unfinished accumulation. No checkpoint "
+                "holds their gradients, so these batches do not train, and the next step uses the batches that follow"
             ],
         )
 
 
 def unfinished_window(checkpoint: Mapping[str, Any], accumulate: int) -> int:
-    """Batches before a checkpoint whose gradients had not been used in a step."""
+    """Count the batches before a checkpoint whose gradients were not yet used in a step."""
     loops = checkpoint.get("loops", {}).get("fit_loop", {})
     progress = loops.get("epoch_loop.batch_progress")
     if not progress or progress["is_last_batch"]:
@@ -83,13 +83,13 @@ def unfinished_window(checkpoint: Mapping[str, Any], accumulate: int) -> int:
 
 
 def say(module: Any, notes: list[str]) -> None:
-    """Log what differs, on one process."""
+    """Log the differences, on the first process."""
     for note in notes if module.global_rank == 0 else []:
         log.warning("Continued with other settings: %s", note)
 
 
 def _described(value: Any) -> Any:
-    """An options object in plain values."""
+    """Return an options object in plain values."""
     if isinstance(value, (list, tuple)):
         return [_described(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):

@@ -1,10 +1,10 @@
-"""What the loss makes of an error: its square, its size, or something between (Huber).
+"""The criterion of the loss: the square of an error, its absolute value, or a mixture (Huber).
 
 Source: pseudo-Huber losses with a threshold that depends on the timestep, Khrapov et al., "Improving Diffusion Models'
-Data-Corruption Resistance using Scheduled Pseudo-Huber Loss", 2024, in the form in which kohya's sd-scripts and
-diffusers' research scripts have them:
+Data-Corruption Resistance using Scheduled Pseudo-Huber Loss", 2024, in the form of kohya's sd-scripts and diffusers'
+research scripts:
 
-| criterion | of an error r |
+| criterion | value for an error r |
 |---|---|
 | `mse` | r² |
 | `l1` | abs(r) |
@@ -12,8 +12,8 @@ diffusers' research scripts have them:
 | `smooth_l1` | 2 (√(r² + c²) − c), near r² / c below it, near 2 abs(r) above it |
 
 Cost: none. Suggested: `huber` with c = 0.1 and the schedule `snr` against outliers in the data, such as wrong captions.
-Cannot: have its losses read from the gradient; the module hands squared errors over instead, so that what is watched
-means the same under every criterion.
+Cannot: have its losses read from the gradient. The module passes squared errors on instead, so that watched values mean
+the same under every criterion.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import torch
 from torch import Tensor
 
 Criterion = Literal["mse", "l1", "huber", "smooth_l1"]
-"""By name, what the loss makes of an error."""
+"""The names of criteria."""
 
 HuberSchedule = Literal["constant", "exponential", "snr"]
-"""By name, how the threshold depends on the timestep."""
+"""The names of rules by which the threshold depends on the timestep."""
 
 
 def huber_threshold(schedule: HuberSchedule, c: float, *, snr: Tensor, share: Tensor) -> Tensor:
-    """The threshold at each timestep, `(B,)`.
+    """Compute the threshold at each timestep, `(B,)`.
 
     Args:
-        schedule: `constant`: c. `exponential`: from 1 without noise to c at the last timestep, c^share. `snr`: from 1
-            to c, (1 − c) / (1 + σ)² + c with σ = 1 / √SNR.
-        c: the threshold where there is most noise.
-        snr: `(B,)` signal-to-noise ratio.
-        share: `(B,)` timestep over the number of timesteps.
+        schedule: the rule. `constant` is c. `exponential` goes from 1 without noise to c at the last timestep, c^share.
+            `snr` goes from 1 to c, (1 − c) / (1 + σ)² + c with σ = 1 / √SNR.
+        c: the threshold at the largest amount of noise.
+        snr: the signal-to-noise ratios, `(B,)`.
+        share: the timesteps over the number of timesteps, `(B,)`.
     """
     if schedule == "constant":
         return torch.full_like(snr, c)
@@ -48,13 +48,13 @@ def huber_threshold(schedule: HuberSchedule, c: float, *, snr: Tensor, share: Te
 
 
 def elementwise(criterion: Criterion, prediction: Tensor, target: Tensor, *, threshold: Tensor) -> Tensor:
-    """What the criterion makes of each element's error, in fp32 and of the shape of `prediction`.
+    """Apply the criterion to each element's error, in fp32 and in the shape of `prediction`.
 
     Args:
-        criterion: as above.
-        prediction: `(B, ...)`.
-        target: same shape.
-        threshold: `(B,)`, of `huber` and `smooth_l1`.
+        criterion: the name of the criterion.
+        prediction: the prediction, `(B, ...)`.
+        target: the target, of the same shape.
+        threshold: the threshold of `huber` and `smooth_l1`, `(B,)`.
     """
     errors = prediction.float() - target.float()
     if criterion == "mse":

@@ -1,4 +1,4 @@
-"""One denoising problem per sample: what the denoiser answered, what it should have, and what is made of the two."""
+"""One denoising problem per sample: the denoiser's answer, the target, and the loss of both."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from memtrain.training.pipelines.base import TrainablePipeline
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the denoiser made of one batch.
+    """The denoiser's answer to one batch.
 
     Attributes:
-        prediction: `(B, C, h, w)` its answer.
-        target: `(B, C, h, w)` what it should be.
-        mask: `(B, 1, h, w)` how much each place of the difference counts, or None.
-        timesteps: `(B,)` int64.
-        sample_loss: `(B,)` squared error of each sample, unweighted.
+        prediction: the answer of the denoiser, `(B, C, h, w)`.
+        target: the right answer, `(B, C, h, w)`.
+        mask: the weight of each place of the difference, `(B, 1, h, w)`, or None.
+        timesteps: the timesteps, `(B,)` int64.
+        sample_loss: the unweighted squared error of each sample, `(B,)`.
     """
 
     prediction: Tensor
@@ -34,16 +34,16 @@ class Denoised:
     def losses(
         self, parts: TrainablePipeline, objective: Objective, *, batch: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is trained on, and what the training step has to hand over for its samples to be watched.
+        """Return the trained losses, and the further fields by which a monitor watches the samples.
 
         Args:
-            parts: of the pipeline.
-            objective: of the training.
-            batch: of the step.
+            parts: the parts of the pipeline.
+            objective: the objective of the training.
+            batch: the batch of the step.
 
         Returns:
-            Loss of each sample `(B,)` before weights; and the fields beside `loss` of what the step returns, none where
-            the squared errors can be read from the gradient.
+            The loss of each sample `(B,)` before weights, and the fields that the step returns in addition to `loss`.
+            There are no fields if the squared errors can be read from the gradient.
         """
         if objective.reads(batch):
             return self.sample_loss, {}
@@ -75,14 +75,14 @@ def denoise(
     """Let the denoiser answer once.
 
     Args:
-        parts: of the pipeline.
-        objective: makes the noise.
-        latents: `(B, C, h, w)` without noise.
-        text: fields that hold the encoded captions.
-        timesteps: `(B,)` int64.
-        generator: source of the noise.
-        batch: perhaps with a mask and with sizes of the images.
-        dtype: of the denoiser's inputs, where it is not what they have.
+        parts: the parts of the pipeline.
+        objective: the objective, which makes the noise.
+        latents: the latents without noise, `(B, C, h, w)`.
+        text: the fields that hold the encoded captions.
+        timesteps: the timesteps, `(B,)` int64.
+        generator: the source of the noise.
+        batch: the batch, which may have a mask and sizes of the images.
+        dtype: the type of the denoiser's inputs; None keeps their types.
         perturbed: whether input perturbation applies.
     """
     mask = loss_mask(batch, latents)

@@ -1,12 +1,13 @@
 """LoRA: train low-rank adapters of a frozen model.
 
-Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022; DoRA: Liu et al., "DoRA:
-Weight-Decomposed Low-Rank Adaptation", 2024; the layers are peft's. An adapter adds alpha / rank · B A x to what its
-layer makes of x. It begins as no change, because B is zero, and is in float32 whatever the frozen weights are in.
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022, and for DoRA Liu et al., "DoRA:
+Weight-Decomposed Low-Rank Adaptation", 2024. The layers are those of peft. An adapter adds alpha / rank · B A x to its
+layer's output for x. It changes nothing at first, because B is zero. It is in float32, whatever the type of the frozen
+weights.
 
 Cost: a step of about the time of full fine-tuning, with a small part of its optimizer's memory. Suggested: rank 4 to 32
 with alpha equal to it, a learning rate of 1e-4 (diffusers' scripts). DoRA takes longer, and tolerates lower ranks.
-Cannot: adapt normalisation layers or embeddings.
+Cannot: adapt normalization layers or embeddings.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from memtrain.training.timestep_lora import TimestepRank
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """Layers of CLIP's text encoders that get adapters, as in diffusers' scripts."""
 ADAPTABLE = (nn.Linear, nn.Conv2d)
-"""What an adapter can be put on."""
+"""The kinds of layers that can have an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,18 @@ class LoRA:
     """Options of the adapters.
 
     Args:
-        rank: of each adapter.
-        alpha: scale; the adapter's output is multiplied by alpha / rank. Default: the rank.
-        targets: ends of the names of layers of the denoiser that get one; default those of the family.
-        dropout: of the adapter's input, in training.
-        dora: decompose weights into magnitude and direction.
-        text_encoder: put adapters into the CLIP text encoders, too.
-        init: of the first factor, `gaussian` (diffusers' scripts) or `kaiming` (kohya's); the second one is zero.
-        timestep_rank: T-LoRA, how many ranks act at a timestep.
+        rank: the rank of each adapter.
+        alpha: the scale; the adapter's output is multiplied by alpha / rank. By default it equals the rank.
+        targets: the ends of the names of the denoiser's layers that get an adapter; by default those of the family.
+        dropout: the dropout of the adapter's input in training.
+        dora: whether to decompose weights into magnitude and direction (DoRA).
+        text_encoder: whether to add adapters to the CLIP text encoders too.
+        init: the initialization of the first factor: `gaussian` (diffusers' scripts) or `kaiming` (kohya's). The second
+            factor is zero.
+        timestep_rank: the rule of T-LoRA, by which the timestep decides how many ranks act.
 
     Raises:
-        ConfigurationError: if a value makes no sense.
+        ConfigurationError: if a value is out of range.
     """
 
     rank: int = 16
@@ -65,9 +67,9 @@ class LoRA:
         wrong = {
             f"rank={self.rank}": ("a rank of at least 1", self.rank < 1),
             f"alpha={self.alpha}": ("a scale above 0", self.alpha is not None and self.alpha <= 0),
-            f"dropout={self.dropout}": ("a share from 0 to below 1", not 0 <= self.dropout < 1),
+            f"dropout={self.dropout}": ("a share of at least 0 and below 1", not 0 <= self.dropout < 1),
             f"targets={self.targets}": ("names of layers, or none for the family's", self.targets == []),
-            "timestep_rank beside dora": ("one of them: DoRA's norms are those of all ranks", bool(rule and self.dora)),
+            "timestep_rank with dora": ("one of both: DoRA's norms use all ranks", bool(rule and self.dora)),
             f"timestep_rank.minimum={rule and rule.minimum} of rank={self.rank}": (
                 "a minimum of at most the rank",
                 bool(rule and rule.minimum > self.rank),
@@ -75,31 +77,31 @@ class LoRA:
         }
         for found, (expected, is_wrong) in wrong.items():
             if is_wrong:
-                raise ConfigurationError(f"lora: {found}", expected=expected, remedy="change it")
+                raise ConfigurationError(f"lora: {found}", expected=expected, remedy="correct model.init_args.lora")
 
     @property
     def scale(self) -> float:
-        """alpha, given or not."""
+        """The value of alpha, given or default."""
         return float(self.rank if self.alpha is None else self.alpha)
 
     def check(self, *, train_text_encoder: bool) -> None:
         """Refuse text encoders whose own weights are trained.
 
         Raises:
-            ConfigurationError: if they are.
+            ConfigurationError: if `train_text_encoder` is true.
         """
         if train_text_encoder:
             raise ConfigurationError(
-                "lora beside train_text_encoder: a file of adapters does not hold the weights of text encoders",
+                "lora with train_text_encoder: a file of adapters does not hold the weights of text encoders",
                 expected="`lora: {text_encoder: true}`, which adapts them",
-                remedy="set it, and train_text_encoder to false",
+                remedy="set lora.text_encoder to true and train_text_encoder to false",
             )
 
     def inject(self, parts: TrainablePipeline) -> None:
-        """Freeze the denoiser, and the text encoders, and add adapters.
+        """Freeze the denoiser (and the text encoders, if they get adapters), and add adapters.
 
         Raises:
-            ConfigurationError: if a target matches no layer that can be adapted, or no text encoder can be.
+            ConfigurationError: if a target matches no adaptable layer, or if no text encoder can be adapted.
         """
         encoders = self._text_encoders(parts) if self.text_encoder else {}
         self._add(parts.denoiser, self.targets or parts.lora_targets)
@@ -111,10 +113,10 @@ class LoRA:
 
     @contextmanager
     def dropout_draws(self, generator: torch.Generator) -> Iterator[None]:
-        """Within the context dropout is a function of a generator's seed, so that a resumed run draws as it would have.
+        """Within the context, dropout is a function of a generator's seed, so that a resumed run draws the same values.
 
         Args:
-            generator: of the device that the adapters are on.
+            generator: a generator on the device of the adapters.
         """
         if not self.dropout:
             yield
@@ -124,7 +126,7 @@ class LoRA:
             yield
 
     def _text_encoders(self, parts: TrainablePipeline) -> dict[str, Any]:
-        """The text encoders whose adapters diffusers stores."""
+        """Return the text encoders whose adapters diffusers stores."""
         stored = getattr(type(parts.pipeline), "save_lora_weights", None)
         known = inspect.signature(stored).parameters if stored is not None else ()
         found = {name: one for name, one in parts.text_encoders.items() if f"{name}_lora_layers" in known}
@@ -132,7 +134,7 @@ class LoRA:
             raise ConfigurationError(
                 f"lora: diffusers stores no adapters of the text encoders of a {type(parts.pipeline).__name__}",
                 expected="text_encoder: false",
-                remedy="leave `text_encoder` out",
+                remedy="remove `text_encoder` from model.init_args.lora",
             )
         return found
 
@@ -157,7 +159,7 @@ class LoRA:
 
 
 def _check_targets(module: nn.Module, targets: list[str]) -> None:
-    """Refuse targets without a layer, of which peft notices only when there is none at all."""
+    """Refuse targets without a layer. peft only notices when no target has a layer."""
     layers = dict(module.named_modules())
     for target in targets:
         matched = [name for name in layers if name == target or name.endswith(f".{target}")]
@@ -171,11 +173,11 @@ def _check_targets(module: nn.Module, targets: list[str]) -> None:
             + (f"matches {type(layers[unfit[0]]).__name__} {unfit[0]!r}" if unfit else "matches no layer")
             + f" of the {type(module).__name__}",
             expected=f"ends of the names of linear or convolution layers, such as {', '.join(close or adaptable[:12])}",
-            remedy="change `targets`",
+            remedy="correct model.init_args.lora.targets",
         )
 
 
 def _end(name: str) -> str:
-    """What layers of one kind share of their names: `to_q`, or `to_out.0` where the last part is a number."""
+    """Return the common end of the names of layers of one kind: `to_q`, or `to_out.0` for a number at the end."""
     words = name.split(".")
     return ".".join(words[-2:] if words[-1].isdigit() else words[-1:])

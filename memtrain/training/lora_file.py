@@ -1,8 +1,8 @@
-"""Adapters as diffusers stores them: one safetensors file that `load_lora_weights` of a stock pipeline takes.
+"""Adapters as diffusers stores them: one safetensors file that `load_lora_weights` of a stock pipeline reads.
 
-Names are `<part of the pipeline>.<layer>.lora_A.weight`, and the options of the adapters (rank, alpha, targets, DoRA)
-stand in the file's metadata, from where diffusers takes the scale. PixArt's pipeline has no `load_lora_weights`: stock
-diffusers reads its exported pipeline folder, `memtrain measure --lora` the file.
+Names are `<part of the pipeline>.<layer>.lora_A.weight`. The options of the adapters (rank, alpha, targets, DoRA) are
+in the file's metadata, from which diffusers takes the scale. PixArt's pipeline has no `load_lora_weights`: stock
+diffusers reads its exported pipeline folder, and `memtrain measure --lora` reads the file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def adapted_parts(pipeline: Any) -> dict[str, nn.Module]:
-    """Parts of a pipeline with adapters, by name."""
+    """Return the parts of a pipeline with adapters, by name."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return {name: part for name, part in parts.items() if adapted_layers(part)}
 
 
 def adapter_tensors(parts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every tensor of the adapters, by its name in the file."""
+    """Return every tensor of the adapters, by its name in the file."""
     return {
         f"{part}.{name}": value.detach().float().cpu().contiguous()
         for part, module in parts.items()
@@ -43,15 +43,15 @@ def save_adapters(pipeline: Any, folder: Path, *, timestep_rank: TimestepRank | 
     """Write the adapters of a pipeline.
 
     Args:
-        pipeline: with adapters in some of its parts.
-        folder: of the file.
-        timestep_rank: rule of T-LoRA, which the file then names.
+        pipeline: a pipeline with adapters in some of its parts.
+        folder: the folder of the file.
+        timestep_rank: the rule of T-LoRA, which the file then names.
     """
     parts: Mapping[str, Any] = adapted_parts(pipeline)
     options = {
         f"{part}.{name}": sorted(value) if isinstance(value, set) else value
         for part, module in parts.items()
-        # Diffusers leaves what it loads in training mode: with a dropout named here, it would drop out while sampling.
+        # Diffusers leaves loaded parts in training mode, so a dropout named here would also act while sampling.
         for name, value in {**module.peft_config["default"].to_dict(), "lora_dropout": 0.0}.items()
     }
     metadata = {"format": "pt", OPTIONS: json.dumps(options, indent=2, sort_keys=True)}
@@ -61,8 +61,8 @@ def save_adapters(pipeline: Any, folder: Path, *, timestep_rank: TimestepRank | 
     unfinished.rename(folder / FILE)
     if timestep_rank is not None:
         log.warning(
-            "%s is of T-LoRA: stock diffusers applies all its ranks at every timestep, which is not what was trained; "
-            "memtrain (--run, --lora) applies those of the timestep",
+            "%s uses T-LoRA. Stock diffusers applies all its ranks at every timestep, which is not what was trained. "
+            "memtrain (--run, --lora) applies the ranks of the timestep.",
             folder / FILE,
         )
     return folder / FILE

@@ -1,4 +1,4 @@
-"""By how much the loss at a timestep is multiplied.
+"""The weights of the loss by timestep.
 
 Min-SNR, the usual choice, is :func:`memtrain.functional.diffusion.min_snr_weight`.
 
@@ -7,7 +7,7 @@ image x₀ are multiples of each other at a timestep. With SNR = (signal / noise
 
     err_x₀² = err_ε² / SNR = err_v² / (SNR + 1) = σ² err_u²
 
-| weighting | multiplies err_x₀² by | source |
+| weighting | factor of err_x₀² | source |
 |---|---|---|
 | `debiased` | √SNR | Yu et al., "Debias the Training of Diffusion Models", 2023 |
 | `as_epsilon` | SNR: as if the model predicted noise | `scale_v_pred_loss_like_noise_pred` of sd-scripts |
@@ -15,8 +15,8 @@ image x₀ are multiples of each other at a timestep. With SNR = (signal / noise
 | `sigma_sqrt` | 1 / σ⁴ (of err_u²: 1 / σ²) | Esser et al., "Scaling Rectified Flow Transformers", 2024, as diffusers |
 | `cosmap` | of err_u²: 2 / (π (1 − 2 σ + 2 σ²)) | the same |
 
-sd-scripts weights v under `debiased` by 1 / (SNR + 1), which is another objective than for noise; here it is the same
-one. The last two are of flows only.
+sd-scripts weights v under `debiased` by 1 / (SNR + 1), which is another objective than for noise. Here the objective is
+the same for both. The last two weightings are for flows only.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ import torch
 from torch import Tensor
 
 Weighting = Literal["none", "debiased", "as_epsilon", "as_velocity", "sigma_sqrt", "cosmap"]
-"""By name, a weighting of timesteps."""
+"""The names of weightings of timesteps."""
 
 OF_FLOWS = ("sigma_sqrt", "cosmap")
 """Weightings that are defined by the share of noise of a flow."""
 
 MOST_SIGNAL, LEAST_SIGNAL = 1e6, 1e-6
-"""Signal-to-noise ratios beyond which weights stay as they are there; σ of a flow is from 0.001 to 0.999."""
+"""Signal-to-noise ratios beyond which weights do not change; σ of a flow is from 0.001 to 0.999."""
 
 
 def timestep_weight(weighting: Weighting, snr: Tensor, *, prediction_type: str) -> Tensor:
-    """Weight of the loss in what the model predicts, `(B,)`.
+    """Compute the weight of the loss in the predicted quantity, `(B,)`.
 
     Args:
-        weighting: as above.
-        snr: `(B,)`.
+        weighting: the name of the weighting.
+        snr: the signal-to-noise ratios, `(B,)`.
         prediction_type: `epsilon`, `v_prediction` or `flow_prediction`.
     """
     snr = snr.float().clamp(LEAST_SIGNAL, MOST_SIGNAL)
@@ -58,7 +58,7 @@ def timestep_weight(weighting: Weighting, snr: Tensor, *, prediction_type: str) 
 
 
 def clean_error(snr: Tensor, prediction_type: str) -> Tensor:
-    """Squared error of the clean image over that of what the model predicts, `(B,)`."""
+    """Return the squared error of the clean image over that of the predicted quantity, `(B,)`."""
     if prediction_type == "flow_prediction":
         return (1 + snr.sqrt()) ** -2
     return 1 / (snr + 1 if prediction_type == "v_prediction" else snr)

@@ -1,14 +1,14 @@
-"""How much memory a training will take, before it is run and on any machine.
+"""An estimate of a training's memory, before it runs and on any machine.
 
-What: bytes of the weights, their average, the optimizer's states and the gradients, and what a forward and backward
-pass takes at most beside them (:mod:`memtrain.models.simulated_memory`). The peak is that of the fullest of three
-moments: the backward pass, the optimizer's step, and the encoding of images, where latents are not cached.
-States are found by letting the optimizer take one step with a small matrix on the CPU: what has its shape counts for
-each weight, what has its rows or columns for these. Optimizers that cannot run there are known by name
+The estimate adds the bytes of the weights, their average, the optimizer's states, the gradients, and the largest
+further memory of a forward and backward pass (:mod:`memtrain.models.simulated_memory`). The peak is the fullest of
+three moments: the backward pass, the optimizer's step, and the encoding of images if latents are not cached. The
+optimizer takes one step with a small matrix on the CPU to show its states. A state with the matrix's shape counts for
+each weight, and a state with its rows or columns counts for these. Optimizers that cannot run there are known by name
 (:data:`KNOWN_STATES`).
 Source: ours. Cost: seconds. Checked: against CUDA's own count of a full training of Stable Diffusion 1.5
 (`benchmarks/memory.py`), and against the allocator's on a CPU (tests).
-Cannot: see what :mod:`memtrain.models.simulated_memory` cannot; :attr:`MemoryEstimate.needed` adds a margin for it.
+Cannot: see what :mod:`memtrain.models.simulated_memory` cannot see; :attr:`MemoryEstimate.needed` adds a margin for it.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from torch.optim import Optimizer
 from memtrain.models.simulated_memory import Counter, peak_of, simulation, without_content
 
 KNOWN_STATES = {"8bit": 2.0, "adafactor": 0.0, "prodigy": 16.0, "lion": 4.0, "sgd": 4.0}
-"""Bytes for each weight by a part of the optimizer's name in lower case, where it cannot be tried; others: 8."""
+"""Bytes for each weight by a part of the optimizer's name in lower case, if it cannot be tried; the default is 8."""
 MARGIN, DRIVER = 0.04, 600 << 20
-"""Share of the peak that an allocator cannot use, and bytes that CUDA takes for itself and for workspaces."""
+"""The share of the peak that an allocator cannot use, and the bytes that CUDA takes for itself and for workspaces."""
 
 OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes of a training on one device.
+    """The bytes of a training on one device.
 
     Attributes:
-        weights: of the denoiser, adapters included.
-        others: of further parts that are on the device, by name.
-        average: of the trained weights' average.
-        states: of the optimizer.
-        gradients: of the trained weights.
-        passes: at most during forward and backward pass, beyond the weights; gradients as far as they exist then.
-        step: temporaries of the optimizer's step, and of the average's.
-        encoding: at most while images are encoded, beyond the weights; 0 where latents are cached.
-        trained: number of trained weights.
-        frozen: number of the denoiser's other weights.
+        weights: the denoiser's weights, including adapters.
+        others: the weights of further parts on the device, by name.
+        average: the average of the trained weights.
+        states: the optimizer's states.
+        gradients: the gradients of the trained weights.
+        passes: the largest memory of forward and backward pass beyond the weights, with the gradients that exist then.
+        step: the temporaries of the optimizer's step and of the average's update.
+        encoding: the largest memory of the encoding of images beyond the weights; 0 if latents are cached.
+        trained: the number of trained weights.
+        frozen: the number of the denoiser's other weights.
     """
 
     weights: int
@@ -61,7 +61,7 @@ class MemoryEstimate:
 
     @property
     def standing(self) -> int:
-        """What is there all the time."""
+        """The bytes that are needed all the time."""
         return self.weights + sum(self.others.values()) + self.average + self.states
 
     @property
@@ -75,16 +75,16 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Bytes of tensors at the fullest moment."""
+        """The bytes of tensors at the fullest moment."""
         return max(self.moments.values())
 
     @property
     def needed(self) -> int:
-        """Bytes of a GPU that hold the peak, with a margin for what is not seen."""
+        """The bytes of a GPU that hold the peak, with a margin for memory that is not seen."""
         return int(self.peak * (1 + MARGIN)) + DRIVER
 
     def said(self) -> dict[str, Any]:
-        """Plain types, in bytes."""
+        """Return the estimate in plain types, in bytes."""
         parts = {name: getattr(self, name) for name in ("weights", "average", "states", "gradients", "passes", "step")}
         numbers = {"trained": self.trained, "frozen": self.frozen, "encoding": self.encoding}
         return {**numbers, **parts, "others": dict(self.others), "peak": self.peak, "needed": self.needed}
@@ -105,16 +105,16 @@ def estimate_memory(
     """Simulate a training step.
 
     Args:
-        denoiser: as it is trained (types, adapters, checkpointing, what is frozen); on the meta device, where weights
-            need not exist, or any other. It is left as it is.
-        call: makes the arguments of its forward; `args` in it stands for positional ones.
-        autocast: type of mixed precision; None for none.
-        optimizer: makes the optimizer of parameters; default AdamW.
+        denoiser: the denoiser as it is trained (types, adapters, checkpointing, frozen weights), on any device. On the
+            meta device its weights need not exist. The denoiser does not change.
+        call: the function that makes the arguments of its forward; `args` in it holds positional ones.
+        autocast: the type of mixed precision; None for none.
+        optimizer: the function that makes the optimizer of parameters; by default AdamW.
         average: whether an average of the trained weights is kept on the device.
         foreach: whether optimizer and average work on all weights at once, as on a GPU, and so hold a copy of them.
-        others: parts that are on the device, too.
-        encode: encodes a batch of images, given `others`; None where latents are cached.
-        weight_bits: bits of a frozen matrix where the base model is quantised.
+        others: further parts on the device.
+        encode: the function that encodes a batch of images, given `others`; None if latents are cached.
+        weight_bits: the bits of a frozen matrix if the base model is quantized.
 
     Returns:
         The estimate.
@@ -159,7 +159,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _saved(layer: nn.Linear, bits: int) -> int:
-    """Bytes that a quantised frozen matrix is smaller by; its scales, one of 64 numbers in 8 bits, are counted."""
+    """Return the bytes that quantization saves for a frozen matrix; scales (one of 64 numbers in 8 bits) count."""
     if layer.weight.requires_grad:
         return 0
     return _bytes(layer.weight) - layer.weight.numel() * bits // 8 - layer.weight.numel() // 64
@@ -181,11 +181,11 @@ def _without_graph(encode: Callable[[Mapping[str, nn.Module]], Any], parts: Mapp
 
 
 def state_bytes(optimizer: OptimizerMaker | None, shapes: Iterable[tuple[int, ...]]) -> int:
-    """Bytes of an optimizer's states.
+    """Return the bytes of an optimizer's states.
 
     Args:
-        optimizer: makes it; default AdamW.
-        shapes: of the trained weights.
+        optimizer: the function that makes the optimizer; by default AdamW.
+        shapes: the shapes of the trained weights.
     """
     optimizer = optimizer or torch.optim.AdamW
     shapes = list(shapes)
@@ -193,7 +193,7 @@ def state_bytes(optimizer: OptimizerMaker | None, shapes: Iterable[tuple[int, ..
     try:
         state = _states_of(optimizer, (rows, columns))
     except Exception:
-        # It needs a GPU, or more than a matrix.
+        # The optimizer needs a GPU, or more than a matrix.
         return int(sum(map(_numel, shapes)) * _known_states(optimizer))
     numel = rows * columns
     each = sum(_bytes(one) / numel for one in state if one.numel() == numel)

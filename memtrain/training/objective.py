@@ -1,16 +1,16 @@
-"""The per-sample training objective: how noise is made, and how each sample's error is weighted.
+"""The per-sample training objective: the noise, and the weight of each sample's error.
 
-The denoising loss of Ho et al. (2020), kept per sample. Whatever the options, the squared error of each sample, without
-weights, is known beside the loss: it is what the watch goes by, so that values mean the same in every run.
+The loss is the denoising loss of Ho et al. (2020), kept per sample. Under all options, the unweighted squared error of
+each sample is known in addition to the loss. The watch uses it, so that values mean the same in every run.
 
-- Squared errors, weighted by timestep or by sample, are read from the gradient; nothing is handed over, and the records
-  of a run are what they are without these options, up to what the options change in training.
-- Of other criteria and of masked losses the module hands the squared errors over
-  (:mod:`memtrain.monitoring.loss_check`), of a masked loss those of what the mask shows.
+- Squared errors, weighted by timestep or by sample, are read from the gradient, and the module passes nothing on. The
+  records of a run are the same as without these options, except for what the options change in training.
+- For other criteria and masked losses, the module passes the squared errors on (:mod:`memtrain.monitoring.loss_check`).
+  For a masked loss these are the errors of the part that the mask shows.
 
-Traps. Noise offset and input perturbation are part of what is measured, too, so a profile of the base model is one of
-these settings. A weight of 0 makes the visit no evidence. Criteria and masks exclude `LossSkipping`, which has to know
-losses before they can be handed over. The check for empty masks waits for the device once per batch.
+Traps. Noise offset and input perturbation also act in measurements, so a profile of the base model belongs to these
+settings. A visit with a weight of 0 is not evidence. Criteria and masks exclude `LossSkipping`, which must know losses
+before they can be passed on. The check for empty masks waits for the device once per batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from memtrain.training.loss_weights import OF_FLOWS, Weighting, timestep_weight
 from memtrain.training.timesteps import TimestepSampler, Uniform
 
 READABLE = 1e-5
-"""Weights below it are 0: what is left of a sample's gradient would not tell its loss."""
+"""Weights below this value count as 0, because the rest of a sample's gradient would not show its loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class Objective:
     """Options of the loss.
 
     Args:
-        timesteps: which are drawn, and how often (:mod:`memtrain.training.timesteps`); default all alike.
-        criterion: what the loss makes of an error (:mod:`memtrain.training.criteria`).
-        huber_c: threshold of `huber` and `smooth_l1`.
-        huber_schedule: how it depends on the timestep.
-        min_snr_gamma: weight the loss by min-SNR-γ (Hang et al., 2023; 5 there); None for no such weight.
+        timesteps: the distribution of timesteps (:mod:`memtrain.training.timesteps`); by default uniform.
+        criterion: the criterion of an error (:mod:`memtrain.training.criteria`).
+        huber_c: the threshold of `huber` and `smooth_l1`.
+        huber_schedule: the rule by which this threshold depends on the timestep.
+        min_snr_gamma: γ of min-SNR-γ (Hang et al., 2023; 5 there), which weights the loss; None for no such weight.
         weighting: another weighting of timesteps (:mod:`memtrain.training.loss_weights`).
-        noise_offset: strength of a per-channel constant added to the noise, 0.05 to 0.1 for darker and brighter images.
-        input_perturbation: γ of Ning et al., "Input Perturbation Reduces Exposure Bias in Diffusion Models", 2023: the
-            denoiser is shown this much more noise than it is asked for; 0.1 there.
+        noise_offset: the strength of a per-channel constant in the noise, 0.05 to 0.1 for darker and brighter images.
+        input_perturbation: γ of Ning et al., "Input Perturbation Reduces Exposure Bias in Diffusion Models", 2023. The
+            denoiser sees this much more noise than it must predict; 0.1 there.
     """
 
     timesteps: TimestepSampler | None = None
@@ -58,28 +58,28 @@ class Objective:
     input_perturbation: float = 0.0
 
     def check(self, prediction_type: str, snr: Tensor) -> None:
-        """Refuse what contradicts itself, or does not go with a model.
+        """Refuse options that contradict each other or do not fit a model.
 
         Args:
-            prediction_type: of the model.
-            snr: `(steps,)` of each of its timesteps.
+            prediction_type: the prediction type of the model.
+            snr: the signal-to-noise ratio of each of its timesteps, `(steps,)`.
 
         Raises:
-            ConfigurationError: if two options contradict each other, the weighting is not defined for the model, or
-                the timesteps are not its own.
+            ConfigurationError: if two options contradict each other, if the weighting is not defined for the model, or
+                if the timesteps are not those of the model.
         """
         for name in ("noise_offset", "input_perturbation"):
             if not 0 <= (value := getattr(self, name)) < float("inf"):
-                raise _refused(f"{name}={value}", "a number of at least 0", f"leave {name} out, or raise it")
+                raise _refused(f"{name}={value}", "a number of at least 0", f"set objective.{name} to 0 or more")
         for name in ("huber_c", "min_snr_gamma"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise _refused(f"{name}={value}", "a number above 0", "0.1 is usual for huber_c, 5 for min_snr_gamma")
+                raise _refused(f"{name}={value}", "a number above 0", "set huber_c to 0.1, or min_snr_gamma to 5")
         if self.min_snr_gamma is not None and self.weighting != "none":
             raise _refused(
                 f"min_snr_gamma={self.min_snr_gamma} and weighting={self.weighting!r} both weight timesteps",
-                "one of them",
-                "leave one out",
+                "one of both",
+                "remove objective.min_snr_gamma or objective.weighting",
             )
         if self.weighting in OF_FLOWS and prediction_type != "flow_prediction":
             raise _refused(
@@ -90,13 +90,13 @@ class Objective:
         self.draw_timesteps(1, generator=torch.Generator(), snr=snr)
 
     def draw_timesteps(self, count: int, *, generator: torch.Generator, snr: Tensor) -> Tensor:
-        """Timesteps `(count,)` int64 on the generator's device; arguments as of :class:`TimestepSampler`."""
+        """Draw timesteps `(count,)` int64 on the generator's device (see :class:`TimestepSampler`)."""
         return (self.timesteps or Uniform()).draw(count, steps=len(snr), generator=generator, snr=snr)
 
     # Noise
 
     def noise(self, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise of the shape of `latents`, on their device."""
+        """Draw noise of the shape of `latents`, on their device."""
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         if self.noise_offset:
             shape = (*latents.shape[:2], 1, 1)
@@ -104,7 +104,7 @@ class Objective:
         return noise
 
     def shown_noise(self, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """The noise in what the denoiser is shown, of noise that it is asked for; itself without perturbation."""
+        """Return the noise that the denoiser sees, given the noise to predict; the same without perturbation."""
         if not self.input_perturbation:
             return noise
         more = torch.randn(noise.shape, generator=generator, device=noise.device)
@@ -113,30 +113,30 @@ class Objective:
     # Losses
 
     def reads(self, batch: Mapping[str, Any]) -> bool:
-        """Whether each sample's loss can be read from the gradient."""
+        """Return whether each sample's loss can be read from the gradient."""
         return self.criterion == "mse" and "loss_mask" not in batch
 
     def sample_loss(self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Squared error of each sample, unweighted, `(B,)`: what is watched.
+        """Compute the unweighted squared error of each sample, `(B,)`, which the monitor watches.
 
         Args:
-            prediction: `(B, C, h, w)`.
-            target: same shape.
-            mask: `(B, 1, h, w)`, from :func:`loss_mask`.
+            prediction: the prediction, `(B, C, h, w)`.
+            target: the target, of the same shape.
+            mask: the mask of :func:`loss_mask`, `(B, 1, h, w)`, or None.
         """
         return per_sample_mse(prediction, target, mask=mask)
 
     def trained_loss(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None, snr: Tensor, share: Tensor
     ) -> Tensor:
-        """Loss of each sample by the criterion, before weights, `(B,)`: what is trained on.
+        """Compute the trained loss of each sample by the criterion, before weights, `(B,)`.
 
         Args:
-            prediction: `(B, C, h, w)`.
-            target: same shape.
-            mask: `(B, 1, h, w)` or None.
-            snr: `(B,)` signal-to-noise ratio of the timesteps.
-            share: `(B,)` timesteps over their number.
+            prediction: the prediction, `(B, C, h, w)`.
+            target: the target, of the same shape.
+            mask: the mask, `(B, 1, h, w)`, or None.
+            snr: the signal-to-noise ratios of the timesteps, `(B,)`.
+            share: the timesteps over their number, `(B,)`.
         """
         if self.criterion == "mse":
             return self.sample_loss(prediction, target, mask=mask)
@@ -147,7 +147,7 @@ class Objective:
     # Weights
 
     def weight(self, snr: Tensor, prediction_type: str) -> Tensor:
-        """Weight of the loss at each signal-to-noise ratio, `(B,)`."""
+        """Compute the weight of the loss at each signal-to-noise ratio, `(B,)`."""
         if self.min_snr_gamma is not None:
             weight = min_snr_weight(snr, self.min_snr_gamma, prediction_type)
         else:
@@ -155,10 +155,10 @@ class Objective:
         return torch.where(weight < READABLE, 0.0, weight)
 
     def batch_weight(self, batch: Any, like: Tensor) -> Tensor:
-        """Weight of each sample of a batch, by its `weight`, of the shape and device of `like`.
+        """Return the weight of each sample of a batch, by its `weight`, in the shape and on the device of `like`.
 
         Raises:
-            DataError: if these are not `(B,)`.
+            DataError: if the shape is not `(B,)`.
         """
         given = batch.get("weight") if isinstance(batch, Mapping) else None
         if given is None:
@@ -174,14 +174,14 @@ class Objective:
 
 
 def loss_mask(batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
-    """`loss_mask` of a batch, `(B, 1, h, w)` float on the device of the latents; None if it has none.
+    """Return `loss_mask` of a batch, `(B, 1, h, w)` float on the device of the latents; None if it has none.
 
     Args:
-        batch: perhaps with `loss_mask`: how much each place of the latents counts.
-        latents: `(B, C, h, w)`.
+        batch: the batch, which may have `loss_mask`, the weight of each place of the latents.
+        latents: the latents, `(B, C, h, w)`.
 
     Raises:
-        DataError: if it has another shape, or shows nothing of a sample, or counts a place negatively.
+        DataError: if the mask has another shape, is empty for a sample, or has a negative value.
     """
     mask = batch.get("loss_mask")
     if mask is None:
@@ -191,7 +191,7 @@ def loss_mask(batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
         raise DataError(
             f"`loss_mask` of the batch has the shape {tuple(mask.shape)}",
             expected=f"{shape}: one channel, in the size of the latents",
-            remedy="scale masks to the size of the latents where the data are made",
+            remedy="scale masks to the size of the latents in the code that makes the data",
         )
     mask = mask.to(latents.device, torch.float32)
     area = mask.flatten(1)
@@ -200,9 +200,9 @@ def loss_mask(batch: Mapping[str, Any], latents: Tensor) -> Tensor | None:
         keys = batch.get("key") or range(len(broken))
         named = [str(key) for key, wrong in zip(keys, broken, strict=True) if wrong]
         raise DataError(
-            f"The loss masks of {len(named)} samples are empty or negative, first of {named[0]}",
+            f"The loss masks of {len(named)} samples are empty or negative, first {named[0]}",
             expected="a mask that shows some of each image",
-            remedy="correct these masks, leave the samples out, or crop so that what is shown stays in the image",
+            remedy="correct these masks, leave the samples out, or crop so that the shown part stays in the image",
         )
     return mask
 

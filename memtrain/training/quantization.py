@@ -1,4 +1,4 @@
-"""Store the weights of a frozen denoiser in 4 or 8 bits, while adapters of it are trained.
+"""Storage of a frozen denoiser's weights in 4 or 8 bits, while its adapters are trained.
 
 Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
 
@@ -8,10 +8,10 @@ Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
 | `bitsandbytes_8bit` | 8-bit integers by row, outliers of inputs in half precision | bitsandbytes |
 | `torchao_int8` | 8-bit integers by row | torchao |
 
-The linear layers of the blocks are exchanged where the model lies; what embeds inputs and makes the output stays as it
-is. On a GPU only the small weights are ever held. Cost: a step takes longer, because weights are widened at each use.
-Suggested: `bitsandbytes_4bit` where a model does not fit otherwise. Cannot: be saved as a pipeline; what is exported
-are the adapters (`adapters: lora` of PipelineExport).
+The linear layers of the blocks are replaced in place. The layers that embed inputs and make the output do not change. A
+GPU only ever holds the small weights. Cost: a step takes longer, because weights are widened at each use.
+Suggested: `bitsandbytes_4bit` if a model does not fit otherwise. Cannot: be saved as a pipeline. The adapters are
+exported instead (`adapters: lora` of PipelineExport).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from torch import nn
 from memtrain.errors import ConfigurationError
 
 Quantization = Literal["none", "bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"]
-"""By name, how weights are stored."""
+"""The names of kinds of storage."""
 
 
 def require_quantizable(kind: Quantization, *, adapters: bool) -> None:
-    """Refuse, before anything is loaded, what cannot be done.
+    """Refuse impossible kinds of storage before anything is loaded.
 
     Args:
-        kind: of the weights.
-        adapters: whether adapters are trained, and the weights frozen.
+        kind: the kind of storage.
+        adapters: whether adapters are trained and the weights are frozen.
 
     Raises:
-        ConfigurationError: if a package is missing, or the weights themselves are trained.
+        ConfigurationError: if a package is missing, or if the weights themselves are trained.
     """
     if kind == "none":
         return
@@ -45,24 +45,24 @@ def require_quantizable(kind: Quantization, *, adapters: bool) -> None:
         raise ConfigurationError(
             f"execution.quantize={kind!r} without adapters: weights of 8 bits or less cannot be trained",
             expected="`lora`, whose base is frozen",
-            remedy="add `lora: {rank: 16}`, or leave quantize out",
+            remedy="add `lora: {rank: 16}`, or remove execution.quantize",
         )
     package = kind.partition("_")[0]
     if find_spec(package) is None:
         raise ConfigurationError(
             f"execution.quantize={kind!r} needs {package}, which is not installed",
             expected=f"the package {package}",
-            remedy=f"pip install {package}, or leave quantize out (frozen_dtype: bfloat16 halves the base)",
+            remedy=f"pip install {package}, or remove execution.quantize (frozen_dtype: bfloat16 halves the base)",
         )
 
 
 def quantize(denoiser: Any, kind: Quantization, *, dtype: torch.dtype) -> None:
-    """Exchange the linear layers of a denoiser's blocks, in place.
+    """Replace the linear layers of a denoiser's blocks, in place.
 
     Args:
-        denoiser: frozen, before adapters are in it.
-        kind: of the weights.
-        dtype: in which layers compute.
+        denoiser: the frozen denoiser, before adapters are added.
+        kind: the kind of storage.
+        dtype: the type in which layers compute.
     """
     if kind == "none":
         return
@@ -73,7 +73,7 @@ def quantize(denoiser: Any, kind: Quantization, *, dtype: torch.dtype) -> None:
     for name, layer in inside.items():
         parent, _, own = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), own, _by_bitsandbytes(layer, kind, dtype))
-    # By these peft chooses the layers that adapt such weights.
+    # peft chooses the layers for adapters of such weights by these attributes.
     setattr(denoiser, "is_loaded_in_4bit" if kind == "bitsandbytes_4bit" else "is_loaded_in_8bit", True)
 
 
@@ -83,7 +83,7 @@ def _is_of_block(name: str, layer: nn.Module) -> bool:
 
 def _by_torchao(layers: dict[str, nn.Module]) -> None:
     with warnings.catch_warnings():
-        # What torchao says of parts of itself that are not used here.
+        # Hide torchao's warnings of parts of itself that are not used here.
         warnings.simplefilter("ignore")
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -109,5 +109,5 @@ def _by_bitsandbytes(layer: Any, kind: Quantization, dtype: torch.dtype) -> nn.M
         )
         made.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     made.bias = layer.bias
-    # The weights are made small by this call, wherever they go.
+    # This call makes the weights small, on any device.
     return made.to(weight.device).requires_grad_(False)

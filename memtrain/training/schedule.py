@@ -1,7 +1,8 @@
-"""The learning rate: at which it starts, and what becomes of it.
+"""The learning rate and its schedule.
 
-A schedule by name warms up linearly and then is that of diffusers' `get_scheduler`; one by class path is any of torch's
-(`schedule: {class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {...}}`), stepped once per optimizer step.
+A schedule by name warms up linearly and then follows diffusers' `get_scheduler`. A schedule by class path is any of
+torch's (`schedule: {class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {...}}`). It is stepped once per
+optimizer step.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from memtrain.errors import ConfigurationError
 
 Schedule = Literal["constant", "cosine", "linear", "cosine_with_restarts", "polynomial"]
-"""By name, what becomes of the learning rate after the warm-up."""
+"""The names of schedules after the warm-up."""
 
 LEARNING_RATE = 1e-5
-"""Of AdamW, where none is given: usual for all weights of a denoiser."""
+"""The default learning rate of AdamW, which is usual for all weights of a denoiser."""
 
 
 def with_warmup(
@@ -31,28 +32,28 @@ def with_warmup(
     warmup_steps: int,
     total_steps: int,
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns: the optimizer with a per-step schedule.
+    """Return the result of `configure_optimizers`: the optimizer with a per-step schedule.
 
     Args:
-        optimizer: its learning rates are the peaks.
-        schedule: after the warm-up: `constant`; or to zero at `total_steps`: `linear`, `polynomial` (the square of
-            that), `cosine`, `cosine_with_restarts` (from the peak again in the middle). Or what makes a scheduler of
-            the optimizer, without a warm-up of ours.
-        warmup_steps: steps of linear warm-up.
-        total_steps: optimizer steps of the run.
+        optimizer: the optimizer, whose learning rates are the peaks.
+        schedule: the schedule after the warm-up. `constant` does not change. `linear`, `polynomial` (the square of
+            linear), `cosine` and `cosine_with_restarts` (from the peak again in the middle) go to zero at
+            `total_steps`. It may also be a function that makes a scheduler of the optimizer, without this warm-up.
+        warmup_steps: the steps of linear warm-up.
+        total_steps: the optimizer steps of the run.
 
     Raises:
-        ConfigurationError: if a scheduler of its own is to be warmed up, or waits for a metric; or the optimizer
-            finds its rate itself.
+        ConfigurationError: if a scheduler by class path has a warm-up or waits for a metric, or if the optimizer finds
+            its rate itself.
     """
     named = isinstance(schedule, str)
     if any(group["lr"] is None for group in optimizer.param_groups):
         if schedule == "constant" and not warmup_steps:
             return {"optimizer": optimizer}
         raise ConfigurationError(
-            f"{type(optimizer).__name__} finds its learning rate itself, so there is nothing for a schedule to change",
-            expected="schedule: constant and warmup_steps: 0",
-            remedy="set these, or give the optimizer a learning rate (relative_step: false of Adafactor)",
+            f"{type(optimizer).__name__} finds its learning rate itself, so a schedule has nothing to change",
+            expected="`schedule: constant` and `warmup_steps: 0`",
+            remedy="set both, or give the optimizer a learning rate (relative_step: false of Adafactor)",
         )
     if not named and warmup_steps:
         raise ConfigurationError(
@@ -64,7 +65,7 @@ def with_warmup(
         scheduler = schedule(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
-                "ReduceLROnPlateau waits for a metric, and is not stepped by steps",
+                "ReduceLROnPlateau waits for a metric, and is not stepped by optimizer steps",
                 expected="a schedule of optimizer steps",
                 remedy="set schedule: cosine, or derive from TextToImageModule and override configure_optimizers",
             )
@@ -83,15 +84,15 @@ def optimizer_of(
     *,
     learning_rate: float | None,
 ) -> Optimizer:
-    """The optimizer of a run.
+    """Make the optimizer of a run.
 
     Args:
-        parameters: that are trained.
-        kind: makes it of them; None for AdamW.
-        learning_rate: of the module, None if it has none.
+        parameters: the trained parameters.
+        kind: the function that makes the optimizer of them; None for AdamW.
+        learning_rate: the learning rate of the module; None if it has none.
 
     Raises:
-        ConfigurationError: if two learning rates are given, or none where one is needed.
+        ConfigurationError: if two learning rates are given, or none is given and one is needed.
     """
     if kind is None:
         rate = LEARNING_RATE if learning_rate is None else learning_rate
@@ -104,14 +105,14 @@ def optimizer_of(
 def set_learning_rate(optimizer: Optimizer, learning_rate: float | None) -> None:
     """Give a learning rate to an optimizer that was named by class path.
 
-    Its own `lr` counts as given where it differs from the default of its class, because a parser fills in defaults.
+    Its own `lr` counts as given if it differs from the default of its class, because a parser fills in defaults.
 
     Args:
-        optimizer: as it was made.
-        learning_rate: of the module, None if it has none.
+        optimizer: the optimizer as it was made.
+        learning_rate: the learning rate of the module; None if it has none.
 
     Raises:
-        ConfigurationError: if both say another one, or none does.
+        ConfigurationError: if both differ, or if neither is given.
     """
     kind = type(optimizer)
     parameter = inspect.signature(kind.__init__).parameters.get("lr")
@@ -121,24 +122,24 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float | None) -> None
         if learning_rate is not None:
             raise ConfigurationError(
                 f"learning_rate={learning_rate}, but {kind.__name__} finds its own (relative_step)",
-                expected="one of them",
-                remedy="leave learning_rate out (null), or add relative_step: false to the optimizer's init_args",
+                expected="one of both",
+                remedy="remove model.init_args.learning_rate, or add relative_step: false to the optimizer's init_args",
             )
         return
     given = None if own == default else own
     if given is not None and learning_rate is not None and float(given) != learning_rate:
         raise ConfigurationError(
             f"Two learning rates: learning_rate={learning_rate} of the module, lr={float(given)} of {kind.__name__}",
-            expected="one",
-            remedy="leave lr out of the optimizer's init_args",
+            expected="one learning rate",
+            remedy="remove lr from the optimizer's init_args",
         )
     rate = learning_rate if given is None else given
     if rate is None:
-        shown = "no lr" if own is None else f"lr={own}, what its class has by default"
+        shown = "no lr" if own is None else f"lr={own}, the default of its class"
         raise ConfigurationError(
             f"No learning rate is given, and {kind.__name__} has {shown}",
-            expected="learning_rate of the module",
-            remedy="set it: 1e-5 is usual for all weights, 1e-4 for LoRA, 1.0 for Prodigy, which adapts it",
+            expected="a learning_rate of the module",
+            remedy="set model.init_args.learning_rate: 1e-5 is usual for all weights, 1e-4 for LoRA, 1.0 for Prodigy",
         )
     for group in optimizer.param_groups:
         group["lr"] = rate

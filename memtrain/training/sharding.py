@@ -1,4 +1,4 @@
-"""FSDP2: the denoiser's weights spread over processes, for full fine-tuning of what fits no single device.
+"""FSDP2: the denoiser's weights spread over processes, for full fine-tuning of models that fit no single device.
 
 Source: torch's `fully_shard`, under Lightning's ModelParallelStrategy:
 
@@ -7,8 +7,8 @@ Source: torch's `fully_shard`, under Lightning's ModelParallelStrategy:
         class_path: lightning.pytorch.strategies.ModelParallelStrategy
         init_args: {data_parallel_size: 8, tensor_parallel_size: 1, save_distributed_checkpoint: false}
 
-Each process holds a part of every weight and of its optimizer state; a transformer block's weights are put together
-while it runs. Cost: that communication. The exported pipeline is put together on the first process's CPU at the end.
+Each process holds a part of every weight and of its optimizer state. The weights of a transformer block are gathered
+while it runs. Cost: this communication. The first process gathers the exported pipeline on its CPU at the end.
 
 The monitor watches with `reference: false`, by its held-out samples.
 
@@ -28,18 +28,18 @@ from memtrain.errors import ConfigurationError
 from memtrain.models.whole_weights import is_sharded
 
 REFUSED = ("FSDPStrategy", "DeepSpeedStrategy")
-"""Classes of Lightning whose processes hold parts of the weights in ways that are not known here."""
+"""Classes of Lightning whose processes hold parts of the weights in unsupported ways."""
 
 
 def check_strategy(module: Any, trainer: Any) -> None:
-    """Refuse what cannot work with weights that are spread over processes.
+    """Refuse combinations that do not work with weights that are spread over processes.
 
     Args:
         module: a TextToImageModule.
-        trainer: Lightning's.
+        trainer: Lightning's trainer.
 
     Raises:
-        ConfigurationError: naming it.
+        ConfigurationError: with the first such combination.
     """
     strategy = trainer.strategy
     kinds = {kind.__name__ for kind in type(strategy).__mro__}
@@ -49,7 +49,7 @@ def check_strategy(module: Any, trainer: Any) -> None:
         )
     if "ModelParallelStrategy" not in kinds:
         return
-    # The first process alone would name the profile after weights of which it holds a part.
+    # The first process holds only a part of the weights, so it could not name the profile after them.
     compared = any(getattr(getattr(one, "options", None), "reference", False) for one in trainer.callbacks)
     wrong = {
         "a monitor that compares with the base model": ("reference: false, with held-out samples", compared),
@@ -57,21 +57,21 @@ def check_strategy(module: Any, trainer: Any) -> None:
         "adapters, which are small enough for every process": ("strategy: ddp", module.lora is not None),
         "text encoders that are trained": ("train_text_encoder: false", hasattr(module, "trained_text_encoders")),
         "a checkpoint to resume from": ("a new run", trainer.ckpt_path is not None),
-        "a compiled denoiser, which nobody has tried": ("execution.compile: false", module.execution.compile),
+        "a compiled denoiser, which is not tested": ("execution.compile: false", module.execution.compile),
         "tensor parallelism": ("tensor_parallel_size: 1", strategy._tensor_parallel_size != 1),
         "checkpoints in many files": ("save_distributed_checkpoint: false", strategy._save_distributed_checkpoint),
     }
     for what, (expected, is_wrong) in wrong.items():
         if is_wrong:
-            raise _refused(f"ModelParallelStrategy beside {what}", expected)
+            raise _refused(f"ModelParallelStrategy and {what}", expected)
 
 
 def shard(module: Any) -> None:
-    """Spread the denoiser of a module over its device mesh; nothing without one, or where that is done."""
+    """Spread the denoiser of a module over its device mesh, if there is one and this was not done before."""
     mesh = module.device_mesh
     if mesh is None or is_sharded(module.denoiser):
         return
-    # Not channels_last, which FSDP2 cannot split.
+    # The format is not channels_last, because FSDP2 cannot split it.
     module.denoiser.to(memory_format=torch.contiguous_format)
     for part in list(module.denoiser.modules()):
         if type(part).__name__.endswith("TransformerBlock"):
@@ -81,5 +81,5 @@ def shard(module: Any) -> None:
 
 def _refused(found: str, expected: str) -> ConfigurationError:
     return ConfigurationError(
-        f"TextToImageModule cannot train with {found}", expected=expected, remedy="change one of them"
+        f"TextToImageModule cannot train with {found}", expected=expected, remedy="change one of both settings"
     )

@@ -1,7 +1,7 @@
 """The LightningModule that fine-tunes a latent diffusion model on captioned images.
 
 The objective is the denoising loss of Ho et al. (2020) in latent space (Rombach et al., 2022), kept per sample until
-the last line. Timesteps and noise are a function of (seed, batch counter, rank), so two runs that differ only in their
+the last line. Timesteps and noise are a function of (seed, batch counter, rank). So two runs that differ only in their
 callbacks see the same noise, and a resumed run continues as if it had never stopped.
 """
 
@@ -39,24 +39,25 @@ from memtrain.training.sharding import check_strategy, shard
 
 
 class TextToImageModule(AveragedModule):
-    """Fine-tune the denoiser of a text-to-image pipeline; autoencoder and text encoders stay frozen.
+    """Fine-tune the denoiser of a text-to-image pipeline. The autoencoder and the text encoders stay frozen.
 
     Args:
-        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
-        lora: train adapters in place of the weights.
-        objective: the loss.
-        learning_rate: peak of the schedule; default 1e-5, or what `optimizer` has.
-        schedule: after the warm-up, `constant`, or to zero by `cosine`, `linear` and others
-            (:mod:`memtrain.training.schedule`); or any of torch's by class path.
-        warmup_steps: optimizer steps of linear warm-up.
-        optimizer: by class path; default AdamW.
-        ema_decay: decay of the exported weight average; None exports the last weights.
-        train_text_encoder: train the text encoders too (the embedded base model needs it).
-        execution: what trades time, memory and precision.
-        seed: of timesteps and noise; default `seed_everything`'s.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or a base model with further
+            options.
+        lora: the options of adapters, which are trained instead of the weights.
+        objective: the options of the loss.
+        learning_rate: the peak of the schedule; by default 1e-5, or the learning rate of `optimizer`.
+        schedule: the schedule after the warm-up: `constant`, or a decay to zero by `cosine`, `linear` and others
+            (:mod:`memtrain.training.schedule`), or any scheduler of torch by class path.
+        warmup_steps: the optimizer steps of linear warm-up.
+        optimizer: the optimizer by class path; by default AdamW.
+        ema_decay: the decay of the exported weight average; None exports the last weights.
+        train_text_encoder: whether to train the text encoders too (the embedded base model needs it).
+        execution: options that trade time, memory and precision.
+        seed: the seed of timesteps and noise; by default the seed of `seed_everything`.
 
-    Logged metrics: `train/loss` (mean squared error over the batch, before any re-weighting), `heldout/loss` (that of
-    held-out samples under the averaged weights, at timesteps and noise that are the same in every validation).
+    The module logs `train/loss` (the mean squared error over the batch, before any re-weighting) and `heldout/loss`
+    (the same for held-out samples under the averaged weights, with fixed timesteps and noise in every validation).
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class TextToImageModule(AveragedModule):
         self.lora, self.objective = lora, objective or Objective()
         if learning_rate is not None and not 0 <= learning_rate < math.inf:
             raise ConfigurationError(
-                f"learning_rate={learning_rate}", expected="a number from 0", remedy="such as 1e-5 for all weights"
+                f"learning_rate={learning_rate}",
+                expected="a number of at least 0",
+                remedy="correct --model.init_args.learning_rate, for instance 1e-5 for all weights",
             )
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.optimizer_class, self.execution = optimizer, execution or Execution()
         self.ema_decay = ema_decay
-        # What a checkpoint says of this run, once there is an optimizer; what one says that this run continues.
+        # The settings that a checkpoint of this run holds, and the settings of the checkpoint that this run continues.
         self.settings: dict[str, Any] | None = None
         self._continued: dict[str, Any] | None = None
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -95,7 +98,7 @@ class TextToImageModule(AveragedModule):
             pretrained, dtypes=self.execution.loaded_types(adapters=lora is not None, trained_text=train_text_encoder)
         )
         self.prediction_type, self.scheduler = parts.prediction_type, parts.scheduler
-        # For what a reference profile is known by.
+        # These attributes identify a reference profile.
         self.text_encoders, self.conditioning = parts.text_encoders, parts.conditioning
         self.noise_offset = self.objective.noise_offset
         self.input_perturbation = self.objective.input_perturbation
@@ -108,7 +111,7 @@ class TextToImageModule(AveragedModule):
         self.execution.prepare(parts, adapters=lora is not None)
         if lora is not None:
             lora.inject(parts)
-            # Checkpoints are without the frozen weights; `check_contents` is as strict about the others.
+            # Checkpoints lack the frozen weights. `check_contents` is as strict about the others.
             self.strict_loading = False
         # A tuple keeps frozen parts out of the module tree, and so out of checkpoints, DDP and the optimizer.
         self._frozen = (parts.vae, *parts.text_encoders.values())
@@ -136,18 +139,19 @@ class TextToImageModule(AveragedModule):
         return next(iter(self.parts.text_encoders.values()))
 
     def setup(self, stage: str) -> None:
-        """Refuse weights in half precision, beside which the frozen parts and the noise are in full precision."""
+        """Refuse weights in half precision, because the frozen parts and the noise are in full precision."""
         if str(self.trainer.precision) in ("16-true", "bf16-true"):
             raise ConfigurationError(
                 f"TextToImageModule cannot train with weights in half precision (precision={self.trainer.precision!r})",
-                expected="trained weights, of adapters too, in full precision, to which small updates are not lost",
-                remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision; "
-                "execution.frozen_dtype: bfloat16 stores in half precision what is not trained, with `lora` the base",
+                expected="trained weights (also of adapters) in full precision, which keeps small updates",
+                remedy="set trainer.precision to bf16-mixed (or 16-mixed), which computes in half precision; to store "
+                "frozen "
+                "weights (with `lora` the base) in half precision, set execution.frozen_dtype to bfloat16",
             )
         check_strategy(self, self.trainer)
 
     def configure_model(self) -> None:
-        """Spread the denoiser over processes, where the strategy is Lightning's for FSDP2."""
+        """Spread the denoiser over processes, if the strategy is Lightning's for FSDP2."""
         shard(self)
 
     def on_fit_start(self) -> None:
@@ -162,53 +166,53 @@ class TextToImageModule(AveragedModule):
 
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Scaled latents (the posterior's mode) `(B, C, h, w)` of pixel values `(B, 3, H, W)`."""
-        # Data modules ask before Lightning has moved this module, with pixels that are where training will be.
+        """Encode pixel values `(B, 3, H, W)` to scaled latents (the posterior's mode) `(B, C, h, w)`."""
+        # Data modules call this before Lightning moves the module, with pixels on the device of training.
         self.vae.to(pixel_values.device)
         return self.parts.encode_images(pixel_values)
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Fields of a batch that hold the token ids of captions, on the CPU."""
+        """Make the fields of a batch that hold the token ids of captions, on the CPU."""
         return self.parts.tokens(captions)
 
     def encode_tokens(self, tokens: dict[str, Any]) -> dict[str, Tensor]:
-        """Embeddings of token ids, as :mod:`memtrain.training.pipelines.base` names them."""
+        """Make embeddings from token ids, with the names of :mod:`memtrain.training.pipelines.base`."""
         device = tokens["input_ids"].device
         for encoder in self.parts.text_encoders.values():
-            # Callbacks measure before on_fit_start has moved what is frozen.
+            # Callbacks measure before on_fit_start moves the frozen parts.
             if next(encoder.parameters()).device != device and not any(p.requires_grad for p in encoder.parameters()):
                 encoder.to(device)
         return self.parts.encode_text(tokens)
 
     def encoder_fingerprint(self, what: Literal["images", "text"]) -> str:
-        """A name of the autoencoder, or of the text encoders, by which what they computed is known again."""
+        """Return a name of the autoencoder or of the text encoders, which identifies their results."""
         parts: dict[str, nn.Module] = {"vae": self.vae} if what == "images" else self.parts.text_encoders
         length = f" of {self.parts.max_sequence_length}" if what == "text" else ""
         return encoder_fingerprint(f"{type(self.parts).__name__} {what}{length}", parts)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """Text embeddings `(B, T, width)` of token ids `(B, T)`, of pipelines with one text encoder."""
+        """Make text embeddings `(B, T, width)` from token ids `(B, T)`, for pipelines with one text encoder."""
         return self.encode_tokens({"input_ids": input_ids})["text_embeddings"]
 
     def unconditional_text(self) -> dict[str, Tensor]:
-        """The empty caption, encoded: `text_embeddings` `(1, T, width)` and what goes with them."""
+        """Encode the empty caption: `text_embeddings` `(1, T, width)` and further fields."""
         return self.encode_tokens({name: value.to(self.device) for name, value in self.tokens([""]).items()})
 
     def loss_weight(self, timesteps: Tensor, batch: Any = None) -> Tensor:
-        """What each sample's loss is multiplied by, `(B,)`: by its timestep, and by `weight` in the batch."""
+        """Return the factor of each sample's loss, `(B,)`, from its timestep and from `weight` in the batch."""
         weight = self.objective.weight(self.parts.signal_to_noise_ratio(timesteps), self.prediction_type)
         return weight * self.objective.batch_weight(batch, weight)
 
     def sample_loss(self, batch: dict[str, Any], timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Squared error of each sample, unweighted; of a masked one, of what its mask shows.
+        """Compute the unweighted squared error of each sample; for a masked sample, of the part that its mask shows.
 
         Args:
-            batch: as :mod:`memtrain.data.source` describes.
-            timesteps: `(B,)` int64.
-            generator: source of the noise, on the module's device.
+            batch: a batch as in :mod:`memtrain.data.source`.
+            timesteps: the timesteps, `(B,)` int64.
+            generator: the source of the noise, on the module's device.
 
         Returns:
-            `(B,)`, with a graph when gradients are enabled.
+            The errors, `(B,)`, with a graph if gradients are enabled.
         """
         return self._denoise(batch, timesteps, generator).sample_loss
 
@@ -231,11 +235,11 @@ class TextToImageModule(AveragedModule):
             )
 
     def step_generator(self, *counters: int) -> torch.Generator:
-        """A generator on the module's device, seeded by (seed, counters)."""
+        """Return a generator on the module's device, seeded by (seed, counters)."""
         return torch.Generator(self.device).manual_seed(mixed_seed(self.seed, *counters))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The batch mean of the weighted per-sample loss."""
+        """Compute the batch mean of the weighted per-sample loss."""
         generator = self.step_generator(self.trainer.fit_loop.total_batch_idx, self.global_rank)
         count = len(batch["input_ids"])
         self._snr = self._snr.to(self.device)
@@ -247,18 +251,18 @@ class TextToImageModule(AveragedModule):
         return {"loss": loss, "key": batch["key"], **handed}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss of held-out samples under the averaged weights, at four fixed timesteps each."""
+        """Log the loss of held-out samples under the averaged weights, at four fixed timesteps each."""
         count = len(batch["input_ids"])
         steps = self.parts.steps
         for index in range(4):
             generator = self.step_generator(batch_idx, index)
             start = torch.randint(steps // 4, (count,), generator=generator, device=self.device)
-            # Without input perturbation, as the model is used.
+            # Without input perturbation, as in the use of the model.
             loss = self._denoise(batch, start + index * (steps // 4), generator, perturbed=False).sample_loss
             self.log("heldout/loss", loss.mean(), prog_bar=True, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer with the schedule."""
+        """Return the optimizer with the schedule."""
         optimizer = optimizer_of(self.trained(), self.optimizer_class, learning_rate=self.learning_rate)
         total = int(self.trainer.estimated_stepping_batches)
         self.settings = with_length(settings_of(self), total)
@@ -268,21 +272,21 @@ class TextToImageModule(AveragedModule):
         return with_warmup(optimizer, self.schedule, self.warmup_steps, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, and the weight average."""
+        """Keep the trained weights and the weight average."""
         keep_trained(self, checkpoint, pretrained=self.pretrained)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of something else; take the weight average up again."""
+        """Refuse a checkpoint of another training, and load the weight average."""
         check_contents(self, checkpoint)
         self._continued = checkpoint.get(KEY, {}).get("settings")
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
 
     def save_adapters(self, folder: Path) -> None:
-        """Write the adapters, as they are now, as diffusers reads them."""
+        """Write the adapters in their present state, in diffusers' form."""
         assert self.lora is not None
         save_adapters(self.parts.pipeline, folder, timestep_rank=self.lora.timestep_rank)
 
     def export_pipeline(self) -> Any:
-        """A pipeline to sample with, which shares this module's parts as they are now."""
+        """Return a pipeline for sampling that shares this module's parts in their present state."""
         return self.parts.export()

@@ -2,14 +2,15 @@
 
 Source: Soboleva et al., "T-LoRA: Single Image Diffusion Model Customization Without Overfitting", AAAI 2026 (arXiv
 2507.05964), with the authors' code. At timestep t of T, the first ⌊((T − t) / T)^exponent · (rank − minimum)⌋ + minimum
-ranks act; noisy timesteps, at which a picture is overfitted soonest, thus change least.
+ranks act. Noisy timesteps, at which a picture is overfitted soonest, thus change least.
 
-The authors take one rank for a batch, that of its first sample; here each sample has that of its own timestep. Their
-orthogonal initialisation (of "Ortho-LoRA") is not here: with ordinary adapters it is their "Vanilla T-LoRA".
+The authors use one rank for a batch, that of its first sample. Here each sample has the rank of its own timestep. Their
+orthogonal initialization (of "Ortho-LoRA") is not included. With ordinary adapters the method is their "Vanilla
+T-LoRA".
 
 Cost: a comparison and a product per adapted layer. Suggested (authors, SDXL): rank 64, minimum 32, exponent 1.
-Sampling has to apply the same rule, as the authors' pipeline does, and `memtrain` with `--run` or `--lora` does.
-Cannot: be merged into weights; stock diffusers, and the exported pipeline folder, apply all ranks at every timestep.
+Sampling must apply the same rule, as the authors' pipeline does, and as `memtrain` with `--run` or `--lora` does.
+Cannot: be merged into weights. Stock diffusers, and the exported pipeline folder, apply all ranks at every timestep.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from memtrain.models.adapters import adapted_layers
 from memtrain.models.backbones.base import Backbone, find_backbone
 
 STEPS = 1000
-"""T: backbones give timesteps from 0 to 1,000 whatever the denoiser's own scale."""
+"""T: backbones give timesteps from 0 to 1,000, whatever the denoiser's own scale."""
 METADATA = "memtrain_timestep_rank"
-"""Key of a weight file's metadata; diffusers reads over it."""
+"""The key of a weight file's metadata, which diffusers ignores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepRank:
-    """How many ranks act at a timestep.
+    """The number of ranks that act at a timestep.
 
     Args:
-        minimum: at the noisiest timestep.
-        exponent: 1 falls linearly; above 1 the rank falls sooner.
+        minimum: the number of ranks at the noisiest timestep.
+        exponent: the exponent of the decrease; 1 falls linearly, above 1 the rank falls sooner.
     """
 
     minimum: int = 1
@@ -51,13 +52,13 @@ class TimestepRank:
             raise ConfigurationError(
                 f"timestep_rank: minimum={self.minimum}, exponent={self.exponent}",
                 expected="a minimum of at least 1 and an exponent above 0",
-                remedy="change them",
+                remedy="correct model.init_args.lora.timestep_rank",
             )
 
     def ranks(self, timesteps: Tensor, rank: int) -> Tensor:
-        """How many ranks act, int64 of the shape of `timesteps` (from 0 to 1,000)."""
+        """Return how many ranks act, int64 in the shape of `timesteps` (from 0 to 1,000)."""
         left = ((STEPS - timesteps.float()) / STEPS).clamp(0, 1) ** self.exponent
-        # A whole number must not fall below itself by rounding.
+        # Rounding must not push a whole number below itself.
         return (left * (rank - self.minimum) + 1e-4).floor().long() + self.minimum
 
     def attach(self, denoiser: nn.Module) -> TimestepMask:
@@ -65,15 +66,15 @@ class TimestepRank:
         return TimestepMask(denoiser, self)
 
     def metadata(self) -> dict[str, str]:
-        """What a weight file says about it."""
+        """Return the metadata that a weight file holds about the rule."""
         return {METADATA: json.dumps(asdict(self))}
 
     @staticmethod
     def of(metadata: dict[str, str]) -> TimestepRank | None:
-        """The rule of a weight file; None if it has none.
+        """Read the rule of a weight file; None if it has none.
 
         Raises:
-            MemtrainError: if it says something else.
+            MemtrainError: if the metadata hold something else.
         """
         if METADATA not in metadata:
             return None
@@ -83,20 +84,20 @@ class TimestepRank:
             raise ConfigurationError(
                 f"{METADATA!r} of a weight file's metadata is {shown(rule)}",
                 expected="minimum and exponent, two numbers",
-                remedy="get the file again",
+                remedy="download or export the file again",
             )
         return TimestepRank(**rule)
 
 
 class TimestepMask:
-    """Hooks that read the timesteps of a denoiser's call, and mask what the first factor of its adapters makes.
+    """Hooks that read the timesteps of a denoiser's call, and mask the output of its adapters' first factor.
 
     Args:
-        denoiser: with adapters.
-        rule: how many ranks act.
+        denoiser: a denoiser with adapters.
+        rule: the rule for the number of ranks.
 
     Raises:
-        ConfigurationError: if no backbone knows where the denoiser's timesteps are, or there are no adapters.
+        ConfigurationError: if no backbone finds the denoiser's timesteps, or if there are no adapters.
     """
 
     def __init__(self, denoiser: nn.Module, rule: TimestepRank) -> None:
@@ -105,7 +106,7 @@ class TimestepMask:
             raise ConfigurationError(
                 f"The timesteps of {type(denoiser).__name__} with {len(layers)} adapted layers cannot choose ranks",
                 expected="a denoiser of a family in memtrain.models.backbones, with adapters",
-                remedy="leave timestep_rank out",
+                remedy="remove timestep_rank from model.init_args.lora",
             )
         self.rule = rule
         self._backbone: Backbone = backbone
@@ -133,13 +134,13 @@ class TimestepMask:
             self._timesteps = self._outer
 
     def _mask(self, factor: nn.Module, args: tuple[Any, ...], values: Tensor) -> Tensor:
-        """`(B, ..., r)` of a linear layer, `(B, r, h, w)` of a convolution."""
+        """Mask `(B, ..., r)` of a linear layer, or `(B, r, h, w)` of a convolution."""
         timesteps = self._timesteps
         if timesteps is None:
             raise ConfigurationError(
-                "An adapter of T-LoRA ran outside of its denoiser, where there is no timestep to choose its ranks by",
+                "An adapter of T-LoRA ran outside its denoiser, so there is no timestep that decides its ranks",
                 expected="whole forward passes of the denoiser; localize and calibrate run single layers of it",
-                remedy="take the pipeline folder of the run, in which all ranks act at every timestep, with --model",
+                remedy="use the pipeline folder of the run with --model; there, all ranks act at every timestep",
             )
         axis = 1 if isinstance(factor, nn.Conv2d) else values.dim() - 1
         rank = values.shape[axis]

@@ -153,7 +153,7 @@ def test_the_penalty_adds_its_gradient_to_any_hosts(
 
 def test_it_needs_a_reference_and_the_entropy(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     callbacks = [MemorizationMonitor(reference=False), AttentionRegularization()]
-    with pytest.raises(ConfigurationError, match="monitor measures none"):
+    with pytest.raises(ConfigurationError, match="monitor measures no profile"):
         fit(Foreign(pipeline.unet), tmp_path, callbacks)
     callbacks = [MemorizationMonitor([DenoisingLoss()]), AttentionRegularization()]
     with pytest.raises(ConfigurationError, match=r"needs the signal \['attention_entropy'\]"):

@@ -90,7 +90,7 @@ def test_empty_captions_stay_empty() -> None:
 
 
 def test_batches_without_tokens_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="do not cache text embeddings"):
+    with pytest.raises(ConfigurationError, match="turn off the cache of text embeddings"):
         CaptionAugmentation().prepare({"key": KEYS}, NONE, tokenizer=None, number=0)
     with pytest.raises(ConfigurationError, match="set vocabulary"):
         visit(CaptionAugmentation(), 0)
@@ -108,7 +108,7 @@ def test_batches_without_tokens_are_refused() -> None:
     ],
 )
 def test_impossible_settings_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=r"change them"):
+    with pytest.raises(ConfigurationError, match=r"set kind to|set such values"):
         CaptionAugmentation(**arguments)
 
 

@@ -63,7 +63,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
     damage(two)
     with caplog.at_level(logging.WARNING):
         assert usable(two) == previous_of(two)
-    assert "is torn (" in caplog.text and "going on from" in caplog.text
+    assert "is torn (" in caplog.text and "The run continues from" in caplog.text
 
 
 def test_without_a_whole_one_the_others_of_the_folder_are_named(two: Path) -> None:

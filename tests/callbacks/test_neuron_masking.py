@@ -266,7 +266,7 @@ def test_a_run_without_flags_says_that_nothing_is_masked(
     module, masking = Foreign(pipeline.unet), NeuronMasking()
     with caplog.at_level(logging.WARNING, "memtrain"):
         fit(module, tmp_path, masking, epochs=1)
-    assert "the pipeline is exported unmasked" in caplog.text
+    assert "the pipeline is exported without a mask" in caplog.text
     assert not (tmp_path / "neuron_mask.safetensors").exists(), "an earlier run's"
     weights = [parameter.clone() for parameter in module.unet.parameters()]
     with masking.exporting(module.unet):
@@ -308,7 +308,7 @@ def test_a_listed_mask_of_another_model_is_refused(tmp_path: Path) -> None:
     for mask, message in (({"nowhere": [1]}, "masked sites are not in"), ({DOWN: [99]}, "names channels 99")):
         with pytest.raises(ProbeError, match=message):
             attach(NeuronMasking(listed(tmp_path, NeuronMask(mask))), build("unet"))
-    with pytest.raises(ProbeError, match="is no neuron mask"):
+    with pytest.raises(ProbeError, match="is not a neuron mask"):
         NeuronMasking(str(tmp_path / "missing.safetensors"))
 
 

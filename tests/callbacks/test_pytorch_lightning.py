@@ -110,6 +110,7 @@ trainer:
 """
 
 
+@pytest.mark.slow
 def test_its_command_line_takes_them_from_yaml(pipeline_folder: Path, tmp_path: Path) -> None:
     script, config, root = tmp_path / "main.py", tmp_path / "config.yaml", Path(__file__).parents[2]
     # The package of the script's own imports comes first, as in any script that uses its command line.

@@ -87,8 +87,8 @@ def fit(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ({"loss_at": 4}, "the loss was NaN or infinite first, in batch 4"),
-        ({"gradient_at": 4}, "the gradient was NaN or infinite first, in batch 4, where the loss was finite"),
+        ({"loss_at": 4}, "The loss became NaN or infinite first, in batch 4"),
+        ({"gradient_at": 4}, "The gradient became NaN or infinite first, in batch 4, where the loss was finite"),
     ],
 )
 def test_nan_stops_training_before_the_checkpoint_is_overwritten(
@@ -163,5 +163,5 @@ def test_what_was_killed_between_its_last_step_and_its_end_comes_to_its_end(
         fit(tmp_path, Line(), steps=4, killed=True)
     with caplog.at_level(logging.WARNING):
         assert fit(tmp_path, Line(), steps=4, resume=True).done
-    assert "its end had not been written" in caplog.text
+    assert "but its end was missing" in caplog.text
     assert not fit(tmp_path, Line(), steps=4, resume=True).done, "once"

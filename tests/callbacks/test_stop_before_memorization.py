@@ -122,10 +122,10 @@ def test_a_run_that_is_not_stopped_is_left_alone_and_keeps_no_files(run: Run, tm
 
 
 def test_what_it_cannot_work_with_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="does not know what is memorized"):
+    with pytest.raises(ConfigurationError, match="does not know the share of memorized pictures"):
         fit(Foreign(copy.deepcopy(pipeline.unet)), tmp_path, [StopBeforeMemorization()])
     averaging = [MemorizationMonitor(reference=False), StopBeforeMemorization(), StochasticWeightAveraging(1e-3)]
-    with pytest.raises(ConfigurationError, match="cannot bring weights back beside StochasticWeightAveraging"):
+    with pytest.raises(ConfigurationError, match="cannot restore weights together with StochasticWeightAveraging"):
         fit(Foreign(copy.deepcopy(pipeline.unet)), tmp_path, averaging)
     with pytest.raises(ConfigurationError, match=r"share=1\.5"):
         StopBeforeMemorization(1.5)

@@ -118,7 +118,7 @@ def test_the_end_of_a_training_is_finished(
 ) -> None:
     trainer = fit(tmp_path, Told(hook, 6, number, signal.SIGUSR1))
     assert trainer.state.finished
-    assert f"{number.name} came when the last batch was over" in caplog.text
+    assert f"{number.name} came after the last batch" in caplog.text
 
 
 def test_a_second_signal_ends_it_at_once_unless_it_is_the_time_limits(tmp_path: Path) -> None:

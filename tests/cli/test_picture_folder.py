@@ -131,6 +131,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
         PictureFolder(str(tmp_path), None, None, None, "m").known_prompts(most=1)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_on_a_folder(
     pictures: Path,
     pipeline_folder: Path,

@@ -99,6 +99,7 @@ def planted_run(
     return run
 
 
+@pytest.mark.slow
 def test_planted_truth_goes_through_to_the_results(planted_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = dict.fromkeys(("varied_captions", "varied_images"), 8) | {"planted": 2, "unique": 18, "canary": 2}
     samples = read_table(planted_run / "records", "samples")["group"].to_pylist()

@@ -71,7 +71,7 @@ def test_on_the_command_line_no_file_can_say_it(monkeypatch):
 def test_what_opens_an_address_has_to_be_there(monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda program: None if program == "gsutil" else program)
     require_openers(["a.tar", "pipe:id", "https://host/a.tar", "memory://a.tar"])
-    with pytest.raises(ConfigurationError, match="gs: need something that is not installed: the program gsutil"):
+    with pytest.raises(ConfigurationError, match="gs: need the program gsutil, which is not installed"):
         require_openers(["a.tar", "gs://bucket/a.tar"])
 
     def missing(scheme):

@@ -99,7 +99,8 @@ def wrong_with_script(command: Command) -> str | None:
         return None
     names = [word for word in words[1:] if re.fullmatch(r"[\w./]+\.(py|sbatch|sh)|\.ci/\w+", word)]
     if words[:2] == ["python", "-m"]:
-        names = [words[2].replace(".", "/") + ".py"]
+        path = words[2].replace(".", "/")
+        names = [f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"]
     missing = [name for name in names if name not in ("train.py", "evaluate.py") and not _found(name, command)]
     if missing:
         return f"there is no {', '.join(missing)}"

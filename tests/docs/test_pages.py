@@ -48,6 +48,8 @@ def test_each_command_is_understood(command: Command, folder: Path, monkeypatch:
     if len(words) == 1 and command.inline:  # the name of a command in a sentence
         words = [*words, "--help"]
     said = refusal(words, monkeypatch)
+    if command.inline and said is not None and ": expected one argument" in said:
+        return  # an option that a sentence names without a value
     assert said is None, f"{command}\n{said}"
 
 
@@ -110,12 +112,13 @@ def test_excerpts_stand_in_their_files() -> None:
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_names_of_python_blocks_are_there(block: Block) -> None:
     tree = ast.parse(block.text)
-    text = text_of(block.page)
+    page, text = block.page, text_of(block.page)
     found = [
         wrong
         for node in ast.walk(tree)
         for wrong in _missing(node)
         if f"`{wrong.replace('.', '/')}.py`" not in text  # a file that the page has its reader write
+        and f"{wrong}.py" not in [block.title for block in blocks(page)]
     ]
     assert not found, f"{block}: {', '.join(found)}"
 

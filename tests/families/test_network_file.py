@@ -94,7 +94,7 @@ def test_what_is_no_network_is_refused(installed, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="does not exist"):
         load_network(tmp_path / "none.pt")
     (tmp_path / "wrong.pt").write_bytes(b"nothing")
-    with pytest.raises(ConfigurationError, match="no TorchScript archive"):
+    with pytest.raises(ConfigurationError, match="not a TorchScript archive"):
         load_network(tmp_path / "wrong.pt")
     installed("tensor(float)", [1, 3, 4, 4])
     (tmp_path / "wrong.onnx").write_bytes(b"broken")

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +74,7 @@ def test_it_is_a_hand_written_loop_with_weights(tmp_path: Path) -> None:
     require_equal_to_a_hand_written_loop(train_so, tmp_path, visits=STEPS * BATCH * ACCUMULATE)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_its_checkpoint_ends(tmp_path: Path) -> None:
     guards = []
 

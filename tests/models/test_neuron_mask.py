@@ -133,7 +133,7 @@ def test_a_mask_survives_its_file(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name in ("other", "text", "missing"):
-        with pytest.raises(ProbeError, match="is no neuron mask"):
+        with pytest.raises(ProbeError, match="is not a neuron mask"):
             NeuronMask.load(tmp_path / f"{name}.safetensors")
 
 

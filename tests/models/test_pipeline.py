@@ -56,11 +56,11 @@ def test_pickled_weights_of_one_part_are_refused_by_training_and_sampling_alike(
         weights.unlink()
     with pytest.raises(ConfigurationError, match="cannot be loaded") as refused:
         load(str(folder))
-    assert "saved again as safetensors" in str(refused.value)
+    assert "again as safetensors" in str(refused.value)
 
 
 def test_a_pipeline_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     index = json.loads((pipeline_folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionImg2ImgPipeline"}))
-    with pytest.raises(ConfigurationError, match="how StableDiffusionImg2ImgPipeline guides"):
+    with pytest.raises(ConfigurationError, match="guidance of StableDiffusionImg2ImgPipeline"):
         load_pipeline(str(tmp_path))

@@ -58,12 +58,12 @@ def with_denoiser(folder: Path, place: Path, *, name: str = "StableDiffusionPipe
 
 
 @pytest.mark.parametrize(
-    ("channels", "what"), [(9, "an inpainting model"), (8, "edits images"), (5, "given depth"), (7, "of another kind")]
+    ("channels", "what"), [(9, "an inpainting model"), (8, "edits images"), (5, "depth input"), (7, "of another kind")]
 )
 def test_a_denoiser_that_is_given_more_than_latents_is_refused(
     channels: int, what: str, pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match=f"{what}.*given {channels} channels, and latents have 4"):
+    with pytest.raises(ConfigurationError, match=f"{what}.*takes {channels} channels, but latents have 4"):
         load_pipeline(with_denoiser(pipeline_folder, tmp_path / "other", in_channels=channels))
 
 
@@ -75,7 +75,7 @@ def test_a_denoiser_that_is_given_more_than_latents_is_refused(
         ("StableDiffusionControlNetPipeline", "second network"),
         ("StableDiffusionXLImg2ImgPipeline", "the refiner"),
         ("SanaSprintPipeline", "distilled"),
-        ("AuraFlowPipeline", "how AuraFlowPipeline guides its sampling\n"),
+        ("AuraFlowPipeline", "guidance of AuraFlowPipeline in sampling is not known\n"),
     ],
 )
 def test_other_pipelines_are_refused_by_what_they_are(
@@ -103,10 +103,10 @@ def test_a_part_a_lora_and_a_file_in_a_folder_are_refused(pipeline_folder: Path,
     with pytest.raises(ConfigurationError, match="but a UNet2DConditionModel, one part of a pipeline"):
         load_pipeline(str(pipeline_folder / "unet"))
     (tmp_path / "pytorch_lora_weights.safetensors").touch()
-    with pytest.raises(ConfigurationError, match="but a LoRA, which is added to a base model"):
+    with pytest.raises(ConfigurationError, match="but a LoRA, which must be added to a base model"):
         load_pipeline(str(tmp_path))
     (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "dream.safetensors")
-    with pytest.raises(ConfigurationError, match=r"dream\.safetensors, which has to be named itself"):
+    with pytest.raises(ConfigurationError, match=r"dream\.safetensors; name this file itself"):
         load_pipeline(str(tmp_path))
 
 
@@ -122,7 +122,7 @@ UNET = "model.diffusion_model."
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        ({UNET + "out.2.weight": (4, 4)}, "no whole model: it has no denoiser, no autoencoder, no text encoder"),
+        ({UNET + "out.2.weight": (4, 4)}, "not a whole model: it has no denoiser, no autoencoder, no text encoder"),
         ({"lora_unet_mid_block.lora_down.weight": (4, 4)}, "a LoRA"),
         ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (4, 4)}, "a LoRA"),
         ({"control_model.time_embed.0.weight": (4, 4)}, "a ControlNet"),
@@ -132,7 +132,7 @@ UNET = "model.diffusion_model."
         ({UNET + "input_blocks.0.0.weight": (320, 9, 3, 3)}, "an inpainting model"),
         ({UNET + "input_blocks.0.0.weight": (320, 8, 3, 3)}, "a model that edits images"),
         ({"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": (4,)}, "the refiner of SDXL"),
-        ({"img_in.weight": (4, 384), "guidance_in.in_layer.bias": (4,)}, "no whole model"),
+        ({"img_in.weight": (4, 384), "guidance_in.in_layer.bias": (4,)}, "not a whole model"),
     ],
 )
 def test_a_file_that_is_no_pipeline_is_refused_by_what_it_is(
@@ -145,7 +145,7 @@ def test_a_file_that_is_no_pipeline_is_refused_by_what_it_is(
 
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dream.safetensors").write_bytes(b"no header")
-    with pytest.raises(ConfigurationError, match="is no safetensors file"):
+    with pytest.raises(ConfigurationError, match="is not a safetensors file"):
         load_pipeline(str(tmp_path / "dream.safetensors"))
 
 

@@ -85,14 +85,14 @@ def test_without_keys_the_image_names_the_sample(batch: Any, field: str, caplog:
     first = names(batch)
     assert len(set(first)) == 3
     assert names(batch) == first
-    assert caplog.text.count("named by a hash of its") == 1, "said once"
+    assert caplog.text.count("so a hash of its") == 1, "said once"
     assert field in caplog.text
     turned = BatchNames()(IMAGES.flip(0))
     assert field != "values" or turned == first[::-1]
 
 
 def test_a_batch_without_any_image_is_refused() -> None:
-    with pytest.raises(DataError, match=r"no image to tell samples by: found \['caption', 'ids'\]"):
+    with pytest.raises(DataError, match=r"nor images that could name samples: found \['caption', 'ids'\]"):
         BatchNames()({"ids": torch.tensor([1, 2]), "caption": ["a", "b"]})
 
 
@@ -140,7 +140,7 @@ def test_pairs_are_watched(pipeline: StableDiffusionPipeline, tmp_path: Path) ->
 
 
 def test_pairs_cannot_be_changed(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="CaptionAugmentation changes fields of the batch, which is a list"):
+    with pytest.raises(ConfigurationError, match="changes fields of the batch, but the batch is a list"):
         fit(
             Pairs(pipeline.unet),
             tmp_path,
@@ -161,7 +161,7 @@ def test_images_that_change_at_random_name_nobody(pipeline: StableDiffusionPipel
             return [batch[0] + torch.rand(1), batch[1]]
 
     module = OnTheDevice(pipeline.unet)
-    with pytest.raises(DataError, match="100 of 100 more visits were of samples with new names"):
+    with pytest.raises(DataError, match="100 of 100 visits after the first round of all data had new names"):
         fit(module, tmp_path / "batch", [monitor()], data=DataLoader(Images(), batch_size=4), max_epochs=20)
 
 

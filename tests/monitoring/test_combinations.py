@@ -42,7 +42,7 @@ def refuse(mitigations: list[Any], profiled: bool = True) -> None:
     ids=lambda idle: type(idle).__name__,
 )
 def test_what_acts_on_flagged_samples_only_needs_them_in_the_batch(idle: Any) -> None:
-    with pytest.raises(ConfigurationError, match="takes out of the batches"):
+    with pytest.raises(ConfigurationError, match="takes them out of the batches"):
         refuse([idle, SampleReplacement()])
     for everyone in (CaptionAugmentation(), AttentionRegularization(samples="all")):
         refuse([SampleReplacement(), everyone])
@@ -51,7 +51,7 @@ def test_what_acts_on_flagged_samples_only_needs_them_in_the_batch(idle: Any) ->
 
 @pytest.mark.parametrize("reading", [NeuronMasking(), AttentionRegularization(samples="all")])
 def test_what_goes_by_a_samples_own_caption_stands_beside_no_other_caption(reading: Any) -> None:
-    with pytest.raises(ConfigurationError, match="goes by a sample's own caption, and CaptionAugmentation trains"):
+    with pytest.raises(ConfigurationError, match="needs the sample's own caption, but CaptionAugmentation trains"):
         refuse([reading, CaptionAugmentation(kind="noise")])
     refuse([reading, SampleSkipping()])
 

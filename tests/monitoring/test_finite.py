@@ -29,7 +29,7 @@ def test_the_first_batch_without_a_finite_loss_is_named_with_its_samples(bad: fl
     fault = seen(1.0, bad, 1.0, bad).fault(weights(NAN))
     assert fault is not None
     assert (fault.loss, fault.gradient, fault.keys) == (1, None, ["sample 1"])
-    assert "the loss was NaN or infinite first, in batch 1; samples in that batch: 'sample 1'" in fault.sentence()
+    assert "The loss became NaN or infinite first, in batch 1; samples in that batch: 'sample 1'" in fault.sentence()
 
 
 def test_a_gradient_that_broke_before_the_loss_is_the_cause() -> None:
@@ -39,7 +39,7 @@ def test_a_gradient_that_broke_before_the_loss_is_the_cause() -> None:
     watch.loss(torch.tensor(NAN), batch=1)
     fault = watch.fault(weights(NAN))
     assert fault is not None
-    assert "the gradient was NaN or infinite first, in batch 0, where the loss was finite" in fault.sentence()
+    assert "The gradient became NaN or infinite first, in batch 0, where the loss was finite" in fault.sentence()
     assert fault.keys == ["sample 0"]
 
 

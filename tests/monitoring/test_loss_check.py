@@ -122,7 +122,7 @@ def watch(host: Host, folder: Path, *, signals: list[Any] | None = None, more: A
 @pytest.mark.parametrize(
     ("kind", "found"),
     [
-        (Half, "in 1 of 1 batches compared, their mean is 0.5 times the loss"),
+        (Half, "In 1 of 1 compared batches, their mean is 0.5 times the loss"),
         (Quarter, "0.25 times"),
         (Summed, "4 times"),
         (Weighted, r"0\.\d+ times"),
@@ -194,7 +194,7 @@ def test_processes_decide_together(of_the_other: float) -> None:
     if of_the_other == 1.0:
         check.decide(host)
     else:
-        with pytest.raises(ConfigurationError, match=r"in 1 of 2 batches compared, their mean is 0\.5 times"):
+        with pytest.raises(ConfigurationError, match=r"In 1 of 2 compared batches, their mean is 0\.5 times"):
             check.decide(host)
 
 
@@ -248,7 +248,7 @@ def test_a_run_of_few_batches_is_judged_by_those_there_were(count: int, caplog: 
         check.batch_ends(Observation(["a"], gradient=gradient), None)
     host: Any = SimpleNamespace(rank=0, gather=lambda rows: rows)
     check.decide(host, over=True)
-    assert (f"in {count} of {count} batches compared, their mean is 0.5 times" in caplog.text) == (count > 0)
+    assert (f"In {count} of {count} compared batches, their mean is 0.5 times" in caplog.text) == (count > 0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -56,7 +56,7 @@ def said(host: Host, *, minimum_visits: int = 10, paired_every: int | None = Non
 def test_ten_epochs_of_single_visits_are_too_few_for_ten_that_count() -> None:
     text = said(planned())
     assert text is not None
-    assert "about 8.0 visits that count, and a flag needs 10" in text
+    assert "about 8.0 visits that count, but a flag needs 10" in text
     assert "paired_every" not in text
     assert said(planned(), minimum_visits=8) is None
     assert "about 7.2" in (said(planned(caption_dropout=0.1)) or "")
@@ -89,7 +89,7 @@ def test_the_monitor_says_so_before_the_first_batch(
         return [record.getMessage() for record in caplog.records if "planned end" in record.getMessage()]
 
     (text,) = run(1)
-    assert "about 4.0 visits that count, and a flag needs 6" in text
+    assert "about 4.0 visits that count, but a flag needs 6" in text
     assert not run(2)
 
 

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from .rules import CODE
@@ -131,7 +132,7 @@ def of_section(section: str, lines: Lines) -> Iterator[Text]:
         yield from paragraphs(shown)
         return
     start: list[int] = [place for place, (_, line) in enumerate(lines) if indent(line) == 4 and ENTRY.match(line[4:])]
-    for begin, end in zip(start, [*start[1:], len(lines)], strict=True):
+    for begin, end in pairwise([*start, len(lines)]):
         (number, head), *rest = lines[begin:end]
         texts = [part for _, part in rest]
         while texts and (not texts[-1].strip() or indent(texts[-1]) < 4):

@@ -160,9 +160,9 @@ def test_the_average_is_of_adapters_alone(pipeline_folder: Path, tmp_path: Path)
     [
         ({"rank": 0}, "rank of at least 1"),
         ({"alpha": 0.0}, "scale above 0"),
-        ({"dropout": 1.0}, "from 0 to below 1"),
+        ({"dropout": 1.0}, "of at least 0 and below 1"),
         ({"targets": []}, "names of layers"),
-        ({"dora": True, "timestep_rank": TimestepRank()}, "one of them"),
+        ({"dora": True, "timestep_rank": TimestepRank()}, "one of both"),
         ({"rank": 2, "timestep_rank": TimestepRank(minimum=3)}, "at most the rank"),
     ],
 )

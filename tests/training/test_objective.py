@@ -69,7 +69,7 @@ def test_masks_that_show_nothing_are_refused_by_name() -> None:
     assert loss_mask(masks(), LATENTS) is not None
     empty = torch.ones(3, 1, 6, 6)
     empty[1] = 0
-    with pytest.raises(DataError, match="loss masks of 1 samples are empty or negative, first of b"):
+    with pytest.raises(DataError, match="loss masks of 1 samples are empty or negative, first b"):
         loss_mask(masks(loss_mask=empty), LATENTS)
     with pytest.raises(DataError, match=r"shape \(3, 4, 6, 6\)\n.*\(3, 1, 6, 6\): one channel"):
         loss_mask(masks(loss_mask=torch.ones(3, 4, 6, 6)), LATENTS)

@@ -67,7 +67,9 @@ def test_a_learning_rate_may_be_given_once(own: dict[str, float], given: float |
 
 
 def test_two_learning_rates_and_none_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"learning_rate=0.1 of the module, lr=0.5 of AdamW\n.*one\n"):
+    with pytest.raises(
+        ConfigurationError, match=r"learning_rate=0.1 of the module, lr=0.5 of AdamW\n.*one learning rate\n"
+    ):
         optimizer_of(weights(), partial(torch.optim.AdamW, lr=0.5), learning_rate=0.1)
     with pytest.raises(ConfigurationError, match=r"No learning rate is given, and AdamW has lr=0.001"):
         optimizer_of(weights(), torch.optim.AdamW, learning_rate=None)

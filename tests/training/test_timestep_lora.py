@@ -117,7 +117,7 @@ def test_sampling_masks_by_timestep_and_stock_diffusers_does_not(
 ) -> None:
     masked, whole = learnt(pipeline_folder).eval(), learnt(pipeline_folder, rule=None).eval()
     masked.save_adapters(tmp_path)
-    assert "stock diffusers applies all its ranks" in caplog.text
+    assert "Stock diffusers applies all its ranks" in caplog.text
     ours: Any = TrainedPipeline(str(pipeline_folder), tmp_path / "pytorch_lora_weights.safetensors").load()
     theirs = StableDiffusionPipeline.from_pretrained(pipeline_folder)
     theirs.load_lora_weights(tmp_path)
@@ -126,7 +126,7 @@ def test_sampling_masks_by_timestep_and_stock_diffusers_does_not(
         torch.testing.assert_close(answer(theirs.unet), answer(whole.denoiser), atol=1e-5, rtol=1e-4)
         assert not torch.allclose(answer(ours.unet), answer(theirs.unet), atol=1e-3)
     assert ours("a b", num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
-    with pytest.raises(ConfigurationError, match="ran outside of its denoiser"):
+    with pytest.raises(ConfigurationError, match="ran outside its denoiser"):
         ours.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v")(TEXT)
 
 

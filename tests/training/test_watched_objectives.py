@@ -192,5 +192,5 @@ def test_squared_errors_without_weights_are_the_plain_mean_to_the_last_bit(pipel
 def test_a_mitigation_that_needs_losses_early_is_refused_with_another_criterion(
     pipeline_folder: Path, images: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match="LossSkipping cannot go by the sample_loss"):
+    with pytest.raises(ConfigurationError, match="LossSkipping cannot use the sample_loss"):
         watch(Own(str(pipeline_folder), "huber"), images, tmp_path, False, LossSkipping(published="liu2024"))

@@ -44,7 +44,7 @@ def listing(screen: Screen, width: int | None = None) -> str:
     """
     columns = screen_width(width)
     known = options_of(full_parser(screen.command))
-    lines = [f"usage: memtrain {screen.command}{f' [{screen.words}]' if screen.words else ''} [options]", ""]
+    lines = [screen.usage(), ""]
     lines += [*textwrap.wrap(screen.says, columns), "", *examples(screen.examples, columns)]
     for group in screen.groups:
         lines += ["", f"{group.title}:"]
@@ -93,6 +93,12 @@ def full_parser(command: str) -> ArgumentParser:
     # Imported here, because the main options are shown without torch.
     from memtrain.cli.command_parser import CarefulParser
 
+    if command == "demo":
+        from memtrain.cli import demo_options
+
+        return demo_options.command_parser()
+    if command == "completion":
+        return CarefulParser(prog="memtrain completion")
     if command == "scan":
         from memtrain.cli.scan import command_parser
 

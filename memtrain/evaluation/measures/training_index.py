@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.evaluation.measures.copying.base import pictures
 from memtrain.evaluation.measures.known_looks import KnownLooks
@@ -44,6 +43,7 @@ from memtrain.families.faiss_search import faiss_module
 from memtrain.families.look_parts import ALL, GROUP, LookParts, Looks
 from memtrain.families.looking import ScannedSource, default_workers, look_at
 from memtrain.families.stored_arrays import create_arrays, open_arrays
+from memtrain.files.progress import progress_bar
 from memtrain.records import written_whole
 
 EXACT_UP_TO = 100_000
@@ -130,7 +130,7 @@ class TrainingIndex:
         missing = [one for one in missing if one in own] + [one for one in missing if others and one not in own]
         with (
             ThreadPoolExecutor(workers or default_workers()) as pool,
-            tqdm(
+            progress_bar(
                 total=sum(last - first + 1 for first, last in missing),
                 desc="describing training images",
                 unit="image",

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation.sampling.at_once import in_parts
@@ -20,6 +19,7 @@ from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.generate import prepared, sampled_size
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.files.progress import progress_bar
 from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.row_masks import row_masks
 
@@ -74,7 +74,7 @@ def sample_embeddings(
 
     images = []
     side = sampled_size(pipeline, sampling)
-    bar = tqdm(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
+    bar = progress_bar(total=len(pairs), desc="sampling", unit="image", disable=not sampling.progress)
     with prepared(pipeline), bar:
         most = images_that_fit(pipeline, sampling, size=side)
         for start in range(0, len(pairs), sampling.batch_size):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-from tqdm.auto import tqdm
+from memtrain.files.progress import say_aside
 
 LONG = 60.0
 """Seconds that have to be left for anything to be said."""
@@ -34,10 +33,9 @@ class Estimate:
         self._begun = None
         if (left := each * (self.images - done)) > LONG:
             height, width = self.size
-            tqdm.write(
+            say_aside(
                 f"Sampling {self.images} images of {height}x{width} px in {self.steps} steps on {self.device}: "
-                f"{each:.2g} s per image in the first batch, about {said(left)} left",
-                file=sys.stderr,
+                f"{each:.2g} s per image in the first batch, about {said(left)} left"
             )
 
 

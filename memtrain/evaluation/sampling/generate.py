@@ -12,7 +12,6 @@ A safety checker of the pipeline is not applied: an image that it blackens could
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from memtrain.detectors.base import Detector
 from memtrain.errors import ConfigurationError
@@ -33,6 +31,7 @@ from memtrain.evaluation.sampling.estimate import Estimate
 from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.settings import Sampling
 from memtrain.evaluation.sampling.stored_samples import WHOLE, Part, StoredSamples, identity_of, key_of
+from memtrain.files.progress import progress_bar, say_aside
 from memtrain.files.prompt_texts import prompt_list
 from memtrain.models.placement import execution_device
 from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_arguments
@@ -117,7 +116,7 @@ def _stored(
     if missing := kept.missing():
         done = 0 if part != WHOLE else len(prompts) * seeds - sum(map(len, missing))
         if done and sampling.progress:
-            tqdm.write(f"Sampling goes on: {done} of {len(prompts) * seeds} images lie in {folder}", file=sys.stderr)
+            say_aside(f"Sampling goes on: {done} of {len(prompts) * seeds} images lie in {folder}")
         for rows, images, readings in _sample(
             pipeline, prompts, sampling, detectors=detectors, decode=True, parts=missing
         ):
@@ -184,7 +183,7 @@ def _sample(
         return _batch(pipeline, asked, sampling, detectors, until_read=stop, decode=decode)
 
     count = sum(map(len, parts))
-    bar = tqdm(total=count, desc="sampling", unit="image", disable=not sampling.progress)
+    bar = progress_bar(total=count, desc="sampling", unit="image", disable=not sampling.progress)
     device = str(execution_device(pipeline))
     left = Estimate(count, steps=sampling.steps, size=size, device=device, silent=not sampling.progress)
     with prepared(pipeline), bar:

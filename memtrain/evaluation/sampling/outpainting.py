@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.evaluation.sampling.at_once import in_parts
@@ -28,6 +27,7 @@ from memtrain.evaluation.sampling.decoding import decode_images
 from memtrain.evaluation.sampling.fitting import images_that_fit
 from memtrain.evaluation.sampling.generate import prepared
 from memtrain.evaluation.sampling.settings import Sampling
+from memtrain.files.progress import progress_bar
 from memtrain.functional.border import border_mask, latent_border, read_border
 from memtrain.models.encoding import encode_images
 from memtrain.models.stock_pipeline import refuse_offloaded
@@ -83,7 +83,10 @@ def paint_borders(
         return _paint(pipeline, neutral[rows], texts, seeds=seeds, border=border, sampling=sampling)
 
     painted = []
-    with prepared(pipeline), tqdm(total=len(pairs), desc="painting borders", disable=not sampling.progress) as bar:
+    with (
+        prepared(pipeline),
+        progress_bar(total=len(pairs), desc="painting borders", disable=not sampling.progress) as bar,
+    ):
         most = images_that_fit(pipeline, sampling, size=side)
         for start in range(0, len(pairs), sampling.batch_size):
             batch = range(start, min(start + sampling.batch_size, len(pairs)))

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.errors import ConfigurationError, DataError, RecordError
 from memtrain.families.stored_arrays import Arrays, create_arrays, open_arrays
+from memtrain.files.progress import progress_bar
 from memtrain.files.text import read_json
 from memtrain.records import write_json, written_whole
 
@@ -163,7 +163,7 @@ def stored_images(
     block = max(1, BLOCK_BYTES // (3 * size[0] * size[1]))
     blocks = StoredBlocks(folder, {"images": ("uint8", (count, *shape))}, identity, block=block)
     missing = blocks.missing()
-    bar = tqdm(total=sum(map(len, missing)), desc="images", unit="image", disable=not progress or not missing)
+    bar = progress_bar(total=sum(map(len, missing)), desc="images", unit="image", disable=not progress or not missing)
     with bar, ThreadPoolExecutor(workers) as pool:
         for rows in missing:
             for row, image in zip(rows, pool.map(read, rows), strict=True):

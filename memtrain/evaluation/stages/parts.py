@@ -24,11 +24,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from memtrain.errors import DataError, RecordError
 from memtrain.evaluation.sampling.stored_samples import UnfinishedParts
 from memtrain.evaluation.stages.shards import WHOLE, Shard
+from memtrain.files.progress import progress_bar
 from memtrain.files.text import json_of
 from memtrain.records import write_json, written_whole
 
@@ -90,7 +90,9 @@ class Parts:
         """Do the missing units of this process's share; arguments as for :meth:`share`."""
         own = [] if self._shard is None else list(units)[self._shard.index :: self._shard.count]
         left = [name for name in own if not self._file(name).is_file()]
-        bar = tqdm(total=len(own), initial=len(own) - len(left), desc=what, disable=not self._progress or not left)
+        bar = progress_bar(
+            total=len(own), initial=len(own) - len(left), desc=what, disable=not self._progress or not left
+        )
         with bar:
             for name in left:
                 if not self._file(name).is_file():  # unless another process with the same share was faster

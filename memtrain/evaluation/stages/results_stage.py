@@ -12,11 +12,11 @@ from memtrain.evaluation.stages.base import Stage, StageInput, write_report
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsStage(Stage):
-    """A stage that works on existing results: it needs neither a model nor a run, and has no option `run`.
+    """A stage that reads finished results: it needs neither a model nor a run, and has no option `run`.
 
     Attributes:
-        positional: the option that takes words without an option name; None if they are refused.
-        without: the options of all stages that this stage does not have.
+        positional: the option that takes the words in front of all options; None if such words are refused.
+        without: the common options that this stage does not have.
     """
 
     positional: ClassVar[str | None] = None
@@ -35,5 +35,5 @@ class ResultsStage(Stage):
         return write_report(self.folder)
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
-        """Do the work, without a model."""
+        """Do the same work; the model is not needed."""
         return self.work()

@@ -1,11 +1,11 @@
 """The built-in descriptor: gradients, layout, color and spectrum of an image, the same for its mirror image.
 
-What: five weighted parts of unit length. Two parts are gradients by orientation in 4 x 4 cells, of the whole image and
-of a window. The window lies around the gradients (center and spread of their strength), so it moves along when a
-picture on a plain ground is shifted or shrunk. Two parts are luminance in 8 x 8 cells and color in 4 x 4 cells of that
-window. One part is the logarithm of the spectrum's amplitudes, which a shift does not change. For every part f, the sum
-f + f' and the absolute difference |f - f'| with the mirrored image's part f' are used, which are the same for both
-images.
+The descriptor has five weighted parts of unit length. Two parts are gradients by orientation in 4 x 4 cells, of the
+whole image and of a window. The window lies around the gradients (center and spread of their strength), so it moves
+along when a picture on a plain ground is shifted or shrunk. Two parts are luminance in 8 x 8 cells and color in 4 x 4
+cells of that window. One part is the logarithm of the spectrum's amplitudes, which a shift does not change. For every
+part f, the sum f + f' and the absolute difference |f - f'| with the mirrored image's part f' are used, which are the
+same for both images.
 Source: Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection" (CVPR 2005), for the cells; the rest is
 memtrain's. It needs no weights.
 Cost: below 1 ms an image on one core, in addition to scaling it to 64 pixels. 832 numbers.

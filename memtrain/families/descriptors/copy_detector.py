@@ -1,6 +1,6 @@
 """A copy detector from a file of your own: SSCD, or another network that ends in its descriptor.
 
-What: images are scaled to a square, normalized as for ImageNet, and described by the network. An ONNX file with uint8
+Images are scaled to a square, normalized as for ImageNet, and described by the network. An ONNX file with uint8
 input gets pixels without normalization. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection"
 (CVPR 2022). Weights: TorchScript or ONNX, none is downloaded (:mod:`memtrain.families.network_file` explains which to
 trust). Cost: one forward of a ResNet-50, 25 ms on one core at 224 pixels. Suggested: `size` 288 for photographs, as its

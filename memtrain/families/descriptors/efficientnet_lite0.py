@@ -1,7 +1,7 @@
 """EfficientNet-Lite0: ImageNet features, from the extra `quality`.
 
-What: the mean of the last feature map, 1280 numbers. Source: the network of Tan and Le, "EfficientNet" (ICML 2019), in
-the form without squeeze-and-excitation. The weights are a package of 17 MB and need no download.
+The descriptor is the mean of the last feature map, 1280 numbers. Source: the network of Tan and Le, "EfficientNet"
+(ICML 2019), in the form without squeeze-and-excitation. The weights are a package of 17 MB and need no download.
 Cost: about 40 ms an image on one core at 224 pixels. Cannot: tell pictures of one kind apart as well as a copy
 detector; a gray copy or a JPEG of a small drawing lies far from its picture.
 """

@@ -1,9 +1,9 @@
 """DINO or CLIP from a local folder, through transformers.
 
-What: the class token of a vision transformer, or CLIP's image embedding. Source: Caron et al., "Emerging Properties in
-Self-Supervised Vision Transformers" (ICCV 2021); Radford et al., "Learning Transferable Visual Models From Natural
-Language Supervision" (ICML 2021). The folder holds `config.json` and `model.safetensors`, as `save_pretrained` writes
-them. Nothing is downloaded, and no code of the folder runs.
+The descriptor is the class token of a vision transformer, or CLIP's image embedding. Source: Caron et al., "Emerging
+Properties in Self-Supervised Vision Transformers" (ICCV 2021); Radford et al., "Learning Transferable Visual Models
+From Natural Language Supervision" (ICML 2021). The folder holds `config.json` and `model.safetensors`, as
+`save_pretrained` writes them. Nothing is downloaded, and no code of the folder runs.
 Cost: one forward, 50 ms or more an image on one core. Cannot: tell look-alikes of one kind apart as well as a copy
 detector. CLIP in particular gives similar vectors to things with similar names.
 """

@@ -1,1 +1,1 @@
-"""One file per denoiser family: where its cross-attention, timesteps and text embeddings are."""
+"""One file per denoiser family, with the places of its cross-attention, timesteps and text embeddings."""

@@ -1,4 +1,4 @@
-"""What a backbone file has to know about its denoiser family."""
+"""The facts that a backbone file states about its denoiser family."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from memtrain.errors import ProbeError
 
 @dataclass(frozen=True)
 class Projection:
-    """What an attention is computed from, bit for bit.
+    """The inputs of an attention, bit for bit.
 
     Attributes:
-        query: `(B, H, N, D)` of the image tokens.
-        key: `(B, H, T, D)` of the text tokens.
-        text_states: `(B, T, width)` what the value projection of the text gets; None where text and image share one.
-        valid: `(B, T)` bool, false for tokens that the attention masks out; None if it masks none.
-        joint_key: `(B, H, T + N, D)` of all tokens in joint attention, None in cross-attention.
-        text: where `key` lies in `joint_key`.
+        query: the queries of the image tokens, `(B, H, N, D)`.
+        key: the keys of the text tokens, `(B, H, T, D)`.
+        text_states: the input of the text's value projection, `(B, T, width)`; None if text and image share one.
+        valid: false for tokens that the attention masks out, `(B, T)` bool; None if it masks none.
+        joint_key: the keys of all tokens in joint attention, `(B, H, T + N, D)`; None in cross-attention.
+        text: the place of `key` in `joint_key`.
     """
 
     query: Tensor
@@ -39,14 +39,14 @@ class Projection:
 
 
 class Backbone(ABC):
-    """Structure of one denoiser family. Instances hold no state.
+    """The structure of one denoiser family. Instances hold no state.
 
     Attributes:
         joint: whether image and text tokens attend to each other in one attention.
         clip_layout: whether text tokens are `BOS words EOS padding` throughout, so that a prompt length places them.
-        text_position: where `encoder_hidden_states` stands among the arguments of the denoiser's forward.
-        pooled_at: under which keyword, and which key in it, the denoiser is given one vector of the whole caption.
-        mask_at: the same of the mask of the text.
+        text_position: the place of `encoder_hidden_states` among the arguments of the denoiser's forward.
+        pooled_at: the keyword, and a key in it, of the denoiser's vector of the whole caption.
+        mask_at: the keyword, and a key in it, of the mask of the text.
     """
 
     joint: ClassVar[bool]
@@ -58,25 +58,25 @@ class Backbone(ABC):
     @staticmethod
     @abstractmethod
     def accepts(module: nn.Module) -> bool:
-        """Whether `module` is a denoiser of this family."""
+        """Return whether `module` is a denoiser of this family."""
 
     @abstractmethod
     def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """Attention modules that read the text, by module path, in the order of the forward pass."""
+        """Return the attention modules that read the text, by module path, in the order of the forward pass."""
 
     @abstractmethod
     def default_sites(self, names: Sequence[str]) -> list[str]:
-        """The subset of `names` that is read unless the user asks for others."""
+        """Return the subset of `names` that is read by default."""
 
     def select_sites(self, denoiser: nn.Module, pattern: str | None = None) -> dict[str, nn.Module]:
-        """The sites whose module path fits a glob, or the default ones.
+        """Return the sites whose module path fits a glob, or the default ones.
 
         Args:
-            denoiser: unwrapped.
-            pattern: `*` for all, `up_blocks.*`; None for the backbone's subset.
+            denoiser: the unwrapped denoiser.
+            pattern: a glob, such as `*` for all or `up_blocks.*`; None for the backbone's subset.
 
         Raises:
-            ProbeError: if the pattern matches none.
+            ProbeError: if the pattern matches no site.
         """
         every = self.sites(denoiser)
         default = set(self.default_sites(list(every)))
@@ -97,42 +97,42 @@ class Backbone(ABC):
     def project(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tokens: int
     ) -> Projection:
-        """What one call of an attention is computed from.
+        """Return the inputs of one call of an attention.
 
         Args:
             attention: one of the sites.
-            args: positional arguments of its forward call.
-            kwargs: keyword arguments of its forward call.
-            tokens: T, text tokens that the denoiser was given.
+            args: the positional arguments of its forward call.
+            kwargs: the keyword arguments of its forward call.
+            tokens: the number T of text tokens that the denoiser got.
 
         Raises:
-            ProbeError: if the attention is called in a way that cannot be read, such as with fused projections.
+            ProbeError: if the call has a form that cannot be read, such as fused projections.
         """
 
     def value_projection(self, attention: nn.Module) -> str:
-        """Name of the layer of a site that makes values of the text, `(B, T, C)` from text embeddings.
+        """Return the name of a site's layer that makes values of the text, `(B, T, C)` from text embeddings.
 
         Raises:
-            ProbeError: if the site has none for the text alone.
+            ProbeError: if the site has no such layer for the text alone.
         """
         if not self.joint:
             return "to_v"
         if getattr(attention, "add_v_proj", None) is None:
             raise ProbeError(
                 f"This {type(attention).__name__} makes values of image and text in one layer",
-                expected="a layer that sees the text alone",
-                remedy="leave single-stream blocks out",
+                expected="a layer that gets only the text",
+                remedy="leave out single-stream blocks with a narrower `sites` pattern",
             )
         return "add_v_proj"
 
     @abstractmethod
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """Noisy latents `(B, ...)`, timestep(s) from 0 to 1,000, text embeddings `(B, T, width)` of a forward call."""
+        """Return noisy latents `(B, ...)`, timestep(s) from 0 to 1,000, text embeddings `(B, T, width)` of a call."""
 
     def with_text(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], text: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the same forward call with other text embeddings `(B, T, width)`."""
+        """Return the arguments of the same forward call with other text embeddings `(B, T, width)`."""
         if len(args) > self.text_position:
             return (*args[: self.text_position], text, *args[self.text_position + 1 :]), kwargs
         return args, {**kwargs, "encoder_hidden_states": text}
@@ -145,14 +145,14 @@ class Backbone(ABC):
         forward: Callable[..., Any],
         caption: Mapping[str, Tensor],
     ) -> dict[str, Any]:
-        """Keyword arguments of the same call with another caption in all forms that the denoiser gets.
+        """Return keyword arguments of the same call with another caption, in all forms that the denoiser gets.
 
         Args:
-            args: of the call.
-            kwargs: of the call.
-            forward: of the denoiser, whose signature names `args`.
-            caption: `text_embeddings` `(1 or B, T, width)` and, where the call has them, `pooled_embeddings` and
-                `text_mask`.
+            args: the positional arguments of the call.
+            kwargs: the keyword arguments of the call.
+            forward: the denoiser's forward, whose signature names `args`.
+            caption: `text_embeddings` `(1 or B, T, width)`, and `pooled_embeddings` and `text_mask` if the call has
+                them.
 
         Raises:
             ProbeError: if the call has a form that `caption` lacks.
@@ -169,7 +169,7 @@ class Backbone(ABC):
                 continue
             if name not in caption:
                 raise ProbeError(
-                    f"The denoiser gets {'.'.join(path)} with its text, and the other caption is given without",
+                    f"The denoiser gets {'.'.join(path)} with its text, but the other caption lacks it",
                     expected=f"`text_embeddings` and `{name}` of the caption",
                     remedy="let unconditional_text() return a dict with both",
                 )
@@ -179,42 +179,42 @@ class Backbone(ABC):
         return kwargs
 
     def output(self, result: Any) -> Tensor:
-        """The prediction `(B, ...)` in what the forward call returned: `.sample`, or the first of a tuple."""
+        """Return the prediction `(B, ...)` of a forward call's result: `.sample`, or the first entry of a tuple."""
         prediction: Tensor = result[0] if isinstance(result, tuple) else result.sample
         return prediction
 
     def prediction_gradient(self, denoiser: nn.Module, gradient: Tensor) -> Tensor:
-        """The part of the output's gradient `(B, ...)` that belongs to the predicted noise; default all of it."""
+        """Return the part of the output's gradient `(B, ...)` for the predicted noise; by default all of it."""
         return gradient
 
 
 def named_arguments(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments called `names`, the first parameters of a forward, wherever the caller put them; None if absent."""
+    """Return the arguments `names`, the first parameters of a forward, positional or by keyword; None if absent."""
     return [args[index] if len(args) > index else kwargs.get(name) for index, name in enumerate(names)]
 
 
 def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
-    """At most `count` of `names`, evenly spaced, the last one included."""
+    """Return at most `count` of `names`, evenly spaced, with the last one."""
     count = min(count, len(names))
     return [names[(index + 1) * len(names) // count - 1] for index in range(count)]
 
 
 def refuse_fused(attention: nn.Module) -> None:
-    """Raise if the projections of an attention are fused: `to_q` and `to_k` are stale as soon as those are trained."""
+    """Refuse fused projections of an attention: `to_q` and `to_k` are outdated as soon as those are trained."""
     if getattr(attention, "fused_projections", False):
         raise ProbeError(
-            "An attention with fused projections cannot be read: its to_q and to_k are no longer what it computes",
+            "An attention with fused projections cannot be read: it no longer computes with its to_q and to_k",
             expected="separate projections",
             remedy="call unfuse_qkv_projections() on the denoiser",
         )
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile, PEFT, DistributedDataParallel and Fabric."""
+    """Return the module inside the wrappers of torch.compile, PEFT, DistributedDataParallel and Fabric."""
     while True:
         inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
         if inner is None:
-            # Fabric's wrapper, which is known by what it has: Lightning is not imported here.
+            # Fabric's wrapper is recognized by its attribute, because Lightning is not imported here.
             inner = getattr(module, "_forward_module", None)
         base_model: Any = getattr(module, "get_base_model", None)
         if inner is None and base_model is not None:
@@ -232,7 +232,7 @@ def _families(family: type[Backbone] = Backbone) -> Iterator[type[Backbone]]:
 
 
 def backbones() -> list[type[Backbone]]:
-    """Every family, found by walking this package."""
+    """Return every family, found by walking this package."""
     package = importlib.import_module(__package__ or "memtrain.models.backbones")
     for entry in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{entry.name}")
@@ -240,23 +240,23 @@ def backbones() -> list[type[Backbone]]:
 
 
 def find_backbone(module: nn.Module) -> Backbone | None:
-    """The backbone that accepts `module` (wrapped or not), or None."""
+    """Return the backbone that accepts `module` (wrapped or not), or None."""
     inner = unwrap(module)
     return next((family() for family in backbones() if family.accepts(inner)), None)
 
 
 def find_denoiser(root: nn.Module, path: str | None = None) -> tuple[str, nn.Module, Backbone]:
-    """The denoiser inside a larger module.
+    """Find the denoiser inside a larger module.
 
     Args:
-        root: for instance a LightningModule.
-        path: module path of the denoiser; by default the only submodule that a backbone accepts.
+        root: the larger module, for instance a LightningModule.
+        path: the module path of the denoiser; by default the only submodule that a backbone accepts.
 
     Returns:
-        Its path, the module and its backbone. Of a denoiser and its wrapper (torch.compile, PEFT) it is the wrapper.
+        Its path, the module and its backbone. If a denoiser has a wrapper (torch.compile, PEFT), the wrapper.
 
     Raises:
-        ProbeError: if there is none, more than one, or the named one belongs to no known family.
+        ProbeError: if there is no denoiser, or more than one, or if the named one belongs to no known family.
     """
     found: dict[int, tuple[str, nn.Module, Backbone]] = {}
     for name, module in [(path, root.get_submodule(path))] if path else root.named_modules(remove_duplicate=False):
@@ -270,6 +270,6 @@ def find_denoiser(root: nn.Module, path: str | None = None) -> tuple[str, nn.Mod
         raise ProbeError(
             f"{len(found)} denoisers found in {type(root).__name__}{': ' + ', '.join(names) if names else ''}",
             expected="exactly one module of a known family in memtrain.models.backbones",
-            remedy="name it with `denoiser`, the module path inside the LightningModule",
+            remedy="set `denoiser` to the module path inside the LightningModule",
         )
     return next(iter(found.values()))

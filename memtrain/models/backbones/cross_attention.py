@@ -1,4 +1,4 @@
-"""What the families whose text is read by diffusers' `Attention` in a cross-attention have in common."""
+"""The common part of families whose text is read by diffusers' `Attention` in a cross-attention."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from memtrain.models.backbones.base import Backbone, Projection, named_arguments
 
 
 class CrossAttentionBackbone(Backbone):
-    """Text is read by every `attn2`."""
+    """Every `attn2` reads the text."""
 
     joint: ClassVar[bool] = False
 
     def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """Every `attn2`, in the order of registration."""
+        """Return every `attn2`, in the order of registration."""
         return {
             name: module
             for name, module in denoiser.named_modules()
@@ -27,7 +27,7 @@ class CrossAttentionBackbone(Backbone):
     def project(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tokens: int
     ) -> Projection:
-        """As diffusers' AttnProcessor2_0 does; a mask of the text (a bias `(B, 1, T)`) is honoured."""
+        """Compute as diffusers' AttnProcessor2_0 does; a mask of the text (a bias `(B, 1, T)`) is respected."""
         assert isinstance(attention, Attention)
         refuse_fused(attention)
         names = ("hidden_states", "encoder_hidden_states", "attention_mask")
@@ -44,7 +44,7 @@ class CrossAttentionBackbone(Backbone):
         return Projection(query, key, text, valid=None if mask is None else _valid(mask))
 
     def heads(self, attention: Any, hidden: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries `(B, H, N, D)` and keys `(B, H, T, D)` of an attention's input and the text."""
+        """Return queries `(B, H, N, D)` and keys `(B, H, T, D)` of an attention's input and the text."""
         query, key = attention.to_q(hidden), attention.to_k(text)
         shape = (hidden.shape[0], -1, attention.heads, key.shape[-1] // attention.heads)
         query, key = query.view(shape).transpose(1, 2), key.view(shape).transpose(1, 2)
@@ -54,5 +54,5 @@ class CrossAttentionBackbone(Backbone):
 
 
 def _valid(bias: Tensor) -> Tensor:
-    """Diffusers turns a mask into a bias of 0 and −10,000."""
+    """Turn diffusers' bias of 0 and −10,000 back into a mask."""
     return bias[:, 0] > -5000

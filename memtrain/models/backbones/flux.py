@@ -1,7 +1,7 @@
 """FluxTransformer2DModel (FLUX.1): joint attention with rotary positions, text tokens first.
 
-Double-stream blocks project image and text apart, single-stream blocks read one sequence in which the text comes first.
-The text is T5's tokens, `words EOS padding`. Timesteps reach the model divided by 1,000 and are multiplied back here.
+Double-stream blocks project image and text separately. Single-stream blocks read one sequence, with the text first. The
+text is T5's tokens, `words EOS padding`. Timesteps reach the model divided by 1,000 and are multiplied back here.
 Default sites: 12 blocks, evenly spaced over both kinds.
 """
 
@@ -28,22 +28,22 @@ class FluxBackbone(Backbone):
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
-        """A FluxTransformer2DModel."""
+        """Return whether it is a FluxTransformer2DModel."""
         return isinstance(module, FluxTransformer2DModel)
 
     def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """`attn` of every double-stream block, then of every single-stream block."""
+        """Return `attn` of every double-stream block, then of every single-stream block."""
         found = {name: module for name, module in denoiser.named_modules() if isinstance(module, FluxAttention)}
         return dict(sorted(found.items(), key=lambda item: item[0].startswith("single")))
 
     def default_sites(self, names: Sequence[str]) -> list[str]:
-        """12 blocks, evenly spaced."""
+        """Return 12 blocks, evenly spaced."""
         return evenly_spaced(names, 12)
 
     def project(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tokens: int
     ) -> Projection:
-        """As diffusers' FluxAttnProcessor does."""
+        """Compute as diffusers' FluxAttnProcessor does."""
         assert isinstance(attention, FluxAttention)
         refuse_fused(attention)
         names = ("hidden_states", "encoder_hidden_states", "attention_mask", "image_rotary_emb")
@@ -62,7 +62,7 @@ class FluxBackbone(Backbone):
         return Projection(query[:, :, tokens:], key[:, :, :tokens], text, joint_key=key, text=slice(tokens))
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """`forward(hidden_states, encoder_hidden_states, pooled_projections, timestep)`."""
+        """Read `forward(hidden_states, encoder_hidden_states, pooled_projections, timestep)`."""
         names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
         sample, text, _, timestep = named_arguments(names, args, kwargs)
         return sample, timestep * 1000, text

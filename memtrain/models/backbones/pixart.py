@@ -1,7 +1,7 @@
 """PixArtTransformer2DModel (PixArt-α and -Σ): a diffusion transformer with cross-attention to T5 tokens.
 
 T5 tokens are `words EOS padding` without BOS, and the model masks padding out. Models that also predict a variance
-return it behind the noise; only the noise counts. Default sites: 12 blocks, evenly spaced.
+return it behind the noise. Only the noise counts. Default sites: 12 blocks, evenly spaced.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class PixArtBackbone(CrossAttentionBackbone):
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
-        """A PixArtTransformer2DModel."""
+        """Return whether it is a PixArtTransformer2DModel."""
         return isinstance(module, PixArtTransformer2DModel)
 
     def default_sites(self, names: Sequence[str]) -> list[str]:
-        """12 blocks, evenly spaced."""
+        """Return 12 blocks, evenly spaced."""
         return evenly_spaced(names, 12)
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """`forward(hidden_states, encoder_hidden_states, timestep)`."""
+        """Read `forward(hidden_states, encoder_hidden_states, timestep)`."""
         sample, text, timestep = named_arguments(("hidden_states", "encoder_hidden_states", "timestep"), args, kwargs)
         return sample, timestep, text
 
     def prediction_gradient(self, denoiser: nn.Module, gradient: Tensor) -> Tensor:
-        """Without the channels of a predicted variance."""
+        """Drop the channels of a predicted variance."""
         assert isinstance(denoiser, PixArtTransformer2DModel)
         return gradient[:, : denoiser.config["in_channels"]]

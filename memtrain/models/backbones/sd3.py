@@ -1,7 +1,7 @@
 """SD3Transformer2DModel (Stable Diffusion 3 and 3.5): joint attention, image tokens first.
 
 The text is CLIP's 77 tokens followed by T5's, so a prompt length alone does not place the words. The image-only second
-attention of SD 3.5 reads no text and is no site. Default sites: 12 blocks, evenly spaced.
+attention of SD 3.5 reads no text and is not a site. Default sites: 12 blocks, evenly spaced.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class SD3Backbone(Backbone):
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
-        """An SD3Transformer2DModel."""
+        """Return whether it is an SD3Transformer2DModel."""
         return isinstance(module, SD3Transformer2DModel)
 
     def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """`attn` of every joint block."""
+        """Return `attn` of every joint block."""
         return {
             name: module
             for name, module in denoiser.named_modules()
@@ -38,13 +38,13 @@ class SD3Backbone(Backbone):
         }
 
     def default_sites(self, names: Sequence[str]) -> list[str]:
-        """12 blocks, evenly spaced."""
+        """Return 12 blocks, evenly spaced."""
         return evenly_spaced(names, 12)
 
     def project(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tokens: int
     ) -> Projection:
-        """As diffusers' JointAttnProcessor2_0 does."""
+        """Compute as diffusers' JointAttnProcessor2_0 does."""
         assert isinstance(attention, Attention)
         refuse_fused(attention)
         hidden, text = named_arguments(("hidden_states", "encoder_hidden_states"), args, kwargs)
@@ -59,7 +59,7 @@ class SD3Backbone(Backbone):
         return Projection(query, key, text, joint_key=torch.cat([image_key, key], dim=2), text=slice(first, None))
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """`forward(hidden_states, encoder_hidden_states, pooled_projections, timestep)`."""
+        """Read `forward(hidden_states, encoder_hidden_states, pooled_projections, timestep)`."""
         names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
         sample, text, _, timestep = named_arguments(names, args, kwargs)
         return sample, timestep, text

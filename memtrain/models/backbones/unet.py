@@ -1,8 +1,8 @@
-"""UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL. Text is read by `attn2` of every transformer block.
+"""UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL. The `attn2` of every transformer block reads the text.
 
-SDXL joins the embeddings of its two text encoders along the width, so tokens are laid out as in one of them. Default
-sites: the last attention of each down, mid and up block. That is 7 of the 16 in SD 1.x and 2.x, among them the fourth,
-by which MemAttn (Ren et al., ECCV 2024) detects, and 5 of SDXL's 70.
+SDXL joins the embeddings of its two text encoders along the width, so the tokens have the layout of one encoder.
+Default sites: the last attention of each down, mid and up block. These are 5 of SDXL's 70 sites, and 7 of the 16 sites
+of SD 1.x and 2.x. Among the 7 is the fourth site, by which MemAttn (Ren et al., ECCV 2024) detects.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class UNetBackbone(CrossAttentionBackbone):
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
-        """A UNet2DConditionModel."""
+        """Return whether it is a UNet2DConditionModel."""
         return isinstance(module, UNet2DConditionModel)
 
     def sites(self, denoiser: nn.Module) -> dict[str, nn.Module]:
-        """Every `attn2`: down blocks, mid block, up blocks."""
+        """Return every `attn2`: down blocks, mid block, up blocks."""
         order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
         return dict(sorted(super().sites(denoiser).items(), key=lambda item: order.get(item[0].split(".")[0], 3)))
 
     def default_sites(self, names: Sequence[str]) -> list[str]:
-        """The last attention of each block."""
+        """Return the last attention of each block."""
         return list({name.split(".attentions.")[0]: name for name in names}.values())
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor]:
-        """`forward(sample, timestep, encoder_hidden_states)`."""
+        """Read `forward(sample, timestep, encoder_hidden_states)`."""
         sample, timestep, text = named_arguments(("sample", "timestep", "encoder_hidden_states"), args, kwargs)
         return sample, timestep, text

@@ -1,1 +1,1 @@
-"""One file per family of diffusers pipelines: how it encodes captions and calls its denoiser in training."""
+"""One file per family of diffusers pipelines: its encoding of captions, and its call of the denoiser in training."""

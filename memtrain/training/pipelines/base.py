@@ -1,22 +1,22 @@
-"""What training has to know about a family of text-to-image pipelines, beside its backbone in `models/backbones`.
+"""The facts that training needs about a family of text-to-image pipelines, in addition to `models/backbones`.
 
-A family is one file with one subclass of :class:`TrainablePipeline`, found by walking this package. It makes token ids
-of captions, embeddings of token ids, latents of images, and calls the denoiser once on noisy latents. All else
-(noise, target, loss, adapters, averages) is the same for all families.
+A family is one file with one subclass of :class:`TrainablePipeline`, found by walking this package. The class makes
+token ids from captions, embeddings from token ids and latents from images, and calls the denoiser once on noisy
+latents. All other steps (noise, target, loss, adapters, averages) are the same for all families.
 
-What travels between these methods, and in a batch, are fields of `(B, ...)` tensors:
+These methods and a batch exchange fields of `(B, ...)` tensors:
 
 | fields | made by | meaning |
 |---|---|---|
-| `input_ids`, `input_ids_2`, ... | `tokens` | `(B, T)` int64, of each tokenizer; the first is of what attention reads |
-| `prompt_length` | `tokens` | `(B,)` int64, tokens of the caption in `input_ids`, marks of begin and end included |
-| `prompt_mask` | `tokens` | `(B, T)` bool, words of the caption, where `clip_layout` is false |
-| `text_embeddings` | `encode_text` | `(B, T, width)`, what the denoiser's attention reads |
-| `pooled_embeddings` | `encode_text` | `(B, width)`, where the denoiser is given one vector of the whole caption, too |
-| `text_mask` | `encode_text` | `(B, T)`, which tokens count, where the denoiser masks padding |
-| `original_size`, `crop_top_left`, `target_size` | the data | `(B, 2)` int64, rows and columns; absent: as it was |
+| `input_ids`, `input_ids_2`, ... | `tokens` | `(B, T)` int64, of each tokenizer; the first is read by attention |
+| `prompt_length` | `tokens` | `(B,)` int64, tokens of the caption in `input_ids`, with the marks of begin and end |
+| `prompt_mask` | `tokens` | `(B, T)` bool, words of the caption, if `clip_layout` is false |
+| `text_embeddings` | `encode_text` | `(B, T, width)`, read by the denoiser's attention |
+| `pooled_embeddings` | `encode_text` | `(B, width)`, if the denoiser also gets one vector of the whole caption |
+| `text_mask` | `encode_text` | `(B, T)`, the tokens that count, if the denoiser masks padding |
+| `original_size`, `crop_top_left`, `target_size` | the data | `(B, 2)` int64, rows and columns; if absent, uncropped |
 
-`T` of `text_embeddings` is that of the denoiser's text, also where it comes from several encoders.
+`T` of `text_embeddings` is that of the denoiser's text, even if several encoders make it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ TEXT_FIELDS = ("text_embeddings", "pooled_embeddings", "text_mask")
 
 
 class TrainablePipeline(ABC):
-    """The parts of one pipeline, and how they are used in training.
+    """The parts of one pipeline, and their use in training.
 
     Args:
-        pipeline: loaded, on any device.
-        max_sequence_length: tokens of a T5 or Gemma encoder; default as many as the pipeline's own call encodes.
-        guidance: what a denoiser that is told the strength of its guidance is told in training.
+        pipeline: a loaded pipeline, on any device.
+        max_sequence_length: the number of tokens of a T5 or Gemma encoder; by default the number that the pipeline's
+            own call encodes.
+        guidance: the guidance strength that a denoiser with such an input gets in training.
 
     Attributes:
-        classes: names of the diffusers pipeline classes of this family.
-        lora_targets: layers of the denoiser that get adapters by default, as peft names targets.
+        classes: the names of the diffusers pipeline classes of this family.
+        lora_targets: the layers of the denoiser that get adapters by default, in peft's names of targets.
         prediction_type: `epsilon`, `v_prediction`, or `flow_prediction` for flow matching.
         scheduler: the noise schedule of training.
     """
@@ -87,14 +88,14 @@ class TrainablePipeline(ABC):
 
     @property
     def needed_parts(self) -> tuple[str, ...]:
-        """Parts that this family cannot do without, beside denoiser and scheduler."""
+        """The parts that this family needs, in addition to denoiser and scheduler."""
         return ("vae", "text_encoder", "tokenizer")
 
     def require_parts(self) -> None:
-        """Refuse a pipeline that lacks one.
+        """Refuse a pipeline that lacks a part.
 
         Raises:
-            ConfigurationError: naming it.
+            ConfigurationError: with the missing parts.
         """
         missing = [part for part in self.needed_parts if getattr(self.pipeline, part, None) is None]
         if missing:
@@ -110,7 +111,7 @@ class TrainablePipeline(ABC):
 
     @property
     def conditioning(self) -> dict[str, float]:
-        """What the denoiser is told beside caption and sizes, for JSON; losses depend on it."""
+        """The denoiser's further inputs beyond caption and sizes, for JSON; losses depend on them."""
         return {}
 
     @property
@@ -122,60 +123,60 @@ class TrainablePipeline(ABC):
 
     @abstractmethod
     def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids`, `prompt_length` and the like of B captions, on the CPU."""
+        """Make `input_ids`, `prompt_length` and similar fields from B captions, on the CPU."""
 
     @abstractmethod
     def encode_text(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`TEXT_FIELDS` of token ids, where the text encoders are; with a graph where these are trained.
+        """Make `TEXT_FIELDS` from token ids on the device of the text encoders, with a graph if these are trained.
 
         Args:
-            tokens: fields of :meth:`tokens`; others are ignored.
+            tokens: the fields of :meth:`tokens`; others are ignored.
         """
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Scaled latents (the posterior's mode) `(B, C, h, w)` of pixel values `(B, 3, H, W)`."""
+        """Encode pixel values `(B, 3, H, W)` to scaled latents (the posterior's mode) `(B, C, h, w)`."""
         return encode_images(self.vae, pixel_values)
 
     # The denoising problem
 
     @abstractmethod
     def training_scheduler(self) -> Any:
-        """The noise schedule of training, of the pipeline's own configuration."""
+        """Return the noise schedule of training, from the pipeline's own configuration."""
 
     @property
     def steps(self) -> int:
-        """Number of timesteps of the schedule."""
+        """The number of timesteps of the schedule."""
         return int(self.scheduler.config["num_train_timesteps"])
 
     def noise_level(self, timesteps: Tensor) -> Tensor:
-        """`(B,)`: ᾱ of each timestep, or σ = t / steps in flow matching."""
+        """Return ᾱ of each timestep, `(B,)`, or σ = t / steps in flow matching."""
         if self.prediction_type == "flow_prediction":
             return timesteps.float() / self.steps
         return self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
 
     def signal_to_noise_ratio(self, timesteps: Tensor) -> Tensor:
-        """`(B,)`; ((1 − σ) / σ)² in flow matching."""
+        """Return the signal-to-noise ratio, `(B,)`; ((1 − σ) / σ)² in flow matching."""
         if self.prediction_type == "flow_prediction":
             sigma = self.noise_level(timesteps).clamp(min=1e-6)
             return ((1 - sigma) / sigma).square()
         return signal_to_noise_ratio(self.scheduler.alphas_cumprod, timesteps)
 
     def noisy_and_target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """What the denoiser is shown and what it should answer, both `(B, C, h, w)`."""
+        """Return the denoiser's input and its target, both `(B, C, h, w)`."""
         level = self.noise_level(timesteps)
         return noisy_and_target(latents, noise, level, prediction_type=self.prediction_type)
 
     def shifted(self, timesteps: Tensor) -> Tensor:
-        """Where drawn timesteps lie on the schedule of training, `(B,)` int64.
+        """Return the places of drawn timesteps on the schedule of training, `(B,)` int64.
 
-        A draw t counts places on the evenly spaced schedule from its clean end, so it is number `steps` − 1 − t of the
-        flow scheduler's descending timesteps, which a static `shift` s has moved: σ becomes s σ / (1 + (s − 1) σ)
-        (Esser et al., "Scaling Rectified Flow Transformers", 2024; diffusers' train_dreambooth_lora_sd3.py draws so).
-        A shift that depends on the resolution (`use_dynamic_shifting`) moves nothing there, and nothing here. Results
-        are rounded to whole timesteps from 1 to `steps` − 1. Other schedules know no shift.
+        A draw t counts places on the evenly spaced schedule from its clean end. It is number `steps` − 1 − t of the
+        flow scheduler's descending timesteps. A static `shift` s has moved these: σ becomes s σ / (1 + (s − 1) σ)
+        (Esser et al., "Scaling Rectified Flow Transformers", 2024; diffusers' train_dreambooth_lora_sd3.py draws in
+        this way). A shift that depends on the resolution (`use_dynamic_shifting`) moves nothing there, and nothing
+        here. Results are rounded to whole timesteps from 1 to `steps` − 1. Other schedules have no shift.
 
         Args:
-            timesteps: `(B,)` int64, as a sampler drew them.
+            timesteps: the timesteps that a sampler drew, `(B,)` int64.
         """
         if self.prediction_type != "flow_prediction":
             return timesteps
@@ -186,48 +187,48 @@ class TrainablePipeline(ABC):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]
     ) -> Tensor:
-        """The denoiser's answer `(B, C, h, w)`, of exactly one call of it.
+        """Return the denoiser's answer `(B, C, h, w)`, from exactly one call.
 
         Args:
-            noisy: `(B, C, h, w)`.
-            timesteps: `(B,)` int64.
-            text: `TEXT_FIELDS`.
-            batch: for `original_size`, `crop_top_left` and `target_size`, where it has them.
+            noisy: the noisy latents, `(B, C, h, w)`.
+            timesteps: the timesteps, `(B,)` int64.
+            text: the `TEXT_FIELDS`.
+            batch: the batch, which may have `original_size`, `crop_top_left` and `target_size`.
         """
 
     def size_of(self, name: str, noisy: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """`(B, 2)` rows and columns in pixels: a size that the batch names, else that of the images behind `noisy`."""
+        """Return rows and columns in pixels, `(B, 2)`: the batch's, or else those of the images behind `noisy`."""
         if name in batch:
             size: Tensor = batch[name].to(noisy.device)
             return size
         factor = int(self.pipeline.vae_scale_factor)
-        # Filled on the device: nothing waits for a copy.
+        # Filled on the device, so that nothing waits for a copy.
         sides = [torch.full((len(noisy),), side * factor, device=noisy.device) for side in noisy.shape[-2:]]
         return torch.stack(sides, dim=1)
 
     def as_output(self, values: Tensor) -> Tensor:
-        """`(B, C, h, w)` values of each latent in the form of the denoiser's output, such as a sequence of patches."""
+        """Return `(B, C, h, w)` values of each latent in the form of the denoiser's output, such as patches."""
         return values
 
     # The trained model
 
     def export(self) -> Any:
-        """A pipeline to sample with that shares these modules."""
+        """Return a pipeline for sampling that shares these modules."""
         return self.pipeline
 
 
 def count_words(mask: Tensor) -> Tensor:
-    """`(B,)` int64 tokens of each caption, of an attention mask `(B, T)`."""
+    """Count the tokens of each caption, `(B,)` int64, in an attention mask `(B, T)`."""
     return mask.sum(dim=1).to(torch.int64)
 
 
 def words(tokenizer: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """`(B, T)` bool: tokens of the caption itself, without the marks of its beginning and end.
+    """Return a mask `(B, T)` bool of the caption's own tokens, without the marks of its beginning and end.
 
     Args:
-        tokenizer: that made them.
-        input_ids: `(B, T)`.
-        mask: `(B, T)`, true for the caption with its marks.
+        tokenizer: the tokenizer that made them.
+        input_ids: the token ids, `(B, T)`.
+        mask: the attention mask `(B, T)`, true for the caption with its marks.
     """
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     marks = {getattr(tokenizer, name, None) for name in names} - {None}

@@ -1,4 +1,4 @@
-"""Load the pipeline that is to be trained, with the family that knows how."""
+"""Loading of the pipeline to train, with the class of its family."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memtrain.training.pipelines.base import TrainablePipeline
 
 
 def families() -> list[type[TrainablePipeline]]:
-    """Every family, found by walking this package."""
+    """Return every family, found by walking this package."""
     package = importlib.import_module(__package__ or "memtrain.training.pipelines")
     for entry in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{entry.name}")
@@ -38,11 +38,11 @@ def load_trainable(
     """Load a pipeline to train.
 
     Args:
-        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or what says more of it.
-        dtypes: of its parts, as :func:`memtrain.models.pipeline.load_pipeline` takes them; None for float32.
+        pretrained: a diffusers pipeline folder, a single-file checkpoint or a hub name, or a :class:`BaseModel`.
+        dtypes: the types of its parts, in the form of :func:`memtrain.models.pipeline.load_pipeline`; None for float32.
 
     Raises:
-        ConfigurationError: if it cannot be loaded, or no family trains its kind.
+        ConfigurationError: if it cannot be loaded, or if no family trains its kind.
     """
     given = base_model(pretrained)
     pipeline = load_pipeline(given.path, config=given.config, dtypes=dtypes)
@@ -55,6 +55,7 @@ def load_trainable(
     raise ConfigurationError(
         f"{given.path!r} is a {name}, which no family of memtrain.training.pipelines trains",
         expected=f"one of {', '.join(known)}",
-        remedy="name another base model; in your own loop, memtrain.guard.Guard watches any denoiser that a backbone "
-        "knows",
+        remedy="name another base model; in your own loop, memtrain.guard.Guard watches any denoiser with a backbone "
+        "in "
+        "memtrain.models.backbones",
     )

@@ -1,9 +1,10 @@
 """FLUX.1 (dev, schnell): T5 for the attention, CLIP for one vector, and a transformer over patches of the latents.
 
-`input_ids` are T5's, which attention reads; `input_ids_2` are CLIP's, of which only the pooled embedding is used. The
-transformer gets latents in patches of 2 by 2, the place of each, and timesteps divided by 1,000. FLUX.1-dev is told the
-strength of its guidance as well: `guidance`, by default 1, as the commands in diffusers' README_flux.md have it (their
-script's own default is 3.5, that of sampling). It shifts its schedule by resolution when it samples, not in training.
+`input_ids` are T5's, which attention reads. `input_ids_2` are CLIP's, and only their pooled embedding is used. The
+transformer gets latents in patches of 2 by 2, the place of each patch, and timesteps divided by 1,000. FLUX.1-dev also
+gets the strength of its guidance: `guidance`, by default 1, as in the commands of diffusers' README_flux.md (their
+script's own default is 3.5, the strength for sampling). It shifts its schedule by resolution in sampling, not in
+training.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Flux(TrainablePipeline):
     """Parts of a FluxPipeline."""
 
     classes: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
-    # As diffusers' train_dreambooth_lora_flux.py.
+    # As in diffusers' train_dreambooth_lora_flux.py.
     lora_targets: ClassVar[tuple[str, ...]] = (
         *("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"),
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -35,25 +36,25 @@ class Flux(TrainablePipeline):
 
     @property
     def needed_parts(self) -> tuple[str, ...]:
-        """CLIP and T5."""
+        """The parts with CLIP and T5."""
         return ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
     @property
     def tokenizer(self) -> Any:
-        """T5's."""
+        """The tokenizer of T5."""
         return self.pipeline.tokenizer_2
 
     @property
     def conditioning(self) -> dict[str, float]:
-        """The strength of the guidance, of FLUX.1-dev."""
+        """The strength of the guidance, for FLUX.1-dev."""
         return {"guidance": self.guidance} if self.denoiser.config["guidance_embeds"] else {}
 
     def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """Flow matching with the pipeline's static shift, if it has one."""
+        """Return flow matching with the pipeline's static shift, if it has one."""
         return FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` of T5, `input_ids_2` of CLIP, `prompt_length` and `prompt_mask` `(B, T)`."""
+        """Make `input_ids` of T5, `input_ids_2` of CLIP, `prompt_length` and `prompt_mask` `(B, T)`."""
         ids, mask = tokenize(self.tokenizer, captions, length=self.max_sequence_length)
         pooled, _ = tokenize(self.pipeline.tokenizer, captions)
         return {
@@ -64,7 +65,7 @@ class Flux(TrainablePipeline):
         }
 
     def encode_text(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`text_embeddings` `(B, T, width)` of T5 and `pooled_embeddings` of CLIP."""
+        """Make `text_embeddings` `(B, T, width)` of T5 and `pooled_embeddings` of CLIP."""
         return {
             "text_embeddings": encode_tokens(self.pipeline.text_encoder_2, tokens["input_ids"]),
             "pooled_embeddings": self.pipeline.text_encoder(tokens["input_ids_2"]).pooler_output,
@@ -73,13 +74,13 @@ class Flux(TrainablePipeline):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]
     ) -> Tensor:
-        """One call of the transformer."""
+        """Call the transformer once."""
         rows, columns = noisy.shape[-2] // 2, noisy.shape[-1] // 2
         if noisy.shape[-2:] != (2 * rows, 2 * columns):
             raise ConfigurationError(
-                f"FLUX reads latents in patches of 2 by 2, and these are {noisy.shape[-2]} by {noisy.shape[-1]}",
+                f"FLUX reads latents in patches of 2 by 2, but these are {noisy.shape[-2]} by {noisy.shape[-1]}",
                 expected=f"images whose sides are multiples of {2 * int(self.pipeline.vae_scale_factor)} pixels",
-                remedy="change data.init_args.resolution",
+                remedy="set data.init_args.resolution to such a multiple",
             )
         embeddings, device = text["text_embeddings"], noisy.device
         places = torch.zeros(rows, columns, 3, device=device)
@@ -99,5 +100,5 @@ class Flux(TrainablePipeline):
         return from_patches(patches, rows, columns)
 
     def as_output(self, values: Tensor) -> Tensor:
-        """In patches `(B, N, 4 C)`, as the transformer answers."""
+        """Return values in patches `(B, N, 4 C)`, the form of the transformer's answer."""
         return to_patches(values)

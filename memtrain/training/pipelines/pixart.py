@@ -1,7 +1,7 @@
 """PixArt-α and PixArt-Σ: T5, and a transformer that masks padding and may predict a variance, which is not trained.
 
-PixArt-α at 1024 pixels is told size and aspect ratio
-of the image. Stock pipelines cannot load LoRA files of this family, so it is mostly trained whole.
+PixArt-α at 1024 pixels gets the size and the aspect ratio of the image. Stock pipelines cannot load LoRA files of this
+family, so it is mostly trained whole.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class PixArt(MaskedTextPipeline):
     classes: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
 
     def training_scheduler(self) -> Any:
-        """DDPM with the pipeline's noise schedule."""
+        """Return DDPM with the pipeline's noise schedule."""
         return DDPMScheduler.from_config(self.pipeline.scheduler.config)
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]
     ) -> Tensor:
-        """One call of the transformer, without its variance."""
+        """Call the transformer once, and drop its variance."""
         added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.denoiser.use_additional_conditions:
             size = self.size_of("target_size", noisy, batch).to(noisy.dtype)

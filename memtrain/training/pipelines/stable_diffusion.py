@@ -21,27 +21,27 @@ class StableDiffusion(TrainablePipeline):
     classes: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
 
     def training_scheduler(self) -> DDPMScheduler:
-        """DDPM with the pipeline's noise schedule."""
+        """Return DDPM with the pipeline's noise schedule."""
         return DDPMScheduler.from_config(self.pipeline.scheduler.config)
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` `(B, T)` and `prompt_length`."""
+        """Make `input_ids` `(B, T)` and `prompt_length`."""
         input_ids, mask = tokenize(self.tokenizer, captions)
         return {"input_ids": input_ids, "prompt_length": count_words(mask)}
 
     def encode_text(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`text_embeddings` `(B, T, width)`."""
+        """Make `text_embeddings` `(B, T, width)`."""
         return {"text_embeddings": encode_tokens(self.pipeline.text_encoder, tokens["input_ids"])}
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]
     ) -> Tensor:
-        """One call of the UNet."""
+        """Call the UNet once."""
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction: Tensor = self.denoiser(noisy, timesteps, text["text_embeddings"]).sample
         return prediction
 
     def export(self) -> Any:
-        """The pipeline, sampling with DDIM as published work on memorization does."""
+        """Return the pipeline with DDIM sampling, as in published work on memorization."""
         self.pipeline.scheduler = ddim(self.scheduler.config)
         return self.pipeline

@@ -1,8 +1,8 @@
 """Stable Diffusion 3 and 3.5: two CLIP text encoders and T5, and a transformer that predicts a velocity.
 
-Attention reads CLIP's tokens (both encoders side by side in the width, padded with zeros to T5's), followed by T5's. A
-pipeline without T5 has zeros there, as the stock pipeline makes them. `input_ids` and `prompt_length` are of CLIP,
-`prompt_mask` is of both texts.
+Attention reads CLIP's tokens, followed by T5's. The states of both CLIP encoders are side by side in the width, padded
+with zeros to T5's width. A pipeline without T5 has zeros in its place, as in the stock pipeline. `input_ids` and
+`prompt_length` are those of CLIP. `prompt_mask` covers both texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StableDiffusion3(TrainablePipeline):
     """Parts of a StableDiffusion3Pipeline."""
 
     classes: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
-    # As diffusers' train_dreambooth_lora_sd3.py; the image-only attention of SD 3.5 (attn2) is left out there, too.
+    # As in diffusers' train_dreambooth_lora_sd3.py, which also leaves out the image-only attention of SD 3.5 (attn2).
     lora_targets: ClassVar[tuple[str, ...]] = (
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
         *("attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v"),
@@ -37,11 +37,11 @@ class StableDiffusion3(TrainablePipeline):
         return ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", *last)
 
     def training_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """Flow matching with the pipeline's shift."""
+        """Return flow matching with the pipeline's shift."""
         return FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
 
     def tokens(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids`, `input_ids_2`, with T5 `input_ids_3`, `prompt_length` and `prompt_mask` `(B, T)`."""
+        """Make `input_ids`, `input_ids_2`, with T5 `input_ids_3`, `prompt_length` and `prompt_mask` `(B, T)`."""
         pipeline, length = self.pipeline, int(self.pipeline.tokenizer.model_max_length)
         first, mask = tokenize(pipeline.tokenizer, captions, length=length)
         second, _ = tokenize(pipeline.tokenizer_2, captions, length=length)
@@ -53,7 +53,7 @@ class StableDiffusion3(TrainablePipeline):
         return {**found, "prompt_mask": torch.cat([words(pipeline.tokenizer, first, mask), last], dim=1)}
 
     def encode_text(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`text_embeddings` `(B, T, width)` of CLIP, then T5, and `pooled_embeddings` of both CLIP encoders."""
+        """Make `text_embeddings` `(B, T, width)` of CLIP, then T5, and `pooled_embeddings` of both CLIP encoders."""
         first, pooled = clip_states(self.pipeline.text_encoder, tokens["input_ids"])
         second, pooled_2 = clip_states(self.pipeline.text_encoder_2, tokens["input_ids_2"])
         clip = torch.cat([first, second], dim=-1)
@@ -71,7 +71,7 @@ class StableDiffusion3(TrainablePipeline):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: Mapping[str, Tensor], *, batch: Mapping[str, Any]
     ) -> Tensor:
-        """One call of the transformer."""
+        """Call the transformer once."""
         prediction: Tensor = self.denoiser(
             hidden_states=noisy,
             timestep=timesteps,

@@ -33,5 +33,5 @@ def test_pixels_are_normalised_by_channel() -> None:
 
 @pytest.mark.parametrize("answer", [torch.ones(1, 2, 2), torch.ones(2, 3), torch.tensor([[float("nan"), 1]])])
 def test_other_answers_are_refused(answer: torch.Tensor) -> None:
-    with pytest.raises(DataError, match="answered 1 images"):
+    with pytest.raises(DataError, match="for 1 images"):
         described(lambda images: answer, [IMAGE])

@@ -78,7 +78,7 @@ def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     for spoilt, said in (
         ('{"model_type": ', "is not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not hold a JSON object"),
         ('{"image_size": []}', "image_size"),
     ):
         (tmp_path / "config.json").write_text(spoilt)

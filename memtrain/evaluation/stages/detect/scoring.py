@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 import memtrain
 from memtrain.detectors.base import Detector
@@ -22,6 +21,7 @@ from memtrain.evaluation.sampling.generate import read_prompts_with
 from memtrain.evaluation.stages.base import StageInput
 from memtrain.evaluation.stages.detect.score_parts import ScoreParts
 from memtrain.evaluation.stages.shards import Shard
+from memtrain.files.progress import progress_bar
 
 
 class Scoring:
@@ -113,7 +113,9 @@ def _score(
     rows: list[dict[str, Any]] = []
     written = time.perf_counter()
     description = what if shard.count == 1 else f"{what}, part {shard}"
-    with tqdm(total=total, initial=scored, desc=description, unit="prompt", disable=not sampling.progress) as bar:
+    with progress_bar(
+        total=total, initial=scored, desc=description, unit="prompt", disable=not sampling.progress
+    ) as bar:
         try:
             for group in left:
                 start = time.perf_counter()

@@ -115,6 +115,7 @@ def test_few_prompts_are_not_combined(pipeline: StableDiffusionPipeline, tmp_pat
     assert "fewer than 5 folds" in shown(results, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_was_scored_is_not_scored_again(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     """The truth may change, the prompts may not; results of other settings stay beside their scores."""
     first = run(pipeline, tmp_path, prompts(6))
