@@ -45,6 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("command", OURS.values(), ids=str)
 def test_each_command_is_understood(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in blocks(command.page):  # files that the page has its reader write
+        if block.title and "/" not in block.title:
+            (folder / block.title).write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
     words = placed(command.words[1:])
     if f"stages/{words[0]}/" in text_of(command.page):
         return  # the command of a stage that the page has its reader write
