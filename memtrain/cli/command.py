@@ -9,7 +9,9 @@ from typing import NoReturn
 
 from memtrain import __version__
 from memtrain.cli import evaluate, train
+from memtrain.cli.help.asked import shown_help
 from memtrain.cli.help.overview import overview
+from memtrain.cli.outcome import printing
 from memtrain.cli.spoken import TRAIN_COMMANDS
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation import stages
@@ -17,7 +19,7 @@ from memtrain.evaluation import stages
 
 def commands() -> list[str]:
     """The names of all commands; a stage of an evaluation is one as soon as its folder is there."""
-    return ["demo", "train", *TRAIN_COMMANDS, *_stages()]
+    return ["demo", "train", *TRAIN_COMMANDS, *_stages(), "completion"]
 
 
 def _stages() -> list[str]:
@@ -31,6 +33,8 @@ def main(args: list[str] | None = None) -> None:
         args: arguments instead of those of the command line.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if len(words) > 1 and words[0] == "help":
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return
@@ -38,9 +42,16 @@ def main(args: list[str] | None = None) -> None:
     if name in ("--version", "-V"):
         print(f"memtrain {__version__}")
     elif name == "demo":
-        from memtrain.cli.demo import demo
+        if shown_help(name, rest):
+            return
+        with printing(name, rest) as asked:
+            from memtrain.cli.demo import demo
 
-        demo(rest)
+            demo(asked)
+    elif name == "completion":
+        from memtrain.cli.completion import completion
+
+        completion(rest)
     elif name in ("train", "fit"):
         # Lightning's command line reads the words of the program itself; the processes that it starts begin with `fit`.
         sys.argv[1:] = rest if name == "train" else words

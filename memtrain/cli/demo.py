@@ -12,17 +12,15 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import DefaultHelpFormatter
 
 from memtrain.cli.chatter import quiet
-from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.demo_options import STEPS, command_parser
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.measure.answer import answer
@@ -33,16 +31,8 @@ from memtrain.files.yaml_file import read_mapping
 
 CONFIG = "tiny"
 SETTINGS = "demo.yaml"
-STEPS, FAST_STEPS = 750, 120
+FAST_STEPS = 120
 FAST_MEASURE = ("--unique_prompts=10", "--max_prompts=30", "--images_per_prompt=1", "--detectors=none", "--kid=false")
-DESCRIPTION = f"""Train, watch and evaluate a small model that comes with memtrain, up to a report.
-
-  memtrain demo                    {STEPS} steps into runs/tiny
-  memtrain demo --fast             a short look into runs/tiny_fast
-  memtrain demo --output my_demo
-
-The demo needs no GPU, no network and no download. A demo that was stopped goes on when the same command is given
-again."""
 
 
 @dataclass(frozen=True)
@@ -133,19 +123,6 @@ def demo(args: Sequence[str]) -> None:
     print(summary(asked.output))
     if asked.fast:
         print(f"These figures are of a short look. `memtrain demo` trains {STEPS} steps and asks for more pictures.")
-
-
-def command_parser() -> CarefulParser:
-    """The options of the command."""
-    parser = CarefulParser(prog="memtrain demo", description=DESCRIPTION, formatter_class=_Formatter)
-    parser.add_argument("--fast", action="store_true", help="Take a short look; its figures say little.")
-    parser.add_argument("--output", type=str | None, default=None, help="The run folder; default runs/tiny.")
-    parser.add_argument("--steps", type=int | None, default=None, help=f"Training steps; default {STEPS}.")
-    return parser
-
-
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Leaves the lines of the description as they are."""
 
 
 def _require_settings(asked: Demo) -> None:

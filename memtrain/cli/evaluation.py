@@ -1,4 +1,4 @@
-"""`memtrain measure`: one subcommand for each stage of an evaluation."""
+"""The commands of an evaluation: `memtrain STAGE` for each stage, such as `memtrain measure`."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage], dict[str, Any]] | None = None) -> None:
-    """`memtrain [stage] [options]`; without a stage, `measure`, and with prompts `detect`.
+    """`memtrain [stage] [options]`; the default stage is `measure`, and with `--prompts` it is `detect`.
 
     Args:
         args: arguments instead of those of the command line.
-        run: lets the stage of a command work; default :func:`run_stage`.
+        run: the function that runs the stage of a command; default :func:`run_stage`.
     """
     quiet()
     words = list(sys.argv[1:] if args is None else args)
@@ -79,6 +79,9 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
 def read_command(words: list[str]) -> Stage:
     """The stage that a command line names, with its options.
 
+    Args:
+        words: the words of the command line.
+
     Raises:
         ConfigurationError: if there is no such stage, or the command has the form of earlier versions.
     """
@@ -86,19 +89,19 @@ def read_command(words: list[str]) -> Stage:
         raise ConfigurationError(
             "--stages is no option any more: a stage is the first word of the command",
             expected=f"memtrain STAGE [options], with one of {', '.join(stage_names())}",
-            remedy="for instance `memtrain detect --run runs/tiny`; for several stages, one command after the other",
+            remedy="such as `memtrain detect --run runs/tiny`; give one command for each stage",
         )
     named = bool(words) and not words[0].startswith("-")
     name = evaluate_command(words)[1]
     used = {word.split("=")[0] for word in words}
     if not named and name == PROMPTS:
-        print(f"No stage is named: {PROMPTS}, which scores prompts. `memtrain --help` lists the stages.")
+        print(f"No stage is named, so {PROMPTS} scores the prompts. `memtrain --help` lists the stages.")
     kind = stage_class(name)
     if "--prompts" in used and not issubclass(kind, PromptStage | ResultsStage):
         raise ConfigurationError(
             f"--prompts for {name}, which samples the captions of a run or folder",
-            expected="the folder of a finished training run, with --run, or --model and --data",
-            remedy="for prompts take a stage that takes them, such as `memtrain detect`",
+            expected="the folder of a finished training run with --run, or --model and --data",
+            remedy="take a stage for prompts, such as `memtrain detect`",
         )
     parser = stage_parser(name, kind)
     options = parser.instantiate(parser.parse_args(_named(words[1:] if named else words, kind)))
@@ -106,10 +109,10 @@ def read_command(words: list[str]) -> Stage:
 
 
 def _named(words: list[str], kind: type[Stage]) -> list[str]:
-    """Words in front of all options given to the option that they belong to, and values in their usual words.
+    """The words with names for all values, as the parser reads them.
 
-    `--redact` is `--redact true`, `--detectors false` is `--detectors none`, and `--precision`, as it was called
-    before, is `--dtype`.
+    Words in front of all options go to their option. `--redact` becomes `--redact true`, `--detectors false` becomes
+    `--detectors none`, and the earlier name `--precision` becomes `--dtype`.
     """
     words = [one.replace("--precision", "--dtype", 1) if one.split("=")[0] == "--precision" else one for one in words]
     words = ["--detectors=none" if one == "--detectors=false" else one for one in words]
@@ -137,13 +140,13 @@ def stage_parser(name: str, kind: type[Stage]) -> CarefulParser:
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
-    """Load what a stage works on, let it work, and write the report.
+    """Load the model and the data of a stage, let the stage work, and write the report.
 
     Args:
-        stage: with its options.
+        stage: the stage with its options.
 
     Returns:
-        What the stage's JSON file holds; empty if this process did only its part.
+        The content of the stage's JSON file; empty if this process did only its part.
     """
     stage.check()
     if isinstance(stage, ResultsStage):
@@ -160,7 +163,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 
 
 def _held(stage: Stage) -> AbstractContextManager[None]:
-    """One process at a time for a stage's results, but for processes that share the work."""
+    """A lock of the results for one process at a time, unless processes share the work."""
     if read_shard(getattr(stage, "shard", None)) != Shard(0, 1):
         return nullcontext()
     name = type(stage).__name__.lower()
@@ -193,7 +196,7 @@ def _run_held(stage: Stage, asked: Run | None, trained: TrainedPipeline) -> dict
         checkpoints=checkpoints,
     )
     results = _shared(stage, lambda: stage(given))
-    # Of shared prompts, only the process that finished last has results.
+    # If processes share the prompts, only the one that finishes last has results.
     if results:
         if isinstance(stage, ModelStage) and stage.model is None and "verdict" in results:
             from memtrain.callbacks.model_card import add_evaluation
@@ -205,7 +208,7 @@ def _run_held(stage: Stage, asked: Run | None, trained: TrainedPipeline) -> dict
 
 
 def _shared(stage: Stage | ResultsStage, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a stage found; empty where this process did its part and others have not done theirs yet."""
+    """The results of a stage; empty if other processes have not done their parts yet."""
     try:
         return work()
     except UnfinishedParts as error:
@@ -213,8 +216,8 @@ def _shared(stage: Stage | ResultsStage, work: Callable[[], dict[str, Any]]) -> 
         if shard is None or shard == Shard():
             raise
         print(
-            f"Part {shard} is done; others are not yet: {error.problem}. Whoever finishes last writes the results to "
-            f"{stage.folder}. If none does, run this again with --shard merge."
+            f"Part {shard} is done, and other parts are not: {error.problem}. The last process to finish writes the "
+            f"results to {stage.folder}. If no process does, run this command again with --shard merge."
         )
         return {}
 
@@ -225,9 +228,9 @@ def _say(line: str) -> None:
 
 
 def _asked_data(stage: Stage) -> Run | None:
-    """The run or the folder of pictures that a stage works on; None of a model and prompts alone.
+    """The run or the folder of pictures that a stage works on; None for a model with prompts.
 
-    Both are read here, and what is no run or no data is refused, before a model is loaded.
+    Both are read here, so that a wrong folder is refused before a model is loaded.
     """
     if isinstance(stage, Measure) and stage.model is not None and stage.data is not None:
         # Imported here, because a data module needs Lightning, and neither help nor the prompts of a model do.
@@ -245,7 +248,7 @@ def _asked_data(stage: Stage) -> Run | None:
 
 
 def _trained(stage: Stage) -> TrainedPipeline:
-    """The model that a stage is asked about."""
+    """The model that a stage evaluates."""
     # Imported here, because help has no need of what adapters are made of.
     from memtrain.cli.trained_pipeline import of_run, trained
 
@@ -262,7 +265,7 @@ def _trained(stage: Stage) -> TrainedPipeline:
 
 
 def _checkpoints(stage: Stage) -> list[Checkpoint]:
-    """The checkpoints of a training that a stage is asked about."""
+    """The checkpoints that a stage compares."""
     if not isinstance(stage, Measure) or stage.checkpoints is None:
         return []
     from memtrain.cli.checkpoints import checkpoints_of
@@ -271,7 +274,7 @@ def _checkpoints(stage: Stage) -> list[Checkpoint]:
 
 
 def own_device() -> str:
-    """The GPU of this process, one of several that torchrun started on the machine or the first; else the CPU."""
+    """The GPU of this process, by the number that torchrun gives it or the first; the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return "cpu"
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()

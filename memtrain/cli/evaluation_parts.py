@@ -1,9 +1,9 @@
-"""A part of an evaluation as a function of plain arguments: what another engine than processes with a shard each calls.
+"""A part of an evaluation as a function of plain arguments, which an engine such as Ray calls.
 
-A command of an evaluation is cut into as many parts as are wanted; `measure --checkpoints` best into one for each
-checkpoint, which then is evaluated as a whole by the part of its number, beside a share of the finished model's
-sampling. Parts may be done in any order, at the same time and again. What they leave lies in the output folder, which
-all of them have to see, and :func:`merge_parts` writes the results that one process would have written.
+A command of an evaluation can be cut into any number of parts. `measure --checkpoints` is best cut into one part for
+each checkpoint: the part evaluates its checkpoint as a whole, and samples a share of the prompts with the finished
+model. Parts may be done in any order, at the same time and again. They write to the output folder, which all of them
+have to see. :func:`merge_parts` writes the results that one process would have written.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ def evaluate_part(words: Sequence[str], count: int, index: int) -> dict[str, Any
     """Do one part of a command, in this process.
 
     Args:
-        words: of the command line, without `--shard`, such as `["measure", "--run", "runs/x"]`.
-        count: of parts.
-        index: of the part, from 0.
+        words: the words of the command line without `--shard`, such as `["measure", "--run", "runs/x"]`.
+        count: the number of parts.
+        index: the number of this part, from 0.
 
     Returns:
-        What the stage's JSON file holds, where all parts are done now; else nothing.
+        The content of the stage's JSON file if all parts are done now; else nothing.
 
     Raises:
-        ConfigurationError: if the command cannot be cut, or says itself which part it does.
+        ConfigurationError: if the command cannot be cut, or names a part itself.
     """
     return run_stage(read_command(_cut(words, f"{index}/{count}")))
 
 
 def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
-    """Let the stage of a command work: in this process, or in parts on the engine that the command names.
+    """Run the stage of a command in this process, or in parts on the engine that the command names.
 
     Args:
-        words: of the command line.
-        stage: that they name, with its options.
+        words: the words of the command line.
+        stage: the stage that the words name, with its options.
 
     Returns:
-        What the stage's JSON file holds.
+        The content of the stage's JSON file.
 
     Raises:
         ConfigurationError: if the command names an engine and a part.
@@ -54,8 +54,8 @@ def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
     if read_shard(stage.shard) != Shard():
         raise ConfigurationError(
             f"engine={stage.engine} and a part of the work ({stage.shard or 'of this job'})",
-            expected="one of both: the engine shares out the work by itself",
-            remedy="leave --engine or --shard out",
+            expected="only one of the two: the engine shares out the work by itself",
+            remedy="leave out --engine or --shard",
         )
     stage.check()
     plain = _without_engine(words)
@@ -67,14 +67,14 @@ def run_command(words: list[str], stage: Stage) -> dict[str, Any]:
         for number, found in enumerate(engine.map(evaluate_part, range(count), shared=[plain, count], gpu=True), 1):
             print(f"Part {number} of {count} is done", flush=True)
             results = found or results
-    if not results:  # none was the last one
+    if not results:  # no part was the last one
         return merge_parts(plain)
     print(f"Report: {stage.folder / 'report.html'}")
     return results
 
 
 def _without_engine(words: Sequence[str]) -> list[str]:
-    """A command without what it says of its engine."""
+    """A command without the options of its engine."""
     kept, value = [], False
     for word in words:
         if value:
@@ -90,7 +90,7 @@ def merge_parts(words: Sequence[str]) -> dict[str, Any]:
     """Put the parts of a command together.
 
     Returns:
-        What the stage's JSON file holds.
+        The content of the stage's JSON file.
 
     Raises:
         RecordError: if a part is missing.
@@ -99,7 +99,7 @@ def merge_parts(words: Sequence[str]) -> dict[str, Any]:
 
 
 def parts_wanted(words: Sequence[str]) -> int:
-    """Parts into which a command is cut best: one for each checkpoint; 1 of a command without."""
+    """The best number of parts for a command: one for each checkpoint, and 1 without checkpoints."""
     stage = read_command(list(words))
     if not isinstance(stage, Measure) or stage.checkpoints is None:
         return 1
@@ -113,7 +113,7 @@ def _cut(words: Sequence[str], part: str) -> list[str]:
         raise ConfigurationError(
             "--shard in a command that is cut into parts",
             expected="a command for all of the work",
-            remedy="leave it out",
+            remedy="leave out --shard",
         )
     stage = read_command(list(words))
     if not hasattr(stage, "shard"):

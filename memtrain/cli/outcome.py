@@ -35,7 +35,7 @@ QUIET, JSON = "--quiet", "--json"
 
 @dataclass
 class Outcome:
-    """What a command tells other programs."""
+    """The answer of a command to other programs."""
 
     command: str
     found: dict[str, Any] = field(default_factory=dict)
@@ -159,7 +159,11 @@ def status_of(error: BaseException) -> int:
 def _redirected(*, silent: bool) -> Iterator[TextIO]:
     """Within the context, what is printed goes to standard error or nowhere; yields what standard output was."""
     with ExitStack() as stack:
-        target = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if silent else sys.stderr
+        target = (
+            stack.enter_context(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+            if silent
+            else sys.stderr
+        )
         own = sys.stdout
         if own is sys.__stdout__ and own is not None:
             # Processes that the command starts have the descriptor alone.
@@ -168,7 +172,7 @@ def _redirected(*, silent: bool) -> Iterator[TextIO]:
             os.dup2(target.fileno(), 1)
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, 1)
-            own = stack.enter_context(open(kept, "w", encoding="utf-8", closefd=False))
+            own = stack.enter_context(os.fdopen(kept, "w", encoding="utf-8", closefd=False))
         stack.enter_context(redirect_stdout(target))
         yield own
 

@@ -33,7 +33,7 @@ from memtrain.files.text import read_json_object
 from memtrain.files.yaml_file import read_mapping
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
-"""Whose data are scanned where none are named."""
+"""The configuration whose data are scanned if the command names none."""
 PAGE = "report.html"
 """The contact sheets."""
 
@@ -73,25 +73,28 @@ def command_parser() -> CarefulParser:
         action="append",
         default=[],
         type=str,
-        help="The YAML of a training run, whose data are scanned; of several, the last that names data.",
+        help="The YAML of a training run. Its data are scanned; of several files, the last that names data counts.",
     )
     parser.add_argument(
-        "--data.init_args.path", type=str | None, default=None, help="The data, as the training command names them."
+        "--data.init_args.path",
+        type=str | None,
+        default=None,
+        help="The data, named as in the training command.",
     )
-    parser.add_argument("--output", type=str, default="runs/scan", help="Folder of the results.")
+    parser.add_argument("--output", type=str, default="runs/scan", help="The folder of the results.")
     parser.add_argument(
         "--shard",
         type=str | None,
         default=None,
-        help="This process's part of the images, such as 0/4 to 3/4; `merge` to put the parts together; "
-        "`array` for that of a Slurm job array. By default what torchrun says, or all images.",
+        help="This process's part of the images, such as 0/4 to 3/4. `merge` puts the parts together, and `array` "
+        "takes the part of a Slurm job array. The default is the part that torchrun gives, or all images.",
     )
     parser.add_argument(
         "--broken",
         type=Literal["stop", "skip"],
         default="stop",
-        help="What becomes of samples without image or caption, and of broken shards: `skip` leaves them out, as "
-        "`data.init_args.broken: skip` does in training. Images that cannot be decoded are left out in any case.",
+        help="Stop at samples without image or caption and at broken shards, or leave them out with `skip`, as "
+        "`data.init_args.broken: skip` does in training. Images that cannot be decoded are always left out.",
     )
     parser.add_class_arguments(ScanSettings, as_group=False)
     parser.add_class_arguments(EngineOptions, as_group=False)
@@ -106,8 +109,8 @@ def run_scan(options: Namespace) -> None:
     if engine.engine != LOCAL and shard != Shard():
         raise ConfigurationError(
             f"engine={engine.engine} and a part of the images ({options.shard or 'of this job'})",
-            expected="one of both: the engine shares out the images by itself",
-            remedy="leave --engine or --shard out",
+            expected="only one of the two: the engine shares out the images by itself",
+            remedy="leave out --engine or --shard",
         )
     output = Path(options.output)
     require_writable(output)
@@ -120,10 +123,10 @@ def run_scan(options: Namespace) -> None:
         merges = shard is None or shard.merges
         found = scan(source, settings=settings, folder=output, shard=part, merges=merges, engine=runs)
     if found is None:
-        left = "others are not yet. Whoever finishes last writes" if merges else "the job that waits for all writes"
+        writer = "the last process to finish" if merges else "the job that waits for all parts"
         print(
-            f"Part {shard} of the images is done; {left} the results to {output}. If none does, run this again with "
-            f"--shard {MERGE}."
+            f"Part {shard} of the images is done, and other parts are not. The results go to {output}, written by "
+            f"{writer}. If no process writes them, run this command again with --shard {MERGE}."
         )
         return
     _keep_other_data(output, path)
@@ -135,18 +138,16 @@ def run_scan(options: Namespace) -> None:
 
 
 def _decide_broken(source: SampleSource, options: Namespace, path: str) -> None:
-    """Stop at what the listing of the data says is broken, all of it at once, or say what is left out."""
+    """Stop with a list of all broken samples, or print how many are left out."""
     broken = BrokenSamples(options.broken, 0.99)
     broken.add(source.broken)
     broken.decide(len(source) + sum(one.samples for one in source.broken), path=path, write=False)
     if source.broken:
-        print(
-            f"Left out: {broken.lost:,} samples of {shown(path)} that have no image or caption, or lie in broken shards"
-        )
+        print(f"Left out: {broken.lost:,} samples of {shown(path)} without image or caption, or in broken shards")
 
 
 def _keep_other_data(output: Path, path: str) -> None:
-    """Keep the results of a scan of other data out of the way, in a folder beside this one."""
+    """Move the results of a scan of other data to a folder beside this one."""
     try:
         earlier = read_json_object(output / SUMMARY, what="what a scan wrote", remedy="remove it").get("path")
     except DataError:
@@ -173,8 +174,8 @@ def data_path(options: Namespace) -> str:
     if len(set(named)) > 1:
         raise ConfigurationError(
             f"Two data sets are named: {named[0]} and {named[1]}",
-            expected="one",
-            remedy="scan them one after the other",
+            expected="one data set",
+            remedy="scan the data sets one after the other",
         )
     if named:
         return str(named[0])
@@ -190,7 +191,7 @@ def data_path(options: Namespace) -> str:
 
 
 def _path_in(config: str) -> str | None:
-    """The path of the data in a configuration; None if it says nothing of data."""
+    """The path of the data in a configuration; None if it names no data."""
     content = read_mapping(config_file(config))
     data = content.get("data")
     settings = data.get("init_args", data) if isinstance(data, dict) else None
@@ -199,7 +200,7 @@ def _path_in(config: str) -> str | None:
 
 
 def _fit_command(options: Namespace, path: str) -> str:
-    """What trains on these data."""
+    """The command that trains on these data."""
     words = [word for config in options.config or [DEFAULT_CONFIG] for word in ("--config", config)]
     if options.path is not None or options.data.init_args.path is not None:
         words += ["--data.init_args.path", path]
@@ -207,7 +208,7 @@ def _fit_command(options: Namespace, path: str) -> str:
 
 
 def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> None:
-    """Print a table of what was found, and what can be done with it."""
+    """Print a table of the findings, and the next command."""
     console = Console()
     counts = found.counts()
     table = Table(title=escape(f"Scan of {shown(path)}"), title_justify="left", show_header=False, title_style="bold")
@@ -219,7 +220,7 @@ def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> No
         table.add_row(
             "Unreadable images", f"{counts['unreadable']:,}", f"left out here; listed in {PAGE}; training refuses them"
         )
-    table.add_row("Pictures", f"{counts['pictures']:,}", "files of one picture counted once")
+    table.add_row("Pictures", f"{counts['pictures']:,}", "the files of one picture count once")
     table.add_row(
         "Pictures with several files",
         f"{counts['pictures_with_several_files']:,}",
@@ -238,9 +239,9 @@ def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> No
     )
     table.add_row("Time", f"{sum(found.seconds):.1f} s", f"{found.images_per_second:,.0f} images a second")
     console.print(table)
-    print(f"Look at them:             {output / PAGE}")
-    print(f"Everything found:         {output / TABLE}, {output / SUMMARY}")
+    print(f"Contact sheets:           {output / PAGE}")
+    print(f"All findings:             {output / TABLE}, {output / SUMMARY}")
     if left_out:
         print(f"Files beyond the first:   {output / EXCLUDE} ({left_out:,})")
-        print("Training counts the files of a picture together by itself. To train on one of each:")
+        print("Training counts the files of a picture together by itself. To train on one file of each picture:")
         print(f"  {shown(fit, most=len(fit))} --data.init_args.exclude {shlex.quote(str(output / EXCLUDE))}")

@@ -115,7 +115,7 @@ def test_without_a_stage_a_run_is_measured() -> None:
 def test_prompts_without_a_stage_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "m", "--prompts", "p"]
     assert read_command(words) == read_command(["detect", *words])
-    assert capsys.readouterr().out.startswith("No stage is named: detect, which scores prompts.")
+    assert capsys.readouterr().out.startswith("No stage is named, so detect scores the prompts.")
 
 
 @pytest.mark.parametrize("words", [["--detectors", "false"], ["--detectors=false"], ["--detectors", "none"]])
@@ -154,7 +154,7 @@ def test_options_of_sampling_become_one_value() -> None:
         ("--model ./nowhere --prompts cat", "nowhere"),
         ("--run nowhere --prompts cat", "nowhere is no run"),
         ("detect --model nowhere", "model='nowhere' without prompts"),
-        ("detect --model nowhere --prompts cat --shard 2/2", "names no part of the work"),
+        ("detect --model nowhere --prompts cat --shard 2/2", "names no share of the work"),
         ("detect --model nowhere --prompts cat --detectors []", r"detectors=\[\] leaves nothing to score"),
         ("detect --model nowhere --prompts cat --images_per_prompt 0", "Nothing sensible to sample"),
         ("localize --model nowhere --prompts cat --shard 0/2 --contribution 0.4", "contributions take seconds"),

@@ -44,7 +44,7 @@ def listing(screen: Screen, width: int | None = None) -> str:
     """
     columns = screen_width(width)
     known = options_of(full_parser(screen.command))
-    lines = [f"usage: memtrain {screen.command}{f' [{screen.words}]' if screen.words else ''} [options]", ""]
+    lines = [screen.usage(), ""]
     lines += [*textwrap.wrap(screen.says, columns), "", *examples(screen.examples, columns)]
     for group in screen.groups:
         lines += ["", f"{group.title}:"]
@@ -58,7 +58,7 @@ def listing(screen: Screen, width: int | None = None) -> str:
 
 
 def _help(name: str, known: dict[str, Any], group: Group) -> str:
-    """The help of an option: from its docstring, or the words of the screen; with the default value."""
+    """The help of an option from its docstring or its screen, with the default value."""
     action = known.get(name)
     own = next((said for written, said in group.main.items() if written.partition(" ")[0] == name), "")
     if own and (name.startswith("--trainer.") or action is None):
@@ -93,6 +93,12 @@ def full_parser(command: str) -> ArgumentParser:
     # Imported here, because the main options are shown without torch.
     from memtrain.cli.command_parser import CarefulParser
 
+    if command == "demo":
+        from memtrain.cli import demo_options
+
+        return demo_options.command_parser()
+    if command == "completion":
+        return CarefulParser(prog="memtrain completion")
     if command == "scan":
         from memtrain.cli.scan import command_parser
 

@@ -1,4 +1,4 @@
-"""All commands with their screens, and what `memtrain` alone prints."""
+"""All commands with their screens, and the overview that `memtrain` prints."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from memtrain.files.exit_status import table
 SCREENS: dict[str, Screen] = {
     screen.command: screen
     for screen in (
-        *(training.SCAN, training.PLAN, training.TRAIN, training.REWIND, training.EXPORT),
+        *(training.DEMO, training.SCAN, training.PLAN, training.TRAIN, training.REWIND, training.EXPORT),
         *(release.MEASURE, release.COMPARE, release.REPORT),
         *(prompts.DETECT, prompts.MITIGATE, prompts.ATTENTION, prompts.LOCALIZE, prompts.CALIBRATE, release.METRICS),
+        training.COMPLETION,
     )
 }
 """The help screen of each command that has options of its own."""
@@ -22,9 +23,10 @@ TITLES = {
     "Training": ("train", "rewind", "export"),
     "May the model be released?": ("measure", "compare", "report"),
     "Prompts of any model": ("detect", "mitigate", "attention", "localize", "calibrate", "metrics"),
+    "Your shell": ("completion",),
 }
 SHORT = {
-    "demo": "Train, watch and evaluate a small model up to a report, in ten minutes.",
+    "demo": "Train and evaluate a small model up to a report, in ten minutes.",
     "scan": "Find the files of a data set that are one picture.",
     "plan": "Print what a training would do and take, without training.",
     "train": "Fine-tune a model, and act on the samples that it memorizes.",
@@ -39,19 +41,20 @@ SHORT = {
     "localize": "Find and mask the neurons that carry memorized images.",
     "calibrate": "Measure what `localize` compares with.",
     "metrics": "Measure folders of images.",
+    "completion": "Print a script for the completion of commands in a shell.",
 }
-"""What each command does, in one line of the overview."""
+"""The line of each command in the overview."""
 
 
 def overview() -> str:
-    """What `memtrain` without a command prints: the commands, and the exit statuses."""
+    """The text that `memtrain` prints without a command: the commands and the exit statuses."""
     lines = ["usage: memtrain COMMAND [options]", ""]
     for title, names in TITLES.items():
         lines += [title if title.endswith("?") else f"{title}:", *(f"  {name:<12}{SHORT[name]}" for name in names)]
     lines += [
         "",
-        "`memtrain COMMAND --help` shows the main options, `--help all` all of them.",
-        "`memtrain --version` shows the version.",
+        "`memtrain COMMAND --help` shows the main options, `--help all` all options.",
+        "`memtrain --version` prints the version.",
         "",
         *table(),
     ]

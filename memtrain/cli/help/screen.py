@@ -1,4 +1,4 @@
-"""What a help screen holds, and how the screen of the main options is written."""
+"""The content of a help screen, and the text of its main options."""
 
 from __future__ import annotations
 
@@ -88,6 +88,11 @@ class Screen:
         """The names of all options."""
         return [name for group in self.groups for name in group.names() if name != "--help"]
 
+    def usage(self) -> str:
+        """The line that says what may be typed."""
+        parts = ["usage: memtrain", self.command, self.words and f"[{self.words}]", self.groups and "[options]"]
+        return " ".join(str(part) for part in parts if part)
+
     def text(self, width: int | None = None) -> str:
         """The help screen of the main options.
 
@@ -95,7 +100,7 @@ class Screen:
             width: the columns of the screen; default those of the terminal.
         """
         columns = screen_width(width)
-        lines = [f"usage: memtrain {self.command}{f' [{self.words}]' if self.words else ''} [options]", ""]
+        lines = [self.usage(), ""]
         lines += [*textwrap.wrap(self.says, columns), ""]
         lines += [*examples(self.examples, columns), ""]
         for group in self.groups:
@@ -104,8 +109,9 @@ class Screen:
                 for written, said in group.main.items():
                     lines += entry(written, said, columns, left=self.left)
         lines += ["", *(textwrap.wrap(self.note, columns) if self.note else ())]
-        lines += [f"`memtrain {self.command} --help all` lists all {len(self.names())} options."]
-        return "\n".join(lines)
+        if self.groups:
+            lines += [f"`memtrain {self.command} --help all` lists all {len(self.names())} options."]
+        return "\n".join(lines).rstrip()
 
 
 def screen_width(width: int | None = None) -> int:

@@ -180,3 +180,33 @@ SCAN = Screen(
     note="It writes report.html (contact sheets), exclude.csv (all files of a picture but the largest), "
     "families.parquet and scan.json.",
 )
+DEMO = Screen(
+    "demo",
+    "Train, watch and evaluate a small model that comes with memtrain, up to a report. It needs no GPU, no network "
+    "and no download, and ten minutes on two cores.",
+    {"memtrain demo": "750 steps into runs/tiny", "memtrain demo --fast": "a short look into runs/tiny_fast"},
+    (
+        Group(
+            "Demo",
+            {
+                "--fast": "take a short look; its figures say little",
+                "--output FOLDER": "the folder of the run (runs/tiny)",
+                "--steps N": "training steps (750)",
+            },
+            more="--trust",
+        ),
+        SCREEN,
+    ),
+    note="A demo that was stopped goes on when the same command is given again.",
+)
+COMPLETION = Screen(
+    "completion",
+    "Print a script that lets a shell complete commands, options and the names of shipped configurations.",
+    {
+        'eval "$(memtrain completion bash)"': "in ~/.bashrc",
+        "memtrain completion zsh > ~/.zfunc/_memtrain": "a folder of $fpath",
+        "memtrain completion fish > ~/.config/fish/completions/memtrain.fish": "",
+    },
+    (),
+    words="bash|zsh|fish",
+)

@@ -1,16 +1,15 @@
-"""What a stage is: one folder, one subcommand of `memtrain`, found by walking the package.
+"""A stage is one folder and one command of `memtrain`; stages are found by walking the package.
 
 The folder `stages/<name>/` holds
 
-- `stage.py` with one :class:`Stage`: its fields are the options of the subcommand, its docstring their help;
-- `section.py` with `sections(folder)`: what the report says about the files that the stage left in `folder`;
-- whatever else the stage needs. What is heavy is imported by :meth:`Stage.__call__`, so that other commands and
-  `--help` do not wait for it.
+- `stage.py` with one :class:`Stage`. Its fields are the options of the command, its docstring is their help;
+- `section.py` with `sections(folder)`, which makes the report of the files that the stage left in `folder`;
+- other modules that the stage needs. :meth:`Stage.__call__` imports heavy modules, so that other commands start fast.
 
-No stage imports another. What they share stands in this folder. All stages of a run or of one `--output` write to one
-folder, so a stage names its files after itself, and every results file is written by
-:func:`memtrain.records.write_json`, or where it has a schema by
-:func:`memtrain.evaluation.stages.results_file.write_results`.
+No stage imports another. Modules that stages share stand in this folder. All stages of a run, or of one `--output`,
+write to one folder, so a stage names its files after itself. :func:`memtrain.records.write_json` writes a results file,
+or :func:`memtrain.evaluation.stages.results_file.write_results` if the file has a schema. The main options of each
+command stand in :mod:`memtrain.cli.help`.
 """
 
 from __future__ import annotations
@@ -44,18 +43,18 @@ DEFAULT = Sampling()
 
 @dataclass(frozen=True, kw_only=True)
 class StageInput:
-    """What every stage is given.
+    """The input of every stage.
 
     Attributes:
         pipeline: the model, on its device.
         output: folder to write to; it may hold files of other stages.
-        prompts: P prompts, with what is known about them; texts of which nothing is known, in a list, an array or a
-            column of a data frame, become such prompts.
-        own_images: `(P, 3, H, W)` uint8, the image that belongs to each prompt; None unless the prompts are a run's.
-        sampling: how images are sampled.
-        model: where the pipeline comes from.
-        run: the run that trained it, if it was one.
-        checkpoints: of its training, in order, where a stage is asked about several.
+        prompts: P prompts, with what is known about them. Plain texts in a list, an array or a column of a data frame
+            become prompts about which nothing is known.
+        own_images: `(P, 3, H, W)` uint8, the image of each prompt; None unless the prompts come from a run.
+        sampling: the settings of the sampling.
+        model: the folder, file or hub name of the pipeline.
+        run: the run that trained the pipeline; None for another model.
+        checkpoints: the checkpoints of the training, in order, if the stage compares several.
     """
 
     pipeline: DiffusionPipeline
@@ -73,14 +72,14 @@ class StageInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC):
-    """Options and work of one stage; a subclass is a frozen dataclass whose fields are its options.
+    """The options and the work of one stage; a subclass is a frozen dataclass whose fields are its options.
 
     Args:
-        run: folder of a finished training run.
-        output: folder of the results; default `evaluation/` in the run folder, with a model `runs/STAGE/MODEL` (of
-            `measure` `runs/evaluation/MODEL`).
-        dtype: in which numbers the model computes: half precision on a GPU (float16 of a U-Net, bfloat16 of a
-            transformer) and float32 on a CPU, or what is named.
+        run: the folder of a finished training run.
+        output: the folder of the results. The default is `evaluation/` in the run folder. With `model` it is
+            `runs/STAGE/MODEL`, and for `measure` `runs/evaluation/MODEL`.
+        dtype: the number format of the model. `auto` takes float32 on a CPU; on a GPU it takes float16 for a U-Net and
+            bfloat16 for a transformer.
     """
 
     run: str = "runs/tiny"
@@ -89,40 +88,40 @@ class Stage(ABC):
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is loaded."""
-        _ = self.sampling  # settings that make no sense are refused by it
+        _ = self.sampling  # refuses settings that make no sense
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """The folder of the results."""
         return Path(self.output or Path(self.run) / "evaluation")
 
     @property
     def sampling(self) -> Sampling:
-        """How this stage samples images."""
+        """The settings of the sampling."""
         return DEFAULT
 
     @abstractmethod
     def __call__(self, given: StageInput) -> dict[str, Any]:
-        """Do the work: write files to `given.output`, print what was found.
+        """Do the work: write files to `given.output`, and print the findings.
 
         Returns:
-            What the stage's JSON file holds; empty if this process did only its part.
+            The content of the stage's JSON file; empty if this process did only its part.
         """
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
-        """Of the command, by what the stage has found; 0 unless the stage has an option that says otherwise."""
+        """The exit status of the command by the results; 0 unless the stage has an option for other statuses."""
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStage(Stage):
-    """A stage that looks at the model of a run, or at any model.
+    """A stage that evaluates the model of a run, or any model.
 
     Args:
-        model: a pipeline folder or hub name instead of a run.
-        lora: a safetensors file of adapters for that model, of diffusers' or kohya's format, or a folder that holds
+        model: any model instead of a run: a pipeline folder, a single file, a `.ckpt` of memtrain or a hub name.
+        lora: a safetensors file with adapters for that model, in the format of diffusers or kohya, or a folder with
             `pytorch_lora_weights.safetensors`.
-        lora_scale: what the adapters' part is multiplied by.
+        lora_scale: the factor of the adapters.
     """
 
     model: str | None = None
@@ -135,20 +134,20 @@ class ModelStage(Stage):
         if self.model is None and (self.lora is not None or self.lora_scale != 1.0):
             raise ConfigurationError(
                 f"lora={self.lora!r} without a model",
-                expected="the base model of the adapters; a run brings its own",
-                remedy="name it with --model",
+                expected="the base model of the adapters; a run has its own adapters",
+                remedy="name the base model with --model",
             )
 
     @property
     def folder(self) -> Path:
-        """Where results go; those of a model do not mix with those of another, nor stages without a run with others."""
+        """The folder of the results: a folder of its own for each model, and without a run for each stage."""
         if self.output is None and self.model is not None:
             return Path("runs") / type(self).__name__.lower() / model_name(self.model, self.lora)
         return super().folder
 
 
 def model_name(model: str, lora: str | None = None) -> str:
-    """A folder name for a model, and the adapters that are added to it: `runs/x/pipeline` is `x`."""
+    """A folder name for a model and its adapters; `runs/x/pipeline` gives `x`."""
     path = Path(model)
     path = path.parent if path.name == "pipeline" and path.parent.name else path
     name = path.stem if path.suffix in (".safetensors", ".ckpt") else path.name
@@ -161,12 +160,12 @@ def model_name(model: str, lora: str | None = None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStage(ModelStage):
-    """A stage that takes prompts, of a run or of any model.
+    """A stage that takes prompts, those of a run or your own.
 
     Args:
         prompts: a file of prompts (.csv, .tsv, .txt, .json, .jsonl, .parquet; text also as .gz), or one prompt. Without
-            it, a run's planted captions count as memorized and its held-out ones as not.
-        max_prompts: a run's prompts at most, planted and held-out each.
+            this option the captions of the run are taken: planted ones count as memorized, held-out ones as not.
+        max_prompts: the largest number of a run's planted captions, and of its held-out captions.
     """
 
     prompts: str | None = None
@@ -178,7 +177,7 @@ class PromptStage(ModelStage):
         if self.model is not None and self.prompts is None:
             raise ConfigurationError(
                 f"model={self.model!r} without prompts",
-                expected="prompts to ask that model for; a run brings its own captions",
+                expected="prompts for that model; only a run has captions of its own",
                 remedy="name a file of prompts with --prompts, or a run with --run",
             )
 
@@ -191,11 +190,11 @@ class SamplingOptions:
     """Options of a stage that samples images.
 
     Args:
-        images_per_prompt: images sampled for each prompt, with seeds seed, seed + 1, ...
-        seed: first seed.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: images sampled at once; by default batches of 32, in as many parts as the free memory asks for.
+        images_per_prompt: the number of images for each prompt, with the seeds seed, seed + 1, ...
+        seed: the first seed.
+        steps: the number of sampling steps.
+        guidance_scale: the scale of classifier-free guidance.
+        batch_size: the number of images that are sampled at once. The default is 32, or fewer if memory is short.
     """
 
     images_per_prompt: int = len(DEFAULT.seeds)
@@ -218,14 +217,14 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOptions:
-    """Options of a stage that measures with networks whose weights are yours: what is not named is not measured.
+    """Options of a stage that measures with networks of your own; without a network its measure is left out.
 
     Args:
-        sscd: file of an SSCD network, TorchScript or ONNX, for the similarity of copies. TorchScript runs what is in
-            the file: give only what you trust.
-        sscd_convention: the paper whose preprocessing and figures `sscd` follows; each expects weights of its own.
-        clip: folder of a CLIP model, for A_CLIP and CLIP-FID.
-        inception: file of a TorchScript Inception with 2048 features, for FID; the same warning holds.
+        sscd: the file of an SSCD network, TorchScript or ONNX, for the similarity of copies. A TorchScript file is
+            code that runs: give only files that you trust.
+        sscd_convention: the paper whose preprocessing and figures `sscd` follows. Each paper has weights of its own.
+        clip: the folder of a CLIP model, for A_CLIP and CLIP-FID.
+        inception: the file of a TorchScript Inception with 2048 features, for FID. Give only a file that you trust.
     """
 
     sscd: str | None = None
@@ -254,7 +253,7 @@ def stage_class(name: str) -> type[Stage]:
         raise ConfigurationError(
             f"There is no stage {name!r}",
             expected=f"one of {', '.join(stage_names())}",
-            remedy="memtrain --help says what they do",
+            remedy="memtrain --help lists the commands",
         )
     module = import_module(f"{stages.__name__}.{name}.stage")
     (found,) = (
@@ -266,11 +265,11 @@ def stage_class(name: str) -> type[Stage]:
 
 
 def write_report(folder: str | Path, *, redacted: Path | None = None) -> Path:
-    """Write `report.html` from what the stages left in `folder`, or in its `redacted` copy; it can be made again.
+    """Write `report.html` from the files of the stages in `folder`, or in its `redacted` copy; repeat it at will.
 
     Raises:
         RecordError: if there is nothing to show.
-        MemtrainError: if nothing of what is there can be shown; what cannot be shown beside others is said on the page.
+        MemtrainError: if nothing can be shown. If only some results cannot be shown, the page says so.
     """
     found: list[Section] = []
     errors: list[MemtrainError] = []

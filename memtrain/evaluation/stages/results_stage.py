@@ -12,11 +12,11 @@ from memtrain.evaluation.stages.base import Stage, StageInput, write_report
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsStage(Stage):
-    """A stage of results that are there: it needs neither a model nor a run, and has no option `run`.
+    """A stage that reads finished results: it needs neither a model nor a run, and has no option `run`.
 
     Attributes:
-        positional: the option that words without a name in front belong to; None if they are refused.
-        without: options of all stages that this one does not have.
+        positional: the option that takes the words in front of all options; None if such words are refused.
+        without: the common options that this stage does not have.
     """
 
     positional: ClassVar[str | None] = None
@@ -24,10 +24,10 @@ class ResultsStage(Stage):
 
     @abstractmethod
     def work(self) -> dict[str, Any]:
-        """Do the work: read results, write files to `folder`, print what was found.
+        """Do the work: read results, write files to `folder`, and print the findings.
 
         Returns:
-            What the stage's JSON file holds.
+            The content of the stage's JSON file.
         """
 
     def report(self) -> Path:
@@ -35,5 +35,5 @@ class ResultsStage(Stage):
         return write_report(self.folder)
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
-        """The same, whatever model there is."""
+        """Do the same work; the model is not needed."""
         return self.work()

@@ -1,4 +1,4 @@
-"""The subcommand `attention`: what text tokens receive while prompts are sampled."""
+"""The command `attention`: the attention that text tokens receive while prompts are sampled."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from memtrain.evaluation.stages.shards import ShardOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
-    """Draw what each token of a prompt receives of the attention at each step, and the entropy of all prompts.
+    """Draw the attention that each token of a prompt receives at each step, and the entropy of all prompts.
 
     Args:
-        most: prompts that get a picture of their own, memorized ones and others in turn.
-        save_arrays: write what every token receives at every step and in every attention, in the layout of MemAttn's
-            script. A column `seed` in the file of prompts gives a prompt a first seed of its own.
+        most: the number of prompts that get a figure of their own, memorized ones and others in turn.
+        save_arrays: also write the attention of every token at every step and in every layer, in the layout of
+            MemAttn's script. A column `seed` in the file of prompts gives a prompt a first seed of its own.
     """
 
     most: int = 4
     save_arrays: bool = False
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
-        """Sample, draw, and name the pictures."""
+        """Sample, draw, and print the names of the figures."""
         from memtrain.evaluation.stages.attention.attention import FOLDER, attention_plots
 
         results = attention_plots(given, most=self.most, save_arrays=self.save_arrays, shard=self.own_shard)

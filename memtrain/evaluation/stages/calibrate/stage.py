@@ -1,4 +1,4 @@
-"""The subcommand `calibrate`: what `localize` compares with."""
+"""The command `calibrate`: the statistics that `localize` compares with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Calibrate(SearchOptions, ShardOptions, PromptStage):
     """Measure activation statistics and a threshold on prompts that are not memorized, for `localize`.
 
     Args:
-        export: file (.pt) to which the statistics are written beside, as NeMo's scripts read them.
+        export: a second file (.pt) for the statistics, in the format of NeMo's scripts.
     """
 
     export: str | None = None
@@ -29,12 +29,12 @@ class Calibrate(SearchOptions, ShardOptions, PromptStage):
         if self.export is not None and Path(self.export).suffix != ".pt":
             raise ConfigurationError(
                 f"export={self.export!r}",
-                expected="a file that ends with .pt, as NeMo's scripts read it; ours is in the output folder anyway",
-                remedy="correct --export",
+                expected="a file name that ends with .pt, as NeMo's scripts expect",
+                remedy="correct --export; memtrain's own file is in the output folder",
             )
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
-        """Measure, and say where `localize` finds it."""
+        """Measure, and print where `localize` finds the statistics."""
         from memtrain.evaluation.stages.calibrate.calibrate import calibrate
         from memtrain.evaluation.stages.calibrate.section import sentences
         from memtrain.evaluation.stages.roles import NEURONS
@@ -43,7 +43,7 @@ class Calibrate(SearchOptions, ShardOptions, PromptStage):
         results = calibrate(given, settings=self.search_settings, export=export, shard=self.own_shard)
         print(
             "\n".join(sentences(results))
-            + f"\nWritten to {given.output / NEURONS}, where `localize` with the same --output finds both."
+            + f"\nWritten to {given.output / NEURONS}. `localize` with the same --output finds both."
             + ("" if export is None else f"\nStatistics for NeMo's scripts: {export}")
         )
         return results

@@ -1,4 +1,4 @@
-"""The subcommand `compare`: two evaluated runs, prompt by prompt and seed by seed."""
+"""The command `compare`: two evaluated runs, prompt by prompt and seed by seed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from memtrain.files.shown import shown
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(ResultsStage):
-    """Compare two evaluated runs: what the second gained over the first, and what it cost. No model is loaded.
+    """Compare two evaluated runs: what the second gained over the first, and what it cost. It loads no model.
 
-    `memtrain compare runs/a runs/b` pairs their results prompt by prompt and seed by seed. Both have to be
-    evaluated with the same settings of the sampling.
+    `memtrain compare runs/a runs/b` pairs the results prompt by prompt and seed by seed. Both runs need an evaluation
+    with the same sampling settings.
 
     Args:
-        runs: two folders, of runs or of their results; what is asked about is the second.
-        output: folder of the results; default `runs/comparison/FIRST-SECOND`.
-        level: coverage of intervals.
-        resamples: of the paired bootstrap.
-        seed: of the paired bootstrap.
-        pictures: pictures shown side by side at most.
+        runs: two folders of runs or of results. The second is compared with the first.
+        output: the folder of the results; default `runs/comparison/FIRST-SECOND`.
+        level: the coverage of the intervals.
+        resamples: the number of resamples of the paired bootstrap.
+        seed: the seed of the paired bootstrap.
+        pictures: the largest number of pictures shown side by side.
     """
 
     positional: ClassVar[str | None] = "runs"
@@ -40,7 +40,7 @@ class Compare(ResultsStage):
         if len(self.runs) != 2:
             raise ConfigurationError(
                 f"{len(self.runs)} folder(s) to compare: {self.runs}",
-                expected="two, the one to compare with first",
+                expected="two folders; the second is compared with the first",
                 remedy="memtrain compare runs/tiny_baseline runs/tiny",
             )
         if not 0 < self.level < 1 or self.resamples < 1:
@@ -52,12 +52,12 @@ class Compare(ResultsStage):
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """The folder of the results."""
         names = [_name(Path(run)) for run in self.runs]
         return Path(self.output) if self.output else Path("runs/comparison") / "-".join(names)
 
     def work(self) -> dict[str, Any]:
-        """Pair, compare, and print the line that says it."""
+        """Pair, compare, and print the summary."""
         from memtrain.evaluation.stages.compare.compare import compare_runs
         from memtrain.evaluation.stages.compare.evaluated import Evaluated
 
@@ -74,6 +74,6 @@ class Compare(ResultsStage):
 
 
 def _name(folder: Path) -> str:
-    """What a run is called: its folder, not that of its results."""
+    """The name of a run: its folder, not the folder of its results."""
     place = folder.resolve()
     return place.parent.name if place.name == "evaluation" else place.name

@@ -1,4 +1,4 @@
-"""The subcommand `detect`: scores of prompts and what they say of each, for any pipeline."""
+"""The command `detect`: scores of prompts, and what each score means, for any pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memtrain.files.prompt_file import SUFFIXES, kind_of
 
 AUTO, NONE = "auto", "none"
 FEWEST_NULL = 99
-"""Null prompts of which a p-value of 0.01 can come; fewer are taken only where they are named."""
+"""Null prompts that a p-value of 0.01 needs; fewer are taken only if the command names them."""
 LEAST = 19
 """Null prompts without which no p-value is as small as 0.05."""
 
@@ -30,26 +30,26 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
     """Score prompts for memorization, without any training image, and say how unlikely each score is.
 
     Args:
-        detectors: `suggested` for a choice of cheap ones (GuidanceNorm and MemAttn of one step and of all, and
-            NoiseSimilarity), `all` for every detector that can read the pipeline, or a list of class paths with their
-            arguments. There are GuidanceNorm (how far the prompt pulls the prediction), MemAttn (how the attention is
-            spread over the words), NoiseSimilarity (whether different noise leads to one image), Anisotropy (whether
-            the prediction turns one way), DenoisingConfidence (how clear the image is after one step), Sharpness (how
-            steep the model is there), BrightEnding (where the attention to the end of the prompt lies), TileL2
-            (whether images of several seeds agree in every tile) and EdgeConsistency (whether they share edges);
-            `--detectors.help NAME` lists the arguments of one.
-        null: prompts that the model cannot have seen, with which each prompt is compared for its p-value: how many to
-            make of the prompts, a file of your own (as for `prompts`), or `none`. `auto` makes 20 for each prompt, but
-            at least 199 and at most 999, and scores them by the detectors that need one call of the denoiser; where it
-            is known which prompts are memorized, it makes none. They are scored once for a model and its settings and
-            kept in the output folder.
+        detectors: `suggested`, `all` for every detector that can read the pipeline, or a list of class paths with their
+            arguments. `suggested` is a choice of cheap detectors: GuidanceNorm and MemAttn of one step and of all
+            steps, and NoiseSimilarity. GuidanceNorm measures how far the prompt pulls the prediction, and MemAttn how
+            the attention is spread over the words. NoiseSimilarity measures whether different noise leads to one image,
+            and Anisotropy whether the prediction turns one way. DenoisingConfidence measures how clear the image is
+            after one step, and Sharpness how steep the model is. BrightEnding measures where the attention to the end
+            of the prompt lies. TileL2 measures whether images of several seeds agree in every tile, and
+            EdgeConsistency whether they share edges. `--detectors.help NAME` lists the arguments of a detector.
+        null: prompts that the model cannot have seen. Each prompt is compared with them for its p-value. The value is
+            a number of prompts to make from the words of the prompts, a file of your own (as for `prompts`), or `none`.
+            `auto` makes 20 for each prompt, but at least 199 and at most 999, and scores them by the detectors that
+            need one call of the denoiser. If it is known which prompts are memorized, `auto` makes none. Null prompts
+            are scored once for a model and its settings, and their scores are kept in the output folder.
     """
 
     detectors: Literal["suggested", "all"] | list[Detector] = "suggested"
     null: int | str = AUTO
 
     def check(self) -> None:
-        """Refuse a part that is none, an empty list of detectors, and a null that is none."""
+        """Refuse a wrong part, an empty list of detectors, and a wrong value of `null`."""
         super().check()
         read_shard(self.shard)
         refuse_none(self.detectors)
@@ -58,7 +58,7 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
                 raise ConfigurationError(
                     f"null={self.null} prompts: no p-value could be as small as 0.05",
                     expected=f"at least {LEAST}; {FEWEST} or more are better",
-                    remedy="make more, or say --null none",
+                    remedy="give a larger number, or --null none",
                 )
         elif self.null not in (AUTO, NONE) and kind_of(Path(self.null)) is None:
             raise ConfigurationError(
@@ -68,20 +68,20 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
             )
 
     def check_prompts(self, prompts: Sequence[PromptToScore]) -> None:
-        """Refuse a file of null prompts that holds too few others than the prompts in question."""
+        """Refuse a file of null prompts that holds too few prompts that are not scored."""
         if isinstance(self.null, int) or self.null in (AUTO, NONE):
             return
         print(prompts_read(str(self.null)).line())
         own = len(self.own_null(prompts))
         if own < LEAST:
             raise ConfigurationError(
-                f"{self.null} holds {own} prompts that are not asked about: no p-value could be as small as 0.05",
+                f"{self.null} holds {own} prompts that are not scored: no p-value could be as small as 0.05",
                 expected=f"at least {LEAST} different prompts that the model cannot have seen",
                 remedy="add prompts, or let the command make them with --null auto",
             )
 
     def own_null(self, prompts: Sequence[PromptToScore]) -> list[str]:
-        """The prompts of the file that `null` names, without those in question."""
+        """The prompts of the file that `null` names, without the prompts that are scored."""
         asked = {prompt.text for prompt in prompts}
         return [text for text in dict.fromkeys(one.text for one in read_prompts(str(self.null))) if text not in asked]
 
@@ -99,23 +99,23 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
         null = self.null_of(given, detectors)
         if null is not None:
             print(
-                f"{len(null.texts)} prompts that the model cannot have seen are scored too, for p-values "
+                f"For p-values, the command also scores {len(null.texts)} prompts that the model cannot have seen "
                 "(--null none leaves them out)."
             )
         results = detect(given, detectors, null=null, shard=shard, left_out=left_out)
         merges = shard is None or shard.merges
         if results is None:
-            left = "others are not yet. Whoever finishes last writes" if merges else "the job that waits for all writes"
+            writer = "the last process to finish" if merges else "the job that waits for all parts"
             print(
-                f"Part {shard} of the prompts is scored; {left} the results to {given.output}. If none does, run this "
-                "again with --shard merge."
+                f"Part {shard} of the prompts is scored, and other parts are not. The results go to {given.output}, "
+                f"written by {writer}. If no process writes them, run this command again with --shard merge."
             )
             return {}
         print_detection(results, pq.read_table(given.output / "prompts.parquet"), given.output)
         return results
 
     def null_of(self, given: StageInput, detectors: Sequence[Detector]) -> Null | None:
-        """The null prompts that the options name, and the detectors that read them; None for no p-values."""
+        """The null prompts and the detectors that score them; None if there are no p-values."""
         from memtrain.evaluation.sampling.denoiser_calls import prompt_lengths
         from memtrain.evaluation.stages.null_prompts import framed_null_prompts, null_prompts
 
@@ -137,8 +137,8 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
         made = [text for text, _ in framed_null_prompts(texts, count, lengths=tokens)]
         if len(made) < FEWEST_NULL:
             print(
-                f"No p-values: the words of these prompts yield {len(made)} prompts to compare with, and {FEWEST_NULL} "
-                "are needed. Name a file of prompts that the model cannot have seen with --null FILE."
+                f"There are no p-values: the words of these prompts give {len(made)} prompts to compare with, and "
+                f"{FEWEST_NULL} are needed. Name a file of prompts that the model cannot have seen with --null FILE."
             )
             return None
         return Null(texts=made, made=True, detectors=chosen)

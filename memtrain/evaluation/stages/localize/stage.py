@@ -1,4 +1,4 @@
-"""The subcommand `localize`: where a memorized image sits, and what brings it back."""
+"""The command `localize`: which neurons carry a memorized image, and what brings the image back."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, ShardOptions, Prom
     """Find neurons that carry memorized images, mask them, and check whether the images are gone.
 
     Args:
-        statistics: file of activations for other prompts, of `calibrate` (.safetensors) or of NeMo's script (.pt);
-            default measured on half of the controls, or on random words.
-        threshold: similarity between seeds above which a prompt counts as memorized, such as 0.428, NeMo's for Stable
-            Diffusion 1.4; default calibrated on half of the controls, or on random words.
-        contribution: share of all value neurons, such as 0.4, to mask by what they add for a prompt; default NeMo's
-            search for few neurons.
-        probe_steps: of the search for an embedding that brings a masked image back; 0 to leave it out.
-        bake: folder to which a pipeline with all masks in its weights is saved.
-        false_positive_rate: probability that a prompt never trained on counts as reproduced; default 0.01, or with
-            fewer than 99 controls the lowest that they can promise.
-        baselines: masks to sample under beside, with commas between them, or `all`: `initial` (the first selection),
-            `random`, `most_active`, and for all prompts alike `frequent`, `frequent_per_layer`, `frequent_sets` and
-            `random_frequent`.
-        baseline_k: neurons of `most_active` and `frequent_per_layer` in each layer, of `frequent` in all, and sets of
-            `frequent_sets`.
-        save_images: write every image to a file, such as `images/original/0000/seed-0.png`.
+        statistics: the file of activations for other prompts, from `calibrate` (.safetensors) or NeMo's script (.pt).
+            Without it, they are measured on half of the controls, or on random words.
+        threshold: the similarity between seeds above which a prompt counts as memorized, such as NeMo's 0.428 for
+            Stable Diffusion 1.4. Without it, half of the controls or random words calibrate the threshold.
+        contribution: the share of all value neurons to mask, such as 0.4, by their contribution to a prompt. Without
+            it, NeMo's search finds few neurons.
+        probe_steps: the steps of the search for an embedding that brings a masked image back; 0 leaves the search out.
+        bake: the folder of a pipeline that is saved with all masks in its weights.
+        false_positive_rate: the probability that a prompt never trained on counts as reproduced. The default is 0.01,
+            or with fewer than 99 controls the lowest rate that they can promise.
+        baselines: further masks to compare with, separated by commas, or `all`: `initial` (the first selection),
+            `random`, `most_active`, and the same masks for all prompts `frequent`, `frequent_per_layer`,
+            `frequent_sets` and `random_frequent`.
+        baseline_k: the number of neurons in each layer for `most_active` and `frequent_per_layer`, the number of all
+            neurons for `frequent`, and the number of sets for `frequent_sets`.
+        save_images: also write every image to a file, such as `images/original/0000/seed-0.png`.
     """
 
     statistics: str | None = None
@@ -50,22 +50,22 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, ShardOptions, Prom
     save_images: bool = False
 
     def check(self) -> None:
-        """Refuse a part that is none, parts of what takes seconds, unknown baselines, and files that are none."""
+        """Refuse a wrong part, parts of a search that takes seconds, unknown baselines, and wrong files."""
         super().check()
         read_baselines(self.baselines)
-        _ = self.search_settings  # refuses what contradicts itself
+        _ = self.search_settings  # refuses settings that contradict each other
         part = read_shard(self.shard) or Shard()
         if part != Shard() and self.contribution is not None:
             raise ConfigurationError(
                 f"contribution={self.contribution} with part {part} of the prompts",
-                expected="NeMo's search, which takes minutes per prompt; contributions take seconds",
-                remedy="leave --shard or --contribution out",
+                expected="parts of NeMo's search, which takes minutes per prompt; contributions take seconds",
+                remedy="leave out --shard or --contribution",
             )
         if self.contribution is not None and (self.published or self.statistics is not None):
             raise ConfigurationError(
                 f"contribution={self.contribution} with published={self.published} and statistics={self.statistics!r}",
-                expected="NeMo's search, which those are for",
-                remedy="leave --contribution or the others out",
+                expected="published and statistics with NeMo's search, or contribution alone",
+                remedy="leave out --contribution, or the other options",
             )
         if self.baseline_k < 1:
             raise ConfigurationError(
@@ -75,7 +75,7 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, ShardOptions, Prom
             require_statistics(Path(self.statistics))
 
     def check_prompts(self, prompts: Sequence[PromptToScore]) -> None:
-        """Refuse prompts of which none may be memorized, and repeated ones that contradict each other."""
+        """Refuse prompts if none may be memorized, and repeated prompts that contradict each other."""
         Roles.of([prompts[row] for row in distinct(prompts)])
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
@@ -96,8 +96,8 @@ class Localize(SearchOptions, SamplingOptions, WeightOptions, ShardOptions, Prom
             print(f"Part {part} of the prompts is searched: {len(found)} of {len(found.found)} have neurons.")
             if left:
                 print(
-                    f"{left} prompts of other parts are not yet. When all are, the same commands again share what "
-                    "comes after the search; with --shard merge one process does what is left of it."
+                    f"{left} prompts of other parts are not searched yet. When all are, give the same commands again: "
+                    "they share the work after the search. With --shard merge one process does this work."
                 )
                 return {}
         results = localize(

@@ -1,4 +1,4 @@
-"""The subcommand `measure`: what does a finished run reproduce, and what did training say?"""
+"""The command `measure`: what a finished run reproduces, and what its training recorded."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
     """Sample the captions of a run or folder, measure which pictures come back, and say whether that is chance.
 
     Args:
-        data: the pictures that `model` may give back, where there is no run: a folder of images with or without
-            captions, WebDataset shards, or `datasets:` and a name.
-        heldout: a folder of pictures that `model` cannot have seen, of the same kind. Without it, captions that are
-            made of the data's words say what comes by chance.
-        caption: of pictures of `data` that have none; by default an empty one.
-        size: side of the images that are sampled and compared, pixels; default the model's own.
-        group_by: a column of the data's metadata, such as the patient or the artist, by which reproduced pictures are
-            counted besides; `folder` for the folder that a file lies in.
-        checkpoints: `.ckpt` files of the training, as a path with wildcards in quotes: `results.json` then holds a
-            curve of what is reproduced against the step. Each is evaluated with the same prompts and seeds, and a
-            threshold by its own generations for held-out prompts; without detectors and KID.
-        max_prompts: pictures at most in each group (planted, repeated, flagged, excluded, canary, held-out), templates,
-            or captions that several pictures share. Of repeated pictures the data hold several files.
-        unique_prompts: prompts of images that were trained on once per epoch, chosen at random; flagged ones are asked
-            for beside them.
-        false_positive_rate: probability that a prompt never trained on counts as reproduced; sets the threshold.
-            Default 0.01, or with fewer than 99 held-out prompts the lowest that they can promise.
+        data: the pictures that `model` may give back, if there is no run: a folder of images with or without captions,
+            WebDataset shards, or `datasets:` and a name.
+        heldout: a folder of pictures of the same kind that `model` cannot have seen. Without it, captions made of the
+            words of the data show what comes by chance.
+        caption: the caption of pictures of `data` that have none; default an empty caption.
+        size: the side of the sampled and compared images in pixels; default the model's own.
+        group_by: a column of the data's metadata, such as the patient or the artist. Reproduced pictures are also
+            counted by it. `folder` counts by the folder of a file.
+        checkpoints: the `.ckpt` files of the training, as a path with wildcards in quotes. `results.json` then holds a
+            curve of reproduced pictures against the step. Each checkpoint is evaluated with the same prompts and seeds,
+            with a threshold by its own generations for held-out prompts, and without detectors and KID.
+        max_prompts: the largest number of pictures in each group (planted, repeated, flagged, excluded, canary,
+            held-out), of templates, and of captions that several pictures share. A repeated picture has several files.
+        unique_prompts: the number of images, chosen at random, that were trained on once per epoch. Flagged images are
+            asked for as well.
+        false_positive_rate: the probability that a prompt never trained on counts as reproduced; it sets the threshold.
+            The default is 0.01, or with fewer than 99 held-out prompts the lowest rate that they can promise.
         kid: measure KID on the held-out prompts; by default if the extra `quality` is installed.
-        exposure: measure what the model knows of canaries and border keys, where the run planted them: 64 losses
-            of each canary, and a sampling of each canary and border.
-        detectors: read the sampling, as class paths with their arguments; `suggested` for a choice of cheap ones, `all`
-            for every one that can, `none` to save a third of the time.
-        fail_on: what ends the command with another status than 0. `reproduced`: 3 if training images are reproduced.
-            `unjudged`: 3 likewise, and 4 if that cannot be judged, so that 0 is an all-clear. `never`: 0 for every
-            verdict. A condition such as `reproduced > 0.01`: 3 if it holds, 4 if its figure was not measured or copies
-            would have passed unseen; figures are `reproduced` (the share of pictures found), `share_below` (the upper
-            end of its interval), `pictures` (their number), `copies` and `generations` (share and number of generations
-            that are copies), compared by > or >=.
-            Status 1 is an error, 2 a command that cannot be read.
-        compare_all: training pictures up to which every generation is compared with all of them. Of more, it is
-            compared with its nearest by an index of descriptors, and mean distances are over a random part.
-        index: folder for that index, which is made once and read by further evaluations; default `training_index/` in
-            the run folder, with a model in that of the results.
+        exposure: measure how well the model knows canaries and border keys, if the run planted them: 64 losses of each
+            canary, and a sampling of each canary and border.
+        detectors: the detectors that read the sampling, as class paths with their arguments; `suggested` for a choice
+            of cheap ones, `all` for every possible one, `none` to save a third of the time.
+        fail_on: the condition that ends the command with another status than 0. `reproduced`: status 3 if training
+            images are reproduced. `unjudged`: the same, and status 4 if that cannot be judged, so that 0 is an
+            all-clear. `never`: 0 for every verdict. A condition such as `reproduced > 0.01`: status 3 if it holds, 4 if
+            its figure was not measured or copies would have passed unseen. Figures are `reproduced` (the share of
+            pictures found), `share_below` (the upper end of its interval), `pictures` (their number), `copies` and
+            `generations` (share and number of generations that are copies), compared by > or >=.
+        compare_all: the number of training pictures up to which every generation is compared with all of them. Beyond
+            that, a generation is compared with its nearest by an index of descriptors, and mean distances are over
+            a random part.
+        index: the folder of that index, which later evaluations read again. The default is `training_index/` in the run
+            folder, or with a model in the folder of the results.
     """
 
     data: str | None = None
@@ -87,12 +87,12 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
         read_fail_on(self.fail_on)
         if self.compare_all < 100:
             raise ConfigurationError(
-                f"compare_all={self.compare_all}", expected="at least 100", remedy="thousands tell more"
+                f"compare_all={self.compare_all}", expected="at least 100", remedy="raise it; thousands tell more"
             )
         if (self.model is None) != (self.data is None):
             raise ConfigurationError(
                 f"model={self.model!r} with data={self.data!r}",
-                expected="both, or a run, which brings its own",
+                expected="both options, or a run, which has a model and data of its own",
                 remedy="memtrain measure --model MODEL --data FOLDER",
             )
         alone = {"heldout": self.heldout, "caption": self.caption, "size": self.size}
@@ -100,21 +100,21 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
         if self.model is None and given:
             raise ConfigurationError(
                 f"{' and '.join(given)} without a model",
-                expected="--model and --data; a run brings its own settings",
-                remedy="leave it out, or name a model and its pictures",
+                expected="--model and --data; a run has settings of its own",
+                remedy="leave it out, or name a model with --model and its pictures with --data",
             )
         if self.size is not None and (self.size < 8 or self.size % 8):
             raise ConfigurationError(f"size={self.size}", expected="a multiple of 8", remedy="change it")
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """The folder of the results."""
         if self.output is None and self.model is not None:
             return Path("runs/evaluation") / model_name(self.model, self.lora)
         return super().folder
 
     def exit_status(self, results: Mapping[str, Any]) -> int:
-        """By `fail_on`; 0 of a process that did only its part."""
+        """The status by `fail_on`; 0 if this process did only its part."""
         return read_fail_on(self.fail_on).status(results) if results else 0
 
     def __call__(self, given: StageInput) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
         shard = self.own_shard
         statistics = Statistics(false_positive_rate=self.false_positive_rate)
         if shard is not None and shard != WHOLE:
-            # Training images are first needed when all is sampled: only who comes last reads them.
+            # Training images are needed when everything is sampled, so only the last process reads them.
             asked = self._samples(given, shard, prompts_only=True)
             mine = given.checkpoints[shard.index :: shard.count]
             if mine:
@@ -167,7 +167,7 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
         return results
 
     def _samples(self, given: StageInput, shard: Shard | None, *, prompts_only: bool = False) -> RunSamples:
-        """The prompts, and what they are compared with; processes that share the work keep images apart."""
+        """The prompts and the images that they are compared with; each process keeps images in a folder of its own."""
         assert given.run is not None  # check() says so
         whole = shard is None or shard == WHOLE
         store = "training_images" if whole else f"training_images-{str(shard).replace('/', '-of-')}"

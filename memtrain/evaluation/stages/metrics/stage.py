@@ -1,4 +1,4 @@
-"""The subcommand `metrics`: measures of folders of images, whatever made them; no model is loaded."""
+"""The command `metrics`, which measures folders of images from any program and loads no model."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ class Metrics(ShardOptions, ResultsStage):
     """Measure folders of images: copies, diversity, fidelity to prompts and distance to real images.
 
     `memtrain metrics --generated blocked --unblocked plain --original originals --prompts prompts.csv
-    --copy_detector sscd.onnx` gives what the scripts in `metrics` of NeMo's repository print, and more.
+    --copy_detector sscd.onnx` gives the figures of the scripts in `metrics` of NeMo's repository, and more.
 
     Args:
-        generated: folder of generations, with a mitigation if there is one, in one of four layouts (img_0003_01.jpg;
-            3_words_of_the_prompt.png; 0003/seed-1.png), or a CSV with the columns prompt, file and perhaps seed.
-        prompts: file of the prompts, in the order that the images count them from 0. A column `type` (VM, TM) splits
-            the figures.
-        original: folder of the original images (0003_any_name.jpg, several per prompt and of several sizes; missing
-            ones are counted), in a layout as above, or a CSV.
-        unblocked: folder of the same prompts and seeds without the mitigation.
-        real: folder of real images, for FID, CLIP-FID and KID; names do not matter. By default the originals.
-        copy_detector: file of an SSCD network, TorchScript or ONNX. TorchScript runs what is in the file: give only
-            what you trust.
-        sscd_convention: the paper whose preprocessing and figures `copy_detector` follows; each expects weights of its
-            own.
-        clip: folder of a CLIP model, for A_CLIP and CLIP-FID.
-        inception: file of a TorchScript Inception with 2048 features, for FID and KID; the same warning holds.
+        generated: the folder of generations, with a mitigation if there is one, in one of four layouts
+            (img_0003_01.jpg; 3_words_of_the_prompt.png; 0003/seed-1.png), or a CSV with the columns prompt, file and
+            perhaps seed.
+        prompts: the file of the prompts, in the order in which the images count them from 0. A column `type` (VM, TM)
+            splits the figures.
+        original: the folder of the original images (0003_any_name.jpg, several per prompt and of several sizes;
+            missing ones are counted), in one of these layouts, or a CSV.
+        unblocked: the folder of generations for the same prompts and seeds without the mitigation.
+        real: the folder of real images, for FID, CLIP-FID and KID, under any names; default the originals.
+        copy_detector: the file of an SSCD network, TorchScript or ONNX. A TorchScript file is code that runs: give only
+            files that you trust.
+        sscd_convention: the paper whose preprocessing and figures `copy_detector` follows. Each paper has weights of
+            its own.
+        clip: the folder of a CLIP model, for A_CLIP and CLIP-FID.
+        inception: the file of a TorchScript Inception with 2048 features, for FID and KID. Give only a file that you
+            trust.
     """
 
     generated: str | None = None
@@ -53,23 +55,23 @@ class Metrics(ShardOptions, ResultsStage):
                 raise ConfigurationError(
                     f"metrics without --{name}",
                     expected="a folder of generations and the file of their prompts",
-                    remedy="for instance --generated images --prompts prompts.csv",
+                    remedy="such as --generated images --prompts prompts.csv",
                 )
         if self.inception is not None and self.real is None and self.original is None:
             raise ConfigurationError(
                 "inception without images to compare with",
-                expected="a folder of real images, or the originals",
-                remedy="name it with --real or --original",
+                expected="a folder of real images, or of the originals",
+                remedy="name the folder with --real or --original",
             )
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """The folder of the results."""
         return Path(self.output) if self.output else Path("runs/metrics") / Path(self.generated or "").stem
 
     @property
     def weights(self) -> Weights:
-        """The files of networks."""
+        """The files of the networks."""
         return Weights(
             sscd=self.copy_detector, clip=self.clip, inception=self.inception, sscd_convention=self.sscd_convention
         )

@@ -1,4 +1,4 @@
-"""The subcommand `mitigate`: what a mitigation while sampling changes, and what it costs."""
+"""The command `mitigate`: what a mitigation during sampling changes, and what it costs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from memtrain.inference.base import InferenceMitigation
 
 @dataclass(frozen=True, kw_only=True)
 class Mitigate(SamplingOptions, WeightOptions, ShardOptions, PromptStage):
-    """Sample every prompt without and with a mitigation on the same noise, and compare.
+    """Sample every prompt without and with a mitigation on the same noise, and compare the images.
 
     Args:
-        mitigation: what is measured, as in configs/inference; default MemAttn's attention masking.
-        false_positive_rate: probability that a prompt never trained on counts as reproduced; default the lowest that
-            the prompts known not to be memorized can promise, 0.01 at the lowest.
+        mitigation: the mitigation, as in configs/inference; default MemAttn's attention masking.
+        false_positive_rate: the probability that a prompt never trained on counts as reproduced. The default is the
+            lowest rate that the prompts known not to be memorized can promise, but at least 0.01.
     """
 
     mitigation: InferenceMitigation = field(default_factory=AttentionMasking)

@@ -1,4 +1,4 @@
-"""The subcommand `report`: the page of a folder, made anew from the results in it."""
+"""The command `report`: the report of a folder, written again from the results in it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from memtrain.evaluation.stages.results_stage import ResultsStage
 
 @dataclass(frozen=True, kw_only=True)
 class Report(ResultsStage):
-    """Make the report of a folder of results anew, without loading a model; redacted if wanted.
+    """Write the report of a folder of results again, also without images and names. It loads no model.
 
-    `memtrain report runs/tiny --redact` writes `report-redacted.html` and `results-redacted.md` beside the
-    report: each image is one block of its average colour, each caption and name a code.
+    `memtrain report runs/tiny --redact` writes `report-redacted.html` and `results-redacted.md` beside the report.
+    Each image becomes one block of its average colour. Each caption and name becomes a code.
 
     Args:
-        of: a run's folder, or a folder of results.
-        redact: leave images, captions and names out.
-        redact_key: secret of the codes; the same one gives the same codes again. By default drawn at random and
-            forgotten, so that nobody can find out a code by trying captions.
+        of: the folder of a run, or a folder of results.
+        redact: leave out images, captions and names.
+        redact_key: the secret of the codes; the same secret gives the same codes again. The default is drawn at random
+            and forgotten, so that nobody can find a caption by trying.
     """
 
     positional: ClassVar[str | None] = "of"
@@ -36,27 +36,27 @@ class Report(ResultsStage):
         """Refuse a secret without its use, and a folder that is not there."""
         if self.redact_key is not None and not self.redact:
             raise ConfigurationError(
-                "redact_key without redact", expected="both, or neither", remedy="add --redact true"
+                "redact_key without redact", expected="both options, or neither", remedy="add --redact true"
             )
         if not self.folder.is_dir():
             raise ConfigurationError(
                 f"{self.folder} does not exist",
                 expected="a folder of results, or the folder of a run that was evaluated",
-                remedy="check the path, or evaluate: memtrain measure --run RUN",
+                remedy="check the path, or evaluate the run first: memtrain measure --run RUN",
             )
 
     @property
     def folder(self) -> Path:
-        """Where the results are, and the report goes."""
+        """The folder of the results and of the report."""
         evaluated = Path(self.of) / "evaluation"
         return evaluated if evaluated.is_dir() else Path(self.of)
 
     def work(self) -> dict[str, Any]:
-        """Nothing beyond the report."""
+        """Do nothing: the report is all there is to write."""
         return {}
 
     def report(self) -> Path:
-        """Write it."""
+        """Write the report."""
         from memtrain.evaluation.report.redaction import check_redacted, redacted_copy
 
         if not self.redact:
