@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 SHIPPED = ("configs/**/*.yaml", "assets/*.tar", "assets/NOTICE", "assets/LICENSE*", "assets/tiny-sd/**/*")
-"""What a run needs, with the licences of the data."""
+"""The files that a run needs, with the licences of the data."""
 LEFT_OUT = {"samples.png"}
 
 

@@ -4,9 +4,12 @@ import re
 import tomllib
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import memtrain
 
 from .conftest import ROOT
 
@@ -34,3 +37,31 @@ def test_every_dependency_has_a_floor_that_the_tested_version_is_above(requireme
     floors = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
     assert floors, "a lower bound, which `bash .ci/supply_chain floors` tests"
     assert Version(pins("constraints.txt")[canonicalize_name(requirement.name)]) >= max(floors)
+
+
+def test_version_changelog_and_citation_name_the_same_release() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    assert releases[0][0] == memtrain.__version__
+    assert releases == sorted(releases, key=lambda one: Version(one[0]), reverse=True)
+    assert [date for _, date in releases] == sorted((date for _, date in releases), reverse=True)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], str(citation["date-released"])) == releases[0]
+
+
+def test_the_citation_has_the_fields_that_its_format_requires() -> None:
+    """`bash .ci/supply_chain citation` compares it with the schema of the format."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert citation["type"] == "software"
+    assert all(set(author) <= {"name", "family-names", "given-names", "orcid"} for author in citation["authors"])
+    assert citation["license"] in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+
+
+def test_every_data_set_and_licence_is_named_for_a_wheel() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["license-files"]
+    licences = {path for pattern in named for path in ROOT.glob(pattern)}
+    assert licences == {ROOT / "LICENSE", ROOT / "assets/NOTICE", *(ROOT / "assets").glob("LICENSE*")}
+    notice = (ROOT / "assets/NOTICE").read_text(encoding="utf-8")
+    assert all(path.name in notice for path in [*(ROOT / "assets").glob("*.tar"), *(ROOT / "assets").glob("LICENSE*")])

@@ -39,7 +39,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         add(files, config, place(path), (ROOT / path).read_bytes() if picture else listing(path))
     for name, text in reference_pages():
         add(files, config, f"{REFERENCE}/{name}", text)
-    config.nav = [filled(entry, files) for entry in config.nav or []]
+    config.nav = filled(config.nav, files, set(paths_in(config.nav)))
     return files
 
 
@@ -132,13 +132,29 @@ def first_line(path: Path) -> str:
     return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
 
 
-def filled(entry: Any, files: Files) -> Any:
-    """An entry of the navigation with the pages of its folder, where it names a folder."""
+def filled(entry: Any, files: Files, named: set[str]) -> Any:
+    """An entry of the navigation with the pages of its folder, where it names a folder.
+
+    Args:
+        entry: a path, a list of entries, or titles with their entries.
+        files: the files of the site.
+        named: the paths that have an entry of their own.
+    """
     if isinstance(entry, dict):
-        return {title: filled(value, files) for title, value in entry.items()}
+        return {title: filled(value, files, named) for title, value in entry.items()}
     if isinstance(entry, list):
-        return [filled(value, files) for value in entry]
+        parts = [filled(value, files, named) for value in entry]
+        return [one for part in parts for one in (part if isinstance(part, list) else [part])]
     if not entry.endswith("/"):
         return entry
     names = [file.src_uri for file in files.documentation_pages() if file.src_uri.rpartition("/")[0] == entry[:-1]]
-    return sorted(names, key=lambda name: (not name.endswith("/index.md"), name))
+    return sorted({*names} - named, key=lambda name: (not name.endswith("/index.md"), name))
+
+
+def paths_in(entry: Any) -> Iterator[str]:
+    """The paths of an entry of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for value in entry.values() if isinstance(entry, dict) else entry:
+            yield from paths_in(value)

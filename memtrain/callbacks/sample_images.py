@@ -5,15 +5,21 @@ that grids of different steps can be compared. With a :class:`~memtrain.callback
 samples of the highest scores follow. Each row shows the training image, current generations for its caption, the key,
 the score, the threshold, and whether it is flagged. A score says that the model knows a sample. These images show
 whether it gives the sample back, before `memtrain measure` measures it. The exported pipeline would make the same
-images, with averaged weights and every mitigation's `exporting`. The images are PNG files
-`images/step-000200-prompts.png` and `images/step-000200-suspicious.png` in the run folder. If the trainer logs to
-TensorBoard or W&B, they also go to `samples/prompts` and `samples/suspicious` there. Source: none. Other trainers call
-them validation images. Cost: `(prompts + suspicious) × seeds × steps` calls of the denoiser each time, and twice that
-with guidance. Several processes share the images. Under strategies that shard the weights, each process makes all
-images. Suggested: about five prompts, `suspicious: 4`, two seeds, an `every` of a few hundred steps. The training does
-not change. Random state, modes, weights, schedulers and records are bit for bit the same as without this callback, and
-a compiled denoiser is not compiled for other sizes (:mod:`memtrain.callbacks.paused_training`). Cannot: show training
-images of streamed data or of a data module without `train_dataset`. Only prompts are sampled then.
+images, with averaged weights and every mitigation's `exporting`.
+
+The images are PNG files `images/step-000200-prompts.png` and `images/step-000200-suspicious.png` in the run folder. If
+the trainer logs to TensorBoard or W&B, they also go to `samples/prompts` and `samples/suspicious` there.
+
+Source: none. Other trainers call them validation images. Cost: `(prompts + suspicious) × seeds × steps` calls of the
+denoiser each time, and twice that with guidance. Several processes share the images. Under strategies that shard the
+weights, each process makes all images. Suggested: about five prompts, `suspicious: 4`, two seeds, an `every` of a few
+hundred steps.
+
+The training does not change. Random state, modes, weights, schedulers and records are bit for bit the same as without
+this callback, and a compiled denoiser is not compiled for other sizes (:mod:`memtrain.callbacks.paused_training`).
+
+Cannot: show training images of streamed data or of a data module without `train_dataset`. Only prompts are sampled
+then.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Demo:
         return dict(found)
 
     def announcement(self) -> str:
-        """The plan of the demo, in words."""
+        """The text before the training: the parts, their time, and the folder."""
         again = f"Everything is written to {self.output}. If the demo is stopped, the same command goes on."
         lines = [
             "This demo fine-tunes a miniature of Stable Diffusion on 1,223 public-domain pictures.",
@@ -194,10 +194,10 @@ def summary(run: Path) -> str:
             f"{flags['unique_flagged']:,} of {others:,} others."
         )
     found = results["counts"]["pictures"]
-    low, high = (f"{100 * end:.1f}" for end in found["interval"])
+    ends = " to ".join(f"{100 * end:.1f} %" for end in found["interval"] or ())
     lines.append(
         f"The finished model brings back {found['reproduced']:,} of {found['n']:,} training pictures that were asked "
-        f"for ({low} % to {high} % with 95 % confidence); the report's answer is: {answer(results)['word']}"
+        f"for{f' ({ends} with 95 % confidence)' if ends else ''}; the report's answer is: {answer(results)['word']}"
     )
     return "\n".join(lines)
 

@@ -186,7 +186,7 @@ def _groups(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes | str]]
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> bytes | str:
     most = MOST_BYTES if extension in ("txt", "json") else MOST_IMAGE_BYTES
     if extension not in ("txt", "json") and extension not in IMAGE_EXTENSIONS:
-        return "it is not looked at"
+        return "it is not read"
     if member.size > most:
         return f"it has {member.size} bytes, more than {most}"
     file = tar.extractfile(member)

@@ -1,18 +1,18 @@
-"""The reference profile: what each sample looks like under the base model.
+"""The reference profile: the signal values of each sample under the base model.
 
-Plain losses and entropies mostly say how easy an image is and what its prompt is like. Measured once before training,
-at a few timesteps with the same noise for the whole run, and subtracted at the nearest of those timesteps, they leave
-what training changed (the idea of reference-model membership inference, e.g. Carlini et al., "Membership Inference
-Attacks From First Principles", 2022).
+Plain losses and entropies mostly show how easy an image is and what its prompt is like. The profile measures them once
+before training, at a few timesteps with the same noise for the whole run. It is subtracted at the nearest of these
+timesteps, which leaves the effect of training. This is the idea of reference-model membership inference (e.g. Carlini
+et al., "Membership Inference Attacks From First Principles", 2022).
 
-The profile is cached by content (:mod:`memtrain.evidence.content`): the base model's weights, the settings, and for
-each sample its latents and tokens, or what the data say in place of them. It is written in parts
-(:mod:`memtrain.evidence.profile_parts`), so an interrupted measurement continues, and shared by every run that names
-the same folder.
+The profile is cached by content (:mod:`memtrain.evidence.content`): the base model's weights, the settings, and each
+sample's latents and tokens or a name from the data for them. It is written in parts
+(:mod:`memtrain.evidence.profile_parts`), so an interrupted measurement continues. Every run that names the same folder
+shares it.
 
-Cost: `len(timesteps) * draws` forward passes per sample, once; its caption and image are encoded once for all of them
-(:mod:`memtrain.monitoring.encoded_once`). Nothing is added to a training step. The noise of a sample depends on its
-place in the batch that it is measured in.
+Cost: `len(timesteps) * draws` forward passes per sample, once. Caption and image are encoded once for all of them
+(:mod:`memtrain.monitoring.encoded_once`). A training step costs the same as before. The noise of a sample depends on
+its place in the measured batch.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SampleLoss = Callable[[dict[str, Any], Tensor, torch.Generator], Tensor]
 
 
 def described(batch: dict[str, Any]) -> Observation:
-    """An observation with what a batch says of its samples."""
+    """Return an observation with the batch's information about its samples."""
     return Observation(batch["key"], batch.get("prompt_length"), batch.get("prompt_mask"))
 
 
 def _has_rows(batch: dict[str, Any]) -> bool:
-    """Whether every field has a row for each sample."""
+    """Return whether every field has a row for each sample."""
     return all(isinstance(value, Tensor | list) and len(value) == len(batch["key"]) for value in batch.values())
 
 
@@ -57,12 +57,12 @@ class ReferenceProfile(ProfileValues):
     """Signal values of each sample under the base model.
 
     Args:
-        folder: where profiles are kept.
-        signals: what is measured.
+        folder: the folder of the profiles.
+        signals: the signals to measure.
         columns: names of the values of all signals together.
-        timesteps: where to measure; visits are compared at the nearest.
-        draws: noises per timestep, averaged (the loss on the scale of the signal, i.e. as a logarithm's argument).
-        seed: of the noise.
+        timesteps: the measured timesteps; visits are compared at the nearest.
+        draws: number of noises per timestep, whose values are averaged. The loss is averaged before its logarithm.
+        seed: seed of the noise.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class ReferenceProfile(ProfileValues):
             raise ConfigurationError(
                 f"A reference profile at timesteps {list(timesteps)} with {draws} draws measures nothing",
                 expected="at least one timestep and one draw",
-                remedy="change reference_timesteps or reference_draws",
+                remedy="set reference_timesteps and reference_draws",
             )
         super().__init__(folder, columns, timesteps)
         self.signals, self.draws, self.seed = list(signals), draws, seed
 
     def name_after(self, denoiser: nn.Module, module: Any = None) -> str:
-        """The profile's name, from the base model's weights and the settings.
+        """Set the profile's name from the base model's weights and the settings.
 
         Args:
-            denoiser: of the base model.
-            module: that holds it and, perhaps, the rest of the base model.
+            denoiser: the denoiser of the base model.
+            module: the module that contains it, and possibly the rest of the base model.
         """
         fitted = [signal.state_dict() for signal in self.signals if isinstance(signal, FittedSignal)]
         settings = [self.columns, self.timesteps, self.draws, self.seed]
@@ -113,19 +113,20 @@ class ReferenceProfile(ProfileValues):
         """Measure the samples that the cache lacks; call :meth:`load` when all processes are done.
 
         Args:
-            probe: on the base model.
-            sample_loss: one forward of the denoiser.
-            batches: every sample once; the same on every process. Samples are known by what they hold as they are here.
+            probe: the probe on the base model.
+            sample_loss: function that runs one forward of the denoiser.
+            batches: batches with every sample once, the same on every process. The content of samples in these batches
+                names them.
             total: number of batches, for the progress bar.
-            rank: this process; batches are dealt out to processes in turn.
-            world_size: number of processes that `batches` are dealt out to; 1 where these are this process's alone.
-            cached_only: the model is no longer the base model; refuse to measure.
-            move: makes of a batch what `sample_loss` gets, on the model's device; default nothing is made of it.
-            complete: adds to each observation what the signals need beside the one forward.
-            contents_of: names what the samples of a batch hold.
+            rank: the rank of this process; batches are divided among processes in turn.
+            world_size: number of processes that share `batches`; 1 if they belong to this process only.
+            cached_only: whether to refuse to measure, because the model is not the base model any more.
+            move: function that prepares a batch for `sample_loss` on the model's device; by default it stays as it is.
+            complete: function that adds the further readings of the signals to each observation.
+            contents_of: function that names the contents of a batch's samples.
 
         Returns:
-            Number of samples measured now by this process.
+            The number of samples that this process measured now.
 
         Raises:
             RecordError: if `cached_only` and the cache lacks a sample.
@@ -139,7 +140,7 @@ class ReferenceProfile(ProfileValues):
             for index, batch in enumerate(progress):
                 contents = contents_of(batch)
                 self.cover(batch["key"], contents)
-                # Copies under names of their own hold the same: they are measured once.
+                # Copies under other names have the same content, so they are measured once.
                 fresh = sorted({content: row for row, content in enumerate(contents) if content not in known}.values())
                 if index % world_size != rank % world_size or not fresh:
                     continue
@@ -148,7 +149,8 @@ class ReferenceProfile(ProfileValues):
                 if _has_rows(batch) and len(fresh) < len(contents):
                     batch, contents = _rows_of(batch, fresh), [contents[row] for row in fresh]
                 known.update(contents)
-                # Under both names: at the next start the data may not know the one without reading.
+                # The values get both names, because at the next start the data may not know one of them without
+                # reading.
                 names = [contents]
                 if contents_of is not content_fingerprints and tells_content(batch) and _has_rows(batch):
                     names.append(content_fingerprints(batch))
@@ -164,10 +166,10 @@ class ReferenceProfile(ProfileValues):
         return measured
 
     def lacks(self) -> RecordError:
-        """What is wrong where a model that is no longer the base model would have to be measured."""
+        """Return the error for a measurement with a model that is not the base model any more."""
         return RecordError(
             f"The reference profile {self.fingerprint!r} in {self.folder} lacks samples of this data",
-            expected="the profile that was measured when this run began, and the same data",
+            expected="the profile from the beginning of this run, and the same data",
             remedy="restore the folder and the data, or start a new run",
         )
 
@@ -190,7 +192,7 @@ class ReferenceProfile(ProfileValues):
         timestep: int,
         complete: Callable[[Observation], None] | None,
     ) -> Tensor:
-        """`(B, columns)`, averaged over draws."""
+        """Measure at one timestep, `(B, columns)`, averaged over draws."""
         device = next(probe.denoiser.parameters()).device
         steps = torch.full((len(batch["key"]),), timestep, device=device)
         total = torch.zeros(len(batch["key"]), len(self.columns))

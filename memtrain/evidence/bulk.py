@@ -1,18 +1,18 @@
-"""The bulk: the highest scores of the training samples that are visited as often as most.
+"""The bulk: the highest scores of training samples with a usual number of visits.
 
-What a model is trained on it comes to know better than what is held out, all of it. A memorized sample stands out among
-the others that are trained on. Early in a run, samples with visits enough are duplicates and nothing else, so whoever
-was visited far more often than most never counts as one of the bulk.
+A model learns all of its training samples better than held-out samples. A memorized sample stands out among the other
+training samples. Early in a run, the samples with enough visits are all duplicates. So a sample with far more visits
+than most never belongs to the bulk.
 
-In a run without held-out samples the bulk is all that calibrates, and 32 ordinary samples with visits enough to be
-flagged come late: where few images are repeated very often, after hundreds of visits to each of these. Until then an
-*early bulk* takes their place, of samples that were counted once, as evidence is on one scale for any number of visits.
-What it cannot know is assumed on the safe side: samples differ for good by a quarter of the variance at the least, as
-with one visit each nobody knows how much they do; and the stated rate is divided by the independent looks that there
-were at the sample visited most, as the others have hardly been looked at.
+In a run without held-out samples only the bulk calibrates. If few images are repeated very often, 32 ordinary samples
+have enough visits for a flag only after hundreds of visits to each of these images. Until then an *early bulk* of
+samples with one counted visit takes their place, because evidence is on one scale for any number of visits. Two
+unknowns are assumed on the safe side. At least a quarter of the variance lies between samples, because single visits do
+not show this share. The stated rate is divided by the number of independent looks at the most visited sample, because
+the others have few looks.
 
-Cost: of an update, a few medians of at most 8,192 scores, however many samples there are: the bulk of more is told by a
-uniform sample of them (:mod:`memtrain.evidence.reservoir` says with what error), that of fewer by all.
+Cost: a few medians of at most 8,192 scores for an update with any number of samples. A uniform sample represents a
+larger bulk (:mod:`memtrain.evidence.reservoir` states its error).
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from memtrain.evidence.running_means import Evidence, Rows
 from memtrain.evidence.thresholds import MINIMUM_BULK
 
 ORDINARY = 3
-"""Times the median number of visits that a sample of the bulk may have."""
+"""Largest number of visits of a sample of the bulk, as a multiple of the median."""
 EARLY_VISITS = 1
-"""Counted visits of a sample of the early bulk; nobody is flagged by so few."""
+"""Number of counted visits of a sample of the early bulk. No sample is flagged by so few visits."""
 EARLY_SHARE = 0.25
-"""Least share of the variance that lies between samples, while there is an early bulk."""
+"""Least share of the variance that lies between samples, during an early bulk."""
 PEAK, EARLY, FREQUENT = "peak", "early", "frequent"
-"""Names of what the bulk keeps by row of the evidence: two highest scores, minus infinity without one, and a bool."""
+"""Names of the bulk's values by row of the evidence: two highest scores, minus infinity without a score, and a bool."""
 
 
 def frequent(samples: Evidence, rows: Rows) -> Tensor:
-    """Which samples have been visited far more often than most, `(n,)` bool.
+    """Find samples that have been visited far more often than most, `(n,)` bool.
 
     Args:
         samples: evidence of the training samples.
-        rows: of the samples that are asked for.
+        rows: rows of the samples.
     """
     return samples.fewest_visits(rows) > ORDINARY * samples.counts.median()
 
 
 def looks(visits: float, window: int, *, minimum_visits: int) -> float:
-    """Independent looks at a sample, at least 1: its running mean is another one after each `window` visits.
+    """Return the independent looks at a sample, at least 1, because its running mean is new after `window` visits.
 
     Args:
-        visits: counted visits of the sample.
-        window: visits that the evidence remembers.
+        visits: number of counted visits of the sample.
+        window: number of visits that the evidence remembers.
         minimum_visits: counted visits before the first look.
     """
     return max(1.0, 1 + (visits - minimum_visits) / window)
 
 
 def most_looks(samples: Evidence, *, minimum_visits: int) -> float:
-    """Independent looks so far at the sample that is visited most.
+    """Return the independent looks so far at the most visited sample.
 
     Args:
         samples: evidence of the training samples.
@@ -74,10 +74,10 @@ class Bulk:
     Args:
         samples: evidence of the training samples.
         minimum_visits: counted visits before a sample can be flagged.
-        early_visits: counted visits of a sample of the early bulk; None if there is to be none.
+        early_visits: number of counted visits of a sample of the early bulk; None for no early bulk.
 
     Attributes:
-        early: whether there is an early bulk; not once it is no longer needed.
+        early: whether there is an early bulk; false once it is not needed any more.
     """
 
     def __init__(self, samples: Evidence, *, minimum_visits: int, early_visits: int | None) -> None:
@@ -91,15 +91,15 @@ class Bulk:
 
     @property
     def peak(self) -> Tensor:
-        """Highest scores of all samples with visits enough to be flagged, `(n,)`; minus infinity of the others."""
+        """The highest scores of all samples with enough visits for a flag, `(n,)`; minus infinity for the others."""
         return self.samples.arrays[PEAK]
 
     def add(self, rows: Rows, scores: Tensor) -> None:
-        """Take in scores `(B,)` of samples, each once; of those that have visits enough to be flagged."""
+        """Take in scores `(B,)` of samples, each once; only samples with enough visits for a flag count."""
         self._raise(PEAK, rows, scores, self.minimum_visits)
 
     def add_early(self, rows: Rows, scores: Tensor) -> None:
-        """Take in scores `(B,)` of samples that may have fewer visits, where there is an early bulk."""
+        """Take in scores `(B,)` of samples with fewer visits, if there is an early bulk."""
         if self.early and self.early_visits is not None:
             self._raise(EARLY, rows, scores, self.early_visits)
 
@@ -109,7 +109,7 @@ class Bulk:
         peaks[chosen] = peaks[chosen].maximum(scores[counted])
 
     def _rows(self) -> Tensor:
-        """Samples of the bulk, those visited far more often than most left out once and for all, `(n,)`."""
+        """Return the rows of the bulk, `(n,)`; samples visited far more often than most are left out for good."""
         rows, often = self.samples.sample(self.minimum_visits), self.samples.arrays[FREQUENT]
         rows = rows[(self.peak[rows] > -math.inf) & ~often[rows]]
         now = frequent(self.samples, rows)
@@ -117,44 +117,44 @@ class Bulk:
         return rows[~now]
 
     def peaks(self) -> Tensor:
-        """Highest scores of the samples visited as often as most, `(n,)`; enough of them end the early bulk."""
+        """Return the highest scores of the bulk, `(n,)`; enough of them end the early bulk."""
         rows = self._rows()
         if len(rows) >= MINIMUM_BULK:
             self.early = False
         return self.peak[rows]
 
     def early_peaks(self) -> Tensor:
-        """The same of the early bulk, `(n,)`; empty where there is none."""
+        """Return the highest scores of the early bulk, `(n,)`; empty without an early bulk."""
         if not self.early or self.early_visits is None:
             return self.peak[:0]
         rows = self.samples.sample(self.early_visits)
         peaks, often = self.samples.arrays[EARLY][rows], self.samples.arrays[FREQUENT][rows]
-        # Told anew each time: where most have one visit, four come about by chance.
+        # This is decided again each time, because four visits come by chance if most samples have one.
         return peaks[(peaks > -math.inf) & ~(often | frequent(self.samples, rows))]
 
     def calibrating(self, peaks: Tensor) -> tuple[Tensor, float]:
-        """The highest scores that set the threshold: :meth:`peaks`, or the early bulk's, and what divides the rate."""
+        """Return the scores that set the threshold, :meth:`peaks` or the early bulk's, and the rate's divisor."""
         if not self.early:
             return peaks, 1.0
         return self.early_peaks(), most_looks(self.samples, minimum_visits=self.minimum_visits)
 
     def usual_visits(self) -> float:
-        """Counted visits of a sample of the bulk, in the middle; 0 while there is none."""
+        """Return the median of counted visits in the bulk; 0 without a bulk."""
         rows = self.samples.sample(self.minimum_visits)
         rows = rows[(self.peak[rows] > -math.inf) & ~self.samples.arrays[FREQUENT][rows]]
         return float(self.samples.fewest_visits(rows).median()) if len(rows) else 0.0
 
     def null(self) -> Tensor:
-        """Highest scores that say what is ordinary, `(n,)`."""
+        """Return the highest scores of ordinary samples, `(n,)`."""
         return self.early_peaks() if self.early else self.peak[self.peak > -math.inf]
 
     def share_between_samples(self) -> Tensor:
-        """Share of variance between samples `(columns,)`, where they calibrate alone."""
+        """Return the share of variance between samples `(columns,)`, if only the bulk calibrates."""
         share = self.samples.share_between_samples()
         return share.clamp(min=EARLY_SHARE) if self.early else share
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors: 8 bytes a sample."""
+        """Return plain types and tensors, 8 bytes a sample."""
         early = None
         if self.early and self.early_visits is not None:
             rows = self.samples.sample(self.early_visits)
@@ -163,7 +163,7 @@ class Bulk:
         return {"peak": self.peak.clone(), "frequent": often, "early": early}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state, after that of the evidence."""
+        """Load a saved state, after the state of the evidence."""
         kept = state if isinstance(state["peak"], Tensor) else self._of_names(state)
         arrays = self.samples.arrays
         arrays[PEAK][:] = kept["peak"]
@@ -175,7 +175,7 @@ class Bulk:
             arrays[EARLY][kept["early"]["rows"]] = kept["early"]["peaks"]
 
     def _of_names(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of an earlier version, which kept scores by name."""
+        """Convert the state of an earlier version, which kept scores by name."""
         row = self.samples.row
 
         def of(scores: Mapping[str, float]) -> dict[str, Tensor]:

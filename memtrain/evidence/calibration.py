@@ -1,34 +1,35 @@
-"""From signal values to flags: evidence per sample over visits, calibrated on held-out samples.
+"""The way from signal values to flags: evidence per sample over visits, calibrated on held-out samples.
 
-1. A visit's values are compared with the sample's values under the base model
-   (:mod:`memtrain.evidence.base_profile`). Visits at high noise, where nothing separates, are left out.
-2. Held-out samples are measured now and then under the model as it is, and give each timestep bucket a mean and a
-   standard deviation that follow the model. Every visit becomes a z-score against them, so that what training does to
-   images in general is taken out; a second standardisation, within classes of prompt length, takes out what it does
-   to short and to long captions.
+1. A visit's values are compared with the sample's values under the base model (:mod:`memtrain.evidence.base_profile`).
+   Visits at high noise separate no samples and are left out.
+2. Held-out samples are measured at regular steps under the current model. They give each timestep bucket a mean and a
+   standard deviation that follow the model. Every visit becomes a z-score against these, which removes the effect of
+   training on images in general. A second standardisation, within classes of prompt length, removes the effect on short
+   and on long captions.
 3. Evidence is the mean z over a sample's last visits (:mod:`memtrain.evidence.running_means`).
-4. A signal of known sign scores by the signed evidence. One whose sites differ in sign scores by the mean square over
-   sites, or along the direction that canaries taught (:mod:`memtrain.evidence.direction`).
-5. The threshold is set on the highest score that each held-out sample ever reached, and the rate is spent over the run,
-   so that it holds for a whole run, not for one look (:mod:`memtrain.evidence.thresholds`).
-6. Nor does it stay below what the bulk of the training samples reach (:mod:`memtrain.evidence.bulk`): what a model is
-   trained on it comes to know better than what is held out, all of it.
+4. A signal of known sign scores by the signed evidence. A signal whose sites differ in sign scores by the mean square
+   over sites, or along the direction learnt from canaries (:mod:`memtrain.evidence.direction`).
+5. The threshold is set on the highest score that each held-out sample ever reached. The rate is spent over the run, so
+   that it holds for a whole run and not for one look (:mod:`memtrain.evidence.thresholds`).
+6. The threshold also lies above the bulk of the training samples (:mod:`memtrain.evidence.bulk`), because a model
+   learns all of its training samples better than held-out samples.
 
-Everything that counts samples counts pictures: a visit is evidence of its picture, whatever its file is called, and of
-two levels beside it, the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it,
-its picture or its caption is, and the stated rate holds for the three together: each is judged at its part of it, a
-family also by how much more often it is looked at. Evidence of a family has the variance of a single sample's, the
-worst case, in which its members are all alike. Held-out samples, bulk and canaries are pictures too. A sample that
-stands alone is its own picture, and where all do, nothing differs from counting samples.
+All counts are counts of pictures. A visit is evidence of its picture under any file name, and of two further levels,
+the single sample and the caption (:mod:`memtrain.evidence.levels`). A sample is flagged if it, its picture or its
+caption is. The stated rate holds for the three levels together. Each level is judged at its part of the rate, and a
+family also by its larger number of looks. Evidence of a family has the variance of a single sample's evidence, the
+worst case of equal members. Held-out samples, bulk and canaries are pictures too. A sample without family is its own
+picture, and data without families are counted by samples.
 
-A single noisy visit condemns nobody: nothing is flagged before `minimum_visits`.
-Without held-out samples the training samples themselves are the null: every visit updates the moments, and the
-threshold is set on the bulk alone, early in a run on samples with a single visit. That finds outliers among them, and
-promises nothing. What was flagged of ordinary samples in simulation is in :mod:`memtrain.evidence.measured_rates`.
+A single noisy visit flags no sample, because flags begin at `minimum_visits`. Without held-out samples the training
+samples themselves are the null. Every visit updates the moments, and the threshold is set on the bulk only, and early
+in a run on samples with a single visit. This finds outliers among the training samples, and promises nothing.
+:mod:`memtrain.evidence.measured_rates` has the shares of ordinary samples flagged in simulation.
 
-Every process feeds in the visits of all, in the same order, so calibration is the same on all of them.
+Every process takes in the visits of all processes in the same order, so calibration is the same on all of them.
 
-Cost: an update's visits, and sums over the held-out samples (at most 2,000 by default) and 8,192 training pictures.
+Cost: the visits of an update, and sums over the held-out samples (at most 2,000 by default) and 8,192 training
+pictures.
 """
 
 from __future__ import annotations
@@ -57,19 +58,20 @@ class Calibration(Thresholding):
     """Flags samples at a stated false-positive rate.
 
     Args:
-        columns: number of values per visit, of all signals; or `(columns,)` the smallest spread of each between samples
-            that means anything.
-        scored: the columns that flags go by.
-        memorized_when: their sign; `unknown` for columns that differ in sign.
+        columns: number of values per visit for all signals, or the smallest meaningful spread of each column,
+            `(columns,)`.
+        scored: the columns that decide on flags.
+        memorized_when: the sign of these columns; `unknown` if it differs.
         buckets: number of timestep buckets.
         false_positive_rate: share of held-out-like samples that may be flagged over a whole run.
-        minimum_visits: counted visits before a sample can be flagged.
-        window: visits that the evidence remembers.
-        heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
-        calibrating_visits: counted visits before a sample's scores may set the threshold; default `minimum_visits` for
-            held-out samples (fewer assume what an early bulk does, :mod:`memtrain.evidence.bulk`), one for the bulk.
-        edges: prompt lengths at which a new class begins, see :func:`~memtrain.evidence.standardisation.length_edges`.
-        canaries: keys of samples that are known to be repeated; they choose the direction where the sign is unknown.
+        minimum_visits: number of counted visits before a sample can be flagged.
+        window: number of visits that the evidence remembers.
+        heldout: whether held-out samples calibrate, or else the bulk of the training samples.
+        calibrating_visits: number of counted visits before a sample's scores may set the threshold. The default is
+            `minimum_visits` for held-out samples and one for the bulk. Fewer visits make the assumptions of an early
+            bulk (:mod:`memtrain.evidence.bulk`).
+        edges: prompt lengths at which a new class begins (:func:`~memtrain.evidence.standardisation.length_edges`).
+        canaries: keys of samples that are known to be repeated. They set the direction if the sign is unknown.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Calibration(Thresholding):
 
     @property
     def moments(self) -> DriftingMoments:
-        """Of the compared values, by timestep bucket."""
+        """The moments of the compared values, by timestep bucket."""
         return self.standardisation.moments
 
     def add_heldout(
@@ -117,14 +119,14 @@ class Calibration(Thresholding):
         *,
         more: bool = False,
     ) -> None:
-        """Visits of held-out samples under the model as it is, `(B, columns)`; sets the threshold anew.
+        """Take in visits of held-out samples under the current model, `(B, columns)`, and set the threshold again.
 
         Args:
             keys: B keys.
             buckets: B timestep buckets.
             values: compared values, NaN where there is none.
             lengths: B prompt lengths.
-            more: others follow, of another process at the same update: the threshold is set after the last.
+            more: whether visits of another process follow in the same update. The threshold is set after the last.
         """
         assert self.heldout is not None
         lengths = [math.nan] * len(keys) if lengths is None else lengths
@@ -149,13 +151,13 @@ class Calibration(Thresholding):
         step: int,
         lengths: Lengths = None,
     ) -> None:
-        """Visits of training samples, `(B, columns)`; a bucket of None leaves a visit out.
+        """Take in visits of training samples, `(B, columns)`; a bucket of None leaves a visit out.
 
         Args:
             keys: B keys.
             buckets: B timestep buckets.
             values: compared values, NaN where there is none.
-            step: recorded as the first flagged step of samples that cross the threshold now.
+            step: the first flagged step of samples that cross the threshold now.
             lengths: B prompt lengths.
         """
         self.curve.add(buckets, values, step)
@@ -177,7 +179,7 @@ class Calibration(Thresholding):
             self.levels.adopt(keys)
 
     def _judged_by_bulk(self, names: Sequence[str]) -> Tensor:
-        """Scores of pictures after a visit, which become the bulk's; where it calibrates alone, the threshold too."""
+        """Add the scores of pictures after a visit to the bulk, which sets the threshold if only it calibrates."""
         rows, alone = self.samples.rows(names), self.heldout is None
         if alone:
             share = self._between = self.samples.share_between_samples()
@@ -193,20 +195,19 @@ class Calibration(Thresholding):
         return scores
 
     def p_values(self, keys: Sequence[str]) -> Tensor:
-        """Probability that a picture which is not memorized scores as high at some time in the run, `(B,)`.
+        """Return the probability that a picture without memorization scores as high at any time in the run, `(B,)`.
 
-        The lowest rate at which its highest score would be above the threshold of the held-out samples (or of the bulk
-        of the training samples), corrected for the number of training pictures by Holm's method: n held-out samples
-        give a score above all of them 1/(n + 1) at most, and less the further above it is. NaN for samples with too few
-        visits, and for all while too few scores, or equal ones, say how far apart they are. Unlike the threshold, it
-        does not take out how far training moves all of its samples, so in a long run it is smaller than a flag would
-        have it.
+        It is the lowest rate at which the picture's highest score would be above the threshold of the held-out samples
+        (or of the bulk), corrected for the number of training pictures by Holm's method. A score above all n held-out
+        samples gets 1/(n + 1) at most, and less the further it lies above. The value is NaN for samples with too few
+        visits, and for all samples if too few scores, or equal scores, show their spread. Unlike the threshold, it does
+        not remove the effect of training on all training samples. So in a long run it is smaller than a flag suggests.
         """
         held = None if self.heldout is None else self._null()
         return self._of_pictures(keys, corrected_p_values(self.bulk.peak, heldout=held, bulk=self.bulk.null()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Return plain types and tensors."""
         return {
             "samples": self.samples.state_dict(),
             "heldout": self.heldout.state_dict() if self.heldout is not None else {},
@@ -225,7 +226,7 @@ class Calibration(Thresholding):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.samples.load_state_dict(state["samples"], self.scored)
         if self.heldout is not None:
             self.heldout.load_state_dict(state["heldout"], self.scored)

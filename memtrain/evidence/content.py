@@ -1,9 +1,9 @@
-"""What a reference profile is known by: the content of the base model, of the settings and of each sample.
+"""The names of reference profiles, from the content of the base model, the settings and each sample.
 
-To the base model belongs what the module shows of it beside the denoiser: `text_encoder` (`_2`, `_3`; or all of them
-in `text_encoders`), `vae`, the configuration of `scheduler`, `noise_offset`, `input_perturbation` and `conditioning`. A
-sample is its latents (or pixels), its tokens, the sizes that the denoiser is told and the mask of its loss, whatever
-its key.
+The base model consists of the denoiser and these parts of the module: `text_encoder` (`_2`, `_3`; or all of them in
+`text_encoders`), `vae`, the configuration of `scheduler`, `noise_offset`, `input_perturbation` and `conditioning`. The
+content of a sample is its latents (or pixels), its tokens, the sizes given to the denoiser and the mask of its loss.
+Its key does not matter.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from memtrain.models.fingerprint import weights_fingerprint
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 IMAGES = frozenset({"latents", "pixel_values"})
-"""By which samples are known, in their batches."""
+"""Fields of a batch that name its samples."""
 FURTHER = ("input_ids_2", "input_ids_3", "original_size", "crop_top_left", "target_size", "loss_mask")
-"""Fields of a batch that make a sample another one, too."""
+"""Further fields of a batch that belong to the content of a sample."""
 
 
 def profile_fingerprint(
     denoiser: nn.Module, module: Any = None, *, settings: Sequence[Any], fitted: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """A profile's name, 16 hexadecimal digits.
+    """Return a profile's name, 16 hexadecimal digits.
 
     Args:
-        denoiser: of the base model.
-        module: that holds it and, perhaps, the rest of the base model.
-        settings: of the measurement, for JSON.
-        fitted: states of the signals that were fitted to data.
+        denoiser: the denoiser of the base model.
+        module: the module that contains it, and possibly the rest of the base model.
+        settings: settings of the measurement, for JSON.
+        fitted: states of signals that were fitted to data.
     """
     around = module_fingerprint(module)
     named = json.dumps(
@@ -43,7 +43,7 @@ def profile_fingerprint(
             weights_fingerprint(denoiser),
             *settings,
             *([around] if around else []),
-            # What a fitted signal says of a sample depends on the other samples that it was fitted to.
+            # The value of a fitted signal for a sample depends on the other samples of the fit.
             *([hashlib.sha256(repr(_plain(fitted)).encode()).hexdigest()] if fitted else []),
         ],
         sort_keys=True,
@@ -52,10 +52,10 @@ def profile_fingerprint(
 
 
 def module_fingerprint(module: Any) -> dict[str, Any]:
-    """What values under the base model depend on beside the denoiser, as far as the module has it, for JSON."""
+    """Return the module's further parts that values under the base model depend on, for JSON."""
     parts = {name: getattr(module, name, None) for name in (*TEXT_ENCODERS, "vae")}
     encoders = getattr(module, "text_encoders", None)
-    # Of the host, this may be anything.
+    # In a host, this may be any value.
     parts |= {str(name): encoders[name] for name in encoders} if isinstance(encoders, Mapping | nn.ModuleDict) else {}
     found: dict[str, Any] = {
         name: weights_fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)
@@ -73,19 +73,19 @@ def module_fingerprint(module: Any) -> dict[str, Any]:
 
 
 def tells_content(batch: Mapping[str, Any]) -> bool:
-    """Whether a batch holds what its samples are known by: tokens and images."""
+    """Return whether a batch holds tokens and images, which name its samples."""
     return "input_ids" in batch and bool(IMAGES & batch.keys())
 
 
 def content_fingerprints(batch: dict[str, Any]) -> list[str]:
-    """sha256 of each sample's latents (or pixels), its token ids, the sizes that the denoiser is told, and its mask.
+    """Return sha256 of each sample's latents (or pixels), token ids, the sizes given to the denoiser, and its mask.
 
     Raises:
-        DataError: if the batch lacks them.
+        DataError: if the batch lacks these fields.
     """
     if not tells_content(batch):
         raise DataError(
-            f"A reference profile cannot tell samples by their content: the batch holds {sorted(batch)}",
+            f"A reference profile cannot name samples by their content in a batch with {sorted(batch)}",
             expected="`input_ids`, and `latents` or `pixel_values`",
             remedy="add them to the batches of unique_dataloader, or set `reference: paired`",
         )
@@ -96,7 +96,7 @@ def content_fingerprints(batch: dict[str, Any]) -> list[str]:
 
 
 def _bytes(values: Tensor) -> bytes:
-    """The bytes of values of any type, also one that numpy does not know."""
+    """Return the bytes of values of any type, even if numpy does not know it."""
     return values.contiguous().view(torch.uint8).numpy().tobytes()
 
 

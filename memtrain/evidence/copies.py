@@ -1,11 +1,11 @@
-"""Held-out samples that are edited copies of training samples: each picture is compared with its own copies.
+"""Edited copies of training samples as held-out samples: each picture is compared with its own copies.
 
-What: some pictures are easier to learn about than others (a flat drawing, few colours), in training more than any base
-model tells. A copy of a picture is as easy as the picture. So a visit's z-score counts relative to the mean z-score of
-the copies of its own picture, and a copy's relative to those of the other copies of that picture. What is left between
-a picture and its copies is what is learned about the picture as it stands.
-Source: ours, after the neighbourhood attack of Mattern et al. (ACL 2023).
-Cost: a mean per copy, and all of them (at most 48) are measured at each of the monitor's updates.
+Some pictures, such as a flat drawing with few colours, are easier to learn than others, and a base model does not show
+all of this. A copy of a picture is as easy as the picture. So a visit's z-score counts relative to the mean z-score of
+the copies of its own picture. The z-score of a copy counts relative to the other copies of that picture. The remaining
+difference between a picture and its copies comes from learning the exact picture. Source: ours, after the neighbourhood
+attack of Mattern et al. (ACL 2023). Cost: a mean per copy, and all copies (at most 48) are measured at each of the
+monitor's updates.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 WINDOW = 4
-"""Visits of a copy that its mean remembers: a model changes fast that is trained on few pictures."""
+"""Number of visits that a copy's mean remembers. It is small, because a model with few pictures changes fast."""
 MOST = 48
-"""Copies that are measured at an update at most, of all processes together."""
+"""Largest number of copies measured at an update by all processes together."""
 
 
 class Copies:
     """Running means of the copies' z-scores.
 
     Args:
-        copied_from: key of the training sample by the copy's key; none without copies.
+        copied_from: the key of the training sample by the copy's key; empty without copies.
     """
 
     def __init__(self, copied_from: Mapping[str, str] | None = None) -> None:
@@ -38,17 +38,17 @@ class Copies:
             self._of.setdefault(key, []).append(copy)
 
     def at_once(self, *, processes: int) -> int:
-        """Copies that each process should measure at an update, so that all of them follow the model."""
+        """Return the number of copies that each process measures at an update, so that all follow the model."""
         return -(-min(len(self.copied_from), MOST) // processes)
 
     def relative(self, keys: Sequence[str], z: Tensor) -> Tensor:
-        """z-scores of training samples `(B, columns)` relative to their copies'; others as they are."""
+        """Return z-scores of training samples `(B, columns)` relative to their copies; others stay as they are."""
         if not self.copied_from:
             return z
         return torch.stack([one - self._level(key, one) for key, one in zip(keys, z, strict=True)]) if len(z) else z
 
     def take(self, keys: Sequence[str], z: Tensor) -> Tensor:
-        """z-scores of copies `(B, columns)` relative to the other copies' of their picture; their means follow."""
+        """Return z-scores of copies `(B, columns)` relative to the other copies, and update the means."""
         if not self.copied_from:
             return z
         found = []
@@ -62,7 +62,7 @@ class Copies:
         return torch.stack(found) if found else z
 
     def _level(self, key: str, like: Tensor, *, without: str | None = None) -> Tensor:
-        """Mean of the copies of a picture that were seen, `(columns,)`; 0 as long as none was."""
+        """Return the mean of a picture's measured copies, `(columns,)`; 0 without any."""
         names = [name for name in self._of.get(key, ()) if name != without and name in self.means]
         if not names:
             return torch.zeros_like(like)
@@ -71,9 +71,9 @@ class Copies:
         return torch.where(seen, means, 0.0).sum(dim=0) / seen.sum(dim=0).clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Return plain types and tensors."""
         return {"means": dict(self.means), "visits": dict(self.visits)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.means, self.visits = dict(state["means"]), dict(state["visits"])

@@ -1,12 +1,12 @@
-"""What canaries teach: the direction of evidence in which repeated samples stand out.
+"""The direction of evidence in which repeated samples stand out, learnt from canaries.
 
-A signal whose sites differ in sign says only how unusual a sample is. Canaries, samples that are known to be repeated,
-say which way repetition moves each value. The direction is learnt as soon as four canaries have visits enough to be
-flagged, and 32 ordinary samples (or two for each value) three visits; ordinary are those that are neither flagged nor
-visited far more often than most, as the duplicates are that nobody knows of. A later direction takes over where it
-separates canaries that it was not fitted to 1.25 times as far.
+A signal whose sites differ in sign says only how unusual a sample is. Canaries are samples that are known to be
+repeated, and they show the effect of repetition on each value. The direction is learnt as soon as four canaries have
+enough visits for a flag, and 32 ordinary samples (or two for each value) have three visits. A sample is ordinary if it
+is neither flagged nor visited far more often than most, as unknown duplicates are. A later direction replaces it if it
+separates canaries outside of its fit 1.25 times as far.
 
-Cost: a discriminant per canary at each update, from at most 8,192 ordinary samples: of more, a uniform sample of them
+Cost: a discriminant per canary at each update, from at most 8,192 ordinary samples or a uniform sample of so many
 (:mod:`memtrain.evidence.reservoir`).
 """
 
@@ -24,11 +24,12 @@ from memtrain.evidence.thresholds import MINIMUM_BULK
 from memtrain.functional.statistics import discriminant, left_out_separation
 
 MINIMUM_CANARIES = 4
-"""Canaries below which no direction is fitted to them."""
+"""Least number of canaries for a direction."""
 ORDINARY_VISITS = 3
-"""Counted visits of the samples that canaries are told from: fewer than a flag needs, as nobody is judged by them."""
+"""Number of counted visits of the ordinary samples. It is lower than for a flag, because no sample is judged by them.
+"""
 GAIN = 1.25
-"""Times the separation of the direction at hand that another one has to reach to take its place."""
+"""Factor by which a new direction must separate better than the current one to replace it."""
 
 
 class Direction:
@@ -36,12 +37,13 @@ class Direction:
 
     Args:
         canaries: keys of samples that are known to be repeated.
-        width: number of the columns that flags go by.
-        minimum_visits: counted visits before a canary teaches.
+        width: number of columns that decide on flags.
+        minimum_visits: number of counted visits before a canary is used.
 
     Attributes:
-        weights: `(width,)`; None until there is one.
-        separation: of canaries that it was not fitted to from ordinary samples, in standard deviations of these.
+        weights: the direction `(width,)`; None without one.
+        separation: distance of canaries outside of the fit from ordinary samples, in standard deviations of the
+            ordinary samples.
     """
 
     def __init__(self, canaries: Collection[str], *, width: int, minimum_visits: int) -> None:
@@ -51,14 +53,14 @@ class Direction:
         self.separation = 0.0
 
     def ordinary_needed(self) -> int:
-        """Samples beside the canaries that a direction is learnt from at the least."""
+        """The least number of ordinary samples for a direction."""
         return max(MINIMUM_BULK, 2 * self.width)
 
     def require_teachable(self, ordinary: int | None, *, heldout: bool) -> None:
-        """Refuse canaries and other samples that are too few to learn a direction from, before any work is done.
+        """Refuse too few canaries or other samples for a direction, before any work is done.
 
         Args:
-            ordinary: training samples that are no canaries; None if unknown.
+            ordinary: number of training samples that are no canaries; None if unknown.
             heldout: whether there are held-out samples.
 
         Raises:
@@ -72,41 +74,42 @@ class Direction:
         raise CalibrationError(
             f"flag_by: combined with {len(self.canaries)} canaries{others}"
             f"{'' if heldout else ' and no held-out samples'}",
-            expected=f"at least {MINIMUM_CANARIES} canaries, to weight the signals by, {needed} training samples to "
-            "tell them from, and held-out samples",
-            remedy="set data.init_args.canaries, train on more samples, or flag by one signal",
+            expected=f"at least {MINIMUM_CANARIES} canaries for the weights of the signals, {needed} other training "
+            "samples, and held-out samples",
+            remedy="set data.init_args.canaries, train on more samples, or set flag_by to one signal",
         )
 
     def taught_by(self, samples: Evidence, flagged: Collection[str]) -> tuple[list[int], list[int]]:
-        """Rows of the canaries and of the ordinary samples that have visits enough to teach a direction.
+        """Return the rows of canaries and of ordinary samples with enough visits for a direction.
 
         Args:
             samples: evidence of the training samples.
-            flagged: keys of those that have ever been flagged.
+            flagged: keys of all samples that were ever flagged.
         """
         known = torch.tensor(sorted(samples.row[key] for key in self.canaries if key in samples.row), dtype=torch.long)
         positive = known[samples.fewest_visits(known) >= self.minimum_visits]
-        # Not the held-out samples: a direction fitted to them would set their own scores, and the threshold, too low.
-        # Nor samples that are visited more than most: early in a run these are the duplicates that canaries stand for.
+        # Held-out samples are left out, because a fit to them would set their own scores and the threshold too low.
+        # Samples with more visits than most are left out too. Early in a run they are duplicates like the canaries.
         rows = samples.sample(ORDINARY_VISITS)
         rows = rows[(samples.fewest_visits(rows) >= ORDINARY_VISITS) & ~frequent(samples, rows)]
         names = [(row, samples.names[row]) for row in rows.tolist()]
         return positive.tolist(), [row for row, name in names if name not in self.canaries and name not in flagged]
 
     def fit(self, samples: Evidence, flagged: Collection[str], *, between: Tensor) -> None:
-        """Take the direction in which canaries stand out most, of all moments so far.
+        """Update the direction, if canaries stand out more now than at all moments before.
 
         Args:
             samples: evidence of the training samples.
-            flagged: keys of those that have ever been flagged.
-            between: `(width,)` share of the variance that lies between samples.
+            flagged: keys of all samples that were ever flagged.
+            between: share of the variance between samples, `(width,)`.
         """
         positive, negative = self.taught_by(samples, flagged)
         if len(positive) < MINIMUM_CANARIES or len(negative) < self.ordinary_needed():
             return
         known, others = samples.scaled(between, positive), samples.scaled(between, negative)
         separation = left_out_separation(known, others)
-        # Canaries that are skipped once flagged come to look like any sample again; they taught at their most distinct.
-        # Every direction has its own highest scores, which stay in the threshold, so small gains are not worth another.
+        # Flagged canaries that are skipped become like other samples again, so the direction of their best moment is
+        # kept. Every direction has its own highest scores, which stay in the threshold, so a small gain is not worth a
+        # new one.
         if separation > GAIN * self.separation:
             self.weights, self.separation = discriminant(known, others)[0], separation

@@ -1,14 +1,20 @@
-"""What the monitor leaves at the end of training: the evidence table, flagged.csv, and a table on the screen.
+"""The results of the monitor at the end of training: the evidence table, flagged.csv, and a table on the screen.
 
-Columns of `evidence.parquet`, one row per training sample that was visited, or belongs to a flagged family: `key`,
-`caption`, `group` (as in :mod:`memtrain.records`), `picture_family`, `caption_family` (as in
-:mod:`memtrain.families.table`), `visits_per_epoch`, `visits` (of this file), one column per signal value (mean over the
-counted visits, relative to the base model: log-ratio for `denoising_loss`, difference in nats for
-`attention_entropy.<site>`), `score` (accumulated evidence, high when memorized, of that of its levels which comes
-closest to a flag: :mod:`memtrain.evidence.levels`), `p_value` (of its picture's highest score in the run, corrected for
-the number of pictures), `flagged` (it, its picture or its caption was above the threshold at some visit), `flagged_by`
-(`sample`, `picture` or `caption`; null if it was not), `first_flagged_step` (optimizer steps taken before that was
-known), `flagged_share` (of visits; null without any), `skipped` (share of visits with weight 0; likewise).
+`evidence.parquet` has one row per training sample that was visited, or belongs to a flagged family. Its columns are:
+
+- `key`, `caption`, `group` (:mod:`memtrain.records`), `picture_family`, `caption_family`
+  (:mod:`memtrain.families.table`), `visits_per_epoch`;
+- `visits`: number of visits of this file;
+- one column per signal value: mean over the counted visits, relative to the base model, as a log-ratio for
+  `denoising_loss` and a difference in nats for `attention_entropy.<site>`;
+- `score`: accumulated evidence, high when memorized, of the level that comes closest to a flag
+  (:mod:`memtrain.evidence.levels`);
+- `p_value`: p-value of its picture's highest score in the run, corrected for the number of pictures;
+- `flagged`: whether it, its picture or its caption was above the threshold at any visit;
+- `flagged_by`: `sample`, `picture` or `caption`; null without a flag;
+- `first_flagged_step`: number of optimizer steps before the flag;
+- `flagged_share`: share of flagged visits; null without any visit;
+- `skipped`: share of visits with weight 0; null without any visit.
 
 The table on the screen has one row per picture.
 """
@@ -34,7 +40,7 @@ from memtrain.files.shown import shown
 from memtrain.files.whole import written_whole
 
 ENTROPY = "attention_entropy."
-"""What the names of the entropies of all sites begin with."""
+"""Beginning of the names of all sites' entropies."""
 
 
 def evidence_table(
@@ -46,15 +52,15 @@ def evidence_table(
     *,
     groups: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """One row per training sample, most suspicious first.
+    """Build the table with one row per training sample, most suspicious first.
 
     Args:
-        seen: what the records say of each sample, from :func:`memtrain.evidence.visit_summary.summarise`.
-        calibration: holds the accumulated evidence.
-        columns: names of the signal values.
-        captions: caption of each key, where known.
-        visits_per_epoch: planned visits of each key, where known.
-        groups: group of each key, where known.
+        seen: the summary of the records for each sample, from :func:`memtrain.evidence.visit_summary.summarise`.
+        calibration: the calibration with the accumulated evidence.
+        columns: the names of the signal values.
+        captions: the caption of each key, if known.
+        visits_per_epoch: the planned visits of each key, if known.
+        groups: the group of each key, if known.
     """
     levels = calibration.levels
     keys: list[str] = seen["key"].to_pylist()
@@ -64,7 +70,7 @@ def evidence_table(
     keys += unseen
     steps_flagged = [levels.first_flagged.get(key) for key in keys]
     families = levels.families or Families()
-    # Evidence is of the columns that flags go by.
+    # Evidence exists for the columns that decide on flags.
     means = calibration.means(keys).T
     kept = dict(zip(columns[calibration.scored], means, strict=True))
     nothing = pa.nulls(len(unseen), pa.float64())
@@ -110,7 +116,7 @@ FLAGGED_COLUMNS = (
 
 
 def write_flagged(table: pa.Table, path: Path) -> None:
-    """The flagged rows as CSV: every file of a flagged picture or caption, visited or not."""
+    """Write the flagged rows as CSV, with every file of a flagged picture or caption, even without visits."""
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         flagged = table.filter(table["flagged"]).select(FLAGGED_COLUMNS)
         rows = ([row[name] for name in FLAGGED_COLUMNS] for row in flagged.to_pylist())
@@ -118,11 +124,11 @@ def write_flagged(table: pa.Table, path: Path) -> None:
 
 
 def pictures_in(table: pa.Table, most: int | None = None) -> list[dict[str, Any]]:
-    """One row per picture, in the order of its most suspicious file: that file's, and what all have together.
+    """Return one row per picture, in the order of its most suspicious file, with sums over its files.
 
     Args:
         table: from :func:`evidence_table`.
-        most: of them; default all.
+        most: largest number of pictures; default all.
 
     Returns:
         Rows of `table` with `files`, and `visits`, signal values and `skipped` of all files, by visits.
@@ -155,15 +161,15 @@ def print_summary(
     most: int = 12,
     note: str | None = None,
 ) -> None:
-    """The most suspicious pictures, and what to do next.
+    """Print the most suspicious pictures and the next command.
 
     Args:
         table: from :func:`evidence_table`.
-        calibration: holds the threshold.
+        calibration: the calibration with the threshold.
         run: the run folder.
-        keys: all training samples; default those that were visited.
-        most: pictures shown.
-        note: a sentence more about how the run was watched.
+        keys: the keys of all training samples; default the visited samples.
+        most: largest number of pictures to show.
+        note: a further sentence about the monitoring of the run.
     """
     pictures = pictures_in(table, most)
     several = pc.count_distinct(table["picture_family"]).as_py() < len(table)
@@ -196,22 +202,22 @@ def print_summary(
     notes = [verdict(figures, untaught=why_untaught(calibration)), *([note] if note else []), *common]
     notes.append(next_step(table, run))
     console.print(
-        "loss: mean change of the denoising loss since the base model. entropy: largest mean change of the attention "
-        "entropy at one site since the base model, nats. skipped: share of visits without gradient.\n"
-        + "\n".join(notes),
+        "Column loss: mean change of the denoising loss since the base model. Column entropy: largest mean change of "
+        "the attention entropy at one site since the base model, nats. Column skipped: share of visits without "
+        "gradient.\n" + "\n".join(notes),
         markup=False,
         soft_wrap=True,
     )
 
 
 def _common_captions(table: pa.Table, calibration: Calibration) -> list[str]:
-    """A sentence on captions that too many pictures share to be flagged by them; none where there are none."""
+    """Return a sentence on captions that too many pictures share to flag them; empty without such captions."""
     common = calibration.levels.common
     if not common:
         return []
     first = min(common)
     captions = table.filter(pc.equal(table["key"], first))["caption"].to_pylist()
     return [
-        f"{len(common)} captions are shared by more than {100 * COMMON:g} % of the pictures and flag none of them as "
-        f"captions: first {(captions[0] if captions else None) or first!r}."
+        f"{len(common)} captions are shared by more than {100 * COMMON:g} % of the pictures, so they flag no pictures. "
+        f"The first is {(captions[0] if captions else None) or first!r}."
     ]

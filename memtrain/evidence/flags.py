@@ -1,4 +1,4 @@
-"""Flags: what a run knows of the samples of a batch before it visits them again."""
+"""Flags: the verdict on the samples of a batch before their next visit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Flags:
     """The verdict on the samples of a batch, before this visit.
 
     Attributes:
-        now: `(B,)` bool, above the threshold.
-        ever: `(B,)` bool, above it at some earlier visit.
-        score: `(B,)` accumulated evidence, high when memorized.
-        threshold: score above which a sample is flagged; infinite until there is one.
+        now: whether samples are above the threshold, `(B,)` bool.
+        ever: whether samples were above it at an earlier visit, `(B,)` bool.
+        score: accumulated evidence `(B,)`, high when memorized.
+        threshold: score above which a sample is flagged; infinite without a threshold.
         keys: B sample keys.
-        everyone: keys of all samples of the run that were above it at some visit, or whose picture or caption was,
-            visited or not.
-        visits: counted visits of the pictures of any samples of the run, by their keys, the same on every process.
-        ready: `(B,)` bool, visited often enough to be flagged; None if that is unknown.
-        families: B names of the samples' picture families; empty where nobody knows of any.
+        everyone: keys of all samples of the run that were flagged at a visit, themselves or by their picture or
+            caption, even without visits of their own.
+        visits: function from keys of any samples to the counted visits of their pictures, the same on every process.
+        ready: whether samples have enough visits for a flag, `(B,)` bool; None if unknown.
+        families: B names of the samples' picture families; empty without families.
     """
 
     now: Tensor
@@ -44,11 +44,11 @@ class Flags:
 
     @property
     def pictures(self) -> Sequence[str]:
-        """B names of the samples' pictures: of their families, else their keys."""
+        """B names of the samples' pictures, from their families or else their keys."""
         return self.families or self.keys
 
     def on(self, device: torch.device) -> Flags:
-        """The same on a device; nothing waits for the copies."""
+        """Copy the flags to a device without waiting for the copies."""
         now, ever, score = (to_device(part, device) for part in (self.now, self.ever, self.score))
         ready = None if self.ready is None else to_device(self.ready, device)
         return replace(self, now=now, ever=ever, score=score, ready=ready)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LEAST = 64
-"""Rows that are made room for at first."""
+"""Number of rows with memory at first."""
 
 
 class GrowingRows:
@@ -25,12 +25,12 @@ class GrowingRows:
         self._fill: dict[str, float] = {}
 
     def add(self, name: str, fill: float, *, width: int | None = None, dtype: torch.dtype = torch.float64) -> None:
-        """Another array, `(n,)` or `(n, width)`, in which new rows hold `fill`."""
+        """Add an array, `(n,)` or `(n, width)`, in which new rows hold `fill`."""
         shape = (self._room,) if width is None else (self._room, width)
         self._arrays[name], self._fill[name] = torch.full(shape, fill, dtype=dtype), fill
 
     def grow(self, count: int) -> None:
-        """Have at least `count` rows in use."""
+        """Use at least `count` rows."""
         room = self._room
         while room < count:
             room *= 2
@@ -42,13 +42,13 @@ class GrowingRows:
         self.count = max(self.count, count)
 
     def clear(self) -> None:
-        """Have no rows in use."""
+        """Use no rows."""
         for name, array in self._arrays.items():
             array[: self.count] = self._fill[name]
         self.count = 0
 
     def remove(self, row: int) -> None:
-        """The last row takes the place of one that is no longer in use."""
+        """Remove a row; the last row takes its place."""
         last = self.count - 1
         for name, array in self._arrays.items():
             array[row] = array[last]
@@ -56,7 +56,7 @@ class GrowingRows:
         self.count = last
 
     def __getitem__(self, name: str) -> Tensor:
-        """The rows in use: a view that writes through, until more rows are made room for."""
+        """Return the rows in use as a view, which is valid until more memory is allocated."""
         return self._arrays[name][: self.count]
 
     def __contains__(self, name: str) -> bool:
@@ -66,5 +66,5 @@ class GrowingRows:
         return iter(self._arrays)
 
     def bytes_per_row(self) -> int:
-        """Memory of a row in use, without what there is room for."""
+        """Return the memory of a row in use, without spare memory."""
         return sum(array[:1].numel() * array.element_size() for array in self._arrays.values())

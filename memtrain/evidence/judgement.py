@@ -1,7 +1,7 @@
-"""From evidence to flags: who is above which threshold, for every sample asked by its key.
+"""The way from evidence to flags, with a threshold for every sample, which is asked by its key.
 
-Evidence is kept by picture, and beside it by sample and caption (:mod:`memtrain.evidence.levels`); from outside, all is
-asked and answered by key. How the threshold at the stated rate comes about is in :mod:`memtrain.evidence.calibration`.
+Evidence is kept by picture, and also by sample and caption (:mod:`memtrain.evidence.levels`). Callers use keys only.
+:mod:`memtrain.evidence.calibration` describes the threshold at the stated rate.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from memtrain.evidence.thresholds import SharedRate
 from memtrain.families.table import FamilyIndex
 
 MEANS_VARIANCE = 1 / (2 * MOMENTS_WINDOW - 1)
-"""Variance of the mean that visits are compared with. A family is visited often enough within its memory for all of
-these visits to be compared with the same mean, and all families at a time are; at a single sample it averages out."""
+"""Variance of the mean for the comparison of visits. A family has so many visits within its memory that all of them are
+compared with the same mean, as are all families at one time. For a single sample the error averages out."""
 
 
 class Judgement:
-    """Scores, and flags of what is above its threshold.
+    """Scores, and flags for scores above their threshold.
 
     Args:
-        columns: number of values per visit, of all signals.
-        scored: the columns that flags go by.
-        memorized_when: their sign; `unknown` for columns that differ in sign.
-        minimum_visits: counted visits before a sample can be flagged.
-        window: visits that the evidence remembers.
+        columns: number of values per visit for all signals.
+        scored: the columns that decide on flags.
+        memorized_when: the sign of these columns; `unknown` if it differs.
+        minimum_visits: number of counted visits before a sample can be flagged.
+        window: number of visits that the evidence remembers.
         canaries: keys of samples that are known to be repeated.
 
     Attributes:
         samples: evidence of the training pictures.
-        levels: which families a sample belongs to, evidence beside the pictures', and flags.
-        threshold: score above which a sample that stands alone is flagged; infinite until there is one.
+        levels: the families of samples, the evidence of further levels, and flags.
+        threshold: score above which a sample without family is flagged; infinite without a threshold.
         shared: thresholds at parts of the stated rate.
-        taught: the direction that canaries teach.
+        taught: the direction learnt from canaries.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Judgement:
     def group_by(
         self, families: FamilyIndex | None, *, pictures: int | None = None, apart: Container[str] = ()
     ) -> Self:
-        """Count pictures and captions as `families` says, not files; call before the first visit.
+        """Count pictures and captions by `families` instead of files; call it before the first visit.
 
         Args:
-            families: None where nobody looked.
+            families: the families; None without a scan.
             pictures: number of training pictures; None if unknown, as with streamed data.
             apart: keys of samples that are not trained on.
         """
@@ -81,12 +81,12 @@ class Judgement:
 
     @property
     def first_flagged(self) -> dict[str, int]:
-        """Step of the first flag of each flagged sample, by key."""
+        """The step of the first flag of each flagged sample, by key."""
         return self.levels.first_flagged
 
     @property
     def direction(self) -> Tensor | None:
-        """What canaries taught, `(scored columns,)`; None until they did."""
+        """The direction learnt from canaries, `(scored columns,)`; None before."""
         return self.taught.weights
 
     def _scores(self, evidence: Evidence, rows: Rows | None = None, *, common: Tensor | None = None) -> Tensor:
@@ -94,7 +94,7 @@ class Judgement:
         return signed_score(scaled, self.memorized_when) if self.direction is None else scaled @ self.direction
 
     def _scores_of(self, level: str, names: Sequence[str]) -> Tensor:
-        """Scores of the families of a level, `(B,)`; 0 of those that were not met, which asking does not change."""
+        """Return the scores of a level's families, `(B,)`; 0 for families without visits, which get no row."""
         evidence, common = self._evidence(level), None
         met = [place for place, name in enumerate(names) if name in evidence.row]
         rows, found = [evidence.row[names[place]] for place in met], torch.zeros(len(names), dtype=torch.float64)
@@ -105,7 +105,7 @@ class Judgement:
         return found
 
     def _visits_of(self, level: str, names: Sequence[str]) -> Tensor:
-        """Counted visits of the families of a level in the scored column that has fewest, `(B,)`."""
+        """Return the counted visits of a level's families in the scored column with the fewest, `(B,)`."""
         evidence = self._evidence(level)
         met = [place for place, name in enumerate(names) if name in evidence.row]
         found = torch.zeros(len(names), dtype=torch.int32)
@@ -116,17 +116,17 @@ class Judgement:
         return self.samples if level == PICTURE else self.levels.beside[level]
 
     def _ready(self, evidence: Evidence, rows: Rows | None = None) -> Tensor:
-        """Whether samples have visits enough in every scored column, `(n,)` bool."""
+        """Return whether samples have enough visits in every scored column, `(n,)` bool."""
         return evidence.fewest_visits(rows) >= self.minimum_visits
 
     def _judge_beside(self, keys: Sequence[str], values: Tensor, z: Tensor, step: int) -> None:
-        """Let counted visits be evidence of samples and captions too, and flag those that cross their thresholds.
+        """Use counted visits as evidence of samples and captions too, and flag the ones above their thresholds.
 
         Args:
             keys: B keys.
-            values: `(B, scored columns)` compared values.
-            z: the same as z-scores.
-            step: of the flags.
+            values: compared values `(B, scored columns)`.
+            z: the same values as z-scores.
+            step: the step of the flags.
         """
         if self.levels.pictures is None:
             self.levels.see(self.samples.counts.seen)
@@ -136,32 +136,32 @@ class Judgement:
     def _judge(self, level: str, names: Sequence[str], scores: Tensor, step: int) -> None:
         """Flag the families of a level that are above their thresholds, with all their members."""
         visits = self._visits_of(level, names)
-        # No threshold lies below that at the stated rate.
+        # No threshold lies below the one at the stated rate.
         for place in ((visits >= self.minimum_visits) & (scores > self.threshold)).nonzero()[:, 0].tolist():
             if float(scores[place]) > self._threshold_of(level, names[place], float(visits[place])):
                 self.levels.flag(level, names[place], step)
 
     def _threshold_of(self, level: str, name: str, visits: float) -> float:
-        """The threshold of a family, which has so many counted visits."""
+        """Return the threshold of a family with this number of counted visits."""
         looked = 1.0
         if self.levels.is_family(level, name):
             looked = looks(visits, self.samples.window, minimum_visits=self.minimum_visits)
         return self.shared.at(self.threshold, parts=self.levels.parts(level, name), looks=looked)
 
     def __contains__(self, key: object) -> bool:
-        """Whether a sample's picture was met."""
+        """Return whether a sample's picture has been visited."""
         return isinstance(key, str) and self.levels.picture(key) in self.samples.row
 
     def scores(self, keys: Sequence[str]) -> Tensor:
-        """Accumulated evidence of samples `(B,)`, 0 before the first counted visit.
+        """Return the accumulated evidence of samples `(B,)`, 0 before the first counted visit.
 
-        Of a sample with several levels, that of the level which is highest relative to its threshold, shifted so that
-        it is above `threshold` where the level is above its own.
+        A sample with several levels gets the score of the level that is highest relative to its threshold. The score is
+        shifted so that it is above `threshold` exactly if the level is above its own threshold.
         """
         return self._standing(keys)[0]
 
     def _standing(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Scores on the scale of the threshold, and whether there are visits enough for a flag, `(B,)` each."""
+        """Return scores on the scale of the threshold, and whether there are enough visits for a flag, `(B,)` each."""
         names = self.levels.pictures_of(keys)
         scores, ready = self._scores_of(PICTURE, names), self._visits_of(PICTURE, names) >= self.minimum_visits
         if self.levels.families is None:
@@ -180,7 +180,7 @@ class Judgement:
         return scores, ready
 
     def _shifts(self, level: str, names: Sequence[str]) -> Tensor:
-        """How far the thresholds of families lie above that at the stated rate, `(B,)`."""
+        """Return the distance of families' thresholds above the one at the stated rate, `(B,)`."""
         if not math.isfinite(self.threshold):
             return torch.zeros(len(names), dtype=torch.float64)
         visits = self._visits_of(level, names).tolist()
@@ -188,7 +188,7 @@ class Judgement:
         return torch.tensor(own, dtype=torch.float64) - self.threshold
 
     def highest_pictures(self, count: int) -> list[str]:
-        """Names of the training pictures with the highest scores, those with visits enough for a flag first."""
+        """Return the training pictures with the highest scores, first the ones with enough visits for a flag."""
         visits = self.samples.fewest_visits()
         ready = visits >= self.minimum_visits
         found: list[int] = []
@@ -198,10 +198,11 @@ class Judgement:
         return [self.samples.names[row] for row in found]
 
     def _highest(self, rows: Tensor, count: int) -> list[int]:
-        """The `count` of `rows` with the highest scores, highest first, the earlier row of equal ones."""
+        """Return the `count` of `rows` with the highest scores, highest first, and the earlier of equal rows."""
         scores = self._scores(self.samples, rows)
         if self.levels.families is not None:
-            # Whose picture has several files is looked up of the highest alone; each has one of these two scores.
+            # Only for the highest rows, the number of files of the picture is looked up. Each row has one of these two
+            # scores.
             several = torch.full((len(rows),), MEANS_VARIANCE, dtype=torch.float64)
             scores = scores.maximum(self._scores(self.samples, rows, common=several))
         scores, taken = scores.nan_to_num(nan=-math.inf), min(len(rows), 4 * count)
@@ -214,20 +215,20 @@ class Judgement:
             taken = min(len(rows), 2 * taken)
 
     def _of_pictures(self, keys: Sequence[str], values: Tensor) -> Tensor:
-        """Of each sample, what its picture has of `values` `(n,)`, one for each picture met; NaN of others, `(B,)`."""
+        """Return for each sample its picture's entry in `values` `(n,)`; NaN without one, `(B,)`."""
         rows = [self.samples.row.get(name, len(values)) for name in self.levels.pictures_of(keys)]
         return torch.cat([values, torch.full((1,), math.nan, dtype=torch.float64)])[rows]
 
     def _state_of_families(self) -> dict[str, Any]:
-        """What a state has more where pictures are told from files."""
+        """Return the further entries of a state with families."""
         if self.levels.families is None:
             return {}
         return {"levels": self.levels.state_dict(), "shared": self.shared.state_dict()}
 
     def means(self, keys: Sequence[str]) -> Tensor:
-        """Mean compared values of each sample's own counted visits, `(B, scored columns)`; NaN without any."""
+        """Return the mean compared values of each sample's own counted visits, `(B, scored columns)`, or NaN."""
         found = torch.full((len(keys), self.samples.columns), math.nan, dtype=torch.float64)
-        # What a file of several shows is in its own evidence.
+        # A file of a picture with several files has its own evidence.
         several = [self.levels.name(SAMPLE, key) is not None for key in keys]
         for evidence, wanted in ((self.samples, False), (self.levels.beside[SAMPLE], True)):
             own = [row for row, key in enumerate(keys) if several[row] is wanted and key in evidence.row]
@@ -236,31 +237,31 @@ class Judgement:
         return found
 
     def counted_visits(self, keys: Sequence[str]) -> list[int]:
-        """Visits of each sample's picture that count as evidence, in the scored column that has fewest."""
+        """Return the counted visits of each sample's picture in the scored column with the fewest."""
         return [int(count) for count in self._visits_of(PICTURE, self.levels.pictures_of(keys)).tolist()]
 
     def judged(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample's picture has visits enough to be flagged, `(B,)` bool."""
+        """Return whether each sample's picture has enough visits for a flag, `(B,)` bool."""
         return torch.tensor([visits >= self.minimum_visits for visits in self.counted_visits(keys)], dtype=torch.bool)
 
     def ready(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample, its picture or its caption has visits enough to be flagged, `(B,)` bool."""
+        """Return whether each sample, its picture or its caption has enough visits for a flag, `(B,)` bool."""
         return self.judged(keys) if self.levels.families is None else self._standing(keys)[1]
 
     def flagged(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample, its picture or its caption is above its threshold now, `(B,)` bool."""
+        """Return whether each sample, its picture or its caption is above its threshold now, `(B,)` bool."""
         scores, ready = self._standing(keys)
         return (scores > self.threshold) & ready
 
     def ever_flagged(self, keys: Sequence[str]) -> Tensor:
-        """Whether each sample, its picture or its caption has been above its threshold at some visit, `(B,)` bool."""
+        """Return whether each sample, its picture or its caption was ever above its threshold, `(B,)` bool."""
         return torch.tensor([self.levels.is_flagged(key) for key in keys], dtype=torch.bool)
 
     def share_flagged(self) -> float:
-        """Share of the training pictures that were flagged: of all, or of those seen so far if nobody knows all."""
+        """Return the flagged share of all training pictures, or of the pictures seen so far if the total is unknown."""
         pictures = self.levels.pictures or len(self.samples.row)
         return len(self.levels.flagged_pictures) / pictures if pictures else 0.0
 
     def power(self) -> tuple[int, int]:
-        """Canaries flagged so far, and canaries: how many of samples repeated like them the run finds."""
+        """Return the numbers of flagged canaries and of canaries, which estimate the power for repeated samples."""
         return sum(key in self.first_flagged for key in self.canaries), len(self.canaries)

@@ -1,14 +1,14 @@
-"""The levels of evidence: a picture first, and beside it the single file and the caption, where these differ.
+"""The levels of evidence: the picture first, and also the single file and the caption if these differ.
 
-What is memorized is a picture, whatever its files are called, so every visit is one of its picture. Two more levels
-stand beside it, where they say something else: the single *sample*, of a picture that has several files, and the
-*caption*, where several pictures share one. A family that crosses its threshold is flagged with all its members,
-visited or not.
+A model memorizes a picture under any file name, so every visit counts for its picture. Two further levels exist if they
+differ from the picture: the single *sample*, if a picture has several files, and the *caption*, if several pictures
+share it. A family above its threshold is flagged with all its members, even without visits.
 
-A sample with several levels has as many chances to be flagged by accident. So the stated rate is shared: a sample that
-stands alone is judged at all of it; a lone picture whose caption is shared at a half; samples and pictures of several
-files, and captions, at a third. Only captions of many pictures could condemn a large part of the data at once: one that
-more than :data:`COMMON` of the pictures share ("a photo") names none of them and is no level.
+A sample with several levels has several chances to be flagged by accident. So the levels share the stated rate. A
+sample without family is judged at the whole rate. A picture of one file with a shared caption is judged at half of it.
+Samples and pictures of several files, and captions, are judged at a third. A caption of many pictures could flag a
+large part of the data at once. So a caption that more than :data:`COMMON` of the pictures share ("a photo") is no
+level.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from memtrain.families.table import FamilyIndex
 log = logging.getLogger(__name__)
 
 SAMPLE, PICTURE, CAPTION = "sample", "picture", "caption"
-"""The levels, and what a sample is flagged by. One that stands alone is flagged by `sample`: it is its own picture."""
+"""The levels by which a sample is flagged. A sample without family is its own picture, and is flagged by `sample`."""
 BESIDE = (SAMPLE, CAPTION)
-"""Levels beside the picture."""
+"""Levels other than the picture."""
 COMMON = 0.1
-"""Share of the pictures above which those of one caption are too many for it to be a level."""
+"""Largest share of the pictures under one caption that is a level."""
 FEW = 2
-"""Pictures of one caption that are not too many, however few pictures there are."""
+"""Number of pictures under one caption that is always allowed."""
 
 
 class Levels:
-    """Which families a sample belongs to, the evidence of those beside its picture, and which were flagged.
+    """The families of samples, the evidence of the further levels, and the flagged families.
 
     Args:
-        families: which samples are one picture, and which share a caption; None where nobody looked.
+        families: the families of pictures and captions; None without a scan.
         columns: number of values per visit.
         window: visits that the evidence remembers.
 
     Attributes:
-        beside: evidence of the levels beside the picture, by level.
-        crossed: step at which a family crossed its threshold, by its name, by level.
+        beside: evidence of the levels other than the picture, by level.
+        crossed: step at which a family crossed its threshold, by level and name.
         first_flagged: step of the first flag of each flagged sample, by key.
-        flagged_by: level of that flag, by key.
-        flagged_pictures: names of the pictures of which a sample was flagged.
+        flagged_by: level of this flag, by key.
+        flagged_pictures: names of the pictures with a flagged sample.
         pictures: number of training pictures; None if unknown, as with streamed data.
         apart: keys of samples that are not trained on, and never flagged.
-        common: captions that are shared by too many pictures to be a level.
+        common: captions that too many pictures share to be a level.
     """
 
     def __init__(self, families: FamilyIndex | None, *, columns: int, window: int) -> None:
@@ -65,21 +65,21 @@ class Levels:
         self.common: set[str] = set()
         self._seen = 0
         self._spans: dict[str, tuple[int, int]] = {}
-        # Members of each flagged family when they were flagged: a large one is not gone through at each of its visits.
+        # The members of each flagged family at its flag. A large family is not searched at each of its visits.
         self._told: dict[tuple[str, str], int] = {}
 
     # Names
 
     def picture(self, key: str) -> str:
-        """Name of a sample's picture."""
+        """Return the name of a sample's picture."""
         return key if self.families is None else self.families.picture(key)
 
     def pictures_of(self, keys: Iterable[str]) -> list[str]:
-        """Names of samples' pictures, B."""
+        """Return B names of samples' pictures."""
         return list(keys) if self.families is None else [self.families.picture(key) for key in keys]
 
     def name(self, level: str, key: str) -> str | None:
-        """Name of a sample's family at a level; None where the sample has no such level."""
+        """Return the name of a sample's family at a level; None if the sample has no such level."""
         if level == PICTURE:
             return self.picture(key)
         if self.families is None:
@@ -90,23 +90,23 @@ class Levels:
         return caption if self._is_level(caption) else None
 
     def members(self, level: str, name: str) -> Sequence[str]:
-        """Keys of the training samples of a family."""
+        """Return the keys of the training samples of a family."""
         if self.families is None or level == SAMPLE:
             return (name,)
         return [key for key in self._known_members(level, name) if key not in self.apart]
 
     def _known_members(self, level: str, name: str) -> Sequence[str]:
-        """Likewise, with those that are not trained on."""
+        """Return the keys of all samples of a family, with the ones that are not trained on."""
         if self.families is None or level == SAMPLE:
             return (name,)
         return self.families.picture_members(name) if level == PICTURE else self.families.caption_members(name)
 
     def known_pictures(self) -> int:
-        """Training pictures: all, or as many as were seen so far."""
+        """The number of training pictures, or of the pictures seen so far."""
         return self._seen if self.pictures is None else self.pictures
 
     def parts(self, level: str, name: str) -> int:
-        """By what the stated rate is divided for a family: its samples' levels."""
+        """Return the divisor of the stated rate for a family, the number of its samples' levels."""
         if self.families is None:
             return 1
         if level != PICTURE or self._files(name) > 1:
@@ -114,14 +114,14 @@ class Levels:
         return 1 if self.name(CAPTION, name) is None else 2
 
     def is_family(self, level: str, name: str) -> bool:
-        """Whether there are several samples under a name."""
+        """Return whether a name has several samples."""
         return self.families is not None and level != SAMPLE and (level == CAPTION or self._files(name) > 1)
 
     def _files(self, picture: str) -> int:
         return 1 if self.families is None else len(self.families.picture_members(picture))
 
     def _is_level(self, caption: str) -> bool:
-        """Whether a caption is shared by several pictures, and not by too many."""
+        """Return whether several pictures, but not too many, share a caption."""
         assert self.families is not None
         members = self.families.caption_members(caption)
         if len(members) < 2:
@@ -139,19 +139,19 @@ class Levels:
     # Visits
 
     def see(self, pictures: int) -> None:
-        """So many pictures were seen so far."""
+        """Set the number of pictures seen so far."""
         self._seen = pictures
 
     def add(self, keys: Sequence[str], values: Tensor, z: Tensor) -> dict[str, list[str]]:
-        """Take in counted visits beside the picture's.
+        """Take in counted visits for the levels other than the picture.
 
         Args:
             keys: B keys.
-            values: `(B, columns)` compared values, NaN where there is none.
-            z: the same as z-scores.
+            values: compared values `(B, columns)`, NaN without a value.
+            z: the same values as z-scores.
 
         Returns:
-            Names of the families that were visited, by level.
+            The names of the visited families, by level.
         """
         touched: dict[str, list[str]] = {}
         for level in BESIDE if self.families is not None else ():
@@ -166,7 +166,7 @@ class Levels:
     # Flags
 
     def flag(self, level: str, name: str, step: int) -> None:
-        """A family crossed its threshold: all its members are flagged."""
+        """Flag all members of a family that crossed its threshold."""
         step = self.crossed[level].setdefault(name, step)
         members = self._known_members(level, name)
         if self._told.get((level, name)) == len(members):
@@ -183,14 +183,14 @@ class Levels:
             self.flagged_pictures.add(self.picture(key))
 
     def adopt(self, keys: Iterable[str]) -> None:
-        """Flag those of `keys` whose family was flagged before it was known that they belong to it."""
+        """Flag the samples of `keys` whose family was flagged before they were known to belong to it."""
         for key in keys if self.families is not None else ():
             level = None if key in self.first_flagged or key in self.apart else self._family_flagged(key)
             if level is not None:
                 self._flag(key, level, self.crossed[level][self.name(level, key) or key])
 
     def is_flagged(self, key: str) -> bool:
-        """Whether a sample, its picture or its caption was ever flagged."""
+        """Return whether a sample, its picture or its caption was ever flagged."""
         return key in self.first_flagged or self._family_flagged(key) is not None
 
     def _family_flagged(self, key: str) -> str | None:
@@ -200,13 +200,13 @@ class Levels:
         return next((level for level, name in found if name in self.crossed[level]), None)
 
     def flagged_pictures_of(self, keys: Collection[str]) -> int:
-        """Pictures of `keys` of which a sample was flagged."""
+        """Return the number of pictures of `keys` with a flagged sample."""
         return len(self.flagged_pictures & set(self.pictures_of(keys)))
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Return plain types and tensors."""
         return {
             "beside": {level: evidence.state_dict() for level, evidence in self.beside.items()},
             "crossed": {level: dict(steps) for level, steps in self.crossed.items()},
@@ -217,12 +217,12 @@ class Levels:
     def load_state_dict(
         self, state: dict[str, Any] | None, first_flagged: dict[str, int], columns: slice = slice(None)
     ) -> None:
-        """Take up a saved state; None, of a run without families, leaves the levels beside the picture empty.
+        """Load a saved state; None, from a run without families, leaves the levels other than the picture empty.
 
         Args:
-            state: from :meth:`state_dict`.
+            state: the state from :meth:`state_dict`.
             first_flagged: step of the first flag, by key.
-            columns: those of an earlier version's evidence that are wanted.
+            columns: the needed columns in the evidence of an earlier version.
         """
         self.first_flagged = dict(first_flagged)
         self.flagged_by = dict.fromkeys(first_flagged, SAMPLE)

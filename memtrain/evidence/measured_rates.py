@@ -1,7 +1,8 @@
-"""How many ordinary samples were flagged in simulations, for each asked rate and number of held-out samples.
+"""Shares of ordinary samples flagged in simulations, for each requested rate and number of held-out samples.
 
-Figures of `benchmarks/rates.json`, which `python benchmarks/rates.py` makes: of each number of held-out samples and
-asked rate, the kind of data in which most ordinary samples were flagged. A test holds this table to that file.
+The figures are from `benchmarks/rates.json`, which `python benchmarks/rates.py` makes. For each number of held-out
+samples and requested rate, the table has the kind of data with the most flagged ordinary samples. A test compares this
+table with that file.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ class Measured:
     """The worst of several kinds of data.
 
     Attributes:
-        heldout: held-out samples of the simulation; 0 where the bulk calibrated.
-        mean: share of ordinary samples flagged at some time, mean over runs.
-        worst: the same in the worst run.
+        heldout: number of held-out samples in the simulation; 0 if the bulk calibrated.
+        mean: share of ordinary samples flagged at any time, mean over runs.
+        worst: the same share in the worst run.
         scenario: the kind of data.
-        scenarios: number of kinds.
+        scenarios: number of kinds of data.
     """
 
     heldout: int
@@ -46,20 +47,20 @@ TABLE: dict[tuple[int, float], tuple[float, float, str]] = {
     (1000, 0.01): (0.0067, 0.0133, "independent, normal"),
     (1000, 0.05): (0.0133, 0.0133, "correlated in pairs"),
 }
-"""By held-out samples (0: the bulk) and asked rate: mean over runs, worst run, kind of data."""
+"""Mean over runs, worst run and kind of data, by number of held-out samples (0 for the bulk) and requested rate."""
 KINDS: dict[bool, int] = {True: 6, False: 4}
-"""Kinds of data with held-out samples, and without."""
+"""Numbers of kinds of data with held-out samples and without."""
 
 
 def measured(heldout: int | None, false_positive_rate: float) -> Measured | None:
-    """Of the simulation with the most similar number, at the lowest simulated rate that is not below what is asked.
+    """Return the figures for the most similar number, at the lowest simulated rate from the requested rate on.
 
     Args:
-        heldout: held-out samples; None where the bulk calibrates.
-        false_positive_rate: asked.
+        heldout: number of held-out samples; None if the bulk calibrates.
+        false_positive_rate: the requested rate.
 
     Returns:
-        None where no simulated rate is as high.
+        The figures; None if no simulated rate is as high.
     """
     counts = {count for count, _ in TABLE if (count == 0) == (heldout is None)}
     rates = {rate for _, rate in TABLE if rate >= false_positive_rate - 1e-12}

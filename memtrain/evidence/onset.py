@@ -1,4 +1,4 @@
-"""When memorization began, in sentences: the first flags, and where the training set parts from held-out samples."""
+"""The beginning of memorization in sentences: the first flags, and the step at which the two losses part."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from memtrain.evidence.set_curve import Point
 
 FEW = 100
-"""Training samples up to which the curve of the whole set is put into a sentence."""
+"""Largest number of training samples for a sentence about the curve of the whole set."""
 APART = 0.1
-"""Change of the log loss below which nothing is said: windows differ by about that much by chance."""
+"""Least change of the log loss for a sentence, because windows differ by about this much by chance."""
 
 
 def onset_figures(first_flagged: Mapping[str, int], points: Sequence[Point]) -> dict[str, Any]:
-    """What `records/calibration.json` holds of the course of a run.
+    """Return the entries of `records/calibration.json` about the course of a run.
 
     Args:
-        first_flagged: step at which each flagged sample was flagged.
-        points: of the loss, relative to the base model; empty where that is not known.
+        first_flagged: the step of the flag of each flagged sample.
+        points: points of the loss relative to the base model; empty if unknown.
 
     Returns:
         `first_flagged_step` (None without a flag), `parting_step` (see :func:`parting`), `curve` (a list of windows
@@ -41,7 +41,7 @@ def onset_figures(first_flagged: Mapping[str, int], points: Sequence[Point]) -> 
 
 
 def parting(points: Sequence[Point]) -> Point | None:
-    """Where the held-out samples' loss was lowest, if from there on only that of the training samples fell; else None.
+    """Return the point of the lowest held-out loss, if only the training loss fell after it, or else None.
 
     The base model, at 0 for both, is the first point. Each window is averaged with its neighbours before they are
     compared.
@@ -55,12 +55,12 @@ def parting(points: Sequence[Point]) -> Point | None:
 
 
 def onset_sentences(figures: Mapping[str, Any], *, samples: int, edited: bool = False) -> list[str]:
-    """What the summary says of it.
+    """Return the sentences of the summary.
 
     Args:
-        figures: from :func:`onset_figures`.
-        samples: training samples.
-        edited: whether edited copies stand in for held-out samples.
+        figures: the figures from :func:`onset_figures`.
+        samples: number of training samples.
+        edited: whether edited copies replace held-out samples.
     """
     lines = []
     first = figures["first_flagged_step"]
@@ -78,8 +78,8 @@ def onset_sentences(figures: Mapping[str, Any], *, samples: int, edited: bool = 
     if step is None:
         return [*lines, f"{text}."]
     begin = "from the start" if step == 0 else f"since step {step}"
-    keep = "" if step == 0 else f" A checkpoint of about step {step} has learned what they have in common."
-    return [*lines, f"{text}: {begin} only the former falls, so these images are what is being learned.{keep}"]
+    keep = "" if step == 0 else f" A checkpoint of about step {step} has learned their common features."
+    return [*lines, f"{text}: {begin} only the former falls, so the model is learning these images.{keep}"]
 
 
 def _smooth(points: Sequence[Point]) -> list[Point]:

@@ -1,11 +1,11 @@
-"""The files of a reference profile: a float32 row of values for each content, in parts of many samples.
+"""The files of a reference profile, with a float32 row of values for each content, in parts of many samples.
 
 Values are collected and written together, at least once a minute, so that an interrupted measurement goes on where it
-stopped. Afterwards the parts are merged into one: the merged file is there whole before those that it takes the place
-of go, and a content that is there twice has the same values, so a kill in between harms nothing. Several runs may read
-and write one folder; what another run merges meanwhile is looked for again.
+stopped. Afterwards the parts are merged into one. The merged file is complete before the old files are deleted, and a
+content in two files has the same values, so a kill in between does no harm. Several runs may read and write one folder.
+If another run merges files meanwhile, they are searched again.
 
-Cost: a start reads each file once; a million samples of 17 values at 4 timesteps are 340 MB, and read in seconds.
+Cost: a start reads each file once. A million samples of 17 values at 4 timesteps take 340 MB, and are read in seconds.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from memtrain.errors import RecordError
 from memtrain.files.whole import written_whole
 
 SECONDS = 45.0
-"""After so long, what was measured is written down."""
+"""Seconds after which measured values are written."""
 ROWS = 2**16
-"""So many samples at most wait to be written, and are read at a time."""
+"""Largest number of samples that wait to be written, or are read at a time."""
 SEVERAL = 8
-"""Parts beyond which they are merged."""
+"""Number of parts above which they are merged."""
 TRIES = 5
 
 Values = npt.NDArray[np.float32]
@@ -41,9 +41,9 @@ class ProfileParts:
     """Parts of one profile.
 
     Args:
-        folder: of the profile.
-        width: values of a sample.
-        seconds: after which what was added is written.
+        folder: the folder of the profile.
+        width: number of values of a sample.
+        seconds: number of seconds after which added values are written.
     """
 
     def __init__(self, folder: Path, *, width: int, seconds: float = SECONDS) -> None:
@@ -53,7 +53,7 @@ class ProfileParts:
         self._since = time.monotonic()
 
     def add(self, contents: Sequence[str], values: Values) -> None:
-        """Keep the values `(n, width)` of contents, to be written at the next :meth:`flush`."""
+        """Keep the values `(n, width)` of contents for the next :meth:`flush`."""
         if not self._contents:
             self._since = time.monotonic()
         self._contents += contents
@@ -61,29 +61,30 @@ class ProfileParts:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to write what was added."""
+        """Return whether it is time to write the added values."""
         return len(self._contents) >= ROWS or time.monotonic() - self._since >= self.seconds
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the added values."""
         if not self._contents:
             return
         table = _table(pa.array(self._contents, pa.string()), np.concatenate(self._values))
-        # After all of its samples: data that share some of them must not write over each other's parts.
+        # A hash of all its samples names the part, so that data with common samples do not overwrite each other's
+        # parts.
         part = hashlib.sha256("".join(self._contents).encode()).hexdigest()[:24]
         _write([table], self.folder / f"{part}.parquet", width=self.width)
         self._contents, self._values = [], []
 
     def paths(self) -> list[Path]:
-        """All parts, in fixed order."""
+        """Return all parts in fixed order."""
         return sorted(self.folder.glob("*.parquet"))
 
     def contents(self) -> pa.ChunkedArray:
-        """The contents of all parts, in their order."""
+        """Return the contents of all parts in their order."""
         return _retried(lambda: _contents(self.paths()))
 
     def read(self, wanted: pa.Array) -> tuple[Values, npt.NDArray[np.bool_]]:
-        """Values of contents `(n, width)`, NaN where there are none, and which of them there are `(n,)`."""
+        """Return the values of contents `(n, width)`, NaN if unknown, and whether they are known `(n,)`."""
         return _retried(lambda: self._read(wanted))
 
     def _read(self, wanted: pa.Array) -> tuple[Values, npt.NDArray[np.bool_]]:
@@ -103,18 +104,18 @@ class ProfileParts:
         return found, place >= 0
 
     def merge(self, *, several: int = SEVERAL) -> bool:
-        """Make one part of many; whether there were more than `several`."""
+        """Merge many parts into one; return whether there were more than `several`."""
         paths = self.paths()
         if len(paths) <= several:
             return False
         try:
             contents = _contents(paths)
-            # The first of several rows of one content, as in `read`.
+            # The first of several rows of one content counts, as in `read`.
             kept = positions(contents, contents) == np.arange(len(contents))
             name = hashlib.sha256("".join(path.stem for path in paths).encode()).hexdigest()[:24]
             _write(self._kept(paths, contents, kept), self.folder / f"{name}.parquet", width=self.width)
         except FileNotFoundError:
-            # Another run merged them.
+            # Another run has merged them.
             return False
         for path in paths:
             path.unlink(missing_ok=True)
@@ -135,7 +136,7 @@ class ProfileParts:
 
 
 def positions(wanted: pa.Array | pa.ChunkedArray, known: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Where each of `wanted` is first among `known`, -1 where it is not."""
+    """Return the first place of each of `wanted` in `known`, or -1."""
     found = pc.index_in(wanted, value_set=known).fill_null(-1)
     places: npt.NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
     return places
@@ -146,7 +147,7 @@ def _schema(width: int) -> pa.Schema:
 
 
 def _table(contents: pa.Array | pa.ChunkedArray, values: Values) -> pa.Table:
-    # Earlier parts hold doubles, which were single before.
+    # Parts of earlier versions hold doubles, made from single precision.
     flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
     rows = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table({"content": contents, "values": rows}, schema=_schema(values.shape[1]))
@@ -178,14 +179,13 @@ def _opened(path: Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise RecordError(
             f"{path} is torn: {' '.join(str(error).split()):.200}",
-            expected="a part of a reference profile that was written whole",
-            remedy="remove it: its samples are then measured again, by a new run, or with `reference: first_visit` by "
-            "this one",
+            expected="a complete part of a reference profile",
+            remedy="delete it; a new run measures its samples again, or this run with `reference: first_visit`",
         ) from error
 
 
 def _retried(reading: Callable[[], Result]) -> Result:
-    """What is read of parts that another process may be merging."""
+    """Read parts again if another process is merging them."""
     for _ in range(TRIES - 1):
         try:
             return reading()

@@ -1,20 +1,20 @@
-"""What a threshold promises: the one place where rates become words.
+"""The promise of a threshold, and the only place where rates become words.
 
-Three things are told apart in every summary, in `calibration.json`, on the model card and before training:
+Every summary, `calibration.json`, the model card and the message before training separate three rates:
 
-- the rate that was *asked* for, `false_positive_rate`;
-- the rate that is *promised* of samples like the held-out ones, and by what. An *order statistic* of n held-out samples
-  promises multiples of 1/(n + 1), whatever the distribution of scores. Below 1/(n + 1) a *tail bound* keeps the asked
-  rate if scores beyond the highest become rarer at least with the third power of their distance from the median
-  (:func:`~memtrain.functional.statistics.tail_threshold`). The *bulk* of the training samples promises nothing: nobody
-  knows which of them are ordinary.
-- the rate that was *measured* in simulations of ordinary samples with about as many held-out ones
-  (`benchmarks/rates.py`; the figures are in :mod:`memtrain.evidence.measured_rates`): the mean over runs in the worst
-  of several kinds of data, and the worst run.
+- the *requested* rate, `false_positive_rate`;
+- the *promised* rate for samples like the held-out ones, and its basis. An *order statistic* of n held-out samples
+  promises multiples of 1/(n + 1) for any distribution of scores. A *tail bound* keeps a requested rate below 1/(n + 1),
+  if scores beyond the highest become rarer at least with the third power of their distance from the median
+  (:func:`~memtrain.functional.statistics.tail_threshold`). The *bulk* of the training samples promises nothing, because
+  its ordinary samples are unknown.
+- the *measured* rate in simulations of ordinary samples with about as many held-out samples (`benchmarks/rates.py`,
+  with figures in :mod:`memtrain.evidence.measured_rates`). It has the mean over runs in the worst of several kinds of
+  data, and the worst run.
 
-A promised rate is an average over the draw of the held-out samples, and a user has one draw. So a bound stands beside
-it that holds for 95 % of the draws (a tolerance bound), and, where the tail bound is used, both without its assumption.
-What neither covers: samples that differ in kind from the held-out ones, and training that moves all it trains on.
+A promised rate is an average over draws of the held-out samples, and a user has one draw. So a second bound holds for
+95 % of the draws (a tolerance bound). If the tail bound is used, both figures are also stated without its assumption.
+Neither covers samples of another kind than the held-out ones, or training that moves all training samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from memtrain.evidence.thresholds import BULK, ORDER, heldout_method
 from memtrain.functional.statistics import MINIMUM_CALIBRATING, order_rate_bound, samples_needed
 
 CONFIDENCE = 0.95
-"""Of the bounds: share of the draws of held-out samples."""
+"""Share of the draws of held-out samples for which the bounds hold."""
 FIELDS = (
     "promised_rate",
     "promised_by",
@@ -45,18 +45,18 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Promise:
-    """What so many held-out samples promise.
+    """The promise of a number of held-out samples.
 
     Attributes:
-        asked: the false-positive rate that was asked for.
-        heldout: held-out samples that calibrate; None where the bulk does.
-        by: `order statistic`, `tail bound` or `bulk`.
-        rate: promised on average over draws of the held-out samples; None where nothing is.
-        bound: kept by 95 % of the draws; None where nothing is promised.
-        free_rate: promised whatever the distribution of scores.
-        free_bound: kept by 95 % of the draws whatever the distribution.
-        needed: held-out samples that promise `asked` whatever the distribution.
-        measured: in simulation; None where nobody measured.
+        asked: the requested false-positive rate.
+        heldout: number of calibrating held-out samples; None if the bulk calibrates.
+        by: basis of the promise, `order statistic`, `tail bound` or `bulk`.
+        rate: promised rate on average over draws of the held-out samples; None without a promise.
+        bound: rate that 95 % of the draws keep; None without a promise.
+        free_rate: promised rate for any distribution of scores.
+        free_bound: rate that 95 % of the draws keep for any distribution of scores.
+        needed: number of held-out samples that promise `asked` for any distribution of scores.
+        measured: rate measured in simulation; None without a measurement.
     """
 
     asked: float
@@ -70,53 +70,54 @@ class Promise:
     measured: Measured | None
 
     def figures(self) -> dict[str, Any]:
-        """As `calibration.json` has them; rates are shares from 0 to 1."""
+        """Return the figures for `calibration.json`; rates are shares from 0 to 1."""
         values: list[Any] = [self.rate, self.by, self.bound, self.free_rate, self.free_bound, self.needed]
         values += [None, None] if self.measured is None else [self.measured.mean, self.measured.worst]
         return dict(zip(FIELDS, values, strict=True))
 
     def sentences(self) -> list[str]:
-        """What is promised, and what was measured."""
+        """Return sentences about the promised and the measured rate."""
         return [self._promised(), *([] if self.measured is None else [self._measured()])]
 
     def warning(self) -> str | None:
-        """What to say before training where the asked rate takes more held-out samples; None where it does not."""
+        """Return the warning before training if the requested rate needs more held-out samples, or else None."""
         if self.by == ORDER:
             return None
         if self.heldout is None:
             return (
-                f"No held-out samples calibrate, so the rate of {percent(self.asked)} that was asked for is not "
-                f"promised. {self._remedy()}"
+                f"No held-out samples calibrate, so the requested rate of {percent(self.asked)} is not promised. "
+                f"{self._remedy()}"
             )
         return (
             f"{self.heldout} held-out samples promise {percent(self.asked)} only by an assumption on the tail of their "
-            f"scores; without it, {percent(self.free_rate)} on average and {percent(self.free_bound)} with "
-            f"{percent(CONFIDENCE)} confidence. {self._remedy()}"
+            f"scores. Without it, they promise {percent(self.free_rate)} on average and {percent(self.free_bound)} "
+            f"with {percent(CONFIDENCE)} confidence. {self._remedy()}"
         )
 
     def _remedy(self) -> str:
         return (
-            f"It takes {self.needed:,} held-out samples to promise it without: raise data.init_args.heldout_fraction, "
-            "name a heldout_path, or raise false_positive_rate."
+            f"A promise without an assumption needs {self.needed:,} of them. Raise data.init_args.heldout_fraction, "
+            "set a heldout_path, or raise false_positive_rate."
         )
 
     def _promised(self) -> str:
         asked, sure = percent(self.asked), percent(CONFIDENCE)
         if self.rate is None:
             return (
-                f"Promised: nothing, as no held-out samples calibrated. {asked} was asked for, and the threshold lies "
-                f"above the bulk of the training samples. It takes {self.needed:,} held-out samples to promise it."
+                f"Promised: no rate, because no held-out samples calibrated. The requested rate is {asked}. "
+                f"The threshold lies above the bulk of the training samples. A promise needs {self.needed:,} held-out "
+                "samples."
             )
         said = (
             f"Promised: at most {percent(self.rate)} of samples like the {self.heldout:,} held-out ones, on average "
             f"over which samples are held out, and at most {percent(self.bound)} with {sure} confidence"
         )
         if self.by == ORDER:
-            return f"{said}, whatever the distribution of scores (order statistic)."
+            return f"{said}, for any distribution of scores (order statistic)."
         return (
             f"{said}, if high scores become rarer at least with the third power of their distance from the median "
-            f"(tail bound). Without that assumption {percent(self.free_rate)} and {percent(self.free_bound)}; it takes "
-            f"{self.needed:,} held-out samples to promise {asked} without."
+            f"(tail bound). Without this assumption, the two rates are {percent(self.free_rate)} and "
+            f"{percent(self.free_bound)}. A promise of {asked} without it needs {self.needed:,} held-out samples."
         )
 
     def _measured(self) -> str:
@@ -130,7 +131,7 @@ class Promise:
 
 
 def promise(heldout: int | None, false_positive_rate: float) -> Promise | None:
-    """What `heldout` samples (None: the bulk) promise; None where they are too few for a threshold."""
+    """Return the promise of `heldout` samples (None for the bulk); None if they are too few for a threshold."""
     needed = samples_needed(false_positive_rate)
     if heldout is None:
         found = measured(None, false_positive_rate)
@@ -140,7 +141,7 @@ def promise(heldout: int | None, false_positive_rate: float) -> Promise | None:
     by = heldout_method(heldout, false_positive_rate)
     above = max(1, math.floor(false_positive_rate * (heldout + 1) + 1e-9))
     free_rate, free_bound = above / (heldout + 1), order_rate_bound(heldout, above=above, confidence=CONFIDENCE)
-    # The tail bound lies above the highest score: as much more seldom reached as the rate is below 1/(n + 1).
+    # The tail bound lies above the highest score. It is reached as much more rarely as the rate is below 1/(n + 1).
     share = 1.0 if by == ORDER else false_positive_rate / free_rate
     return Promise(
         false_positive_rate,
@@ -156,23 +157,23 @@ def promise(heldout: int | None, false_positive_rate: float) -> Promise | None:
 
 
 def promise_of(figures: Mapping[str, Any]) -> Promise | None:
-    """Of a run, from its `calibration.json`; None without a threshold."""
+    """Return the promise of a run from its `calibration.json`; None without a threshold."""
     if figures["threshold"] is None:
         return None
     return promise(figures["heldout"], figures["false_positive_rate"])
 
 
 def percent(share: float | None) -> str:
-    """A rate in words, to two digits."""
+    """Return a rate in words, to two digits."""
     if share is None:
         return "an unknown share"
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def promised_in_short(figures: Mapping[str, Any]) -> str:
-    """A cell of a table, from a run's `calibration.json`."""
+    """Return a cell of a table from a run's `calibration.json`."""
     found = promise_of(figures)
     if found is None or found.rate is None:
-        return f"none; {percent(figures['false_positive_rate'])} was asked for"
+        return f"none; {percent(figures['false_positive_rate'])} was requested"
     sure = f"{percent(found.bound)} with {percent(CONFIDENCE)} confidence"
-    return f"{percent(found.rate)} on average, {sure} ({found.by}; {percent(found.asked)} was asked for)"
+    return f"{percent(found.rate)} on average, {sure} ({found.by}; {percent(found.asked)} was requested)"

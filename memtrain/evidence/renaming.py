@@ -1,8 +1,8 @@
-"""A picture that turns out to be another one, met earlier: what was known of it goes over to that one.
+"""The case that a picture equals an earlier picture, so that its evidence moves to the earlier one.
 
 An index that grows with the batches may find late that two families are one
-(:class:`memtrain.families.online.OnlineFamilies`). Evidence of both is pooled as if their visits had been one
-picture's, up to the order in which they came: means are weighted by visits. What was flagged stays flagged.
+(:class:`memtrain.families.online.OnlineFamilies`). The evidence of both is pooled like visits of one picture, except
+for their order. Means are weighted by visits. Flagged samples stay flagged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from memtrain.evidence.levels import PICTURE
 from memtrain.evidence.running_means import Evidence
 
 HIGHER = (PEAK, EARLY, FREQUENT, HIGHEST, TURN)
-"""What is kept by row of which the higher value of two pictures is that of both."""
+"""Values by row for which the higher value of two pictures counts for both."""
 
 
 def rename_picture(calibration: Calibration, old: str, new: str) -> None:
-    """Let everything that is kept under a picture's name go over to another's."""
+    """Move all values of a picture to another name."""
     for evidence in (calibration.samples, calibration.heldout):
         if evidence is not None:
             pool_rows(evidence, old, new)
@@ -34,10 +34,10 @@ def rename_picture(calibration: Calibration, old: str, new: str) -> None:
 
 
 def pool_rows(evidence: Evidence, old: str, new: str) -> None:
-    """Make the visits of the row `old` visits of the row `new`; the last row takes its place.
+    """Move the visits of the row `old` to the row `new`; the last row takes its place.
 
-    Means of visits within the window are as if all had been one picture's. Beyond it, the pooled mean is taken to be
-    as noisy as any that remembers a window of visits, and is so again after as many.
+    Within the window, means are the same as for one picture. Beyond it, the pooled mean is taken to be as noisy as
+    every mean over a window of visits, which is true again after this many visits.
     """
     if old not in evidence.row:
         return

@@ -1,12 +1,13 @@
-"""A uniform sample of the samples with visits enough, which says what the bulk of a million is like.
+"""A uniform sample of the samples with enough visits, which represents the bulk of a million samples.
 
-What: of all samples that have so many counted visits, those with the smallest hashes of their names (bottom-k; Cohen
-and Kaplan, "Summarizing Data Using Bottom-k Sketches", PODC 2007). Who is in it depends on names alone: not on the
-order of visits, the process or the machine, and the samples of two sets merge into that of both.
-Up to :data:`MOST` samples all of them are taken, so nothing is estimated.
-Cost: a hash of each new name, and a comparison of it when a sample has visits enough. Error: a quantile at p of n
-scores from k of them has the standard error √(p (1 − p) / k) / density; the threshold of the bulk, at a rate of 1 % of
-normal scores, 3.9 / √k standard deviations of the scores: 0.043 with 8,192 (:func:`threshold_error`).
+The sample holds the rows with the smallest hashes of their names, among all samples with enough counted visits
+(bottom-k; Cohen and Kaplan, "Summarizing Data Using Bottom-k Sketches", PODC 2007). It depends on names only, and not
+on the order of visits, the process or the machine. The samples of two sets merge into the sample of both.
+
+Up to :data:`MOST` samples all of them are taken, so nothing is estimated. Cost: a hash of each new name, and a
+comparison of it when a sample has enough visits. Error: a quantile at p, estimated from k scores, has the standard
+error √(p (1 − p) / k) / density. At a rate of 1 % of normal scores, the threshold of the bulk has an error of 3.9 / √k
+standard deviations of the scores, which is 0.043 with 8,192 (:func:`threshold_error`).
 """
 
 from __future__ import annotations
@@ -20,34 +21,34 @@ from memtrain.functional.keyed_draws import seed_of_text
 from memtrain.functional.statistics import student_quantile
 
 MOST = 8192
-"""Samples that are in it at most."""
+"""Largest number of samples in it."""
 _ALL = 2**62
 
 
 def place(name: str) -> int:
-    """Where a name stands in a random order of names."""
+    """Return the place of a name in a random order of names."""
     return seed_of_text(f"reservoir\0{name}")
 
 
 class Reservoir:
-    """The rows with the smallest places, of those with visits enough.
+    """The rows with the smallest places among all rows with enough visits.
 
     Args:
-        visits: counted visits that are enough.
+        visits: number of counted visits that is enough.
 
     Attributes:
-        rows: `(k,)` ascending.
+        rows: the rows `(k,)`, ascending.
     """
 
     def __init__(self, visits: int) -> None:
         self.visits = visits
         self.rows = torch.zeros(0, dtype=torch.long)
         self._places = self.rows
-        # The lowest place that was ever turned away: beyond it the sample would not be uniform.
+        # The lowest place that was ever refused. Beyond it the sample would not be uniform.
         self._limit = _ALL
 
     def offer(self, rows: Tensor, places: Tensor) -> None:
-        """Rows that have come to have visits enough, `(B,)`, and the places of their names."""
+        """Offer rows with enough visits, `(B,)`, and the places of their names."""
         fitting = places < self._limit
         if not bool(fitting.any()):
             return
@@ -61,7 +62,7 @@ class Reservoir:
         self.rows, self._places = rows[order], places[order]
 
     def remove(self, row: int, *, last: int) -> None:
-        """A row is no longer in use, and the last one takes its place."""
+        """Remove a row; the last row takes its place."""
         kept = self.rows != row
         rows, self._places = self.rows[kept], self._places[kept]
         rows = torch.where(rows == last, row, rows)
@@ -70,11 +71,12 @@ class Reservoir:
 
 
 def threshold_error(false_positive_rate: float, count: int, *, freedom: float = math.inf) -> float:
-    """Standard error of :func:`~memtrain.functional.statistics.robust_threshold` from `count` of many scores.
+    """Return the standard error of :func:`~memtrain.functional.statistics.robust_threshold` from `count` scores.
 
-    In standard deviations of normal scores, with the spread of the upper half: the threshold is (1 − c) · median + c ·
-    upper quartile, with c the quantile at the rate by that at a quarter. Quantiles of a sample are normal around those
-    of all, with the covariance p (1 − q) / (density at p · density at q · count).
+    The unit is the standard deviation of normal scores, with the spread of the upper half. The threshold is (1 − c) ·
+    median + c · upper quartile, where c is the quantile at the rate divided by the quantile at a quarter. Quantiles of
+    a sample are normal around the quantiles of all, with the covariance p (1 − q) / (density at p · density at q ·
+    count).
     """
     share = student_quantile(false_positive_rate, freedom) / student_quantile(0.25, freedom)
     middle, upper = 1 / math.sqrt(2 * math.pi), math.exp(-(student_quantile(0.25, math.inf) ** 2) / 2)

@@ -1,11 +1,11 @@
-"""Evidence per sample over visits: running means of z-scores, on one scale for samples with few and with many visits.
+"""Evidence per sample over visits: running means of z-scores on one scale for few and for many visits.
 
-Samples differ for good, not only from visit to visit. The share of variance between samples is estimated from samples
-that are not memorized, and the evidence is scaled by its standard deviation under it.
+Samples have lasting differences, not only differences from visit to visit. The share of variance between samples is
+estimated from samples without memorization, and the evidence is divided by the standard deviation that follows.
 
-Cost: of a visit, whatever the number of samples: its own rows of arrays that grow by doubling. What is said of all
-samples at once is counted along (:mod:`memtrain.evidence.visit_counts`) or estimated from a uniform sample of them
-(:mod:`memtrain.evidence.reservoir`), which up to 8,192 samples are all of them.
+Cost: a visit uses only its own rows of arrays that grow by doubling, for any number of samples. Figures about all
+samples are updated with each visit (:mod:`memtrain.evidence.visit_counts`) or estimated from a uniform sample
+(:mod:`memtrain.evidence.reservoir`), which holds all samples up to 8,192.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from memtrain.evidence.reservoir import Reservoir
 from memtrain.evidence.visit_counts import VisitCounts
 
 Sign = Literal["low", "high", "unknown"]
-"""Where a memorized sample's values lie; `unknown` for columns that differ in sign."""
+"""Side on which a memorized sample's values lie; `unknown` for columns that differ in sign."""
 Rows = Sequence[int] | Tensor
 """Rows of samples."""
 
 
 def signed_score(evidence: Tensor, memorized_when: Sign) -> Tensor:
-    """Evidence `(n, columns)` of one signal to a score `(n,)`, high when memorized."""
+    """Turn evidence `(n, columns)` of one signal into a score `(n,)`, high when memorized."""
     if memorized_when == "unknown":
         return evidence.square().mean(dim=1).sqrt()
     return evidence.mean(dim=1) * (1 if memorized_when == "high" else -1)
@@ -41,13 +41,13 @@ class Evidence:
 
     Args:
         columns: number of values per visit.
-        window: visits that the running mean remembers.
+        window: number of visits that the running mean remembers.
 
     Attributes:
-        row: key to row.
-        names: row to key.
-        arrays: what is kept by row; others may keep more there.
-        counts: visits in the column that has fewest, of all samples.
+        row: the row of each key.
+        names: the key of each row.
+        arrays: the values by row, where other classes may add arrays.
+        counts: number of visits of all samples in the column with the fewest.
     """
 
     def __init__(self, columns: int, window: int = 12) -> None:
@@ -63,22 +63,22 @@ class Evidence:
 
     @property
     def visits(self) -> Tensor:
-        """`(n, columns)` visits counted, by value: not every visit has every value."""
+        """The counted visits by value, `(n, columns)`, because some visits lack a value."""
         return self.arrays["visits"]
 
     @property
     def mean(self) -> Tensor:
-        """`(n, columns)` running mean of z."""
+        """The running mean of z, `(n, columns)`."""
         return self.arrays["mean"]
 
     @property
     def total(self) -> Tensor:
-        """`(n, columns)` sum of the compared values, not standardised, over the counted visits."""
+        """The sum of the compared values over the counted visits, not standardised, `(n, columns)`."""
         return self.arrays["total"]
 
     @property
     def dilution(self) -> Tensor:
-        """`(n, columns)` sum of squared weights in the mean: 1 / visits at first, then 1 / (2 window − 1)."""
+        """The sum of squared weights in the mean, `(n, columns)`: 1 / visits at first, then 1 / (2 window − 1)."""
         return self._dilution(self.visits)
 
     def _dilution(self, visits: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Evidence:
         return table[visits.clamp(max=len(table) - 1).long()]
 
     def rows(self, keys: Sequence[str]) -> list[int]:
-        """Rows of `keys`; unknown keys get new ones."""
+        """Return the rows of `keys`; unknown keys get new rows."""
         new = [key for key in dict.fromkeys(keys) if key not in self.row]
         if new:
             first = len(self.names)
@@ -97,18 +97,18 @@ class Evidence:
         return [self.row[key] for key in keys]
 
     def add(self, rows: Sequence[int], values: Tensor, z: Tensor) -> None:
-        """Take in visits, in order.
+        """Take in visits in order.
 
         Args:
-            rows: B rows of their samples; a sample may occur several times.
-            values: `(B, columns)` compared values, NaN where there is none.
-            z: the same as z-scores.
+            rows: B rows of the samples; a sample may occur several times.
+            values: compared values `(B, columns)`, NaN without a value.
+            z: the same values as z-scores.
         """
         touched = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long)
         before = self.fewest_visits(touched)
         left = list(range(len(rows)))
         while left:
-            # A sample's visits have to be taken one after the other, those of different samples need not.
+            # Visits of one sample must be taken one after the other, but visits of different samples need not.
             turn = list({rows[index]: index for index in reversed(left)}.values())
             self._add(torch.tensor([rows[index] for index in turn]), values[turn], z[turn])
             taken = set(turn)
@@ -124,7 +124,7 @@ class Evidence:
         self.mean[rows] = mean + rate * torch.where(seen, z.double() - mean, 0.0)
 
     def visited(self, rows: Tensor, before: Tensor) -> None:
-        """Count along, for rows `(B,)`, each once, that had so many visits `before`."""
+        """Update the counts for rows `(B,)`, each once, with their visits `before`."""
         after = self.fewest_visits(rows)
         self.counts.move(before.tolist(), after.tolist())
         for sample in self._samples.values():
@@ -133,7 +133,7 @@ class Evidence:
                 sample.offer(ready, self.arrays["place"][ready])
 
     def remove(self, key: str) -> None:
-        """Forget a sample; the last one takes its row."""
+        """Remove a sample; the last sample takes its row."""
         row, last = self.row.pop(key), len(self.names) - 1
         self.counts.move(self.fewest_visits([row]).tolist(), [0])
         self.names[row] = self.names[last]
@@ -145,7 +145,7 @@ class Evidence:
             sample.remove(row, last=last)
 
     def sample(self, visits: int) -> Tensor:
-        """Rows of all samples while these are few, `(n,)`; of many, a uniform sample of those with `visits` visits."""
+        """Return the rows of all samples if there are few, `(n,)`, or a uniform sample of rows with `visits`."""
         if len(self.names) <= reservoir.MOST:
             return torch.arange(len(self.names))
         if visits not in self._samples:
@@ -155,20 +155,20 @@ class Evidence:
         return self._samples[visits].rows
 
     def fewest_visits(self, rows: Rows | None = None) -> Tensor:
-        """Visits of samples in the column that has fewest, `(n,)`.
+        """Return the visits of samples in the column with the fewest, `(n,)`.
 
         Args:
-            rows: of these samples; default all.
+            rows: rows of the samples; default all.
         """
         return (self.visits if rows is None else self.visits[rows]).amin(dim=1)
 
     def scaled(self, between: Tensor, rows: Rows | None = None, *, common: Tensor | None = None) -> Tensor:
-        """Evidence in units of its standard deviation when nothing is memorized, `(n, columns)`.
+        """Return evidence in units of its standard deviation without memorization, `(n, columns)`.
 
         Args:
-            between: `(columns,)` share of the variance that lies between samples.
-            rows: of these samples; default all.
-            common: `(n,)` variance of what all visits that are remembered of one have in common; default none.
+            between: share of the variance between samples, `(columns,)`.
+            rows: rows of the samples; default all.
+            common: variance of the common part of all remembered visits of a sample, `(n,)`; default none.
         """
         chosen = slice(None) if rows is None else rows
         variance = between + (1 - between) * self._dilution(self.visits[chosen])
@@ -176,9 +176,9 @@ class Evidence:
         return self.mean[chosen] / variance.sqrt()
 
     def share_between_samples(self) -> Tensor:
-        """Share of variance between samples `(columns,)`, by the method of moments from these samples' evidence.
+        """Estimate the share of variance between samples `(columns,)` by the method of moments from their evidence.
 
-        Var(mean z) is `share + (1 − share) · dilution` when single visits have variance 1.
+        Var(mean z) is `share + (1 − share) · dilution` if single visits have variance 1.
         """
         rows = self.sample(2)
         visits = self.visits[rows]
@@ -191,7 +191,7 @@ class Evidence:
         return torch.where(count < 2, 0.0, (excess / room.clamp(min=1e-12)).clamp(0.0, 0.95))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors: 16 bytes a sample and column, and its name and visits compressed."""
+        """Return plain types and tensors, 16 bytes a sample and column, with compressed names and visits."""
         return {
             "names": packed_names(self.names),
             "visits": packed_counts(self.visits),
@@ -203,8 +203,8 @@ class Evidence:
         """Take up a saved state.
 
         Args:
-            state: from :meth:`state_dict`; or of an earlier version, which kept all columns of a visit.
-            columns: those of an earlier version's that are wanted.
+            state: the state from :meth:`state_dict`, or from an earlier version, which kept all columns of a visit.
+            columns: the needed columns of an earlier version's state.
         """
         earlier = "keys" in state
         names = list(state["keys"]) if earlier else unpacked_names(state["names"])
@@ -219,7 +219,7 @@ class Evidence:
 
 @lru_cache(maxsize=32)
 def dilutions(window: int) -> Tensor:
-    """Sum of squared weights in a running mean after so many visits, up to where it changes no more, fp64."""
+    """Return the sum of squared weights in a running mean by number of visits, until it stays constant, fp64."""
     found = [1.0, 1.0]
     while len(found) <= window or found[-1] != found[-2]:
         rate = 1 / min(len(found), window)

@@ -1,13 +1,12 @@
-"""The loss of the whole training set beside that of held-out samples, over the steps of a run.
+"""The loss of the whole training set and of held-out samples over the steps of a run.
 
-What: mean compared values (log ratios to the base model) of all training samples and of all held-out samples, in
-windows of steps. While both fall, the model learns the subject and the style. From the step on at which only that of
-the training samples falls, it learns these samples. With few pictures that is the answer to "when do I stop?", and it
-is there where single samples have too few visits to be flagged.
-Source: ours; the gap between both is what loss-threshold membership tests rest on (Yeom et al., "Privacy Risk in
-Machine Learning", CSF 2018), here over a whole set.
-Each timestep bucket has a mean of its own, so a window is not lower because its visits happened to lie elsewhere.
-Cost: a few sums; at most :data:`MOST` windows are kept, and beyond that each two become one.
+The curve has the mean compared values (log ratios to the base model) of all training samples and of all held-out
+samples, in windows of steps. While both fall, the model learns the subject and the style. From the step at which only
+the training loss falls, it learns these samples. With few pictures, this step answers the question "when do I stop?",
+even if single samples have too few visits for a flag. Source: ours. Loss-threshold membership tests rest on the gap
+between the two (Yeom et al., "Privacy Risk in Machine Learning", CSF 2018). Here it is measured over a whole set. Each
+timestep bucket has its own mean, so the timesteps of a window do not matter. Cost: a few sums. At most :data:`MOST`
+windows are kept, and with more windows each two become one.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor
 
 MOST = 48
-"""Windows that are kept at most."""
+"""Largest number of kept windows."""
 FIRST = 5
-"""Steps of a window at first."""
+"""Number of steps in a window at first."""
 TRAINED, HELD = 0, 1
 
 
@@ -33,8 +32,8 @@ class Point:
 
     Attributes:
         step: last optimizer step of the window.
-        training: mean change on the training samples.
-        heldout: mean change on the held-out samples; NaN without any in this window.
+        training: mean change on training samples.
+        heldout: mean change on held-out samples; NaN without any in this window.
     """
 
     step: int
@@ -46,7 +45,7 @@ class SetCurve:
     """Sums by window of steps, timestep bucket and column, of training and held-out samples.
 
     Args:
-        columns: values of a visit.
+        columns: number of values of a visit.
         buckets: number of timestep buckets.
     """
 
@@ -57,12 +56,12 @@ class SetCurve:
         self.count = torch.zeros(0, 2, buckets, columns, dtype=torch.float64)
 
     def add(self, buckets: Sequence[int | None], values: Tensor, step: int) -> None:
-        """Visits of training samples `(B, columns)`, NaN where nothing is known, after `step` optimizer steps."""
+        """Take in visits of training samples `(B, columns)`, NaN without a value, after `step` optimizer steps."""
         self.step = max(self.step, step)
         self._add(TRAINED, buckets, values)
 
     def add_heldout(self, buckets: Sequence[int | None], values: Tensor) -> None:
-        """Visits of held-out samples, at the step that was named last."""
+        """Take in visits of held-out samples at the last step."""
         self._add(HELD, buckets, values)
 
     def _add(self, which: int, buckets: Sequence[int | None], values: Tensor) -> None:
@@ -82,10 +81,10 @@ class SetCurve:
             self.count[window, which].index_add_(0, place, seen.double())
 
     def points(self, column: int) -> list[Point]:
-        """The curve of one column, of the windows in which training samples were counted, and of the base model."""
+        """Return the curve of one column, with the base model and all windows with training samples."""
         found = []
         for window, (total, count) in enumerate(zip(self.total[..., column], self.count[..., column], strict=True)):
-            # Buckets that were not visited are left out; means of means, so that each bucket weighs the same.
+            # Buckets without visits are left out. The mean over bucket means gives each bucket the same weight.
             training, heldout = (
                 float((total[which] / count[which])[count[which] > 0].mean()) if count[which].any() else math.nan
                 for which in (TRAINED, HELD)
@@ -95,11 +94,11 @@ class SetCurve:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors."""
+        """Return plain types and tensors."""
         return {"width": self.width, "step": self.step, "total": self.total, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Load a saved state."""
         self.width, self.step, self.total, self.count = (state[name] for name in ("width", "step", "total", "count"))
 
 

@@ -1,7 +1,7 @@
-"""From compared values to z-scores: by timestep bucket first, then within classes of prompt length.
+"""The way from compared values to z-scores, by timestep bucket first and then within classes of prompt length.
 
-The moments follow the model: each observation moves them, and old ones are forgotten. Training changes images in
-general, and long captions otherwise than short ones; both are taken out here.
+The moments follow the model, because each observation moves them and old observations are forgotten. Training changes
+all images, and long captions in another way than short ones. Both effects are removed here.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 from memtrain.functional.moments import DriftingMoments
 
 MOMENTS_WINDOW = 64
-"""Held-out visits that a timestep bucket's moments remember; by default those of 256 batches."""
+"""Number of held-out visits that a timestep bucket's moments remember, by default those of 256 batches."""
 LENGTH_CLASSES = 3
-"""Classes of prompt length, if there are held-out samples enough."""
+"""Number of classes of prompt length, if there are enough held-out samples."""
 HELDOUT_PER_CLASS = 32
-"""Held-out samples that a class of prompt length needs."""
+"""Number of held-out samples that a class of prompt length needs."""
 
 
 def length_edges(lengths: Sequence[int]) -> list[int]:
-    """Prompt lengths at which a new class begins, so that each class has its share of the held-out samples."""
+    """Return the prompt lengths at which a new class begins, so that each class has its share of held-out samples."""
     classes = max(1, min(LENGTH_CLASSES, len(lengths) // HELDOUT_PER_CLASS))
     ordered = sorted(lengths)
     return sorted({ordered[index * len(ordered) // classes] for index in range(1, classes)} - {*ordered[:1]})
@@ -36,7 +36,7 @@ class Standardisation:
         columns: number of values per visit.
         buckets: number of timestep buckets.
         edges: prompt lengths at which a new class begins, see :func:`length_edges`.
-        resolution: `(columns,)` smallest spread between samples that means anything.
+        resolution: smallest meaningful spread between samples, `(columns,)`.
     """
 
     def __init__(
@@ -50,24 +50,24 @@ class Standardisation:
         self.length_moments = DriftingMoments(classes, columns, window=4 * MOMENTS_WINDOW, minimum=MOMENTS_WINDOW // 2)
 
     def standardise(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
-        """z-scores of visits, `(B, columns)`; NaN where the moments rest on too few observations.
+        """Return z-scores of visits, `(B, columns)`; NaN if the moments rest on too few observations.
 
         Args:
             buckets: B timestep buckets.
             lengths: B prompt lengths, tokens; NaN if unknown.
-            values: `(B, columns)` compared values, NaN where there is none.
+            values: compared values `(B, columns)`, NaN without a value.
         """
         z = self.moments.standardise(torch.tensor(buckets, dtype=torch.long), values)
         if not self.edges:
             return z
-        # Without a type, those of no visits would be floats, which index nothing.
+        # Without a type, an empty list would become floats, which cannot index.
         classes = torch.tensor([self._class(length) for length in lengths], dtype=torch.long)
         within = self.length_moments.standardise(classes, z)
         known = torch.tensor([length == length for length in lengths], dtype=torch.bool)
         return torch.where(known[:, None], within, z)
 
     def follow(self, buckets: Sequence[int], lengths: Sequence[float], values: Tensor) -> Tensor:
-        """As :meth:`standardise`, one visit after the other, and let the moments follow."""
+        """Do the same as :meth:`standardise`, visit by visit, and update the moments."""
         z = self.moments.follow(buckets, values)
         known = [index for index, length in enumerate(lengths) if length == length] if self.edges else []
         if known:

@@ -1,10 +1,10 @@
-"""How the threshold at the stated rate comes about, again and again: from held-out samples and from the bulk.
+"""The threshold at the stated rate, which held-out samples and the bulk set again and again.
 
 It is set on the highest score that each held-out sample ever reached, and the rate is spent over the run
-(:mod:`memtrain.evidence.thresholds`); it does not lie below what the bulk of the training samples reach
-(:mod:`memtrain.evidence.bulk`), which sets it alone where there are no held-out samples.
+(:mod:`memtrain.evidence.thresholds`). It does not lie below the bulk of the training samples
+(:mod:`memtrain.evidence.bulk`), which alone sets it without held-out samples.
 
-Cost: some sums over the held-out samples and over at most 8,192 training pictures.
+Cost: a few sums over the held-out samples and over at most 8,192 training pictures.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from memtrain.evidence.thresholds import (
 
 
 class Thresholding(Judgement):
-    """Sets the threshold that samples are judged by.
+    """Sets the threshold for samples.
 
     Args:
-        columns: number of values per visit, of all signals.
-        scored: the columns that flags go by.
-        memorized_when: their sign; `unknown` for columns that differ in sign.
+        columns: number of values per visit for all signals.
+        scored: the columns that decide on flags.
+        memorized_when: the sign of these columns; `unknown` if it differs.
         false_positive_rate: share of held-out-like samples that may be flagged over a whole run.
-        minimum_visits: counted visits before a sample can be flagged.
-        window: visits that the evidence remembers.
-        heldout: whether held-out samples calibrate; otherwise the bulk of the training samples does.
-        calibrating_visits: counted visits before a sample's scores may set the threshold; None for the usual.
+        minimum_visits: number of counted visits before a sample can be flagged.
+        window: number of visits that the evidence remembers.
+        heldout: whether held-out samples calibrate, or else the bulk of the training samples.
+        calibrating_visits: number of counted visits before a sample's scores may set the threshold; None for the
+            default.
         canaries: keys of samples that are known to be repeated.
 
     Attributes:
-        heldout: evidence of the held-out samples; None where none calibrate.
+        heldout: evidence of the held-out samples; None if they do not calibrate.
         peaks: their highest scores.
-        spending: which of them have led so far.
+        spending: the held-out samples that have had the highest scores so far.
         bulk: highest scores of the training samples.
     """
 
@@ -81,11 +82,11 @@ class Thresholding(Judgement):
 
     @property
     def highest(self) -> dict[str, float]:
-        """Score that each held-out sample ever reached, of those with visits enough, in the order of becoming so."""
+        """Return the highest score of each held-out sample with enough visits, in the order of reaching them."""
         return self.peaks.by_key()
 
     def untaught(self) -> tuple[int, int] | None:
-        """Canaries and ordinary samples with visits enough, where a direction was to be learnt and none was."""
+        """Return the numbers of usable canaries and ordinary samples, if a direction was needed but not learnt."""
         if self.memorized_when != "unknown" or not self.canaries or self.heldout is None or self.direction is not None:
             return None
         positive, negative = self.taught.taught_by(self.samples, self.levels.flagged_pictures)
@@ -94,7 +95,7 @@ class Thresholding(Judgement):
     def _set_threshold(self, peaks: Tensor) -> None:
         rate, minimum, window = self.false_positive_rate, self.minimum_visits, self.samples.window
         calibrating, divided = self.bulk.calibrating(peaks)
-        # An early bulk is strict enough by what divides its rate.
+        # The divisor of its rate makes an early bulk strict enough.
         freedom = BULK_FREEDOM if self.heldout is None and not self.bulk.early else math.inf
         bulk = bulk_threshold(calibrating, rate / divided, freedom=freedom)
         self.shared = SharedRate(bulk=calibrating, bulk_rate=rate / divided, freedom=freedom)
@@ -115,7 +116,7 @@ class Thresholding(Judgement):
             self.shared.looks = most_looks(self.samples, minimum_visits=minimum) if early else looked
 
     def _spend(self, heldout: Evidence) -> tuple[float, float | None]:
-        """Name the held-out samples that lead; the rate at which they set a threshold, and the threshold."""
+        """Name the leading held-out samples; return the rate at which they set a threshold, and the threshold."""
         early, rows = self._calibrates_early(heldout), self.peaks.rows()
         rate = self.false_positive_rate / (
             most_looks(self.samples, minimum_visits=self.minimum_visits) if early else 1.0
@@ -123,7 +124,7 @@ class Thresholding(Judgement):
         return rate, self.spending.threshold(lambda place: heldout.names[int(rows[place])], self._null(), rate)
 
     def _calibrates_early(self, heldout: Evidence) -> bool:
-        """Whether held-out samples set the threshold, as was asked for, before all have the visits of a flag."""
+        """Return whether held-out samples set the threshold, as requested, before all have enough visits for a flag."""
         return self.calibrating_visits < self.minimum_visits and self.heldout_ready() < len(heldout.row)
 
     def _share_between(self, heldout: Evidence) -> Tensor:
@@ -131,10 +132,10 @@ class Thresholding(Judgement):
         return share.clamp(min=EARLY_SHARE) if self._calibrates_early(heldout) else share
 
     def heldout_ready(self) -> int:
-        """Held-out samples with visits enough, the same number on every process."""
+        """The number of held-out samples with enough visits, the same on every process."""
         return 0 if self.heldout is None else int(self._ready(self.heldout).sum())
 
     def _null(self) -> Tensor:
-        """Highest scores of the held-out samples, as those of others would be, `(n,)`."""
+        """Return the highest scores of the held-out samples, corrected to the scale of other samples, `(n,)`."""
         found, signed = self.peaks.scores(), self.memorized_when != "unknown" or self.direction is not None
         return found if signed else found * apart_from_themselves(len(found))

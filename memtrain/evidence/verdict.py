@@ -1,7 +1,7 @@
-"""How a run came to its flags and what they can promise: in figures for a file, in sentences for the screen.
+"""The basis of a run's flags and their promise, in figures for a file and in sentences for the screen.
 
-A run without flags is not a clean run. It may have been too short to judge most of its samples, too small to have a
-threshold, or its canaries, samples known to be repeated, may have gone unnoticed as well.
+A run without flags is not a clean run. It may have been too short to judge most of its samples, or too small for a
+threshold. Its canaries, which are samples known to be repeated, may also have gone unnoticed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from memtrain.evidence.promise import FIELDS, promise, promise_of
 
 
 def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[str, Any]:
-    """How the run came to its flags, and what they can promise; the content of `records/calibration.json`.
+    """Return the content of `records/calibration.json`: the basis of the run's flags and their promise.
 
     Args:
-        calibration: at the end of the run.
-        keys: all training samples.
+        calibration: the calibration at the end of the run.
+        keys: the keys of all training samples.
 
     Returns:
-        `threshold` (None if there was never one), `false_positive_rate` (asked), what is promised of it
-        (:data:`memtrain.evidence.promise.FIELDS`; all None without a threshold), `minimum_visits`, `heldout` (pictures
-        that calibrated; None if training samples did), `samples`, `judged` (of them, those whose picture had visits
-        enough), `flagged`, `pictures` (of the samples), `pictures_flagged` (of which a sample was), `captions_flagged`
-        (families of samples that share one), `canaries`, `canaries_flagged`, `power` (their share; None without
-        canaries),
-        `separation` (of canaries along the learnt direction, standard deviations; None without one).
+        `threshold` (None without one), `false_positive_rate` (the requested rate), its promise
+        (:data:`memtrain.evidence.promise.FIELDS`; all None without a threshold), `minimum_visits`, `heldout` (number of
+        calibrating pictures; None if training samples calibrated) and `samples`. `judged` is the number of samples
+        whose picture had enough visits. `flagged`, `pictures`, `pictures_flagged` and `captions_flagged` count samples,
+        pictures and captions. `canaries`, `canaries_flagged` and `power` (their share) are about canaries. `separation`
+        is the distance of canaries along the learnt direction, in standard deviations; None without a direction.
     """
     found, canaries = calibration.power()
     held, known = (
@@ -62,26 +61,26 @@ def calibration_figures(calibration: Calibration, keys: Sequence[str]) -> dict[s
 
 
 def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
-    """What the flags of a run say, and what they cannot say, in sentences.
+    """Return the verdict on the flags of a run and its limits, in sentences.
 
     Args:
-        figures: from :func:`calibration_figures`.
-        untaught: why no direction was learnt from canaries, where one was to be.
+        figures: the figures from :func:`calibration_figures`.
+        untaught: reason why no direction was learnt from canaries, if one was needed.
     """
     samples, late = figures["samples"], figures["samples"] - figures["judged"]
     held = figures["heldout"]
     if figures["threshold"] is None:
         few = "ordinary training samples" if held is None else "held-out samples"
-        lines = [f"Nothing could be flagged: too few {few} had the visits that a threshold needs."]
+        lines = [f"No sample could be flagged, because too few {few} had the visits that a threshold needs."]
     else:
         lines = [
-            f"{figures['flagged']:,} of {samples:,} training samples were flagged: their score rose above "
+            f"{figures['flagged']:,} of {samples:,} training samples were flagged. Their score rose above "
             f"{figures['threshold']:.2f}."
         ]
         if figures["pictures"] != samples:
             lines = [
                 f"{figures['pictures_flagged']:,} of {figures['pictures']:,} training pictures were flagged "
-                f"({figures['flagged']:,} of {samples:,} files): the score of the file, its picture or its caption "
+                f"({figures['flagged']:,} of {samples:,} files). The score of the file, its picture or its caption "
                 f"rose above its threshold ({figures['threshold']:.2f} for a picture of one file)."
             ]
         promised = promise_of(figures)
@@ -89,45 +88,45 @@ def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
     if late:
         lines.append(
             f"{late:,} of {samples:,} training samples had fewer than {figures['minimum_visits']} counted visits "
-            f"{'' if figures['pictures'] == samples else 'of their picture '}and could not be flagged. Train for more "
-            "epochs, or lower minimum_visits, to have them judged."
+            f"{'' if figures['pictures'] == samples else 'of their picture '}and could not be flagged. To judge them, "
+            "train for more epochs, or lower minimum_visits."
         )
     if figures["canaries"]:
         canaries, found = figures["canaries"], figures["canaries_flagged"]
-        lines.append(f"Of {canaries} canaries, samples known to be repeated, {found} were flagged.")
+        lines.append(f"{found} of {canaries} canaries were flagged. These samples are known to be repeated.")
     return "\n".join([*lines, *([untaught] if untaught else [])])
 
 
 def why_untaught(calibration: Calibration) -> str | None:
-    """Why no direction was learnt from canaries, and what to do; None where one was, or none was to be."""
+    """Return why no direction was learnt from canaries, and the remedy; None if one was learnt or not needed."""
     found = calibration.untaught()
     if found is None:
         return None
     needed = calibration.taught.ordinary_needed()
     return (
-        f"Canaries taught nothing: {found[0]} of them and {found[1]} ordinary samples had visits enough (needed: "
-        f"{MINIMUM_CANARIES} and {needed}), or they did not stand out. Flags rest on the mean "
-        "square of all values instead. Train for more epochs or on more samples, repeat canaries more often, or flag "
-        "by one signal."
+        f"No direction was learnt from canaries. {found[0]} canaries and {found[1]} ordinary samples had enough visits "
+        f"(needed: {MINIMUM_CANARIES} and {needed}), or the canaries did not stand out. Flags rest on the mean square "
+        "of all values instead. Train for more epochs or on more samples, repeat canaries more often, or set flag_by "
+        "to one signal."
     )
 
 
 STREAMED = "StreamedImages"
-"""In the configuration of a run whose images an evaluation cannot ask for."""
+"""Mark in the configuration of a run whose images an evaluation cannot read."""
 
 
 def next_step(table: pa.Table, run: Path) -> str:
-    """The command that looks into what was found.
+    """Return the command for the next step.
 
     Args:
-        table: from :func:`memtrain.evidence.evidence_table.evidence_table`.
-        run: the run folder; `memtrain measure --run` reads the configuration that `memtrain train` leaves there.
+        table: the table from :func:`memtrain.evidence.evidence_table.evidence_table`.
+        run: the run folder; `memtrain measure --run` reads the configuration that `memtrain train` writes there.
     """
     config = run / "config.yaml"
     if config.is_file() and STREAMED in config.read_text(encoding="utf-8", errors="replace"):
         return (
             f"Next: memtrain measure --model {run / 'pipeline'} --data IMAGES --heldout OTHERS "
-            "(a stream does not give its images again; docs/streaming.md says how some are kept)"
+            "(a stream does not give its images again; docs/streaming.md describes how to keep some)"
         )
     if config.is_file():
         return f"Next: memtrain measure --run {run}"
@@ -136,4 +135,4 @@ def next_step(table: pa.Table, run: Path) -> str:
             "Next: save the trained model as a diffusers pipeline folder and score the flagged captions: "
             f"memtrain detect --model FOLDER --prompts {run / 'flagged.csv'}"
         )
-    return f"Next: look into {run / 'records'} (evidence.parquet has one row per sample)"
+    return f"Next: open {run / 'records'} (evidence.parquet has one row per sample)"

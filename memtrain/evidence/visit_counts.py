@@ -1,4 +1,4 @@
-"""How many samples have how many visits: the median and the most, without looking at any sample."""
+"""The numbers of samples by number of visits, with the median and the maximum, without reading any sample."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor
 
 
 class VisitCounts:
-    """An exact histogram, of the samples that have a visit.
+    """An exact histogram of the samples with a visit.
 
-    Cost: a few additions per visit; the median is found from where it was last.
+    Cost: a few additions per visit. The search for the median begins at its last place.
 
     Attributes:
-        seen: samples with a visit.
-        most: visits of the sample that has most, or had.
+        seen: number of samples with a visit.
+        most: largest number of visits of a sample so far.
     """
 
     def __init__(self) -> None:
         self.seen = self.most = 0
         self._having = [0, 0]
-        # The median, and how many of those that were seen have fewer visits.
+        # The median, and the number of seen samples with fewer visits.
         self._middle, self._below = 1, 0
 
     def move(self, before: Sequence[int], after: Sequence[int]) -> None:
-        """Samples had so many visits `before`, and have so many `after`, B each."""
+        """Move B samples from their numbers of visits `before` to their numbers `after`."""
         for had, has in zip(before, after, strict=True):
             if had == has:
                 continue
@@ -42,7 +42,7 @@ class VisitCounts:
         self._below += change if visits < self._middle else 0
 
     def median(self) -> int:
-        """The lower median of those that were seen, as torch has it; 0 if nobody was."""
+        """Return the lower median over seen samples, as torch defines it; 0 without samples."""
         if not self.seen:
             return 0
         place = (self.seen - 1) // 2
@@ -56,7 +56,7 @@ class VisitCounts:
 
     @classmethod
     def of(cls, visits: Tensor) -> VisitCounts:
-        """Of visits `(n,)`, whole numbers."""
+        """Make the histogram of visits `(n,)`, whole numbers."""
         found = cls()
         found._having = [0, *visits.clamp(min=0).bincount(minlength=2).tolist()[1:]]
         found.most, found.seen = len(found._having) - 1, sum(found._having)

@@ -1,9 +1,9 @@
-"""What the step records say of each sample, summed up as they are read: memory goes with samples, not with visits.
+"""The summary of the step records for each sample, with memory for samples and not for visits.
 
-Rows come some at a time, in any number. Sums are kept in arrays with a row for each sample, which grow by doubling;
-each visit is added once, in the order in which it is read, so sums come out the same each time.
+Rows come in pieces of any number. Sums are kept in arrays with a row for each sample, which grow by doubling. Each
+visit is added once in the order of reading, so the sums are the same each time.
 
-Cost: some microseconds a visit with 16 columns, and 16 bytes a sample and column.
+Cost: a few microseconds a visit with 16 columns, and 16 bytes a sample and column.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 NEEDED = ("key", "batch", "rank", "flagged", "weight")
-"""Columns of the records without which there is no summary."""
+"""Columns of the records that a summary needs."""
 Compared = Callable[[pa.Table], Mapping[str, npt.NDArray[np.float32]]]
-"""Values by name of some rows of the records, NaN where there is none."""
+"""Function from rows of the records to values by name, NaN without a value."""
 
 
 def summarise(rows: Iterable[pa.Table], compared: Compared | None = None, *, columns: Sequence[str] = ()) -> pa.Table:
-    """One row per sample, in the order of the first visits.
+    """Return one row per sample, in the order of the first visits.
 
     Args:
-        rows: of the records, with :data:`NEEDED`; those of each rank by batch.
-        compared: gives values of these rows.
-        columns: their names.
+        rows: tables of the records with :data:`NEEDED`, for each rank in the order of batches.
+        compared: function that gives values of these rows.
+        columns: the names of these values.
 
     Returns:
-        `key`, `visits`, `flagged_share` and `skipped` (shares of the visits), and the mean of each column over the
-        visits that have a value, NaN without any.
+        `key`, `visits`, `flagged_share` and `skipped` (shares of the visits), and the mean of each column over visits
+        with a value, NaN without any.
     """
     sums = _Sums(columns)
     for table in rows:
@@ -57,7 +57,7 @@ class _Sums:
         self._grow(len(self.row))
         rows = np.array(known, dtype=np.int64)[coded.indices.to_numpy()]
         batch, rank = (table[name].to_numpy().astype(np.int64) for name in ("batch", "rank"))
-        # By batch, by rank, by place in the batch.
+        # The order is by batch, by rank, and by place in the batch.
         place = np.arange(self.read, self.read + len(table)) % 2**20
         np.minimum.at(self.first, rows, (batch << 34) + (rank << 20) + place)
         self.read += len(table)

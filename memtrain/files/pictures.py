@@ -107,7 +107,7 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # likewise; many tools write such entries, and the picture is intact
+    except Exception:  # many tools write such entries, and the picture is intact
         return image
 
 

@@ -109,7 +109,7 @@ class LogLines(_Base):
         self._decr_instances(self)
 
     def line(self) -> str:
-        """The state of the work, and how long the rest will take."""
+        """The finished part, and the time that the rest will take."""
         name = self.desc.removesuffix(": ") or "progress"
         elapsed = self.format_dict["elapsed"]
         said = until_done("", self.n, self.total, seconds=elapsed, done=self.n - self.initial, unit=_plural(self.unit))

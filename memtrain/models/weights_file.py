@@ -1,4 +1,4 @@
-"""Weights that somebody else made: only safetensors files, and nothing that is unpickled.
+"""Weights from other people: only safetensors files, and nothing that is unpickled.
 
 Accepted: safetensors whose header fits the file (its library checks that), with finite numbers. Refused, with file and
 tensor: other files, NaN and infinity, files that lack weights, and files beyond a size if a small one is expected.

@@ -90,7 +90,7 @@ class Objective:
         self.draw_timesteps(1, generator=torch.Generator(), snr=snr)
 
     def draw_timesteps(self, count: int, *, generator: torch.Generator, snr: Tensor) -> Tensor:
-        """Draw timesteps `(count,)` int64 on the generator's device; arguments: see :class:`TimestepSampler`."""
+        """Draw timesteps `(count,)` int64 on the generator's device (see :class:`TimestepSampler`)."""
         return (self.timesteps or Uniform()).draw(count, steps=len(snr), generator=generator, snr=snr)
 
     # Noise

@@ -90,7 +90,7 @@ def test_what_was_found_and_what_it_does_not_prove_stands_there() -> None:
         "| pictures flagged as memorized | 10 |",
         "| share | 1.25 % |",
         "| false-positive rate that was promised | 0.83 % on average, 2.5 % with 95 % confidence "
-        "(order statistic; 1 % was asked for) |",
+        "(order statistic; 1 % was requested) |",
         "| the threshold rests on | 120 held-out pictures |",
         "| samples with too few visits to be judged | 100 |",
         "| canaries flagged (samples known to be repeated) | 3 of 4 |",

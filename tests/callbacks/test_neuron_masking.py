@@ -308,7 +308,7 @@ def test_a_listed_mask_of_another_model_is_refused(tmp_path: Path) -> None:
     for mask, message in (({"nowhere": [1]}, "masked sites are not in"), ({DOWN: [99]}, "names channels 99")):
         with pytest.raises(ProbeError, match=message):
             attach(NeuronMasking(listed(tmp_path, NeuronMask(mask))), build("unet"))
-    with pytest.raises(ProbeError, match="is no neuron mask"):
+    with pytest.raises(ProbeError, match="is not a neuron mask"):
         NeuronMasking(str(tmp_path / "missing.safetensors"))
 
 

@@ -87,7 +87,7 @@ def fit(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ({"loss_at": 4}, "the loss was NaN or infinite first, in batch 4"),
+        ({"loss_at": 4}, "The loss became NaN or infinite first, in batch 4"),
         ({"gradient_at": 4}, "The gradient became NaN or infinite first, in batch 4, where the loss was finite"),
     ],
 )

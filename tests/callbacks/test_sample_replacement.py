@@ -168,7 +168,7 @@ def test_what_acts_on_flagged_samples_only_is_refused_beside_it(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     callbacks = [MemorizationMonitor(reference=False), SampleReplacement(), CaptionAugmentation(samples="flagged")]
-    with pytest.raises(ConfigurationError, match="takes out of the batches"):
+    with pytest.raises(ConfigurationError, match="takes them out of the batches"):
         fit(Foreign(pipeline.unet), tmp_path, callbacks)
 
 

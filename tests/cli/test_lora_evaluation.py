@@ -101,7 +101,7 @@ def test_stages_take_adapters_masked_by_timestep_or_refuse_them(
     lora = adapters(tmp_path / "lora", pipeline_folder, timestep_rank=TimestepRank())
     run = [*arguments(stage, pipeline_folder, prompts, tmp_path / "output"), "--lora", str(lora)]
     if stage in ("calibrate", "localize"):
-        with pytest.raises(SystemExit, match="ran outside of its denoiser"):
+        with pytest.raises(SystemExit, match="ran outside its denoiser"):
             cli.evaluate(run)
         return
     cli.evaluate(run)

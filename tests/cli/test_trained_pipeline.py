@@ -87,7 +87,7 @@ def test_what_is_no_model_is_refused_by_what_it_is(kind: str, pipeline_folder: P
         model, expected = str(tmp_path), "is the folder of a training run"
     elif kind == "adapters":
         (tmp_path / FILE).write_bytes(b"")
-        model, expected = str(tmp_path), "but a LoRA, which is added to a base model"
+        model, expected = str(tmp_path), "but a LoRA, which must be added to a base model"
     elif kind == "part":
         model, expected = str(pipeline_folder / "unet"), "but a UNet2DConditionModel, one part of a pipeline"
     elif kind == "both":

@@ -46,7 +46,7 @@ def test_byte_order_mark_is_ignored(write_folder):
 def test_not_utf8(write_folder):
     folder = write_folder(1)
     (folder / "metadata.jsonl").write_bytes('{"file_name": "image_00.png", "text": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"not UTF-8[\s\S]*convert it, for instance: iconv"):
+    with pytest.raises(DataError, match=r"not UTF-8[\s\S]*convert it, for instance with iconv"):
         ImageFolderSource(folder)
 
 
@@ -80,7 +80,7 @@ def test_a_caption_of_another_type_is_shown_and_not_called_missing(write_folder,
     rewrite(folder, {"file_name": "image_00.png", field: value})
     shown = re.escape(json.dumps(value))
     with pytest.raises(
-        DataError, match=rf"The caption in .*, line 1 is not a text: found {shown}[\s\S]*list under 'texts'"
+        DataError, match=rf"The caption in .*, line 1 is not a text: found {shown}[\s\S]*list under " f"'texts'"
     ):
         ImageFolderSource(folder)
 

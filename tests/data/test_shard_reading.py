@@ -97,7 +97,7 @@ def test_a_shard_that_is_cut_gives_what_is_whole_and_then_fails(shard):
     for place, whole in ((ends[1], 2), (ends[1] - 700, 1), (ends[1] + 100, 2), (700, 0)):
         shard.write_bytes(content[:place])
         found = []
-        with pytest.raises(DataError, match=r"beyond its first \d samples[\s\S]*broken: skip"):
+        with pytest.raises(DataError, match=r"beyond its first \d samples[\s\S]*broken skip"):
             for raw in shard_samples(str(shard)):
                 found.append(raw.key)
         assert found[:whole] == [f"p{number}" for number in range(whole)]

@@ -78,7 +78,7 @@ def test_what_the_program_tar_makes_and_joins(tmp_path):
     subprocess.run(["tar", "--concatenate", "-f", "shard.tar", "b.tar"], cwd=tmp_path, check=True)
     assert sorted(index_tar(tmp_path / "shard.tar")) == ["00", "01", "02"]
     (tmp_path / "c.tar").write_bytes((tmp_path / "b.tar").read_bytes() * 2)
-    with pytest.raises(DataError, match="goes on behind its end"):
+    with pytest.raises(DataError, match="goes on after its end"):
         index_tar(tmp_path / "c.tar")
 
 

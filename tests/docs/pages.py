@@ -25,6 +25,8 @@ FORM = re.compile(r"\b(COMMAND|STAGE)\b")
 """Words that stand for any command: such a text is a form, and no command."""
 FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<fence>`{3,}|~{3,})[ \t]*\{?[ \t]*\.?(?P<language>[\w+-]*)(?P<rest>.*)$")
 MARKER = re.compile(r"<!-- (excerpt|not run|not a command): (.+?) -->")
+WRITTEN = re.compile(r"(?:Write|Save|Put) [^`]*`([\w./-]+\.\w+)`:$")
+"""The sentence before a block that the reader writes to a file."""
 INLINE = re.compile(rf"(?<!`)(`+)((?:{'|'.join(PROGRAMS[:6])})\s[^`]+?)\1(?!`)")
 
 
@@ -38,6 +40,7 @@ class Block:
         language: the word behind the fence; empty without one, `indented` for a block without a fence.
         text: the lines, without the indentation of the block.
         marks: the comments in front of the block, by their first words.
+        title: the name of the file that the reader writes the block to; empty for none.
     """
 
     page: str
@@ -45,6 +48,7 @@ class Block:
     language: str
     text: str
     marks: tuple[tuple[str, str], ...] = ()
+    title: str = ""
 
     def mark(self, name: str) -> str | None:
         """What a comment in front of the block says."""
@@ -115,7 +119,10 @@ def blocks(page: str, text: str | None = None) -> tuple[Block, ...]:
             while end < len(lines) and not re.fullmatch(rf"[ \t>]*{fence['fence']}[ \t]*", lines[end]):
                 end += 1
             body = [one.removeprefix(fence["indent"]) for one in lines[at + 1 : end]]
-            found.append(Block(page, at + 1, fence["language"], "\n".join(body) + "\n", tuple(marks)))
+            before = next((one for one in reversed(lines[:at]) if one.strip()), "")
+            title = re.search(r"title=\"([^\"]+)\"", fence["rest"]) or WRITTEN.search(before)
+            text_ = "\n".join(body) + "\n"
+            found.append(Block(page, at + 1, fence["language"], text_, tuple(marks), title[1] if title else ""))
             at, marks = end + 1, []
         elif line.startswith("    ") and (at == 0 or not lines[at - 1].strip()) and _is_command(line.strip()):
             end = at

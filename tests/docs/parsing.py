@@ -17,7 +17,7 @@ import pytest
 from memtrain.cli.command import main
 from memtrain.cli.command_parser import CarefulParser
 from tests.conftest import ROOT
-from tests.docs.pages import Command
+from tests.docs.pages import Command, blocks, pages
 
 STANDING = {"...": "configs/tiny.yaml", "PATH": "my_folder"}
 """Words that stand for a word of the reader's, and what they are taken for here."""
@@ -43,11 +43,18 @@ def readers_folder(folder: Path) -> Iterator[None]:
         (folder / name).symlink_to(ROOT / name)
     for name in READERS:
         (folder / name).write_text((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    for block in (block for page in pages() for block in blocks(page) if block.title):
+        path = folder / block.title
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
     before = Path.cwd()
     os.chdir(folder)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        sys.path.remove(str(folder))
         os.chdir(before)
 
 
@@ -99,8 +106,8 @@ def wrong_with_script(command: Command) -> str | None:
         return None
     names = [word for word in words[1:] if re.fullmatch(r"[\w./]+\.(py|sbatch|sh)|\.ci/\w+", word)]
     if words[:2] == ["python", "-m"]:
-        module = words[2].replace(".", "/")
-        names = [f"{module}.py" if (ROOT / f"{module}.py").is_file() else f"{module}/__main__.py"]
+        path = words[2].replace(".", "/")
+        names = [f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"]
     missing = [name for name in names if name not in ("train.py", "evaluate.py") and not _found(name, command)]
     if missing:
         return f"there is no {', '.join(missing)}"

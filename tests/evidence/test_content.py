@@ -10,7 +10,7 @@ from memtrain.evidence.content import content_fingerprints, profile_fingerprint
 
 def test_batches_without_content_are_refused() -> None:
     for batch in ({"key": ["a"], "latents": torch.zeros(1, 4)}, {"key": ["a"], "input_ids": torch.zeros(1, 4)}):
-        with pytest.raises(DataError, match="cannot tell samples by their content"):
+        with pytest.raises(DataError, match="cannot name samples by their content"):
             content_fingerprints(batch)
 
 

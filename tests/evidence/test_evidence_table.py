@@ -104,7 +104,7 @@ def test_samples_without_a_counted_visit_have_no_mean_and_show_none(
     print_summary(table, calibration, Path("runs/mine"))
     shown = capsys.readouterr().out
     assert "nan" not in shown
-    assert "Nothing could be flagged" in shown
+    assert "No sample could be flagged" in shown
     if count:
         assert f"{count} of {count} training samples had fewer than" in shown
 

@@ -25,17 +25,22 @@ def test_a_tail_bound_promises_what_was_asked_and_states_what_holds_without_its_
     said, warned = " ".join(found.sentences()), found.warning()
     assert "at most 0.1 % of samples like the 121 held-out ones, on average" in said
     assert "at most 0.3 % with 95 % confidence" in said
-    assert "Without that assumption 0.82 % and 2.4 %; it takes 999 held-out samples" in said
+    assert (
+        "Without this assumption, the two rates are 0.82 % and 2.4 %. A promise of 0.1 % without it needs 999 held-out"
+        in said
+    )
     assert warned is not None
     assert "121 held-out samples promise 0.1 % only by an assumption" in warned
-    assert "It takes 999 held-out samples" in warned and "heldout_fraction" in warned
+    assert "A promise without an assumption needs 999 of them" in warned and "heldout_fraction" in warned
 
 
 def test_the_bulk_promises_nothing_and_says_so() -> None:
     found = promise(None, 0.01)
     assert found is not None
     assert [found.figures()[name] for name in FIELDS[:5]] == [None, "bulk", None, None, None]
-    assert found.sentences()[0].startswith("Promised: nothing, as no held-out samples calibrated. 1 % was asked for")
+    assert found.sentences()[0].startswith(
+        "Promised: no rate, because no held-out samples calibrated. The requested rate is 1 %."
+    )
     assert "is not promised" in str(found.warning())
     assert promised_in_short({"threshold": 3.0, "heldout": None, "false_positive_rate": 0.01}).startswith("none; 1 %")
 

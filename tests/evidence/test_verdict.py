@@ -68,7 +68,7 @@ def test_a_run_without_a_threshold_says_so_instead_of_looking_clean() -> None:
     made = Calibration(1, scored=slice(0, 1), memorized_when="high", buckets=1, heldout=False)
     figures = calibration_figures(made, ["a"])
     assert (figures["threshold"], figures["heldout"], figures["power"]) == (None, None, None)
-    assert "Nothing could be flagged: too few ordinary training samples" in verdict(figures)
+    assert "No sample could be flagged, because too few ordinary training samples" in verdict(figures)
     assert "too few held-out samples" in verdict({**figures, "heldout": 3})
 
 
@@ -78,7 +78,7 @@ def test_canaries_that_taught_nothing_are_named_with_the_remedy() -> None:
     )
     said = why_untaught(made)
     assert said is not None
-    assert "0 of them and 0 ordinary samples had visits enough (needed: 4 and 32)" in said
+    assert "0 canaries and 0 ordinary samples had enough visits (needed: 4 and 32)" in said
     assert said in verdict(calibration_figures(made, ["c1"]), untaught=said)
     made.taught.weights = torch.ones(2, dtype=torch.float64)
     assert why_untaught(made) is None

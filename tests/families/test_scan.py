@@ -60,15 +60,15 @@ def test_any_object_with_samples_and_images_is_scanned() -> None:
     found = scan(Made([Sample(number) for number in range(40)]), progress=False)
     assert found is not None
     assert found.counts()["pictures"] == 20
-    with pytest.raises(ConfigurationError, match="does not say in which files its images are"):
+    with pytest.raises(ConfigurationError, match="does not name the files of its images"):
         scan(Made([Sample(0)]), folder=Path("nowhere"), progress=False)
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["a", "b", "a"], "1 key.s. come twice, 0 are no Unicode, first .'a'."),
-        (["a", "\udcff.png"], "1 are no Unicode"),
+        (["a", "b", "a"], "1 key.s. occur twice, 0 are not Unicode, first .'a'."),
+        (["a", "\udcff.png"], "1 are not Unicode"),
         ([], "no samples"),
     ],
 )

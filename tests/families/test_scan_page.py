@@ -45,7 +45,7 @@ def page(folder: Path, output: Path, name: str = "my <data>") -> Read:
 def test_families_are_shown_with_names_reasons_and_counts(tmp_path: Path) -> None:
     shown = page(with_copies(tmp_path / "data"), tmp_path / "report.html")
     words = re.sub(r"\s+", " ", shown.text)
-    assert "45 images are 41 pictures. 2 of these have several files, 6 together; the largest has 4." in words
+    assert "45 images are 41 pictures. 2 of these have several files, 6 in all. The largest has 4." in words
     assert "1 caption belongs to several pictures." in words
     assert "4 files · picture number 0" in words
     assert "equal pixels" in words

@@ -106,7 +106,7 @@ def test_a_part_a_lora_and_a_file_in_a_folder_are_refused(pipeline_folder: Path,
     with pytest.raises(ConfigurationError, match="but a LoRA, which must be added to a base model"):
         load_pipeline(str(tmp_path))
     (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "dream.safetensors")
-    with pytest.raises(ConfigurationError, match=r"dream\.safetensors, which has to be named itself"):
+    with pytest.raises(ConfigurationError, match=r"dream\.safetensors; name this file itself"):
         load_pipeline(str(tmp_path))
 
 

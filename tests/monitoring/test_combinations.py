@@ -42,7 +42,7 @@ def refuse(mitigations: list[Any], profiled: bool = True) -> None:
     ids=lambda idle: type(idle).__name__,
 )
 def test_what_acts_on_flagged_samples_only_needs_them_in_the_batch(idle: Any) -> None:
-    with pytest.raises(ConfigurationError, match="takes out of the batches"):
+    with pytest.raises(ConfigurationError, match="takes them out of the batches"):
         refuse([idle, SampleReplacement()])
     for everyone in (CaptionAugmentation(), AttentionRegularization(samples="all")):
         refuse([SampleReplacement(), everyone])

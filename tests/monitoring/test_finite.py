@@ -29,7 +29,7 @@ def test_the_first_batch_without_a_finite_loss_is_named_with_its_samples(bad: fl
     fault = seen(1.0, bad, 1.0, bad).fault(weights(NAN))
     assert fault is not None
     assert (fault.loss, fault.gradient, fault.keys) == (1, None, ["sample 1"])
-    assert "the loss was NaN or infinite first, in batch 1; samples in that batch: 'sample 1'" in fault.sentence()
+    assert "The loss became NaN or infinite first, in batch 1; samples in that batch: 'sample 1'" in fault.sentence()
 
 
 def test_a_gradient_that_broke_before_the_loss_is_the_cause() -> None:

@@ -108,7 +108,7 @@ def test_pairs_of_tensors_calibrate_a_paired_comparison(pipeline: StableDiffusio
     monitor = fit(Pairs(pipeline.unet), tmp_path / "paired", data, "paired", epochs=6)
     assert monitor.calibration.heldout is not None
     assert len(monitor.calibration.heldout.row) == 10
-    with pytest.raises(DataError, match=r"the batch is a list[\s\S]*`reference: paired`"):
+    with pytest.raises(DataError, match=r"by their content in a list[\s\S]*`reference: paired`"):
         fit(Pairs(pipeline.unet), tmp_path / "profile", data, True)
 
 
@@ -127,7 +127,7 @@ def test_the_loaders_own_collate_function_makes_the_batches(pipeline: StableDiff
 def test_names_that_training_and_validation_share_are_refused(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="both named 'k0'"):
+    with pytest.raises(DataError, match="have the same name 'k0'"):
         fit(Measured(pipeline.unet), tmp_path, loaders(items(8), items(10, first=1)), True)
 
 
@@ -144,7 +144,7 @@ def test_what_is_missing_is_named(
     with pytest.raises(ConfigurationError, match="one training loader with a map-style dataset\n"):
         fit(Measured(pipeline.unet), tmp_path / "stream", data, True)
     fit(Measured(pipeline.unet), tmp_path / "none", [DataLoader(items(8), batch_size=4)], "paired")
-    assert "for want of one validation loader with a map-style dataset" in caplog.text
+    assert "without one validation loader with a map-style dataset" in caplog.text
     monitor = fit(Measured(pipeline.unet), tmp_path / "paired", data, "paired")
     assert monitor.calibration.heldout is not None, "the training samples are not measured, so they may be a stream"
     both = LoaderData(data[1], [data[1], data[1]])

@@ -49,9 +49,9 @@ def test_weights_of_samples_are_told_from_weights_of_elements() -> None:
         losses, factor = sample_losses(prediction, target, weights=mask)
         assert factor is None
         torch.testing.assert_close(losses, (mask * plain).flatten(1).mean(1))
-    with pytest.raises(DataError, match="in no way"):
+    with pytest.raises(DataError, match="do not fit losses"):
         sample_losses(prediction, target, weights=torch.ones(4, 2))
-    with pytest.raises(DataError, match="in no way"):
+    with pytest.raises(DataError, match="do not fit losses"):
         sample_losses(prediction, target, weights=torch.ones(3, 1, 5, 5), criterion=lambda x, y: x.flatten(1).mean(1))
 
 

@@ -43,7 +43,7 @@ def test_what_names_nothing_is_refused(keys: Any) -> None:
     ids=["bool", "bools", "surrogate", "long", "empty"],
 )
 def test_what_cannot_be_written_into_a_table_is_no_name(key: object) -> None:
-    with pytest.raises(DataError, match=r"names no sample|cannot be written down"):
+    with pytest.raises(DataError, match=r"names no sample|cannot be written to a table"):
         SampleNames()(key if isinstance(key, torch.Tensor) else [key])
     if not isinstance(key, torch.Tensor):
         with pytest.raises(DataError):

@@ -143,17 +143,17 @@ def prior(weight: float) -> Loss:
 
 
 UNREADABLE = {
-    "min-SNR": (min_snr, "are not those of the loss"),
-    "weights per sample": (per_sample, "are not those of the loss"),
+    "min-SNR": (min_snr, "do not agree with the loss"),
+    "weights per sample": (per_sample, "do not agree with the loss"),
     "samples left out": (left_out, "No gradient reached 1 samples"),
     "L1": (absolute, r"absolute error \(L1\)"),
     "L1 that agrees": (absolute_by_chance, r"absolute error \(L1\)"),
-    "Huber": (huber, "are not those of the loss"),
+    "Huber": (huber, "do not agree with the loss"),
     "masked": (masked, "No gradient reached 25 % of an image"),
     "half": (half, "0.5 times the loss that was differentiated"),
     "summed": (summed, "1.02e[+]03 times"),
     "prior preservation": (prior(1.0), "2 times"),
-    "further terms": (two_terms, "are not those of the loss"),
+    "further terms": (two_terms, "do not agree with the loss"),
 }
 
 
@@ -225,7 +225,7 @@ def test_a_factor_in_one_batch_is_enough(pipeline: StableDiffusionPipeline, tmp_
     def sometimes(host: Host, prediction: Tensor, target: Tensor, timesteps: Tensor, batch: Any) -> Tensor:
         return F.mse_loss(prediction, target) * (1.1 if len(host.true) == late else 1.0)
 
-    for late, found in ((3, "in 1 of 1 batches"), (19, "in 1 of 4 batches")):
+    for late, found in ((3, "In 1 of 1 compared batches"), (19, "In 1 of 4 compared batches")):
         host = Host(pipeline.unet, sometimes)
         with pytest.raises(ConfigurationError, match=found):
             watch(host, tmp_path / str(late), max_epochs=4)
@@ -239,7 +239,7 @@ def test_it_is_said_where_training_is_over_before(
         return F.mse_loss(prediction, target) * (1.1 if len(host.true) == 16 else 1.0)
 
     watch(Host(pipeline.unet, last), tmp_path, max_epochs=2)
-    assert "the flags of this run may be wrong" in caplog.text
+    assert "The flags of this run may be wrong" in caplog.text
 
 
 def test_a_loss_that_was_never_seen_is_refused(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_loss_that_was_never_seen_is_refused(pipeline: StableDiffusionPipeline
         return F.mse_loss(prediction, target)
 
     host = ByHand(pipeline.unet, plain, manual=True)
-    with pytest.raises(ConfigurationError, match=r"never seen[\s\S]*manual_backward\(loss\) in place of loss.backward"):
+    with pytest.raises(ConfigurationError, match=r"never seen[\s\S]*manual_backward\(loss\) instead of loss.backward"):
         watch(host, tmp_path / "refused")
     assert len(host.true) == 1
     watch(Host(pipeline.unet, plain, manual=True), tmp_path / "remedy")
@@ -297,7 +297,7 @@ def test_what_cannot_wait_for_the_step_needs_a_loss_that_can_be_read(
     watch(Host(pipeline.unet, handing_over_huber), tmp_path / "watched")
     with pytest.raises(ConfigurationError, match="LossSkipping cannot use the sample_loss"):
         watch(Host(pipeline.unet, handing_over_huber), tmp_path / "skipping", LossSkipping())
-    with pytest.raises(ConfigurationError, match=r"`reference: paired` cannot go by[\s\S]*return `target`"):
+    with pytest.raises(ConfigurationError, match=r"`reference: paired` cannot use[\s\S]*return `target`"):
         watch(Host(pipeline.unet, handing_over_huber), tmp_path / "paired", reference="paired")
 
     def plain(host: Host, prediction: Tensor, target: Tensor, timesteps: Tensor, batch: Any) -> Any:
@@ -358,7 +358,7 @@ def test_undeclared_min_snr_without_any_training_flags_nothing(
         )
         trainer.fit(host, train, held)
 
-    with pytest.raises(ConfigurationError, match="are not those of the loss"):
+    with pytest.raises(ConfigurationError, match="do not agree with the loss"):
         run(Measured(pipeline.unet, min_snr, rate=0.0), "refused")
     assert set(read_steps(tmp_path / "refused" / "records")["weight"].to_pylist()) <= {1.0}
 
@@ -410,7 +410,7 @@ class Flow(Foreign):
 def test_flow_matching_is_read_and_its_preconditioning_has_to_be_declared(tmp_path: Path) -> None:
     plain: Any = Flow(preconditioned=False)
     torch.testing.assert_close(watch(plain, tmp_path / "plain"), torch.cat(plain.true), rtol=1e-4, atol=0)
-    with pytest.raises(ConfigurationError, match="are not those of the loss"):
+    with pytest.raises(ConfigurationError, match="do not agree with the loss"):
         watch(Flow(preconditioned=True), tmp_path / "refused")
     declared: Any = Flow(preconditioned=True)
     declared.loss_weight = lambda timesteps: (1 + timesteps / 1000) * (timesteps / 1000) ** 2

@@ -100,7 +100,7 @@ def test_averaged_weights_come_and_go(module: TextToImageModule) -> None:
 
 
 def test_a_missing_pipeline_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no diffusers pipeline"):
+    with pytest.raises(ConfigurationError, match="not a diffusers pipeline"):
         TextToImageModule(str(tmp_path))
 
 

@@ -126,7 +126,7 @@ def test_sampling_masks_by_timestep_and_stock_diffusers_does_not(
         torch.testing.assert_close(answer(theirs.unet), answer(whole.denoiser), atol=1e-5, rtol=1e-4)
         assert not torch.allclose(answer(ours.unet), answer(theirs.unet), atol=1e-3)
     assert ours("a b", num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
-    with pytest.raises(ConfigurationError, match="ran outside of its denoiser"):
+    with pytest.raises(ConfigurationError, match="ran outside its denoiser"):
         ours.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v")(TEXT)
 
 

@@ -55,7 +55,7 @@ def test_parquet_and_known_truth(tmp_path: Path) -> None:
         ("c.csv", b"", "holds no prompt"),
         ("d.txt", "prähistorisch".encode("latin1"), "not UTF-8: byte 2"),
         ("e.jsonl", b"{not json}", "line 1 is not JSON"),
-        ("f.jsonl", json.dumps(["a"]).encode(), "no JSON object"),
+        ("f.jsonl", json.dumps(["a"]).encode(), "not a JSON object"),
         ("g.parquet", b"no parquet", "cannot be read"),
         ("h.csv", b"prompt,memorized\na,perhaps\n", "'perhaps' in its column `memorized`"),
     ],
@@ -76,7 +76,7 @@ def test_missing_files_and_empty_prompts(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_no_prompt(tmp_path: Path) -> None:
     (tmp_path / "prompts.xlsx").write_text("[]")
     for source in (tmp_path / "prompts.xlsx", tmp_path):
-        with pytest.raises(DataError, match=r"is a f.*no prompts are read"):
+        with pytest.raises(DataError, match=r"is a f.*prompts are not read"):
             read_prompts(str(source))
 
 
@@ -118,9 +118,9 @@ def test_more_kinds_that_people_have(tmp_path: Path, name: str, content: bytes) 
         ("b.csv", b"prompt\na cat, sitting\n", "line 2: 2 values"),
         ("c.csv", b"prompt,Prompt\na,b\n", "several columns 'prompt'"),
         ("d.csv", b"prompt,text\na,a\nb,c\n", "line 3 has different texts in its columns prompt and text"),
-        ("e.jsonl", b'{"text": "a"}\n{"text": ["b"]}\n', r"line 2, `text` is no text: \['b'\] \(list\)"),
+        ("e.jsonl", b'{"text": "a"}\n{"text": ["b"]}\n', r"line 2, `text` is not a text: \['b'\] \(list\)"),
         ("f.json", b'{"0": "a"}', "holds an object"),
-        ("g.json", b'["a", 3]', "entry 1 is no JSON object, but a number"),
+        ("g.json", b'["a", 3]', "entry 1 is not a JSON object: found a number"),
         ("h.jsonl", b'{"caption": "a"}\n{"caption": NaN}\n', "line 2 is not JSON: NaN"),
         ("i.jsonl", b'{"caption": "\\ud800"}\n', "line 1.*surrogate"),
         ("j.json", b'["\\u0000"]', "entry 0.*NUL"),
@@ -148,12 +148,12 @@ def test_missing_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
         PromptToScore("a", True, seed=3),
     ]
     assert [one.row for one in found.prompts] == [1, 2, 3]
-    assert found.line().endswith("a.parquet; 1 of 4 rows have none and are left out, first row 0")
+    assert found.line().endswith("a.parquet; 1 of 4 rows have no prompt and are left out, first row 0")
     pq.write_table(pa.table({"text": [nan, nan]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="holds no prompt"):
         read_prompts(str(tmp_path / "a.parquet"))
     pq.write_table(pa.table({"text": [1.5, nan]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"row 0, `text` is no text: 1.5"):
+    with pytest.raises(DataError, match=r"row 0, `text` is not a text: 1.5"):
         read_prompts(str(tmp_path / "a.parquet"))
 
 
@@ -213,7 +213,7 @@ def test_what_is_there_is_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "lists").mkdir()
     (tmp_path / "list.csv").mkdir()
     for source in ("a fox", " a fox ", "lists", "lists/mine", "list.csv"):
-        with pytest.raises(DataError, match=r"is a f|folder that is there"):
+        with pytest.raises(DataError, match=r"is a f|existing folder"):
             read_prompts(source)
 
 

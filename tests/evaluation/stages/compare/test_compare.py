@@ -112,7 +112,7 @@ def test_prompts_that_one_alone_was_asked_are_counted_and_left_out(tmp_path: Pat
     [
         ({"steps": 9}, r"a was sampled with steps 5, b with 9[\s\S]*Expected:[\s\S]*Remedy:"),
         ({"guidance_scale": 1.0}, "guidance_scale 4.0, b with 1.0"),
-        ({"skip": 9}, "asked 16 prompts and b 7|of which"),
+        ({"skip": 9}, "a has 16 prompts and b has 7, and only"),
     ],
 )
 def test_what_cannot_be_paired_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
@@ -162,7 +162,7 @@ def test_results_that_are_spoilt_or_name_files_elsewhere_are_refused(tmp_path: P
     whole = (place / "results.json").read_text()
     for content, said in (
         (whole[:50], "is not JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not hold a JSON object"),
         ('{"created": "x"}', "no sampling.seeds"),
     ):
         (place / "results.json").write_text(content)
