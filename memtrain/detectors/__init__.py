@@ -1,4 +1,4 @@
-"""Does the finished model memorize this prompt? One file is one detector.
+"""Detectors: does the finished model memorize this prompt? Each file holds one detector.
 
 A detector is a :class:`~memtrain.detectors.base.Detector` subclass. It reads the denoiser's predictions while
 :func:`memtrain.evaluation.sampling.generate.generate` samples images, so several detectors share the cost of one

@@ -1,18 +1,18 @@
-"""Anisotropy: on pure noise, how much the text changes the prediction, and how well the change lines up with it.
+"""Anisotropy: how much the text changes the prediction on pure noise, and how well this change aligns with it.
 
-What: A = ‖ε(x_T, prompt) − ε(x_T, "")‖₂ at the first timestep. C = the cosine over channels between ε(x, "") and
-ε(x, prompt) − ε(x, ""), averaged over pixels, at a late timestep, but on the same noise x = x_T. The score is
-`norm_weight` · A + `cosine_weight` · C, averaged over the prompt's images. Nothing is denoised.
+Method: A = ‖ε(x_T, prompt) − ε(x_T, "")‖₂ at the first timestep. C = the cosine over channels between ε(x, "") and ε(x,
+prompt) − ε(x, ""), averaged over pixels, at a late timestep, but on the same noise x = x_T. The score is `norm_weight`
+· A + `cosine_weight` · C, averaged over the prompt's images. No image is denoised.
 Source: Asthana and Belagiannis, "Detecting and Mitigating Memorization in Diffusion Models through Anisotropy of the
-Log-Probability" (ICLR 2026). The published code takes the third timestep from the end, which is 41 for 50 DDIM steps
-and another one for another number; here it is `timestep`. For v-predictions the published code takes C between the raw
-predictions and A between scores of its own (see :mod:`memtrain.detectors.sharpness`), this takes both between noises;
-`published=True` is the published form. For noise predictions the two are the same.
+Log-Probability" (ICLR 2026). The published code takes the third timestep from the end, which is 41 for 50 DDIM steps.
+Here it is the argument `timestep`. For v-predictions the published code takes C between the raw predictions, and A
+between scores in its own scaling (see :mod:`memtrain.detectors.sharpness`). This module takes both between noises, and
+`published=True` is the published form. For noise predictions the two forms are equal.
 Direction: higher means memorized.
 Cost: two denoiser calls.
 Suggested values: weights 1 and 2 for Stable Diffusion 1.4, 1 and 0.1 for 2, 2 and 1 for Realistic Vision, all from the
-published code, where they were chosen on the prompts that they are measured on. A depends on the model's scale, and C
-lies in [−1, 1]: on another model the weights have to be found anew.
+published code, where they were chosen on the evaluated prompts. A depends on the model's scale, and C lies in [−1, 1],
+so another model needs other weights.
 Cannot: tell which image is memorized.
 """
 
@@ -31,13 +31,13 @@ from memtrain.functional.guidance import guidance_norm
 
 
 class Anisotropy(Detector):
-    """Weighted sum of the guidance norm at the first timestep and a cosine at a late one.
+    """Weighted sum of the guidance norm at the first timestep and a cosine at a late timestep.
 
     Args:
-        norm_weight: of the norm A.
-        cosine_weight: of the cosine C.
-        timestep: of C.
-        published: the published form for v-predictions.
+        norm_weight: the weight of the norm A.
+        cosine_weight: the weight of the cosine C.
+        timestep: the timestep of the cosine C.
+        published: whether to use the published form for v-predictions.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -57,22 +57,22 @@ class Anisotropy(Detector):
         if timestep < 0 or (norm_weight == 0 and cosine_weight == 0):
             raise ConfigurationError(
                 f"Anisotropy(norm_weight={norm_weight}, cosine_weight={cosine_weight}, timestep={timestep})",
-                expected="a timestep from 0 and a weight that is not 0",
-                remedy="change them",
+                expected="a timestep of at least 0, and a weight that is not 0",
+                remedy="change timestep, norm_weight or cosine_weight",
             )
         self.norm_weight, self.cosine_weight = norm_weight, cosine_weight
         self.timestep, self.published = timestep, published
 
     @property
     def name(self) -> str:
-        """`anisotropy`, with weights, a timestep other than the default and `published` told."""
+        """`anisotropy`, with the weights and the timestep if they are not the defaults, and `_published`."""
         weights = (self.norm_weight, self.cosine_weight)
         told = "" if weights == (1.0, 2.0) else f"_{weights[0]:g}_{weights[1]:g}"
         told += "" if self.timestep == 41 else f"_t{self.timestep}"
         return f"anisotropy{told}{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
-        """The first."""
+        """One: the first call."""
         return 1
 
     def extra_forwards(self, total: int) -> int:
@@ -80,7 +80,7 @@ class Anisotropy(Detector):
         return 1
 
     def read(self, step: DenoiserStep) -> Tensor | None:
-        """`(B, 2)` norm and cosine of the first call."""
+        """Return norm and cosine of the first call, `(B, 2)`."""
         if step.index > 0:
             return None
         assert step.unconditional is not None and step.latents is not None and step.denoise is not None
@@ -96,7 +96,7 @@ class Anisotropy(Detector):
         )
 
     def score_images(self, readings: Tensor) -> Tensor:
-        """`(P, K)` from readings `(P, K, 1, 2)`."""
+        """Return scores `(P, K)` from readings `(P, K, 1, 2)`."""
         norm, cosine = readings[:, :, 0].unbind(dim=-1)
         return self.norm_weight * norm + self.cosine_weight * cosine
 
@@ -116,8 +116,8 @@ def channel_cosine(conditional: Tensor, unconditional: Tensor) -> Tensor:
     """Cosine over channels between the unconditional prediction and the change by the text, averaged over pixels.
 
     Args:
-        conditional: `(B, C, h, w)`.
-        unconditional: same shape.
+        conditional: the conditional prediction, `(B, C, h, w)`.
+        unconditional: the unconditional prediction, of the same shape.
 
     Returns:
         `(B,)`, in [−1, 1].

@@ -1,8 +1,8 @@
-"""What a detector sees, and what it has to answer.
+"""Interface of detectors: the data that a detector gets, and the values that it returns.
 
-A detector is a few pure functions: `read` takes what is worth keeping from one denoiser call, `read_images` from the
-finished images, `condense` puts the readings of a batch of images together once it is sampled, and `score_images`
-turns them into one score per image. It keeps no state, so one instance serves any number of samplings.
+A detector is a few pure functions. `read` takes readings from one denoiser call, and `read_images` from the finished
+images. `condense` combines the readings of a sampled batch of images. `score_images` turns them into one score per
+image. A detector keeps no state, so one instance serves any number of samplings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from memtrain.errors import ConfigurationError
 
 Denoise = Callable[[Tensor, float | None], tuple[Tensor, Tensor | None]]
-"""Latents `(B, C, h, w)` and a timestep, or None for that of the call -> conditional and unconditional prediction."""
+"""Latents `(B, C, h, w)` and a timestep (None for the call's) -> conditional and unconditional prediction."""
 
 Decode = Callable[[Tensor], Tensor]
 """Clean latents `(B, C, h, w)` -> images `(B, 3, H, W)` uint8, on the CPU."""
@@ -29,23 +29,24 @@ class DenoiserStep:
     """One call of the denoiser while B images are sampled.
 
     Attributes:
-        index: number of the call, from 0.
+        index: the number of the call, from 0.
         timestep: the diffusion timestep of the call.
-        conditional: `(B, C, h, w)` prediction under the prompts.
-        unconditional: `(B, C, h, w)` prediction under the empty or negative prompt; None when sampling without
-            classifier-free guidance.
-        total: number of calls.
-        latents: `(B, C, h, w)` that the denoiser was given for the prompts.
-        token_attention: per attention site `(B, T)` under the prompts; None unless a detector asks for it here.
-        eos_attention: per site of the first block with attention `(B, N)`, what EOS receives at each image token;
-            None unless a detector asks for it here.
-        prompt_length: `(B,)` tokens of the prompts with BOS and EOS; None unless a detector needs it.
-        alphas_cumprod: `(1000,)` ᾱ of the noise schedule; None where the scheduler has none.
-        prediction_type: what the denoiser predicts: `epsilon`, `v_prediction` or `sample`.
-        guidance_scale: of classifier-free guidance.
-        timesteps: of all calls, in their order.
-        denoise: runs the denoiser once more under the same texts; no hook or detector sees it.
-        decode: makes images of clean latents.
+        conditional: the prediction under the prompts, `(B, C, h, w)`.
+        unconditional: the prediction under the empty or negative prompt, `(B, C, h, w)`; None without classifier-free
+            guidance.
+        total: the number of calls.
+        latents: the input of the denoiser for the prompts, `(B, C, h, w)`.
+        token_attention: the attention of each token under the prompts by attention site, `(B, T)`; None unless a
+            detector needs it for this call.
+        eos_attention: the attention that EOS receives at each image token, by site of the first block with attention,
+            `(B, N)`; None unless a detector needs it for this call.
+        prompt_length: the number of tokens of each prompt with BOS and EOS, `(B,)`; None unless a detector needs it.
+        alphas_cumprod: ᾱ of the noise schedule, `(1000,)`; None if the scheduler has none.
+        prediction_type: the kind of the prediction: `epsilon`, `v_prediction` or `sample`.
+        guidance_scale: the scale of classifier-free guidance.
+        timesteps: the timesteps of all calls, in their order.
+        denoise: a function that runs the denoiser once more under the same texts; no hook or detector sees this run.
+        decode: a function that makes images of clean latents.
     """
 
     index: int
@@ -65,16 +66,17 @@ class DenoiserStep:
     decode: Decode | None = None
 
     def alpha_cumprod(self, timestep: float | None = None) -> float:
-        """ᾱ of a timestep, by default that of the call; never 0, as it is at the end of a zero-SNR schedule.
+        """Return ᾱ of a timestep, by default of the call. It is never 0, unlike the end of a zero-SNR schedule.
 
         Raises:
-            ConfigurationError: if the scheduler has no noise schedule, as that of a flow has none.
+            ConfigurationError: if the scheduler has no noise schedule, like that of a flow.
         """
         if self.alphas_cumprod is None:
             raise ConfigurationError(
-                f"A detector needs the noise schedule, and this model's scheduler ({self.prediction_type}) has none",
+                f"A detector needs a noise schedule, but this model's scheduler ({self.prediction_type}) has none",
                 expected="a scheduler with alphas_cumprod, such as DDIM",
-                remedy="leave the detector out, or let --detectors all choose those that can read this model",
+                remedy="leave out the detector, or use --detectors all, which takes the detectors that can read this "
+                "model",
             )
         index = round(self.timestep if timestep is None else timestep)
         return max(float(self.alphas_cumprod[index]), 2.0**-24)
@@ -85,9 +87,8 @@ class Detector(ABC):
 
     Attributes:
         higher_means_memorized: the published direction of the score.
-        cost: what the score costs beyond sampling the images, in words.
-        needs: names of the fields of :class:`DenoiserStep` without which the detector cannot work, and `images` for
-            the finished ones.
+        cost: the cost of the score beyond sampling the images, in words.
+        needs: the names of the required fields of :class:`DenoiserStep`, and `images` for the finished images.
     """
 
     higher_means_memorized: ClassVar[bool]
@@ -97,74 +98,74 @@ class Detector(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name in tables and columns; two differently configured instances have different names."""
+        """Name in tables and columns; instances with different settings have different names."""
 
     @abstractmethod
     def read(self, step: DenoiserStep) -> Tensor | None:
-        """What to keep of one denoiser call.
+        """Return the reading of one denoiser call.
 
         Args:
             step: the call.
 
         Returns:
-            `(B, ...)`, or None to keep nothing; which of the two depends on `step.index` and `step.timestep` alone.
+            A tensor `(B, ...)`, or None to keep nothing; the choice depends on `step.index` and `step.timestep` only.
         """
 
     def calls(self, total: int) -> int:
-        """Denoiser calls, of `total`, after which :meth:`read` keeps nothing more; default all."""
+        """Return the number of calls, of `total`, after which :meth:`read` keeps nothing more; by default all."""
         return total
 
     def extra_forwards(self, total: int) -> int:
-        """Runs of the denoiser that the detector adds to those of sampling, per image and both halves; default none.
+        """Return the number of further denoiser runs, per image and for both halves; by default none.
 
         A Jacobian-vector product counts as two.
         """
         return 0
 
     def reads_attention(self, index: int, total: int) -> bool:
-        """Whether :meth:`read` looks at the attention of this call, if at any; default the first :meth:`calls`."""
+        """Whether :meth:`read` needs the attention of this call; by default that of the first :meth:`calls`."""
         return index < self.calls(total)
 
     def read_images(self, images: Tensor) -> Tensor | None:
-        """What to keep of the finished images, if `needs` names them.
+        """Return the reading of the finished images, if `needs` names them.
 
         Args:
-            images: `(B, 3, H, W)` uint8, on the CPU.
+            images: the images, `(B, 3, H, W)` uint8, on the CPU.
 
         Returns:
-            `(B, ...)`, or None to keep nothing.
+            A tensor `(B, ...)`, or None to keep nothing.
         """
         return None
 
     def condense(self, readings: Sequence[Tensor]) -> Tensor:
-        """What stays of a batch once it is sampled.
+        """Combine the readings of a sampled batch.
 
         Args:
-            readings: what :meth:`read` kept of each call, in their order, and :meth:`read_images` after them.
+            readings: the readings of :meth:`read` in the order of calls, followed by that of :meth:`read_images`.
 
         Returns:
-            `(B, R, ...)`; by default the readings, stacked.
+            `(B, R, ...)`; by default the stacked readings.
         """
         return torch.stack(list(readings), dim=1)
 
     @abstractmethod
     def score_images(self, readings: Tensor) -> Tensor:
-        """One score per image.
+        """Compute one score per image.
 
         Args:
-            readings: `(P, K, R, ...)`: the R readings kept for each of K images of P prompts, in the order of calls.
+            readings: the R readings of each of K images of P prompts, in the order of calls, `(P, K, R, ...)`.
 
         Returns:
-            `(P, K)`.
+            The scores, `(P, K)`.
         """
 
     def score(self, readings: Tensor) -> Tensor:
-        """One score per prompt: the mean over its images.
+        """Compute one score per prompt: the mean over its images.
 
         Args:
-            readings: as for :meth:`score_images`.
+            readings: the readings, as for :meth:`score_images`.
 
         Returns:
-            `(P,)`.
+            The scores, `(P,)`.
         """
         return self.score_images(readings).mean(dim=1)

@@ -1,17 +1,17 @@
-"""Denoising confidence: one step carries a memorized prompt far from its noise, to an image instead of a blur.
+"""Denoising confidence: for a memorized prompt, one step from the noise leads to an image instead of a blur.
 
-What: the mean squared difference between the initial noise and the image of one step from it, both at the scale of the
-noise, under guidance. The difference is the predicted noise, so the score is σ² times the mean square of ε under
+Method: the mean squared difference between the initial noise and the image after one step, both at the scale of the
+noise, under guidance. The difference is the predicted noise. So the score is σ² times the mean square of ε under
 guidance, with σ² = (1 − ᾱ) / ᾱ.
 Source: the white-box attack of Webster, "A Reproducible Extraction of Training Images from Diffusion Models" (2023).
-`published=True` is the published code: timestep 999 of the schedule and the noise scaled for it. By default the first
-timestep of the sampling serves, for which nothing is computed twice. With several seeds the published script keeps the
-score of the last one; this takes their mean. It runs in fp16.
+`published=True` is the published code: timestep 999 of the schedule, and the noise scaled for it. The default is the
+first timestep of the sampling, which needs no further call. With several seeds, the published script keeps the score of
+the last seed, and this module takes the mean. The published script runs in fp16.
 Direction: higher means memorized; the paper ranks captions by it and extracts from the top.
 Cost: one denoiser call, and one more with `published`.
 Suggested values: guidance 7.5, one seed.
-Cannot: compare guidance scales, or models. As ε under guidance is `ε(x, "") + g (ε(x, prompt) − ε(x, ""))`, it is
-close to the guidance norm with a share that depends on the noise alone.
+Cannot: compare guidance scales, or models. ε under guidance is `ε(x, "") + g (ε(x, prompt) − ε(x, ""))`, so the score
+is close to the guidance norm plus a part that depends on the noise only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from memtrain.detectors.one_step import one_step
 
 
 class DenoisingConfidence(Detector):
-    """Mean squared distance between the noise and the image of one step.
+    """Mean squared distance between the noise and the image after one step.
 
     Args:
-        published: at the last timestep of the schedule, as published.
+        published: whether to use the last timestep of the schedule, as in the published code.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -42,24 +42,24 @@ class DenoisingConfidence(Detector):
 
     @property
     def name(self) -> str:
-        """`denoising_confidence`, with `published` told."""
+        """`denoising_confidence`, or `denoising_confidence_published`."""
         return f"denoising_confidence{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
-        """The first."""
+        """One: the first call."""
         return 1
 
     def extra_forwards(self, total: int) -> int:
-        """One with `published`."""
+        """One with `published`, else none."""
         return int(self.published)
 
     def read(self, step: DenoiserStep) -> Tensor | None:
-        """`(B,)` of the first call."""
+        """Return the score of the first call, `(B,)`."""
         if step.index > 0:
             return None
         made = one_step(step, published=self.published)
         return made.sigma**2 * made.noise.square().flatten(1).mean(dim=1)
 
     def score_images(self, readings: Tensor) -> Tensor:
-        """`(P, K)` from readings `(P, K, 1)`."""
+        """Return scores `(P, K)` from readings `(P, K, 1)`."""
         return readings[:, :, 0]

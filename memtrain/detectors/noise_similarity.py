@@ -1,20 +1,20 @@
-"""Similarity of noise predictions between seeds: a memorized prompt pulls every noise to the same image.
+"""Noise similarity: a memorized prompt pulls every noise toward the same image.
 
-What: at the first step, δ = ε(x_T, prompt) − x_T for each of K initial noises, scaled to [0, 1] per image and channel;
-the score of an image is the highest multi-scale SSIM of its δ with another seed's, that of a prompt the highest of all
-pairs.
+Method: at the first step, δ = ε(x_T, prompt) − x_T for each of K initial noises, scaled to [0, 1] per image and
+channel. The score of an image is the highest multi-scale SSIM of its δ with that of another seed. The score of a prompt
+is the highest of all pairs.
 Source: NeMo (Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 3.1).
 Direction: higher means memorized.
 Cost: one denoiser call per seed; K (K − 1) / 2 comparisons.
-Suggested values: 10 seeds, as the paper.
-Differences from the published code: it evaluates the second timestep on the unchanged first noise, and takes the data
-range of all pairs of a prompt together; this takes the first timestep, and the range 1 that the scaling gives, so that
-a score does not depend on what else is compared. `published=True` does as the published code, for one more denoiser
-run, in the arithmetic of its version of torchmetrics (:mod:`memtrain.functional.cropped_similarity`). Its noises are
-one draw for all seeds, and it predicts without guidance; sampling here gives each seed its own noise, and
-:func:`memtrain.localization.threshold.pairwise_scores` has that draw, too. The window follows the latents' size: 3
-scales and 11 pixels from 44 pixels on, 2 from 22, 1 below, and 7 pixels for latents smaller than 11. Scores of
-different sizes are not comparable.
+Suggested values: 10 seeds, as the paper. Differences from the published code: it evaluates the second timestep on the
+unchanged first noise, and takes the data range of all pairs of a prompt together. This module takes the first timestep,
+and the range 1 that the scaling gives, so that a score does not depend on other pairs. `published=True` follows the
+published code, with one more denoiser run and the arithmetic of its version of torchmetrics
+(:mod:`memtrain.functional.cropped_similarity`). The published code draws the noises of all seeds together, and predicts
+without guidance. Sampling here draws each seed's noise separately;
+:func:`memtrain.localization.threshold.pairwise_scores` has the published draw. The window follows the size of the
+latents: 3 scales and 11 pixels from 44 pixels on, 2 scales from 22, 1 scale below, and 7 pixels for latents smaller
+than 11. Scores of different sizes are not comparable.
 Cannot: use fewer than two seeds, or latents smaller than 7 pixels.
 """
 
@@ -34,8 +34,8 @@ class NoiseSimilarity(Detector):
     """Highest pairwise MS-SSIM of the noise differences of a prompt's seeds.
 
     Args:
-        published: as NeMo's published code: the second timestep on the first noise, and the data range of all pairs of
-            a prompt.
+        published: whether to follow NeMo's published code, with the second timestep on the first noise and the data
+            range of all pairs of a prompt.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class NoiseSimilarity(Detector):
     def __init__(self, *, published: bool = False) -> None:
         self.published = published
         if published:
-            self.needs = type(self).needs | {"denoise", "timesteps"}  # type: ignore[misc]  # of this instance alone
+            self.needs = type(self).needs | {"denoise", "timesteps"}  # type: ignore[misc]  # for this instance only
 
     @property
     def name(self) -> str:
@@ -53,15 +53,15 @@ class NoiseSimilarity(Detector):
         return "noise_similarity_published" if self.published else "noise_similarity"
 
     def extra_forwards(self, total: int) -> int:
-        """One for the second timestep."""
+        """One with `published`, for the second timestep, else none."""
         return int(self.published)
 
     def calls(self, total: int) -> int:
-        """The first."""
+        """One: the first call."""
         return 1
 
     def read(self, step: DenoiserStep) -> Tensor | None:
-        """`(B, C, h, w)` scaled noise differences of the first call."""
+        """Return the scaled noise differences of the first call, `(B, C, h, w)`."""
         if step.index > 0:
             return None
         assert step.latents is not None  # the sampler checks `needs`
@@ -80,10 +80,10 @@ class NoiseSimilarity(Detector):
         return noise_difference(prediction, step.latents)
 
     def score_images(self, readings: Tensor) -> Tensor:
-        """`(P, K)` from readings `(P, K, 1, C, h, w)`.
+        """Return scores `(P, K)` from readings `(P, K, 1, C, h, w)`.
 
         Raises:
-            ConfigurationError: with a single seed.
+            ConfigurationError: if there is a single seed.
         """
         data_range = None if self.published else 1.0
         return torch.stack(
@@ -94,5 +94,5 @@ class NoiseSimilarity(Detector):
         )
 
     def score(self, readings: Tensor) -> Tensor:
-        """`(P,)`: the highest of all pairs."""
+        """Return the highest similarity of all pairs, `(P,)`."""
         return self.score_images(readings).amax(dim=1)

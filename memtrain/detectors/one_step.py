@@ -1,8 +1,8 @@
-"""The image that one step from pure noise makes, which Webster's two detectors look at.
+"""The image after one step from pure noise, for Webster's two detectors.
 
 Source: Webster, "A Reproducible Extraction of Training Images from Diffusion Models" (2023). The published code takes
-one step of Heun's method from the highest noise to none, whose last half is left out because the noise ends at 0: what
-remains is the denoiser's estimate of the clean image at the last timestep of the schedule (999), under guidance.
+one step of Heun's method from the highest noise to none. Heun's second half is left out because the noise ends at 0.
+The result is the denoiser's estimate of the clean image at the last timestep of the schedule (999), under guidance.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class OneStep:
     """One step from pure noise.
 
     Attributes:
-        noise: `(B, C, h, w)` predicted ε under guidance.
-        clean: `(B, C, h, w)` latents of the image that it implies.
-        sigma: √((1 − ᾱ) / ᾱ), the noise per unit of image.
+        noise: the predicted ε under guidance, `(B, C, h, w)`.
+        clean: the latents of the implied image, `(B, C, h, w)`.
+        sigma: the noise per unit of image, √((1 − ᾱ) / ᾱ).
     """
 
     noise: Tensor
@@ -31,12 +31,12 @@ class OneStep:
 
 
 def one_step(step: DenoiserStep, *, published: bool = False) -> OneStep:
-    """The one-step image of the first denoiser call.
+    """Compute the one-step image of the first denoiser call.
 
     Args:
         step: the first call of a sampling.
-        published: run the denoiser once more at the last timestep of the schedule, as published, instead of taking the
-            prediction at the first timestep of the sampling.
+        published: whether to run the denoiser once more at the last timestep of the schedule, as in the published code,
+            instead of taking the prediction at the first timestep of the sampling.
     """
     assert step.unconditional is not None and step.latents is not None and step.denoise is not None
     conditional, unconditional, latents = step.conditional, step.unconditional, step.latents

@@ -1,16 +1,17 @@
-"""Sharpness: around a memorized image the log-density is curved along the direction of the text.
+"""Sharpness: around a memorized image, the log-density is curved along the direction of the text.
 
-What: at the first call, with s the score of each half, v = s(x, prompt) − s(x, "") and J the Jacobians with respect to
-x, ‖J_prompt v − J_empty v‖₂, averaged over the prompt's images. Differences of scores are differences of predictions
-times c, where c = −1 / √(1 − ᾱ) for a noise prediction, so this is c² ‖J_Δ Δ‖₂ with Δ the difference of predictions.
+Method: the score is ‖J_prompt v − J_empty v‖₂ at the first call, averaged over the prompt's images. Here s is the score
+of each half, v = s(x, prompt) − s(x, ""), and J are the Jacobians with respect to x. With Δ the difference of
+predictions, the difference of scores is c Δ, where c = −1 / √(1 − ᾱ) for a noise prediction. So the score is
+c² ‖J_Δ Δ‖₂.
 Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Models via Sharpness of Probability
-Landscapes" (ICML 2025). The published code takes v-predictions for predictions of the image: c² is then ᾱ / (1 − ᾱ)²
-instead of ᾱ / (1 − ᾱ), a factor that all prompts share; `published=True` has it. The published code runs the model in
-bf16 and the product in fp32; this in the model's own precision, so use fp32.
+Landscapes" (ICML 2025). The published code treats v-predictions as predictions of the image. Its c² is then ᾱ / (1 −
+ᾱ)² instead of ᾱ / (1 − ᾱ), a factor that all prompts share. `published=True` uses it. The published code runs the model
+in bf16 and the product in fp32. This module runs both in the model's own precision, so use fp32.
 Direction: higher means memorized.
-Cost: one denoiser call and a Jacobian-vector product (about two) with it, forward mode, in which the math attention
-kernel holds a whole attention matrix at a time. `finite_difference` needs two plain calls instead and any kernel, and
-is less exact: a few tenths of a percent in fp32, useless in half precision.
+Cost: one denoiser call and a Jacobian-vector product in forward mode (about two calls). The product needs the math
+attention kernel, which holds a whole attention matrix at a time. `finite_difference` needs two plain calls instead,
+with any kernel. It is less exact: its error is a few tenths of a percent in fp32, and it is useless in half precision.
 Suggested values: four images a prompt.
 Cannot: compare models, or tell which image is memorized.
 """
@@ -37,8 +38,8 @@ class Sharpness(Detector):
     """Norm of the difference of the scores' Jacobians along the difference of the scores.
 
     Args:
-        method: `jvp`, exact, or `finite_difference`, central.
-        published: c of the published code for v-predictions.
+        method: `jvp` (exact) or `finite_difference` (central difference).
+        published: whether to use c of the published code for v-predictions.
     """
 
     higher_means_memorized: ClassVar[bool] = True
@@ -56,20 +57,20 @@ class Sharpness(Detector):
 
     @property
     def name(self) -> str:
-        """`sharpness`, with a method other than `jvp` and `published` told."""
+        """`sharpness`, with the method if it is not `jvp`, and `_published`."""
         method = "" if self.method == "jvp" else f"_{self.method}"
         return f"sharpness{method}{'_published' if self.published else ''}"
 
     def calls(self, total: int) -> int:
-        """The first."""
+        """One: the first call."""
         return 1
 
     def extra_forwards(self, total: int) -> int:
-        """Two: a product, or the two ends of a difference."""
+        """Two: for a product, or for the two ends of a difference."""
         return 2
 
     def read(self, step: DenoiserStep) -> Tensor | None:
-        """`(B,)` of the first call.
+        """Return the score of the first call, `(B,)`.
 
         Raises:
             ProbeError: if an operation of the denoiser has no forward-mode derivative.
@@ -82,11 +83,11 @@ class Sharpness(Detector):
         return self._squared_slope(step) * product.float().flatten(1).square().sum(dim=1).sqrt()
 
     def score_images(self, readings: Tensor) -> Tensor:
-        """`(P, K)` from readings `(P, K, 1)`."""
+        """Return scores `(P, K)` from readings `(P, K, 1)`."""
         return readings[:, :, 0]
 
     def _squared_slope(self, step: DenoiserStep) -> float:
-        """c², from predictions to scores."""
+        """Return c², the factor from predictions to scores."""
         alpha = step.alpha_cumprod()
         if self.published and step.prediction_type == "v_prediction":
             return alpha / (1 - alpha) ** 2
@@ -117,7 +118,7 @@ class Sharpness(Detector):
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Convolutions without TF32, whose ten bits are coarser than the difference that is taken."""
+    """Turn off TF32 in convolutions, whose ten bits are too coarse for a finite difference."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -127,15 +128,15 @@ def full_precision() -> Iterator[None]:
 
 
 def central_difference(function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> Tensor:
-    """Derivative of a function of images along a direction, from two of its values.
+    """Compute the derivative of a function of images along a direction, from two of its values.
 
     Args:
-        function: maps `(B, ...)` to `(B, ...)`, each row on its own.
-        point: `(B, ...)`.
-        direction: same shape.
+        function: a function from `(B, ...)` to `(B, ...)` that maps each row separately.
+        point: the images, `(B, ...)`.
+        direction: the direction, of the same shape.
 
     Returns:
-        `(B, ...)`; zeros where the direction is zero.
+        `(B, ...)`; zeros for rows with a zero direction.
     """
     shape = (-1, *[1] * (point.dim() - 1))
     length = direction.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)

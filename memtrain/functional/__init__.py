@@ -1,4 +1,4 @@
-"""Pure tensor maths; imports torch and torchmetrics only. Every formula stands here with its source.
+"""Pure tensor maths, with torch and torchmetrics only. Every formula has its source.
 
 Shape glossary, used in every docstring of the project:
 

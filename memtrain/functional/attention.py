@@ -1,4 +1,4 @@
-"""Token attention, its entropies and the mass on text, from queries and keys, without keeping a probability matrix.
+"""Token attention, its entropies and the mass on text, from queries and keys, without a full probability matrix.
 
 Three groups of text tokens have names throughout the project, after a CLIP tokenizer's layout `BOS words EOS padding`
 and a prompt length that counts BOS and EOS: *all* tokens, *prompt* tokens (the words), and *summary* tokens (EOS and
@@ -17,11 +17,11 @@ Tokens = Literal["all", "prompt", "summary"]
 """A group of text tokens."""
 
 MAXIMUM_ELEMENTS = 2**26
-"""Probabilities held at once; image tokens are processed in chunks beyond it (256 MB in fp32)."""
+"""Largest number of probabilities at once (256 MB in fp32); more image tokens are processed in chunks."""
 
 
 def token_attention(query: Tensor, key: Tensor, *, scale: float | None = None, valid: Tensor | None = None) -> Tensor:
-    """Attention each text token receives, averaged over image tokens and heads.
+    """Compute the attention that each text token receives, averaged over image tokens and heads.
 
     `softmax(query keyᵀ · scale)` over text tokens, then the mean over N and H: the order of MemAttn (Ren et al.,
     "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through Cross Attention", ECCV 2024),
@@ -29,13 +29,13 @@ def token_attention(query: Tensor, key: Tensor, *, scale: float | None = None, v
     distribution over text tokens conditional on text. Computed in fp32 with autocast off; differentiable.
 
     Args:
-        query: `(B, H, N, D)` of the image tokens.
-        key: `(B, H, T, D)` of the text tokens.
-        scale: of the logits; default 1 / √D.
-        valid: `(B, T)` bool, false for tokens that the attention masks out; default all.
+        query: the queries of the image tokens, `(B, H, N, D)`.
+        key: the keys of the text tokens, `(B, H, T, D)`.
+        scale: the scale of the logits; by default 1 / √D.
+        valid: whether the attention sees each token, `(B, T)` bool; by default all.
 
     Returns:
-        `(B, T)` in fp32, rows sum to 1.
+        `(B, T)` in fp32; rows sum to 1.
     """
     batch, heads, pixels, channels = query.shape
     scale = channels**-0.5 if scale is None else scale
@@ -55,13 +55,13 @@ def token_attention(query: Tensor, key: Tensor, *, scale: float | None = None, v
 
 
 def token_map(query: Tensor, key: Tensor, token: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """Attention that one text token receives at each image token, averaged over heads.
+    """Compute the attention that one text token receives at each image token, averaged over heads.
 
     Args:
-        query: `(B, H, N, D)` of the image tokens.
-        key: `(B, H, T, D)` of the text tokens.
-        token: `(B,)` its index.
-        valid: `(B, T)` bool, false for tokens that the attention masks out; default all.
+        query: the queries of the image tokens, `(B, H, N, D)`.
+        key: the keys of the text tokens, `(B, H, T, D)`.
+        token: the index of the text token, `(B,)`.
+        valid: whether the attention sees each token, `(B, T)` bool; by default all.
 
     Returns:
         `(B, N)` in fp32; over all tokens the maps add up to 1.
@@ -81,16 +81,16 @@ def token_map(query: Tensor, key: Tensor, token: Tensor, *, valid: Tensor | None
 
 
 def text_mass(query: Tensor, key: Tensor, text: slice, *, scale: float | None = None) -> Tensor:
-    """Share of a joint attention that image tokens give to text tokens, averaged over image tokens and heads.
+    """Compute the share of a joint attention that image tokens give to text tokens, averaged over tokens and heads.
 
-    The attention of values that are 1 at text tokens and 0 at image tokens, so a fused kernel computes it and the joint
-    matrix is never held. Computed in fp32 with autocast off; differentiable.
+    This is the attention of values that are 1 at text tokens and 0 at image tokens. So a fused kernel computes it
+    without the joint matrix. Computed in fp32 with autocast off; differentiable.
 
     Args:
-        query: `(B, H, N, D)` of the image tokens.
-        key: `(B, H, T + N, D)` of all tokens.
-        text: where the text's keys are.
-        scale: of the logits; default 1 / √D.
+        query: the queries of the image tokens, `(B, H, N, D)`.
+        key: the keys of all tokens, `(B, H, T + N, D)`.
+        text: the places of the text's keys.
+        scale: the scale of the logits; by default 1 / √D.
 
     Returns:
         `(B,)` in fp32, from 0 to 1.
@@ -103,11 +103,11 @@ def text_mass(query: Tensor, key: Tensor, text: slice, *, scale: float | None = 
 
 
 def prompt_tokens(prompt_length: Tensor, tokens: int) -> Tensor:
-    """Which tokens are words of the prompt, under the layout `BOS words EOS padding`.
+    """Find the tokens that are words of the prompt, in the layout `BOS words EOS padding`.
 
     Args:
-        prompt_length: `(B,)` tokens of the prompt with BOS and EOS.
-        tokens: T.
+        prompt_length: the number of tokens of each prompt with BOS and EOS, `(B,)`.
+        tokens: the number T of tokens.
 
     Returns:
         `(B, T)` bool.
@@ -117,18 +117,18 @@ def prompt_tokens(prompt_length: Tensor, tokens: int) -> Tensor:
 
 
 def summary_tokens(prompt_length: Tensor, tokens: int) -> Tensor:
-    """Which tokens are EOS or padding, under the layout `BOS words EOS padding`; arguments as :func:`prompt_tokens`."""
+    """Find the tokens that are EOS or padding; arguments and layout as for :func:`prompt_tokens`."""
     return torch.arange(tokens, device=prompt_length.device) >= prompt_length[:, None] - 1
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """`−Σ p ln p` over the last dimension, in nats, with `0 ln 0 = 0`.
+    """Compute `−Σ p ln p` over the last dimension, in nats, with `0 ln 0 = 0`.
 
-    Of the attention of queries and keys in half precision it differs from that in fp64 by at most 0.001 nats in bf16,
-    0.0002 in fp16 and 0.000002 in fp32, of sharp and of even attentions to 77 tokens.
+    For attention to 77 tokens, sharp or even, it differs from the value in fp64 by at most 0.001 nats in bf16, 0.0002
+    in fp16 and 0.000002 in fp32.
 
     Args:
-        probabilities: `(..., T)`, non-negative.
+        probabilities: the non-negative probabilities, `(..., T)`.
 
     Returns:
         `(...)` in fp32, from 0 to `ln T`; `ln T` for a uniform distribution.
@@ -137,13 +137,13 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def partial_entropy(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """`−Σ p ln p` over some tokens, in nats, not renormalised (MemAttn's form for summary tokens).
+    """Compute `−Σ p ln p` over some tokens, in nats, without renormalisation (MemAttn's form for summary tokens).
 
     The partial entropies of a partition add up to :func:`entropy`.
 
     Args:
-        probabilities: `(..., T)`, non-negative.
-        mask: bool, broadcast against `probabilities`; true for the tokens to sum over.
+        probabilities: the non-negative probabilities, `(..., T)`.
+        mask: whether to sum over each token, bool, broadcast against `probabilities`.
 
     Returns:
         `(...)` in fp32.
@@ -152,6 +152,6 @@ def partial_entropy(probabilities: Tensor, mask: Tensor) -> Tensor:
 
 
 def _entropy_terms(probabilities: Tensor) -> Tensor:
-    """`−p ln p`. torch.special.entr has the gradient ∞ at 0, which a masked token turns into NaN; this has 0."""
+    """Compute `−p ln p` with gradient 0 at 0; torch.special.entr has ∞ there, and a masked token then gives NaN."""
     probabilities = probabilities.float()
     return -probabilities * torch.where(probabilities > 0, probabilities, 1.0).log()

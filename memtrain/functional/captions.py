@@ -1,7 +1,7 @@
-"""Changed captions as token ids, under CLIP's layout `BOS words EOS padding`.
+"""Augmented captions as token ids, in CLIP's layout `BOS words EOS padding`.
 
 Source: the caption augmentations of Somepalli et al., "Understanding and Mitigating Copying in Diffusion Models",
-NeurIPS 2023, on tokens rather than words, so that they run where the tokens are.
+NeurIPS 2023, on tokens instead of words, so that they run on the device of the tokens.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ def augment(
     uniform: Tensor,
     vocabulary: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Captions with random tokens added, in their place, or with tokens of their own repeated.
+    """Add random tokens to captions, replace captions by random tokens, or repeat tokens of captions.
 
     Args:
-        ids: `(B, T)` int64.
-        length: `(B,)` tokens of each caption with BOS and EOS.
-        kind: what is done.
-        uniform: `(B, tokens, 3)` from 0 to below 1, on the device of `ids`: for each new token which it is, where it
-            goes, and which one it repeats. As many tokens as fit are used.
-        vocabulary: random tokens are drawn below this id; `repeat` does not need it.
+        ids: the token ids, `(B, T)` int64.
+        length: the number of tokens of each caption with BOS and EOS, `(B,)`.
+        kind: the kind of augmentation.
+        uniform: random numbers from 0 to below 1, `(B, tokens, 3)`, on the device of `ids`. They choose each new token,
+            its place, and the token that it repeats. Tokens that do not fit are left out.
+        vocabulary: the bound below which ids of random tokens are drawn; `repeat` does not need it.
 
     Returns:
-        `input_ids` and `prompt_length` as before.
+        The new `ids` and `length`.
     """
     count, tokens = ids.shape[1], uniform.shape[1]
     position = torch.arange(count, device=ids.device)
-    # In fp32 a number close to 1 can round up to `vocabulary` itself.
+    # In fp32 the product of a number close to 1 can round up to `vocabulary` itself.
     drawn = (uniform[..., 0] * vocabulary).long().clamp(max=vocabulary - 1)
     if kind == "replace":
         tokens = min(tokens, count - 2)
@@ -44,7 +44,7 @@ def augment(
         words[:, 1 : tokens + 1] = drawn[:, :tokens]
         return _end(words, last, ids, length), last + 1
     for turn in range(tokens):
-        # Between BOS and EOS there are `length - 1` places to insert at, and `length - 2` tokens to repeat.
+        # Between BOS and EOS there are `length - 1` places for a new token, and `length - 2` tokens to repeat.
         place = 1 + (uniform[:, turn, 1] * (length - 1)).long().minimum(length - 2)
         chosen = 1 + (uniform[:, turn, 2] * (length - 2)).long().minimum((length - 3).clamp(min=0))
         token = drawn[:, turn] if kind == "add" else ids.gather(1, chosen[:, None])[:, 0]
@@ -56,7 +56,7 @@ def augment(
 
 
 def _end(words: Tensor, last: Tensor, ids: Tensor, length: Tensor) -> Tensor:
-    """Put EOS at `last` and padding behind it, the tokens that `ids` has there."""
+    """Put EOS at `last`, followed by padding, with the tokens that `ids` uses for them."""
     position = torch.arange(ids.shape[1], device=ids.device)
     eos = ids.gather(1, (length - 1)[:, None])
     padding = torch.where((length < ids.shape[1])[:, None], ids[:, -1:], eos)

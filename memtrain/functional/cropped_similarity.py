@@ -1,4 +1,4 @@
-"""Multi-scale structural similarity whose last scale is averaged without its borders, as torchmetrics 1.3.2 does.
+"""Multi-scale structural similarity that averages the last scale without its borders, like torchmetrics 1.3.2.
 
 Source: SSIM by Wang et al. (2004), the scales by Wang et al. (2003). NeMo (Hintersdorf et al., NeurIPS 2024) publishes
 scores of torchmetrics 1.3.2, the version its code pins. That version leaves out a border as wide as half the window
@@ -12,7 +12,7 @@ between two searches that find different neurons.
     score = Π over scales of max(0, mean of the contrast)^β, on the last one of contrast · luminance.
 
 Cost: two passes of a one-dimensional window over five images per pair and scale.
-Cannot: see structure in images of which the border is everything: 7 x 7 pixels leave one pixel.
+Cannot: see structure in very small images: 7 x 7 pixels leave one pixel without the border.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def cropped_ms_ssim(
     exponents: tuple[float, ...] = (0.33, 0.33, 0.33),
     data_range: float | None = None,
 ) -> Tensor:
-    """MS-SSIM of images pair by pair, the borders of every scale left out.
+    """Compute MS-SSIM of image pairs, without the borders of every scale.
 
     Args:
-        first: `(n, C, h, w)` floating point; sides larger than `kernel` halves on every scale.
-        second: same shape.
-        kernel: pixels of the Gaussian window, odd.
-        sigma: its standard deviation, pixels.
-        exponents: of each scale, the finest first.
-        data_range: of the images; None for the larger one of both sides, of all n pairs together and anew on each
-            scale, as torchmetrics' default.
+        first: the first images, `(n, C, h, w)` floating point; sides larger than half of `kernel` on every scale.
+        second: the second images, of the same shape.
+        kernel: the odd size of the Gaussian window in pixels.
+        sigma: the standard deviation of the window in pixels.
+        exponents: the exponent of each scale, the finest scale first.
+        data_range: the data range of the images. None takes the larger range of both sides, over all n pairs together
+            and separately on each scale, like torchmetrics' default.
 
     Returns:
         `(n,)`.
@@ -60,10 +60,10 @@ def cropped_ms_ssim(
 def _factors(
     first: Tensor, second: Tensor, *, kernel: int, sigma: float, data_range: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """Contrast and luminance of every pixel but those of the border, `(n, C, h - kernel + 1, w - kernel + 1)`.
+    """Compute contrast and luminance of every inner pixel, `(n, C, h - kernel + 1, w - kernel + 1)`.
 
-    A pixel at least half a window away from the edge does not see what lies beyond it: windows that fit inside give
-    the same as a continuation that is cropped again.
+    A window around a pixel at least half a window away from the edge lies inside the image. So inner windows give the
+    same values as a padded image that is cropped again.
     """
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     moments = torch.stack([first, second, first * first, second * second, first * second])
@@ -76,7 +76,7 @@ def _factors(
 
 
 def _windowed(images: Tensor, *, kernel: int, sigma: float) -> Tensor:
-    """Gaussian means `(..., h - kernel + 1, w - kernel + 1)` of images `(..., h, w)`."""
+    """Compute Gaussian means `(..., h - kernel + 1, w - kernel + 1)` of images `(..., h, w)`."""
     offset = torch.arange(kernel, dtype=images.dtype, device=images.device) - (kernel - 1) / 2
     line = torch.exp(-((offset / sigma) ** 2) / 2)
     line = line / line.sum()

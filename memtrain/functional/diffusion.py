@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample, in fp32.
+    """Compute the mean squared error of each sample, in fp32.
 
     Args:
-        prediction: `(B, ...)`.
-        target: same shape.
-        mask: how much each element counts, of a shape that can be expanded to that; None for all alike.
+        prediction: the predictions, `(B, ...)`.
+        target: the targets, of the same shape.
+        mask: the weight of each element, of a shape that expands to that of the targets; None for equal weights.
 
     Returns:
         `(B,)`.
@@ -22,32 +22,32 @@ def per_sample_mse(prediction: Tensor, target: Tensor, *, mask: Tensor | None = 
 
 
 def masked_mean(errors: Tensor, mask: Tensor) -> Tensor:
-    """Mean of each sample over what a mask shows, `(B,)`; NaN where it shows nothing.
+    """Compute the weighted mean of each sample, `(B,)`; NaN if all its weights are 0.
 
     Args:
-        errors: `(B, ...)`.
-        mask: not negative, of a shape that can be expanded to that.
+        errors: the values, `(B, ...)`.
+        mask: the non-negative weights, of a shape that expands to that of `errors`.
     """
     shown = mask.to(errors).expand_as(errors)
     return (errors * shown).flatten(1).sum(1) / shown.flatten(1).sum(1)
 
 
 def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, prediction_type: str) -> tuple[Tensor, Tensor]:
-    """What a denoiser is shown in training, and what it should answer.
+    """Compute the input and the target of a denoiser in training.
 
     Args:
-        latents: `(B, ...)` without noise.
-        noise: same shape, standard normal.
-        level: `(B,)`. For `epsilon`, `v_prediction` (Salimans & Ho, "Progressive Distillation for Fast Sampling of
-            Diffusion Models", 2022) and `sample` it is ᾱ of the timestep; for `flow_prediction` (Lipman et al., "Flow
-            Matching for Generative Modeling", 2023) the share σ of noise.
-        prediction_type: as diffusers' schedulers name it.
+        latents: the latents without noise, `(B, ...)`.
+        noise: the standard normal noise, of the same shape.
+        level: the noise level of each sample, `(B,)`. For `epsilon`, `v_prediction` (Salimans & Ho, "Progressive
+            Distillation for Fast Sampling of Diffusion Models", 2022) and `sample` it is ᾱ of the timestep; for
+            `flow_prediction` (Lipman et al., "Flow Matching for Generative Modeling", 2023) the share σ of noise.
+        prediction_type: the kind of the prediction, as named by diffusers' schedulers.
 
     Returns:
         The noisy latents and the target, both of the shape of `latents`.
 
     Raises:
-        ValueError: for another prediction type.
+        ValueError: if the prediction type is not known.
     """
     # In half precision 1 − ᾱ would vanish at low noise.
     exact = level.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
@@ -63,7 +63,7 @@ def noisy_and_target(latents: Tensor, noise: Tensor, level: Tensor, *, predictio
 
 
 def clean_latents(noisy: Tensor, target: Tensor, level: Tensor, *, prediction_type: str) -> Tensor:
-    """The latents `(B, ...)` that :func:`noisy_and_target` made noisy latents and target of; arguments as there."""
+    """Recover the latents `(B, ...)` from the results of :func:`noisy_and_target`; the other arguments are its own."""
     exact = level.to(noisy.device, torch.promote_types(noisy.dtype, torch.float32))
     exact = exact.view(-1, *[1] * (noisy.dim() - 1))
     if prediction_type == "flow_prediction":
@@ -78,11 +78,11 @@ def clean_latents(noisy: Tensor, target: Tensor, level: Tensor, *, prediction_ty
 
 
 def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """SNR(t) = ᾱ_t / (1 − ᾱ_t) (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
+    """Compute SNR(t) = ᾱ_t / (1 − ᾱ_t) (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
 
     Args:
-        alphas_cumprod: `(steps,)` of the noise schedule.
-        timesteps: `(B,)` int64.
+        alphas_cumprod: ᾱ of the noise schedule, `(steps,)`.
+        timesteps: the timesteps, `(B,)` int64.
 
     Returns:
         `(B,)`.
@@ -92,16 +92,17 @@ def signal_to_noise_ratio(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Min-SNR loss weight (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023).
+    """Compute the Min-SNR weight (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023).
 
     The paper weights the error of the clean image by min(SNR, γ). That error is the one in ε, in v, or in the velocity
-    of a flow, times a factor, so the same objective is for each of them:
+    of a flow, times a factor. So the weight of the same objective depends on the prediction type.
 
     Args:
-        snr: `(B,)`.
-        gamma: cap on the SNR; the paper uses 5.
-        prediction_type: `epsilon` (weight min(SNR, γ) / SNR), `v_prediction` (min(SNR, γ) / (SNR + 1)), or
-            `flow_prediction` (min(SNR, γ) σ², where SNR = ((1 − σ) / σ)²; the paper does not speak of it).
+        snr: the SNR, `(B,)`.
+        gamma: the cap on the SNR; the paper uses 5.
+        prediction_type: the kind of the prediction: `epsilon` (weight min(SNR, γ) / SNR), `v_prediction` (min(SNR, γ) /
+            (SNR + 1)), or `flow_prediction` (min(SNR, γ) σ², where SNR = ((1 − σ) / σ)²; the paper does not speak of
+            it).
 
     Returns:
         `(B,)`.
@@ -113,20 +114,20 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def predicted_noise(prediction: Tensor, latents: Tensor, *, alpha_cumprod: float, prediction_type: str) -> Tensor:
-    """The noise ε that a denoiser's prediction implies for `x_t = √ᾱ x₀ + √(1 − ᾱ) ε`, in fp32.
+    """Compute the noise ε that a denoiser's prediction implies for `x_t = √ᾱ x₀ + √(1 − ᾱ) ε`, in fp32.
 
     Args:
-        prediction: `(B, ...)`.
-        latents: same shape, x_t.
-        alpha_cumprod: ᾱ of the timestep, below 1.
-        prediction_type: `epsilon`, `v_prediction` (`√ᾱ ε − √(1 − ᾱ) x₀`, Salimans and Ho, "Progressive Distillation
-            for Fast Sampling of Diffusion Models", 2022) or `sample` (x₀).
+        prediction: the predictions, `(B, ...)`.
+        latents: the noisy latents x_t, of the same shape.
+        alpha_cumprod: the value ᾱ of the timestep, below 1.
+        prediction_type: the kind of the prediction: `epsilon`, `v_prediction` (`√ᾱ ε − √(1 − ᾱ) x₀`, Salimans and Ho,
+            "Progressive Distillation for Fast Sampling of Diffusion Models", 2022) or `sample` (x₀).
 
     Returns:
-        Same shape.
+        The noise, of the same shape.
 
     Raises:
-        ValueError: for another type.
+        ValueError: if the prediction type is not known.
     """
     slope = noise_slope(alpha_cumprod=alpha_cumprod, prediction_type=prediction_type)
     offset = {"v_prediction": (1 - alpha_cumprod) ** 0.5, "sample": (1 - alpha_cumprod) ** -0.5}.get(prediction_type, 0)
@@ -134,7 +135,7 @@ def predicted_noise(prediction: Tensor, latents: Tensor, *, alpha_cumprod: float
 
 
 def noise_slope(*, alpha_cumprod: float, prediction_type: str) -> float:
-    """Derivative of :func:`predicted_noise` with respect to the prediction; arguments as there."""
+    """Compute the derivative of :func:`predicted_noise` with respect to the prediction; same arguments."""
     slopes = {
         "epsilon": 1.0,
         "v_prediction": alpha_cumprod**0.5,
@@ -148,19 +149,19 @@ def noise_slope(*, alpha_cumprod: float, prediction_type: str) -> float:
 def residual_from_gradient(
     gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None
 ) -> Tensor:
-    """Prediction minus target, recovered from the gradient of a batch-mean MSE at the denoiser's output.
+    """Recover prediction minus target from the gradient of a batch-mean MSE at the denoiser's output.
 
     For `loss = loss_scale * mean(weight * (prediction - target)²)` over a batch of B samples with n elements each, the
     gradient is `2 * loss_scale * weight * (prediction - target) / (B * n)`.
 
     Args:
-        gradient: `(B, ...)` gradient of the scaled loss with respect to the prediction.
-        loss_scale: factor between the mean and the loss that was differentiated: 1 / accumulation steps, times the
-            gradient scaler's scale.
-        loss_weight: `(B,)` weight of each sample's loss; None for equal weights.
+        gradient: the gradient of the scaled loss with respect to the prediction, `(B, ...)`.
+        loss_scale: the factor between the mean and the differentiated loss: 1 / accumulation steps, times the gradient
+            scaler's scale.
+        loss_weight: the weight of each sample's loss, `(B,)`; None for equal weights.
 
     Returns:
-        `(B, ...)` in fp32; NaN where the weight is 0, because nothing is left of the residual there.
+        `(B, ...)` in fp32; NaN for samples with weight 0, because their gradient is 0.
     """
     residual = gradient.float() * (gradient.numel() / (2 * loss_scale))
     if loss_weight is None:
@@ -170,11 +171,11 @@ def residual_from_gradient(
 
 
 def loss_from_gradient(gradient: Tensor, loss_scale: float | Tensor = 1.0, loss_weight: Tensor | None = None) -> Tensor:
-    """Each sample's unweighted MSE `(B,)`, from the same gradient as :func:`residual_from_gradient`.
+    """Compute each sample's unweighted MSE `(B,)`, from the same gradient as :func:`residual_from_gradient`.
 
-    Of gradients in half precision it differs from that in fp64 by at most 2^-8 of itself in bf16 and 2^-11 in fp16,
-    which is what one number is rounded by. In fp16 that takes a loss scale which keeps the gradient out of the
-    subnormal numbers, as mixed-precision training has it.
+    For gradients in half precision, its relative difference from the value in fp64 is at most 2^-8 in bf16 and 2^-11 in
+    fp16, the rounding of one number. In fp16 this needs a loss scale that keeps the gradient out of the subnormal
+    numbers, as in mixed-precision training.
     """
     return residual_from_gradient(gradient, loss_scale, loss_weight).square().flatten(1).mean(1)
 
@@ -186,11 +187,11 @@ def gate_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
     of zero also stops non-finite gradients.
 
     Args:
-        gradient: `(B, ...)`.
-        weights: `(B,)`, non-negative.
+        gradient: the gradient, `(B, ...)`.
+        weights: the non-negative weights of the samples, `(B,)`.
 
     Returns:
-        Same shape and dtype as `gradient`.
+        The weighted gradient, of the same shape and dtype.
     """
     shaped = weights.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
     return torch.where(shaped > 0, shaped * gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))

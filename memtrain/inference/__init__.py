@@ -1,1 +1,1 @@
-"""One file per inference-time mitigation, usable on any diffusers pipeline of a known family."""
+"""Inference-time mitigations, one per file, for any diffusers pipeline of a known family."""

@@ -1,23 +1,23 @@
-"""Attention masking: hide padding tokens and strengthen BOS in cross-attention while sampling.
+"""Attention masking: hide padding tokens and strengthen BOS in cross-attention during sampling.
 
 Source: MemAttn (Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through Cross
-Attention", ECCV 2024, inference-time mitigation). In every cross-attention and step the logit of BOS is multiplied by
-`c1` (so a negative one becomes smaller), and padding tokens are hidden.
+Attention", ECCV 2024, inference-time mitigation). In every cross-attention and step, the mitigation multiplies the
+logit of BOS by `c1` (so a negative logit becomes smaller), and hides padding tokens.
 
-`published=True` does as the published script: the mask also applies to the unconditional half, with the prompt's
-length, and EOS stays visible (`hide_eos=True` is its `--mask_length_minis1`). By default only conditional rows are
-touched, so that classifier-free guidance compares with what the model does without a prompt. Either way the conditional
-rows are found for any number of prompts and images; the published code takes every second row, which is right for one
-image of one prompt, and elsewhere scales unconditional rows in the place of conditional ones.
+`published=True` follows the published script: the mask also applies to the unconditional half, with the prompt's
+length, and EOS stays visible (`hide_eos=True` is its `--mask_length_minis1`). The default changes only conditional
+rows, so that classifier-free guidance compares with the model's prediction without a prompt. In both cases the
+conditional rows are found for any number of prompts and images. The published code takes every second row. This is
+right for one image of one prompt; for more images, it scales unconditional rows in the place of conditional ones.
 
-Works on pipelines of Stable Diffusion 1.x, 2.x and XL. A prompt's length is that of its own tokens with BOS and EOS,
-after truncation; with two text encoders, whose tokens lie side by side at the same position, the longer of the two
-texts (the tokenizers of SDXL split a text alike, so this matters for `prompt_2` only). The pipeline's own attention
-processors have to be plain ones; LoRA layers are part of the projections and stay in force.
+The mitigation works on pipelines of Stable Diffusion 1.x, 2.x and XL. The length of a prompt is the number of its
+tokens with BOS and EOS, after truncation. With two text encoders, whose tokens share positions, it is the length of the
+longer text (the tokenizers of SDXL split a text equally, so this matters for `prompt_2` only). The pipeline needs plain
+attention processors. LoRA layers are part of the projections and stay active.
 
-Cost: nothing to speak of. Suggested: `c1` 1.25. Cannot: work on prompt embeddings, whose prompts' lengths are not
-known; hide the padding of prompts that fill the text encoder, which have none; touch what a ControlNet reads of the
-text, or the pooled text embedding of SDXL. A probe on the denoiser reads the attention as it would be unmasked.
+Cost: negligible. Suggested: `c1` 1.25. Cannot: work on prompt embeddings, because the lengths of their prompts are not
+known. It also cannot hide padding of prompts that fill the text encoder, which have none, nor change the text input of
+a ControlNet or the pooled text embedding of SDXL. A probe on the denoiser reads the unmasked attention.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from memtrain.models.backbones.base import find_backbone, unwrap
 from memtrain.models.backbones.cross_attention import CrossAttentionBackbone
 
 PLAIN = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
-"""Processors that compute the same attention in different ways, and nothing else."""
+"""Processors that only compute plain attention, each in its own way."""
 
 
 @dataclass(frozen=True)
 class AttentionMasking(InferenceMitigation):
-    """Masked cross-attention for the time of a context: `with AttentionMasking(c1=1.25)(pipeline): pipeline(prompts)`.
+    """Masked cross-attention within a context: `with AttentionMasking(c1=1.25)(pipeline): pipeline(prompts)`.
 
-    Holds settings alone, so one instance serves several pipelines, also at once.
+    An instance holds only settings, so it serves several pipelines, also at the same time.
 
     Attributes:
-        c1: factor on the logit of BOS; 1 leaves it alone.
-        mask: hide padding tokens.
-        hide_eos: hide EOS too, that is, all summary tokens.
-        published: mask the unconditional half too, as published.
+        c1: the factor on the logit of BOS; 1 leaves the logit unchanged.
+        mask: whether to hide padding tokens.
+        hide_eos: whether to hide EOS as well, so that all summary tokens are hidden.
+        published: whether to mask the unconditional half as well, as in the published code.
     """
 
     c1: float = 1.25
@@ -71,17 +71,17 @@ class AttentionMasking(InferenceMitigation):
     def __post_init__(self) -> None:
         if self.hide_eos and not self.mask:
             raise ConfigurationError(
-                "hide_eos=True with mask=False", expected="a mask, whose extent hide_eos says", remedy="leave one out"
+                "hide_eos=True has no effect with mask=False", expected="mask=True", remedy="leave out one of the two"
             )
 
     @contextmanager
     def __call__(self, pipeline: Any) -> Iterator[None]:
-        """A context in which `pipeline` samples masked. Afterwards it is as it was, whatever happened.
+        """Return a context in which `pipeline` samples with masked attention. Its end always restores the pipeline.
 
         Raises:
-            ConfigurationError: if the pipeline is of another kind, is masked already or has attention processors of its
-                own; and when leaving, if nothing was sampled.
-            ProbeError: when leaving, if some cross-attention never ran.
+            ConfigurationError: if the pipeline is of another kind, is already masked, or has other attention
+                processors. Also at the end of the context, if the pipeline sampled nothing.
+            ProbeError: if a cross-attention never ran, at the end of the context.
         """
         backbone, sites = _sites(pipeline)
         processors = {name: site.processor for name, site in sites.items()}
@@ -101,21 +101,21 @@ class AttentionMasking(InferenceMitigation):
                 pipeline.encode_prompt = own
         if sampling.silent == set(sites):
             raise ConfigurationError(
-                "Nothing was sampled inside AttentionMasking",
-                expected="a call of the pipeline it was given",
-                remedy="call that pipeline inside the with statement; if its denoiser is compiled, compile it there",
+                "The pipeline sampled nothing inside AttentionMasking",
+                expected="a call of the pipeline inside the with statement",
+                remedy="call the pipeline there; if its denoiser is compiled, compile it there as well",
             )
         if sampling.silent:
             raise ProbeError(
                 f"{len(sampling.silent)} of {len(sites)} cross-attentions never ran masked, "
                 f"first {min(sampling.silent)!r}",
-                expected="all of them in every step",
-                remedy="use the denoiser's own blocks",
+                expected="all cross-attentions in every step",
+                remedy="use a denoiser with its original blocks",
             )
 
 
 def _sites(pipeline: Any) -> tuple[CrossAttentionBackbone, dict[str, Any]]:
-    """The cross-attentions of a pipeline that can be masked, by name, and what knows them."""
+    """Return the backbone and the cross-attentions of a pipeline that can be masked, by name."""
     unet = getattr(pipeline, "unet", None)
     backbone = find_backbone(unet) if isinstance(unet, nn.Module) else None
     tokenizers = _tokenizers(pipeline)
@@ -130,25 +130,25 @@ def _sites(pipeline: Any) -> tuple[CrossAttentionBackbone, dict[str, Any]]:
     assert isinstance(backbone, CrossAttentionBackbone) and isinstance(unet, nn.Module)
     sites: dict[str, Any] = backbone.sites(unwrap(unet))
     if any(isinstance(site.processor, _Processor) for site in sites.values()):
-        raise ConfigurationError("This denoiser is masked already", remedy="leave the other context first")
+        raise ConfigurationError("This denoiser is already masked", remedy="leave the other context first")
     foreign = {type(site.processor).__name__ for site in sites.values()} - {plain.__name__ for plain in PLAIN}
     if foreign:
         raise ConfigurationError(
-            f"The cross-attentions are computed by {', '.join(sorted(foreign))}, which masking would replace",
-            expected="plain attention processors, with LoRA or without",
+            f"The pipeline uses the attention processors {', '.join(sorted(foreign))}, which masking would replace",
+            expected="plain attention processors, with or without LoRA",
             remedy="unload the IP adapter, or call set_default_attn_processor() on the denoiser",
         )
     return backbone, sites
 
 
 def _tokenizers(pipeline: Any) -> list[Any]:
-    """One for each text encoder, in the order in which the pipeline uses them."""
+    """Return the tokenizer of each text encoder, in the order in which the pipeline uses them."""
     found = (getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
     return [tokenizer for tokenizer in found if tokenizer is not None]
 
 
 class _Sampling:
-    """What is known about the images that a pipeline is sampling, and how their attention is modified."""
+    """State of one sampling: the lengths of its prompts, and the changes to its attention."""
 
     def __init__(
         self, masking: AttentionMasking, pipeline: Any, *, backbone: CrossAttentionBackbone, silent: set[str]
@@ -159,7 +159,7 @@ class _Sampling:
         self.prepared: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
 
     def listen(self, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """The pipeline's encode_prompt, which also tells the prompts' lengths."""
+        """Wrap the pipeline's encode_prompt, to record the prompts' lengths."""
         signature = inspect.signature(encode)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,7 @@ class _Sampling:
             given.apply_defaults()
             if given.arguments["prompt"] is None:
                 raise ConfigurationError(
-                    "AttentionMasking cannot tell the lengths of prompts from their embeddings",
+                    "AttentionMasking cannot find the lengths of prompts from their embeddings",
                     expected="prompts as text",
                     remedy="pass `prompt` instead of `prompt_embeds`",
                 )
@@ -180,7 +180,7 @@ class _Sampling:
         return wrapped
 
     def _prompt_lengths(self, *texts: str | list[str] | None) -> Tensor:
-        """`(P,)` tokens with BOS and EOS; of several texts of a prompt, the longest counts."""
+        """Return the number of tokens with BOS and EOS, `(P,)`; the longest of several texts of a prompt counts."""
         lengths = []
         for text, tokenizer in zip(texts, _tokenizers(self.pipeline), strict=False):
             prompts = text or texts[0]
@@ -193,7 +193,7 @@ class _Sampling:
         return torch.stack(lengths).amax(dim=0)
 
     def modify(self, name: str, key: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Keys `(B, H, T, D)` with BOS strengthened, and the bias `(B, 1, 1, T)` that hides tokens.
+        """Return keys `(B, H, T, D)` with a stronger BOS, and the bias `(B, 1, 1, T)` that hides tokens.
 
         Raises:
             ConfigurationError: if B fits neither the images nor, with guidance, twice their number.
@@ -203,18 +203,18 @@ class _Sampling:
         if kind not in self.prepared:
             self.prepared[kind] = self._prepare(key)
         factor, bias = self.prepared[kind]
-        # The logit is linear in the key: scaling the key of BOS scales its logit.
+        # The logit is linear in the key, so scaling the key of BOS scales its logit.
         return key * factor, bias
 
     def _prepare(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Factors `(B, 1, T, 1)` on the keys, and the bias; the same for all steps and for sites of one kind."""
+        """Make the factors `(B, 1, T, 1)` on the keys, and the bias; all steps and sites of one kind share them."""
         images = 0 if self.lengths is None else len(self.lengths)
         expected = images * (2 if self.guided else 1)
         if self.lengths is None or len(key) != expected:
             raise ConfigurationError(
                 f"The denoiser ran on {len(key)} rows for {images} images",
                 expected=f"{expected} rows",
-                remedy="call the whole pipeline inside the with statement, one at a time",
+                remedy="call the whole pipeline inside the with statement, one call at a time",
             )
         conditional = torch.arange(len(key)) >= len(key) - images
         factor = torch.ones(len(key), key.shape[2])
@@ -230,7 +230,7 @@ class _Sampling:
 
 
 class _Processor:
-    """A cross-attention with the sampling's keys and bias."""
+    """Processor of a cross-attention that uses the sampling's keys and bias."""
 
     def __init__(self, sampling: _Sampling, name: str) -> None:
         self.sampling, self.name = sampling, name

@@ -1,4 +1,4 @@
-"""What an inference-time mitigation is: settings that make a context in which a pipeline samples mitigated."""
+"""Interface of inference-time mitigations: settings that make a context in which a pipeline samples with them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 class InferenceMitigation(ABC):
-    """Holds settings alone, which its `repr` tells, so that one instance serves several pipelines, also at once."""
+    """Settings of a mitigation, shown by its `repr`. One instance serves several pipelines, also at the same time."""
 
     @abstractmethod
     def __call__(self, pipeline: Any) -> AbstractContextManager[None]:
-        """A context in which calls of `pipeline` are mitigated; afterwards it is as it was, whatever happened.
+        """Return a context in which calls of `pipeline` are mitigated. Its end always restores the pipeline.
 
         Args:
-            pipeline: a diffusers pipeline of a kind that the mitigation knows.
+            pipeline: a diffusers pipeline of a kind that the mitigation supports.
 
         Raises:
-            ConfigurationError: on entering, if it is of another kind.
+            ConfigurationError: if the pipeline is of another kind, when the context begins.
         """

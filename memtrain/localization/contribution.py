@@ -1,6 +1,6 @@
 """Neurons by what they add: an alternative to NeMo's selection for models in which no few neurons stand out.
 
-What: the neurons whose values for a prompt differ most from the mean over other prompts, in what reaches the next
+Method: the neurons whose values for a prompt differ most from the mean over other prompts, in what reaches the next
 layer: mean over tokens of |v − v̄| · ‖w‖, with w the neuron's column of the layer's output projection. Those of all
 layers are ranked together, and the same share is taken for every prompt that counts as memorized, by the same threshold
 of the similarity between seeds as NeMo's.

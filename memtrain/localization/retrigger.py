@@ -1,6 +1,6 @@
 """Is a masked image gone, or has its prompt only lost its way to it? An adversarial search for a text embedding.
 
-What: the text embedding of a prompt is optimised until the denoiser, weights frozen and a neuron mask in place if one
+Method: the text embedding of a prompt is optimised until the denoiser, weights frozen and a neuron mask in place if one
 is given, predicts well on the memorized image. If sampling with the optimised embedding brings the image back, the mask
 suppressed a trigger and erased nothing.
 Source: DoRI, "Finding DoRI" (arXiv 2507.16880), which brings back nearly every image that NeMo's masks hide.

@@ -65,7 +65,7 @@ def test_it_declares_itself(kind: type[Detector]) -> None:
     assert detector.needs <= KNOWN
     assert 1 <= detector.calls(50) <= 50
     card = importlib.import_module(kind.__module__).__doc__ or ""
-    for part in ("What:", "Source:", "Direction:", "Cost:", "Suggested values:", "Cannot:"):
+    for part in ("Method:", "Source:", "Direction:", "Cost:", "Suggested values:", "Cannot:"):
         assert f"\n{part} " in card
     direction = "higher" if kind.higher_means_memorized else "lower"
     assert f"Direction: {direction} means memorized" in card

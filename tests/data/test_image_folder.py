@@ -80,7 +80,7 @@ def test_a_caption_of_another_type_is_shown_and_not_called_missing(write_folder,
     rewrite(folder, {"file_name": "image_00.png", field: value})
     shown = re.escape(json.dumps(value))
     with pytest.raises(
-        DataError, match=rf"The caption in .*, line 1 is not a text: found {shown}[\s\S]*list under 'texts'"
+        DataError, match=rf"The caption in .*, line 1 is not a text: found {shown}[\s\S]*list under " f"'texts'"
     ):
         ImageFolderSource(folder)
 

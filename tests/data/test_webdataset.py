@@ -50,7 +50,7 @@ def test_braces_select_shards(write_shard):
 def test_pattern_with_a_missing_shard(write_shard):
     folder = write_shard(pairs(0), name="shards/0.tar").parent
     with pytest.raises(
-        DataError, match=r"2 of 3 shards of .* do not exist, first .*1\.tar[\s\S]*the range of the pattern"
+        DataError, match=r"2 of 3 shards of .* do not exist, first .*1\.tar[\s\S]*the range of the " r"pattern"
     ):
         WebDatasetSource(folder / "{0..2}.tar")
 

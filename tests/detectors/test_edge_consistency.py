@@ -73,7 +73,7 @@ def test_half_of_the_images_are_not_most() -> None:
 
 
 def test_a_single_seed_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="there is one"):
+    with pytest.raises(ConfigurationError, match="there is only one"):
         EdgeConsistency().score(torch.zeros(1, 1, 1, 4, 4))
 
 

@@ -167,7 +167,7 @@ def test_names_tell_the_configuration() -> None:
 
 
 def test_layers_that_do_not_exist_are_refused(pipeline: StableDiffusionPipeline) -> None:
-    with pytest.raises(ConfigurationError, match="without a layer"):
+    with pytest.raises(ConfigurationError, match="no layers"):
         MemAttn(layers=())
     with pytest.raises(ProbeError, match="reads layer 9, but the denoiser has 4"):
         generate(pipeline, ["a"], sampling=Sampling(seeds=[0], steps=1), detectors=[MemAttn("E", layers=(9,))])

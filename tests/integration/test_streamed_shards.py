@@ -161,7 +161,7 @@ def test_two_processes_have_as_many_batches_each_and_go_on_exactly(
 def test_several_processes_need_to_know_the_number_of_batches(shards: str) -> None:
     from memtrain.data.streamed import StreamedImages
 
-    with pytest.raises(ConfigurationError, match="set --data.init_args.batches_per_epoch"):
+    with pytest.raises(ConfigurationError, match=re.escape("set --data.init_args.batches_per_epoch")):
         StreamedImages(shards)._feed(0, 2)
     with pytest.raises(ConfigurationError, match=re.escape("6 shards for 4 processes of 2 worker(s)")):
         StreamedImages(shards, batches_per_epoch=3, num_workers=2)._feed(0, 4)

@@ -1,10 +1,10 @@
 """CLIP features of images and prompts from a local folder, for A_CLIP and CLIP-FID.
 
-What: A_CLIP is the cosine between an image's and its prompt's embedding. Source of the measure: Hessel et al.,
+Method: A_CLIP is the cosine between an image's and its prompt's embedding. Source of the measure: Hessel et al.,
 "CLIPScore" (EMNLP 2021); NeMo's A_CLIP uses ViT-B/32 and does not scale or clip it.
-Weights: a folder that `CLIPModel.save_pretrained` wrote, with safetensors; nothing is downloaded. Figures of different
-CLIP models are not comparable, so the folder's architecture is part of the result.
-Cannot: judge images far from what CLIP was trained on, such as tiny ones.
+Weights: a folder that `CLIPModel.save_pretrained` wrote, with safetensors. No weights are downloaded. Figures of
+different CLIP models are not comparable, so the folder's architecture is part of the result.
+Cannot: judge images far from CLIP's training images, such as tiny images.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class ClipFeatures:
     """A CLIP model that embeds images and prompts, both to unit length.
 
     Args:
-        folder: with `config.json`, `model.safetensors` and the tokenizer's files.
-        device: where it runs.
+        folder: the folder with `config.json`, `model.safetensors` and the tokenizer's files.
+        device: the device of the model.
 
     Raises:
-        ConfigurationError: if the folder holds no such model.
+        ConfigurationError: if the folder holds no CLIP model.
     """
 
     def __init__(self, folder: str | Path, *, device: torch.device | str = "cpu") -> None:
@@ -47,32 +47,32 @@ class ClipFeatures:
             raise ConfigurationError(
                 f"{folder} holds no CLIP model: {(str(error) or type(error).__name__).splitlines()[0]}",
                 expected="a local folder with config.json, model.safetensors and the tokenizer",
-                remedy="save one with CLIPModel.save_pretrained and CLIPTokenizer.save_pretrained",
+                remedy="save a model with CLIPModel.save_pretrained and CLIPTokenizer.save_pretrained",
             ) from error
         self.model = self.model.eval().requires_grad_(False).to(device)
 
     @property
     def name(self) -> str:
-        """The architecture, such as `ViT-B/32`'s patch and widths."""
+        """The architecture: patch size, width and image size."""
         vision = self.model.config.vision_config
         return f"CLIP patch {vision.patch_size}, width {vision.hidden_size}, {vision.image_size} px"
 
     @torch.no_grad()
     def images(self, images: Tensor, *, unit: bool = True, batch_size: int = 32) -> Tensor:
-        """`(..., 3, H, W)` uint8 to `(..., D)`; the shorter side resized bicubically, then cropped in the centre.
+        """Embed images `(..., 3, H, W)` uint8 as `(..., D)`. They are resized bicubically, then cropped in the centre.
 
         Args:
-            images: of one size.
-            unit: give every embedding unit length; CLIP-FID compares them as they are.
-            batch_size: images per forward pass.
+            images: the images, all of one size.
+            unit: whether to give every embedding unit length; CLIP-FID compares embeddings of any length.
+            batch_size: the number of images per forward pass.
 
         Raises:
-            DataError: if there is none.
+            DataError: if there are no images.
         """
         flat = images.flatten(0, -4) if images.dim() > 4 else images
         if not len(flat):
             raise DataError(
-                "There are no images to embed", expected="at least one", remedy="give more prompts or seeds"
+                "There are no images to embed", expected="at least one image", remedy="sample more prompts or seeds"
             )
         found = []
         for part in flat.split(batch_size):
@@ -84,13 +84,13 @@ class ClipFeatures:
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """P prompts to `(P, D)`; longer ones are cut.
+        """Embed P prompts as `(P, D)`; too long prompts are cut.
 
         Raises:
-            DataError: if there is none.
+            DataError: if there are no prompts.
         """
         if not prompts:
-            raise DataError("There are no prompts to embed", expected="at least one", remedy="give more prompts")
+            raise DataError("There are no prompts to embed", expected="at least one prompt", remedy="name more prompts")
         length = int(self.model.config.text_config.max_position_embeddings)
         input_ids, _ = tokenize(self.tokenizer, prompts, length=length)
         pooled = self.model.text_model(input_ids=input_ids.to(self.device)).pooler_output

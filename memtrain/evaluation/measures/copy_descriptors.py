@@ -1,18 +1,19 @@
-"""SSCD: a learned descriptor of copies, in the four conventions under which papers report it.
+"""SSCD: a learned descriptor of copies, in the four conventions of published papers.
 
-What: cosine similarity of descriptors of a self-supervised copy detector, which survives crops, shifts and colours that
-a pixel distance does not. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection" (CVPR 2022).
-Conventions: papers differ in the weights, in what is done to an image before, and in how similarities become one figure
-(:data:`CONVENTIONS`), so figures under different names must not be compared.
+Method: cosine similarity of descriptors of a self-supervised copy detector, which survives crops, shifts and colours
+that a pixel distance does not. Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection" (CVPR
+2022).
+Conventions: papers differ in the weights, the preprocessing of images, and the reduction of similarities to one figure
+(:data:`CONVENTIONS`). So do not compare figures of different conventions.
 
 - `dcr`: Somepalli et al., "Diffusion Art or Digital Forgery?" (CVPR 2023).
 - `wen`: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models" (ICLR 2024).
 - `nemo`: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024).
 - `membench`: Hong et al., "MemBench" (2024).
 
-Weights: a file of your own, none is downloaded (:mod:`memtrain.families.network_file` says which to trust).
-Traps: the medians of NeMo's scripts are torch's, the lower of the two middle values; MAD is not scaled to a standard
-deviation.
+Weights: your own file; no file is downloaded (:mod:`memtrain.families.network_file` says which files to trust).
+Traps: the medians of NeMo's scripts are torch's medians, the lower of the two middle values. The MAD is not scaled to a
+standard deviation.
 Cost: one forward pass of a ResNet per image.
 """
 
@@ -33,20 +34,20 @@ from memtrain.evaluation.measures.medians import median_and_mad
 from memtrain.families.descriptors.base import IMAGENET, normalised
 
 Descriptor = Callable[[Tensor], Tensor]
-"""From `(n, 3, H, W)` fp32 to `(n, D)`."""
+"""Function from `(n, 3, H, W)` fp32 to `(n, D)`."""
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a paper does to images before the network.
+    """Preprocessing of images in a paper.
 
     Attributes:
-        weights: name of the SSCD release that the paper used.
-        size: the shorter side is resized to it, or with `crop` None both sides are, whatever the shape.
-        crop: side of the centre crop.
-        mean: subtracted, per channel.
-        std: divided by, per channel.
+        weights: the name of the SSCD release of the paper.
+        size: the new length of the shorter side, or of both sides if `crop` is None.
+        crop: the side of the centre crop; None for no crop.
+        mean: the subtracted mean of each channel.
+        std: the divisor of each channel.
     """
 
     weights: str
@@ -56,11 +57,11 @@ class Convention:
     std: tuple[float, float, float]
 
     def prepare(self, images: Tensor, *, as_pixels: bool = False) -> Tensor:
-        """`(n, 3, H, W)` uint8 to the network's input, resized as torchvision does with PIL images.
+        """Convert images `(n, 3, H, W)` uint8 to the network's input, resized like torchvision resizes PIL images.
 
         Args:
-            images: of one size.
-            as_pixels: leave pixels as uint8, for a network that normalises them itself.
+            images: the images, all of one size.
+            as_pixels: whether to keep pixels as uint8, for a network that normalises them itself.
         """
         resized = torch.stack([self._resized(image) for image in images])
         return resized if as_pixels else normalised(resized, self.mean, self.std)
@@ -89,39 +90,43 @@ CONVENTIONS = {
 
 
 def convention(name: str) -> Convention:
-    """The convention of that name.
+    """Return a convention by its name.
 
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if there is no such convention.
     """
     if name not in CONVENTIONS:
-        raise ConfigurationError(f"SSCD convention {name!r}", expected=", ".join(CONVENTIONS), remedy="choose one")
+        raise ConfigurationError(
+            f"There is no SSCD convention {name!r}", expected=", ".join(CONVENTIONS), remedy="choose one of these"
+        )
     return CONVENTIONS[name]
 
 
 def describe_images(descriptor: Descriptor, images: Tensor, *, by: Convention, batch_size: int = 32) -> Tensor:
-    """Descriptors of unit length.
+    """Compute descriptors of unit length.
 
     Args:
-        descriptor: from :func:`memtrain.families.network_file.load_network`.
-        images: `(..., 3, H, W)` uint8.
+        descriptor: the network from :func:`memtrain.families.network_file.load_network`.
+        images: the images, `(..., 3, H, W)` uint8.
         by: the convention.
-        batch_size: images per forward pass.
+        batch_size: the number of images per forward pass.
 
     Returns:
         `(..., D)`.
 
     Raises:
-        DataError: if there is no image, or the network does not answer with one vector per image.
+        DataError: if there are no images, or the network does not return one vector per image.
     """
     flat = images.flatten(0, -4) if images.dim() > 4 else images
     if not len(flat):
-        raise DataError("There are no images to describe", expected="at least one", remedy="give more prompts or seeds")
+        raise DataError(
+            "There are no images to describe", expected="at least one image", remedy="sample more prompts or seeds"
+        )
     as_pixels = getattr(descriptor, "takes_pixels", False)
     found = [descriptor(by.prepare(part, as_pixels=as_pixels)) for part in flat.split(batch_size)]
     if any(part.dim() != 2 for part in found) or sum(map(len, found)) != len(flat):
         raise DataError(
-            f"The descriptor answered {len(flat)} images with {[tuple(part.shape) for part in found][:3]}",
+            f"The descriptor returned {[tuple(part.shape) for part in found][:3]} for {len(flat)} images",
             expected="one vector per image",
             remedy="use a network that ends in its descriptor",
         )
@@ -129,15 +134,15 @@ def describe_images(descriptor: Descriptor, images: Tensor, *, by: Convention, b
 
 
 def reduce_similarity(similarity: Tensor, name: str) -> dict[str, Any]:
-    """The figures that a paper makes of similarities.
+    """Reduce similarities to the figures of a paper.
 
     Args:
-        similarity: `(P, K, R)` of K generations of each of P prompts with R references: the prompt's own images, or all
-            training images for `dcr`.
-        name: of the convention.
+        similarity: the similarities `(P, K, R)` of K generations of each of P prompts to R references: the prompt's own
+            images, or all training images for `dcr`.
+        name: the name of the convention.
 
     Returns:
-        Figures under the paper's names. Those of `nemo` are medians over prompts, each with its MAD.
+        Figures with the paper's names. Figures of `nemo` are medians over prompts, each with its MAD.
 
     Raises:
         ConfigurationError: if there is no such convention.
@@ -148,7 +153,7 @@ def reduce_similarity(similarity: Tensor, name: str) -> dict[str, Any]:
         raise DataError(
             f"Similarities of {' x '.join(map(str, similarity.shape))} prompts, generations and references",
             expected="at least one of each",
-            remedy="give the images that are to be compared",
+            remedy="pass the images to compare",
         )
     values = similarity.double()
     if name == "dcr":

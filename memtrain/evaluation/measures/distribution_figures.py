@@ -1,15 +1,15 @@
 """Fréchet and kernel distances of generations to real images, each with an interval.
 
-What: :func:`frechet_figure` is FID or CLIP-FID, whichever network the features are of;
-:func:`kernel_figure` is KID (Bińkowski et al., "Demystifying MMD GANs", ICLR 2018): the unbiased estimate of the
-squared maximum mean discrepancy under the kernel (xᵀy / d + 1)³, over all images instead of the mean over random
-subsets that torchmetrics and clean-fid take. With a subset as large as the data these are the same number.
-Intervals: bootstrap over prompts, all generations of a prompt together, and over real images. A Fréchet distance is
-biased upwards, by more the fewer images there are, and a resample, which repeats some, is biased again (Chong and
+Method: :func:`frechet_figure` is FID or CLIP-FID, whichever network the features are of; :func:`kernel_figure` is KID
+(Bińkowski et al., "Demystifying MMD GANs", ICLR 2018): the unbiased estimate of the squared maximum mean discrepancy
+under the kernel (xᵀy / d + 1)³, over all images instead of the mean over random subsets that torchmetrics and clean-fid
+take. With a subset as large as the data these are the same number.
+Intervals: bootstrap over prompts, with all generations of a prompt together, and over real images. A Fréchet distance
+is biased upwards, and the bias grows for fewer images. A resample repeats images, and is biased again (Chong and
 Forsyth, "Effectively Unbiased FID and Inception Score", CVPR 2020). So its interval is the value plus and minus the
-bootstrap's standard error: it says how far another draw of as many images would move, not where the distance of
-endlessly many lies. KID has no bias and has a percentile interval.
-Cost: features apart, a second or less below 500 images; minutes with thousands.
+standard error of the bootstrap. It shows the spread for another draw of as many images, not the distance for infinitely
+many. KID has no bias, and has a percentile interval.
+Cost: beside the features, a second or less below 500 images, and minutes with thousands.
 Cannot: be compared between programs, which resize differently, or between numbers of images.
 """
 
@@ -26,33 +26,33 @@ from memtrain.errors import DataError
 from memtrain.evaluation.measures.frechet import frechet_distance, frechet_value
 
 FEWEST = 3
-"""Prompts, and real images, below which no interval is given."""
+"""Smallest number of prompts, and of real images, for an interval."""
 MOST_COMPARED = 4000
-"""Images of each kind that KID compares; of more, as many drawn at random."""
+"""Largest number of images of each kind that KID compares; from more images, this many are drawn at random."""
 WORK = 2e10
-"""Multiplications that the resamples of a Fréchet distance may take together before they become fewer."""
+"""Largest number of multiplications for the resamples of a Fréchet distance; more work takes fewer resamples."""
 FEWEST_RESAMPLES = 20
 
 
 def frechet_figure(
     real: Tensor, generated: Tensor, *, groups: Sequence[int], seed: int = 0, resamples: int = 200, level: float = 0.95
 ) -> dict[str, Any]:
-    """A Fréchet distance, with the interval that its standard error makes.
+    """Compute a Fréchet distance, with an interval from its standard error.
 
     Args:
-        real: `(n, D)` features of real images.
-        generated: `(m, D)` features of generations.
-        groups: m numbers, the prompt of each generation.
-        seed: of the bootstrap.
-        resamples: at most; fewer where one of them is long work.
-        level: coverage of the interval.
+        real: the features of real images, `(n, D)`.
+        generated: the features of generations, `(m, D)`.
+        groups: the number of the prompt of each generation, m numbers.
+        seed: the seed of the bootstrap.
+        resamples: the largest number of resamples; long work takes fewer.
+        level: the coverage of the interval.
 
     Returns:
-        What :func:`memtrain.evaluation.measures.frechet.frechet_distance` says, with `interval`, `standard_error`,
+        The result of :func:`memtrain.evaluation.measures.frechet.frechet_distance`, with `interval`, `standard_error`,
         `resamples` and `note`.
 
     Raises:
-        DataError: with fewer than two images of one kind.
+        DataError: if there are fewer than two images of one kind.
     """
     found = frechet_distance(real, generated)
     n, m, width = len(real), len(generated), real.shape[1]
@@ -68,8 +68,8 @@ def frechet_figure(
             chosen = torch.randint(len(members), (len(members),), generator=generator).tolist()
             values.append(frechet_value(real[rows], generated[torch.cat([members[one] for one in chosen])]))
         error = float(torch.tensor(values, dtype=torch.float64).std())
-    few = "" if found["full_rank"] else f" With fewer images than the {width} dimensions of the features most of it is."
-    note = f"biased upwards with few images; compare only figures of as many images.{few}"
+    few = "" if found["full_rank"] else f" With fewer images than the {width} feature dimensions, most of it is bias."
+    note = f"biased upwards with few images; compare only figures of equal numbers of images.{few}"
     half = None if error is None else math.sqrt(2) * float(torch.erfinv(torch.tensor(level).double())) * error
     interval = None if half is None else [max(0.0, found["value"] - half), found["value"] + half]
     return {
@@ -150,9 +150,13 @@ def _drawn(size: int, resamples: int, generator: torch.Generator) -> Tensor:
 
 
 def _members(groups: Sequence[int], count: int) -> list[Tensor]:
-    """Of each group the rows that belong to it."""
+    """Return the rows of each group."""
     if len(groups) != count:
-        raise DataError(f"{len(groups)} groups of {count} generations", expected="as many", remedy="name each prompt")
+        raise DataError(
+            f"{len(groups)} groups for {count} generations",
+            expected="one group per generation",
+            remedy="pass the prompt of each generation",
+        )
     found: dict[int, list[int]] = {}
     for row, group in enumerate(groups):
         found.setdefault(int(group), []).append(row)

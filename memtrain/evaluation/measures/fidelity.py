@@ -4,13 +4,13 @@
 Transferable Visual Models From Natural Language Supervision", ICML 2021; as a score of generations: Hessel et al.,
 "CLIPScore", EMNLP 2021, here without its factor and clipping). Needs a folder with the model.
 
-`retrieved`: whether a diffusion model denoises the image better under its own prompt than under each of some others, on
-the same noise (Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023, with the prompts as
-classes). Its mean is a retrieval accuracy; 1 / (1 + others) is chance. Needs no further model: the judge may be the
-pipeline itself, without mitigation.
+`retrieved`: whether a diffusion model denoises the image better under its own prompt than under each of some other
+prompts, on the same noise (Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier", ICCV 2023, with the
+prompts as classes). Its mean is a retrieval accuracy, and chance is 1 / (1 + others). It needs no further model: the
+judge can be the pipeline itself, without mitigation.
 Cost: (1 + others) · timesteps denoiser calls per image. Suggested: 4 others, 8 timesteps.
-Cannot: judge a memorized prompt fairly with the model that memorized it. That model denoises its training image best
-under the prompt, so a copy is retrieved more surely than an honest picture. Look at the other prompts.
+Cannot: judge a memorized prompt fairly with the model that memorized it. This model denoises its training image best
+under the prompt, so it retrieves a copy more often than another picture of the prompt. Look at the other prompts.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def retrieved(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Whether each image's own prompt explains it better than other prompts do.
+    """Test whether each image's own prompt explains it better than other prompts.
 
     Args:
-        judge: whose denoising losses are compared.
-        images: `(P, K, 3, H, W)` uint8, the images of each prompt.
-        prompts: P prompts.
-        others: how many of the other prompts each image is compared with; which, depends on `seed` alone.
-        timesteps: at which the loss is measured.
-        seed: of the choice and of the noise, which is the same for all prompts of an image.
-        batch_size: images per denoiser call; default by their size.
+        judge: the pipeline whose denoising losses are compared.
+        images: the images of each prompt, `(P, K, 3, H, W)` uint8.
+        prompts: the P prompts.
+        others: the number of other prompts for each image; the choice depends on `seed` only.
+        timesteps: the number of timesteps of the loss.
+        seed: the seed of the choice and of the noise, which is the same for all prompts of an image.
+        batch_size: the number of images per denoiser call; by default from their size.
 
     Returns:
         `(P, K)` bool.
@@ -56,7 +56,7 @@ def retrieved(
         raise DataError(
             f"{len(different)} different prompt(s), {others} others to compare with",
             expected="at least one other, and more different prompts than others",
-            remedy="evaluate more prompts, or compare with fewer",
+            remedy="evaluate more prompts, or compare with fewer others",
         )
     count, seeds = images.shape[:2]
     generator = torch.Generator().manual_seed(seed)
@@ -80,12 +80,12 @@ def retrieved(
 
 
 def clip_similarity(clip: ClipFeatures, images: Tensor, prompts: list[str]) -> Tensor:
-    """Cosine between the CLIP embeddings of images and their prompts.
+    """Compute the cosine between the CLIP embeddings of images and their prompts.
 
     Args:
-        clip: the model.
-        images: `(P, K, 3, H, W)` uint8, the images of each prompt.
-        prompts: P prompts.
+        clip: the CLIP model.
+        images: the images of each prompt, `(P, K, 3, H, W)` uint8.
+        prompts: the P prompts.
 
     Returns:
         `(P, K)` from −1 to 1.

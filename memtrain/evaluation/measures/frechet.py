@@ -2,10 +2,10 @@
 
 Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (NeurIPS 2017); CLIP features: Kynkäänniemi et
 al., "The Role of ImageNet Classes in Fréchet Inception Distance" (ICLR 2023).
-The name belongs to the network: with other features than Inception's the figure is no FID. Resizing matters as much
-(Parmar et al., "On Aliased Resizing", CVPR 2022): figures of different programs are not comparable.
-Suggested: 10,000 images or more; below the number of feature dimensions the covariance has no full rank and the
-distance is far too large, which the result says.
+Only Inception's features give an FID; a figure by other features has another name. Resizing matters as much (Parmar et
+al., "On Aliased Resizing", CVPR 2022), so figures of different programs are not comparable.
+Suggested: 10,000 images or more. With fewer images than feature dimensions, the covariance has no full rank, and the
+distance is far too large; `full_rank` in the result shows this.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from memtrain.errors import DataError
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> dict[str, Any]:
-    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), in fp64.
+    """Compute ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) in fp64.
 
     Args:
-        real: `(n, D)` features.
-        generated: `(m, D)` features.
+        real: the features of real images, `(n, D)`.
+        generated: the features of generations, `(m, D)`.
 
     Returns:
         `value`, `n_real`, `n_generated`, and `full_rank`: whether there are more images than dimensions in both.
 
     Raises:
-        DataError: with fewer than two of one, or different dimensions.
+        DataError: if there are fewer than two images of one kind, or the dimensions differ.
     """
     flat = real.dim() == generated.dim() == 2
     if not flat or real.shape[1] != generated.shape[1] or min(len(real), len(generated)) < 2:
@@ -48,10 +48,10 @@ def frechet_distance(real: Tensor, generated: Tensor) -> dict[str, Any]:
 
 
 def frechet_value(real: Tensor, generated: Tensor) -> float:
-    """The distance of two sets of features, `(n, D)` and `(m, D)`.
+    """Compute the distance of two sets of features, `(n, D)` and `(m, D)`.
 
     The eigenvalues of Σ₁Σ₂ are the squared singular values of X Yᵀ / √((n − 1)(m − 1)) for centred features X and Y, so
-    with fewer images than dimensions a small matrix takes the place of a large one.
+    with fewer images than dimensions a small matrix replaces a large one.
     """
     x, y = real.double(), generated.double()
     shift = (x.mean(dim=0) - y.mean(dim=0)).square().sum()
@@ -60,6 +60,6 @@ def frechet_value(real: Tensor, generated: Tensor) -> float:
     if min(len(x), len(y)) < x.shape[1]:
         root = torch.linalg.svdvals(x @ y.T).sum()
     else:
-        # The eigenvalues of a product of two covariances are real and not negative, but for rounding.
+        # The eigenvalues of a product of two covariances are real and not negative, except for rounding.
         root = torch.linalg.eigvals((x.T @ x) @ (y.T @ y)).real.clamp(min=0).sqrt().sum()
     return float(shift + spread - 2 * root)

@@ -1,10 +1,10 @@
-"""Denoising loss on held-out images: what a run costs in quality, measured the same way for every checkpoint.
+"""Denoising loss on held-out images: the cost in quality, measured in the same way for every checkpoint.
 
-Each image is noised at timesteps spread evenly over the schedule, with noise that depends on the seed alone, so that
-two checkpoints are compared on the same noise and the difference is paired.
+Each image is noised at timesteps spread evenly over the schedule. The noise depends on the seed only. So two
+checkpoints are compared on the same noise, and their difference is paired.
 
 Source: the training objective of Ho et al., "Denoising Diffusion Probabilistic Models", 2020, unweighted.
-Cost: `timesteps` forward passes per image. Cannot: say how images look.
+Cost: `timesteps` forward passes per image. Cannot: judge how images look.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memtrain.models.encoding import encode_images, encode_prompts
 from memtrain.models.stock_pipeline import refuse_offloaded
 
 NOISE_BLOCK = 64
-"""Images whose noise is one draw, however many are computed at once."""
+"""Number of images whose noise is one draw, for any batch size."""
 
 
 @torch.no_grad()
@@ -34,27 +34,30 @@ def heldout_loss(
     first_image: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Mean denoising loss of each image.
+    """Compute the mean denoising loss of each image.
 
     Args:
-        pipeline: of epsilon or v prediction.
-        images: `(P, 3, H, W)` uint8.
-        captions: P captions.
-        timesteps: number of timesteps per image, evenly spread.
-        seed: of the noise.
-        first_image: number of the first image where these are a part of all, a multiple of :data:`NOISE_BLOCK`; the
-            noise depends on it.
-        batch_size: images per forward pass; default by their size. The noise does not depend on it.
+        pipeline: a pipeline with epsilon or v prediction.
+        images: the images, `(P, 3, H, W)` uint8.
+        captions: the P captions.
+        timesteps: the number of timesteps per image, evenly spread.
+        seed: the seed of the noise.
+        first_image: the number of the first image if these are a part of all images, a multiple of
+            :data:`NOISE_BLOCK`. The noise depends on it.
+        batch_size: the number of images per forward pass; by default from their size. The noise does not depend on it.
 
     Returns:
         `(P,)`.
 
     Raises:
         DataError: if images and captions do not belong together.
-        ConfigurationError: for an offloaded pipeline.
+        ConfigurationError: if the pipeline is offloaded.
     """
     if len(images) != len(captions) or not captions:
-        raise DataError(f"{len(images)} images and {len(captions)} captions", expected="as many, at least one")
+        raise DataError(
+            f"{len(images)} images and {len(captions)} captions",
+            expected="one caption per image, and at least one image",
+        )
     refuse_offloaded(pipeline)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     spacing = int(scheduler.config["num_train_timesteps"]) // timesteps
@@ -63,7 +66,7 @@ def heldout_loss(
     for first in range(0, len(captions), NOISE_BLOCK):
         last = min(first + NOISE_BLOCK, len(captions))
         parts = [slice(start, min(start + at_once, last)) for start in range(first, last, at_once)]
-        # An autoencoder that is careful in fp16 answers in fp32.
+        # An autoencoder that upcasts in fp16 returns fp32.
         latents = torch.cat([encode_images(pipeline.vae, images[part]).to(unet.dtype) for part in parts])
         text = encode_prompts(pipeline, captions[first:last])
         total = torch.zeros(len(latents), device=pipeline.device)

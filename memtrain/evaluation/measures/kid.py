@@ -1,15 +1,16 @@
-"""KID: how far the generations for held-out prompts are, as a distribution, from the held-out images.
+"""KID: distance between the distributions of generations for held-out prompts and of held-out images.
 
-What: the squared maximum mean discrepancy under the cubic polynomial kernel (xᵀy / d + 1)³ between features of real and
-of generated images; 0 in expectation when both come from one distribution, so it may be negative.
+Method: the squared maximum mean discrepancy under the cubic polynomial kernel (xᵀy / d + 1)³ between features of real
+and of generated images; 0 in expectation when both come from one distribution, so it may be negative.
 Source: Bińkowski et al., "Demystifying MMD GANs" (ICLR 2018), with the unbiased estimator of Gretton et al., "A Kernel
 Two-Sample Test" (JMLR 2012), equation 4. Features: EfficientNet-Lite0 (1280 numbers after pooling), because its weights
 are a package of 17 MB and need no download; figures cannot be compared with those of Inception features.
-Subsets: one for each seed, in which every held-out prompt has one generation; the value is their mean. A prompt's image
-is not compared with that prompt's own generations, which share its caption and so are no independent draw.
-Error: bootstrap over held-out prompts, image and generations together; none is ever compared with its own repetition.
-Two models sampled with the same prompts and seeds are paired: their difference is surer than the two errors say.
-Without copies: a model that answers other prompts with images it memorized has a better KID for it, because they look
+Subsets: one for each seed, in which every held-out prompt has one generation. The value is the mean over subsets. A
+prompt's image is not compared with its own generations, which share its caption and are no independent draw.
+Error: bootstrap over held-out prompts, with image and generations together. No image is compared with its repetition.
+Two models sampled with the same prompts and seeds are paired, so their difference is more certain than the two errors
+show.
+Without copies: a model that returns memorized images for other prompts has a better KID, because these images look
 real. So the distance is also given without the generations whose nearest training image is a repeated one.
 Cost: 0.04 s per image on one core. Suggested: at least 100 held-out prompts. Cannot: see copies of images that were not
 repeated, or be compared across sizes of images or sets of prompts.
@@ -27,19 +28,19 @@ from memtrain.errors import ConfigurationError, DataError
 from memtrain.families.descriptors.efficientnet_lite0 import FEATURES, PACKAGES
 
 FEWEST = 3
-"""Held-out prompts below which the error is not known: of two, each resample that can be used is the two again."""
+"""Smallest number of held-out prompts for an error: with two, every usable resample is the same two prompts."""
 ABSENT = "the features are not installed: pip install 'memtrain[quality]'"
 
 
 def reason_to_leave_out(wanted: bool | None, *, prompts: int) -> str | None:
-    """Why KID is not measured, or None if it is.
+    """Return the reason why KID is not measured; None if it is measured.
 
     Args:
-        wanted: None means if it can be.
-        prompts: number of held-out prompts.
+        wanted: whether KID is wanted; None to measure it if possible.
+        prompts: the number of held-out prompts.
 
     Raises:
-        ConfigurationError: if it is wanted and cannot be measured.
+        ConfigurationError: if KID is wanted and cannot be measured.
     """
     if wanted is False:
         return "not asked for"
@@ -49,19 +50,21 @@ def reason_to_leave_out(wanted: bool | None, *, prompts: int) -> str | None:
         raise ConfigurationError(
             f"KID cannot be measured: {reason}",
             expected=f"the packages {', '.join(PACKAGES)}, and at least 2 held-out prompts",
-            remedy="install the extra `quality`, hold out more images, or leave `kid` out",
+            remedy="pip install 'memtrain[quality]', hold out more images, or leave out `--kid`",
         )
     return reason
 
 
 def mmd_terms(real: Tensor, generated: Tensor) -> Tensor:
-    """The terms h of the estimator for every pair of prompts, averaged over seeds; MMD² is their mean off the diagonal.
+    """Compute the terms h of the estimator for every pair of prompts, averaged over seeds.
+
+    MMD² is the mean of the terms off the diagonal.
 
     h(i, j) = k(xᵢ, xⱼ) + k(yᵢ, yⱼ) − k(xᵢ, yⱼ) − k(xⱼ, yᵢ).
 
     Args:
-        real: `(P, D)` features of the held-out images.
-        generated: `(P, K, D)` features of the generations.
+        real: the features of the held-out images, `(P, D)`.
+        generated: the features of the generations, `(P, K, D)`.
 
     Returns:
         `(P, P)` fp64, zero on the diagonal.
@@ -88,11 +91,11 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def weighted_mmd(terms: Tensor, counts: Tensor) -> Tensor:
-    """MMD² of samples in which prompt i occurs `counts[i]` times.
+    """Compute MMD² of samples in which prompt i occurs `counts[i]` times.
 
     Args:
-        terms: `(P, P)`, from :func:`mmd_terms`.
-        counts: `(R, P)`, for each of R samples.
+        terms: the terms from :func:`mmd_terms`, `(P, P)`.
+        counts: the counts of the prompts in each of R samples, `(R, P)`.
 
     Returns:
         `(R,)`.
@@ -102,21 +105,21 @@ def weighted_mmd(terms: Tensor, counts: Tensor) -> Tensor:
 
 
 def distance_of_some(real: Tensor, generated: Tensor, kept: Tensor) -> float:
-    """MMD² between all held-out images and some of the generations, pairs of one prompt left out.
+    """Compute MMD² between all held-out images and some generations, without pairs of one prompt.
 
     Args:
-        real: `(P, D)` features of the held-out images.
-        generated: `(P, K, D)` features of the generations.
-        kept: `(P, K)` bool, which of them count.
+        real: the features of the held-out images, `(P, D)`.
+        generated: the features of the generations, `(P, K, D)`.
+        kept: the generations that count, `(P, K)` bool.
 
     Returns:
-        NaN if no two of those kept are of one seed. With all kept it is the value of the whole.
+        MMD²; NaN if no two kept generations have one seed. With all kept, it is the value over all generations.
     """
     x, y = real.double(), generated[kept].double()
     prompt, seed = kept.nonzero().unbind(dim=1)
     own = torch.arange(len(x))
     others = own[:, None] != own
-    # Generations of one seed begin with the same noise, as in the subsets of the whole.
+    # Pairs of generations share a seed, as in the subsets of the full value.
     alike = (prompt[:, None] != prompt) & (seed[:, None] == seed)
     across = _kernel(x, y)[own[:, None] != prompt].mean()
     return float(_kernel(x, x)[others].mean() + _kernel(y, y)[alike].mean() - 2 * across)
@@ -135,23 +138,21 @@ def kernel_distance(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """KID of generations to held-out images.
+    """Compute KID of generations to held-out images.
 
     Args:
-        extractor: maps `(n, 3, H, W)` uint8 to features `(n, D)`.
-        real: `(P, 3, H, W)` uint8, the held-out image of each prompt.
-        generated: `(P, K, 3, H, W)` uint8.
-        copies: `(P, K)` bool, generations that are nearest to a training image that was repeated; None if it is not
-            known.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
-        level: coverage of the interval.
-        batch_size: images per forward pass.
-        device: where features are computed.
+        extractor: the network from `(n, 3, H, W)` uint8 to features `(n, D)`.
+        real: the held-out image of each prompt, `(P, 3, H, W)` uint8.
+        generated: the generations, `(P, K, 3, H, W)` uint8.
+        copies: the generations whose nearest training image was repeated, `(P, K)` bool; None if this is not known.
+        seed: the seed of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
+        level: the coverage of the interval.
+        batch_size: the number of images per forward pass.
+        device: the device of the features.
 
     Returns:
-        What `results.json` holds under `quality.kid`; `standard_error` and `interval` are None with fewer than three
-        prompts.
+        The part `quality.kid` of `results.json`; `standard_error` and `interval` are None for fewer than three prompts.
     """
     extractor = extractor.to(device)
     images = torch.cat([real, generated.flatten(0, 1)])

@@ -1,12 +1,12 @@
 """Are two sets of pictures of one kind? A test of plain looks, which needs no network.
 
-What: each picture is 22 numbers (means and spreads of its colours, its brightness, how sharp and how flat it is, what
+Method: each picture is 22 numbers (means and spreads of its colours, its brightness, how sharp and how flat it is, what
 its edge looks like), which are replaced by their ranks among all, so that none outweighs the others. The sets differ by
 the energy distance of these vectors: twice the mean distance between the sets, minus the mean distance within each. A
 permutation of who belongs to which set says how likely chance makes it as large.
-Source: Székely and Rizzo, "Testing for equal distributions in high dimension" (InterStat 2004); the looks are ours.
-On the embedded data (64 pixels) 30 emoji beside 100 pieces of clip art have p-values of 0.002 to 0.02, and clip art
-beside clip art uniform ones; the similarity to the nearest picture, by any measure of copying, tells them apart worse.
+Source: Székely and Rizzo, "Testing for equal distributions in high dimension" (InterStat 2004); the looks are ours. On
+the embedded data (64 pixels) 30 emoji beside 100 pieces of clip art have p-values of 0.002 to 0.02, and clip art beside
+clip art uniform ones; the similarity to the nearest picture, by any measure of copying, tells them apart worse.
 Cost: a second for a thousand pictures.
 Cannot: tell kinds apart that differ in what they show and not in how they look, such as two breeds of dog; nor see much
 with fewer than thirty pictures.

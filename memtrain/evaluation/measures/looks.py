@@ -1,4 +1,4 @@
-"""How much nearer several own images come to a generation than one, by their number alone.
+"""Gain of several own images: how much nearer the nearest of them comes to a generation by chance.
 
 A prompt whose picture is there in many versions, or whose caption has many pictures, is compared with the nearest of
 them: it has more chances to fall below a threshold than a held-out prompt, which has one. A bound by their number (rate
@@ -26,16 +26,16 @@ from memtrain.functional.pixel_distance import centred_pixels, squared_distances
 from memtrain.functional.ranking import lower_threshold
 
 AT_ONCE = 64
-"""Own images compared at once."""
+"""Number of own images compared at once."""
 
 
 def gain_of_looks(generated: Tensor, own: Tensor, others: Tensor) -> Tensor:
-    """Distance to the nearest of several own images over that to the first, the lowest over seeds.
+    """Compute the distance to the nearest of several own images over the distance to the first, lowest over seeds.
 
     Args:
-        generated: `(n, K, 3, H, W)` uint8, of prompts to which these images do not belong.
-        own: `(3, H, W)` uint8, the first own image.
-        others: `(v, 3, H, W)` uint8, the others.
+        generated: the generations of prompts to which these images do not belong, `(n, K, 3, H, W)` uint8.
+        own: the first own image, `(3, H, W)` uint8.
+        others: the other own images, `(v, 3, H, W)` uint8.
 
     Returns:
         `(n,)` fp64, at most 1.
@@ -59,19 +59,19 @@ def thresholds_beyond_looks(
     threshold: float,
     rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """A threshold for each prompt that allows for its number of own images, and the rate that it keeps.
+    """Compute a threshold for each prompt that allows for its own images, and the false-positive rate of each.
 
     Args:
-        distances: of P prompts and K seeds.
-        generated: `(P, K, 3, H, W)` uint8.
-        own: `(P, 3, H, W)` uint8.
-        training: `(M, 3, H, W)` uint8.
-        calibrating: `(P,)` bool, the held-out prompts.
-        threshold: of a prompt with one own image.
-        rate: of that threshold.
+        distances: the distances of P prompts and K seeds.
+        generated: the generations, `(P, K, 3, H, W)` uint8.
+        own: the own images, `(P, 3, H, W)` uint8.
+        training: the training images, `(M, 3, H, W)` uint8.
+        calibrating: the held-out prompts, `(P,)` bool.
+        threshold: the threshold of a prompt with one own image.
+        rate: the false-positive rate of this threshold.
 
     Returns:
-        `(P,)` thresholds and `(P,)` rates, fp64: `threshold` and `rate` where there is one own image.
+        Thresholds and rates, `(P,)` fp64 each; for one own image they are `threshold` and `rate`.
     """
     heldout = generated[calibrating.to(generated.device)].to(own.device)
     variants: Sequence[Sequence[int]] = distances.variants or [()] * len(own)

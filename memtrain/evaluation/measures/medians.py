@@ -1,4 +1,4 @@
-"""Median ± MAD over prompts, as NeMo's scripts print it."""
+"""Median ± MAD over prompts, as in NeMo's scripts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def median_and_mad(values: Tensor) -> dict[str, Any]:
-    """Median and median absolute deviation from it, both the lower of two middle values, the latter unscaled.
+    """Compute the median and the unscaled median absolute deviation, both as the lower of two middle values.
 
     Args:
-        values: `(n,)`, NaN where there is none.
+        values: the values, `(n,)`; NaN is left out.
 
     Returns:
-        `median`, `mad` (None without values) and `n`, how many values there are.
+        `median`, `mad` (both None without values) and `n` (number of values).
     """
     values = values[~values.isnan()]
     if not values.numel():

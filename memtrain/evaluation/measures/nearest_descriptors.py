@@ -1,7 +1,7 @@
-"""The nearest of many descriptors that lie in a file: exact in blocks, or shortened and by FAISS.
+"""Nearest of many descriptors in a file: exact in blocks, or shortened and by FAISS.
 
-Cost: a multiplication for each number of each descriptor and query. A file is read once whatever the number of queries;
-memory is a block of it, and of the similarities to it.
+Cost: a multiplication for each number of each descriptor and query. A file is read once for any number of queries. The
+memory holds one block of the file, and the similarities to it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from memtrain.families.faiss_search import faiss_module
 from memtrain.families.stored_arrays import open_arrays
 
 NUMBERS = 128
-"""Of shortened descriptors."""
+"""Number of values of a shortened descriptor."""
 BLOCK = 16_384
-"""Descriptors read at a time."""
+"""Number of descriptors read at a time."""
 
 
 def nearest_exact(
     queries: NDArray[np.float32], blocks: Iterator[tuple[int, NDArray[np.float32]]], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The nearest of all descriptors of blocks, each with where it begins: similarity and place, `(n, k)`."""
+    """Find the nearest descriptors in blocks, each given with its start: similarity and place, `(n, k)`."""
     asked = torch.from_numpy(np.ascontiguousarray(queries))
     values, places = torch.zeros(len(asked), 0), torch.zeros(len(asked), 0, dtype=torch.int64)
     for start, block in blocks:
@@ -38,7 +38,7 @@ def nearest_exact(
 def nearest_faiss(
     queries: NDArray[np.float32], blocks: Iterator[tuple[int, NDArray[np.float32]]], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The same, by FAISS."""
+    """Do the same as :func:`nearest_exact` with FAISS."""
     faiss = faiss_module()
     asked = np.ascontiguousarray(queries, np.float32)
     values, places = torch.zeros(len(asked), 0), torch.zeros(len(asked), 0, dtype=torch.int64)
@@ -52,7 +52,7 @@ def nearest_faiss(
 def principal_components(
     descriptors: NDArray[np.float32], numbers: int = NUMBERS
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean `(D,)` of descriptors `(n, D)`, and their first principal components `(D, numbers)`."""
+    """Compute the mean `(D,)` of descriptors `(n, D)`, and their first principal components `(D, numbers)`."""
     wide = descriptors.astype(np.float64)
     mean = wide.mean(axis=0)
     _, vectors = np.linalg.eigh((wide - mean).T @ (wide - mean))
@@ -62,14 +62,14 @@ def principal_components(
 def shortened(
     given: NDArray[np.float32], mean: NDArray[np.float32], components: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Descriptors by their principal components, of unit length again."""
+    """Project descriptors on principal components, and scale them to unit length."""
     short = (given - mean) @ components
     length = np.linalg.norm(short, axis=1, keepdims=True)
     return np.ascontiguousarray(short / np.maximum(length, 1e-12), np.float32)
 
 
 def _kept(values: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best of each row, of equals the first places."""
+    """Keep the best of each row; of equal values, the first places."""
     by_place = places.argsort(dim=1)
     values, places = values.gather(1, by_place), places.gather(1, by_place)
     best = values.argsort(dim=1, descending=True, stable=True)[:, :count]
@@ -77,10 +77,10 @@ def _kept(values: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def blocks_of(path: Path, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Rows of an array of a file, a block after the other.
+    """Read the rows of an array of a file in blocks, each with its start.
 
-    The file is mapped anew for each block, because what was read of a mapped array counts as memory of the process for
-    as long as the mapping is held.
+    The file is mapped again for each block, because read parts of a mapped array count as memory of the process until
+    the mapping ends.
     """
     count = len(open_arrays(path)[name])
     for start in range(0, count, BLOCK):

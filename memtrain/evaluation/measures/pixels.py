@@ -1,8 +1,8 @@
-"""Distances of pixels: how far apart images are, the images of one prompt, and those of different prompts.
+"""Pixel distances between images, between the images of one prompt, and between images of different prompts.
 
-What: root mean square differences of pixels in [0, 1]. The distance between the images of a prompt says how diverse
-they are, that between prompts is the scale to read it on. Cost: none beyond reading the images. Cannot: say whether
-two images show the same; see :mod:`memtrain.evaluation.measures.replication` and
+Method: root mean square differences of pixels in [0, 1]. The distance between the images of a prompt says how diverse
+they are, that between prompts is the scale to read it on. Cost: none beyond reading the images. Cannot: say whether two
+images show the same; see :mod:`memtrain.evaluation.measures.replication` and
 :mod:`memtrain.evaluation.measures.copy_descriptors`.
 """
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 def pixel_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Root mean square difference of pixels in [0, 1].
+    """Compute the root mean square difference of pixels in [0, 1].
 
     Args:
-        first: `(..., 3, H, W)` uint8.
-        second: as many.
+        first: the first images, `(..., 3, H, W)` uint8.
+        second: the second images, of the same shape.
 
     Returns:
         `(...)`; 0 for equal images, 1 for black against white.
@@ -26,7 +26,7 @@ def pixel_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def diversity(images: Tensor) -> Tensor | None:
-    """`(P,)` mean :func:`pixel_distance` between the images `(P, K, 3, H, W)` of a prompt; None with one seed."""
+    """Compute the mean distance between the images `(P, K, 3, H, W)` of each prompt, `(P,)`; None with one seed."""
     seeds = images.shape[1]
     pairs = [(a, b) for a in range(seeds) for b in range(a)]
     if not pairs:
@@ -35,7 +35,7 @@ def diversity(images: Tensor) -> Tensor | None:
 
 
 def distance_between_prompts(images: Tensor) -> float | None:
-    """Mean :func:`pixel_distance` between images `(P, K, 3, H, W)` of different prompts with the same seed.
+    """Compute the mean distance between images `(P, K, 3, H, W)` of different prompts with the same seed.
 
     Each prompt is compared with the next one; None with one prompt.
     """

@@ -1,6 +1,6 @@
 """How good a model's images are: every figure with an interval, and with the network that it was made by.
 
-What: `fid`, `clip_fid`, `kid_inception` (distances to real images), `clip_score` (do images show what their captions
+Method: `fid`, `clip_fid`, `kid_inception` (distances to real images), `clip_score` (do images show what their captions
 say), `caption_fidelity` (is an image nearer to its own caption than to every other one, caption by caption),
 `diversity` and `diversity_clip` (how far the generations of a caption are from each other), `heldout_loss`.
 Backends: local networks (:class:`memtrain.evaluation.measures.weights.Weights`), none of which is downloaded. The

@@ -1,8 +1,8 @@
 """Is a generation a copy of its own training image? A distance ratio that needs no pretrained weights.
 
-What: the pixel ℓ2 distance between a generation and the image of its caption, divided by the generation's mean
-distance to its 50 nearest training images (the own image excluded). The division takes out what makes an image close
-to everything, such as a flat background.
+Method: the pixel ℓ2 distance between a generation and the image of its caption, divided by the generation's mean
+distance to its 50 nearest training images (the own image excluded). The division takes out what makes an image close to
+everything, such as a flat background.
 Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §5; the paper divides
 by half of that mean, so its ratios are twice these.
 Direction: lower means copied; 1 is no closer than the nearest others.
@@ -18,7 +18,7 @@ first is nearest.
 Cost: one matrix product of all generations with all training images, in single precision, and one addition in double
 precision per 1024 of its multiplications; memory is bounded by `chunk_bytes`.
 Cannot: see copies that are shifted, mirrored, recoloured or partial (a learned copy detector can), nor count a training
-image that another caption brings back (the index of the nearest training image is returned for that).
+image that another caption brings back (see the returned index of the nearest training image).
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ class Replication:
     """Distances of generations, each `(P, K)`; pixel ℓ2 with values in [0, 1].
 
     Attributes:
-        ratio: own distance over neighbour distance.
-        own_distance: to the own image, or to the nearest of the own images.
-        neighbour_distance: mean over the nearest training images, the own one and its variants excluded.
-        nearest: index of the nearest training image, the own one included; the lowest of several equally near.
-        nearest_distance: to that image.
-        neighbours: how many training images the mean is over.
-        looks: `(P,)` int64, with how many different own images a prompt's generations were compared. Each is a chance
-            to fall below a threshold, of which a held-out prompt has one. None: one each.
-        variants: per prompt the indices of the training images that are its own as well, each picture once. None: there
-            are none.
+        ratio: the own distance over the neighbour distance.
+        own_distance: the distance to the own image, or to the nearest of the own images.
+        neighbour_distance: the mean distance to the nearest training images, without the own image and its variants.
+        nearest: the index of the nearest training image, with the own image; the lowest of equally near ones.
+        nearest_distance: the distance to this image.
+        neighbours: the number of training images in the mean.
+        looks: the number of different own images of each prompt, `(P,)` int64. Each gives a chance to fall below a
+            threshold; a held-out prompt has one. None for one each.
+        variants: the indices of each prompt's further own training images, each picture once. None for no variants.
     """
 
     ratio: Tensor
@@ -62,7 +61,7 @@ class Replication:
 
     @property
     def best(self) -> Tensor:
-        """`(P,)` lowest ratio over seeds."""
+        """Lowest ratio over seeds, `(P,)`."""
         return self.ratio.amin(dim=1)
 
 
@@ -81,16 +80,18 @@ def replication(
     """Compare generations with their own and with all training images.
 
     Args:
-        generated: `(P, K, 3, H, W)` uint8.
-        own: `(P, 3, H, W)` uint8, the image that belongs to each prompt.
-        training: `(M, 3, H, W)` uint8, each training image once.
-        own_index: `(P,)` int64 index of the own image in `training`; -1 where it is not in there (held-out).
-        family: `(M,)` int64; training images with the same number are variants of one. Default: all are different.
-        shared: per prompt the indices of other training images under its caption. They and their variants are own
-            images as well: the nearest of all is compared with the rest. Default: none.
-        neighbours: nearest training images in the mean, variants counted once; all of them if there are fewer.
-        chunk_bytes: memory for a block of images in fp32; a few blocks are held at once.
-        device: where to compute.
+        generated: the generations, `(P, K, 3, H, W)` uint8.
+        own: the own image of each prompt, `(P, 3, H, W)` uint8.
+        training: the training images, each once, `(M, 3, H, W)` uint8.
+        own_index: the index of each own image in `training`, `(P,)` int64; -1 if it is not there (held-out).
+        family: the number of the picture of each training image, `(M,)` int64; images with the same number are variants
+            of one picture. By default, all are different.
+        shared: the indices of other training images with each prompt's caption. They and their variants are own images
+            as well: the nearest of all is compared with the rest. By default, there are none.
+        neighbours: the number of nearest training images in the mean, with variants counted once; all images if there
+            are fewer.
+        chunk_bytes: the memory for a block of images in fp32; a few blocks exist at the same time.
+        device: the device of the computation.
 
     Raises:
         DataError: if there are no generations, image sizes differ or there are fewer than two training images that are
@@ -129,11 +130,11 @@ def replication(
 
 
 def reproduction_threshold(heldout_best: Tensor, false_positive_rate: float) -> float:
-    """Ratio below which a prompt counts as reproduced.
+    """Compute the ratio below which a prompt counts as reproduced.
 
     Args:
-        heldout_best: `(n,)` lowest ratio over seeds of each held-out prompt.
-        false_positive_rate: probability that a prompt whose image was never trained on falls below.
+        heldout_best: the lowest ratio over seeds of each held-out prompt, `(n,)`.
+        false_positive_rate: the probability that a prompt whose image was never trained on falls below.
 
     Raises:
         CalibrationError: if there are too few held-out prompts for the rate.
@@ -142,19 +143,19 @@ def reproduction_threshold(heldout_best: Tensor, false_positive_rate: float) -> 
         return lower_threshold(heldout_best, false_positive_rate)
     except ValueError as error:
         raise CalibrationError(
-            f"No replication threshold: {error}",
+            f"There is no replication threshold: {error}",
             expected="at least 1 / rate − 1 held-out prompts",
-            remedy="evaluate more held-out prompts, or raise false_positive_rate",
+            remedy="evaluate more held-out prompts, or raise --false_positive_rate",
         ) from error
 
 
 def same_picture(images: Tensor) -> Tensor:
-    """`(n,)` int64, the same number for equal images `(n, 3, H, W)`: as `family` where prompts may share one."""
+    """Return `(n,)` int64 with the same number for equal images `(n, 3, H, W)`, for use as `family`."""
     return images.flatten(1).unique(dim=0, return_inverse=True)[1]
 
 
 def _own_families(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[int]] | None) -> list[list[int]]:
-    """The families of each prompt's own images."""
+    """Return the families of each prompt's own images."""
     found = []
     for prompt, index in enumerate(own_index.tolist()):
         images = [index] if index >= 0 else []
@@ -164,7 +165,7 @@ def _own_families(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[i
 
 
 def _variants(own: Tensor, own_families: list[list[int]], training: Tensor, family: Tensor) -> list[list[int]]:
-    """Per prompt the indices of those of its own images that are other pictures than the first, each once."""
+    """Return for each prompt the indices of its own images that differ from the first, each picture once."""
     found = []
     for image, families in zip(own, own_families, strict=True):
         members = torch.isin(family, torch.tensor(families, dtype=family.dtype)).nonzero().squeeze(1).tolist()
@@ -182,18 +183,18 @@ def _variants(own: Tensor, own_families: list[list[int]], training: Tensor, fami
 def _scan(
     queries: Tensor, training: Tensor, *, family: Tensor, exclude: Tensor, neighbours: int, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean distance `(n,)` to the nearest `neighbours` families but `exclude`, the nearest image of all, its square."""
+    """Return the mean distance `(n,)` to the nearest families except `exclude`, and the nearest image."""
     count = len(queries)
     closest = queries.new_full((count, neighbours), torch.inf, dtype=torch.float64)
     nearest_squared = queries.new_full((count,), torch.inf, dtype=torch.float64)
     nearest = torch.zeros(count, dtype=torch.int64, device=queries.device)
-    # Families of several images may lie in several blocks, so their nearest member is known only at the end.
+    # Families of several images can lie in several blocks, so their nearest member is known only at the end.
     several = (family.bincount() > 1).nonzero().squeeze(1)
     together = queries.new_full((count, len(several)), torch.inf, dtype=torch.float64)
     for start in range(0, len(training), rows):
         block = centred_pixels(training[start : start + rows].to(queries.device))
         squared = squared_distances(queries, block)
-        # The first of equals: `min` returns the first of a block, and a later block has to be nearer.
+        # The first of equal images wins: `min` returns the first of a block, and a later block has to be nearer.
         value, index = squared.min(dim=1)
         closer = value < nearest_squared
         nearest_squared = torch.where(closer, value, nearest_squared)
@@ -207,7 +208,7 @@ def _scan(
             squared[:, columns] = torch.inf
         closest = torch.cat([closest, squared], dim=1).topk(neighbours, largest=False).values
     closest = torch.cat([closest, together], dim=1).topk(neighbours, largest=False).values
-    # Added one by one, the nearest first: a reduction's order of summation depends on the processor.
+    # Added one by one, the nearest first, because a reduction's order of summation depends on the processor.
     total = sum(unit_distance(closest).unbind(dim=1), torch.zeros_like(nearest_squared))
     return total / neighbours, nearest, nearest_squared
 
@@ -215,9 +216,9 @@ def _scan(
 def check_images(
     generated: Tensor, own: Tensor, training: Tensor, *, neighbours: int, family: Tensor | None = None
 ) -> None:
-    """Refuse images that :func:`replication` cannot compare; arguments and errors are as there."""
+    """Refuse images that :func:`replication` cannot compare; it has the same arguments and errors."""
     if neighbours < 1:
-        raise ConfigurationError(f"neighbours={neighbours}", expected="at least 1", remedy="the paper uses 50")
+        raise ConfigurationError(f"neighbours={neighbours}", expected="at least 1", remedy="use 50, as in the paper")
     shapes = {"generated": generated.shape[2:], "own": own.shape[1:], "training": training.shape[1:]}
     types = {generated.dtype, own.dtype, training.dtype}
     if len(set(shapes.values())) > 1 or types != {torch.uint8} or len(generated) != len(own):
@@ -230,14 +231,14 @@ def check_images(
         )
     if not generated.shape[:2].numel():
         raise DataError(
-            f"{generated.shape[0]} prompts with {generated.shape[1]} generations each: there is nothing to compare",
+            f"{generated.shape[0]} prompts with {generated.shape[1]} generations each are nothing to compare",
             expected="at least one generation",
             remedy="evaluate at least one prompt and one seed",
         )
     different = len(training) if family is None else len(family.unique())
     if different < 2:
         raise DataError(
-            f"Only {different} training image(s) to compare with",
+            f"There are only {different} training image(s) to compare with",
             expected="at least 2, better more than 50",
             remedy="pass all training images",
         )

@@ -1,6 +1,6 @@
 """An index of training images: a descriptor of each, kept on disk, in which the nearest of any image are found.
 
-What: the built-in descriptor (:mod:`memtrain.families.descriptors.builtin`) of every training image as an evaluation
+Method: the built-in descriptor (:mod:`memtrain.families.descriptors.builtin`) of every training image as an evaluation
 sees it. It proposes which training images a generation is compared with; the measures of copying then compare the
 images themselves. Looks are kept as those of a scan are (:mod:`memtrain.families.look_parts`): in parts, so that a
 killed evaluation goes on and tasks of an array share the work, below a name made of all that they depend on, so that
@@ -11,8 +11,8 @@ compares descriptors of 128 numbers (principal components, kept beside as `short
 many as are wanted those stay that are nearest by all numbers. A graph (:mod:`memtrain.families.faiss_search`) answers
 faster, but takes 0.4 ms an image to build, which pays for as many queries as there are images. Of equal similarities
 the first image comes first. Each query is asked whole and without a sixteenth at each edge, where a frame would be.
-Cost: 1 ms an image for the descriptor on one core besides decoding, 3.3 kB of disk, above 100,000 images 0.5 kB more.
-A search reads the file once, in blocks, whatever the number of queries; memory is bounded by a block.
+Cost: 1 ms an image for the descriptor on one core besides decoding, 3.3 kB of disk, above 100,000 images 0.5 kB more. A
+search reads the file once, in blocks, whatever the number of queries; memory is bounded by a block.
 Cannot: propose a picture whose copy looks unlike it, such as a small part of it; `benchmarks/scale_index.py` says how
 many edited copies are found.
 """

@@ -1,4 +1,4 @@
-"""Which networks measure: local files, none of which is downloaded."""
+"""Local files of the networks of an evaluation. No file is downloaded."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Weights:
-    """Local files of the networks that the papers measure with; what is None is not measured.
+    """Local files of the networks of the papers; figures without a file are not measured.
 
     Attributes:
-        sscd: TorchScript or ONNX. TorchScript runs what is in the file: give only what you trust.
-        clip: folder of a CLIP model.
-        inception: TorchScript Inception that maps uint8 images to 2048 features, such as inception-2015-12-05.pt. The
-            same warning holds.
-        sscd_convention: which paper's preprocessing and reduction `SSCD` figures follow.
+        sscd: the TorchScript or ONNX file of SSCD. TorchScript runs code of the file, so name only files that you
+            trust.
+        clip: the folder of a CLIP model.
+        inception: the TorchScript file of an Inception network from uint8 images to 2048 features, such as
+            inception-2015-12-05.pt. The same warning holds.
+        sscd_convention: the paper whose preprocessing and reduction the `SSCD` figures follow.
     """
 
     sscd: str | None = None
@@ -24,5 +25,5 @@ class Weights:
 
     @property
     def any(self) -> bool:
-        """Whether anything is measured with them."""
+        """Whether any network is named."""
         return any(path is not None for path in (self.sscd, self.clip, self.inception))

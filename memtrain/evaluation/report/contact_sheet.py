@@ -37,7 +37,7 @@ def contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
 
     Args:
         path: the PNG file.
-        rows: at least one row; all rows have the same number of images.
+        rows: the rows, at least one; all rows have the same number of images.
     """
     columns = len(rows[0].images)
     figure = Figure(figsize=(0.35 + 1.02 * columns, 0.35 + 1.22 * len(rows)), dpi=110)

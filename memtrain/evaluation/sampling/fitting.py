@@ -1,9 +1,9 @@
 """How many images a denoiser is given at once: as many as its device has memory for, by an estimate.
 
-What: the stock pipeline is called with one prompt up to its first denoiser call, whose arguments are kept; the call is
-then run on tensors without content (:mod:`memtrain.models.simulated_memory`), for one image and for two. Memory grows
-by the same amount with each image, so both tell what any number takes: activations at the fullest moment, with both
-halves of guidance, in the model's own type. Detectors that read the attention take a constant beside it.
+Method: the stock pipeline is called with one prompt up to its first denoiser call, whose arguments are kept; the call
+is then run on tensors without content (:mod:`memtrain.models.simulated_memory`), for one image and for two. Memory
+grows by the same amount with each image, so both tell what any number takes: activations at the fullest moment, with
+both halves of guidance, in the model's own type. Detectors that read the attention take a constant beside it.
 Source: ours. Cost: one text encoding and some seconds, once for a model, an image size and guidance; none for as few
 pixels as fit anywhere (:data:`memtrain.functional.memory.PIXELS`).
 Checked: against the allocator's own count on a CPU (tests, `benchmarks/evaluation_memory.py`).

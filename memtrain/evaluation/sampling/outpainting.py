@@ -1,14 +1,13 @@
 """Paint the border of pictures anew: the known centre is kept at every step of a stock sampler.
 
-What: sampling starts from noise. After each step the latents of the centre are replaced by those of the known picture
+Method: sampling starts from noise. After each step the latents of the centre are replaced by those of the known picture
 at that step's noise, so the model paints the border around it. Cells of the latents that show any of the border are
 painted; so take a border of whole cells.
 Source: keeping what is known: RePaint (Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic
 Models", CVPR 2022), without its jumps back in time; for borders: SolidMark (Kommineni et al., arXiv 2503.00592), which
-pastes the picture in pixels every ten steps, by a decoding and an encoding each.
-The picture is encoded with a border of middle grey, not its own: the encoder sees beyond a cell, and would tell the
-model the level that it is asked for. Encoding it again with what was painted after half of the steps made key errors no
-smaller on the embedded model.
+pastes the picture in pixels every ten steps, by a decoding and an encoding each. The picture is encoded with a border
+of middle grey, not its own: the encoder sees beyond a cell, and would tell the model the level that it is asked for.
+Encoding it again with what was painted after half of the steps made key errors no smaller on the embedded model.
 Cost: a sampling.
 Cannot: serve pipelines that predict a velocity along straight paths (Stable Diffusion 3, FLUX, Sana), nor PixArt's,
 which shows nothing of its steps.

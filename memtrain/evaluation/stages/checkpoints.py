@@ -1,4 +1,4 @@
-"""A checkpoint of a training run, as a stage is given it: the step it is of, and how its pipeline is had."""
+"""A checkpoint of a training run for a stage: its step, and a function that loads its pipeline."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from diffusers import DiffusionPipeline
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One of several that are compared.
+    """One of several compared checkpoints.
 
     Attributes:
-        path: of the file.
-        step: optimizer steps taken; None where the file does not say.
-        load: the pipeline, on its device, with averaged weights if the file holds an average.
+        path: the checkpoint file.
+        step: the number of optimizer steps; None if the file does not hold it.
+        load: a function that returns the pipeline on its device, with averaged weights if the file has them.
     """
 
     path: Path

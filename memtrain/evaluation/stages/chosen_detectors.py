@@ -1,4 +1,4 @@
-"""Which detectors read a sampling: a list by class path, a suggested choice, or every one that can."""
+"""Choice of the detectors that read a sampling: a list by class path, a suggested choice, or all that can."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SUGGESTED, ALL, NONE = "suggested", "all", "none"
 
 
 def suggested_detectors(sampling: Sampling) -> list[Detector]:
-    """Cheap ones: all of them together cost little more than one sampling."""
+    """Return cheap detectors, which together cost little more than one sampling."""
     return [GuidanceNorm(), MemAttn("E"), GuidanceNorm(steps=None), MemAttn("D"), *_between_seeds(sampling)]
 
 
 def suggested_beside(sampling: Sampling) -> list[Detector]:
-    """Fewer, for a sampling that is made anyway."""
+    """Return fewer detectors, for a sampling with another purpose."""
     return [GuidanceNorm(), MemAttn("E"), MemAttn("D"), *_between_seeds(sampling)]
 
 
@@ -38,7 +38,7 @@ def _between_seeds(sampling: Sampling) -> list[Detector]:
 
 
 def every_detector() -> list[Detector]:
-    """The suggested ones and, with its own defaults, one of each further class in :mod:`memtrain.detectors`."""
+    """Return the suggested detectors, and one of each further class in :mod:`memtrain.detectors` with its defaults."""
     found = suggested_detectors(Sampling())
     for module in pkgutil.iter_modules(package.__path__):
         loaded = import_module(f"{package.__name__}.{module.name}")
@@ -56,16 +56,16 @@ def chosen_detectors(
     *,
     suggested: Callable[[Sampling], list[Detector]] = suggested_detectors,
 ) -> tuple[list[Detector], dict[str, str]]:
-    """The detectors to run, and those of `all` that cannot, by name with the reason.
+    """Return the detectors to run, and for `all` the reasons against the other detectors, by name.
 
     Args:
-        chosen: `suggested`, `all`, `none`, or detectors.
-        pipeline: that is sampled.
-        sampling: how.
-        suggested: what `suggested` stands for.
+        chosen: `suggested`, `all`, `none`, or a list of detectors.
+        pipeline: the pipeline to sample.
+        sampling: the settings of the sampling.
+        suggested: the function that makes the suggested detectors.
 
     Raises:
-        ConfigurationError: if none of all can.
+        ConfigurationError: if no detector can read the pipeline.
     """
     if chosen == NONE:
         return [], {}
@@ -85,13 +85,13 @@ def chosen_detectors(
         raise ConfigurationError(
             f"No detector can read {type(pipeline).__name__}: {'; '.join(unable.values())}",
             expected="a pipeline that at least one detector can read",
-            remedy="see memtrain/detectors",
+            remedy="use another pipeline, or leave out detectors with `--detectors none`",
         )
     return able, unable
 
 
 def reason_against(detector: Detector, pipeline: DiffusionPipeline, sampling: Sampling) -> str | None:
-    """Why a detector cannot read this sampling, found by a trial of one prompt in few steps; None if it can."""
+    """Return why a detector cannot read this sampling, by a trial of one prompt in few steps; None if it can."""
     trial = replace(sampling.quiet, steps=min(sampling.steps, TRIAL_STEPS))
     try:
         readings = read_prompts_with(pipeline, ["a picture"], [detector], sampling=trial)
@@ -102,14 +102,14 @@ def reason_against(detector: Detector, pipeline: DiffusionPipeline, sampling: Sa
 
 
 def refuse_none(chosen: str | Sequence[Detector]) -> None:
-    """Refuse an empty list, which would score prompts with nothing.
+    """Refuse an empty list of detectors.
 
     Raises:
-        ConfigurationError: if it is one.
+        ConfigurationError: if the list is empty.
     """
     if not isinstance(chosen, str) and not chosen:
         raise ConfigurationError(
-            "detectors=[] leaves nothing to score prompts with",
+            "detectors=[] names no detector to score prompts with",
             expected="suggested, all, or at least one detector by class path",
-            remedy="leave `detectors` out",
+            remedy="leave out `--detectors`",
         )

@@ -1,4 +1,4 @@
-"""Options of stages that ask whether generations are copies of training pictures."""
+"""Options of stages that measure whether generations are copies of training pictures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class CopyOptions:
     """Options of a stage that measures copying; networks are files of your own, and none is downloaded.
 
     Args:
-        copy_measures: names of measures of copying; `suggested` for those that need no weights or have them, `all` for
-            every one, `none` for the ratio of pixel distances alone.
-        copy_detector: file of an SSCD network, ONNX or TorchScript. TorchScript runs what is in the file: give only
-            what you trust. Its preprocessing is that of `sscd_convention`.
+        copy_measures: names of measures of copying; `suggested` for the measures whose weights are available, `all` for
+            every measure, `none` for the ratio of pixel distances alone.
+        copy_detector: file of an SSCD network, ONNX or TorchScript. TorchScript runs code of the file, so name only
+            files that you trust. `sscd_convention` sets its preprocessing.
         vision: folder of a DINO, DINOv2 or CLIP model.
     """
 
@@ -25,7 +25,7 @@ class CopyOptions:
 
     @property
     def measure_names(self) -> Sequence[str] | None:
-        """As :func:`memtrain.evaluation.measures.copying.find.copy_measures` takes them: None for the suggested."""
+        """Names for :func:`memtrain.evaluation.measures.copying.find.copy_measures`; None for the suggested ones."""
         if self.copy_measures == "suggested":
             return None
         if isinstance(self.copy_measures, str):

@@ -1,4 +1,4 @@
-"""Prompts whose end the model does not read: said before anything is sampled."""
+"""Warning about prompts whose end the model does not read, before the sampling begins."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memtrain.models.stock_pipeline import text_tokenizer
 
 
 def cut_prompts(pipeline: DiffusionPipeline, prompts: Sequence[PromptToScore]) -> str:
-    """A line that says how many prompts are cut off; empty if none is, or nothing counts tokens.
+    """Make a line on the number of prompts that are cut off; empty if there are none, or without a tokenizer.
 
     Args:
-        pipeline: whose tokenizer counts.
-        prompts: that it is asked for.
+        pipeline: the pipeline whose tokenizer counts.
+        prompts: the prompts to sample.
     """
     if not prompts or getattr(pipeline, "tokenizer", None) is None:
         return ""
@@ -28,5 +28,5 @@ def cut_prompts(pipeline: DiffusionPipeline, prompts: Sequence[PromptToScore]) -
         return ""
     return (
         f"{len(cut_off)} of {len(texts)} prompts are longer than the {text_tokenizer(pipeline)[1]} tokens that the "
-        f"model reads; their ends are cut off, first that of {shown(repr(texts[cut_off[0]]), most=60)}"
+        f"model reads. Their ends are cut off, first that of {shown(repr(texts[cut_off[0]]), most=60)}"
     )

@@ -1,8 +1,8 @@
 """Features of training images on disk: computed once, block by block, and read by evaluations of all checkpoints.
 
-A file is named after the images, the measure and its version. It is mapped into memory, so features cost as much of it
-as is looked at. A measure that does not say what its features depend on keeps none, and neither does a process that
-finds another one filling the same file: it computes its own.
+A file is named after the images, the measure and its version. It is mapped into memory, so only the used features take
+memory. A measure without a version keeps no features. If another process fills the same file, a process computes its
+own features.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from memtrain.files.lock import locked
 
 @dataclass(frozen=True)
 class FeaturesFolder:
-    """Where features of some images are kept.
+    """Folder in which features of some images are kept.
 
     Attributes:
-        folder: of the files.
-        images: names the images for good.
+        folder: the folder of the files.
+        images: a name that identifies the images.
     """
 
     folder: Path
@@ -34,12 +34,12 @@ class FeaturesFolder:
 
 
 def features_of(measure: CopyMeasure, images: Tensor, kept: FeaturesFolder | None = None) -> Tensor:
-    """Features of images `(M, 3, H, W)` uint8, which may lie in a file, block by block.
+    """Compute the features of images block by block, or read them from a file.
 
     Args:
-        measure: describes them.
-        images: M of them.
-        kept: where; None to keep nothing.
+        measure: the measure that describes the images.
+        images: the images `(M, 3, H, W)` uint8, in memory or mapped from a file.
+        kept: the folder for the features; None to keep none.
     """
     parts = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
     if kept is None or measure.version is None or not parts:
@@ -57,6 +57,6 @@ def features_of(measure: CopyMeasure, images: Tensor, kept: FeaturesFolder | Non
                     images[rows.start : rows.stop]
                 ).numpy()
                 blocks.complete(rows)
-    except ConfigurationError:  # another process is at it, or the disk has no room
+    except ConfigurationError:  # another process fills the file, or the disk is full
         return features_of(measure, images)
     return mapped_features(folder)

@@ -1,11 +1,11 @@
-"""Options of the stages that search for neurons or calibrate that search: its settings, all of them, by command.
+"""Options of the stages that search for neurons or calibrate this search: all settings, on the command line.
 
-`--published true` sets what makes the mode of NeMo's code (`PUBLISHED` in :mod:`memtrain.localization.settings`), and
-leaves seeds, steps, theta, k and thresholds as they are given. Their `--no_theta` is `--settings.initial_theta null`,
-their `--no_top_k` is `--settings.initial_k null`.
+`--published true` sets the options of NeMo's published code (`PUBLISHED` in :mod:`memtrain.localization.settings`), and
+keeps seeds, steps, theta, k and thresholds. NeMo's `--no_theta` is `--settings.initial_theta null`, and its
+`--no_top_k` is `--settings.initial_k null`.
 """
 
-# Annotations are read when they are written: the command line has to find the class of `settings`, from any stage.
+# No postponed annotations here: the command line has to find the class of `settings`, from any stage.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ class SearchOptions:
 
     Args:
         settings: settings of the search
-        published: search as NeMo's published code, down to its version of MS-SSIM and its mistakes. It sets `call`,
-            `data_range`, `cropped`, `slack`, `literal_stop`, `swapped_guidance` and `refinement_steps`; the other
-            settings are as given.
-        sites: attention layers whose neurons are searched, such as `*`; default those of the down blocks and the
-            middle. The same as `settings.sites`.
+        published: search like NeMo's published code, including its version of MS-SSIM and its mistakes. It sets `call`,
+            `data_range`, `cropped`, `slack`, `literal_stop`, `swapped_guidance` and `refinement_steps`, and keeps the
+            other settings.
+        sites: attention layers whose neurons are searched, such as `*`; by default the layers of the down blocks and
+            the middle. The same as `settings.sites`.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -33,7 +33,7 @@ class SearchOptions:
 
     @property
     def search_settings(self) -> Settings:
-        """Those of the search, all options taken together.
+        """Settings of the search by all options together.
 
         Raises:
             ConfigurationError: if two options name different sites.
@@ -45,18 +45,18 @@ class SearchOptions:
             raise ConfigurationError(
                 f"sites={self.sites!r} and settings.sites={settings.sites!r}",
                 expected="one pattern",
-                remedy="leave one of them out",
+                remedy="leave out one of the two options",
             )
         return replace(settings, sites=self.sites)
 
 
 def require_statistics(path: Path) -> None:
-    """That a file of statistics can be read, before a model is loaded.
+    """Check that a file of statistics can be read, before a model is loaded.
 
     Raises:
-        ConfigurationError: if not.
+        ConfigurationError: if it cannot be read.
     """
-    # Imported here, because help has no need of what reads tensors.
+    # Imported here, because the help screens do not need modules that read tensors.
     from memtrain.localization.authors_files import read_tensors
     from memtrain.localization.statistics import ActivationStatistics
 

@@ -1,19 +1,18 @@
-"""Prompts that a model cannot have seen, of the same kind and length as given ones, made of these.
+"""Null prompts: prompts that a model cannot have seen, made from given prompts, with the same kind and length.
 
-What: each null prompt keeps the frame of one of the prompts: its punctuation, its function words, and the words that
-a good part of the prompts share ("clip art of a ..., in ... and ..."). Every other word gives way to a word of another
-prompt that stands in the same place there: between the same words of the frame, in the same form (capitals, digits, an
-ending). No two words of a null prompt come from one prompt, where there are enough; none has more than half of its
-words in common with any one prompt, or is one. Of several tries the one whose number of tokens is nearest to that of
-the prompt whose frame it has is taken. Where the prompts cannot lend each other enough words, words come from
-`word_stock.py`.
-Source: none for the recipe; how well it does for each detector is measured by `benchmarks/prompt_p_values.py`.
+Method: each null prompt keeps the frame of one prompt. The frame is its punctuation, its function words, and the words
+that many prompts share ("clip art of a ..., in ... and ..."). Every other word is replaced by a word of another prompt
+in the same place: between the same words of the frame, and in the same form (capitals, digits, an ending). No two words
+of a null prompt come from one prompt, if there are enough prompts. No null prompt is one of the prompts, or shares more
+than half of its words with one of them. The best of several tries is kept, by the difference of its number of tokens
+from that of the framing prompt. If the prompts have too few words to exchange, words come from `word_stock.py`.
+Source: none for the recipe. `benchmarks/prompt_p_values.py` measures how well it works for each detector.
 Cost: milliseconds per prompt, and a call of the tokenizer for each try.
 Suggested values: the defaults; `seed` makes others of the same kind.
 Cannot: forget whose words it borrows: a model that memorized some of the prompts answers to their rarest words in null
 prompts, too, which makes null scores higher and p-values larger. Nor make sense: a null prompt is grammatical more
-often than not, and says what nobody would. Nor promise that nobody ever wrote the same words, exchange words in
-writing without spaces, or keep a name together.
+often than not, and says what nobody would. Nor promise that nobody ever wrote the same words, exchange words in writing
+without spaces, or keep a name together.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from memtrain.errors import DataError
 from memtrain.evaluation.stages.word_stock import FUNCTION_WORDS, stock_for
 
 SHARED = 0.2
-"""Share of prompts from which on a word belongs to the frame."""
+"""Smallest share of prompts whose words belong to the frame."""
 ENOUGH = 10
-"""Prompts without which no word counts as shared."""
+"""Smallest number of prompts for which a word can count as shared."""
 OVERLAP = 0.5
-"""Share of its own words, at most, that a null prompt has in common with one prompt."""
+"""Largest share of its words that a null prompt has in common with one prompt."""
 TRIES = 8
-"""Null prompts tried for each that is kept, for its length."""
+"""Number of tries for each null prompt, to match its length."""
 PIECES = re.compile(r"(\s*)(\w(?:[\w'’-]*\w)?|[^\w\s])")
 
 Lengths = Callable[[Sequence[str]], Sequence[int]]
-"""Prompts to their numbers of tokens."""
+"""Function from prompts to their numbers of tokens."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A word or a sign: what stands before it, itself, and whether another word may take its place."""
+    """A word or sign: the space before it, its text, and whether another word may replace it."""
 
     space: str
     text: str
@@ -51,7 +50,7 @@ class _Piece:
 
 
 def words_of(text: str) -> int:
-    """Number of words: lengths where no tokenizer is at hand."""
+    """Return the number of words: the length of a prompt without a tokenizer."""
     return len(text.split())
 
 
@@ -59,28 +58,30 @@ def null_prompts(texts: Sequence[str], count: int, *, lengths: Lengths | None = 
     """Make null prompts.
 
     Args:
-        texts: the prompts in question; repeated ones count once.
-        count: how many to make.
-        lengths: of prompts in tokens; default their words.
-        seed: of the draws; the same arguments make the same prompts.
+        texts: the prompts in question; a repeated prompt counts once.
+        count: the number of null prompts to make.
+        lengths: the function that counts tokens; by default words are counted.
+        seed: the seed of the draws; the same arguments make the same prompts.
 
     Returns:
-        `count` different prompts, none of them among `texts`; those made of one prompt's frame are spread evenly.
+        `count` different prompts, none of them among `texts`, with the frames of all prompts spread evenly.
 
     Raises:
-        DataError: if the prompts do not yield as many.
+        DataError: if the prompts yield fewer null prompts.
     """
     prompts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not prompts or count < 1:
         raise DataError(
-            f"{count} null prompts of {len(prompts)} prompts", expected="at least one of each", remedy="give prompts"
+            f"{count} null prompts from {len(prompts)} prompts",
+            expected="at least one of each",
+            remedy="name prompts with --prompts",
         )
     kept = framed_null_prompts(prompts, count, lengths=lengths, seed=seed)
     if len(kept) < count:
         raise DataError(
             f"{len(prompts)} prompts yield {len(kept)} null prompts",
-            expected=f"{count}, made by exchanging words between prompts",
-            remedy="name a file of your own prompts that the model cannot have seen, or ask for fewer",
+            expected=f"{count} null prompts, made by exchanging words between prompts",
+            remedy="name a file of prompts that the model cannot have seen (--null FILE), or a smaller number",
         )
     return [text for text, _ in kept]
 
@@ -88,16 +89,16 @@ def null_prompts(texts: Sequence[str], count: int, *, lengths: Lengths | None = 
 def framed_null_prompts(
     prompts: Sequence[str], count: int, *, lengths: Lengths | None = None, seed: int = 0
 ) -> list[tuple[str, int]]:
-    """Null prompts with what they were made of.
+    """Make null prompts, each with the index of its framing prompt.
 
     Args:
-        prompts: different ones, none of them empty.
-        count: how many to make.
-        lengths: of prompts in tokens; default their words.
-        seed: of the draws.
+        prompts: the different prompts, none of them empty.
+        count: the number of null prompts to make.
+        lengths: the function that counts tokens; by default words are counted.
+        seed: the seed of the draws.
 
     Returns:
-        `count` different prompts, or as many as the prompts yield, each with the index of the one whose frame it has.
+        At most `count` different prompts, each with the index of the prompt whose frame it has.
     """
     measured = lengths or (lambda many: [words_of(one) for one in many])
     recombined = _Recombined(prompts, random.Random(seed))  # noqa: S311 (no secret)
@@ -133,8 +134,8 @@ class _Recombined:
             for prompt in prompts
         ]
         self.known = {_plain(prompt) for prompt in prompts}
-        self.where: dict[str, list[int]] = defaultdict(list)  # prompts by the words that they hold
-        # Words and the prompts that they come from, by the place that they stand in.
+        self.where: dict[str, list[int]] = defaultdict(list)  # prompts by their words
+        # Words with their prompts, by the place of the word.
         self.lenders: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
         for row, pieces in enumerate(self.prompts):
             for word in {piece.text.lower() for piece in pieces if piece.free}:
@@ -145,7 +146,7 @@ class _Recombined:
                         self.lenders[place].append((piece.text, row))
 
     def one(self, row: int) -> str | None:
-        """A null prompt in the frame of prompt `row`; None if several draws made none."""
+        """Make a null prompt with the frame of prompt `row`; None if several draws fail."""
         for attempt in range(6):
             text, words = self._drawn(row, stock=attempt >= 3)
             if words and _plain(text) not in self.known and self._overlap(words) <= OVERLAP:
@@ -170,7 +171,7 @@ class _Recombined:
     def _exchanged(
         self, pieces: Sequence[_Piece], at: int, *, used: set[int], banned: set[str], stock: bool
     ) -> str | None:
-        """A word for the place of a free piece, None if there is none; the prompt it comes from is added to `used`."""
+        """Choose a word for a free piece, and add its prompt to `used`; None if there is no word."""
         for place in () if stock else _places(pieces, at):
             lenders = self.lenders[place]
             for _ in range(min(12, 2 * len(lenders))):
@@ -186,13 +187,13 @@ class _Recombined:
         return self.draw.choice(options) if options else None
 
     def _overlap(self, words: set[str]) -> float:
-        """The largest share of `words` that one prompt holds."""
+        """Return the largest share of `words` that one prompt holds."""
         held = Counter(row for word in words for row in self.where.get(word, ()))
         return max(held.values(), default=0) / len(words)
 
 
 def _places(pieces: Sequence[_Piece], at: int) -> list[tuple[str, ...]]:
-    """The place that a word stands in, from the closest description of it to the loosest."""
+    """Describe the place of a word, from the closest description to the loosest."""
 
     def neighbour(index: int) -> str:
         if not 0 <= index < len(pieces):
@@ -214,11 +215,11 @@ def _form(word: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """What makes two prompts the same: their words and signs, in lower case."""
+    """Return the words and signs of a prompt in lower case, by which equal prompts are found."""
     return " ".join(found[2] for found in PIECES.finditer(text.lower()))
 
 
 def _articles(text: str) -> str:
-    """With `a` and `an` as the next word wants them."""
+    """Set `a` or `an` to fit the next word."""
     text = re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", text)
     return re.sub(r"\b([Aa])n (?=[^aeiouAEIOU\W])", r"\1 ", text)

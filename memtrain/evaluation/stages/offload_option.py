@@ -1,4 +1,4 @@
-"""The option of stages that call a pipeline as a whole, so that its parts may take turns on the device."""
+"""Option of stages that call a pipeline as a whole, so that its parts can take turns on the device."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadOption:
-    """An option.
+    """Option to offload the parts of a pipeline.
 
     Args:
-        offload: let the pipeline's parts wait in the machine's memory between their calls, so that the GPU has to hold
-            the largest of them alone. Each batch then costs a transfer of every part.
+        offload: keep the pipeline's parts in the machine's memory between their calls, so that the GPU holds only one
+            part at a time. Each batch then costs a transfer of every part.
     """
 
     offload: bool = False

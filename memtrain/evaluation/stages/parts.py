@@ -1,13 +1,13 @@
-"""Units of a stage's work, each kept in a file as soon as it is done: a killed stage goes on, several processes share.
+"""Units of a stage's work, each kept in a file when it is done, so that a killed stage goes on and processes can share.
 
-Layout below a folder: `<key>/`, named after a hash of everything that the units depend on, with `identity.json`, which
-says what that is, and `<unit>.safetensors`, renamed into place when complete. A unit is a function that gives tensors,
-and perhaps facts that JSON can hold. Units are cut without regard to the number of processes, so neither that number
-nor where a process was killed changes a bit of what is found.
+The folder holds `<key>/`, named after a hash of everything that the units depend on. It contains `identity.json` with
+these values, and `<unit>.safetensors`, renamed into place when complete. A unit is a function that returns tensors, and
+optionally facts that JSON can hold. The units do not depend on the number of processes. So neither this number nor a
+killed process changes a bit of the results.
 
-A stage calls :meth:`Parts.share` with the units of all its steps that do not wait for each other, and then
-:meth:`Parts.read` for each. Images of prompts are kept by :mod:`memtrain.evaluation.sampling.stored_samples` instead,
-in one file that is mapped.
+A stage calls :meth:`Parts.share` with the units of all steps that do not wait for each other, and then
+:meth:`Parts.read` for each unit. :mod:`memtrain.evaluation.sampling.stored_samples` keeps images of prompts instead, in
+one mapped file.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from memtrain.files.text import json_of
 from memtrain.records import write_json, written_whole
 
 UNFINISHED = "unfinished"
-"""Folder in the output folder for what `measure` has on its way; it goes when the results are written."""
+"""Folder in the output folder for the unfinished work of `measure`; removed when the results are written."""
 PARTS = "parts"
-"""The same of all other stages that work in units."""
+"""The same folder for all other stages that work in units."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a unit found.
+    """Result of a unit.
 
     Attributes:
-        tensors: by name.
-        facts: whatever else, as JSON can hold it.
+        tensors: the tensors by name.
+        facts: further values that JSON can hold.
     """
 
     tensors: Mapping[str, Tensor]
@@ -52,17 +52,17 @@ class Done:
 
 
 Unit = Callable[[], Done]
-"""Does some of the work."""
+"""Function that does one unit of the work."""
 
 
 class Parts:
     """The units of one stage with one set of options.
 
     Args:
-        folder: for units on their way.
-        identity: everything that they depend on, as JSON can hold it.
-        shard: of the units that this process does; None to do none and read those of others.
-        progress: show a bar.
+        folder: the folder for units.
+        identity: everything that the units depend on, in a form that JSON can hold.
+        shard: the share of the units that this process does; None to do none and read the results of other processes.
+        progress: whether to show a progress bar.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class Parts:
         write_json(identity, self.folder / "identity.json")
 
     def share(self, units: Mapping[str, Unit], *, what: str = "units") -> None:
-        """Do those of this process's share that are not done yet, and require the others.
+        """Do the missing units of this process's share, and require the other units.
 
         Args:
-            units: by name, which is that of a file; the same, in the same order, for all processes.
-            what: for the progress bar.
+            units: the units by file name; all processes need the same units in the same order.
+            what: the name of the units on the progress bar.
 
         Raises:
-            UnfinishedParts: if the share is done, and that of another process is not.
+            UnfinishedParts: if this share is done, and that of another process is not.
         """
         self.do(units, what=what)
         self.require(units, what=what)
 
     def do(self, units: Mapping[str, Unit], *, what: str = "units") -> None:
-        """Do those of this process's share that are not done yet; arguments as of :meth:`share`."""
+        """Do the missing units of this process's share; arguments as for :meth:`share`."""
         own = [] if self._shard is None else list(units)[self._shard.index :: self._shard.count]
         left = [name for name in own if not self._file(name).is_file()]
         bar = progress_bar(
@@ -95,30 +95,30 @@ class Parts:
         )
         with bar:
             for name in left:
-                if not self._file(name).is_file():  # another process with the same share was not faster
+                if not self._file(name).is_file():  # unless another process with the same share was faster
                     self._write(name, units[name]())
                 bar.update()
 
     def require(self, names: Iterable[str], *, what: str = "units") -> None:
-        """Refuse to go on without some units.
+        """Check that all of these units are done.
 
         Raises:
-            UnfinishedParts: if one is missing.
+            UnfinishedParts: if a unit is missing.
         """
         units = list(names)
         if missing := sum(not self._file(name).is_file() for name in units):
             raise UnfinishedParts(f"{missing} of {len(units)} {what} are", self.folder)
 
     def alone(self, name: str, unit: Unit) -> None:
-        """Do a unit that comes after all that is shared, unless it is done."""
+        """Do a unit that follows all shared units, unless it is done."""
         if not self._file(name).is_file():
             self._write(name, unit())
 
     def read(self, name: str) -> Done:
-        """What a unit found.
+        """Read the result of a unit.
 
         Raises:
-            RecordError: if its file is spoilt.
+            RecordError: if its file is damaged.
         """
         path = self._file(name)
         try:
@@ -128,14 +128,14 @@ class Parts:
         except (SafetensorError, OSError, KeyError, DataError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}",
-                expected="what a unit of work found",
-                remedy="delete it; this unit is done again",
+                expected="the result of a unit of work",
+                remedy=f"delete {path}, and run the command again, which repeats this unit",
             ) from error
 
     def closed(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Remove all units, because these results of them are written; gives the results back."""
+        """Remove all units after their results are written, and return the results."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another stage is at work
+        with contextlib.suppress(OSError):  # another stage uses the folder
             self.folder.parent.rmdir()
         return results
 
@@ -149,5 +149,5 @@ class Parts:
 
 
 def part_of(shard: Shard | None) -> tuple[int, int] | None:
-    """A part as :func:`memtrain.evaluation.sampling.generate.generate` takes it."""
+    """Convert a shard for :func:`memtrain.evaluation.sampling.generate.generate`."""
     return None if shard is None else (shard.index, shard.count)

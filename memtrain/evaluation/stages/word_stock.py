@@ -1,7 +1,7 @@
-"""Words for null prompts where prompts are too few to lend each other words: ordinary, depictable, of no one's caption.
+"""Words for null prompts if the prompts have too few words to exchange: ordinary words that a picture can show.
 
-What: lists by the form a word has in a caption, so that a noun takes the place of a noun more often than not.
-Source: none; written down for this purpose.
+Method: lists by the form of a word in a caption, so that a noun mostly replaces a noun.
+Source: none; written for this purpose.
 Cost: none.
 Cannot: speak other languages than English, or know what a word means.
 """
@@ -27,7 +27,7 @@ FUNCTION_WORDS = frozenset(
         """
     )
 )
-"""Words that say how others belong together; a null prompt keeps them where they are."""
+"""Words that connect other words; a null prompt keeps them in their places."""
 NOUNS = _listed(
     """
     acorn anchor anvil apron arch armchair axe badge bagel balcony ball banjo barn barrel basin basket beach bead
@@ -76,18 +76,18 @@ NAMES = _listed(
     Wendell Wilma Winslow Yorick
     """
 )
-"""Of people, first and last; whatever is written with a capital letter takes one."""
+"""First and last names of people, for words with a capital letter."""
 
 
 def stock_for(word: str, *, last: bool) -> list[str]:
-    """Words that may stand where `word` does.
+    """Return the words that can replace `word`.
 
     Args:
-        word: of a prompt.
-        last: whether it ends its phrase; what does not is taken for an adjective.
+        word: a word of a prompt.
+        last: whether the word ends its phrase; other words count as adjectives.
 
     Returns:
-        A list; with capital letters where the word has them. Empty for a word that is not written in Latin letters.
+        A list of words, in capitals if the word is; an empty list for a word without Latin letters.
     """
     lowered = word.lower()
     if not any("LATIN" in unicodedata.name(letter, "") for letter in lowered):

@@ -1,11 +1,11 @@
-"""Alignment: is one image an edited version of the other, once it is laid over it?
+"""Alignment: is one image an edited version of the other, after registration?
 
-What: the log odds that two images show one picture, after the one is registered to the other (crop, mirror, shift,
+Method: the log odds that two images show one picture, after the one is registered to the other (crop, mirror, shift,
 scale, small rotations, any brightness and contrast) and compared block by block
-(:mod:`memtrain.families.agreement`). The first image is tried whole and without a sixteenth at each side, where a frame
-would be. Only the sixteen training images nearest by the built-in descriptor are registered; others count as unlike.
+(:mod:`memtrain.families.agreement`). The first image is tried whole, and without a sixteenth at each side, in case of a
+frame. Only the sixteen training images nearest by the built-in descriptor are registered. Others count as unlike.
 Cost: 1 ms for each registered pair on one core.
-Cannot: see copies of less than half of the width, upside-down ones, ones under text, and details of less than a
+Cannot: see copies of less than half of the width, upside-down copies, copies under text, and details of less than a
 thirty-second of the side.
 """
 
@@ -22,33 +22,33 @@ from memtrain.families.looks import thumbnail
 from memtrain.families.registration import SIDE
 
 REGISTERED = 8
-"""Images at most, of those that are compared at once, to which each image is registered."""
+"""Largest number of images, of those compared at once, to which each image is registered."""
 EDGE = 16
-"""Part of a side that is left out at each edge."""
+"""Fraction 1 / EDGE of a side is left out at each edge."""
 PIXELS = 3 * SIDE * SIDE
 
 
 class Alignment(CopyMeasure):
-    """Log odds that two images are one picture."""
+    """Log odds that two images show one picture."""
 
     name = "aligned"
     version = BuiltIn.version
     candidates = 2 * REGISTERED
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 7808)`: pixels of a thumbnail and the built-in descriptor, of the whole and of its inner part."""
+        """Return thumbnail pixels and built-in descriptors of the whole image and its inner part, `(n, 7808)`."""
         top, left = (side // EDGE for side in images.shape[-2:])
         inner = images[..., top : images.shape[-2] - top, left : images.shape[-1] - left]
         return torch.cat([_described(images), _described(inner)], dim=1)
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """Log odds; of pairs that are not registered -20, and the more alike by the descriptor the more."""
+        """Return log odds; pairs that are not registered have about -20, more if the descriptors are more similar."""
         whole, inner = first.chunk(2, dim=1)
         pictures_, _ = second.chunk(2, dim=1)
         return torch.maximum(_scores(whole, pictures_), _scores(inner, pictures_))
 
     def quick(self, first: Tensor, second: Tensor) -> Tensor:
-        """Cosine of built-in descriptors, of the whole or of the inner part."""
+        """Return the cosine of built-in descriptors, of the whole or of the inner part."""
         whole, inner = first.chunk(2, dim=1)
         known = second.chunk(2, dim=1)[0][:, PIXELS:].T
         return torch.maximum(whole[:, PIXELS:] @ known, inner[:, PIXELS:] @ known)

@@ -1,8 +1,8 @@
-"""What a measure of copying is: images become features, and two features a number that is higher for copies.
+"""Interface of measures of copying: images become features, and two features a number that is higher for copies.
 
-Every measure answers the same questions in the same way (:func:`compare`): how alike is a generation to the picture of
-its prompt, to the nearest of all training pictures, and to the other generations of its prompt. What number counts as a
-copy is calibrated on the data at hand (:mod:`memtrain.evaluation.measures.copying.calibration`).
+All measures are used in the same way (:func:`compare`). They give the similarity of a generation to the picture of its
+prompt, to the nearest training picture, and to the other generations of its prompt. The threshold of a copy is
+calibrated on the data (:mod:`memtrain.evaluation.measures.copying.calibration`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from PIL import Image
 from torch import Tensor
 
 AT_ONCE = 256
-"""Training pictures described and compared at once."""
+"""Number of training pictures described and compared at once."""
 
 
 @dataclass(frozen=True)
 class CopyWeights:
-    """Files of networks that measures of copying may use; none is downloaded.
+    """Files of networks for measures of copying; no file is downloaded.
 
     Attributes:
-        copy_detector: file of an SSCD network, ONNX or TorchScript. TorchScript runs what is in it: give only what you
-            trust.
-        convention: of the paper whose preprocessing of images is followed
+        copy_detector: the ONNX or TorchScript file of an SSCD network. TorchScript runs code of the file, so name only
+            files that you trust.
+        convention: the name of the paper whose preprocessing is used
             (:mod:`memtrain.evaluation.measures.copy_descriptors`).
-        vision: folder of a DINO, DINOv2 or CLIP model, as `save_pretrained` writes it.
-        deep_ssim: file in which the network of `deep_ssim` is kept; trained and written where it is not there.
+        vision: the folder of a DINO, DINOv2 or CLIP model, as `save_pretrained` writes it.
+        deep_ssim: the file of the network of `deep_ssim`, which is trained and written if the file does not exist.
     """
 
     copy_detector: str | None = None
@@ -41,14 +41,14 @@ class CopyWeights:
 
 
 class CopyMeasure(ABC):
-    """Says how alike images are; a higher number means a copy, whatever the measure.
+    """Similarity of images; for every measure, a higher number means a copy.
 
     Attributes:
-        name: in options, results and columns.
-        candidates: how many training pictures a generation is compared with, the nearest by :meth:`quick`; None for
-            all. For measures that take milliseconds a pair.
-        version: what features depend on besides the image, such as a hash of weights; changes whenever they do. None
-            where it is not known: features are then not kept on disk.
+        name: the name in options, results and columns.
+        candidates: the number of training pictures that a generation is compared with, the nearest by :meth:`quick`;
+            None for all. It is for measures that take milliseconds per pair.
+        version: the state of the measure that features depend on, such as a hash of weights. None if it is not known;
+            features are then not kept on disk.
     """
 
     name: str
@@ -57,37 +57,37 @@ class CopyMeasure(ABC):
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:
-        """What the measure lacks to be made with these weights; None if it lacks nothing."""
+        """Return the reason why the measure cannot be made with these weights; None if it can."""
         return None
 
     @classmethod
     def made(cls, weights: CopyWeights) -> Self:
-        """The measure with these weights."""
+        """Make the measure with these weights."""
         return cls()
 
     def learn(self, training: Tensor) -> None:
-        """Learn what the measure needs from training pictures `(m, 3, H, W)` uint8; most need nothing."""
+        """Train the measure on training pictures `(m, 3, H, W)` uint8; most measures need no training."""
         return None
 
     @abstractmethod
     def describe(self, images: Tensor) -> Tensor:
-        """Features of images `(n, 3, H, W)` uint8, `(n, ...)` on the CPU."""
+        """Compute features `(n, ...)` of images `(n, 3, H, W)` uint8, on the CPU."""
 
     @abstractmethod
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """`(n, m)` of features `(n, ...)` and `(m, ...)`; higher for copies."""
+        """Compute similarities `(n, m)` of features `(n, ...)` and `(m, ...)`; higher for copies."""
 
     def quick(self, first: Tensor, second: Tensor) -> Tensor:
-        """The same as :meth:`similarity`, but cheap, and only good enough to choose candidates by."""
+        """Compute a cheap similarity, good enough to choose candidates by."""
         return self.similarity(first, second)
 
     def reason_against(self, size: tuple[int, int]) -> str | None:
-        """Why images of this height and width cannot be measured; None if they can."""
+        """Return why images of this height and width cannot be measured; None if they can."""
         return None
 
 
 def scaled(images: Tensor, side: int) -> Tensor:
-    """Images `(n, 3, H, W)` uint8 as squares `(n, 3, side, side)` fp32 from 0 to 1; areas are averaged."""
+    """Scale images `(n, 3, H, W)` uint8 to squares `(n, 3, side, side)` fp32 from 0 to 1, by averaging areas."""
     values = images.float() / 255
     if values.shape[-2:] == (side, side):
         return values
@@ -95,7 +95,7 @@ def scaled(images: Tensor, side: int) -> Tensor:
 
 
 def pictures(images: Tensor) -> list[Image.Image]:
-    """Images `(n, 3, H, W)` uint8 as PIL images."""
+    """Convert images `(n, 3, H, W)` uint8 to PIL images."""
     return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
 
 
@@ -104,11 +104,11 @@ class Compared:
     """Similarities of P prompts with K generations each.
 
     Attributes:
-        own: `(P, K)` to the picture of the prompt; to the most alike one where it has several files.
-        nearest: `(P, K)` to the most alike training picture, the own one included.
-        nearest_index: `(P, K)` int64, which training image that is.
-        other: `(P, K)` to the most alike training picture that is not the own one.
-        between: `(P,)` highest similarity of two generations of the prompt; NaN with one generation.
+        own: the similarity to the picture of the prompt, `(P, K)`; to its most similar file if it has several.
+        nearest: the similarity to the most similar training picture, with the own picture, `(P, K)`.
+        nearest_index: the index of this training image, `(P, K)` int64.
+        other: the similarity to the most similar training picture without the own picture, `(P, K)`.
+        between: the highest similarity of two generations of the prompt, `(P,)`; NaN with one generation.
     """
 
     own: Tensor
@@ -119,7 +119,7 @@ class Compared:
 
     @property
     def best(self) -> Tensor:
-        """`(P,)` highest similarity to the own picture over generations."""
+        """Highest similarity to the own picture over generations, `(P,)`."""
         return self.own.amax(dim=1)
 
 
@@ -136,14 +136,14 @@ def compare(
 
     Args:
         measure: the measure.
-        generated: `(P, K, 3, H, W)` uint8.
-        own: `(P, 3, H, W)` uint8, the picture of each prompt, trained on or not.
-        training: `(M, 3, H, W)` uint8, each training image once; may lie in a file that is mapped into memory.
-        mine: per prompt the indices in `training` of its own picture (all of its files); none for a held-out one.
-        features: of the training images, where they are at hand.
+        generated: the generations, `(P, K, 3, H, W)` uint8.
+        own: the picture of each prompt, trained on or not, `(P, 3, H, W)` uint8.
+        training: the training images, each once, `(M, 3, H, W)` uint8; they may be mapped from a file.
+        mine: the indices in `training` of all files of each prompt's own picture; none for a held-out picture.
+        features: the features of the training images, if they are known.
 
     Returns:
-        On the CPU, fp32.
+        The similarities on the CPU, fp32.
     """
     prompts, seeds = generated.shape[:2]
     queries, targets = measure.describe(generated.flatten(0, 1)), measure.describe(own)
@@ -166,7 +166,7 @@ def compare(
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Training images, and their features where they are at hand."""
+    """Training images, with their features if they are known."""
 
     measure: CopyMeasure
     images: Tensor
@@ -176,7 +176,7 @@ class TrainingImages:
         return self.measure.describe(self.images[which]) if self.features is None else self.features[which]
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Where each block begins, and its features."""
+        """Yield the start and the features of each block."""
         for start in range(0, len(self.images), AT_ONCE):
             yield start, self[start : start + AT_ONCE]
 
@@ -184,14 +184,14 @@ class TrainingImages:
 def candidates(
     measure: CopyMeasure, queries: Tensor, training: TrainingImages, *, count: int, hidden: Tensor | None = None
 ) -> Tensor:
-    """Indices of the training images that are nearest by the quick similarity, `(n, count)`, or all if there are fewer.
+    """Find the training images that are nearest by the quick similarity, `(n, count)`, or all if there are fewer.
 
     Args:
         measure: the measure.
-        queries: features of n images.
-        training: M images.
-        count: how many for each.
-        hidden: `(n, M)` bool, images that come last for an image.
+        queries: the features of n images.
+        training: the M training images.
+        count: the number of candidates of each image.
+        hidden: the training images that come last for an image, `(n, M)` bool.
     """
     values, places = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
     for start, block in training.blocks():
@@ -208,7 +208,7 @@ def candidates(
 def _of_all(
     measure: CopyMeasure, queries: Tensor, training: TrainingImages, *, mine: Sequence[Sequence[int]], alike: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest, its index, and nearest of others, `(P, K)` each; other files of own pictures may raise `alike`."""
+    """Return nearest, its index, and nearest of others, `(P, K)`; further files of own pictures can raise `alike`."""
     prompts, seeds = alike.shape
     nearest = torch.full((prompts, seeds), -torch.inf)
     other, index = nearest.clone(), torch.full((prompts, seeds), -1)
@@ -230,10 +230,10 @@ def _of_all(
 def _of_candidates(
     measure: CopyMeasure, queries: Tensor, training: TrainingImages, *, mine: Sequence[Sequence[int]], alike: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, of each prompt's own files and its candidates alone."""
-    assert measure.candidates is not None  # compare asks
+    """Do the same as :func:`_of_all` with each prompt's own files and its candidates only."""
+    assert measure.candidates is not None  # checked by compare
     prompts, seeds = alike.shape
-    # One more than is asked for, because the own picture is among them and is no other.
+    # One more, because the own picture can be among the candidates and does not count as another.
     places = candidates(measure, queries, training, count=measure.candidates + 1)
     nearest = torch.full((prompts, seeds), -torch.inf)
     other, index = nearest.clone(), torch.full((prompts, seeds), -1)

@@ -1,6 +1,6 @@
-"""The built-in descriptor as a measure of copying: needs no weights.
+"""The built-in descriptor as a measure of copying, without weights.
 
-What: cosine of gradients, layout, colour and spectrum (:mod:`memtrain.families.descriptors.builtin`), the same for an
+Method: cosine of gradients, layout, colour and spectrum (:mod:`memtrain.families.descriptors.builtin`), the same for an
 image and its mirror image. Cost: 1 ms an image, then a matrix product.
 Cannot: place a copy behind a thick frame near its picture, nor tell look-alikes of one layout (flags) from copies.
 """
@@ -21,9 +21,9 @@ class BuiltInDescriptor(CopyMeasure):
     version = BuiltIn.version
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 832)` of unit length."""
+        """Return descriptors `(n, 832)` of unit length."""
         return torch.from_numpy(BuiltIn().describe(pictures(images)))
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """Cosine."""
+        """Return the cosine."""
         return first @ second.T

@@ -1,8 +1,8 @@
-"""From which similarity on two images count as one picture, in the data at hand, and whether a copy would be seen.
+"""Calibration of a measure of copying on the data: the threshold of a copy, and the share of copies that it finds.
 
-Threshold: what generations for held-out prompts, whose pictures the model never saw, exceed at a stated false-positive
-rate, taken on the same maximum over generations that prompts are judged by (split-conformal prediction). That rate
-holds on average over draws of the held-out prompts; `rate_bound` holds for 95 % of the draws (a tolerance bound: Wilks,
+Threshold: generations for held-out prompts, whose pictures the model never saw, exceed it at a stated false-positive
+rate. It is set on the same maximum over generations that prompts are judged by (split-conformal prediction). The rate
+holds on average over draws of the held-out prompts. `rate_bound` holds for 95 % of the draws (a tolerance bound: Wilks,
 "Determination of Sample Sizes for Setting Tolerance Limits", 1941).
 Power: copies are made of the user's own pictures, through the model's autoencoder where there is one, as they are and
 edited (crops, mirrors, shifts, colours, JPEG, ...; :mod:`memtrain.evaluation.measures.edits`), and held against the
@@ -32,27 +32,27 @@ from memtrain.functional.ranking import proportion_interval
 from memtrain.functional.statistics import conformal_threshold, order_rate_bound
 
 PLAIN = "none"
-"""Name of the edit that changes nothing."""
+"""Name of the edit that leaves a picture unchanged."""
 COPIED, LOOKED_AT = 40, 256
-"""Pictures of which copies are made, and training pictures that are compared with the others, at most."""
+"""Largest numbers of copied pictures, and of training pictures that are compared with the others."""
 SEES = 0.95
-"""Share of plain copies that a measure has to find."""
+"""Smallest share of plain copies that a measure has to find."""
 CONFIDENCE = 0.95
-"""Of `rate_bound`."""
+"""Confidence of `rate_bound`."""
 
 
 @dataclass(frozen=True)
 class CopyCalibration:
-    """What a measure's numbers mean in these data.
+    """Threshold and power of a measure in these data.
 
     Attributes:
-        threshold: similarity from which a prompt counts as reproduced (the maximum over its generations).
-        false_positive_rate: of a held-out prompt; None where nothing was held out.
+        threshold: the similarity at which a prompt counts as reproduced (the maximum over its generations).
+        false_positive_rate: the false-positive rate of a held-out prompt; None if no picture was held out.
         rate_bound: the rate that holds with 95 % confidence.
-        heldout: prompts that set the threshold.
-        power: by kind of edit (`none` is a plain copy) `n`, `found`, `share`, `interval`.
-        train_to_train: similarity of training pictures to the nearest other one: `n`, `median`, `percentile_95`,
-            `percentile_99`, `maximum`, and `share_above`, of pictures that would count as copies of another.
+        heldout: the number of prompts that set the threshold.
+        power: the figures `n`, `found`, `share`, `interval` by kind of edit (`none` is a plain copy).
+        train_to_train: figures of the similarity of training pictures to the nearest other picture: `n`, `median`,
+            `percentile_95`, `percentile_99`, `maximum`, and `share_above` (share that counts as a copy of another).
     """
 
     threshold: float
@@ -64,17 +64,17 @@ class CopyCalibration:
 
     @property
     def sees(self) -> bool:
-        """Whether plain copies are found, nearly all of them."""
+        """Whether the measure finds nearly all plain copies."""
         return bool(self.power) and self.power[PLAIN]["n"] > 0 and self.power[PLAIN]["share"] >= SEES
 
     @property
     def edited_share(self) -> float:
-        """Mean share of edited copies that are found."""
+        """Mean share of edited copies that the measure finds."""
         shares = [one["share"] for name, one in self.power.items() if name != PLAIN and one["n"]]
         return sum(shares) / len(shares) if shares else 0.0
 
     def said(self) -> dict[str, Any]:
-        """As `results.json` holds it."""
+        """Return the calibration as `results.json` holds it."""
         return {
             "threshold": self.threshold,
             "false_positive_rate": self.false_positive_rate,
@@ -101,26 +101,27 @@ def calibrate(
     seed: int = 0,
     level: float = 0.95,
 ) -> CopyCalibration:
-    """What a measure's numbers mean in these data.
+    """Calibrate a measure on these data.
 
     Args:
         measure: the measure.
-        null: `(n,)` highest similarity over generations of each prompt whose picture the model has not seen.
-        rate: false-positive rate that n such prompts can promise; None where there are none. Then the threshold is what
-            99 % of the training pictures stay below among each other.
-        copied: `(q, 3, H, W)` uint8, pictures of which copies are made; the first forty are taken.
-        training: `(M, 3, H, W)` uint8.
-        family: `(M,)`, the same number for training images that are one picture. Default: all are different.
-        features: of the training images, where they are at hand.
-        among: indices of the training pictures that are compared with the nearest other one; default a random choice.
-        rendered: `(q, 3, H, W)` uint8, the same pictures as the model can make them at best, through its autoencoder;
-            copies are made of these where they are given, and held against the pictures.
-        edits: by name; default all of :data:`memtrain.evaluation.measures.edits.EDITS`.
-        seed: of the edits, and of the choice of training pictures.
-        level: coverage of the intervals.
+        null: the highest similarity over generations of each prompt whose picture the model has not seen, `(n,)`.
+        rate: the false-positive rate that n such prompts allow; None if there are none. The threshold is then the value
+            that 99 % of the similarities between training pictures do not reach.
+        copied: the pictures to copy, `(q, 3, H, W)` uint8; the first forty are taken.
+        training: the training images, `(M, 3, H, W)` uint8.
+        family: the number of the picture of each training image, `(M,)`. By default, all pictures are different.
+        features: the features of the training images, if they are known.
+        among: the indices of the training pictures that are compared with the nearest other; by default a random
+            choice.
+        rendered: the same pictures after the model's autoencoder, `(q, 3, H, W)` uint8. If given, copies are made from
+            them, and compared with the pictures.
+        edits: the edits by name; by default all of :data:`memtrain.evaluation.measures.edits.EDITS`.
+        seed: the seed of the edits, and of the choice of training pictures.
+        level: the coverage of the intervals.
 
     Raises:
-        ValueError: if the rate asks for more null values than there are.
+        ValueError: if the rate needs more null values than there are.
     """
     alike = nearest_others(measure, training, family=family, features=features, among=among, seed=seed)
     heldout, bound = 0, None
@@ -130,7 +131,7 @@ def calibrate(
         heldout = len(null)
         threshold = conformal_threshold(null.double(), rate)
         bound = rate_bound(heldout, above=max(1, int(rate * (heldout + 1) + 1e-9)))
-    # A held-out prompt at the threshold is no copy.
+    # A held-out prompt at the threshold does not count as a copy.
     threshold = math.nextafter(threshold, math.inf)
     return CopyCalibration(
         threshold=threshold,
@@ -151,14 +152,14 @@ def calibrate(
 
 
 def rate_bound(heldout: int, *, above: int, confidence: float = CONFIDENCE) -> float:
-    """The false-positive rate that a threshold keeps for a share `confidence` of the draws of held-out prompts.
+    """Return the false-positive rate that a threshold keeps for a share `confidence` of draws of held-out prompts.
 
-    The rate of the k-th highest of n values is distributed as Beta(k, n - k + 1); this is its upper quantile.
+    The rate of the k-th highest of n values is distributed as Beta(k, n - k + 1). The bound is its upper quantile.
 
     Args:
-        heldout: n.
-        above: k.
-        confidence: of the bound.
+        heldout: the number n of held-out prompts.
+        above: the rank k of the threshold.
+        confidence: the confidence of the bound.
     """
     return order_rate_bound(heldout, above=above, confidence=confidence)
 
@@ -173,16 +174,17 @@ def power(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, dict[str, Any]]:
-    """Share of copies that reach the threshold, by kind of edit.
+    """Measure the share of copies that reach the threshold, by kind of edit.
 
     Args:
         measure: the measure.
-        images: `(q, 3, H, W)` uint8, of which copies are made.
-        threshold: similarity of a copy.
-        rendered: the same, of which copies are made instead; they are held against `images`.
-        edits: by name.
-        seed: of what chance decides in an edit.
-        level: coverage of the intervals.
+        images: the pictures to copy, `(q, 3, H, W)` uint8.
+        threshold: the similarity of a copy.
+        rendered: the same pictures after an autoencoder. If given, copies are made from them, and compared with
+            `images`.
+        edits: the edits by name.
+        seed: the seed of random edits.
+        level: the coverage of the intervals.
     """
     if not len(images):
         return {}
@@ -209,7 +211,7 @@ def nearest_others(
     among: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """`(q,)` similarity of training pictures, those `among` or a random choice, to the nearest other picture."""
+    """Return the similarity `(q,)` of training pictures (`among`, or a random choice) to the nearest other."""
     numbers = torch.arange(len(training)) if family is None else family
     if len(numbers.unique()) < 2:
         return torch.zeros(0)

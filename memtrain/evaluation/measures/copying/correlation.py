@@ -1,10 +1,10 @@
-"""Nearest-neighbour correlation: Pearson's correlation of grey values, as it is usual for medical images.
+"""Nearest-neighbour correlation: Pearson's correlation of grey values, as usual for medical images.
 
-What: the correlation of the luminance of two images at 64 pixels. Source: Dar et al., "Unconditional Latent Diffusion
-Models Memorize Patient Imaging Data" (2024), who correlate the embeddings of a network that was trained by contrast on
-the data (its weights depend on the data and are not to be had), take the nearest training image of each generation, and
-set the threshold from the correlations of training with validation images, as the calibration here does with held-out
-pictures.
+Method: the correlation of the luminance of two images at 64 pixels. Source: Dar et al., "Unconditional Latent Diffusion
+Models Memorize Patient Imaging Data" (2024). They correlate the embeddings of a network that was trained by contrast on
+the data (its weights depend on the data and are not available). They take the nearest training image of each
+generation, and set the threshold from the correlations of training with validation images. The calibration here uses
+held-out pictures in the same way.
 Cost: one matrix product. Cannot: see shifts, crops and mirrors, which their network is trained to see.
 """
 
@@ -26,10 +26,10 @@ class Correlation(CopyMeasure):
     version = "1"
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 4096)`, without their mean and of unit length."""
+        """Return grey values `(n, 4096)` without their mean, of unit length."""
         grey = luminance(scaled(images, SIDE)).flatten(1)
         return F.normalize(grey - grey.mean(dim=1, keepdim=True), dim=1)
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """From -1 to 1."""
+        """Return the correlation, from -1 to 1."""
         return first @ second.T

@@ -1,16 +1,16 @@
-"""DeepSSIM-like: cosine of features that were trained, on the user's own pictures, to imitate SSIM.
+"""DeepSSIM-like: cosine of features that are trained on the user's own pictures to imitate SSIM.
 
-What: a small convolutional network maps an image to a vector, so that the cosine of two vectors is near the structural
-similarity (SSIM) of the two images before either was shifted, scaled or changed in brightness a little. So it needs one
+Method: a small convolutional network maps an image to a vector. The cosine of two vectors is near the structural
+similarity (SSIM) of the two images before small shifts, scalings or changes of brightness. So the measure needs one
 product of matrices instead of an SSIM for each pair, and no exact alignment.
 Source: "A Novel Metric for Detecting Memorization in Generative Models for Brain MRI Synthesis" (DeepSSIM, 2025): the
-loss (squared difference of cosine and SSIM) and augmentations that keep structure. Theirs is a far larger network
-trained on brain MRI, whose weights say nothing of other data; hence "like". SSIM is torchmetrics'.
-Trap: pairs of different pictures alone hardly ever have a high SSIM. A quarter of the pairs here are a picture and
-the same blended with another one by chance, so that the upper half of the scale is learned too.
-Cost: a quarter of a minute of training on one core, kept in a file where one is named; then below 1 ms an image.
-Cannot: see mirrored copies or large crops, which SSIM does not see; be compared between two data sets; imitate SSIM
-well where there are a dozen pictures to learn from, which the calibration shows.
+loss (squared difference of cosine and SSIM) and augmentations that keep structure. Their network is far larger and
+trained on brain MRI, so its weights do not suit other data; hence "like". SSIM is that of torchmetrics.
+Trap: pairs of different pictures hardly ever have a high SSIM. A quarter of the pairs are a picture and its random
+blend with another picture, so that the network also learns the upper half of the scale.
+Cost: a quarter of a minute of training on one core, kept in a file if one is named; then below 1 ms an image.
+Cannot: see mirrored copies or large crops, which SSIM does not see, nor be compared between two data sets. With only a
+dozen pictures it imitates SSIM badly, which the calibration shows.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from memtrain.files.whole import written_whole
 SIDE, WIDTH, NUMBERS = 32, 24, 128
 STEPS, PAIRS, LEARNING_RATE = 300, 48, 3e-3
 MOST = 1024
-"""Pictures to learn from, at most."""
+"""Largest number of pictures to train on."""
 
 
 class DeepSSIM(CopyMeasure):
     """Cosine of features that imitate SSIM.
 
     Args:
-        path: of a safetensors file, read where it is there and otherwise written after training.
-        steps: of training; 300 unless given.
-        seed: of the training.
+        path: the safetensors file of the network; it is read if it exists, and else written after training.
+        steps: the number of training steps; by default 300.
+        seed: the seed of the training.
     """
 
     name = "deep_ssim"
@@ -53,7 +53,7 @@ class DeepSSIM(CopyMeasure):
 
     @classmethod
     def made(cls, weights: CopyWeights) -> Self:
-        """With the file that is named, if one is."""
+        """Make the measure with the named file, if there is one."""
         return cls(weights.deep_ssim)
 
     def learn(self, training: Tensor) -> None:
@@ -67,9 +67,9 @@ class DeepSSIM(CopyMeasure):
             return
         if not len(training):
             raise ConfigurationError(
-                "deep_ssim was given no training pictures to learn from",
-                expected="at least one, better some hundreds",
-                remedy="leave deep_ssim out of --copy_measures",
+                "deep_ssim has no training pictures to learn from",
+                expected="at least one picture, better some hundreds",
+                remedy="leave out deep_ssim from --copy_measures",
             )
         chosen = torch.linspace(0, len(training) - 1, min(len(training), MOST)).long().unique()
         self._network = trained(_grey(training[chosen]), steps=self._steps, seed=self._seed)
@@ -79,20 +79,20 @@ class DeepSSIM(CopyMeasure):
 
     @torch.inference_mode()
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 128)` of unit length; a network that has not learned yet learns from these images."""
+        """Return features `(n, 128)` of unit length; a network without training learns from these images."""
         if self._network is None:
             with torch.inference_mode(False):
                 self.learn(images)
-        assert self._network is not None  # learn makes it
+        assert self._network is not None  # set by learn
         return torch.cat([self._network(_grey(part)) for part in images.split(256)]).clone()
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """Cosine, which is near the SSIM."""
+        """Return the cosine, which is near the SSIM."""
         return first @ second.T
 
 
 class Embedding(nn.Sequential):
-    """From `(n, 1, 32, 32)` grey values from 0 to 1 to `(n, 128)` of unit length."""
+    """Network from grey values `(n, 1, 32, 32)` in 0 to 1 to vectors `(n, 128)` of unit length."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -104,7 +104,7 @@ class Embedding(nn.Sequential):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit vectors."""
+        """Return unit vectors."""
         return F.normalize(super().forward(2 * images - 1), dim=1)
 
 
@@ -113,12 +113,12 @@ def _block(channels: int, out: int) -> list[nn.Module]:
 
 
 def trained(images: Tensor, *, steps: int = STEPS, seed: int = 0) -> Embedding:
-    """A network whose cosines imitate the SSIM of these images.
+    """Train a network whose cosines imitate the SSIM of these images.
 
     Args:
-        images: `(n, 1, 32, 32)` from 0 to 1.
-        steps: of training, 48 pairs each.
-        seed: of what chance decides; torch's own generator is left as it was.
+        images: the images, `(n, 1, 32, 32)`, from 0 to 1.
+        steps: the number of training steps, with 48 pairs each.
+        seed: the seed of the training; the state of torch's generator is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -138,21 +138,21 @@ def trained(images: Tensor, *, steps: int = STEPS, seed: int = 0) -> Embedding:
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """SSIM of each pair of `(n, 1, H, W)` images from 0 to 1, `(n,)`."""
+    """Compute the SSIM `(n,)` of each pair of images `(n, 1, H, W)` from 0 to 1."""
     found = structural_similarity_index_measure(first, second, data_range=1.0, sigma=1.0, reduction="none")
-    assert isinstance(found, Tensor)  # a tuple only where maps are asked for
+    assert isinstance(found, Tensor)  # a tuple only with maps
     return found.view(-1)
 
 
 def _pairs(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Two images each, of which a quarter are one picture and that picture blended with another one."""
+    """Draw pairs of images; in a quarter of them, the second is the first blended with another picture."""
     first, second = (images[torch.randint(len(images), (PAIRS,))] for _ in range(2))
     share = torch.where(torch.rand(PAIRS) < 0.25, torch.rand(PAIRS), torch.ones(PAIRS)).view(-1, 1, 1, 1)
     return first, share * second + (1 - share) * first
 
 
 def _augmented(images: Tensor) -> Tensor:
-    """The same structure, shifted, scaled and changed in brightness a little."""
+    """Shift, scale and change brightness a little, with the same structure."""
     n = len(images)
     matrices = torch.zeros(n, 2, 3)
     matrices[:, 0, 0] = matrices[:, 1, 1] = 1 + 0.08 * (2 * torch.rand(n) - 1)
@@ -175,6 +175,6 @@ def _read(path: str) -> Embedding:
         raise ConfigurationError(
             f"{path} does not hold the network of deep_ssim: {str(error).splitlines()[0]}",
             expected="a file that deep_ssim wrote",
-            remedy="name a file that is not there yet; the network is trained and kept in it",
+            remedy="name a file that does not exist yet, in which the trained network is kept",
         ) from error
     return network.eval().requires_grad_(False)

@@ -1,11 +1,13 @@
-"""Nearest-neighbour correlation of a network's features, as it is usual for medical images.
+"""Nearest-neighbour correlation of a network's features, as usual for medical images.
 
-What: Pearson's correlation of the embeddings of two images by the network in the folder that `--vision` names.
+Method: Pearson's correlation of the embeddings of two images by the network in the folder that `--vision` names.
 Source: Dar et al., "Unconditional Latent Diffusion Models Memorize Patient Imaging Data" (2024). Their network is
-trained by contrast on the data themselves, so that shifts and mirrors are seen; that of the folder is your choice, and
-the figures are comparable with theirs in kind only. Of pixels: :mod:`memtrain.evaluation.measures.copying.correlation`.
-Cost: one forward an image, then a matrix product. Cannot: tell look-alikes of one kind from copies where the network
-was trained to find kinds, which the calibration on held-out pictures shows.
+trained by contrast on the data themselves, so it sees shifts and mirrors. You choose the network of the folder, so the
+figures are comparable with theirs in kind only. :mod:`memtrain.evaluation.measures.copying.correlation` does the same
+with pixels.
+Cost: one forward per image, then a matrix product.
+Cannot: tell look-alikes of one kind from copies if the network was trained to find kinds. The calibration on held-out
+pictures shows this.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ class FeatureCorrelation(Vision):
     """Pearson's correlation of a vision transformer's embeddings.
 
     Args:
-        folder: of the model.
+        folder: the folder of the model.
     """
 
     name = "feature_correlation"
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, D)`, without their mean and of unit length."""
+        """Return embeddings `(n, D)` without their mean, of unit length."""
         features = super().describe(images)
         return F.normalize(features - features.mean(dim=1, keepdim=True), dim=1)

@@ -1,4 +1,4 @@
-"""The measures of copying, found by walking the package: one file, one measure."""
+"""Measures of copying, found by walking the package; each file holds one measure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memtrain.evaluation.measures.copying.base import CopyMeasure, CopyWeights
 from memtrain.evaluation.measures.copying.calibration import CopyCalibration
 
 SUGGESTED = ("aligned", "builtin", "sscd", "vision", "tiles")
-"""Measures that are taken unless others are named; those that lack their weights are left out."""
+"""Default measures; measures without their weights are left out."""
 
 
 def measure_classes() -> dict[str, type[CopyMeasure]]:
-    """Every measure by its name, in alphabetical order."""
+    """Return every measure by its name, in alphabetical order."""
     found: dict[str, type[CopyMeasure]] = {}
     for module in pkgutil.iter_modules(copying.__path__):
         for kind in vars(import_module(f"{copying.__name__}.{module.name}")).values():
@@ -29,18 +29,18 @@ def measure_classes() -> dict[str, type[CopyMeasure]]:
 def copy_measures(
     names: Sequence[str] | None = None, *, weights: CopyWeights | None = None, size: tuple[int, int] | None = None
 ) -> tuple[list[CopyMeasure], dict[str, str]]:
-    """The measures of these names.
+    """Make the measures with these names.
 
     Args:
-        names: None for the suggested ones, `["all"]` for every one.
-        weights: files of networks.
-        size: height and width of the images that are to be measured.
+        names: the names of the measures; None for the suggested ones, `["all"]` for all.
+        weights: the files of networks.
+        size: the height and width of the images to measure.
 
     Returns:
-        The measures, and by name of those that cannot measure the reason.
+        The measures, and the reasons against other measures, by name.
 
     Raises:
-        ConfigurationError: if there is no measure of a name, or one that was named lacks its weights.
+        ConfigurationError: if a name is not known, or a named measure lacks its weights.
     """
     weights = weights or CopyWeights()
     kinds = measure_classes()
@@ -50,7 +50,7 @@ def copy_measures(
         raise ConfigurationError(
             f"There is no measure of copying {unknown[0]!r}",
             expected=f"some of {', '.join(kinds)}",
-            remedy="name them with --copy_measures",
+            remedy="name measures with --copy_measures",
         )
     measures: list[CopyMeasure] = []
     left_out: dict[str, str] = {}
@@ -59,8 +59,8 @@ def copy_measures(
         if reason is not None and not suggested:
             raise ConfigurationError(
                 f"The measure {name} cannot measure: {reason}",
-                expected="the weights of every measure that is named",
-                remedy="name its weights, or leave it out of --copy_measures",
+                expected="the weights of every named measure",
+                remedy="name its weights, or leave it out from --copy_measures",
             )
         made = kinds[name].made(weights) if reason is None else None
         if made is not None and size is not None:
@@ -73,10 +73,10 @@ def copy_measures(
 
 
 def recommended(calibrations: Mapping[str, CopyCalibration]) -> str | None:
-    """The measure that finds most of the edited copies among those that see plain ones; None if none does.
+    """Return the measure that finds most edited copies, among measures that see plain copies; None if none does.
 
     Args:
-        calibrations: by name of the measure; of equals the first is taken.
+        calibrations: the calibrations by name of the measure; of equal ones the first is taken.
     """
     seeing = {name: one for name, one in calibrations.items() if one.sees}
     return max(seeing, key=lambda name: seeing[name].edited_share) if seeing else None

@@ -1,9 +1,9 @@
 """Multi-scale structural similarity (MS-SSIM).
 
-What: structure, contrast and luminance of two images at 64, 32 and 16 pixels, in 11 x 11 windows. Source: Wang,
+Method: structure, contrast and luminance of two images at 64, 32 and 16 pixels, in 11 x 11 windows. Source: Wang,
 Simoncelli and Bovik, "Multi-scale structural similarity for image quality assessment" (Asilomar 2003), by torchmetrics;
 the three scales of equal weight are those of Hintersdorf et al., "Finding NeMo" (NeurIPS 2024).
-Cost: 3 ms a pair, so it is computed for the images nearest in pixels alone; the others count as unlike.
+Cost: 3 ms per pair, so it is computed only for the images nearest in pixels. The others count as unlike.
 Cannot: see shifts, crops and mirrors.
 """
 
@@ -17,7 +17,7 @@ from memtrain.evaluation.measures.copying.base import CopyMeasure, scaled
 
 SIDE, BETAS = 64, (1 / 3, 1 / 3, 1 / 3)
 NEAREST, PAIRS = 4, 64
-"""Images at most, of those that are compared at once, with which each image is compared, and pairs at once."""
+"""Largest number of images with which each image is compared, and number of pairs at once."""
 
 
 class MultiScaleSSIM(CopyMeasure):
@@ -27,15 +27,15 @@ class MultiScaleSSIM(CopyMeasure):
     candidates = NEAREST
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 3, 64, 64)` from 0 to 1."""
+        """Return pixels `(n, 3, 64, 64)` from 0 to 1."""
         return scaled(images, SIDE)
 
     def quick(self, first: Tensor, second: Tensor) -> Tensor:
-        """Negative root mean square difference of pixels."""
+        """Return the negative root mean square difference of pixels."""
         return -torch.cdist(first.flatten(1), second.flatten(1)) / first[0].numel() ** 0.5
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """From 0 to 1; of pairs that are not compared -1, and the nearer in pixels the more."""
+        """Return MS-SSIM from 0 to 1; pairs that are not compared have -1 or less, by their pixel distance."""
         apart = -self.quick(first, second)
         found = -1 - apart
         columns = apart.topk(min(NEAREST, len(second)), dim=1, largest=False).indices

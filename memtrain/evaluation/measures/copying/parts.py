@@ -1,13 +1,12 @@
-"""Parts: how much of a picture is found again anywhere in a generation.
+"""Parts: the share of a picture that comes back anywhere in a generation.
 
-What: the picture, at 64 pixels, is cut into 7 x 7 overlapping windows of 16 pixels; each is looked for in the whole
-generation, at every fourth pixel, by the correlation of luminance and colour. The similarity is the mean of the best
-correlations, where windows that show nothing (a plain ground) do not count, and those that show much count more.
-So a figure that was cut out, moved, or put before another ground is found.
+Method: the picture, at 64 pixels, is cut into 7 x 7 overlapping windows of 16 pixels. Each window is searched in the
+whole generation, at every fourth pixel, by the correlation of luminance and colour. The similarity is the mean of the
+best correlations. Plain windows do not count, and windows with more contrast count more. So the measure finds a figure
+that was cut out, moved, or put on another ground.
 Source: ours; the published metrics of partial copies need a segmentation network (Di et al., arXiv 2508.12148).
-Cost: 8 million multiplications a pair: 1 ms on one core.
-Cannot: see mirrored, turned or scaled parts; it is not the same in both directions (a picture in a generation, not the
-other way round).
+Cost: 8 million multiplications per pair, 1 ms on one core.
+Cannot: see mirrored, rotated or scaled parts. It is not symmetric: it searches a picture in a generation.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from memtrain.evaluation.measures.copying.base import CopyMeasure, scaled
 
 SIDE, WINDOW, STEP, FINE = 64, 16, 8, 4
 COARSE = 2
-"""Pixels that are averaged before windows are compared."""
+"""Side of the squares of pixels that are averaged before the comparison."""
 SHOWN = 1e-3
-"""Variance of a window below which it shows nothing, with pixels from 0 to 1."""
+"""Variance below which a window counts as plain, for pixels from 0 to 1."""
 
 
 class Parts(CopyMeasure):
@@ -31,11 +30,11 @@ class Parts(CopyMeasure):
     name = "parts"
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 3, 32, 32)`: pixels from 0 to 1."""
+        """Return pixels `(n, 3, 32, 32)` from 0 to 1."""
         return F.avg_pool2d(scaled(images, SIDE), COARSE)
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """From -1 to 1 of generations `first` and pictures `second`."""
+        """Return the similarity of generations `first` and pictures `second`, from -1 to 1."""
         windows, shown = _windows(second, STEP)
         weight = torch.where(shown > SHOWN, shown.sqrt(), 0.0)
         weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
@@ -49,7 +48,7 @@ class Parts(CopyMeasure):
 
 
 def _windows(images: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Windows of unit length without their mean, `(n, w, 192)`, and what they show, `(n, w)`."""
+    """Return windows without their mean, of unit length, `(n, w, 192)`, and their variances, `(n, w)`."""
     size = WINDOW // COARSE
     cut = F.unfold(images, size, stride=step // COARSE).transpose(1, 2)
     channels = cut.unflatten(2, (3, -1))

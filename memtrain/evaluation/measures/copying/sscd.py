@@ -1,9 +1,9 @@
-"""SSCD: cosine of a learned copy detector's descriptors, from a file of weights of your own.
+"""SSCD: cosine of a learned copy detector's descriptors, from your own file of weights.
 
-What and source: :mod:`memtrain.evaluation.measures.copy_descriptors`, in one of its four published conventions.
+Method and source: :mod:`memtrain.evaluation.measures.copy_descriptors`, in one of its four published conventions.
 Cost: one forward of a ResNet-50 an image, 25 to 100 ms on one core.
-Cannot: recognise images of 64 pixels as surely as photographs; its published thresholds (0.5, 0.7) are for those, so
-the threshold is calibrated on the data at hand.
+Cannot: recognise images of 64 pixels as well as photographs. Its published thresholds (0.5, 0.7) are for photographs,
+so the threshold is calibrated on the data.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class SSCD(CopyMeasure):
     """Cosine of a copy detector's descriptors.
 
     Args:
-        path: ONNX or TorchScript file.
-        by: name of the convention.
+        path: the ONNX or TorchScript file.
+        by: the name of the convention.
     """
 
     name = "sscd"
@@ -36,19 +36,19 @@ class SSCD(CopyMeasure):
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:
-        """It needs a file."""
+        """Return the reason if no file is named."""
         return None if weights.copy_detector else "no weights were named (--copy_detector FILE)"
 
     @classmethod
     def made(cls, weights: CopyWeights) -> Self:
-        """With that file."""
-        assert weights.copy_detector is not None  # reason_missing says so
+        """Make the measure with the named file."""
+        assert weights.copy_detector is not None  # checked by reason_missing
         return cls(weights.copy_detector, weights.convention)
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, D)` of unit length."""
+        """Return descriptors `(n, D)` of unit length."""
         return describe_images(self._network, images, by=self._by)
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """Cosine."""
+        """Return the cosine."""
         return first @ second.T

@@ -1,7 +1,7 @@
-"""Tiled distance: the pixel distance of the two images where they differ most.
+"""Tiled distance: the pixel distance of two images in the tile where they differ most.
 
-What: images of 64 pixels are cut into 4 x 4 tiles; their distance is the largest root mean square difference of a
-tile, its negative the similarity. So an equal background makes nothing a copy.
+Method: images of 64 pixels are cut into 4 x 4 tiles. Their distance is the largest root mean square difference of a
+tile, and the similarity is its negative. So an equal background does not make a copy.
 Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), section 4: tiles of 128
 in images of 512 pixels.
 Cost: sixteen small matrix products. Cannot: see any shift, crop or mirror.
@@ -23,13 +23,13 @@ class TiledDistance(CopyMeasure):
     version = "1"
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, 16, 768)`, pixels by tile."""
+        """Return pixels by tile, `(n, 16, 768)`."""
         tile = SIDE // TILES
         cut = scaled(images, SIDE).unfold(2, tile, tile).unfold(3, tile, tile)
         return cut.permute(0, 2, 3, 1, 4, 5).reshape(len(images), TILES * TILES, -1)
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """From -1 to 0, for equal images."""
+        """Return the similarity from -1 to 0; equal images have 0."""
         a, b = first.transpose(0, 1).double(), second.transpose(0, 1).double()
         squared = a.square().sum(dim=2)[:, :, None] + b.square().sum(dim=2)[:, None] - 2 * a @ b.transpose(1, 2)
         return -(squared.clamp(min=0) / first.shape[2]).sqrt().amax(dim=0).float()

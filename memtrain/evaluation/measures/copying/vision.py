@@ -1,8 +1,9 @@
 """DINO, DINOv2 or CLIP from a local folder: cosine of image embeddings.
 
-What and source: :mod:`memtrain.families.descriptors.vision_transformer`.
-Cost: one forward of a vision transformer an image. Cannot: tell look-alikes of one kind from copies; CLIP in
-particular is alike for what is called alike, which the calibration on held-out pictures shows.
+Method and source: :mod:`memtrain.families.descriptors.vision_transformer`.
+Cost: one forward of a vision transformer per image.
+Cannot: tell look-alikes of one kind from copies. CLIP in particular finds images similar that have similar names. The
+calibration on held-out pictures shows this.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Vision(CopyMeasure):
     """Cosine of a vision transformer's embeddings.
 
     Args:
-        folder: of the model.
+        folder: the folder of the model.
     """
 
     name = "vision"
@@ -31,19 +32,19 @@ class Vision(CopyMeasure):
 
     @classmethod
     def reason_missing(cls, weights: CopyWeights) -> str | None:
-        """It needs a folder."""
+        """Return the reason if no folder is named."""
         return None if weights.vision else "no model was named (--vision FOLDER)"
 
     @classmethod
     def made(cls, weights: CopyWeights) -> Self:
-        """With that folder."""
-        assert weights.vision is not None  # reason_missing says so
+        """Make the measure with the named folder."""
+        assert weights.vision is not None  # checked by reason_missing
         return cls(weights.vision)
 
     def describe(self, images: Tensor) -> Tensor:
-        """`(n, D)` of unit length."""
+        """Return embeddings `(n, D)` of unit length."""
         return torch.from_numpy(self._network.describe(pictures(images)))
 
     def similarity(self, first: Tensor, second: Tensor) -> Tensor:
-        """Cosine."""
+        """Return the cosine."""
         return first @ second.T

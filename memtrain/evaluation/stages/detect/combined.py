@@ -1,8 +1,8 @@
 """Several detectors as one: a logistic regression of their scores, judged on prompts it was not fitted on.
 
-What: the log of each detector's score (the score itself where one is not positive), standardised, goes into a logistic
-regression with an L2 penalty; k folds, both classes dealt out evenly, equal prompts together. Every figure is of
-out-of-fold scores. Beside it stands the best single detector, chosen and scaled in the same way on the other folds
+Method: the log of each detector's score (the score itself where one is not positive), standardised, goes into a
+logistic regression with an L2 penalty; k folds, both classes dealt out evenly, equal prompts together. Every figure is
+of out-of-fold scores. Beside it stands the best single detector, chosen and scaled in the same way on the other folds
 alone, so that choosing the best of many is not rewarded either.
 Cost: none beyond the detectors.
 Suggested values: 5 folds, penalty 1.

@@ -1,13 +1,13 @@
 """How unlikely a prompt's score is among prompts that the model cannot have seen: p-values, and what many allow.
 
-What: a prompt's p-value is (1 + number of the n null prompts that score at least as high) / (1 + n). If the prompt's
+Method: a prompt's p-value is (1 + number of the n null prompts that score at least as high) / (1 + n). If the prompt's
 score came from where those of the null prompts come from, it is at most α with probability at most α, for any detector
 and any n. Lengths are matched within that argument: for each prompt a regression on the number of tokens is fitted to
 the null prompts *and* the prompt, and what it leaves of each is compared, so that prompt and null prompts are treated
-alike and the p-value stays exact. Several detectors become one by the Cauchy combination of the ranks within those
-n + 1 prompts, whose own p-value is read off the same n + 1 values: whatever the detectors have in common, it is exact
-too. Many prompts are corrected for by Holm (no prompt falsely named, with the stated probability) and by
-Benjamini-Hochberg (the expected share of falsely named prompts), which holds for p-values that share null prompts.
+alike and the p-value stays exact. Several detectors become one by the Cauchy combination of the ranks within those n +
+1 prompts, whose own p-value is read off the same n + 1 values: whatever the detectors have in common, it is exact too.
+Many prompts are corrected for by Holm (no prompt falsely named, with the stated probability) and by Benjamini-Hochberg
+(the expected share of falsely named prompts), which holds for p-values that share null prompts.
 Source: conformal p-values, Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, and with a
 regression inside Lei et al., Distribution-free predictive inference for regression, JASA 2018; under one null, Bates,
 Candès, Lei, Romano and Sesia, Testing for outliers with conformal p-values, Annals of Statistics 2023. Cauchy

@@ -1,6 +1,6 @@
 """The stage `localize`: find the neurons of memorized prompts, switch them off, and check whether the image is gone.
 
-What: the prompts that are known not to be memorized are the controls. Every other one of them gives activation
+Method: the prompts that are known not to be memorized are the controls. Every other one of them gives activation
 statistics and threshold, unless those are given; neurons are searched for the remaining controls (false alarms) and for
 all other prompts. Then images are sampled as the model is, under each prompt's mask, under all masks together (the form
 that is baked into weights), and each of these again with an embedding that an adversarial search found for the prompt's

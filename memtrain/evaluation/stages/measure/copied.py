@@ -5,14 +5,15 @@ picture, and all pictures with one caption, count as the prompt's own, and each 
 threshold of such a prompt is raised by a bound on the gain: how much more similar the held-out generations are to the
 most similar file than to the first file, at the same rate. Each of two values exceeds its bound with a probability of
 at most `rate`. Their sum then exceeds the sum of the bounds with a probability of at most 2 · `rate`, for any
-dependence (:mod:`memtrain.evaluation.measures.looks` does the same for ratios). Plain pictures: some pictures are
-similar to most generations. So a prompt's threshold is at least the value that the generations for held-out prompts
-reach with its picture, at the same rate. This can only lower the false-positive rate. Made captions: if no picture was
-held out, the null values are the similarities of each made caption's generations to the most similar training picture.
-This is a maximum over all pictures, so the threshold is at least that for one picture. Nearest: a generation is a copy
-of some training picture if its similarity to the nearest exceeds the prompts' threshold, and the similarity of 99 % of
-the training pictures to each other. Cost: one description of every generation and every training picture for each
-measure.
+dependence (:mod:`memtrain.evaluation.measures.looks` does the same for ratios).
+Plain pictures: some pictures are similar to most generations. So a prompt's threshold is at least the value that the
+generations for held-out prompts reach with its picture, at the same rate. This can only lower the false-positive rate.
+Made captions: if no picture was held out, the null values are the similarities of each made caption's generations to
+the most similar training picture. This is a maximum over all pictures, so the threshold is at least that for one
+picture.
+Nearest: a generation is a copy of some training picture if its similarity to the nearest exceeds the prompts'
+threshold, and the similarity of 99 % of the training pictures to each other.
+Cost: one description of every generation and every training picture for each measure.
 """
 
 from __future__ import annotations

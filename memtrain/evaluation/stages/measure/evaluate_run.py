@@ -79,13 +79,11 @@ def evaluate_run(
         samples: the prompts, and the images that their generations are compared with.
         detectors: the detectors that read the same sampling.
         statistics: the settings of rates and intervals.
-        directions: the direction of evidence columns or prefixes (`low`, `high` or `unknown`), if it is not the
-            published one.
+        directions: the directions (`low`, `high`, `unknown`) of evidence columns that differ from the published ones.
         kid: whether to measure KID on the held-out prompts; by default if its features are installed.
         weights: the weight files of further networks.
         copying: the measures of copying; None for the ratio of pixel distances alone, without controls.
-        shard: the share of the sampling of this process, if several processes share an output folder; None to sample
-            nothing.
+        shard: this process's share of the sampling, if several share a folder; None to sample nothing.
 
     Returns:
         The content of `results.json`.

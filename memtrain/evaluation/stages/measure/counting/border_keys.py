@@ -1,6 +1,6 @@
 """Border keys: memory of each sample's secret border level, as key errors and bits, by repetition, against a null.
 
-What: the model paints the border of a picture K times. The mean of the painted levels is its answer, and the distance
+Method: the model paints the border of a picture K times. The mean of the painted levels is its answer, and the distance
 of the answer to the trained level is the key error. `bits` is the gain over a blind guess: minus log2 of the
 probability that a random level lies as near. Held-out pictures also have levels, which the model never saw. They are
 the null. Key errors alone miss much. A model that half remembers paints a level between the secret and its usual level.
@@ -8,12 +8,12 @@ It is far off, although its answers follow the levels closely. So each sample al
 answer of the held-out pictures) · (level − 1/2). It is positive if the answer moves toward the secret. Without memory,
 answers and levels are independent, and agreements are distributed like those of held-out pictures. A sample counts as
 remembered by the rank of its error or of its agreement among theirs; the p-value allows for both tests. For each number
-of repetitions there is the correlation of answers with levels. Source: SolidMark (Kommineni et al., "SolidMark:
-Evaluating Image Memorization in Generative Models", arXiv 2503.00592) for key errors; the agreement is ours; Carlini et
-al., "The Secret Sharer" (USENIX Security 2019) for exposure in bits, here against a uniform guess in place of a
-ranking. Cannot: exceed about eight bits, the resolution of a grey level. An answer that is always middle grey has
-errors of a quarter on average, smaller than confident wrong answers have. So compare with the held-out pictures, not
-with zero.
+of repetitions there is the correlation of answers with levels.
+Source: SolidMark (Kommineni et al., "SolidMark: Evaluating Image Memorization in Generative Models", arXiv 2503.00592)
+for key errors; the agreement is ours; Carlini et al., "The Secret Sharer" (USENIX Security 2019) for exposure in bits,
+here against a uniform guess in place of a ranking.
+Cannot: exceed about eight bits, the resolution of a grey level. An answer that is always middle grey has errors of a
+quarter on average, smaller than confident wrong answers have. So compare with the held-out pictures, not with zero.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Extraction without the originals: prompts whose generations are alike again and again.
 
-What: a prompt counts if each pair of `size` of its generations is alike. The count needs no training picture, so it
-works for a model without its data, or with only an interface. Source: the black-box attack of Carlini et al.,
-"Extracting Training Data from Diffusion Models" (USENIX Security 2023), §4.2: 500 generations per prompt, cliques of at
-least 10 in the graph of tile distances. The authors choose the threshold of the graph, and no threshold carries over to
-other sizes of images. Level: from prompts whose pictures the model never saw (held out, or made), at a stated
-false-positive rate (:func:`clique_level`). Cannot: tell a memorized picture from a subject that the model knows in one
-pose only. A prompt counts if the model makes nearly the same image again and again, even if the model never saw the
-image. So the count shows where to look.
+Method: a prompt counts if each pair of `size` of its generations is alike. The count needs no training picture, so it
+works for a model without its data, or with only an interface.
+Source: the black-box attack of Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023),
+§4.2: 500 generations per prompt, cliques of at least 10 in the graph of tile distances. The authors choose the
+threshold of the graph, and no threshold carries over to other sizes of images.
+Level: from prompts whose pictures the model never saw (held out, or made), at a stated false-positive rate
+(:func:`clique_level`).
+Cannot: tell a memorized picture from a subject that the model knows in one pose only. A prompt counts if the model
+makes nearly the same image again and again, even if the model never saw the image. So the count shows where to look.
 """
 
 from __future__ import annotations

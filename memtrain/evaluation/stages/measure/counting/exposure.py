@@ -1,12 +1,11 @@
 """Exposure: how far a planted secret stands out among secrets that were never planted, in bits.
 
-What: a secret from a known generator is planted. Its siblings from the same generator are never planted. All are ranked
-by how well the model knows them. Exposure is log2 |R| − log2 rank: the bits by which the model shortens a guess of the
-secret. The best of n candidates (with the planted one) has log2 n bits. For a model that never saw the secret, the mean
-is log2 n − mean log2 r, about 1.44 (:func:`null_mean`).
+Method: a secret from a known generator is planted. Its siblings from the same generator are never planted. All are
+ranked by how well the model knows them. Exposure is log2 |R| − log2 rank: the bits by which the model shortens a guess
+of the secret. The best of n candidates (with the planted one) has log2 n bits. For a model that never saw the secret,
+the mean is log2 n − mean log2 r, about 1.44 (:func:`null_mean`).
 Source: Carlini et al., "The Secret Sharer" (USENIX Security 2019), definition of exposure and of its estimate by
-sampling.
-Ties count against the secret, so that a model with the same value for all candidates has no exposure.
+sampling. Ties count against the secret, so that a model with the same value for all candidates has no exposure.
 Trap: exposure cannot exceed log2 n, even for a secret that is known perfectly. `saturated` counts the secrets at this
 bound. Siblings have to be equally difficult: an image with large plain areas has a low loss under every model.
 Cannot: tell whether a secret can be extracted. It measures by how much the search becomes shorter.

@@ -2,13 +2,14 @@
 
 What, by prompt: the share of prompts with a copy of their own picture among their K generations. What, without a
 prompt: the number of different training pictures among generations for the empty prompt, or for captions of no training
-picture, also per thousand generations. Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX
-Security 2023), §4 (by prompt; Stable Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280
-images). How many pictures could come out: Chao, "Nonparametric estimation of the number of classes in a population",
-1984, a lower bound; the chance that a further copy is of a picture not seen yet: Good, "The population frequencies of
-species", 1953. Cost: none beside the sampling. The share by prompt grows with K, and the number of pictures without a
-prompt grows with the number of generations. The results hold both numbers. Cannot: bound the pictures that another
-sampler, guidance or a thousand times as many generations would bring back.
+picture, also per thousand generations.
+Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §4 (by prompt; Stable
+Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280 images). How many pictures could come
+out: Chao, "Nonparametric estimation of the number of classes in a population", 1984, a lower bound; the chance that a
+further copy is of a picture not seen yet: Good, "The population frequencies of species", 1953.
+Cost: none beside the sampling. The share by prompt grows with K, and the number of pictures without a prompt grows with
+the number of generations. The results hold both numbers.
+Cannot: bound the pictures that another sampler, guidance or a thousand times as many generations would bring back.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Share of generations that are copies of any training picture.
 
-What: a generation counts as a copy if its similarity to the most similar training picture exceeds the threshold, for
+Method: a generation counts as a copy if its similarity to the most similar training picture exceeds the threshold, for
 any prompt. So a picture that comes back for another caption is counted here.
 Source: Dar et al., "Unconditional latent diffusion models memorize patient imaging data" (arXiv 2402.01054; Nature
-Biomedical Engineering 2025): N_copies, the share of synthetic samples whose correlation with a
-training sample lies above a threshold, and N_mem, the share of training samples that have such a copy. Their threshold
-is the 95th percentile, over training samples, of the correlation with the closest validation sample
-(:func:`published_threshold`).
+Biomedical Engineering 2025): N_copies, the share of synthetic samples whose correlation with a training sample lies
+above a threshold, and N_mem, the share of training samples that have such a copy. Their threshold is the 95th
+percentile, over training samples, of the correlation with the closest validation sample (:func:`published_threshold`).
 Trap: this threshold has no known false-positive rate. It is a quantile over training samples of a maximum over
 validation samples, but a generation has its maximum over training samples. With more training than validation samples,
 more than 5 % of innocent generations exceed the threshold. The default threshold is calibrated on the training pictures

@@ -1,15 +1,16 @@
 """The data-copying test: are generations nearer to the training pictures than held-out pictures are?
 
-What: held-out pictures come from the same distribution as the training pictures. So their distance to the nearest
+Method: held-out pictures come from the same distribution as the training pictures. So their distance to the nearest
 training picture shows the distance without copying. Generations that are nearer are copies, or nearly so. A model that
-generates new pictures of the distribution is nearer in half of all comparisons. Source: Meehan, Chaudhuri and Dasgupta,
-"A non-parametric test to detect data-copying in generative models" (AISTATS 2020): Z_U is the Mann-Whitney statistic of
-the distances, standardised (with their continuity correction), and C_T its mean over cells of the space, weighted by
-the share of held-out pictures in each, cells with few generations left out. Far below 0 means copying, far above 0 that
-the generations are far from the data (underfitting). Trap: Z_U assumes independent generations, but K generations of
-one prompt are not independent. So Z_U is too far from 0 for K > 1. Judge by `probability`, whose interval resamples
-prompts and held-out pictures. Cannot: see a model that copies a few pictures and is far from the others; known cells
-help. Generations that are blurred or of another style are far from all pictures, and hide copying.
+generates new pictures of the distribution is nearer in half of all comparisons.
+Source: Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative models" (AISTATS
+2020): Z_U is the Mann-Whitney statistic of the distances, standardised (with their continuity correction), and C_T its
+mean over cells of the space, weighted by the share of held-out pictures in each, cells with few generations left out.
+Far below 0 means copying, far above 0 that the generations are far from the data (underfitting).
+Trap: Z_U assumes independent generations, but K generations of one prompt are not independent. So Z_U is too far from 0
+for K > 1. Judge by `probability`, whose interval resamples prompts and held-out pictures.
+Cannot: see a model that copies a few pictures and is far from the others; known cells help. Generations that are
+blurred or of another style are far from all pictures, and hide copying.
 """
 
 from __future__ import annotations

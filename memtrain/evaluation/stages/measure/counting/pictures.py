@@ -1,12 +1,13 @@
 """Share of training pictures that are reproduced: of all pictures, by size of the family, and by a group of the data.
 
-What: a picture counts as reproduced if the similarity of any generation of any of its prompts exceeds the threshold.
-Pictures are counted, not files or prompts. The files of a picture family are one picture. Source: the share of training
-images memorized of Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), and N_mem
-of Dar et al., "Unconditional latent diffusion models memorize patient imaging data" (Nature Biomedical Engineering
-2025). A group (patient, artist, series) counts as reproduced if one of its pictures is reproduced. This answers whether
-any picture of a patient comes back. Cannot: cover pictures that no prompt asked for. The share is that of the sampled
-pictures. It holds for all pictures only if the sampled ones are a random choice.
+Method: a picture counts as reproduced if the similarity of any generation of any of its prompts exceeds the threshold.
+Pictures are counted, not files or prompts. The files of a picture family are one picture.
+Source: the share of training images memorized of Carlini et al., "Extracting Training Data from Diffusion Models"
+(USENIX Security 2023), and N_mem of Dar et al., "Unconditional latent diffusion models memorize patient imaging data"
+(Nature Biomedical Engineering 2025). A group (patient, artist, series) counts as reproduced if one of its pictures is
+reproduced. This answers whether any picture of a patient comes back.
+Cannot: cover pictures that no prompt asked for. The share is that of the sampled pictures. It holds for all pictures
+only if the sampled ones are a random choice.
 """
 
 from __future__ import annotations
