@@ -1,8 +1,8 @@
-"""How a search asks the denoiser for noise: with guidance or without, in which precision, at which timestep.
+"""Noise predictions of a search: guidance, precision and timestep.
 
-Source: NeMo's published code predicts with the text alone and, where it is told to guide, takes the halves of a guided
-prediction for each other (:mod:`memtrain.localization.settings`). A mask acts on both halves, there and here.
-Cost: guidance runs the denoiser twice, and masks then share nothing.
+Source: NeMo's published code predicts with the text alone. With guidance it swaps the halves of a guided prediction
+(:mod:`memtrain.localization.settings`). A mask acts on both halves, in the published code and here.
+Cost: guidance runs the denoiser twice, and masks then share no stages.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def asked_as(predictor: Predictor, settings: Settings) -> Predictor:
-    """The same model, whose predictions are guided and in the precision of the settings.
+    """Return a predictor with the guidance and the precision of the settings.
 
     Args:
-        predictor: the model; what this function returned before must not be given again.
-        settings: `guidance_scale`, `swapped_guidance` and `precision`.
+        predictor: the model; not a result of this function.
+        settings: the settings, for `guidance_scale`, `swapped_guidance` and `precision`.
     """
     predict = predictor.predict
     if settings.precision is not None:
@@ -36,19 +36,20 @@ def asked_as(predictor: Predictor, settings: Settings) -> Predictor:
 
 
 def refinement_timestep(predictor: Predictor, settings: Settings) -> float:
-    """Where the refinement predicts noise.
+    """Return the timestep at which the refinement predicts noise.
 
     Raises:
-        ConfigurationError: if it has a number of steps of its own, and the predictor knows no other than its own.
+        ConfigurationError: if the refinement has another number of steps, and the predictor has only one schedule.
     """
     steps = settings.refinement_steps
     if steps is None or steps == settings.steps:
         return predictor.timesteps[settings.call]
     if predictor.schedule is None:
         raise ConfigurationError(
-            f"The refinement has {steps} steps and the search {settings.steps}, and the predictor knows one schedule",
+            f"The refinement has {steps} steps and the search {settings.steps}, but the predictor has only one "
+            f"schedule",
             expected="a predictor with `schedule`, such as Predictor.of(pipeline)",
-            remedy="set refinement_steps to the same number, or give the predictor a schedule",
+            remedy="set refinement_steps to the same number, or pass a predictor with `schedule`",
         )
     return predictor.schedule(steps)[settings.call]
 
@@ -68,7 +69,7 @@ def _guided(
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def run(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         without = predict(latents, timesteps, empty.expand(len(text), -1, -1)).float()
-        # With text last: what hooks read of the values is then that of the prompt.
+        # The call with text comes last, so that hooks read the values of the prompt.
         given = predict(latents, timesteps, text).float()
         return scale * without + (1 - scale) * given if swapped else without + scale * (given - without)
 

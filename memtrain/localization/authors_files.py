@@ -1,12 +1,13 @@
-"""Files of NeMo's published scripts: their activation statistics, and their table of neurons.
+"""Files of NeMo's published scripts: activation statistics, and the table of neurons.
 
 Source: ml-research/localizing_memorization_in_diffusion_models (Hintersdorf et al., NeurIPS 2024).
 `statistics_additional_laion_prompts_v1_4.pt` is a pair of lists, mean and unbiased standard deviation of each neuron,
-one tensor `(C,)` per value layer, the down blocks' first and the middle's last; with `--no_statistics` their script
-writes one list of activations `(P, C)` instead. They are tensors in lists: read with `weights_only=True`, so that no
-code in a file is run. Layers have no names there, and are those that a search looks at by default, in the same order.
-`memorization_statistics.csv` has a row per prompt with `;` between columns, and neurons as a list of lists, as text.
-Cannot: say which model, how many prompts or which captions a file of statistics rests on; it does not hold that.
+with one tensor `(C,)` per value layer, first those of the down blocks and last that of the middle. With
+`--no_statistics` their script writes one list of activations `(P, C)` instead. The files hold tensors in lists, and are
+read with `weights_only=True`, so that no code in a file is run. The layers have no names; they are the default layers
+of a search, in the same order. `memorization_statistics.csv` has a row per prompt with `;` between columns, and neurons
+as the text of a list of lists.
+Cannot: tell the model, the number of prompts or the captions of a file of statistics, which the file does not hold.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from memtrain.records import written_whole
 
 COLUMNS = ("Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM")
 TheirStatistics = tuple[list[Tensor], list[Tensor], int]
-"""Mean and standard deviation of each layer `(C,)`, and the number of prompts, 0 where the file does not say."""
+"""Mean and standard deviation of each layer `(C,)`, and the number of prompts; 0 if the file does not hold it."""
 
 
 def read_statistics(path: Path, predictor: Predictor) -> ActivationStatistics:
-    """Statistics of either kind, with the names that the model's layers have.
+    """Read statistics of either kind, with the names of the model's layers.
 
     Args:
-        path: a safetensors file of :meth:`ActivationStatistics.save`, or a `.pt` file of the published script.
-        predictor: the model that is searched.
+        path: the safetensors file of :meth:`ActivationStatistics.save`, or the `.pt` file of the published script.
+        predictor: the searched model.
 
     Raises:
-        ConfigurationError: if the file is neither, or does not fit the model.
+        ConfigurationError: if the file is of another kind, or does not fit the model.
     """
     if path.suffix == ".safetensors":
         return ActivationStatistics.load(path)
@@ -49,9 +50,10 @@ def read_statistics(path: Path, predictor: Predictor) -> ActivationStatistics:
     found = [len(layer) for layer in mean]
     if found != list(widths.values()):
         raise ConfigurationError(
-            f"{path} has {len(found)} layers of {found} neurons, the model {len(widths)} of {list(widths.values())}",
+            f"{path} has {len(found)} layers of {found} neurons, but the model has {len(widths)} of "
+            f"{list(widths.values())}",
             expected="statistics of the value layers of this model's down blocks and middle, in their order",
-            remedy="measure them on this model: memtrain calibrate",
+            remedy="measure statistics on this model: memtrain calibrate",
         )
     return ActivationStatistics(
         mean=dict(zip(widths, mean, strict=True)),
@@ -62,14 +64,14 @@ def read_statistics(path: Path, predictor: Predictor) -> ActivationStatistics:
 
 
 def read_tensors(path: Path) -> TheirStatistics:
-    """What a `.pt` file of the published script holds.
+    """Read a `.pt` file of the published script.
 
     Raises:
-        ConfigurationError: if it holds something else.
+        ConfigurationError: if the file holds something else.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is raised about a broken pickle has no common class
+    except Exception as error:  # errors of a broken pickle have no common class
         raise _refused(path, one_line(error)) from error
     for layer in _layers(content):
         refuse_infinite(layer, f"{path}: a layer of {tuple(layer.shape)}")
@@ -85,19 +87,19 @@ def read_tensors(path: Path) -> TheirStatistics:
 
 
 def write_statistics(statistics: ActivationStatistics, path: Path) -> None:
-    """Write the pair of lists that the published scripts read, layers in the order of the statistics."""
+    """Write the pair of lists for the published scripts, with layers in the order of the statistics."""
     layers = [[tensor.float().clone() for tensor in part.values()] for part in (statistics.mean, statistics.std)]
     with written_whole(path) as unfinished:
         torch.save((layers[0], layers[1]), unfinished)
 
 
 def write_table(path: Path, rows: Iterable[tuple[str, Found]], sites: Sequence[str]) -> None:
-    """Write `memorization_statistics.csv` as the published search does; the addresses of images are left empty.
+    """Write `memorization_statistics.csv` like the published search, without the addresses of images.
 
     Args:
-        path: of the file.
-        rows: prompts in their order, and what was found for each.
-        sites: names of the searched layers.
+        path: the file.
+        rows: the prompts in their order, with their results.
+        sites: the names of the searched layers.
     """
     with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, delimiter=";")
@@ -110,7 +112,7 @@ def write_table(path: Path, rows: Iterable[tuple[str, Found]], sites: Sequence[s
 
 
 def _layers(content: object) -> list[Tensor]:
-    """Every tensor in lists of lists."""
+    """Return every tensor in nested lists."""
     if isinstance(content, Tensor):
         return [content]
     return [one for part in content for one in _layers(part)] if isinstance(content, list | tuple) else []
@@ -126,5 +128,5 @@ def _refused(path: Path, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"{path} holds no activation statistics: {reason}",
         expected="a .safetensors file of `calibrate`, or a .pt file of NeMo's script: two lists of tensors, or one",
-        remedy="check the path, or measure them: memtrain calibrate",
+        remedy="check the path, or measure statistics: memtrain calibrate",
     )

@@ -1,16 +1,16 @@
-"""Masks to compare located neurons with: random neurons, the most active ones, and the selection without refinement.
+"""Baseline masks for located neurons: random neurons, the most active neurons, and the unrefined selection.
 
-Source: the comparisons of NeMo (Hintersdorf et al., NeurIPS 2024, appendix C): if as many random neurons did the same,
-or the most active ones, or a first selection of ten times as many, finding them would show nothing.
+Source: the comparisons of NeMo (Hintersdorf et al., NeurIPS 2024, appendix C). If as many random neurons had the same
+effect, or the most active ones, or a first selection of ten times as many, the located neurons would show nothing.
 
     random_neurons(masks[prompt], predictor.widths(predictor.sites()), seed=0, key=prompt)
     most_active(predictor, prompt, k=5)
     unrefined(masks.found[0], masks.sites)
     frequent(masks.found, masks.sites, k=10)
 
-Of the masks by frequency, which NeMo's script puts on for every prompt alike, ties go to the neuron that was found
-first. Its random ones are meant to avoid all neurons that were found, and do not: what is to be avoided is computed and
-left unused. :func:`random_neurons` does not avoid them either.
+NeMo's script uses the masks by frequency for every prompt. Ties go to the neuron that was found first. Its random
+neurons are meant to avoid all located neurons, but do not, because the script does not use the computed list.
+:func:`random_neurons` does not avoid located neurons either.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from memtrain.models.neuron_mask import NeuronMask
 
 
 def random_neurons(mask: NeuronMask, widths: Mapping[str, int], *, seed: int, key: str) -> NeuronMask:
-    """As many neurons in the same layers, chosen at random.
+    """Choose the same number of random neurons in the same layers.
 
     Args:
         mask: the located neurons.
-        widths: neurons of each layer.
-        seed: of the draw.
-        key: name of the prompt; its draw depends on the two alone.
+        widths: the number of neurons of each layer.
+        seed: the seed of the draw.
+        key: the name of the prompt; the draw depends only on the seed and this name.
 
     Raises:
-        ConfigurationError: if the mask names a layer that `widths` lacks.
+        ConfigurationError: if `widths` lacks a layer of the mask.
     """
     missing = [site for site in mask.channels if site not in widths]
     if missing:
@@ -57,14 +57,14 @@ def random_neurons(mask: NeuronMask, widths: Mapping[str, int], *, seed: int, ke
 def most_active(
     predictor: Predictor, prompt: str, *, k: int, sites: str | None = None, factor: float = 0.0
 ) -> NeuronMask:
-    """The `k` neurons of each layer with the highest mean absolute activation for a prompt.
+    """Choose the `k` neurons of each layer with the highest mean absolute activation for a prompt.
 
     Args:
         predictor: the model.
         prompt: the prompt.
-        k: neurons per layer, at least one; a narrower layer goes off whole.
-        sites: glob over attention sites; None for the default.
-        factor: what they are multiplied by.
+        k: the number of neurons per layer, at least one; a narrower layer is masked as a whole.
+        sites: the glob over attention sites; None for the default.
+        factor: the factor on the neurons.
     """
     activation = predictor.activations([prompt], predictor.sites(sites))
     channels = {site: highest(values[0], k).tolist() for site, values in activation.items()}
@@ -72,7 +72,7 @@ def most_active(
 
 
 def unrefined(found: Found, sites: Sequence[str], *, factor: float = 0.0) -> NeuronMask | None:
-    """The first selection of a prompt, each neuron once; None where it does not count as memorized."""
+    """Return the first selection of a prompt, each neuron once; None if it does not count as memorized."""
     channels = {site: sorted(set(neurons)) for site, neurons in zip(sites, found.initial, strict=False) if neurons}
     return NeuronMask(channels, factor=factor) if channels else None
 
@@ -86,15 +86,15 @@ def frequent(
     initial: bool = False,
     factor: float = 0.0,
 ) -> NeuronMask | None:
-    """The `k` neurons that the most prompts have; None if no prompt has any.
+    """Choose the `k` neurons that most prompts have; None if no prompt has any.
 
     Args:
-        found: results of the prompts that count.
-        sites: names of the searched layers.
-        k: neurons, at least one.
-        per_layer: of each layer, rather than of all together.
-        initial: count those of the first selections instead of the refined ones.
-        factor: what they are multiplied by.
+        found: the results of the prompts that count.
+        sites: the names of the searched layers.
+        k: the number of neurons, at least one.
+        per_layer: whether to choose `k` neurons of each layer, instead of all layers together.
+        initial: whether to count the neurons of the first selections, instead of the refined ones.
+        factor: the factor on the neurons.
     """
     counted: Counter[tuple[str, int]] = Counter()
     for site in sites:
@@ -113,7 +113,7 @@ def frequent(
 def frequent_sets(
     found: Sequence[Found], sites: Sequence[str], *, k: int, initial: bool = False, factor: float = 0.0
 ) -> NeuronMask | None:
-    """The neurons of the `k` sets that the most prompts have in common to the last neuron; arguments as above."""
+    """Choose the neurons of the `k` most frequent equal sets of prompts; arguments as for :func:`frequent`."""
     sets = [one.channels(sites, initial=initial) for one in found]
     counted = Counter(tuple((site, tuple(chosen)) for site, chosen in each.items()) for each in sets if each)
     channels: dict[str, set[int]] = {}

@@ -1,16 +1,16 @@
-"""Neurons by what they add: an alternative to NeMo's selection for models in which no few neurons stand out.
+"""Neurons by contribution: an alternative to NeMo's selection for models in which no small set of neurons stands out.
 
-Method: the neurons whose values for a prompt differ most from the mean over other prompts, in what reaches the next
-layer: mean over tokens of |v − v̄| · ‖w‖, with w the neuron's column of the layer's output projection. Those of all
-layers are ranked together, and the same share is taken for every prompt that counts as memorized, by the same threshold
-of the similarity between seeds as NeMo's.
+Method: a mask takes the neurons whose contribution for a prompt differs most from the mean over other prompts. The
+contribution to the next layer is the mean over tokens of |v − v̄| · ‖w‖, where w is the neuron's column of the layer's
+output projection. The neurons of all layers are ranked together. The same share is taken for every prompt that counts
+as memorized, by NeMo's threshold of the similarity between seeds.
 Source: ours. NeMo compares the absolute activation in standard deviations, layer by layer and without the output
-projection, and searches down blocks and the middle alone. In the embedded model a prompt's image survives as long as
-text is read anywhere, so that neither finds enough (benchmarks/RESULTS.md, "Neuron masking, and whether the image is
-gone").
-Cost: the value layers on the text embeddings, and one denoiser call on 10 seeds per prompt. Nothing is refined.
-Suggested: a share of 0.4 of all neurons on the embedded model; less, as long as it is enough, on larger ones.
-Cannot: be precise. A large share takes much of what the prompt says along; put masks on for their own prompts alone.
+projection, and searches only down blocks and the middle. In the embedded model a prompt's image survives as long as
+text is read anywhere, so NeMo's search does not find enough neurons (benchmarks/RESULTS.md, "Neuron masking, and
+whether the image is gone").
+Cost: the value layers on the text embeddings, and one denoiser call on 10 seeds per prompt. There is no refinement.
+Suggested: a share of 0.4 of all neurons on the embedded model; on larger models a smaller share, if it is enough.
+Cannot: be precise. A large share also removes much of the prompt's meaning, so use masks for their own prompts only.
 Works on UNets.
 """
 
@@ -51,17 +51,17 @@ def locate_contributions(
     sites: str = EVERY_SITE,
     settings: Settings | None = None,
 ) -> Localization:
-    """The masks of prompts that a model memorizes.
+    """Find masks for the prompts that a model memorizes.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline, or a predictor of another UNet.
-        prompts: those to search; repeated ones are searched once.
+        pipeline: the Stable Diffusion 1.x or 2.x pipeline, or a predictor of another UNet.
+        prompts: the prompts to search; a repeated prompt is searched once.
         other_prompts: prompts that the model does not memorize, at least two.
-        share: of the neurons of all searched layers, that a mask has.
-        threshold: similarity between seeds above which a prompt counts as memorized; default calibrated on
+        share: the share of the neurons of all searched layers in a mask.
+        threshold: the similarity between seeds above which a prompt counts as memorized; by default calibrated on
             `other_prompts`.
-        sites: glob over the attention sites.
-        settings: of the similarity (`seeds`, `seed`, `steps`, `call`, `data_range`).
+        sites: the glob over the attention sites.
+        settings: the settings of the similarity (`seeds`, `seed`, `steps`, `call`, `data_range`).
 
     Raises:
         ConfigurationError: if the share is out of range, or there are too few prompts.
@@ -73,7 +73,7 @@ def locate_contributions(
         raise ConfigurationError(
             f"share={share} of {len(prompts)} prompts, compared with {len(other_prompts)} others",
             expected="a share between 0 and 1, a list of prompts, and at least 2 other prompts",
-            remedy="change the arguments",
+            remedy="change share, prompts or other_prompts",
         )
     predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
     chosen = predictor.sites(sites)
@@ -124,7 +124,7 @@ def locate_contributions(
 def contributions(
     predictor: Predictor, prompts: Sequence[str], *, sites: dict[str, nn.Module], other_prompts: Sequence[str]
 ) -> list[Tensor]:
-    """What each neuron adds for each prompt that it does not add for others, per site `(P, C)` fp32.
+    """Compute the contribution of each neuron for each prompt beyond that for others, `(P, C)` fp32 for each site.
 
     Raises:
         ProbeError: if a site has no output projection of its values' width.
@@ -148,11 +148,11 @@ def contributions(
 
 
 def top_share(scores: Sequence[Tensor], share: float) -> Lists:
-    """The neurons with the highest scores over all layers together, at least one; of equal ones the first.
+    """Choose the neurons with the highest scores over all layers, at least one; of equal scores the first.
 
     Args:
-        scores: per layer `(C,)`.
-        share: of all neurons.
+        scores: the scores of each layer, `(C,)`.
+        share: the share of all neurons.
     """
     flat = torch.cat(list(scores))
     wanted = torch.zeros(len(flat), dtype=torch.bool)

@@ -1,9 +1,9 @@
-"""The search with every saving that leaves its result as it is.
+"""The search for neurons with all savings that do not change its result.
 
 The decisions are those of NeMo (:mod:`memtrain.localization.selection`, :mod:`memtrain.localization.refinement`). Each
-distinct mask is evaluated once, on the kept seeds, many masks in one denoiser call, with what they share computed once;
-masks that are likely to be needed next are evaluated ahead; one seed above the threshold decides for a mask without the
-others (:mod:`memtrain.localization.speculation`); activations are read from the text embeddings.
+distinct mask is evaluated once, on the kept seeds. Many masks share one denoiser call, and their common stages are
+computed once. Masks that are probably needed next are evaluated ahead. One seed above the threshold decides on a mask
+without the other seeds (:mod:`memtrain.localization.speculation`). Activations are read from the text embeddings.
 
 Cost: benchmarks/RESULTS.md, "Finding neurons".
 """
@@ -27,9 +27,9 @@ from memtrain.localization.speculation import follow
 from memtrain.localization.statistics import ActivationStatistics
 
 SELECTIONS_BELOW = 0.3
-"""Share of selections that are expected to suffice, before any is known."""
+"""Expected share of selections below the threshold, before any is known."""
 REFINEMENTS_BELOW = 0.8
-"""Share of neurons that are expected to be dispensable, before any is known: the paper keeps 4 of 27."""
+"""Expected share of dispensable neurons, before any is known; the paper keeps 4 of 27."""
 
 
 class FastSearch:
@@ -38,13 +38,13 @@ class FastSearch:
     Args:
         predictor: the model, in evaluation mode.
         sites: the searched layers.
-        settings: of the search.
-        statistics: of other prompts' activations.
-        threshold: similarity above which a seed counts as memorized.
-        batch_size: images in one denoiser call; the predictor's by default.
-        worth: probability of being needed from which a mask is evaluated ahead; above 1 for none. By default 0.3 for
-            latents of up to 32 x 32, where a call costs more than what is in it, and 0.8 for larger ones.
-        share: whether what masks share is computed once.
+        settings: the settings of the search.
+        statistics: the statistics of other prompts' activations.
+        threshold: the similarity above which a seed counts as memorized.
+        batch_size: the number of images in one denoiser call; by default the predictor's.
+        worth: the smallest probability of being needed for which a mask is evaluated ahead; above 1 for none. By
+            default 0.3 for latents of up to 32 x 32, where the fixed cost of a call dominates, and 0.8 for larger ones.
+        share: whether common stages of masks are computed once.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FastSearch:
 
     @torch.no_grad()
     def locate(self, prompt: str) -> Found:
-        """The neurons of one prompt."""
+        """Find the neurons of one prompt."""
         start = time.perf_counter()
         matrix = self._masks.begin(prompt)
         highest = matrix.amax(dim=1)
@@ -127,7 +127,7 @@ class FastSearch:
         }
 
     def _refine(self, initial: Lists, threshold: float, *, exhausted: bool) -> tuple[Lists, str]:
-        """The neurons that are left, and the rule that they are of."""
+        """Return the remaining neurons, and the rule that found them."""
         settings, rule = self.settings, self.settings.refinement
 
         def refined(*, binary: bool, margin: float = 0.0) -> Lists:
@@ -141,7 +141,7 @@ class FastSearch:
 
         if rule == "binary_split":
             return refined(binary=True), rule
-        # Where the threshold is the score of the first selection, no group lies a margin below it.
+        # If the threshold is the score of the first selection, no group lies a margin below it.
         if rule == "checked_split" and not exhausted:
             found = refined(binary=True, margin=settings.split_margin)
             inside = mask_of(initial)

@@ -11,22 +11,22 @@
     print(masks.table.to_pylist())
 
 Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
-NeurIPS 2024). A prompt counts as memorized if its noise predictions are more alike between seeds than those of other
-prompts (:mod:`memtrain.localization.threshold`). Candidates are the value neurons that act unusually for it
-(:mod:`memtrain.localization.selection`), and those are kept without which the predictions become alike again
-(:mod:`memtrain.localization.refinement`).
+NeurIPS 2024). A prompt counts as memorized if its noise predictions are more similar between seeds than those of other
+prompts (:mod:`memtrain.localization.threshold`). Candidates are the value neurons with unusual activation for the
+prompt (:mod:`memtrain.localization.selection`). A candidate is kept if switching it on makes the predictions similar
+again (:mod:`memtrain.localization.refinement`).
 
-Modes: by default the decisions of the paper at the first timestep, with a data range that does not depend on what else
-is compared, evaluated fast. `Settings.published()` finds the neurons of the published code, evaluated as there, and
-`Settings.published(sequential=False)` the same neurons, evaluated fast.
+Modes: the default makes the decisions of the paper at the first timestep, with a data range that does not depend on
+other pairs, and a fast evaluation. `Settings.published()` finds the neurons of the published code with its evaluation.
+`Settings.published(sequential=False)` finds the same neurons with the fast evaluation.
 
-Cost: a few dozen to a few hundred denoiser images per memorized prompt, one per seed for others; measured in
-benchmarks/RESULTS.md, "Finding neurons". Without `statistics`, the text encoder runs on 1,000 prompts first, without
-`threshold` the denoiser on 10 seeds of 100; pass both when there is more than one list of prompts.
+Cost: a few dozen to a few hundred denoiser images per memorized prompt, and one per seed for other prompts; measured in
+benchmarks/RESULTS.md, "Finding neurons". Without `statistics`, the text encoder first runs on 1,000 prompts. Without
+`threshold`, the denoiser first runs on 10 seeds of 100 prompts. Pass both for more than one list of prompts.
 
-Cannot: erase anything. A masked neuron keeps a prompt from triggering the image; an embedding that brings it back is
-found by optimisation ("Finding DoRI", arXiv 2507.16880). Prompts that are not memorized get neurons too where they lie
-above the threshold, one in nine in the paper.
+Cannot: erase anything. A masked neuron only keeps a prompt from triggering the image, and optimisation finds an
+embedding that brings it back ("Finding DoRI", arXiv 2507.16880). Prompts that are not memorized also get neurons if
+they are above the threshold, one in nine in the paper.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ from memtrain.localization.statistics import ActivationStatistics, word_prompts
 from memtrain.localization.threshold import Threshold, calibrate_threshold
 
 STATISTICS_PROMPTS = 1000
-"""Other prompts whose activations are compared with, where none are given."""
+"""Default number of other prompts for the activation statistics."""
 THRESHOLD_PROMPTS = 100
-"""Other prompts that the threshold is calibrated on, where :func:`locate` does that by itself."""
+"""Number of other prompts for the threshold, if :func:`locate` calibrates it."""
 
 
 def locate(
@@ -79,29 +79,30 @@ def locate(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Localization:
-    """The neuron masks of prompts that a model memorizes.
+    """Find the neuron masks of prompts that a model memorizes.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline, left as it was; or a predictor made of any other denoiser.
-        prompts: those to search; repeated ones are searched once.
-        statistics: activations for other prompts; measured on `other_prompts` by default.
-        threshold: similarity between seeds above which a prompt counts as memorized; calibrated on `other_prompts` by
-            default. :data:`memtrain.localization.threshold.PAPER` is that of the paper.
-        other_prompts: prompts that the model does not memorize, captions of the kind it was trained on at best;
-            random words by default.
-        settings: of the search.
-        output: folder for results; a search that was interrupted goes on there.
-        shard: `(i, n)`: search every n-th prompt from the i-th on, i from 0, for n processes with one `output`.
-        batch_size: images in one denoiser call, at least `settings.seeds`; the predictor's by default.
-        progress: show a progress bar over prompts.
+        pipeline: the Stable Diffusion 1.x or 2.x pipeline, which is not changed, or a predictor of any other denoiser.
+        prompts: the prompts to search; a repeated prompt is searched once.
+        statistics: the activation statistics of other prompts; by default measured on `other_prompts`.
+        threshold: the similarity between seeds above which a prompt counts as memorized; by default calibrated on
+            `other_prompts`. :data:`memtrain.localization.threshold.PAPER` is the paper's value.
+        other_prompts: prompts that the model does not memorize, best captions of the kind that it was trained on; by
+            default random words.
+        settings: the settings of the search.
+        output: the folder for results, in which an interrupted search goes on.
+        shard: the pair `(i, n)`, to search every n-th prompt from the i-th, i from 0, for n processes with one
+            `output`.
+        batch_size: the number of images in one denoiser call, at least `settings.seeds`; by default the predictor's.
+        progress: whether to show a progress bar over prompts.
 
     Returns:
-        Masks by prompt, and what was found for each prompt of the shard.
+        Masks by prompt, with the results for each prompt of the shard.
 
     Raises:
         ConfigurationError: if statistics or threshold do not fit the model or the settings, latents are too small to
             compare, or `output` holds another search or a calibration on other prompts.
-        ProbeError: if a layer was not reached by the denoiser's forward pass.
+        ProbeError: if the denoiser's forward pass did not reach a layer.
     """
     settings, folder = settings or Settings(), None if output is None else Path(output)
     predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
@@ -180,9 +181,9 @@ def calibrate(
         kept = kept_calibration(folder, others)
         if kept is None:
             raise ConfigurationError(
-                f"{folder} holds a search with a calibration that was given to it",
+                f"{folder} holds a search with another calibration",
                 expected="a folder without results",
-                remedy="leave the calibration out to go on with that search, or name another folder",
+                remedy="leave out the calibration to go on with that search, or name another folder",
             )
         require_same_model(kept[0], predictor, folder)
         kept[0].check(predictor.widths(predictor.sites(settings.sites)))
@@ -206,7 +207,7 @@ def _measured(
     batch_size: int | None,
     source: str,
 ) -> tuple[ActivationStatistics, Threshold | float]:
-    """Statistics and threshold, of which what is missing is measured on other prompts."""
+    """Return statistics and threshold; missing ones are measured on other prompts."""
     if statistics is None:
         statistics = ActivationStatistics.measure(predictor, others, sites=settings.sites, source=source)
     if threshold is None:
@@ -224,7 +225,7 @@ def _described(
     statistics: ActivationStatistics,
     threshold: Threshold | float,
 ) -> dict[str, Any]:
-    """What decides the neurons that a search finds: another search has another one of these."""
+    """Return the values that decide on the neurons, and that identify a search."""
     return {
         "settings": json.loads(settings.json()),
         "threshold": threshold.value if isinstance(threshold, Threshold) else float(threshold),
@@ -242,7 +243,7 @@ def _described(
 def _searched(
     finder: PublishedSearch | FastSearch, prompts: Sequence[str], folder: Path | None, *, progress: bool
 ) -> list[Found]:
-    """What is found for each prompt, written at once to a folder; what is there already is not searched again."""
+    """Search each prompt, and write its result to a folder; prompts with results are not searched again."""
     known = {} if folder is None else read_known(folder, prompts)
     for prompt in progress_bar(prompts, desc="finding neurons", unit="prompt", disable=not progress):
         if prompt not in known:
@@ -256,9 +257,9 @@ def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     index, count = shard
     if not prompts or not 0 <= index < count:
         raise ConfigurationError(
-            f"Nothing sensible to search: {prompts!r:.80}, shard {index} of {count}",
+            f"The prompts {prompts!r:.80} with shard {index} of {count} are nothing to search",
             expected="a list of prompts, and a shard (i, n) with i from 0 to n - 1",
-            remedy="change the arguments",
+            remedy="change prompts or shard",
         )
     return list(dict.fromkeys(prompts))[index::count]
 
@@ -268,6 +269,6 @@ def _words(pipeline: StableDiffusionPipeline | Predictor) -> list[str]:
         raise ConfigurationError(
             "A predictor has no tokenizer to make other prompts with",
             expected="other_prompts, or both statistics and threshold",
-            remedy="give captions that the model does not memorize",
+            remedy="pass other_prompts with captions that the model does not memorize",
         )
     return word_prompts(pipeline.tokenizer, STATISTICS_PROMPTS)

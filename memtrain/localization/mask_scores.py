@@ -1,14 +1,14 @@
-"""Scores of masks: how similar a prompt's noise prediction stays to itself when neurons are off.
+"""Scores of masks: the similarity of a prompt's noise prediction to itself without some neurons.
 
-Score of a mask: the highest MS-SSIM, over the kept seeds, of the noise difference with the mask and the one without.
-Each distinct mask is evaluated once, many in one denoiser call, on the kept seeds alone, and what masks share before
-the first layer in which they differ is computed once (:mod:`memtrain.localization.shared_prefix`). With a fixed data
-range a seed's similarity depends on nothing else, so that seeds can be scored one at a time.
+The score of a mask is the highest MS-SSIM, over the kept seeds, of the noise difference with and without the mask. Each
+distinct mask is evaluated once, on the kept seeds only, with many masks in one denoiser call. The stages before the
+first layer in which masks differ are computed once (:mod:`memtrain.localization.shared_prefix`). With a fixed data
+range, a seed's similarity does not depend on other seeds, so seeds can be scored one at a time.
 
-The scores are those of evaluating mask by mask, up to rounding: kernels sum in another order for another batch size. A
-score that lies so close to the threshold that rounding could decide is settled by evaluating that mask alone, on all
-seeds, as the published search does. That matters where no selection was below the threshold and the last one's score
-takes its place: a neuron without any effect then lies exactly on it.
+The scores equal those of mask-by-mask evaluation up to rounding, because kernels sum in another order for another batch
+size. If rounding could decide on a score near the threshold, the mask is evaluated alone on all seeds, like in the
+published search. This matters if no selection was below the threshold and the score of the last selection replaces it:
+a neuron without any effect then lies exactly on the threshold.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from memtrain.models.neuron_mask import NeuronMask
 from memtrain.models.value_hooks import Edit, ValueHooks
 
 ROUNDING = 1e-6
-"""Distance from the threshold within which a score is settled; rounding was seen to move scores by 5e-7 in fp32 on a
-CPU, and by 6e-5 in bf16."""
+"""Distance from the threshold within which a mask is evaluated alone. Measured rounding moves scores by 5e-7 in fp32 on
+a CPU, and by 6e-5 in bf16."""
 COARSE = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""The same on a GPU, where convolutions may use TF32, not measured; 1e-3 in half precision anywhere."""
+"""The same distance on a GPU, where convolutions can use TF32 (not measured); 1e-3 in half precision everywhere."""
 
 
 class MaskScores:
@@ -44,13 +44,13 @@ class MaskScores:
     Args:
         predictor: the model, in evaluation mode.
         sites: the searched layers.
-        settings: seeds, timestep, data range and factor.
-        batch_size: images in one denoiser call, or one mask's if those are more and cannot be told apart.
-        share: whether stages are shared between masks.
+        settings: the settings of the search, with seeds, timestep, data range and factor.
+        batch_size: the number of images in one denoiser call; at least those of one mask, if they must stay together.
+        share: whether masks share stages.
 
     Attributes:
-        calls: denoiser calls.
-        images: images in all calls together.
+        calls: the number of denoiser calls.
+        images: the number of images in all calls.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MaskScores:
         self._widths = predictor.widths(sites)
         self._noise = predictor.noise(settings.seeds, seed=settings.seed)
         self._timestep = torch.tensor(predictor.timesteps[settings.call], device=predictor.device)
-        # What guidance asks without text would be taken for what the prompt shares.
+        # With guidance, the call without text would be mistaken for shared stages of the prompt.
         share = share and not predictor.backbone.joint and not settings.guidance_scale
         self._shared = SharedPrefix(unwrap(predictor.denoiser), list(sites)) if share else None
         self._known: dict[Mask, dict[int, float]] = {}
@@ -89,13 +89,13 @@ class MaskScores:
 
     @torch.no_grad()
     def begin(self, prompt: str) -> Tensor:
-        """Take up a prompt.
+        """Begin with a prompt.
 
         Returns:
-            `(K, K)`: the similarity of each seed with every other one, unmasked.
+            The unmasked similarity of each seed with every other seed, `(K, K)`.
 
         Raises:
-            ProbeError: if the forward pass does not go by every searched layer.
+            ProbeError: if the forward pass does not reach every searched layer.
         """
         self.calls, self.images = 0, 0
         self._text = self.predictor.encode([prompt])
@@ -104,7 +104,7 @@ class MaskScores:
 
     @torch.no_grad()
     def at(self, timestep: float) -> None:
-        """Predict at another timestep from here on; the kept seeds stay, and no score is known."""
+        """Predict at another timestep from now on; the kept seeds stay, and known scores are dropped."""
         self._known, self._settled = {}, {}
         self._timestep = torch.tensor(timestep, device=self.predictor.device)
         hooks = self._hooks(self.sites, lambda site, values: values)
@@ -122,7 +122,7 @@ class MaskScores:
         self._worst = self._seeds[0]
 
     def answer(self, mask: Mask, below: Below) -> bool | None:
-        """The answer for a mask; None as long as it is not certain."""
+        """Return the answer for a mask; None as long as it is not certain."""
         if mask in self._settled:
             return below(self._settled[mask])
         known = self._known.get(mask)
@@ -135,33 +135,33 @@ class MaskScores:
         return lenient
 
     def worst(self, mask: Mask) -> float:
-        """The highest similarity that is known of a mask on any seed."""
+        """Return the highest known similarity of a mask on any seed."""
         return self._settled[mask] if mask in self._settled else max(self._known[mask].values())
 
     @property
     def scored(self) -> dict[Mask, dict[int, float]]:
-        """Every mask that was evaluated, and the similarity of each seed to itself with it."""
+        """All evaluated masks, with the similarity of each seed to itself."""
         return self._known
 
     def probed(self, mask: Mask) -> bool:
-        """Whether any seed is scored."""
+        """Whether any seed of a mask has a score."""
         return mask in self._known
 
     @property
     def room(self) -> int:
-        """Images in one call."""
+        """Number of images in one call."""
         return self.batch_size
 
     def missing(self, mask: Mask) -> int:
-        """Kept seeds that are not scored."""
+        """Return the number of kept seeds without a score."""
         return len(self._seeds) - len(self._known.get(mask, {}))
 
     def evaluate(self, masks: Sequence[Mask], *, probe: Sequence[Mask] = ()) -> None:
-        """Score masks on every kept seed that is not scored yet.
+        """Score masks on every kept seed without a score.
 
         Args:
-            masks: those.
-            probe: others that are scored on the seed alone that was the most similar to itself last.
+            masks: the masks.
+            probe: further masks, scored only on the seed with the highest similarity so far.
         """
         for mask in masks:
             if not self.missing(mask):
@@ -173,7 +173,7 @@ class MaskScores:
             self._worst = max(last, key=last.__getitem__)
 
     def score(self, mask: Mask) -> float:
-        """The highest similarity of a kept seed to itself, evaluated if need be."""
+        """Return the highest similarity of a kept seed to itself, evaluated if necessary."""
         if mask in self._settled:
             return self._settled[mask]
         if self.missing(mask):
@@ -182,7 +182,7 @@ class MaskScores:
 
     @torch.no_grad()
     def settle(self, mask: Mask) -> float:
-        """The score as it is when the mask is evaluated alone and on all seeds, to the last bit."""
+        """Return the exact score of a mask, evaluated alone on all seeds."""
         if mask not in self._settled:
             channels: dict[str, list[int]] = {}
             names = list(self.sites)
@@ -237,7 +237,7 @@ class MaskScores:
         return ValueHooks(self.predictor.denoiser, sites, backbone=self.predictor.backbone, edit=edit).attach()
 
     def _scale(self, masks: Sequence[Mask]) -> dict[str, Tensor]:
-        """Per site that any mask touches `(B, C)`, what the values of each row are multiplied by."""
+        """Return the factors on the values of each row, `(B, C)`, for each site with masked neurons."""
         touched: dict[int, tuple[list[int], list[int]]] = {}
         for row, mask in enumerate(masks):
             for layer, neuron in mask:

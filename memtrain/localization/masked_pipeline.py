@@ -1,4 +1,4 @@
-"""A pipeline folder whose weights have a neuron mask in them: the permanent form, which needs no memtrain to run."""
+"""Pipeline folder with a neuron mask in its weights: the permanent form, which runs without memtrain."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from memtrain.models.neuron_mask import NeuronMask
 
 
 def save_masked_pipeline(pipeline: StableDiffusionPipeline, mask: NeuronMask, folder: Path) -> None:
-    """Save a pipeline with a mask written into its value projections; the one in memory stays as it is.
+    """Save a pipeline with a mask in its value projections; the pipeline in memory is not changed.
 
     Args:
-        pipeline: to save.
-        mask: for all prompts.
-        folder: where to; `neuron_mask.safetensors` in it says what was masked.
+        pipeline: the pipeline to save.
+        mask: the mask for all prompts.
+        folder: the new folder, which also gets the mask as `neuron_mask.safetensors`.
 
     Raises:
-        ConfigurationError: if the folder holds a pipeline already.
+        ConfigurationError: if the folder already holds a pipeline.
         ProbeError: if the mask does not fit the denoiser.
     """
     require_free(folder)
@@ -31,12 +31,12 @@ def save_masked_pipeline(pipeline: StableDiffusionPipeline, mask: NeuronMask, fo
 
 
 def require_free(folder: Path) -> None:
-    """That a pipeline can be saved there.
+    """Check that a pipeline can be saved in a folder.
 
     Raises:
-        ConfigurationError: if the folder holds one already.
+        ConfigurationError: if the folder already holds a pipeline.
     """
     if (folder / "model_index.json").exists():
         raise ConfigurationError(
-            f"{folder} holds a pipeline already", expected="an empty folder", remedy="name another folder"
+            f"{folder} already holds a pipeline", expected="an empty folder", remedy="name another folder"
         )

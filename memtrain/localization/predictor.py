@@ -1,7 +1,7 @@
-"""What localization needs of a model: its denoiser, its text embeddings and one noise prediction.
+"""Model interface of localization: a denoiser, its text embeddings and one noise prediction.
 
-For Stable Diffusion 1.x and 2.x pipelines :meth:`Predictor.of` builds it; for any other denoiser with value layers that
-see the text alone, it is made from two functions:
+:meth:`Predictor.of` builds it for Stable Diffusion 1.x and 2.x pipelines. For any other denoiser whose value layers see
+only the text, you make it from two functions:
 
     Predictor(
         transformer,
@@ -11,9 +11,9 @@ see the text alone, it is made from two functions:
         timesteps=(981.0, 961.0),
     )
 
-A neuron is an output channel of a value projection. Searched are, unless a pattern says otherwise, the sites of the
-down blocks and the middle of a UNet, as in the paper (7 layers of Stable Diffusion 1.x), and the first half of the
-sites of other denoisers.
+A neuron is an output channel of a value projection. By default the search covers the sites of the down blocks and the
+middle of a UNet, as in the paper (7 layers of Stable Diffusion 1.x), and the first half of the sites of other
+denoisers.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from memtrain.models.value_hooks import ValueHooks
 
 @dataclass(frozen=True)
 class Predictor:
-    """A denoiser, and how to ask it for noise.
+    """A denoiser with functions for its text embeddings and its noise prediction.
 
     Attributes:
-        denoiser: wrapped or not.
-        encode: from P prompts to text embeddings `(P, T, width)`, on the denoiser's device.
-        predict: from latents `(B, C, h, w)`, timesteps `(B,)` and text embeddings `(B, T, width)` to the predicted
-            noise `(B, C, h, w)`, without guidance.
-        shape: `(C, h, w)` of the latents.
-        timesteps: of the sampler's calls, the first ones at least, from 0 to 1,000.
-        name: where the model comes from; written to results.
-        schedule: from a number of steps to its timesteps, for searches that refine with another number.
+        denoiser: the denoiser, wrapped or not.
+        encode: a function from P prompts to text embeddings `(P, T, width)`, on the denoiser's device.
+        predict: a function from latents `(B, C, h, w)`, timesteps `(B,)` and text embeddings `(B, T, width)` to the
+            predicted noise `(B, C, h, w)`, without guidance.
+        shape: the shape `(C, h, w)` of the latents.
+        timesteps: the timesteps of at least the first calls of the sampler, from 0 to 1,000.
+        name: the origin of the model, written to results.
+        schedule: a function from a number of steps to its timesteps, for searches that refine with another number.
     """
 
     denoiser: nn.Module
@@ -63,23 +63,23 @@ class Predictor:
 
     @staticmethod
     def of(pipeline: StableDiffusionPipeline, *, steps: int = 50) -> Predictor:
-        """From a pipeline whose denoiser takes latents, timestep and the states of one text encoder.
+        """Make a predictor from a pipeline whose denoiser takes latents, timestep and states of one text encoder.
 
         Args:
-            pipeline: Stable Diffusion 1.x or 2.x; velocity is turned into noise.
-            steps: sampling steps, which place the first timestep. They are those of DDIM with the pipeline's noise
-                schedule, as in NeMo's published code, whatever scheduler the pipeline has.
+            pipeline: the Stable Diffusion 1.x or 2.x pipeline; velocity is converted to noise.
+            steps: the number of sampling steps, which sets the timesteps. They are the steps of DDIM with the
+                pipeline's noise schedule for any scheduler, as in NeMo's published code.
 
         Raises:
-            ConfigurationError: for pipelines of another kind, and offloaded ones.
+            ConfigurationError: if the pipeline is of another kind, or offloaded.
         """
         kind = pipeline.scheduler.config.get("prediction_type")
         others = not hasattr(pipeline, "unet") or getattr(pipeline, "text_encoder_2", None) is not None
         if others or kind not in ("epsilon", "v_prediction"):
             raise ConfigurationError(
-                f"{type(pipeline).__name__} with {kind or 'other'!r} predictions cannot be read as it is",
+                f"{type(pipeline).__name__} with {kind or 'other'!r} predictions is not supported",
                 expected="a Stable Diffusion 1.x or 2.x pipeline that predicts epsilon or velocity",
-                remedy="give a memtrain.localization.predictor.Predictor made of your own two functions",
+                remedy="pass a memtrain.localization.predictor.Predictor with your own two functions",
             )
         refuse_offloaded(pipeline)
         unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -87,7 +87,7 @@ class Predictor:
 
         def schedule(count: int) -> tuple[float, ...]:
             scheduler.set_timesteps(count)
-            # Where nothing is left of the signal, a velocity says nothing of the noise.
+            # At timesteps without signal, a velocity does not determine the noise.
             return tuple(float(step) for step in scheduler.timesteps if kind == "epsilon" or alpha[step] > 1e-6)
 
         def encode(prompts: Sequence[str]) -> Tensor:
@@ -114,17 +114,17 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """Device of the denoiser."""
         return next(self.denoiser.parameters()).device
 
     @property
     def small(self) -> bool:
-        """Whether the fixed cost of a denoiser call counts for more than the images in it: latents up to 32 × 32."""
+        """Whether the fixed cost of a denoiser call dominates, for latents up to 32 × 32."""
         return math.prod(self.shape[1:]) <= 32 * 32
 
     @property
     def batch_size(self) -> int:
-        """Images in one denoiser call, unless told otherwise: 40, and 10 where a CPU's caches hold no more.
+        """Default number of images in one denoiser call: 40, and 10 for large latents on a CPU, because of its caches.
 
         On one core an image of 64 × 64 latents and 16 channels took 0.027 s in calls of 10, and 0.040 s in calls of 40.
         """
@@ -135,25 +135,25 @@ class Predictor:
         """Family of the denoiser.
 
         Raises:
-            ProbeError: if it belongs to none that is known.
+            ProbeError: if the family is not known.
         """
         backbone = find_backbone(self.denoiser)
         if backbone is None:
             raise ProbeError(
                 f"{type(unwrap(self.denoiser)).__name__} belongs to no known family of denoisers",
                 expected="a denoiser that a file in memtrain/models/backbones accepts",
-                remedy="add a backbone file for it",
+                remedy="add a backbone file for this denoiser",
             )
         return backbone
 
     def sites(self, pattern: str | None = None) -> dict[str, nn.Module]:
-        """The attention modules whose value neurons are searched, in the order of the forward pass.
+        """Return the attention modules whose value neurons are searched, in the order of the forward pass.
 
         Args:
-            pattern: glob over their names, `*` for all; None for the default.
+            pattern: the glob over their names, `*` for all; None for the default.
 
         Raises:
-            ProbeError: if it matches none.
+            ProbeError: if the pattern matches no module.
         """
         backbone, denoiser = self.backbone, unwrap(self.denoiser)
         if pattern is not None:
@@ -164,20 +164,20 @@ class Predictor:
         return dict(list(every.items())[: (len(every) + 1) // 2])
 
     def layer(self, attention: nn.Module) -> nn.Module:
-        """The value projection of a site."""
+        """Return the value projection of a site."""
         layer: nn.Module = getattr(attention, self.backbone.value_projection(attention))
         return layer
 
     def widths(self, sites: dict[str, nn.Module]) -> dict[str, int]:
-        """Neurons of each site."""
+        """Return the number of neurons of each site."""
         return {name: int(getattr(self.layer(site), "out_features", 0)) for name, site in sites.items()}
 
     @torch.no_grad()
     def activations(self, prompts: Sequence[str], sites: dict[str, nn.Module]) -> dict[str, Tensor]:
-        """Mean absolute activation of each neuron over the tokens of each prompt, per site `(P, C)` fp32.
+        """Compute the mean absolute activation of each neuron over each prompt's tokens, `(P, C)` fp32 for each site.
 
-        The value layers of a UNet get the text embeddings themselves, so they alone are run; other denoisers transform
-        the text first, and are run once on fixed noise.
+        The value layers of a UNet take the text embeddings directly, so only these layers run. Other denoisers
+        transform the text first, so they run once on fixed noise.
         """
         with self.evaluating():
             text = self.encode(prompts)
@@ -199,19 +199,19 @@ class Predictor:
             return found
 
     def _plain(self, sites: dict[str, nn.Module]) -> bool:
-        """Whether nothing stands between the text embeddings and the value layers."""
+        """Whether the value layers take the text embeddings directly."""
         projected = getattr(unwrap(self.denoiser), "encoder_hid_proj", None) is not None
         return not projected and not any(getattr(site, "norm_cross", None) for site in sites.values())
 
     def noise(self, count: int, *, seed: int = 1) -> Tensor:
-        """`(count, C, h, w)` standard normal: one draw for all, on the CPU, as in NeMo's published code."""
+        """Draw standard normal noise `(count, C, h, w)` at once, on the CPU, as in NeMo's published code."""
         drawn = torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed))
         return drawn.to(self.device)
 
     def fingerprint(self, sites: dict[str, nn.Module]) -> str:
-        """A hash of the weights of the value layers: the same neurons under another training have another one."""
+        """Hash the weights of the value layers; another training gives another hash."""
         named = (
-            # A layer is named once, before its first parameter.
+            # A layer's name comes once, before its first parameter.
             ("" if index else name, parameter.float())
             for name, site in sites.items()
             for index, parameter in enumerate(self.layer(site).parameters())
@@ -220,7 +220,7 @@ class Predictor:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The denoiser in evaluation mode, for the duration."""
+        """Keep the denoiser in evaluation mode within the context."""
         training: Any = [module for module in self.denoiser.modules() if module.training]
         self.denoiser.eval()
         try:

@@ -1,13 +1,13 @@
-"""The search as NeMo's published code does it: prompt by prompt, mask by mask, every seed each time.
+"""The search of NeMo's published code: prompt by prompt, mask by mask, with every seed each time.
 
 Source: ml-research/localizing_memorization_in_diffusion_models (Hintersdorf et al., NeurIPS 2024). With
-:meth:`Settings.published` the neurons are those of that code, its traps included
-(:mod:`memtrain.localization.settings`). It is what the fast search is held to, and written apart from it.
-`Settings.dead_forwards` adds the forwards that the published code runs for nothing: one at the timestep before, one per
-selection to read activations that depend on the text alone, and the refinement's own unmasked and masked ones, known
-already.
+:meth:`Settings.published` the neurons are those of that code, with its traps
+(:mod:`memtrain.localization.settings`). It is the reference for the fast search, and separate code.
+`Settings.dead_forwards` adds the forwards whose results the published code does not use: one at the previous timestep,
+one per selection for activations that depend only on the text, and the unmasked and masked forwards of the refinement,
+whose results are already known.
 
-Cost: (selections + layers + neurons + 2) calls on all seeds; with the dead forwards more than twice that.
+Cost: (selections + layers + neurons + 2) calls on all seeds; more than twice as many with the dead forwards.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class PublishedSearch:
     Args:
         predictor: the model, in evaluation mode.
         sites: the searched layers.
-        settings: of the search.
-        statistics: of other prompts' activations.
-        threshold: similarity above which a seed counts as memorized.
+        settings: the settings of the search.
+        statistics: the statistics of other prompts' activations.
+        threshold: the similarity above which a seed counts as memorized.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PublishedSearch:
 
     @torch.no_grad()
     def locate(self, prompt: str) -> Found:
-        """The neurons of one prompt."""
+        """Find the neurons of one prompt."""
         start, self._calls, self._images = time.perf_counter(), 0, 0
         plain = self._differences(prompt)
         matrix = similarity_matrix(plain, data_range=self.settings.data_range, cropped=self.settings.cropped)
@@ -151,7 +151,7 @@ class PublishedSearch:
     def _similarities(
         self, prompt: str, plain: Tensor, kept: Tensor, lists: Lists | list[list[int]], timestep: float | None = None
     ) -> Tensor:
-        """Of each kept seed to itself."""
+        """Compute the similarity of each kept seed to itself."""
         channels = {site: list(neurons) for site, neurons in zip(self.sites, lists, strict=True) if neurons}
         if channels:
             with NeuronMask(channels, factor=self.settings.factor).on(self.predictor.denoiser):
@@ -178,6 +178,6 @@ class PublishedSearch:
 
 
 def upper_pairs(matrix: Tensor) -> tuple[float, ...]:
-    """The similarities of all pairs in a symmetric matrix `(K, K)`, in the order of `torch.combinations`."""
+    """Return the similarities of all pairs in a symmetric matrix `(K, K)`, in the order of `torch.combinations`."""
     first, second = torch.triu_indices(len(matrix), len(matrix), offset=1)
     return tuple(matrix.cpu()[first, second].tolist())

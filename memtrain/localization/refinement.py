@@ -1,31 +1,32 @@
-"""The refinement: which of the selected neurons are needed.
+"""The refinement: it finds the selected neurons that are needed.
 
-Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.3 and its published code). Greedy: from the last layer to the
-first, all neurons of a layer are switched on again; where every kept seed stays below the threshold they stay on. Then
-the neurons of the layers that are left are tried one at a time, again from the last layer to the first, in the order of
-their list. The outcome depends on that order. Where a neuron stands twice in a list, trying it removes the first
-copy only, which leaves the mask as it was.
+Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.3 and its published code). `greedy` switches all neurons of a
+layer on again, from the last layer to the first. They stay on if every kept seed stays below the threshold. Then it
+tries the neurons of the remaining layers one at a time, again from the last layer to the first, in the order of their
+list. The outcome depends on this order. If a neuron occurs twice in a list, its trial removes only the first copy,
+which does not change the mask.
 
-`binary_split` (ours) tries layers likewise, then the two halves of each layer that is left, in the order of the list,
-and where a half is needed its halves, down to single neurons. It needs about 2 m log₂(n / m) tries instead of n for m
-needed neurons of n.
+`binary_split` (ours) tries layers in the same way, then the two halves of each remaining layer, in the order of the
+list. If a half is needed, it tries the halves of this half, down to single neurons. It needs about 2 m log₂(n / m)
+trials instead of n for m needed neurons of n.
 
-When the split is exact. Let s(A) be the score with the neurons A off, S what is off when the greedy refinement comes to
-the neurons G = g₁, ..., gₖ, and t the threshold. If s(S ∖ {g₁, ..., gⱼ}) ≤ s(S ∖ G) + ε for every j, and
-s(S ∖ G) < t − ε, then each of these scores is below t, so that greedy switches on g₁, then g₂, and so on to gₖ, and is
-left with S ∖ G: what the split takes at once. A group that is not taken decides nothing but is split, and a single
-neuron is asked for as greedy asks. By induction both end with the same neurons. Scores that only grow while more
-neurons are switched on have ε = 0.
+Exactness of the split: let s(A) be the score with the neurons A off. Let S be the neurons that are off when the greedy
+refinement comes to the neurons G = g₁, ..., gₖ, and t the threshold. Assume s(S ∖ {g₁, ..., gⱼ}) ≤ s(S ∖ G) + ε for
+every j, and s(S ∖ G) < t − ε. Then each of these scores is below t. So greedy switches on g₁, then g₂, and so on to gₖ,
+and ends with S ∖ G, which the split reaches in one trial. A needed group decides nothing and is split, and single
+neurons are tried like in greedy. By induction both end with the same neurons. Scores that only grow with more neurons
+switched on have ε = 0.
 
-`checked_split` demands a margin of ε for groups and looks at all scores that it saw: where one set is less alike than a
-part of it by more than ε (:func:`largest_bump`) the assumption is false, and greedy is followed after all, with the
-scores that are known. The check sees the evaluated sets alone, so it is evidence, not proof. Where no selection was
-below the threshold, the threshold is the score of the last one and leaves no room for a margin: greedy is followed at
-once, and nothing is saved. That was so for all of six prompts on the random UNet of benchmarks/localization.py with 32
-x 32 latents; the split without the check took 0.4 of the images there and found the same neurons for four of the six. A
-neuron that stands twice is tried once, where it stands last: trying its first copy changes no mask.
+`checked_split` requires a margin of ε for groups, and checks all scores that it saw. If a set is more similar than a
+subset of it by more than ε (:func:`largest_bump`), the assumption is false, and greedy runs with the known scores. The
+check sees only the evaluated sets, so it is evidence, not proof. If no selection was below the threshold, the threshold
+is the score of the last selection, without room for a margin. Greedy then runs at once, without savings. This was so
+for all of six prompts on the random UNet of benchmarks/localization.py with 32 x 32 latents. There the split without
+the check took 0.4 of the images, and found the same neurons for four of the six. A neuron that occurs twice is tried
+once, at its last place, because the trial of its first copy changes no mask.
 
-Pure decisions, no model: a :class:`Refinement` says which set is tried next, and what follows from the outcome.
+The module only makes decisions, without a model. A :class:`Refinement` gives the next set, and the next point for an
+outcome.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from memtrain.localization.selection import Lists, Mask
 
 @dataclass(frozen=True)
 class Group:
-    """Neurons of one layer that are switched on again together."""
+    """Neurons of one layer that are switched on together."""
 
     layer: int
     neurons: tuple[int, ...]
@@ -50,10 +51,10 @@ class Refinement:
     """A point in the refinement.
 
     Attributes:
-        lists: neurons that are off.
-        groups: what is still to be tried, in this order.
-        binary: whether a needed group is split in halves rather than into its neurons.
-        least: how far below the threshold a group has to lie that greedy would not try as a whole.
+        lists: the neurons that are off.
+        groups: the groups to try, in their order.
+        binary: whether a needed group is split in halves, instead of into its neurons.
+        least: the required distance below the threshold for a group that greedy would not try as a whole.
     """
 
     lists: Lists
@@ -63,7 +64,7 @@ class Refinement:
 
     @staticmethod
     def begin(lists: Lists, *, binary: bool = False, margin: float = 0.0) -> Refinement:
-        """Before the first layer is tried."""
+        """Return the point before the first trial."""
         if binary:
             lists = tuple(tuple(reversed(dict.fromkeys(reversed(neurons)))) for neurons in lists)
         layers = [Group(layer, neurons, whole=True) for layer, neurons in enumerate(lists) if neurons]
@@ -71,17 +72,17 @@ class Refinement:
 
     @property
     def done(self) -> bool:
-        """Whether everything has been tried."""
+        """Whether there are no groups left to try."""
         return not self.groups
 
     @property
     def margin(self) -> float:
-        """How far below the threshold the set tried next has to lie."""
+        """Required distance below the threshold for the next set."""
         group = self.groups[0]
         return 0.0 if group.whole or len(group.neurons) == 1 else self.least
 
     def hypothesis(self) -> Lists:
-        """What is off when the first group is on again: the set whose score is wanted."""
+        """Return the set whose score is wanted: all neurons that are off without the first group."""
         group = self.groups[0]
         left = list(self.lists[group.layer])
         for neuron in group.neurons:
@@ -89,7 +90,7 @@ class Refinement:
         return (*self.lists[: group.layer], tuple(left), *self.lists[group.layer + 1 :])
 
     def after(self, below: bool) -> Refinement:
-        """The next point.
+        """Return the next point.
 
         Args:
             below: whether every kept seed is less similar to itself than the threshold without the group.
@@ -108,10 +109,10 @@ class Refinement:
 
 
 def largest_bump(scored: Mapping[Mask, Mapping[int, float]]) -> float:
-    """By how much a seed is more alike with more neurons off at most, over all pairs of which one holds the other.
+    """Return the largest growth of a seed's similarity with more neurons off, over all pairs of a set and its subset.
 
     Args:
-        scored: sets of neurons that are off, and of each seed its similarity to itself.
+        scored: the sets of neurons that are off, with the similarity of each seed to itself.
     """
     found, sets = 0.0, sorted(scored, key=len)
     for place, fewer in enumerate(sets):

@@ -1,9 +1,9 @@
-"""The results of a search: masks by prompt, a table, and the files that hold them.
+"""Results of a search: masks by prompt, a table, and their files.
 
-A folder holds `search.json` (settings, threshold, model; results under other settings are refused), `prompts/`, one
-JSON file per prompt, from which a search goes on where it stopped, `localization.parquet`, one row per prompt, and
-`masks.safetensors`, one int64 tensor per prompt and site. Several processes may write into one folder: each prompt has
-a file of its own, and who ends last writes the tables of all.
+A folder holds `search.json` (settings, threshold and model; results with other settings are refused), `prompts/` with
+one JSON file per prompt, from which an interrupted search goes on, `localization.parquet` with one row per prompt, and
+`masks.safetensors` with one int64 tensor per prompt and site. Several processes can write to one folder, because each
+prompt has its own file. The last process writes the tables of all.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MASKS_FORMAT = "memtrain.prompt_masks.1"
 
 @dataclass(frozen=True)
 class Localization(Mapping[str, NeuronMask]):
-    """Neuron masks by prompt, of the prompts that count as memorized and have neurons.
+    """Neuron masks by prompt, for the prompts that count as memorized and have neurons.
 
     Attributes:
-        found: what was found for every prompt, memorized or not.
-        sites: names of the searched layers.
-        search: settings, threshold, model: what `search.json` holds.
+        found: the results for every prompt, memorized or not.
+        sites: the names of the searched layers.
+        search: the settings, threshold and model, as in `search.json`.
     """
 
     found: tuple[Found, ...]
@@ -49,7 +49,7 @@ class Localization(Mapping[str, NeuronMask]):
         object.__setattr__(self, "_masks", masks)
 
     def mask(self, found: Found) -> NeuronMask:
-        """The mask of one prompt."""
+        """Make the mask of one prompt."""
         return NeuronMask(found.channels(self.sites), factor=self.search["settings"]["factor"])
 
     def __getitem__(self, prompt: str) -> NeuronMask:
@@ -62,12 +62,12 @@ class Localization(Mapping[str, NeuronMask]):
         return len(self._masks)
 
     def union(self) -> NeuronMask | None:
-        """All prompts' neurons in one mask; None if there are none."""
+        """Join all prompts' neurons in one mask; None if there are none."""
         return union(list(self._masks.values()))
 
     @property
     def table(self) -> pa.Table:
-        """One row per prompt: scores without and with the mask, kept seeds, neurons per layer, calls, seconds."""
+        """Table with one row per prompt: scores without and with the mask, seeds, neurons per layer, calls, seconds."""
         rows = [
             {
                 "prompt": one.prompt,
@@ -99,10 +99,10 @@ class Localization(Mapping[str, NeuronMask]):
 
     @staticmethod
     def load(folder: Path) -> Localization:
-        """Everything that the prompts' files in a folder hold.
+        """Read the results in the prompts' files of a folder.
 
         Raises:
-            ConfigurationError: if it holds no search.
+            ConfigurationError: if the folder holds no search.
         """
         search = read_search(folder)
         if search is None:

@@ -1,19 +1,19 @@
-"""Is a masked image gone, or has its prompt only lost its way to it? An adversarial search for a text embedding.
+"""Adversarial search for a text embedding: is a masked image gone, or can only its prompt no longer trigger it?
 
 Method: the text embedding of a prompt is optimised until the denoiser, weights frozen and a neuron mask in place if one
 is given, predicts well on the memorized image. If sampling with the optimised embedding brings the image back, the mask
 suppressed a trigger and erased nothing.
 Source: DoRI, "Finding DoRI" (arXiv 2507.16880), which brings back nearly every image that NeMo's masks hide.
 Settings: the paper's: 50 steps of Adam, learning rate 0.1, 8 draws of noise and timestep in each step, started from the
-prompt's own embedding; the unconditional half stays what it is. Embeddings of every prompt, noise and timesteps depend
-on (seed, step, key) alone.
-Control: a strong enough search finds an embedding for images that were never trained on, too. So the same search runs
-on such an image, and counts against the measurement what it brings back there.
+prompt's own embedding. The unconditional half is not changed. Embeddings of every prompt, noise and timesteps depend
+only on (seed, step, key).
+Control: a strong search also finds embeddings for images that were never trained on. So the same search runs on such
+images, and its successes there are compared with the measurement.
 Cost: 50 forward and backward passes of 8 rows per prompt, about as much as 40 images with 20 guided steps. Prompts are
-optimised side by side, and the rows of a step in as many parts as memory asks for; both change nothing but the order of
-sums. In fp16 the loss is scaled, as gradients underflow there, and the scale falls where they overflow.
-Cannot: prove that an image is gone, if the search fails: another start or a longer search may find it. Works on the
-denoisers of Stable Diffusion 1.x and 2.x.
+optimised together, and the rows of a step run in parts that fit in memory. Both change only the order of sums. In fp16
+the loss is scaled, because gradients underflow, and the scale falls if they overflow.
+Cannot: prove that an image is gone if the search fails, because another start or a longer search can find it. Works on
+the denoisers of Stable Diffusion 1.x and 2.x.
 
 Example:
     >>> found = retrigger(pipeline, prompts, images, keys=keys, masks=[masks.get(key) for key in keys])
@@ -43,16 +43,16 @@ from memtrain.models.row_masks import row_masks
 from memtrain.models.stock_pipeline import refuse_offloaded
 
 SCALE = 2.0**14
-"""Of the loss in fp16, at first: it is a mean over as many numbers as Stable Diffusion's latents have."""
+"""Initial scale of the loss in fp16, which is a mean over the size of Stable Diffusion's latents."""
 
 
 @dataclass(frozen=True)
 class Retriggered:
-    """What the search found.
+    """Result of the search.
 
     Attributes:
-        embeddings: `(P, T, D)` fp32, on the pipeline's device.
-        losses: `(P, steps)` denoising loss before each step, each on its own noise.
+        embeddings: the embeddings, `(P, T, D)` fp32, on the pipeline's device.
+        losses: the denoising loss before each step, each on its own noise, `(P, steps)`.
     """
 
     embeddings: Tensor
@@ -74,24 +74,24 @@ def retrigger(
     seed: int = 0,
     progress: bool = False,
 ) -> Retriggered:
-    """Search for the embeddings that bring images back.
+    """Search embeddings that bring images back.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline; nothing of it is changed.
-        prompts: P prompts, whose embeddings the search starts from.
-        images: `(P, 3, H, W)` uint8, the image to bring back for each prompt.
-        keys: P names that the noise depends on; default the prompts themselves.
-        masks: P masks, None where nothing is masked; default no masks.
-        steps: of Adam.
-        learning_rate: of Adam.
-        draws: noise and timesteps per prompt and step.
-        prompts_at_once: prompts optimised side by side; a forward pass has `draws` times as many rows.
-        rows_at_once: rows of one forward and backward pass; default all of a step.
-        seed: of the noise.
-        progress: show a progress bar over steps.
+        pipeline: the Stable Diffusion 1.x or 2.x pipeline, which is not changed.
+        prompts: the P prompts, whose embeddings are the start of the search.
+        images: the image to bring back for each prompt, `(P, 3, H, W)` uint8.
+        keys: the P names that the noise depends on; by default the prompts.
+        masks: the P masks, None for prompts without a mask; by default no masks.
+        steps: the number of steps of Adam.
+        learning_rate: the learning rate of Adam.
+        draws: the number of draws of noise and timestep for each prompt and step.
+        prompts_at_once: the number of prompts optimised together; a forward pass has `draws` times as many rows.
+        rows_at_once: the number of rows in one forward and backward pass; by default all rows of a step.
+        seed: the seed of the noise.
+        progress: whether to show a progress bar over steps.
 
     Raises:
-        DataError: if prompts, images, keys and masks are not as many.
+        DataError: if the numbers of prompts, images, keys and masks differ.
         ConfigurationError: if a setting is out of range, or the scheduler's prediction type is not known.
     """
     prompts = prompt_list(prompts)
@@ -102,7 +102,7 @@ def retrigger(
         raise ConfigurationError(
             f"steps={steps}, draws={draws}, prompts_at_once={prompts_at_once}, learning_rate={learning_rate}",
             expected="positive numbers",
-            remedy="the paper's are 50 steps, 8 draws and a learning rate of 0.1",
+            remedy="use the paper's 50 steps, 8 draws and learning rate of 0.1",
         )
     refuse_offloaded(pipeline)
     kind = str(pipeline.scheduler.config.get("prediction_type", "epsilon"))
@@ -150,7 +150,7 @@ def _search(
     rows: int | None,
     bar: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The optimised embeddings of some prompts `(p, T, D)` and their losses `(p, steps)`."""
+    """Optimise the embeddings of some prompts; return them `(p, T, D)` with their losses `(p, steps)`."""
     device, denoiser = pipeline.device, pipeline.unet
     embeddings = embeddings.float().requires_grad_()
     optimizer = torch.optim.Adam([embeddings], lr=learning_rate)
@@ -169,7 +169,7 @@ def _search(
                 text = embeddings.repeat_interleave(draws, dim=0)[part].to(denoiser.dtype)
                 prediction = denoiser(noisy[part], timesteps[part], encoder_hidden_states=text).sample
                 errors = per_sample_mse(prediction, target[part])
-                # A sum over prompts: no prompt's gradient depends on how many there are.
+                # A sum over prompts, so that a prompt's gradient does not depend on their number.
                 (errors.sum() * weight).backward()
             return errors.detach()
 
@@ -193,16 +193,16 @@ def _seeds(seed: int, names: Sequence[str], step: int) -> list[int]:
 
 
 def _levels(pipeline: StableDiffusionPipeline, kind: str) -> Tensor:
-    """Per training timestep what :func:`noisy_and_target` calls its level, `(timesteps,)`."""
+    """Return the level of each training timestep for :func:`noisy_and_target`, `(timesteps,)`."""
     if kind == "flow_prediction":
         count = int(pipeline.scheduler.config["num_train_timesteps"])
         return (torch.arange(count, device=pipeline.device) + 1.0) / count
     alphas = getattr(pipeline.scheduler, "alphas_cumprod", None)
     if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
         raise ConfigurationError(
-            f"A {type(pipeline.scheduler).__name__} of prediction type {kind!r}",
+            f"{type(pipeline.scheduler).__name__} with prediction type {kind!r} is not supported",
             expected="epsilon, v_prediction, sample or flow_prediction, with a noise schedule",
-            remedy="give the pipeline a scheduler of the kind that the model was trained with",
+            remedy="set a scheduler of the kind that the model was trained with",
         )
     levels: Tensor = alphas.to(pipeline.device, torch.float32)
     return levels
@@ -210,7 +210,7 @@ def _levels(pipeline: StableDiffusionPipeline, kind: str) -> Tensor:
 
 @contextmanager
 def _frozen(pipeline: StableDiffusionPipeline) -> Iterator[None]:
-    """Denoiser, text encoder and autoencoder in evaluation mode, and no gradient to the denoiser's weights."""
+    """Keep denoiser, text encoder and autoencoder in evaluation mode, and the denoiser's weights frozen."""
     parts: list[nn.Module] = [pipeline.unet, pipeline.text_encoder, pipeline.vae]
     training = [module for part in parts for module in part.modules() if module.training]
     wanting = [parameter for parameter in pipeline.unet.parameters() if parameter.requires_grad]
@@ -233,6 +233,6 @@ def _check(prompts: Sequence[str], images: Tensor, *, keys: Sequence[str], masks
         raise DataError(
             f"{len(prompts)} prompts, images {tuple(images.shape)} of {images.dtype}, {len(keys)} keys, {len(masks)} "
             "masks",
-            expected="as many of each, at least one, and images (P, 3, H, W) of uint8",
-            remedy="give every prompt the image that it should bring back",
+            expected="equal numbers, at least one, and images (P, 3, H, W) of uint8",
+            remedy="pass for every prompt the image that it should bring back",
         )

@@ -1,13 +1,14 @@
-"""The first selection of neurons: more and more candidates until the image does not appear.
+"""The first selection of neurons: more and more candidates until the image disappears.
 
-Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2 and its published code). Candidates of a layer are the
-neurons further than θ standard deviations from what they do for other prompts, in the order of their index, then the k
-with the highest activation, in that order, of equal ones the lowest index first. From θ = 5 and k = 0 on, as long as
-masking them leaves a kept seed more similar to itself than the threshold, θ falls by 0.25 and k grows by 1; the last
-set tried has θ = 1.25. The published code compares θ with 1, not with its lowest value (`Settings.literal_stop`). A
-neuron may stand twice in a list, which the refinement minds.
+Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2 and its published code). The candidates of a layer are first
+the outliers: neurons further than θ standard deviations from their mean for other prompts, in the order of their index.
+Then follow the k neurons with the highest activation, in this order, of equal ones the lowest index first. The search
+begins with θ = 5 and k = 0. As long as a kept seed stays more similar to itself under the mask than the threshold, θ
+falls by 0.25 and k grows by 1. The last set has θ = 1.25. The published code compares θ with 1, not with its lowest
+value (`Settings.literal_stop`). A neuron can occur twice in a list, which matters for the refinement.
 
-Pure decisions, no model: a :class:`Selection` says which set is tried next, and what follows from the outcome.
+The module only makes decisions, without a model. A :class:`Selection` gives the next set, and the next point for an
+outcome.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from memtrain.functional.ranking import highest
 from memtrain.localization.settings import Settings
 
 Lists = tuple[tuple[int, ...], ...]
-"""Neurons of each layer, in the order in which they are tried, some of them perhaps twice."""
+"""Neurons of each layer, in the order of their trials; a neuron can occur twice."""
 Mask = frozenset[tuple[int, int]]
-"""Layer and neuron: what is switched off, whatever the order."""
+"""Set of masked neurons, as pairs of layer and neuron."""
 
 
 def mask_of(lists: Lists) -> Mask:
-    """The set of neurons in lists."""
+    """Return the set of neurons in lists."""
     return frozenset((layer, neuron) for layer, neurons in enumerate(lists) for neuron in neurons)
 
 
 def candidates(z: Sequence[Tensor], activation: Sequence[Tensor], *, theta: float | None, k: int | None) -> Lists:
-    """Outliers and top neurons of every layer.
+    """Return the outliers and top neurons of every layer.
 
     Args:
-        z: per layer `(C,)`, standard deviations from other prompts.
-        activation: per layer `(C,)`, mean absolute activation.
-        theta: beyond which a neuron is an outlier; None for no outliers.
-        k: top neurons of each layer; None for none.
+        z: the distance from other prompts in standard deviations, `(C,)` for each layer.
+        activation: the mean absolute activation, `(C,)` for each layer.
+        theta: the distance above which a neuron is an outlier; None for no outliers.
+        k: the number of top neurons of each layer; None for none.
     """
     found = []
     for distance, strength in zip(z, activation, strict=True):
@@ -52,13 +53,13 @@ class Selection:
     """A point in the search: a set of candidates whose score is wanted.
 
     Attributes:
-        z: per layer `(C,)`.
-        activation: per layer `(C,)`.
-        settings: where θ and k begin, how they move and where they end.
-        theta: of the set tried now.
-        k: of the set tried now.
+        z: the distance from other prompts in standard deviations, `(C,)` for each layer.
+        activation: the mean absolute activation, `(C,)` for each layer.
+        settings: the settings of the search, with start, step and end of θ and k.
+        theta: the value θ of the current set.
+        k: the value k of the current set.
         done: whether the search has ended with this set.
-        exhausted: whether it ended because θ or k did, whatever the score.
+        exhausted: whether it ended because θ or k reached its end, for any score.
     """
 
     z: Sequence[Tensor] = field(compare=False)
@@ -71,20 +72,20 @@ class Selection:
 
     @staticmethod
     def begin(z: Sequence[Tensor], activation: Sequence[Tensor], settings: Settings) -> Selection:
-        """The first set."""
+        """Return the first set."""
         return Selection(z, activation, settings, settings.initial_theta, settings.initial_k)
 
     @property
     def margin(self) -> float:
-        """None: every set is held to the threshold itself."""
+        """No margin: every set is compared with the threshold itself."""
         return 0.0
 
     def hypothesis(self) -> Lists:
-        """The set whose score is wanted."""
+        """Return the set whose score is wanted."""
         return candidates(self.z, self.activation, theta=self.theta, k=self.k)
 
     def after(self, below: bool) -> Selection:
-        """The next point.
+        """Return the next point.
 
         Args:
             below: whether every kept seed is at most as similar to itself as the threshold.

@@ -1,24 +1,24 @@
-"""Settings of the search for neurons: the clean ones, which are the default, and those of NeMo's published code.
+"""Settings of the search for neurons: clean defaults, and the settings of NeMo's published code.
 
-Differences of the published code (ml-research/localizing_memorization_in_diffusion_models) from its paper, each a
-setting of its own:
+The published code (ml-research/localizing_memorization_in_diffusion_models) differs from its paper. Each difference is
+a setting:
 
 - `call=1`: it runs the denoiser twice on the unchanged first noise and uses the second timestep (961 of Stable
-  Diffusion's 50), where the paper writes the first step. The first forward is dead work; see `dead_forwards`.
-- `data_range=None`: MS-SSIM takes the data range of all pairs compared at once, anew on each scale, so that scores
-  depend on what else is compared.
-- `cropped=True`: the version of torchmetrics that it pins leaves out the borders of the last scale
+  Diffusion's 50), where the paper has the first step. The first forward is not used; see `dead_forwards`.
+- `data_range=None`: MS-SSIM takes the data range of all pairs compared at once, separately on each scale, so that
+  scores depend on the other pairs.
+- `cropped=True`: its version of torchmetrics leaves out the borders of the last scale
   (:mod:`memtrain.functional.cropped_similarity`).
-- `slack=0`: where no selection was below the threshold, the last one's score takes its place as it is. What is left
-  then hangs on the last bits of a score, and on the machine.
-- `literal_stop=True`: it ends the selection where theta is 1, whatever `min_theta` (here `lowest_theta`) says. With
-  another lowest theta, or steps that jump over 1, only k ends it, at 1,280; without k it would never end, which is
-  refused here.
-- `refinement_steps=50`: the refinement predicts at the timestep of 50 steps, whatever the number of steps is.
-- `swapped_guidance=True`: with `guidance_scale` other than 0 it takes the two halves of a guided prediction for each
-  other, so that what counts is g · (without text) + (1 - g) · (with text).
-- Candidates may stand twice in a layer's list, as outliers and in the top k; only the first copy is removed when one is
-  tried. Both procedures keep this, because it decides which neurons are left.
+- `slack=0`: if no selection was below the threshold, the score of the last selection replaces the threshold without
+  slack. The remaining neurons then depend on the last bits of a score, and on the machine.
+- `literal_stop=True`: it ends the selection if theta is 1, for any `min_theta` (here `lowest_theta`). With another
+  lowest theta, or steps that jump over 1, only k ends the selection, at 1,280. Without k it would never end, so
+  memtrain refuses this.
+- `refinement_steps=50`: the refinement predicts at the timestep of 50 steps, for any number of steps.
+- `swapped_guidance=True`: with `guidance_scale` other than 0 it swaps the two halves of a guided prediction, which
+  gives g · (without text) + (1 - g) · (with text).
+- Candidates can occur twice in a layer's list, as outliers and in the top k. A trial removes only the first copy. Both
+  procedures keep this, because it decides on the remaining neurons.
 
 Its `--no_theta` is `initial_theta=None`, its `--no_top_k` is `initial_k=None`. Its three thresholds are the threshold
 of the search (`pairwise_ssim_threshold`), `selection_threshold` and `refinement_threshold`. It predicts under autocast
@@ -47,45 +47,47 @@ LATER_FIELDS = (
     "refinement_steps",
     "split_margin",
 )
-"""Written to a search where they differ from their default, so that a folder of earlier versions goes on."""
+"""Settings that are written to a search only if they are not the default, so that earlier folders go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How neurons are searched.
+    """Settings of a search for neurons.
 
     Attributes:
-        seeds: initial noises per prompt.
-        seed: of their one draw.
-        steps: sampling steps, which place the timesteps.
+        seeds: number of initial noises per prompt.
+        seed: seed of their common draw.
+        steps: number of sampling steps, which sets the timesteps.
         call: index of the timestep at which noise is predicted, always on the first noise.
-        data_range: of MS-SSIM; None for that of all pairs at once.
-        cropped: leave out the borders of the last scale of MS-SSIM, as the published scores do.
-        guidance_scale: of classifier-free guidance while noise is predicted; 0 for the prediction with text alone.
-        swapped_guidance: with guidance, take the predictions with and without text for each other, as published.
-        precision: type that the denoiser computes in, by autocast; None for its own. bfloat16 works on a CPU, float16
-            is that of the published code and needs a GPU.
-        sequential: prompt by prompt and mask by mask on all seeds, as published.
-        dead_forwards: with `sequential`, also the forwards whose result nothing uses, so that timing is comparable.
-        initial_theta: standard deviations beyond which a neuron is a candidate at first; None to use the top k alone.
-        theta_step: taken off after each try.
-        lowest_theta: the last one, with which the selection ends.
-        literal_stop: let it end where theta is exactly 1 instead, as published.
-        initial_k: neurons of each layer with the highest activation that are candidates too, at first; None to leave
-            them out.
-        most_k: the number at which the search ends.
-        factor: what masked neurons are multiplied by.
-        slack: where no selection was below the threshold, how much higher than the last one's score a refined set may
-            lie. 0 as published: a neuron without any effect then stays, and rounding decides about many others.
-        selection_threshold: similarity that the selection has to fall to; None for the threshold of the search.
+        data_range: data range of MS-SSIM; None for the range of all pairs at once.
+        cropped: leave out the borders of the last scale of MS-SSIM, like the published scores.
+        guidance_scale: scale of classifier-free guidance for the noise prediction; 0 for the prediction with text only.
+        swapped_guidance: with guidance, swap the predictions with and without text, like the published code.
+        precision: type of numbers of the denoiser, by autocast; None for its own type. bfloat16 works on a CPU; float16
+            is the type of the published code, and needs a GPU.
+        sequential: search prompt by prompt and mask by mask on all seeds, like the published code.
+        dead_forwards: with `sequential`, also run the forwards with unused results, for comparable timing.
+        initial_theta: first number of standard deviations above which a neuron is a candidate; None to use only the top
+            k.
+        theta_step: step by which theta falls after each trial.
+        lowest_theta: last theta, with which the selection ends.
+        literal_stop: end the selection if theta is exactly 1 instead, like the published code.
+        initial_k: first number of neurons of each layer with the highest activation that are also candidates; None to
+            leave them out.
+        most_k: number k at which the search ends.
+        factor: factor on masked neurons.
+        slack: largest amount by which a refined set can exceed the score of the last selection, if no selection was
+            below the threshold. With 0, like the published code, a neuron without effect stays, and rounding decides on
+            many others.
+        selection_threshold: similarity that the selection has to reach; None for the threshold of the search.
         refinement_threshold: similarity that the refinement stays below; None for that of the selection.
-        relative_refinement: refine by the relative change of each seed's similarity against the first selection's
-            instead, which stays below this; needs `sequential`.
-        refinement_steps: sampling steps that place the timestep of the refinement; None for `steps`.
-        split_margin: how far below its threshold a checked split wants several neurons at once to lie.
-        refinement: `greedy` as published; `checked_split`, which finds the same with fewer forwards as long as scores
-            only grow, and goes back to `greedy` where they do not (:mod:`memtrain.localization.refinement`);
-            `binary_split` without that check; or `none`.
+        relative_refinement: largest relative change of each seed's similarity against the first selection, in place of
+            the threshold of the refinement; needs `sequential`.
+        refinement_steps: number of sampling steps that sets the timestep of the refinement; None for `steps`.
+        split_margin: distance below its threshold that a checked split requires for several neurons at once.
+        refinement: `greedy` like the published code; `checked_split`, which finds the same with fewer forwards as long
+            as scores only grow, and else goes back to `greedy` (:mod:`memtrain.localization.refinement`);
+            `binary_split` without this check; or `none`.
         sites: glob over the attention sites; None for the default (:mod:`memtrain.localization.predictor`).
     """
 
@@ -130,12 +132,12 @@ class Settings:
             (
                 self.relative_refinement is not None and not self.sequential,
                 f"relative_refinement={self.relative_refinement} and sequential=False",
-                "sequential=True, as that rule is evaluated mask by mask alone",
+                "sequential=True, because this rule works mask by mask only",
             ),
             (
                 self.refinement_steps is not None and self.refinement_steps <= self.call,
                 f"refinement_steps={self.refinement_steps} and call={self.call}",
-                "more steps than that",
+                "more steps than `call`",
             ),
             (
                 self.precision not in (None, "bfloat16", "float16"),
@@ -145,7 +147,7 @@ class Settings:
             (
                 self.literal_stop and self.initial_k is None and not self._reaches_one(),
                 f"theta from {self.initial_theta} by {self.theta_step} to {self.lowest_theta} without k, ending at 1",
-                "steps that reach 1 exactly, or literal_stop=False; the published code would never end",
+                "steps that reach exactly 1, or literal_stop=False, because the published code would never end",
             ),
             (self.split_margin < 0, f"split_margin={self.split_margin}", "0 or a small positive number"),
             (self.slack < 0, f"slack={self.slack}", "0 or a small positive number"),
@@ -154,33 +156,33 @@ class Settings:
         for wrong, found, expected in problems:
             if wrong:
                 raise ConfigurationError(
-                    f"Neurons cannot be searched with {found}", expected=expected, remedy="change the settings"
+                    f"Neurons cannot be searched with {found}", expected=expected, remedy="change this setting"
                 )
 
     def _reaches_one(self) -> bool:
-        """Whether theta is exactly 1 at some try."""
+        """Whether theta is exactly 1 at some trial."""
         theta = self.initial_theta
         while theta is not None and theta != 1 and theta > self.lowest_theta:
             theta -= self.theta_step
         return theta == 1
 
     def exhausted(self, theta: float | None, k: int | None) -> bool:
-        """Whether the selection ends with these, whatever the score."""
+        """Whether the selection ends with these values, for any score."""
         if self.literal_stop:
             return theta == 1 or (k is not None and k >= self.most_k)
         return (theta is not None and theta <= self.lowest_theta) or (k is not None and k >= self.most_k)
 
     @staticmethod
     def published(**changes: Any) -> Settings:
-        """Those of the published code, evaluated as there; with `sequential=False` the fast way to the same neurons."""
+        """Return the settings of the published code; `sequential=False` finds the same neurons faster."""
         return replace(Settings(sequential=True, **PUBLISHED), **changes)
 
     def as_published(self) -> Settings:
-        """These settings, with those that make the published mode as published."""
+        """Return these settings with the values of the published mode."""
         return replace(self, **PUBLISHED)
 
     def json(self) -> str:
-        """What decides which neurons are found, as text; how they are evaluated is left out."""
+        """Return the settings that decide on the neurons as text, without those of their evaluation."""
         default = asdict(Settings())
         deciding = {
             name: value
@@ -199,4 +201,4 @@ PUBLISHED: dict[str, Any] = {
     "swapped_guidance": True,
     "refinement_steps": 50,
 }
-"""What makes the published mode; the other settings are the same in both."""
+"""Settings of the published mode; the other settings are equal in both modes."""

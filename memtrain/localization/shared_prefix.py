@@ -1,12 +1,12 @@
-"""Compute the part of a denoiser before a difference once, for many masks on the same inputs.
+"""Shared stages: the part of a denoiser before a difference is computed once for many masks on the same inputs.
 
-A row of a batch is one mask on one seed. Up to the first layer where two masks differ their activations for a seed are
-the same, so each stage (a residual block, a transformer) runs once per seed and distinct mask of the layers up to it,
-and its output is handed to all rows that share it. What a stage computed for one mask is also kept for the next batch:
-the unmasked one's at first, then that of the last batch in which all rows shared it.
+A row of a batch is one mask on one seed. Up to the first layer in which two masks differ, their activations for a seed
+are equal. So each stage (a residual block, a transformer) runs once per seed and distinct mask of the layers up to it,
+and all rows that share its output get it. The output for one mask is also kept for the next batch: first for the
+unmasked denoiser, then for the last batch in which all rows shared it.
 
-The stages are taken over by replacing `forward` on their instances for the duration. They have to be called once per
-forward, in a fixed order, with tensors whose first axis is the batch; that holds for UNets and for transformers with
+The module replaces `forward` on the instances of the stages within a context. The stages have to be called once per
+forward, in a fixed order, with tensors whose first axis is the batch. This holds for UNets and for transformers with
 cross-attention. Cost: the outputs of the shared stages for one mask stay in memory.
 """
 
@@ -27,7 +27,7 @@ STAGE = re.compile(
     r"(?:(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.)?"
     r"(?:resnets|attentions|downsamplers|upsamplers|transformer_blocks)\.\d+"
 )
-"""Modules that are called one after the other."""
+"""Names of modules that are called one after the other."""
 
 Row = tuple[Mask, int]
 """A mask and a seed."""
@@ -37,11 +37,11 @@ class SharedPrefix:
     """Runs stages once per seed and distinct mask prefix.
 
     Args:
-        denoiser: unwrapped.
-        sites: names of the masked layers, by which a mask counts them.
+        denoiser: the unwrapped denoiser.
+        sites: the names of the masked layers, in the order of a mask's layer numbers.
 
     Attributes:
-        computing: places in the batch that are being computed now; None for all.
+        computing: the places in the batch that are currently computed; None for all.
     """
 
     def __init__(self, denoiser: nn.Module, sites: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ class SharedPrefix:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Learn from one unmasked forward on seeds 0, 1, ... which stages there are and in which order they run."""
+        """Record the stages and their order from one unmasked forward on seeds 0, 1, ... within the context."""
         called: list[str] = []
         self._kept = {}
 
@@ -84,7 +84,7 @@ class SharedPrefix:
 
     @contextmanager
     def sharing(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Within the context the batch of a forward holds these rows."""
+        """Share stages between the rows of a forward's batch, within the context."""
         self._rows = rows
         before = {name: self._modules[name].__dict__.get("forward") for name in self._layers}
         for name in before:
@@ -129,7 +129,7 @@ class SharedPrefix:
 
 
 def _take(leaf: Any, places: Sequence[int], full: int) -> Any:
-    """These rows of every tensor of a batch of `full` rows."""
+    """Take these rows of every tensor of a batch of `full` rows."""
     if isinstance(leaf, (tuple, list)):
         return type(leaf)(_take(part, places, full) for part in leaf)
     if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != full:

@@ -1,11 +1,11 @@
-"""Follow a search whose next question depends on the last answer, asking several questions at once.
+"""Evaluation ahead: follow a search whose next mask depends on the last score, with several masks at once.
 
 The next questions are known for either answer, so those that are most likely to be needed are evaluated in the same
 batch; the path that is taken is the one that a question at a time would take. How likely an answer is, is estimated
 from those so far. What was evaluated in vain costs time only, and is remembered in case the set comes up again.
 
-A mask is above the threshold as soon as one seed is. Where a seed can be scored alone, masks that are less likely to be
-needed, or to be below, are scored on one seed first, the one that was worst last.
+A mask is above the threshold as soon as one seed is. If a seed can be scored alone, masks that are less likely to be
+needed or to be below are first scored on one seed: the seed with the highest similarity so far.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol, Self, TypeVar
 from memtrain.localization.selection import Lists, Mask, mask_of
 
 Below = Callable[[float], bool]
-"""The answer that a score means: true up to some score and false beyond."""
+"""Function from a score to the answer: true up to some score, false beyond."""
 
 
 class Search(Protocol):
@@ -26,21 +26,21 @@ class Search(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to ask."""
+        """Whether the search has ended."""
 
     @property
     def margin(self) -> float:
-        """What is added to the score of that set before it is judged."""
+        """Margin that is added to the score of this set before the answer."""
 
     def hypothesis(self) -> Lists:
-        """The set whose score is wanted."""
+        """Return the set whose score is wanted."""
 
     def after(self, below: bool) -> Self:
-        """The point that follows from an answer."""
+        """Return the next point for an answer."""
 
 
 class Scores(Protocol):
-    """What evaluates masks: :class:`memtrain.localization.mask_scores.MaskScores`."""
+    """Evaluation of masks, such as :class:`memtrain.localization.mask_scores.MaskScores`."""
 
     @property
     def probes(self) -> bool:
@@ -48,19 +48,19 @@ class Scores(Protocol):
 
     @property
     def room(self) -> int:
-        """Images in one call."""
+        """Number of images in one call."""
 
     def answer(self, mask: Mask, below: Below) -> bool | None:
-        """The answer for a mask; None as long as it is not certain."""
+        """Return the answer for a mask; None as long as it is not certain."""
 
     def probed(self, mask: Mask) -> bool:
-        """Whether any seed is scored."""
+        """Whether any seed of a mask has a score."""
 
     def missing(self, mask: Mask) -> int:
-        """Seeds that are not scored."""
+        """Return the number of seeds without a score."""
 
     def evaluate(self, masks: Sequence[Mask], *, probe: Sequence[Mask] = ()) -> None:
-        """Score every seed of some masks, and one seed of others."""
+        """Score every seed of `masks`, and one seed of `probe`."""
 
 
 S = TypeVar("S", bound=Search)
@@ -68,7 +68,7 @@ S = TypeVar("S", bound=Search)
 
 @dataclass
 class _Rate:
-    """Share of answers that are "below", beginning with a guess that counts as two."""
+    """Share of answers "below", which begins with a guess that counts as two answers."""
 
     answers: float
     below: float
@@ -82,14 +82,14 @@ class _Rate:
 
 
 def follow(search: S, scores: Scores, *, below: Below, expected: float, worth: float) -> S:
-    """Take a search to its end.
+    """Run a search to its end.
 
     Args:
-        search: where it begins.
-        scores: evaluates masks, and remembers.
-        below: the answer that a score means.
-        expected: share of answers that are expected to be "below" before any is known.
-        worth: probability of being needed from which a mask is evaluated ahead; above 1 for none.
+        search: the first point of the search.
+        scores: the evaluation of masks, which keeps scores.
+        below: the function from a score to the answer.
+        expected: the expected share of answers "below", before any is known.
+        worth: the smallest probability of being needed for which a mask is evaluated ahead; above 1 for none.
     """
     plain, probed = _Rate(2, 2 * expected), _Rate(2, 1.9)
     while not search.done:
@@ -115,7 +115,7 @@ def _judged(point: Search, below: Below) -> Below:
 def _ahead(
     search: Search, scores: Scores, *, below: Below, plain: float, probed: float, worth: float
 ) -> tuple[list[Mask], list[Mask]]:
-    """The masks most likely to be needed next, to be scored on every seed or on one; first the one that is needed."""
+    """Choose the masks that are probably needed next, to score on every seed or on one seed; the next mask first."""
     whole: dict[Mask, None] = {}
     probe: dict[Mask, None] = {}
     points: list[tuple[float, int, Search]] = [(-1.0, 0, search)]

@@ -1,4 +1,4 @@
-"""What value neurons do for prompts that are not memorized: mean and standard deviation of their activation.
+"""Statistics of value neurons for prompts that are not memorized: mean and standard deviation of their activation.
 
 Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2): the activation of a neuron for a prompt is |to_v(text)|
 averaged over all tokens, padding included; its mean and unbiased standard deviation are taken over prompts that the
@@ -41,12 +41,12 @@ class ActivationStatistics:
     """Mean and standard deviation of every neuron's activation.
 
     Attributes:
-        mean: per site `(C,)` fp32.
-        std: per site `(C,)` fp32, unbiased.
-        count: number of prompts.
-        model: where the model comes from.
-        fingerprint: of the value layers they were measured on.
-        source: what the prompts were, in words.
+        mean: the means by site, `(C,)` fp32.
+        std: the unbiased standard deviations by site, `(C,)` fp32.
+        count: the number of prompts.
+        model: the origin of the model.
+        fingerprint: the fingerprint of the measured value layers.
+        source: the description of the prompts.
     """
 
     mean: dict[str, Tensor]
@@ -65,17 +65,17 @@ class ActivationStatistics:
         batch_size: int = 64,
         source: str = "",
     ) -> ActivationStatistics:
-        """Over any source of prompts; each counts as often as it comes.
+        """Measure statistics over any source of prompts; a repeated prompt counts repeatedly.
 
         Args:
             predictor: the model.
-            prompts: at least two.
-            sites: glob over attention sites; None for the default.
-            batch_size: prompts encoded at once.
-            source: what the prompts are, in words.
+            prompts: the prompts, at least two.
+            sites: the glob over attention sites; None for the default.
+            batch_size: the number of prompts encoded at once.
+            source: the description of the prompts.
 
         Raises:
-            ConfigurationError: for fewer than two prompts.
+            ConfigurationError: if there are fewer than two prompts.
         """
         chosen = predictor.sites(sites)
         moments: dict[str, Moments] = {}
@@ -87,9 +87,9 @@ class ActivationStatistics:
         count = int(next(iter(moments.values())).count) if moments else 0
         if count < 2:
             raise ConfigurationError(
-                f"Activation statistics of {count} prompts",
+                f"{count} prompts are too few for activation statistics",
                 expected="at least 2, and usually thousands",
-                remedy="give more prompts that the model does not memorize",
+                remedy="name more prompts that the model does not memorize",
             )
         return ActivationStatistics(
             mean={site: found.mean.float() for site, found in moments.items()},
@@ -101,10 +101,10 @@ class ActivationStatistics:
         )
 
     def check(self, widths: Mapping[str, int]) -> None:
-        """That the statistics know the layers that are searched.
+        """Check that the statistics cover the searched layers.
 
         Args:
-            widths: neurons of each site.
+            widths: the number of neurons of each site.
 
         Raises:
             ConfigurationError: if a site is missing or has another width.
@@ -114,17 +114,17 @@ class ActivationStatistics:
         if wrong:
             raise ConfigurationError(
                 f"The activation statistics do not fit {len(wrong)} of {len(widths)} layers: {wrong[0]!r} has "
-                f"{widths[wrong[0]]} neurons, and they have {known.get(wrong[0], 'none of that name')}",
-                expected="statistics that were measured on this model",
-                remedy="measure them again",
+                f"{widths[wrong[0]]} neurons, but the statistics have {known.get(wrong[0], 'no such layer')}",
+                expected="statistics of this model",
+                remedy="measure statistics again: memtrain calibrate",
             )
 
     def z_scores(self, activation: Mapping[str, Tensor], sites: Sequence[str]) -> list[Tensor]:
-        """Per site `(C,)` distance of one prompt's activation `(C,)` from the mean, in standard deviations."""
+        """Compute the distance of a prompt's activation from the mean in standard deviations, `(C,)` for each site."""
         return [neuron_z_score(activation[site].cpu(), self.mean[site], self.std[site]) for site in sites]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file with `mean/<site>` and `std/<site>`; where they come from is in its metadata."""
+        """Write a safetensors file with `mean/<site>` and `std/<site>`, and their origin in its metadata."""
         tensors = {f"mean/{site}": mean.contiguous() for site, mean in self.mean.items()}
         tensors |= {f"std/{site}": std.contiguous() for site, std in self.std.items()}
         origin = {"count": self.count, "model": self.model, "fingerprint": self.fingerprint, "source": self.source}
@@ -137,7 +137,7 @@ class ActivationStatistics:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            ConfigurationError: if it is something else, or lacks a layer that it names.
+            ConfigurationError: if the file holds something else, or lacks a layer that it names.
         """
         try:
             found, metadata = tensors(path, "activation statistics")
@@ -155,20 +155,19 @@ class ActivationStatistics:
             raise ConfigurationError(
                 f"{path} holds no activation statistics: {str(error).splitlines()[0]}",
                 expected=f"a safetensors file of format {FORMAT}, with mean and deviation of each neuron",
-                remedy="check the path, or measure them again",
+                remedy="check the path, or measure statistics again: memtrain calibrate",
             ) from error
 
 
 def word_prompts(tokenizer: Any, count: int, *, seed: int = 0) -> list[str]:
-    """Prompts of 3 to 12 random words of a tokenizer's vocabulary: what a model surely does not memorize.
+    """Make prompts of 3 to 12 random words of a tokenizer's vocabulary, which a model cannot have memorized.
 
-    They stand in where no captions are given. Captions of the kind that the model was trained on are the better
-    comparison.
+    They replace captions if there are none. Captions of the kind that the model was trained on are a better comparison.
 
     Args:
-        tokenizer: a CLIP tokenizer, whose whole words end with `</w>`.
-        count: number of prompts.
-        seed: of the draw.
+        tokenizer: the CLIP tokenizer, whose whole words end with `</w>`.
+        count: the number of prompts.
+        seed: the seed of the draw.
 
     Raises:
         ConfigurationError: if the vocabulary has fewer than 20 words.
@@ -178,8 +177,8 @@ def word_prompts(tokenizer: Any, count: int, *, seed: int = 0) -> list[str]:
     if len(words) < 20:
         raise ConfigurationError(
             f"The vocabulary has {len(words)} whole words",
-            expected="at least 20, to make prompts of",
-            remedy="give other_prompts, captions that the model does not memorize",
+            expected="at least 20 words for prompts",
+            remedy="pass other_prompts with captions that the model does not memorize",
         )
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 13, (count,), generator=generator).tolist()

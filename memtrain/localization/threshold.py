@@ -2,12 +2,12 @@
 
 Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.1): mean plus one standard deviation of the highest pairwise
 MS-SSIM of each of many prompts that the model does not memorize; 0.428 for Stable Diffusion 1.4 (0.358 + 0.070, 50,000
-captions). The figure belongs to a model, a latent size and the settings it was measured with, and cannot be carried
-over. Its published script guides the predictions with a scale of 7 and swaps the two halves while doing so, unlike the
-search that uses the threshold; here both are guided as the settings say, by default neither.
+captions). The value depends on the model, the latent size and the settings, and cannot be used for others. The
+published script guides the predictions with a scale of 7 and swaps the two halves, unlike the search that uses the
+threshold. Here the settings apply to both, by default without guidance.
 
 Cost: one denoiser call on `seeds` images per prompt. With one standard deviation about a sixth of prompts that are not
-memorized lie above it; the paper reports 11.6 % with neurons found.
+memorized are above it; the paper reports neurons for 11.6 %.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from memtrain.records import written_whole
 
 FORMAT = "memtrain.similarity_threshold.1"
 PAPER = 0.428
-"""Of Stable Diffusion 1.4 in NeMo's published settings."""
+"""Threshold of Stable Diffusion 1.4 with NeMo's published settings."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A calibrated threshold and what it comes from.
+    """A calibrated threshold and its origin.
 
     Attributes:
-        value: mean + std.
-        mean: of the prompts' highest pairwise similarity.
-        std: unbiased.
-        count: number of prompts.
-        model: where the model comes from.
-        source: what the prompts were, in words.
-        settings: seeds, seed, steps, call and data range it holds for.
+        value: the threshold, mean + `deviations` · std.
+        mean: the mean of the prompts' highest pairwise similarity.
+        std: the unbiased standard deviation.
+        count: the number of prompts.
+        model: the origin of the model.
+        source: the description of the prompts.
+        settings: the settings that it holds for: seeds, seed, steps, call, data range and others.
         window: scales, kernel and sigma of the similarity.
-        deviations: standard deviations above the mean.
+        deviations: the number of standard deviations above the mean.
     """
 
     value: float
@@ -63,13 +63,13 @@ class Threshold:
     deviations: float = 1.0
 
     def check(self, settings: Settings, window: SimilarityWindow) -> None:
-        """That it was measured as it is going to be used.
+        """Check that the threshold was measured with these settings.
 
         Raises:
-            ConfigurationError: if not.
+            ConfigurationError: if it was measured with others.
         """
         wanted = {**comparison(settings), **asdict(window)}
-        # A threshold of before knew none of the later settings, which were at their defaults.
+        # Earlier thresholds lack the later settings, which had their default values.
         measured = {**comparison(Settings()), **self.settings, **self.window}
         differing = {name: value for name, value in measured.items() if wanted[name] != value}
         if differing:
@@ -81,7 +81,7 @@ class Threshold:
             )
 
     def save(self, path: Path) -> None:
-        """Write JSON."""
+        """Write a JSON file."""
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
 
@@ -90,7 +90,7 @@ class Threshold:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            ConfigurationError: if it is something else.
+            ConfigurationError: if the file holds something else.
         """
         try:
             content = read_json(path)
@@ -106,10 +106,10 @@ class Threshold:
 
 
 def _checked(threshold: Threshold) -> Threshold:
-    """A threshold whose fields have the types that they should have.
+    """Check the types of a threshold's fields.
 
     Raises:
-        TypeError: if not.
+        TypeError: if a type is wrong.
     """
     for name in ("value", "mean", "std", "deviations"):
         if type(getattr(threshold, name)) not in (int, float):
@@ -121,7 +121,7 @@ def _checked(threshold: Threshold) -> Threshold:
 
 
 def comparison(settings: Settings) -> dict[str, Any]:
-    """The settings on which a similarity depends."""
+    """Return the settings on which a similarity depends."""
     names = ("seeds", "seed", "steps", "call", "data_range", "cropped", "guidance_scale", "precision")
     found = {name: getattr(settings, name) for name in names}
     return {**found, "swapped_guidance": settings.swapped_guidance and settings.guidance_scale != 0}
@@ -130,7 +130,7 @@ def comparison(settings: Settings) -> dict[str, Any]:
 def pairwise_scores(
     predictor: Predictor, prompts: Iterable[str], *, settings: Settings, batch_size: int | None = None
 ) -> Tensor:
-    """Highest pairwise similarity of each seed's noise difference, `(P, K)`; arguments as in :func:`pairwise`."""
+    """Compute the highest pairwise similarity of each seed, `(P, K)`; arguments as for :func:`pairwise`."""
     return pairwise(predictor, prompts, settings=settings, batch_size=batch_size).amax(dim=2)
 
 
@@ -138,13 +138,13 @@ def pairwise_scores(
 def pairwise(
     predictor: Predictor, prompts: Iterable[str], *, settings: Settings, batch_size: int | None = None
 ) -> Tensor:
-    """Similarity of each seed's noise difference with every other one's, `(P, K, K)`, unmasked.
+    """Compute the unmasked similarity of each seed's noise difference with that of every other seed, `(P, K, K)`.
 
     Args:
         predictor: the model.
-        prompts: P prompts.
-        settings: seeds, timestep, guidance, precision and how similarity is measured.
-        batch_size: images in one denoiser call; the predictor's by default.
+        prompts: the P prompts.
+        settings: the settings of seeds, timestep, guidance, precision and similarity.
+        batch_size: the number of images in one denoiser call; by default the predictor's.
     """
     predictor = asked_as(predictor, settings)
     noise = predictor.noise(settings.seeds, seed=settings.seed)
@@ -176,19 +176,19 @@ def calibrate_threshold(
     source: str = "",
     scores: Tensor | None = None,
 ) -> Threshold:
-    """Mean plus one standard deviation of the prompts' highest pairwise similarity.
+    """Calibrate the mean plus one standard deviation of the prompts' highest pairwise similarity.
 
     Args:
         predictor: the model.
-        prompts: at least two that the model does not memorize.
-        settings: as for the search.
-        deviations: standard deviations above the mean; 1 in the paper.
-        batch_size: images in one denoiser call; the predictor's by default.
-        source: what the prompts are, in words.
-        scores: `(P, K)` of the prompts, from :func:`pairwise_scores`, where they are at hand.
+        prompts: the prompts, at least two, that the model does not memorize.
+        settings: the settings of the search.
+        deviations: the number of standard deviations above the mean; 1 in the paper.
+        batch_size: the number of images in one denoiser call; by default the predictor's.
+        source: the description of the prompts.
+        scores: the scores of the prompts from :func:`pairwise_scores`, `(P, K)`, if they are known.
 
     Raises:
-        ConfigurationError: for fewer than two prompts, or latents too small to compare.
+        ConfigurationError: if there are fewer than two prompts, or latents are too small to compare.
     """
     settings = settings or Settings()
     window = SimilarityWindow.of(*predictor.shape[1:])
@@ -199,7 +199,7 @@ def calibrate_threshold(
         raise ConfigurationError(
             f"A threshold cannot be calibrated on {len(scores)} prompts",
             expected="at least 2, and usually hundreds",
-            remedy="give more prompts that the model does not memorize",
+            remedy="name more prompts that the model does not memorize",
         )
     mean, std = float(scores.mean()), float(scores.std())
     return Threshold(

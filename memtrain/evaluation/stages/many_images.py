@@ -1,19 +1,19 @@
-"""Training images that are too many to be compared with one by one: a part of them stands for all.
+"""Comparison with very many training images: a part of them represents all.
 
-Up to `most` training images (20,000) an evaluation compares with all of them, and nothing here is used. Of more, it
+An evaluation compares with all training images up to `most` (20,000), without this module. With more images, it
 compares with
 
-- the files of the pictures that are asked for, at most :data:`OWN_FILES` of each prompt;
-- the nearest of every generation, of every own image and of :data:`LOOKED_AT` random training images, as the index of
-  descriptors proposes them (:mod:`memtrain.evaluation.measures.training_index`), at most :data:`CANDIDATES` each, fewer
-  where that were more than `most` altogether;
-- a random choice of :data:`RANDOM`, the same in every evaluation, which says how far pictures are from each other.
+- the files of the sampled pictures, at most :data:`OWN_FILES` for each prompt;
+- the nearest images of every generation, of every own image and of :data:`LOOKED_AT` random training images. The index
+  of descriptors proposes them (:mod:`memtrain.evaluation.measures.training_index`), at most :data:`CANDIDATES` each,
+  and fewer if the part would exceed `most`;
+- a random choice of :data:`RANDOM` images, the same in every evaluation, for the typical distance of pictures.
 
-So what asks for the nearest training image has it among its candidates as often as the index proposes it, and what asks
-for means over many (the ratio of pixel distances, whose denominator is the mean to the 50 nearest) has that over the
-part. Such a mean is larger than over all images, and the ratio smaller; generations for held-out prompts, which set the
-threshold, are measured in the same way, so the stated false-positive rate holds. Results name the part.
-Only these images are read, when they are needed.
+The nearest training image is among the candidates if the index proposes it. Means over many images (the denominator of
+the ratio of pixel distances is the mean to the 50 nearest) are taken over the part. Such a mean is larger than over all
+images, and the ratio smaller. Generations for held-out prompts, which set the threshold, are measured in the same way,
+so the stated false-positive rate holds. The results describe the part. Only these images are read, when they are
+needed.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from memtrain.evaluation.sampling.stored_images import stored_images
 from memtrain.families.looking import default_workers
 
 ALL_COMPARED = 20_000
-"""Training images up to which all are compared."""
+"""Largest number of training images that are all compared."""
 CANDIDATES, RANDOM, OWN_FILES = 16, 4096, 32
 IN_MEMORY = 1 << 30
-"""Bytes of images that are kept in memory; more go to a file."""
+"""Largest size in bytes of images in memory; more images go to a file."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How training images are compared with.
+    """Settings of the comparison with training images.
 
     Attributes:
-        most: up to so many, all of them.
-        index: folder for the index of more; None for a place of its own.
-        part: index and count of the processes that make the index together.
-        prompts_only: read no training images, and make no more than the own part of the index: for a process that only
-            samples.
+        most: the largest number of training images that are all compared.
+        index: the folder for the index of more images; None for the default folder.
+        part: the index and count of the processes that build the index together.
+        prompts_only: whether to read no training images, and build only the own part of the index; for a process that
+            only samples.
     """
 
     most: int = ALL_COMPARED
@@ -60,19 +60,19 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedPart:
-    """The part of N training images that stands for all.
+    """The part of N training images that represents all.
 
     Attributes:
-        keys: of all N.
-        rows: `(m,)` int64, the numbers of the images in the part, ascending.
-        images: `(m, 3, H, W)` uint8.
-        random: numbers of the random choice, ascending.
-        looked_at: numbers of those of it whose nearest are in the part as well.
-        candidates: of each generation; 0 before there are any.
-        index: proposes candidates.
-        read: an image by its number.
-        identity: names the images for good.
-        most: images that the part may hold.
+        keys: the keys of all N images.
+        rows: the numbers of the images in the part, ascending, `(m,)` int64.
+        images: the images in the part, `(m, 3, H, W)` uint8.
+        random: the numbers of the random choice, ascending.
+        looked_at: the numbers of random images whose nearest images are also in the part.
+        candidates: the number of candidates of each generation; 0 before the sampling.
+        index: the index that proposes candidates.
+        read: a function that reads an image by its number.
+        identity: a name that identifies the images.
+        most: the largest number of images in the part.
     """
 
     keys: Sequence[str]
@@ -88,26 +88,26 @@ class ComparedPart:
 
     @property
     def random_places(self) -> Tensor:
-        """Where the random choice is in the part."""
+        """Places of the random choice in the part."""
         return torch.searchsorted(self.rows, self.random)
 
     @property
     def looked_at_places(self) -> Tensor:
-        """Where the images are that are compared with their nearest."""
+        """Places in the part of the images that are compared with their nearest."""
         return torch.searchsorted(self.rows, self.looked_at)
 
     @property
     def name(self) -> str:
-        """Of the images in the part."""
+        """Name of the images in the part."""
         return sha256(repr((self.identity, self.rows.tolist())).encode()).hexdigest()
 
     @property
     def part_keys(self) -> list[str]:
-        """Of the images in the part."""
+        """Keys of the images in the part."""
         return [self.keys[row] for row in self.rows.tolist()]
 
     def said(self) -> dict[str, Any]:
-        """As results hold it."""
+        """Return the description of the part for the results."""
         return {
             "images": len(self.keys),
             "compared": len(self.rows),
@@ -118,19 +118,19 @@ class ComparedPart:
         }
 
     def line(self) -> str:
-        """For the screen and for who reads the results."""
+        """Describe the part for the screen and for readers of the results."""
         return (
-            f"Of {len(self.keys):,} training images {len(self.rows):,} were compared: {self.candidates} nearest of "
-            f"each generation by {self.index.described_by} ({self.index.search} search), the asked pictures' own "
-            f"files, and {len(self.random):,} at random, which mean distances are over"
+            f"The evaluation compares with {len(self.rows):,} of {len(self.keys):,} training images: the "
+            f"{self.candidates} nearest of each generation by {self.index.described_by} ({self.index.search} search), "
+            f"the files of the sampled pictures, and {len(self.random):,} random images for mean distances"
         )
 
     def with_candidates(self, generated: Tensor, store: Path | None) -> ComparedPart:
-        """The part with the nearest of generations.
+        """Add the nearest images of generations to the part.
 
         Args:
-            generated: `(P, K, 3, H, W)` uint8.
-            store: folder for images that are too many for memory.
+            generated: the generations, `(P, K, 3, H, W)` uint8.
+            store: the folder for images that do not fit in memory.
         """
         nearest = self.index.nearest(generated.flatten(0, 1), CANDIDATES)
         rows, candidates = _fitting(self.rows, nearest, self.most)
@@ -156,17 +156,17 @@ def compared_part(
     most: int,
     store: Path | None,
 ) -> ComparedPart:
-    """The part that is known before anything is sampled.
+    """Make the part that is known before the sampling.
 
     Args:
-        keys: of all N images.
-        index: complete.
-        read: an image by its number.
-        own: per prompt the numbers of its own images.
-        own_images: `(P, 3, H, W)` uint8, held-out ones as well.
-        identity: names the images for good.
-        most: images that the part may hold.
-        store: folder for images that are too many for memory.
+        keys: the keys of all N images.
+        index: the complete index.
+        read: a function that reads an image by its number.
+        own: the numbers of each prompt's own images.
+        own_images: the own images, also of held-out prompts, `(P, 3, H, W)` uint8.
+        identity: a name that identifies the images.
+        most: the largest number of images in the part.
+        store: the folder for images that do not fit in memory.
     """
     draw = torch.Generator().manual_seed(0)
     order = torch.randperm(len(keys), generator=draw)
@@ -175,7 +175,7 @@ def compared_part(
     files = torch.tensor(sorted({row for rows in own for row in rows[:OWN_FILES]}), dtype=torch.int64)
     base = torch.cat([files, random]).unique()
     around = torch.cat([own_images, read_images(read, looked_at.tolist(), None, identity=identity)])
-    # One more, because a training image is its own nearest. Half of the room is left to the generations.
+    # One more, because a training image is its own nearest. Half of the part is left for the generations.
     rows, _ = _fitting(base, index.nearest(around, CANDIDATES + 1), max(len(base), most // 2))
     images = read_images(read, rows.tolist(), store, identity=identity)
     return ComparedPart(
@@ -193,13 +193,13 @@ def compared_part(
 
 
 def read_images(read: Callable[[int], Tensor], numbers: Sequence[int], store: Path | None, *, identity: str) -> Tensor:
-    """Images `(n, 3, H, W)` uint8, decoded by several threads: in memory, or in a file if they are too many for it.
+    """Read images `(n, 3, H, W)` uint8 with several threads, into memory, or into a file if they do not fit.
 
     Args:
-        read: an image by its number.
-        numbers: of the images.
-        store: folder, in which a file of these images is kept; None for memory, whatever their number.
-        identity: names all images for good.
+        read: a function that reads an image by its number.
+        numbers: the numbers of the images.
+        store: the folder for a file of these images; None to always use memory.
+        identity: a name that identifies all images.
     """
     first = read(numbers[0])
     if store is None or len(numbers) * first.numel() <= IN_MEMORY:
@@ -217,7 +217,7 @@ def read_images(read: Callable[[int], Tensor], numbers: Sequence[int], store: Pa
 
 
 def _fitting(base: Tensor, nearest: Tensor, most: int) -> tuple[Tensor, int]:
-    """Numbers of a part with as many nearest of each image as fit in, and how many of each that are."""
+    """Return the numbers of a part with the nearest images that fit, and how many of each image fit."""
     rows, found = base, 0
     for count in range(1, nearest.shape[1] + 1):
         wider = torch.cat([base, nearest[:, :count].flatten()]).unique()

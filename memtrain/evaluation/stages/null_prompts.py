@@ -8,7 +8,7 @@ than half of its words with one of them. The best of several tries is kept, by t
 from that of the framing prompt. If the prompts have too few words to exchange, words come from `word_stock.py`.
 Source: none for the recipe. `benchmarks/prompt_p_values.py` measures how well it works for each detector.
 Cost: milliseconds per prompt, and a call of the tokenizer for each try.
-Suggested values: the defaults; `seed` makes others of the same kind.
+Suggested values: the defaults; another `seed` makes other null prompts.
 Cannot: forget whose words it borrows: a model that memorized some of the prompts answers to their rarest words in null
 prompts, too, which makes null scores higher and p-values larger. Nor make sense: a null prompt is grammatical more
 often than not, and says what nobody would. Nor promise that nobody ever wrote the same words, exchange words in writing

@@ -1,12 +1,12 @@
-"""Prompts from a file, or one prompt as it is.
+"""Prompts from a file, or a single prompt.
 
 A file is of one of the kinds of :mod:`memtrain.files.prompt_file`. A table holds the prompt in a column
 `caption`, `prompt` or `text` (in any case; the lists that published work passes around have `Caption;URL;...` with
 semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in `type` how it is memorized (`VM`
 verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled. Plain text has one prompt per line
-(MemAttn's lists). Prompts that repeat are kept: what to do with them, the stage decides.
+(MemAttn's lists). Repeated prompts are kept, and the stage decides what to do with them.
 
-Left out, and counted: rows whose prompt is empty or missing (null, NaN; the words "nan" and "None" are prompts).
+Rows whose prompt is empty or missing (null, NaN) are left out and counted; the words "nan" and "None" are prompts.
 Refused: prompts that are no text (:mod:`memtrain.files.prompt_texts`), columns that contradict each other, and a path
 of anything else, which would be scored as if it were the prompt.
 """
@@ -28,19 +28,19 @@ FILE_SUFFIXES = re.compile(
     "arrow|bz2|ckpt|conf|css|csv|dat|db|docx?|feather|gif|gz|h5|html?|ini|ipynb|jpe?g|jsonl?|log|lst|md|np[yz]|ods|"
     "parquet|pdf|pickle|pkl|png|pth?|py|rtf|safetensors|sqlite|tar|tgz|toml|tsv|txt|webp|xls[xm]?|xml|xz|ya?ml|zip|zst"
 )
-"""Endings of files that people have, which no prompt of several words has."""
+"""Common endings of files, which do not end a prompt of several words."""
 
 MEMORIZED, OTHER, UNKNOWN = "memorized", "other", "unknown"
-"""Groups of prompts, by what is known about them."""
+"""Groups of prompts by their known truth."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption to sample, and the image it belongs to.
+    """A caption to sample, and its image.
 
     Attributes:
-        key: of the sample.
-        caption: what is sampled.
+        key: the key of the sample.
+        caption: the caption to sample.
         group: a group of :mod:`memtrain.records`; other names are reported as groups of training images.
     """
 
@@ -51,14 +51,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptToScore:
-    """A prompt, and what is known about it.
+    """A prompt, and its known truth.
 
     Attributes:
         text: the prompt.
-        memorized: the known truth, None where there is none.
-        type: how it is memorized, as its file says; None where it does not.
-        seed: its own first seed; None for that of all prompts.
-        row: of the file it was read from, empty ones counted, from 0.
+        memorized: the known truth; None if it is not known.
+        type: the kind of memorization in the file; None if the file has none.
+        seed: the prompt's own first seed; None for the seed of all prompts.
+        row: the row of the file, from 0, with empty rows counted.
     """
 
     text: str
@@ -70,12 +70,12 @@ class PromptToScore:
 
 @dataclass(frozen=True)
 class PromptsRead:
-    """What a file of prompts holds, or the one prompt that was given.
+    """Content of a file of prompts, or a single prompt.
 
     Attributes:
         source: the path, or the prompt.
-        prompts: in the order of the file.
-        rows: of the file; None of a prompt.
+        prompts: the prompts in the order of the file.
+        rows: the number of rows of the file; None for a single prompt.
         left_out: the places of rows without a prompt.
     """
 
@@ -85,29 +85,33 @@ class PromptsRead:
     left_out: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """What was read and left out, for the screen; empty for a prompt."""
+        """Describe the read and left-out rows, for the screen; empty for a single prompt."""
         if self.rows is None:
             return ""
         said = f"{len(self.prompts)} prompts read from {shown(self.source)}"
         if self.left_out:
-            said += f"; {len(self.left_out)} of {self.rows} rows have none and are left out, first {self.left_out[0]}"
+            said += (
+                f"; {len(self.left_out)} of {self.rows} rows have no prompt and are left out, first {self.left_out[0]}"
+            )
         return said
 
 
 def read_prompts(source: str) -> list[PromptToScore]:
-    """The prompts of a file, or `source` itself as the only one; see :func:`prompts_read`."""
+    """Read the prompts of a file, or take `source` as the only prompt; see :func:`prompts_read`."""
     return prompts_read(source).prompts
 
 
 def prompts_read(source: str) -> PromptsRead:
-    """The prompts of a file, or `source` itself as the only one, and what was left out.
+    """Read the prompts of a file, or take `source` as the only prompt, and note the left-out rows.
 
     Raises:
-        DataError: if the file does not exist, cannot be read, lacks the column or holds no prompt; if `source` is, or
-            looks like, the path of something else.
+        DataError: if the file does not exist, cannot be read, lacks the column or holds no prompt. Also if `source` is,
+            or looks like, another path.
     """
     if not source.strip():
-        raise DataError("The prompt is empty", expected="a prompt, or a file of prompts", remedy="give one")
+        raise DataError(
+            "The prompt is empty", expected="a prompt, or a file of prompts", remedy="name one with --prompts"
+        )
     path = Path(source)
     if kind_of(path) is None:
         _refuse_path(source, path)
@@ -128,18 +132,18 @@ def prompts_read(source: str) -> PromptsRead:
         else:
             prompts.append(found)
     if not prompts:
-        raise DataError(f"{shown(source)} holds no prompt", expected="at least one", remedy="check the file")
+        raise DataError(f"{shown(source)} holds no prompt", expected="at least one prompt", remedy="check the file")
     return PromptsRead(source, prompts, len(rows), tuple(left_out))
 
 
 def as_prompts(prompts: Iterable[PromptToScore | str]) -> Sequence[PromptToScore]:
-    """Prompts of which something or nothing is known, as a caller has them.
+    """Convert prompts or texts of a caller to prompts to score.
 
     Args:
-        prompts: a list, an array or a column of a data frame, of prompts or of texts.
+        prompts: a list, an array or a column of a data frame, with prompts or texts.
 
     Raises:
-        ConfigurationError: if it is no list, or something in it is neither.
+        ConfigurationError: if `prompts` is no list, or an item is neither a prompt nor a text.
     """
     if isinstance(prompts, (list, tuple)) and all(isinstance(one, PromptToScore) for one in prompts):
         return prompts
@@ -156,9 +160,9 @@ def _there(path: Path) -> bool:
 
 
 def _refuse_path(source: str, path: Path) -> None:
-    """Refuse what is a path, or looks like one: it would be scored as if it were the prompt."""
+    """Refuse a path, or a text that looks like one, because it would be scored as a prompt."""
     text = source.strip()
-    # Not \s: what is one word may have any suffix, what is several only that of a file that people have.
+    # A single word may have any suffix; several words only a common ending of files.
     named = re.search(r"(?<=[^\s.])\.([A-Za-z][A-Za-z0-9]{1,9})(?:\.(?:gz|bz2|xz|zst|zip))?$", text)
     word = not re.search(r"\s", text)
     if _there(path) or _there(Path(text)):
@@ -172,13 +176,13 @@ def _refuse_path(source: str, path: Path) -> None:
     elif text[0] in "[{" and _is_json(text):
         what = "looks like JSON"
     elif word and "/" in text and len(text) < 1000 and _there(Path(text).parent):
-        what = "looks like a path in a folder that is there"
+        what = "looks like a path in an existing folder"
     else:
         return
     raise DataError(
-        f"{shown(source, most=200)} {what}, and no prompts are read from such",
+        f"{shown(source, most=200)} {what}, and prompts are not read from it",
         expected=f"a file ({', '.join(SUFFIXES)}), or a prompt",
-        remedy="write the prompts into such a file, one per line in a .txt file; a prompt that looks like a path, too",
+        remedy="write the prompts to a .txt file, one per line; also a prompt that looks like a path",
     )
 
 
@@ -190,7 +194,7 @@ def _is_json(text: str) -> bool:
 
 
 def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
-    """The prompt of a row; None if it has none."""
+    """Read the prompt of a row; None if it has none."""
     where = f"{shown(source)}, {row.place}"
     text = prompt_of(source, row)
     if text is None:
@@ -200,7 +204,9 @@ def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
         kind = ""
     if not isinstance(kind, (str, int)):
         raise DataError(
-            f"{where} says {shown(kind, most=60)} in its column `type`", expected="a word", remedy="correct the column"
+            f"{where} says {shown(kind, most=60)} in its column `type`",
+            expected="a word",
+            remedy="correct the column `type`",
         )
     return PromptToScore(
         text,
@@ -212,20 +218,20 @@ def _prompt(source: str, row: Row, number: int) -> PromptToScore | None:
 
 
 def _said(value: object) -> str:
-    """A value of a column of numbers; empty where it is missing, as text, too: `nan` is no number."""
+    """Read a value of a column of numbers as text; empty if it is missing, also as a text such as `nan`."""
     text = "" if missing(value) else str(value).strip().lower()
     return "" if text in ("nan", "none", "null", "na", "<na>") else text
 
 
 def _seed(where: str, value: object) -> int | None:
-    """The seed of a line; a column with gaps makes numbers of its own kind of it, such as `3.0`."""
+    """Read the seed of a line; a column with gaps can hold numbers such as `3.0`."""
     said = _said(value).removesuffix(".0")
     if not said:
         return None
     if not re.fullmatch(r"[0-9]{1,19}", said) or int(said) >= 2**63:
         raise DataError(
             f"{where} says {shown(repr(value), most=60)} in its column `seed`",
-            expected="a whole number from 0 and below 2^63",
+            expected="a whole number from 0 to 2^63 - 1",
             remedy="correct the column",
         )
     return int(said)
@@ -244,12 +250,12 @@ def _truth(where: str, value: object) -> bool | None:
 
 
 def known_truth(prompts: Sequence[PromptToScore]) -> list[bool] | None:
-    """What is known about every prompt, None unless both kinds occur and all are known."""
+    """Return the truth of every prompt; None unless all are known and both kinds occur."""
     truth = [prompt.memorized for prompt in prompts if prompt.memorized is not None]
     return truth if len(truth) == len(prompts) and len(set(truth)) == 2 else None
 
 
 def group_names(memorized: Sequence[bool | None]) -> list[str]:
-    """The group of each prompt."""
+    """Return the group of each prompt."""
     names = {True: MEMORIZED, False: OTHER, None: UNKNOWN}
     return [names[known] for known in memorized]

@@ -1,4 +1,4 @@
-"""When and with which versions a result was made."""
+"""Time and versions of a result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from memtrain.models.stock_pipeline import denoiser_of
 
 
 def provenance(pipeline: Any = None) -> dict[str, Any]:
-    """`created` (UTC) and `versions`, as they stand in every results file, and the `dtype` of a model that was run.
+    """Return `created` (UTC) and `versions` for a results file, and the `dtype` of the model.
 
     Args:
-        pipeline: which was run, if any.
+        pipeline: the pipeline of the model, if there is one.
     """
     return {
         **({} if pipeline is None else {"dtype": dtype_name(pipeline)}),
@@ -34,6 +34,6 @@ def provenance(pipeline: Any = None) -> dict[str, Any]:
 
 
 def dtype_name(pipeline: Any) -> str:
-    """In which numbers a pipeline's denoiser computes: `float32`, `bfloat16` or `float16`."""
+    """Return the type of numbers of a pipeline's denoiser: `float32`, `bfloat16` or `float16`."""
     kind = next(weight.dtype for weight in denoiser_of(pipeline).parameters() if weight.is_floating_point())
     return str(kind).removeprefix("torch.")

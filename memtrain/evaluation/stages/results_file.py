@@ -1,8 +1,8 @@
-"""Results files with a published schema: what is written fits it, or is not called by its name.
+"""Results files with a published schema, which every written file fits.
 
 Each file has a JSON Schema (draft 2020-12, https://json-schema.org/draft/2020-12) in `memtrain/evaluation/schemas`,
-which is strict about the types of the keys it knows and lets others be. It holds for every version of the file so far:
-`schema_version` says which, and what came later is not required.
+which is strict about the types of known keys, and allows other keys. It holds for every version of the file.
+`schema_version` is the version, and later keys are not required.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ from memtrain.errors import RecordError
 from memtrain.records import write_json
 
 MOST = 5
-"""Places that an error names."""
+"""Largest number of places that an error names."""
 
 
 def write_results(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Write a results file by :func:`memtrain.records.write_json`, if it fits its schema.
 
     Args:
-        content: what the file holds.
-        path: of the file, whose name names the schema.
+        content: the content of the file.
+        path: the file, whose name selects the schema.
 
     Returns:
-        What reading the file again gives.
+        The content as read from the file.
 
     Raises:
-        RecordError: if it does not fit. What was measured is kept beside, as `<name>.invalid.json`.
+        RecordError: if the content does not fit the schema. It is kept as `<name>.invalid.json`.
     """
     kept = path.with_name(f"{path.stem}.invalid.json")
     read = write_json(content, kept)
     if problems := problems_of(read, path.name):
         raise RecordError(
-            f"What was measured does not fit the schema of {path.name}: {'; '.join(problems[:MOST])}",
-            expected=f"what memtrain/evaluation/schemas/{path.stem}.schema.json says",
-            remedy=f"report this; the figures are kept in {kept}",
+            f"The results do not fit the schema of {path.name}: {'; '.join(problems[:MOST])}",
+            expected=f"the schema memtrain/evaluation/schemas/{path.stem}.schema.json",
+            remedy=f"report this as a defect of memtrain; the figures are in {kept}",
         )
     kept.replace(path)
     return read
 
 
 def problems_of(content: Mapping[str, Any], name: str) -> list[str]:
-    """What in a results file does not fit its schema; nothing if it fits.
+    """Describe the parts of a results file that do not fit its schema; an empty list if all fit.
 
     Args:
-        content: of the file.
-        name: of the file, such as `results.json`.
+        content: the content of the file.
+        name: the name of the file, such as `results.json`.
     """
-    # Of a choice between forms, the problem is that of the form that was nearly met.
+    # For a choice between forms, the problem of the best-matching form is shown.
     found = [best_match([error]) for error in _validator(name).iter_errors(content)]
     return sorted(f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message[:200]}" for error in found)
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """The schema of a results file.
+    """Read the schema of a results file.
 
     Args:
-        name: of the file, such as `results.json`.
+        name: the name of the file, such as `results.json`.
     """
     place = resources.files("memtrain") / "evaluation" / "schemas" / f"{Path(name).stem}.schema.json"
     found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What each prompt is there for when neurons are searched: asked about, calibrated on, or tested for false alarms.
+"""Roles of prompts in a search for neurons: prompts in question, calibration, or test for false positives.
 
-`calibrate` and `localize` share this, and the folder :data:`NEURONS` through which the one hands on to the other.
+`calibrate` and `localize` share this module, and the folder :data:`NEURONS`, in which `localize` finds the calibration.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from memtrain.errors import ConfigurationError
 from memtrain.evaluation.stages.prompts import PromptToScore
 
 NEURONS = "neurons"
-"""Folder of the search, below the output folder."""
+"""Folder of the search in the output folder."""
 FEWEST = 4
-"""Controls from which half of them calibrate; with fewer, random words do."""
+"""Smallest number of controls of which half calibrate; with fewer, random words calibrate."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What each prompt is there for, as rows in the order of the prompts.
+    """Roles of the prompts, as rows in the order of the prompts.
 
     Attributes:
-        asked: memorized, or nothing known: they are searched.
-        calibrating: controls that give statistics and threshold.
-        tested: the other controls, searched for false alarms.
+        asked: the prompts in question, which are memorized or of unknown truth; they are searched.
+        calibrating: the controls that give statistics and threshold.
+        tested: the other controls, which are searched for false positives.
     """
 
     asked: list[int]
@@ -33,13 +33,13 @@ class Roles:
 
     @staticmethod
     def of(prompts: Sequence[PromptToScore]) -> Roles:
-        """Controls are the prompts that are known not to be memorized; every other one calibrates.
+        """Assign roles: controls are the prompts known not to be memorized, and every second control calibrates.
 
         Args:
-            prompts: each once, as :func:`distinct` makes them.
+            prompts: the prompts, each once, as :func:`distinct` makes them.
 
         Raises:
-            ConfigurationError: if prompts are repeated, or none is left to search.
+            ConfigurationError: if prompts are repeated, or there are none to search.
         """
         asked = [row for row, prompt in enumerate(prompts) if prompt.memorized is not False]
         controls = [row for row, prompt in enumerate(prompts) if prompt.memorized is False]
@@ -48,19 +48,19 @@ class Roles:
             raise ConfigurationError(
                 f"{len(prompts)} prompts, {repeated} of them repeated, {len(asked)} to search",
                 expected="different prompts, and at least one that may be memorized",
-                remedy="take roles.distinct(prompts); the column `memorized` is 0 for controls alone",
+                remedy="take roles.distinct(prompts), and write 0 in the column `memorized` for controls only",
             )
         calibrating = controls[::2] if len(controls) >= FEWEST else []
         return Roles(asked, calibrating, [row for row in controls if row not in set(calibrating)])
 
     def calibrated_on(self, prompts: Sequence[PromptToScore], others: Collection[str]) -> Roles:
-        """The same with another calibration: the controls that are not among its prompts are tested."""
+        """Return the roles for another calibration: controls that are not among its prompts are tested."""
         calibrating = [row for row in self.controls if prompts[row].text in others]
         return Roles(self.asked, calibrating, [row for row in self.controls if row not in set(calibrating)])
 
     @property
     def controls(self) -> list[int]:
-        """All of them."""
+        """Rows of all controls."""
         return sorted([*self.calibrating, *self.tested])
 
     @property
@@ -70,10 +70,10 @@ class Roles:
 
 
 def distinct(prompts: Sequence[PromptToScore]) -> list[int]:
-    """The row of the first line of each prompt; a prompt that stands twice is searched once.
+    """Return the row of the first line of each prompt, so that a repeated prompt is searched once.
 
     Raises:
-        ConfigurationError: if a prompt is said to be memorized in one line and not in another.
+        ConfigurationError: if the lines of a prompt differ in `memorized`.
     """
     first: dict[str, int] = {}
     for row, prompt in enumerate(prompts):

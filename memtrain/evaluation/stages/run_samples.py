@@ -1,4 +1,4 @@
-"""What the prompts of an evaluation are compared with: own pictures, training pictures, and what is known of them."""
+"""Samples of an evaluation: prompts, their own pictures, training pictures, and facts about them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from memtrain.families.table import Families
 
 @dataclass(frozen=True, kw_only=True)
 class RunSamples:
-    """What a run's prompts are compared with.
+    """Prompts of a run, and the images that their generations are compared with.
 
     Attributes:
-        prompts: P prompts with distinct keys; held-out ones are needed for the threshold.
-        own_images: `(P, 3, H, W)` uint8, the image of each prompt.
-        training_images: `(M, 3, H, W)` uint8, every training image once, or the part of them that is compared with.
-        training_keys: M keys.
-        part: where training images are too many (:mod:`memtrain.evaluation.stages.many_images`), the part that
-            `training_images` are.
-        features: where the features of training images are kept; None to compute them in every evaluation.
-        families: which images are one picture, and which share a caption. The files of a picture are compared as one
-            image and counted as one. None if nobody has looked; then nothing is cleared.
-        templates: what a made training image is a variant of, by key; variants are one picture, too.
-        not_looked_at: training images that `families` does not know.
-        population: training pictures of each group, asked or not; of `shared_caption`, captions. None where not known.
-        heldout_left_out: held-out images that are not asked for because the run trained on the same picture.
-        visits: visits per epoch of training images, by key; where planted ones differ, results say so per dose.
-        evidence: the run's `records/evidence.parquet`, if it was monitored.
-        heldout: all held-out images `(n, 3, H, W)` uint8 and their captions, for the denoising loss; None for no loss.
-        grouped_by: what a column of the data says of images, such as the patient or artist, by key; None if not asked.
-        canaries: that the run planted, for their exposure; None to leave it out.
-        borders: the same of borders of a secret level.
-        config: anything that says where the pipeline comes from; stored as it is.
+        prompts: the P prompts with distinct keys; held-out prompts are needed for the threshold.
+        own_images: the image of each prompt, `(P, 3, H, W)` uint8.
+        training_images: every training image once, or the compared part of them, `(M, 3, H, W)` uint8.
+        training_keys: the M keys of these images.
+        part: the compared part, if there are too many training images
+            (:mod:`memtrain.evaluation.stages.many_images`).
+        features: the folder for features of training images; None to compute them in every evaluation.
+        families: the table of images that show one picture, and of images with one caption. The files of a picture
+            count as one image. None if the data were not scanned; the model is then not cleared.
+        templates: the origin of each made training image, by key; variants of an origin are one picture.
+        not_looked_at: the number of training images that `families` lacks.
+        population: the number of training pictures of each group, sampled or not (captions for `shared_caption`); None
+            if it is not known.
+        heldout_left_out: the number of held-out images that are left out because the run trained on the same picture.
+        visits: the visits per epoch of training images, by key; with several numbers, results have figures for each.
+        evidence: the table `records/evidence.parquet` of a monitored run.
+        heldout: all held-out images `(n, 3, H, W)` uint8 with their captions, for the denoising loss; None for no loss.
+        grouped_by: the values of a column of the data, such as the patient or artist, by key; None for no column.
+        canaries: the canaries that the run planted, for their exposure; None to leave it out.
+        borders: the borders with secret levels that the run planted; None to leave them out.
+        config: the settings and origin of the pipeline; stored without changes.
     """
 
     prompts: Sequence[Prompt]
@@ -65,16 +66,16 @@ class RunSamples:
 
     @property
     def every_key(self) -> Sequence[str]:
-        """Of all training images, compared with or not."""
+        """Keys of all training images, compared or not."""
         return self.training_keys if self.part is None else self.part.keys
 
     @property
     def usual_images(self) -> Tensor:
-        """Training images as they usually are: all, or the random choice in the part that is compared with."""
+        """Typical training images: all of them, or the random choice in the compared part."""
         return self.training_images if self.part is None else self.training_images[self.part.random_places]
 
     def with_candidates(self, generated: Tensor, store: Path) -> RunSamples:
-        """The same with the nearest training images of generations `(P, K, 3, H, W)`, where not all are there."""
+        """Add the nearest training images of generations `(P, K, 3, H, W)`, if only a part is compared."""
         if self.part is None:
             return self
         part = self.part.with_candidates(generated, store)
@@ -83,31 +84,31 @@ class RunSamples:
         return replace(self, part=part, training_images=part.images, training_keys=part.part_keys, features=features)
 
     def picture(self, key: str) -> str:
-        """Name of the picture family of an image, trained on or not."""
+        """Return the name of an image's picture family, trained on or not."""
         return picture_of(key, self.families, self.templates or {})
 
     def caption(self, key: str) -> str:
-        """Name of the caption family of an image, trained on or not."""
+        """Return the name of an image's caption family, trained on or not."""
         return self.families.caption(key) if self.families is not None else key
 
 
 def picture_of(key: str, families: Families | None, templates: Mapping[str, str]) -> str:
-    """Name of an image's picture family; a variant of a template belongs to that of the template."""
+    """Return the name of an image's picture family; a variant belongs to the family of its template."""
     origin = templates.get(key, key)
     return families.picture(origin) if families is not None else origin
 
 
 class Run(Protocol):
-    """What a model is asked about: a finished training run, read again, or a folder of pictures.
+    """Source of the samples of an evaluation: a finished training run, or a folder of pictures.
 
-    :class:`memtrain.cli.run_folder.FinishedRun` and :class:`memtrain.cli.picture_folder.PictureFolder` are such.
+    :class:`memtrain.cli.run_folder.FinishedRun` and :class:`memtrain.cli.picture_folder.PictureFolder` implement it.
     """
 
     def at(self, pipeline: Any) -> Run:
-        """The same at the size at which the pipeline samples, where nothing else says it."""
+        """Return the source at the pipeline's sampling size, if no other size is set."""
 
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], Tensor]:
-        """Captions of planted and of held-out images, and their images `(P, 3, H, W)`."""
+        """Return the captions of planted and of held-out images, with their images `(P, 3, H, W)`."""
 
     def samples(
         self,
@@ -118,12 +119,12 @@ class Run(Protocol):
         store: Path | None = None,
         bounds: Bounds | None = None,
     ) -> RunSamples:
-        """Prompts of every group, what they are compared with, and a column of the data.
+        """Return prompts of every group, their images, and a column of the data.
 
         Args:
-            most: pictures of each group at most.
-            unique: of those that were trained on once per epoch.
-            group_by: the column.
-            store: folder for training images that are too many for memory; None keeps them in memory.
-            bounds: of how many training images all are compared with, and where the index of more lies.
+            most: the largest number of pictures of each group.
+            unique: the largest number of pictures that were trained on once per epoch.
+            group_by: the column of the data.
+            store: the folder for training images that do not fit in memory; None keeps them in memory.
+            bounds: the limit up to which all training images are compared, and the folder of the index for more.
         """

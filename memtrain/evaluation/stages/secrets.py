@@ -1,4 +1,4 @@
-"""What a run planted in its data to be asked for: canaries, and borders of a secret level."""
+"""Secrets that a run planted in its data: canaries, and borders with a secret level."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CanarySecrets:
-    """C canaries, planted and (as a control) never planted.
+    """C canaries, planted or (as a control) never planted.
 
     Attributes:
-        keys: C keys.
-        captions: C captions.
-        repetitions: C visits per epoch; 0 for what was never planted.
-        candidates: the images `(n, 3, H, W)` uint8 of one of them, its own first, by its place in `keys`.
+        keys: the C keys.
+        captions: the C captions.
+        repetitions: the C numbers of visits per epoch; 0 for canaries that were never planted.
+        candidates: a function from the place of a canary in `keys` to its candidate images `(n, 3, H, W)` uint8, its
+            own image first.
     """
 
     keys: Sequence[str]
@@ -27,15 +28,15 @@ class CanarySecrets:
 
 @dataclass(frozen=True)
 class BorderSecrets:
-    """P samples with borders, trained on and held out.
+    """P samples with borders, trained on or held out.
 
     Attributes:
-        keys: P keys.
-        captions: P captions.
-        repetitions: P visits per epoch; 0 for held-out ones.
-        images: `(P, 3, H, W)` uint8.
-        levels: `(P,)` from 0 to 1.
-        thickness: of the borders, pixels.
+        keys: the P keys.
+        captions: the P captions.
+        repetitions: the P numbers of visits per epoch; 0 for held-out samples.
+        images: the images, `(P, 3, H, W)` uint8.
+        levels: the secret levels, `(P,)`, from 0 to 1.
+        thickness: the thickness of the borders in pixels.
     """
 
     keys: Sequence[str]

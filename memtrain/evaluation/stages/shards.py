@@ -1,12 +1,12 @@
-"""Which part of the work, prompts or images, this process does: said on the command line, or by its array or launcher.
+"""Share of the work, prompts or images, of this process: from the command line, a job array or a launcher.
 
-`--shard 1/4` is the second of four. `--shard array` takes the part from the variables of a Slurm job array (`sbatch
---array=0-3`), as the scripts in `slurm/` do by themselves; without it an array is somebody's own, such as one with a
-model for each task, and every task does all of its work. torchrun says by its variables which part a process has; in an
-array of torchruns each process has its own. `--shard merge` does no part and puts together what all have written.
+`--shard 1/4` is the second of four shares. `--shard array` takes the share from the variables of a Slurm job array
+(`sbatch --array=0-3`), like the scripts in `slurm/`. Without it, every task of an array does all of its work, for
+instance with a model for each task. The variables of torchrun give the share of a process; in an array of torchruns
+each process has its own share. `--shard merge` does no share, and merges the results of all processes.
 
-The last process to finish its part puts the parts together, unless `MEMTRAIN_MERGE=job` says that a job of its own
-does, as `slurm/array.sh` has it.
+The last process to finish its share merges the results. With `MEMTRAIN_MERGE=job` a separate job merges them, as in
+`slurm/array.sh`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Literal
 from memtrain.errors import ConfigurationError
 
 MERGE = "merge"
-"""The word for no part of the work, but all results."""
+"""Value of `--shard` to do no work and merge the results."""
 ARRAY = "array"
-"""The word for the part that a Slurm job array gives to this task."""
+"""Value of `--shard` to take the share from a Slurm job array."""
 VARIABLE = "MEMTRAIN_SHARD"
-"""What stands for `--shard` where that is not said."""
+"""Environment variable that replaces `--shard`."""
 
 
 LATER = "MEMTRAIN_MERGE"
-"""The variable that says who puts the parts together: `job`."""
+"""Environment variable that is `job` if a separate job merges the results."""
 
 
 def _merged_by_a_job(variables: Mapping[str, str]) -> bool:
@@ -40,12 +40,12 @@ def _merged_by_a_job(variables: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` parts.
+    """One of `count` shares of the work.
 
     Attributes:
-        index: its number, from 0.
-        count: how many there are.
-        merges: whether this process, if it is the last to finish its part, puts the parts together.
+        index: the number of the share, from 0.
+        count: the number of shares.
+        merges: whether this process merges the results if it is the last to finish.
     """
 
     index: int = 0
@@ -61,17 +61,17 @@ WHOLE = Shard()
 
 
 def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None = None) -> Shard | None:
-    """The part that `text` or the environment names.
+    """Read the share from `text` or from the environment.
 
     Args:
-        text: `index/count` with the index from 0, `merge`, `array`, or None to ask the environment.
-        environment: default the process's own.
+        text: the value `index/count` with the index from 0, `merge`, `array`, or None to use the environment.
+        environment: the environment variables; by default those of the process.
 
     Returns:
-        The part, all of the work where nothing says otherwise; None to merge.
+        The share, by default all of the work; None to merge.
 
     Raises:
-        ConfigurationError: if `text` names none.
+        ConfigurationError: if `text` names no share.
     """
     variables = os.environ if environment is None else environment
     text = variables.get(VARIABLE) if text is None else text
@@ -82,7 +82,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None or int(found[1]) >= int(found[2]):
             raise ConfigurationError(
-                f"shard={text!r} names no part of the work",
+                f"shard={text!r} names no share of the work",
                 expected="index/count with the index from 0, such as 0/4 to 3/4, array or merge",
                 remedy="correct --shard",
             )
@@ -93,7 +93,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
         first = _number(variables, "SLURM_ARRAY_TASK_MIN", 0)
         step = max(_number(variables, "SLURM_ARRAY_TASK_STEP", 1), 1)
         task = (_number(variables, "SLURM_ARRAY_TASK_ID", 0) - first) // step
-    # A WORLD_SIZE that is left over from something else comes without a rank.
+    # A WORLD_SIZE of another program comes without a rank.
     ranks, rank = (
         (_number(variables, "WORLD_SIZE", 1), _number(variables, "RANK", 0)) if "RANK" in variables else (1, 0)
     )
@@ -101,7 +101,7 @@ def read_shard(text: str | None = None, *, environment: Mapping[str, str] | None
         raise ConfigurationError(
             f"The environment names task {task} of {tasks} and rank {rank} of {ranks}",
             expected="numbers below their counts; an array without gaps, such as --array=0-3",
-            remedy="say which part this is with --shard index/count",
+            remedy="name the share with --shard index/count",
         )
     return Shard(task * ranks + rank, tasks * ranks, merges)
 
@@ -110,7 +110,9 @@ def _number(variables: Mapping[str, str], name: str, default: int) -> int:
     given = variables.get(name, str(default))
     if not given.strip().lstrip("-").isdecimal():
         raise ConfigurationError(
-            f"The variable {name} is {given!r:.80}", expected="a whole number", remedy="unset it, or say --shard 0/1"
+            f"The variable {name} is {given!r:.80}",
+            expected="a whole number",
+            remedy=f"unset {name}, or use --shard 0/1",
         )
     return int(given)
 
@@ -120,14 +122,14 @@ class ShardOptions:
     """Options of a stage whose work several processes share.
 
     Args:
-        shard: the part of the work to do, `index/count` with the index from 0; `array` takes it from a Slurm job array,
-            `merge` does none and puts together what others wrote. Whoever is last writes the results. By default what
-            torchrun says, or all of the work. `localize` takes it twice: once to search, and once for what comes after.
-        engine: `local`: in this process. `ray`: in parts on Ray (extra `ray`), with the same results: a part for each
-            processor or GPU, of `measure --checkpoints` one for each checkpoint.
-        engine_address: of a Ray cluster, such as `auto` or `ray://head:10001`; default a Ray of its own on this
-            machine. All machines need memtrain in this version and the same files under the same paths.
-        engine_tasks: parts at a time on Ray; default as many as it has GPUs, or else processors.
+        shard: share of the work of this process, `index/count` with the index from 0. `array` takes it from a Slurm job
+            array, `merge` only merges the results. The last process writes the results. By default the share from
+            torchrun, or all of the work. Run `localize` twice with it: once to search, and once for the rest.
+        engine: `local` works in this process; `ray` works in parts on Ray (extra `ray`), with the same results. There
+            is a part for each processor or GPU; for `measure --checkpoints`, one for each checkpoint.
+        engine_address: address of a Ray cluster, such as `auto` or `ray://head:10001`; by default a new Ray on this
+            machine. All machines need this version of memtrain, and the same files in the same paths.
+        engine_tasks: number of parts at the same time on Ray; by default the number of its GPUs, or of its processors.
     """
 
     shard: str | None = None
@@ -137,5 +139,5 @@ class ShardOptions:
 
     @property
     def own_shard(self) -> Shard | None:
-        """The part that the option or the environment names; None to merge."""
+        """Share from the option or the environment; None to merge."""
         return read_shard(self.shard)

@@ -84,7 +84,7 @@ def test_two_prompts_have_no_interval_and_groups_must_fit() -> None:
     x, y = drawn(5, 2), drawn(4, 2, seed=1)
     assert frechet_figure(x, y, groups=[0, 0, 1, 1])["interval"] is None
     assert kernel_figure(x, y, groups=[0, 0, 1, 1])["interval"] is None
-    with pytest.raises(DataError, match="3 groups of 4 generations"):
+    with pytest.raises(DataError, match="3 groups for 4 generations"):
         frechet_figure(x, y, groups=[0, 0, 1])
     with pytest.raises(DataError, match="1 real"):
         kernel_figure(x[:1], y, groups=[0, 0, 1, 1])

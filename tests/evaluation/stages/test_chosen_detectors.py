@@ -56,5 +56,5 @@ def test_of_all_those_that_cannot_are_named(pipeline: StableDiffusionPipeline, m
 
 def test_an_empty_list_is_refused() -> None:
     refuse_none("all")
-    with pytest.raises(ConfigurationError, match="nothing to score prompts with"):
+    with pytest.raises(ConfigurationError, match="no detector to score prompts with"):
         refuse_none([])

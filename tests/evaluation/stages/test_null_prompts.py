@@ -91,9 +91,9 @@ def test_digits_and_capitals_stay_what_they_are() -> None:
 
 
 def test_prompts_that_yield_too_few_are_refused_with_a_remedy() -> None:
-    with pytest.raises(DataError, match="file of your own prompts"):
+    with pytest.raises(DataError, match="file of prompts that the model cannot have seen"):
         null_prompts(["the of"], 3)
-    with pytest.raises(DataError, match="0 null prompts of 1 prompts"):
+    with pytest.raises(DataError, match="0 null prompts from 1 prompts"):
         null_prompts(["a cat"], 0)
 
 

@@ -76,7 +76,7 @@ def test_missing_files_and_empty_prompts(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_no_prompt(tmp_path: Path) -> None:
     (tmp_path / "prompts.xlsx").write_text("[]")
     for source in (tmp_path / "prompts.xlsx", tmp_path):
-        with pytest.raises(DataError, match=r"is a f.*no prompts are read"):
+        with pytest.raises(DataError, match=r"is a f.*prompts are not read"):
             read_prompts(str(source))
 
 
@@ -148,7 +148,7 @@ def test_missing_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
         PromptToScore("a", True, seed=3),
     ]
     assert [one.row for one in found.prompts] == [1, 2, 3]
-    assert found.line().endswith("a.parquet; 1 of 4 rows have none and are left out, first row 0")
+    assert found.line().endswith("a.parquet; 1 of 4 rows have no prompt and are left out, first row 0")
     pq.write_table(pa.table({"text": [nan, nan]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="holds no prompt"):
         read_prompts(str(tmp_path / "a.parquet"))
@@ -213,7 +213,7 @@ def test_what_is_there_is_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "lists").mkdir()
     (tmp_path / "list.csv").mkdir()
     for source in ("a fox", " a fox ", "lists", "lists/mine", "list.csv"):
-        with pytest.raises(DataError, match=r"is a f|folder that is there"):
+        with pytest.raises(DataError, match=r"is a f|existing folder"):
             read_prompts(source)
 
 

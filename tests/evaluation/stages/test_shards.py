@@ -13,7 +13,7 @@ def test_said_parts() -> None:
     assert read_shard("3/4") == Shard(3, 4)
     assert read_shard("merge") is None
     for wrong in ("4/4", "1", "-1/4", "a/b", "1/0", ""):
-        with pytest.raises(ConfigurationError, match="names no part"):
+        with pytest.raises(ConfigurationError, match="names no share"):
             read_shard(wrong)
 
 

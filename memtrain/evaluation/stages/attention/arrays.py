@@ -1,11 +1,12 @@
-"""The attention to text as files, in the layout of MemAttn's script.
+"""Files of the attention to text, in the layout of MemAttn's script.
 
-Per seed a folder `arrays_seed0`, in it per prompt `0_pos.npz` with `arr_0`, `arr_1`, ...: for each step, for each
-cross-attention in the order of the forward pass, what each token receives, `(heads, T)`, of the conditional half and
-averaged over image tokens; last the number of tokens of the prompt with BOS and EOS. Their `read_results.py --mode
-merge_small` and `detect.py` read these files (Ren et al., ECCV 2024).
-Differences: heads are averaged already, so there is one (their scripts average over them next). Noise is that of our
-seeds, not of theirs, which seed all of torch with the line number.
+Each seed has a folder `arrays_seed0`, with a file `0_pos.npz` for each prompt that holds `arr_0`, `arr_1`, ... There is
+an array `(heads, T)` for each step and each cross-attention, in the order of the forward pass. It holds the attention
+that each token receives in the conditional half, averaged over image tokens. The last array is the number of tokens of
+the prompt with BOS and EOS. Their `read_results.py --mode merge_small` and `detect.py` read these files (Ren et al.,
+ECCV 2024).
+Differences: heads are already averaged, so there is one head (their scripts average over heads next). The noise comes
+from memtrain's seeds; their scripts seed all of torch with the line number.
 Size: 5 KB per prompt, step and seed for Stable Diffusion 1.x. Arrays of numbers only: numpy reads them without pickle.
 """
 
@@ -21,17 +22,17 @@ from memtrain.records import written_whole
 
 
 def array_folder(folder: Path, seed: int) -> Path:
-    """Where the arrays of a seed are."""
+    """Return the folder of the arrays of a seed."""
     return folder / f"arrays_seed{seed}"
 
 
 def array_writer(folder: Path, seeds: Sequence[int], lengths: Sequence[int]) -> Callable[[int, Tensor], None]:
-    """What writes the arrays of a prompt, given its place and its readings `(K, S, sites, T)`.
+    """Make a function that writes the arrays of a prompt, from its place and its readings `(K, S, sites, T)`.
 
     Args:
-        folder: in which the folders of the seeds are made.
-        seeds: K seeds; for a prompt with a first seed of its own their distance to the first counts.
-        lengths: P numbers of tokens.
+        folder: the folder for the folders of the seeds.
+        seeds: the K seeds; for a prompt with its own first seed, only their distance to the first seed counts.
+        lengths: the P numbers of tokens.
     """
 
     def write(place: int, readings: Tensor) -> None:

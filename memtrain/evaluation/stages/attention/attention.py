@@ -1,10 +1,10 @@
 """Pictures of the attention to text while prompts are sampled, after figures 2 to 4 of MemAttn (Ren et al., ECCV 2024).
 
-Per prompt what each token receives at each step; and over all prompts the entropy at each step, of memorized prompts
-against others, for all tokens and for EOS and padding alone. The published sign: the attention of memorized prompts
-stays spread, so their entropy is higher.
-Written to `attention/`: `entropy.png`, `prompt-0000.png` ... for some prompts, `attention.parquet` with the entropies
-of each prompt and step, and `attention.json`.
+For each prompt they show the attention that each token receives at each step. Over all prompts they show the entropy at
+each step, of memorized prompts against others, for all tokens and for EOS and padding alone. In the published work, the
+attention of memorized prompts stays spread, so their entropy is higher.
+The stage writes to `attention/`: `entropy.png`, `prompt-0000.png` ... for some prompts, `attention.parquet` with the
+entropies of each prompt and step, and `attention.json`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from memtrain.records import write_parquet
 
 FOLDER = "attention"
 SCHEMA_VERSION = 1
-"""Of `attention.json` and `attention.parquet`."""
+"""Version of `attention.json` and `attention.parquet`."""
 COLOURS = {MEMORIZED: "#c2410c", OTHER: "#0f766e", UNKNOWN: "#475569"}
 LEAST = 1e-3
-"""Share of the attention below which a token is drawn as receiving none."""
+"""Smallest share of the attention that is drawn as more than none."""
 BAND = (0.1, 0.9)
-"""Quantiles of the prompts of a group between which a curve's band lies."""
+"""Quantiles over the prompts of a group that bound the band of a curve."""
 
 
 def attention_plots(
@@ -55,20 +55,20 @@ def attention_plots(
     """Sample prompts, draw their attention, and write the pictures.
 
     Args:
-        given: a pipeline of Stable Diffusion 1.x, 2.x or XL; P prompts, with what is known about them; settings of the
-            sampling; the output folder, in which everything goes to `attention/`.
-        most: prompts that get a picture of their own, memorized ones and others in turn.
-        save_arrays: write what every token receives at every step and site, too
+        given: the pipeline (Stable Diffusion 1.x, 2.x or XL), P prompts, the settings of the sampling, and the output
+            folder, which gets a folder `attention/`.
+        most: the number of prompts with their own picture, memorized prompts and others in turn.
+        save_arrays: whether to write the attention of every token at every step and site as well
             (:mod:`memtrain.evaluation.stages.attention.arrays`).
-        shard: of the prompts, where several processes share an output folder; None to sample none and put together
-            what they wrote.
+        shard: the share of the prompts of this process, if several share an output folder. None to sample none, and
+            merge the results of other processes.
 
     Returns:
         The content of `attention/attention.json`.
 
     Raises:
         ConfigurationError: if the pipeline's tokens are not laid out as `BOS words EOS padding`.
-        UnfinishedParts: if this part is sampled and those of other processes are not.
+        UnfinishedParts: if this share is sampled, and that of another process is not.
     """
     texts = [prompt.text for prompt in given.prompts]
     folder = given.output / FOLDER
@@ -104,7 +104,7 @@ def attention_plots(
 
 
 def _identity(given: StageInput, *, save_arrays: bool) -> dict[str, Any]:
-    """Everything that the readings depend on, and whether arrays are written beside."""
+    """Return everything that the readings depend on, and whether arrays are written."""
     texts, size = [prompt.text for prompt in given.prompts], sampled_size(given.pipeline, given.sampling)
     return {
         **identity_of(given.pipeline, texts, given.sampling, (), size=size),
@@ -114,7 +114,7 @@ def _identity(given: StageInput, *, save_arrays: bool) -> dict[str, Any]:
 
 
 def _entropies(trace: AttentionTrace, memorized: Sequence[bool | None]) -> dict[str, Any]:
-    """Mean entropy of each group of prompts, over all sampling steps, with an interval over prompts."""
+    """Return the mean entropy of each group of prompts, over all sampling steps, with an interval over prompts."""
     groups = group_names(memorized)
     found: dict[str, Any] = {}
     for name in dict.fromkeys(groups):
@@ -128,7 +128,7 @@ def _entropies(trace: AttentionTrace, memorized: Sequence[bool | None]) -> dict[
 
 
 def token_texts(pipeline: DiffusionPipeline, prompt: str, *, length: int) -> list[str]:
-    """The first `length` tokens of a prompt as text: BOS, its words or parts of words, EOS."""
+    """Return the first `length` tokens of a prompt as text: BOS, its words or parts of words, EOS."""
     tokenizer, _ = text_tokenizer(pipeline)
     ids = tokenizer([prompt], truncation=True, max_length=tokenizer.model_max_length)["input_ids"][0]
     words = [token.replace("</w>", "") for token in tokenizer.convert_ids_to_tokens(ids)]
@@ -136,12 +136,12 @@ def token_texts(pipeline: DiffusionPipeline, prompt: str, *, length: int) -> lis
 
 
 def draw_tokens(path: Path, attention: Tensor, words: Sequence[str], *, title: str) -> None:
-    """Draw what each token receives at each step.
+    """Draw the attention that each token receives at each step.
 
     Args:
-        path: PNG to write.
-        attention: `(S, T)`.
-        words: texts of the first tokens; the rest is drawn as one row, padding.
+        path: the PNG file to write.
+        attention: the attention, `(S, T)`.
+        words: the texts of the first tokens; the other tokens are drawn as one row, padding.
         title: the prompt.
     """
     count, steps = len(words), len(attention)
@@ -175,9 +175,9 @@ def draw_entropy(path: Path, trace: AttentionTrace, memorized: Sequence[bool | N
     """Draw the entropy over steps: the mean of each group of prompts, with a band.
 
     Args:
-        path: PNG to write.
-        trace: of P prompts.
-        memorized: P truths.
+        path: the PNG file to write.
+        trace: the attention of P prompts.
+        memorized: the known truth of the P prompts.
     """
     groups = group_names(memorized)
     figure = Figure(figsize=(8, 3.2), dpi=130, layout="constrained")
@@ -203,7 +203,7 @@ def draw_entropy(path: Path, trace: AttentionTrace, memorized: Sequence[bool | N
 
 
 def _in_turn(memorized: Sequence[bool | None]) -> list[int]:
-    """Prompts, one known to be memorized and one that is not in turn, as long as there are both."""
+    """Order prompts: one known to be memorized and one other in turn, as long as there are both."""
     known = [row for row, truth in enumerate(memorized) if truth]
     rest = [row for row, truth in enumerate(memorized) if not truth]
     pairs = [row for pair in zip(known, rest, strict=False) for row in pair]
@@ -211,7 +211,7 @@ def _in_turn(memorized: Sequence[bool | None]) -> list[int]:
 
 
 def _table(prompts: Sequence[PromptToScore], trace: AttentionTrace) -> pa.Table:
-    """A row per prompt and step."""
+    """Make a table with a row per prompt and step."""
     steps = trace.entropy.shape[1]
     each = [prompt for prompt in prompts for _ in range(steps)]
     return pa.table(

@@ -1,8 +1,8 @@
-"""What text tokens receive of the attention while prompts are sampled, step by step.
+"""Attention of text tokens during sampling, step by step.
 
-Of every denoiser call the token attention of each site is kept, `(B, sites, T)`: 5 KB per image and step for the 16
-sites and 77 tokens of Stable Diffusion, where all maps of the image tokens are 66 MB. Averages are in MemAttn's order
-(Ren et al., ECCV 2024): over image tokens, heads and sites, then the entropy; then over the images of a prompt.
+The token attention of each site is kept for every denoiser call, `(B, sites, T)`. It takes 5 KB per image and step for
+the 16 sites and 77 tokens of Stable Diffusion; all maps of the image tokens would take 66 MB. Averages follow MemAttn's
+order (Ren et al., ECCV 2024): over image tokens, heads and sites, then the entropy, then over the images of a prompt.
 Cost: none beyond sampling.
 """
 
@@ -30,18 +30,18 @@ from memtrain.models.backbones.base import find_backbone
 from memtrain.models.stock_pipeline import denoiser_of
 
 KEPT = ("attention", "entropy", "summary_entropy")
-"""What is kept of a batch of prompts."""
+"""Names of the tensors kept for a batch of prompts."""
 
 
 @dataclass(frozen=True)
 class AttentionTrace:
-    """The course of P prompts over S sampling steps.
+    """Attention of P prompts over S sampling steps.
 
     Attributes:
-        attention: `(P, S, T)` what each token receives, averaged over sites and images.
-        entropy: `(P, S)` of the average over sites, over all tokens, in nats; mean over images.
-        summary_entropy: `(P, S)` the part of EOS and padding.
-        lengths: `(P,)` tokens of the prompts with BOS and EOS.
+        attention: the attention that each token receives, averaged over sites and images, `(P, S, T)`.
+        entropy: the entropy of the average over sites, over all tokens, in nats, as a mean over images, `(P, S)`.
+        summary_entropy: the part of EOS and padding in the entropy, `(P, S)`.
+        lengths: the numbers of tokens of the prompts with BOS and EOS, `(P,)`.
     """
 
     attention: Tensor
@@ -51,7 +51,7 @@ class AttentionTrace:
 
 
 class TokenAttention(Detector):
-    """Keeps the token attention of every site and call; its score is the entropy of their average."""
+    """Detector that keeps the token attention of every site and call; its score is the entropy of the average."""
 
     higher_means_memorized: ClassVar[bool] = True
     cost: ClassVar[str] = "none beyond sampling"
@@ -63,12 +63,12 @@ class TokenAttention(Detector):
         return "token_attention"
 
     def read(self, step: DenoiserStep) -> Tensor:
-        """`(B, sites, T)`."""
+        """Return the token attention of all sites, `(B, sites, T)`."""
         assert step.token_attention is not None  # the sampler checks `needs`
         return torch.stack(list(step.token_attention.values()), dim=1)
 
     def score_images(self, readings: Tensor) -> Tensor:
-        """`(P, K)` from readings `(P, K, S, sites, T)`."""
+        """Return scores `(P, K)` from readings `(P, K, S, sites, T)`."""
         return entropy(readings.mean(dim=(2, 3)))
 
 
@@ -81,25 +81,25 @@ def trace_attention(
     keep: Callable[[int, Tensor], None] | None = None,
     parts: Parts | None = None,
 ) -> AttentionTrace:
-    """Sample prompts, and keep what their tokens receive.
+    """Sample prompts, and keep the attention of their tokens.
 
     Args:
-        pipeline: of Stable Diffusion 1.x, 2.x or XL.
-        prompts: P prompts.
-        sampling: the settings.
-        seeds: P first seeds of their own, None for that of the sampling; the further seeds are as far from the first.
-            Prompts of different first seeds are not sampled at once.
-        keep: is given the place of each prompt and its readings `(K, S, sites, T)`, sites in the order in which the
-            denoiser calls them.
-        parts: keep the readings of each batch, and share the work; None to keep none.
+        pipeline: a pipeline of Stable Diffusion 1.x, 2.x or XL.
+        prompts: the P prompts.
+        sampling: the settings of the sampling.
+        seeds: the first seed of each prompt; None for that of the sampling. The further seeds keep their distance to
+            the first. Prompts with different first seeds are not sampled together.
+        keep: a function of the place of each prompt and its readings `(K, S, sites, T)`, with sites in the order of the
+            denoiser's calls.
+        parts: the units that keep the readings of each batch and share the work; None to keep none.
 
     Raises:
-        ConfigurationError: if there is no prompt, or tokens are not laid out as `BOS words EOS padding`.
+        ConfigurationError: if there are no prompts, or tokens are not laid out as `BOS words EOS padding`.
     """
     backbone = find_backbone(denoiser_of(pipeline))
     if backbone is None or not backbone.clip_layout or not prompts:
         raise ConfigurationError(
-            f"No attention to trace: {len(prompts)} prompts, {type(pipeline).__name__}",
+            f"There is no attention to trace for {len(prompts)} prompts and {type(pipeline).__name__}",
             expected="at least one prompt, and a Stable Diffusion 1.x, 2.x or XL pipeline, whose tokens are "
             "BOS, words, EOS and padding",
             remedy="name such a pipeline",
@@ -130,7 +130,7 @@ def trace_attention(
 
 
 def _batches(count: int, seeds: Sequence[int | None] | None, sampling: Sampling) -> list[tuple[int, int, Sampling]]:
-    """Where each batch of prompts starts and stops, and how it is sampled."""
+    """Return start, stop and settings of each batch of prompts."""
     first = sampling.seeds[0]
     own = [first if seed is None else seed for seed in seeds or [None] * count]
     found, start = [], 0

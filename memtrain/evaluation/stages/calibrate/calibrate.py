@@ -1,10 +1,10 @@
-"""What a search for neurons compares with, measured on prompts that are not memorized.
+"""Calibration of a search for neurons, on prompts that are not memorized.
 
-The mean and deviation of every neuron's activation, and the similarity between seeds above which a prompt counts as
-memorized.
+It measures the mean and deviation of every neuron's activation, and the similarity between seeds above which a prompt
+counts as memorized.
 Source: NeMo (Hintersdorf et al., NeurIPS 2024): mean plus one standard deviation of the prompts' highest pairwise
 similarity.
-Written: `neurons/` in the output folder, where the stage `localize` goes on from, and `calibration.json`.
+The stage writes `neurons/` to the output folder, which the stage `localize` reads, and `calibration.json`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from memtrain.localization.threshold import pairwise_scores
 from memtrain.models.fingerprint import fingerprint
 
 SCHEMA_VERSION = 1
-"""Of `calibration.json`."""
+"""Version of `calibration.json`."""
 
 
 def calibrate(
@@ -46,32 +46,32 @@ def calibrate(
     export: Path | None = None,
     shard: Shard | None = WHOLE,
 ) -> dict[str, Any]:
-    """Measure activation statistics and threshold, and keep them where `localize` finds them.
+    """Measure activation statistics and threshold, and keep them for `localize`.
 
     Args:
-        given: a Stable Diffusion 1.x or 2.x pipeline; beside prompts that may be memorized the controls that `localize`
-            takes, and if nothing or the same is known of all, all of them; the output folder.
-        settings: of the search to come.
-        export: file for the statistics as NeMo's scripts read them, if they shall have one.
-        shard: of the prompts, where several processes share an output folder; None to score none and put together what
-            they wrote.
+        given: the Stable Diffusion 1.x or 2.x pipeline, the prompts and the output folder. The calibration takes the
+            controls that `localize` takes; if all prompts have the same known truth or none, it takes all prompts.
+        settings: the settings of the search.
+        export: the file for the statistics in the format of NeMo's scripts; None for no file.
+        shard: the share of the prompts of this process, if several share an output folder. None to score none, and
+            merge the results of other processes.
 
     Returns:
         The content of `calibration.json`.
 
     Raises:
-        ConfigurationError: if there are too few prompts, prompts are known to be memorized and none not to be, or the
+        ConfigurationError: if there are too few prompts, if there are memorized prompts but no controls, or if the
             folder holds the results of a search with another calibration.
-        UnfinishedParts: if this part is scored and those of other processes are not.
+        UnfinishedParts: if this share is scored, and that of another process is not.
     """
     kinds = {prompt.memorized for prompt in given.prompts}
     if True in kinds and False not in kinds:
         raise ConfigurationError(
-            f"Of {len(given.prompts)} prompts none is known not to be memorized",
-            expected="prompts with 0 in the column `memorized`, or a file of nothing but ordinary prompts",
+            f"None of the {len(given.prompts)} prompts is known not to be memorized",
+            expected="prompts with 0 in the column `memorized`, or a file with ordinary prompts only",
             remedy="name another file with --prompts",
         )
-    others = [prompt.text for prompt in given.prompts]  # each as often as it stands there, as in NeMo's script
+    others = [prompt.text for prompt in given.prompts]  # repeated prompts count repeatedly, as in NeMo's script
     if len(kinds) > 1:
         prompts = [given.prompts[row] for row in distinct(given.prompts)]
         others = [prompts[row].text for row in Roles.of(prompts).calibrating]
@@ -79,7 +79,7 @@ def calibrate(
     predictor = Predictor.of(given.pipeline, steps=settings.steps)
     parts = Parts(given.output / PARTS, _identity(given, predictor, others, settings), shard=shard)
     scores = None
-    if read_search(given.output / NEURONS) is None:  # else the calibration of that search is kept
+    if read_search(given.output / NEURONS) is None:  # else the existing calibration stays
         scores = _scores(predictor, others, settings, parts)
     statistics, threshold = search.calibrate(
         predictor, others, output=given.output / NEURONS, settings=settings, scores=scores
@@ -101,7 +101,7 @@ def calibrate(
 
 
 def _identity(given: StageInput, predictor: Predictor, others: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Everything that the scores depend on."""
+    """Return everything that the scores depend on."""
     return {
         "memtrain": memtrain.__version__,
         "pipeline": fingerprint(given.pipeline),
@@ -112,7 +112,7 @@ def _identity(given: StageInput, predictor: Predictor, others: Sequence[str], se
 
 
 def _scores(predictor: Predictor, others: Sequence[str], settings: Settings, parts: Parts) -> Tensor:
-    """`(P, K)` similarities of the prompts, a denoiser call after the other."""
+    """Return the similarities of the prompts, `(P, K)`, measured in one denoiser call after the other."""
     at_once = max(1, predictor.batch_size // settings.seeds)
 
     def scored(start: int) -> Done:

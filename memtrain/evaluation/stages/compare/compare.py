@@ -1,13 +1,13 @@
-"""What the second of two evaluated runs gained over the first, and what it cost, paired.
+"""Paired comparison of two evaluated runs: the gain of the second over the first, and its cost.
 
-Pairs are prompts with the same key, and of these the generations with the same seed. A picture is reproduced if any
-generation of any of its prompts is, by the threshold of its own run, which both set at a stated false-positive rate.
-Differences of shares have a paired percentile bootstrap over pictures (Efron, "Bootstrap methods", 1979), and the
-pictures of which only one of the two runs makes a copy an exact test (McNemar, "Note on the sampling error of the
-difference between correlated proportions", 1947): with n of them, the chance that a fair coin is as one-sided.
+Pairs are prompts with the same key, and generations of these prompts with the same seed. A picture is reproduced if any
+generation of any of its prompts is reproduced, by the threshold of its own run. Both runs set their thresholds at a
+stated false-positive rate. Differences of shares have a paired percentile bootstrap over pictures (Efron, "Bootstrap
+methods", 1979). Pictures that come back in only one of the runs have an exact test (McNemar, "Note on the sampling
+error of the difference between correlated proportions", 1947): the probability that a fair coin is as one-sided.
 
-Cannot: tell runs apart whose sampling differs; say whether a difference would come back with another seed of training,
-for which each has to be trained several times.
+Cannot: compare runs with different sampling, nor tell whether a difference would come back with another seed of
+training. This needs several trainings of each run.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from memtrain.functional.ranking import mean_with_interval, share
 from memtrain.records import HELDOUT, NEVER_TRAINED
 
 SCHEMA_VERSION = 1
-"""Of `comparison.json`."""
+"""Version of `comparison.json`."""
 NAME = "comparison.json"
 TRAINED = "trained on"
-"""Name of all groups together whose pictures were trained on."""
+"""Name for all groups of trained pictures together."""
 
 
 def compare_runs(
     before: Evaluated, after: Evaluated, *, output: Path, pictures: int, bootstrap: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Compare, and write `comparison.json` and the images that are shown.
+    """Compare two runs, and write `comparison.json` and the images of the report.
 
     Args:
-        before: what is compared with.
-        after: what is asked about.
-        output: folder to write to.
-        pictures: shown side by side at most.
-        bootstrap: `seed`, `resamples` and `level` of intervals.
+        before: the first run.
+        after: the second run.
+        output: the output folder.
+        pictures: the largest number of pictures shown side by side.
+        bootstrap: the `seed`, `resamples` and `level` of intervals.
 
     Returns:
         The content of `comparison.json`.
 
     Raises:
-        RecordError: if the two cannot be compared.
+        RecordError: if the runs cannot be compared.
     """
     check_comparable(before, after)
     shared = sorted(before.rows.keys() & after.rows.keys())
@@ -93,11 +93,11 @@ def compare_runs(
 
 
 def mcnemar(stopped: int, started: int) -> float:
-    """Two-sided exact p-value: how often a fair coin is at least as one-sided.
+    """Compute the two-sided exact p-value: the probability that a fair coin is at least as one-sided.
 
     Args:
-        stopped: pictures that only the first reproduces.
-        started: pictures that only the second reproduces.
+        stopped: the number of pictures that only the first run reproduces.
+        started: the number of pictures that only the second run reproduces.
     """
     n = stopped + started
     tail = sum(math.comb(n, number) for number in range(min(stopped, started) + 1))
@@ -119,7 +119,7 @@ def _said(one: Evaluated) -> dict[str, Any]:
 def _group(
     before: Evaluated, after: Evaluated, places: Sequence[tuple[str, int]], bootstrap: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Figures of a group, by picture."""
+    """Compute the figures of a group, by picture."""
     pictures: dict[str, list[tuple[str, int]]] = {}
     for place in places:
         pictures.setdefault(before.rows[place].get("picture_family", place[0]), []).append(place)
@@ -153,7 +153,7 @@ def _group(
 
 
 def _paired(values: Sequence[torch.Tensor], bootstrap: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean of each, and of the differences with their interval."""
+    """Return the mean of each run, and the mean difference with its interval."""
     before, after = values
     return {
         "before": float(before.mean()),
@@ -163,7 +163,7 @@ def _paired(values: Sequence[torch.Tensor], bootstrap: Mapping[str, Any]) -> dic
 
 
 def _quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure of quality that both have, one beside the other; the runs' own intervals where they have them."""
+    """Pair every figure of quality that both runs have, with the runs' own intervals if there are any."""
     found = {}
     first, second = (_with_interval(results.get("quality") or {}) for results in (before, after))
     for name in first:
@@ -182,14 +182,14 @@ def _quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
 
 def _with_interval(quality: Mapping[str, Any]) -> dict[str, Any]:
-    """The held-out loss with its interval, where results have it beside the number."""
+    """Return the figures, with the interval of the held-out loss if the results have it."""
     figures = dict(quality)
     mean = figures.pop("heldout_loss_mean", None)
     return figures if mean is None else figures | {"heldout_loss": mean}
 
 
 def _figure(value: Any) -> tuple[float, list[float] | None] | None:
-    """A number and its interval; None if it was not measured."""
+    """Return a number and its interval; None if it was not measured."""
     interval = value.get("interval") if isinstance(value, Mapping) else None
     number = value.get("value", value.get("mean")) if isinstance(value, Mapping) else value
     if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -204,16 +204,16 @@ def _image(path: Path) -> Image.Image:
         raise RecordError(
             f"{path} cannot be shown: {error}",
             expected="the images that `measure` wrote",
-            remedy="run `measure` again, or show none with --pictures 0",
+            remedy="run `memtrain measure` again, or leave out pictures with --pictures 0",
         ) from error
 
 
 def _shown(
     before: Evaluated, after: Evaluated, places: Sequence[tuple[str, int]], output: Path, most: int
 ) -> list[dict[str, Any]]:
-    """Copy what is shown into the output: pictures that changed sides first, then those whose ratio changed most.
+    """Copy the shown pictures to the output: first pictures that changed sides, then those with the largest change.
 
-    Of each picture the seed is shown that is nearest to a copy in either run.
+    The seed nearest to a copy in either run represents a picture.
     """
 
     def nearest(place: tuple[str, int]) -> float:

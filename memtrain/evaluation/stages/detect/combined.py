@@ -1,14 +1,14 @@
-"""Several detectors as one: a logistic regression of their scores, judged on prompts it was not fitted on.
+"""Several detectors as one: a logistic regression of their scores, judged on prompts outside its fit.
 
-Method: the log of each detector's score (the score itself where one is not positive), standardised, goes into a
-logistic regression with an L2 penalty; k folds, both classes dealt out evenly, equal prompts together. Every figure is
-of out-of-fold scores. Beside it stands the best single detector, chosen and scaled in the same way on the other folds
-alone, so that choosing the best of many is not rewarded either.
+Method: the standardised log of each detector's score goes into a logistic regression with an L2 penalty (the score
+itself, if one is not positive). There are k folds, with both classes spread evenly and equal prompts together. Every
+figure uses out-of-fold scores. The best single detector is reported for comparison. It is chosen and scaled in the same
+way on the other folds only, so that the choice of the best of many gives no advantage.
 Cost: none beyond the detectors.
 Suggested values: 5 folds, penalty 1.
-Cannot: be fitted without prompts whose truth is known, at least k of either kind; say anything about prompts unlike
-them (a file of captions in one style and others in another teaches the style); or be better than its detectors where
-one of them is perfect.
+Cannot: be fitted without prompts with known truth, at least k of each kind. It does not apply to other kinds of
+prompts: if memorized and other captions differ in style, it learns the style. It cannot be better than a perfect
+detector.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FOLDS = 5
 
 
 def reason_against(labels: Tensor, keys: Sequence[str], *, folds: int = FOLDS) -> str | None:
-    """Why nothing can be fitted and judged on these prompts; None if it can."""
+    """Return why no regression can be fitted and judged on these prompts; None if it can."""
     truth = labels.bool().tolist()
     fewest = min(len({key for key, one in zip(keys, truth, strict=True) if one == group}) for group in (True, False))
     return None if fewest >= folds else f"{fewest} different prompts of one kind are fewer than {folds} folds"
 
 
 def as_feature(score: Tensor) -> Tensor:
-    """The log of scores `(n,)` that are all positive, others as they are; fp64."""
+    """Return the log of scores `(n,)` if all are positive, else the scores, in fp64."""
     return score.double().log() if bool((score > 0).all()) else score.double()
 
 
@@ -47,19 +47,19 @@ def combine(
     penalty: float = 1.0,
     seed: int = 0,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Fit, and compare with the best single detector.
+    """Fit the regression, and compare it with the best single detector.
 
     Args:
-        scores: per detector `(n,)`, finite.
-        labels: `(n,)` bool.
-        keys: n prompts.
-        folds: k; :func:`reason_against` must have no objection.
-        penalty: of the regression.
-        seed: of the folds.
+        scores: the finite scores by detector, `(n,)`.
+        labels: the known truth, `(n,)` bool.
+        keys: the n prompts.
+        folds: the number k of folds, for which :func:`reason_against` returns None.
+        penalty: the L2 penalty of the regression.
+        seed: the seed of the folds.
 
     Returns:
-        Out-of-fold log odds `(n,)`, and what is to be said of them: detectors, folds, `best_single` with its AUROC, how
-        often each was chosen, and the difference in AUROC with an interval over prompts.
+        Out-of-fold log odds `(n,)`, and their figures: detectors, folds, penalty, and `best_single` with its AUROC, the
+        counts of chosen detectors, and the difference in AUROC with an interval over prompts.
     """
     truth = labels.bool()
     fold = stratified_folds(truth, keys, folds=folds, seed=seed)
@@ -71,7 +71,7 @@ def combine(
     single, chosen = torch.empty_like(together), dict.fromkeys(features, 0)
     for number in range(folds):
         inside = fold == number
-        # In either direction, as the regression too may turn a detector round.
+        # In either direction, because the regression can also reverse a detector.
         best = max(features, key=lambda name: abs(float(auroc(features[name][~inside], truth[~inside])) - 0.5))
         single[inside] = alone[best][inside]
         chosen[best] += 1

@@ -1,15 +1,16 @@
-"""Which of these prompts does a model memorize? Scores prompts without images of their own, for any pipeline.
+"""Detection: which prompts does a model memorize? It scores prompts without their own images, for any pipeline.
 
-Written to the output folder: `prompts.parquet`, one row per prompt with its length and each detector's score, and
-`detection.json` with figures, settings and versions. Where the file says which prompts are memorized, each detector is
-measured (`ranking_figures.py`), beside the prompts' length alone, because a score that length explains is no
-detection; and so are all of them together (`combined.py`), whose column holds out-of-fold log odds. With null prompts
-(:mod:`memtrain.evaluation.stages.null_prompts`, or the user's own) every prompt gets p-values (`against_null.py`).
+The output folder gets `prompts.parquet` with one row per prompt, its length and each detector's score, and
+`detection.json` with figures, settings and versions. If the file of prompts gives the truth, each detector is measured
+(`ranking_figures.py`). The length of the prompts is measured as well, because a score explained by length is no
+detection. All detectors together are also measured (`combined.py`); their column holds out-of-fold log odds. With null
+prompts (:mod:`memtrain.evaluation.stages.null_prompts`, or the user's own) every prompt gets p-values
+(`against_null.py`).
 
-A prompt that is given several times is scored once and reported once, with its count; it is memorized if any of them
-is said to be. A killed detection goes on where it stopped, and neither that nor the number of processes that share the
-work changes a bit of the table (`scoring.py`). `detection/` in the output folder holds what is on its way
-(`score_parts.py`), and the results of earlier detections of other settings.
+A repeated prompt is scored and reported once, with its count. It counts as memorized if any of its lines says so. A
+killed detection goes on. Neither an interruption nor the number of processes changes a bit of the table (`scoring.py`).
+`detection/` in the output folder holds unfinished scores (`score_parts.py`), and the results of earlier detections with
+other settings.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from memtrain.models.fingerprint import fingerprint
 from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 3
-"""Of `detection.json` and `prompts.parquet`."""
+"""Version of `detection.json` and `prompts.parquet`."""
 WHOLE = Shard()
 """All prompts in one process."""
 
@@ -57,28 +58,28 @@ def detect(
     """Score prompts and write the results.
 
     Args:
-        given: pipeline, P prompts, settings of the sampling and output folder; what an earlier call with the same
-            settings scored there is not scored again.
-        detectors: each gives one score per prompt.
-        null: null prompts, and which of the detectors read them; None for no p-values.
-        shard: the part of the prompts to score, where several processes share an output folder; None to score
-            nothing and merge what they wrote.
-        part_seconds: scores are written at least this often; what a killed process loses.
-        left_out: names of detectors that were asked for and cannot read this pipeline, with the reason.
+        given: the pipeline, P prompts, the settings of the sampling and the output folder. Scores of an earlier call
+            with the same settings are kept.
+        detectors: the detectors, each of which gives one score per prompt.
+        null: the null prompts, and the detectors that read them; None for no p-values.
+        shard: the share of the prompts of this process, if several share an output folder. None to score none, and
+            merge the results of other processes.
+        part_seconds: the largest number of seconds between two writes; a killed process loses no more.
+        left_out: the reasons against detectors that cannot read this pipeline, by name.
 
     Returns:
-        The content of `detection.json`; None if other processes have not scored their parts yet. Whoever is last
+        The content of `detection.json`; None if other processes have not scored their share yet. The last process
         merges.
 
     Raises:
-        ConfigurationError: if there is nothing to score.
-        RecordError: if there is nothing to score and scores are missing.
+        ConfigurationError: if there are no prompts or no detectors.
+        RecordError: if this process only merges, and scores are missing.
     """
     if not given.prompts or not detectors:
         raise ConfigurationError(
-            f"Nothing to score: {len(given.prompts)} prompts, {len(detectors)} detectors",
-            expected="at least one of each",
-            remedy="change the settings",
+            f"There is nothing to score: {len(given.prompts)} prompts, {len(detectors)} detectors",
+            expected="at least one prompt and one detector",
+            remedy="name prompts (--prompts) and detectors (--detectors)",
         )
     given_prompts = given.prompts
     given = replace(given, prompts=distinct(given.prompts))
@@ -86,7 +87,7 @@ def detect(
     texts = [prompt.text for prompt in given.prompts]
     scoring = Scoring(given, texts, detectors, model=model)
     made = None if null is None else Scoring(given, null.texts, null.detectors, model=model, what="null prompts")
-    # Each is worked on before any is asked whether it is done.
+    # Both tables are worked on before either is checked.
     done = [one.work(shard=shard, part_seconds=part_seconds) for one in (scoring, made) if one is not None]
     if False in done or (shard is not None and not shard.merges):
         return None
@@ -128,7 +129,7 @@ def detect(
 
 
 def distinct(prompts: Sequence[PromptToScore]) -> list[PromptToScore]:
-    """Each prompt once, in the order of their first; what one of them is known to be, it is."""
+    """Keep each prompt once, in the order of first appearance; a known truth of any line counts."""
     first: dict[str, PromptToScore] = {}
     for prompt in prompts:
         before = first.setdefault(prompt.text, prompt)
@@ -138,7 +139,7 @@ def distinct(prompts: Sequence[PromptToScore]) -> list[PromptToScore]:
 
 
 def _asked(given: Sequence[PromptToScore], kept: Sequence[PromptToScore]) -> dict[str, Any]:
-    """Columns that say what was asked."""
+    """Make the columns with the prompts, their counts and their truth."""
     times = Counter(prompt.text for prompt in given)
     return {
         "prompt": [prompt.text for prompt in kept],
@@ -150,7 +151,7 @@ def _asked(given: Sequence[PromptToScore], kept: Sequence[PromptToScore]) -> dic
 def _against(
     given: StageInput, null: Null, made: Scoring, scores: Mapping[str, Tensor], lengths: Tensor
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns of p-values, and what is said of them; the null prompts are written."""
+    """Make the columns of p-values and their figures, and write the null prompts."""
     table = made.table()
     found = {detector.name: torch.tensor(table[detector.name].to_pylist()).double() for detector in null.detectors}
     null_lengths = prompt_lengths(given.pipeline, null.texts)
@@ -167,7 +168,7 @@ def _figures(
     truth: list[bool] | None,
     lengths: Tensor,
 ) -> dict[str, Any]:
-    """What each detector costs and, where the truth is known, how well it ranks."""
+    """Return the cost of each detector and, if the truth is known, its ranking figures."""
     figures: dict[str, Any] = {}
     seeds, steps = len(given.sampling.seeds), given.sampling.steps
     for detector in detectors:
@@ -186,7 +187,7 @@ def _figures(
 def _combined(
     scores: dict[str, Tensor], truth: list[bool] | None, texts: Sequence[str]
 ) -> tuple[Tensor | None, dict[str, Any] | None]:
-    """Out-of-fold log odds of all detectors together, and their figures or why there are none."""
+    """Return out-of-fold log odds of all detectors together, and their figures or the reason for none."""
     if truth is None:
         return None, None
     labels = torch.tensor(truth)

@@ -1,8 +1,8 @@
-"""How well a score tells memorized prompts from others, in every convention that published figures use.
+"""Figures of how well a score separates memorized prompts from others, in the conventions of published papers.
 
 - AUROC with a bootstrap interval, over all prompts and among prompts of the same length only;
-- true-positive rates at false-positive rates of 1 and 3 %, read off nearest to the rate (MemAttn) and strictly below it
-  (Wen et al.), which differ with few prompts;
+- true-positive rates at false-positive rates of 1 and 3 %, at the point nearest to the rate (MemAttn) and strictly
+  below the rate (Wen et al.), which differ with few prompts;
 - a calibration curve: out-of-fold probabilities of a logistic regression on the score, in ten bins, against the share
   that is memorized. The probabilities hold for the share of memorized prompts in the file.
 
@@ -39,15 +39,15 @@ def ranking_figures(
     """Figures of one score.
 
     Args:
-        score: `(P,)`, higher for memorized prompts.
-        truth: `(P,)` bool.
-        lengths: `(P,)` tokens of the prompts, for the figures among prompts of one length.
-        keys: P prompts, for the calibration curve.
-        resamples: of bootstrap intervals.
+        score: the scores, higher for memorized prompts, `(P,)`.
+        truth: the known truth, `(P,)` bool.
+        lengths: the numbers of tokens of the prompts, for the figures among prompts of one length, `(P,)`.
+        keys: the P prompts, for the calibration curve.
+        resamples: the number of resamples of bootstrap intervals.
 
     Returns:
-        `auroc`, `interval`, `true_positive_rates`, `notes` and, as asked, `same_length` and `calibration`; where
-        nothing can be said, None and a `reason`.
+        `auroc`, `interval`, `true_positive_rates`, `notes`, and with the arguments `same_length` and `calibration`. If
+        there are no figures, None and a `reason`.
     """
     if not bool(torch.isfinite(score).all()):
         count = int((~torch.isfinite(score)).sum())
@@ -59,8 +59,8 @@ def ranking_figures(
     negatives, notes = int((~truth).sum()), []
     if interval[0] == interval[1]:
         notes.append(
-            "The interval has no width: every resample of a perfect order is perfect. With "
-            f"{int(truth.sum())} memorized and {negatives} other prompts that does not mean certainty."
+            "The interval has no width, because every resample of a perfect order is perfect. This does not mean "
+            f"certainty with {int(truth.sum())} memorized and {negatives} other prompts."
         )
     rates = []
     for rate in RATES:
@@ -72,7 +72,8 @@ def ranking_figures(
         rates.append(entry)
         if negatives < 1 / rate:
             notes.append(
-                f"With {negatives} prompts that are not memorized, a false-positive rate of {rate:.0%} lets none by."
+                f"With {negatives} prompts that are not memorized, a false-positive rate of {rate:.0%} allows no false "
+                f"positive."
             )
     figures = {"auroc": value, "interval": interval, "true_positive_rates": rates, "notes": notes}
     if lengths is not None:
@@ -96,7 +97,7 @@ def _interval(statistic: Any, score: Tensor, truth: Tensor, resamples: int) -> l
 def _same_length(score: Tensor, truth: Tensor, lengths: Tensor, resamples: int) -> dict[str, Any]:
     value, interval, pairs = stratified_auroc(score, truth, strata=lengths, seed=0, resamples=resamples)
     if not pairs:
-        return {"auroc": None, "reason": "no memorized prompt has as many tokens as one that is not"}
+        return {"auroc": None, "reason": "no memorized prompt has the same number of tokens as another prompt"}
     shared = set(lengths[truth].tolist()) & set(lengths[~truth].tolist())
     inside = torch.tensor([length in shared for length in lengths.tolist()])
     return {

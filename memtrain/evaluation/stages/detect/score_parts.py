@@ -1,14 +1,14 @@
-"""Scores of prompts on their way to one table: written as they come, so that a killed detection goes on.
+"""Scores of prompts, written in parts while a detection runs, so that a killed detection goes on.
 
-Layout below `detection/<key>/` of the output folder, where the key is a hash of everything the scores depend on:
+The output folder gets `detection/<key>/`, where the key is a hash of everything that the scores depend on:
 
-- `identity.json`: what that is;
+- `identity.json`: these values;
 - `part-*.parquet`: rows of one process, renamed into place when complete;
-- `scores.parquet`: all rows, once every prompt is scored; the parts are then gone.
+- `scores.parquet`: all rows, when every prompt is scored; the parts are then removed.
 
-Rows hold `row` (the prompt's place in the list), one column per detector, and `seconds`. Which rows exist says what is
-left to do, so a detection may go on with another number of processes than it began with. Rows that two processes both
-made are the same and count once.
+Rows hold `row` (the prompt's place in the list), one column per detector, and `seconds`. The missing rows are the work
+left to do, so a detection can go on with another number of processes. Rows that two processes made are equal, and count
+once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memtrain.files.text import read_json
 from memtrain.records import write_parquet, written_whole
 
 UNNAMED = "earlier"
-"""Folder of results that do not say whose they are, with a number behind it."""
+"""Name, followed by a number, of a folder for results without a key."""
 log = logging.getLogger(__name__)
 
 
@@ -39,12 +39,12 @@ class ScoreParts:
     """The rows of one detection.
 
     Args:
-        folder: `detection/` of the output folder.
-        identity: everything the scores depend on, as JSON can hold it.
-        detectors: names of the columns.
+        folder: the folder `detection/` of the output folder.
+        identity: everything that the scores depend on, in a form that JSON can hold.
+        detectors: the names of the columns.
 
     Attributes:
-        key: name of the folder of this detection.
+        key: the name of the folder of this detection.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, detectors: Sequence[str]) -> None:
@@ -62,25 +62,25 @@ class ScoreParts:
         """Write rows as one part.
 
         Args:
-            rows: `row`, the detectors' scores and `seconds`.
-            shard: who writes; no two processes at work share it.
+            rows: the rows, with `row`, the detectors' scores and `seconds`.
+            shard: the name of this process; no two processes share it.
         """
         if rows:
             name = f"part-{shard.replace('/', '-of-')}-row-{rows[0]['row']:08d}.parquet"
             write_parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema), self.folder / name)
 
     def done(self) -> set[int]:
-        """Prompts that have their scores."""
+        """Return the prompts that have scores."""
         return set(self._read()["row"].to_pylist())
 
     def merged(self, prompts: int) -> pa.Table:
-        """All rows in the order of prompts, kept as one file from now on.
+        """Merge all rows in the order of prompts, and keep them as one file.
 
         Args:
-            prompts: how many there are.
+            prompts: the number of prompts.
 
         Raises:
-            MissingPartsError: naming the first.
+            MissingPartsError: if prompts have no scores; it names the first.
         """
         table = self._read()
         place = {row: at for at, row in enumerate(table["row"].to_pylist())}
@@ -89,7 +89,7 @@ class ScoreParts:
             raise MissingPartsError(
                 f"{len(missing)} of {prompts} prompts have no scores in {self.folder}, first number {missing[0]}",
                 expected="the parts of every process",
-                remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
+                remedy="run the unfinished processes again with the same arguments; finished work is kept",
             )
         table = table.take([place[row] for row in range(prompts)])
         write_parquet(table, self._whole)
@@ -100,13 +100,13 @@ class ScoreParts:
     def _read(self) -> pa.Table:
         files = [self._whole] if self._whole.is_file() else sorted(self.folder.glob("part-*.parquet"))
         tables = [self._part(file) for file in files]
-        if files != [self._whole] and self._whole.is_file():  # another process has just put the parts together
+        if files != [self._whole] and self._whole.is_file():  # another process has just merged the parts
             tables = [self._part(self._whole)]
         return pa.concat_tables([self._schema.empty_table(), *(table for table in tables if table is not None)])
 
     def _part(self, file: Path) -> pa.Table | None:
-        """The rows of a file; of one that is torn none, so that its prompts are scored again."""
-        remedy = f"delete {file}; what it held is scored again"
+        """Read the rows of a file; None for a damaged file, so that its prompts are scored again."""
+        remedy = f"delete {file}; its prompts are scored again"
         try:
             return read_parquet(file, schema=self._schema, what="scores of this detection", remedy=remedy)
         except DataError as error:
@@ -120,13 +120,12 @@ def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None
     """Move the results of another detection beside its scores, into `detection/<its key>/`.
 
     Args:
-        output: the output folder; `detection.json` in it says whose results lie there.
-        key: of the detection that is about to write.
-        names: files to move.
+        output: the output folder, whose `detection.json` holds the key of its results.
+        key: the key of the detection that is about to write.
+        names: the files to move.
 
     Returns:
-        Their new place, or None if nothing is in the way. Half a file, or a key that is no name, keeps nothing from
-        being moved: the scores of this detection are there already.
+        The new folder; None if there are no other results. Files with a damaged or invalid key are moved as well.
     """
     if not (output / "detection.json").exists():
         return None
@@ -142,12 +141,12 @@ def keep_earlier(output: Path, *, key: str, names: Sequence[str]) -> Path | None
 
 
 def _free(place: Path) -> Path:
-    """A folder of that name and a number that is not there."""
+    """Return a folder with this name and a number that does not exist."""
     return next(one for number in count(1) if not (one := place.with_name(f"{place.name}-{number}")).exists())
 
 
 def _key_of(path: Path) -> str | None:
-    """The key that a results file names; None if it names none that can be a folder."""
+    """Return the key in a results file; None if there is no key that can name a folder."""
     try:
         found = read_json(path)
         return safe_name(found.get("key"), f"{path}: key") if isinstance(found, dict) else None

@@ -1,8 +1,8 @@
-"""Scores of prompts, made in parts that a killed detection and several processes share.
+"""Scoring of prompts, in parts that a killed detection and several processes share.
 
-Prompts are scored in fixed groups of as many as fill one batch, and each group's scores are written soon after
-(`score_parts.py`). The prompts in question and null prompts are two such tables, each with an identity of its own: what
-a model scored once under the same settings and detectors in this output folder is not scored again.
+Prompts are scored in fixed groups that fill one batch, and each group's scores are written soon after
+(`score_parts.py`). The prompts in question and the null prompts are two such tables, each with its own identity.
+Prompts with scores for the same model, settings and detectors in this output folder are not scored again.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Scoring:
     """One table of scores.
 
     Args:
-        given: pipeline, settings of the sampling and output folder.
-        texts: P different prompts.
-        detectors: each gives one score per prompt.
-        model: fingerprint of the pipeline.
-        what: for the progress bar.
+        given: the pipeline, the settings of the sampling and the output folder.
+        texts: the P different prompts.
+        detectors: the detectors, each of which gives one score per prompt.
+        model: the fingerprint of the pipeline.
+        what: the name on the progress bar.
 
     Attributes:
-        identity: everything the scores depend on, as JSON can hold it.
-        key: name of the scores, below `detection/` of the output folder.
+        identity: everything that the scores depend on, in a form that JSON can hold.
+        key: the name of the folder of the scores in `detection/` of the output folder.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Scoring:
         self.key = self._parts.key
 
     def work(self, *, shard: Shard | None, part_seconds: float) -> bool:
-        """Score this process's prompts; whether all prompts now have their scores, or nothing was to be scored.
+        """Score this process's prompts; return whether all prompts now have scores, or `shard` is None.
 
         Args:
-            shard: the part of the prompts; None for none.
-            part_seconds: scores are written at least this often.
+            shard: the share of the prompts; None for none.
+            part_seconds: the largest number of seconds between two writes.
         """
         if shard is None:
             return True
@@ -81,12 +81,12 @@ class Scoring:
         return len(self._parts.done()) == len(self.texts)
 
     def table(self) -> pa.Table:
-        """All scores, in the order of prompts; :class:`memtrain.errors.RecordError` if some are missing."""
+        """Return all scores in the order of prompts; :class:`memtrain.errors.RecordError` if some are missing."""
         return self._parts.merged(len(self.texts))
 
 
 def _configuration(detector: Detector) -> dict[str, str]:
-    """What tells two detectors apart."""
+    """Return the settings that distinguish a detector from others."""
     kind = type(detector)
     settings = {name: repr(value) for name, value in sorted(vars(detector).items())}
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "name": detector.name, **settings}

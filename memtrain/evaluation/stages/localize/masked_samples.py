@@ -1,7 +1,7 @@
-"""Images under masks, and with embeddings that were searched for, in units that are kept and shared.
+"""Images under masks, and with embeddings of the adversarial search, in units that are kept and shared.
 
-A unit is as many prompts as fill a batch under one condition, or as many as are searched for side by side. What is
-sampled depends on the masks, which all processes have once every part of the search is done.
+A unit is a batch of prompts under one condition, or the prompts whose embeddings are searched together. The sampling
+depends on the masks, which all processes have when every part of the search is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from memtrain.models.encoding import encode_prompts
 from memtrain.models.neuron_mask import NeuronMask
 
 AT_ONCE = 4
-"""Prompts whose embeddings are searched for side by side."""
+"""Number of prompts whose embeddings are searched together."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Sampled:
     """Images of one condition.
 
     Attributes:
-        name: of the condition.
-        rows: which prompts.
-        images: `(n, K, 3, H, W)` uint8.
-        losses: `(n, steps)` of the search for embeddings, if there was one.
+        name: the name of the condition.
+        rows: the rows of the n prompts.
+        images: the images, `(n, K, 3, H, W)` uint8.
+        losses: the losses of the search for embeddings, `(n, steps)`, if there was a search.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Sampled:
 
 @dataclass
 class MaskedSamples:
-    """What is to be sampled.
+    """Plan of the images to sample.
 
     Args:
-        pipeline: the model, left as it was.
-        sampling: settings.
+        pipeline: the model, which is not changed.
+        sampling: the settings of the sampling.
     """
 
     pipeline: StableDiffusionPipeline
@@ -84,7 +84,7 @@ class MaskedSamples:
         own: Tensor,
         steps: int,
     ) -> None:
-        """Search for the embeddings that bring images `own` `(n, 3, H, W)` back, and sample with them."""
+        """Search embeddings that bring images `own` `(n, 3, H, W)` back, and sample with them."""
         fitting = rows_with_gradients(self.pipeline, size=(int(own.shape[-2]), int(own.shape[-1])))
 
         def work(part: slice) -> Done:
@@ -104,7 +104,7 @@ class MaskedSamples:
         self._conditions.append((name, list(rows), names))
 
     def read(self, parts: Parts) -> Iterator[Sampled]:
-        """The conditions in the order in which they were named."""
+        """Yield the conditions in the order in which they were added."""
         for name, rows, names in self._conditions:
             found = [parts.read(one).tensors for one in names]
             losses = torch.cat([one["losses"] for one in found]) if "losses" in found[0] else None
@@ -114,13 +114,13 @@ class MaskedSamples:
 def identity_of_masked(
     given: StageInput, sampling: Sampling, located: Localization, asked: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that the images depend on.
+    """Return everything that the images depend on.
 
     Args:
-        given: pipeline, prompts and own images.
-        sampling: settings.
+        given: the pipeline, the prompts and the own images.
+        sampling: the settings of the sampling.
         located: the masks.
-        asked: options, as JSON can hold them.
+        asked: further options, in a form that JSON can hold.
     """
     texts = [prompt.text for prompt in given.prompts]
     masks = [[prompt, mask.factor, sorted(mask.channels.items())] for prompt, mask in located.items()]
@@ -134,7 +134,7 @@ def identity_of_masked(
 
 
 def judged(sampled: Sampled, conditions: Conditions, parts: Parts) -> dict[int, Tensor]:
-    """The fidelity of a condition's images, kept as they are."""
+    """Measure the fidelity of a condition's images, and keep it."""
 
     def fidelity() -> Done:
         found = conditions.fidelity(sampled.rows, sampled.images, searched=sampled.losses is not None)

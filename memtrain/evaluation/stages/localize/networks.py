@@ -1,4 +1,4 @@
-"""What networks see of masking: NeMo's metrics of images under each prompt's mask, and distances of distributions."""
+"""Figures by networks for masking: NeMo's metrics under each prompt's mask, and distances of distributions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from memtrain.evaluation.stages.roles import Roles
 
 
 def masked_networks(given: StageInput, conditions: Conditions, roles: Roles, *, weights: Weights) -> dict[str, Any]:
-    """NeMo's metrics under each prompt's mask; FID of images of controls, without and with all masks together.
+    """Measure NeMo's metrics under each prompt's mask, and FID of controls without and with all masks together.
 
     Args:
-        given: pipeline, prompts and own images.
-        conditions: with their images.
-        roles: of the prompts.
-        weights: of the networks.
+        given: the pipeline, the prompts and the own images.
+        conditions: the conditions with their images.
+        roles: the roles of the prompts.
+        weights: the weight files of the networks.
     """
     device, own = given.pipeline.device, given.own_images
     plain, results = conditions.found[UNMASKED], dict[str, Any](groups={})

@@ -1,10 +1,10 @@
-"""The images of every condition as files, so that any metric can follow.
+"""Files of the images of every condition, for any further metric.
 
-`images/original/0000/seed-0.png` is the image of the prompt in line 0 with seed 0, unmasked; `images/refined/` has
-those under its refined neurons, `images/initial/` and the other baselines theirs. `images/prompts.csv` says which
-folder holds which line: of a prompt that stands twice all lines name that of its first.
+`images/original/0000/seed-0.png` is the unmasked image of the prompt in line 0 with seed 0. `images/refined/` holds the
+images under the refined neurons, `images/initial/` and other folders those of the baselines. `images/prompts.csv` lists
+the folder of each line. All lines of a repeated prompt name the folder of its first line.
 
-Cost: a 512-pixel PNG takes about half a megabyte: 500 prompts with 10 seeds in 3 conditions 8 GB.
+Cost: a 512-pixel PNG takes about half a megabyte, so 500 prompts with 10 seeds in 3 conditions take 8 GB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDERS = {UNMASKED: "original", MASKED: "refined", UNION: "all_masks"}
 
 
 def folder_name(condition: str) -> str:
-    """Of a condition: `original`, `refined_retrigger`, `random`, ..."""
+    """Return the folder name of a condition: `original`, `refined_retrigger`, `random`, ..."""
     plain = condition.removesuffix(SEARCHED)
     name = FOLDERS.get(plain, plain.replace(" ", "_"))
     return f"{name}_retrigger" if condition.endswith(SEARCHED) else name
@@ -35,11 +35,11 @@ def write_pictures(
     """Write PNGs and the list of prompts.
 
     Args:
-        folder: `images/` is made in it; files of the same names are replaced.
-        conditions: with their images.
-        lines: every line of the prompts.
-        first: of each prompt of `conditions` its first line.
-        seeds: of the images.
+        folder: the folder that gets `images/`; files with the same names are replaced.
+        conditions: the conditions with their images.
+        lines: all lines of the prompts.
+        first: the first line of each prompt of `conditions`.
+        seeds: the seeds of the images.
     """
     for name, condition in conditions.found.items():
         for row, images in zip(condition.rows, condition.images, strict=True):

@@ -1,4 +1,4 @@
-"""The search for neurons: whole, or a part of the prompts on each of many machines."""
+"""Search for neurons: all prompts, or a share of them on each of many machines."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from memtrain.localization.threshold import Threshold
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How neurons are found.
+    """Settings of a search for neurons.
 
     Attributes:
-        settings: of NeMo's search.
-        statistics: activations for other prompts, or a file of them, ours or NeMo's; default measured on half of the
-            controls, or on random words.
-        threshold: similarity between seeds above which a prompt counts as memorized; default as `statistics`.
-        contribution: take this share of all neurons by :mod:`memtrain.localization.contribution` instead of NeMo's
-            search, which then has no `statistics`; needs controls.
+        settings: the settings of NeMo's search.
+        statistics: the activation statistics of other prompts, or their file, in memtrain's or NeMo's format. By
+            default they are measured on half of the controls, or on random words.
+        threshold: the similarity between seeds above which a prompt counts as memorized; measured like `statistics` by
+            default.
+        contribution: the share of all neurons to take by :mod:`memtrain.localization.contribution`, in place of NeMo's
+            search and without `statistics`; it needs controls. None for NeMo's search.
     """
 
     settings: Settings | None = None
@@ -38,10 +39,10 @@ class Search:
     contribution: float | None = None
 
     def known_statistics(self, given: StageInput) -> ActivationStatistics | None:
-        """The statistics that are given, with the names of the model's layers.
+        """Return the given statistics, with the names of the model's layers.
 
         Raises:
-            ConfigurationError: if a file of them is none, or does not fit the model.
+            ConfigurationError: if their file holds no statistics, or does not fit the model.
         """
         if isinstance(self.statistics, Path):
             return read_statistics(self.statistics, Predictor.of(given.pipeline))
@@ -49,18 +50,18 @@ class Search:
 
 
 def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization]:
-    """Search all prompts but those that calibrate.
+    """Search all prompts except those that calibrate.
 
     Args:
-        given: pipeline, prompts and output folder; what an earlier call found there is not searched again.
-        search: how.
+        given: the pipeline, the prompts and the output folder; prompts with results there are not searched again.
+        search: the settings of the search.
 
     Returns:
-        What each prompt was there for, and what was found.
+        The roles of the prompts, and the results.
 
     Raises:
-        ConfigurationError: if prompts are repeated (:func:`memtrain.evaluation.stages.roles.distinct`), none is left to
-            search, or the folder holds another search.
+        ConfigurationError: if prompts are repeated (:func:`memtrain.evaluation.stages.roles.distinct`), there are no
+            prompts to search, or the folder holds another search.
     """
     folder, prompts = given.output / NEURONS, given.prompts
     roles, statistics = Roles.of(prompts), search.known_statistics(given)
@@ -98,19 +99,19 @@ def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization
 
 
 def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | None = None) -> tuple[Localization, int]:
-    """Search this process's part of the prompts that `localize` searches.
+    """Search this process's share of the prompts that `localize` searches.
 
     Args:
-        given: pipeline, prompts and output folder, the same on every process.
-        shard: `(i, n)`: every n-th prompt from the i-th on.
-        search: how, but for contributions.
+        given: the pipeline, the prompts and the output folder, the same on every process.
+        shard: the pair `(i, n)`, for every n-th prompt from the i-th.
+        search: the settings of the search, without contributions.
 
     Returns:
-        What was found, and how many prompts of all parts are not searched yet.
+        The results, and the number of prompts of all shares that are not searched yet.
 
     Raises:
-        ConfigurationError: if none is left to search, nothing is calibrated yet, which several
-            processes cannot do at once, or the folder holds another search.
+        ConfigurationError: if there are no prompts to search, there is no calibration yet (several processes cannot
+            calibrate together), or the folder holds another search.
     """
     search, folder = search or Search(), given.output / NEURONS
     prompts = [given.prompts[row] for row in distinct(given.prompts)]
@@ -118,9 +119,9 @@ def search_part(given: StageInput, *, shard: tuple[int, int], search: Search | N
     complete = statistics is not None and search.threshold is not None
     if others is None and not complete:
         raise ConfigurationError(
-            f"{folder} holds no calibration for all parts of the prompts to compare with",
+            f"{folder} holds no calibration for the shares of the prompts",
             expected="statistics and a threshold from `memtrain calibrate` with the same --output",
-            remedy="run that first, or name both with --statistics and --threshold",
+            remedy="run `memtrain calibrate` first, or name both with --statistics and --threshold",
         )
     roles = Roles.of(prompts).calibrated_on(prompts, () if complete else set(others or ()))
     texts = [prompts[row].text for row in roles.searched]

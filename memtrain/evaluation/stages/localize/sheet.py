@@ -1,4 +1,4 @@
-"""Prompts whose neurons were masked, for the eye: their own image, and their images under each condition."""
+"""Contact sheet of masked prompts: their own image, and their images under each condition."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from memtrain.evaluation.report.contact_sheet import ROWS, SheetRow, contact_she
 from memtrain.evaluation.stages.localize.conditions import MASKED, SEARCHED, UNMASKED, Conditions
 
 SEEDS = 2
-"""Images per prompt and condition."""
+"""Number of images per prompt and condition."""
 SHOWN = (UNMASKED, MASKED, UNMASKED + SEARCHED, MASKED + SEARCHED)
 
 
 def write_sheet(path: Path, conditions: Conditions, *, rows: Sequence[int], own_images: Tensor | None) -> None:
-    """Write a PNG: a row per prompt with its own image and its images under each condition.
+    """Write a PNG with a row per prompt: its own image, and its images under each condition.
 
     Args:
-        path: of the PNG.
-        conditions: with their images.
-        rows: prompts to show, the first :data:`ROWS` of them.
-        own_images: `(P, 3, H, W)` uint8, if they are known.
+        path: the PNG file.
+        conditions: the conditions with their images.
+        rows: the prompts, of which the first :data:`ROWS` are shown.
+        own_images: the own images, `(P, 3, H, W)` uint8, if they are known.
     """
     shown = [name for name in SHOWN if name in conditions.found]
     sheet = []

@@ -1,14 +1,14 @@
-"""Tables of a search with a row for each line of the prompts, so that a prompt that stands twice is there twice.
+"""Tables of a search with a row for each line of the prompts; a repeated prompt has several rows.
 
-Written to the output folder:
+The output folder gets:
 
 - `pairwise.parquet` and `pairwise.csv`: similarity of every pair of seeds, unmasked, in the order of NeMo's script
   (`ssim_0_1`, `ssim_0_2`, ...), with the highest, mean and median of each prompt;
-- `neurons.csv`: a row for each neuron of each line, of the first selection (`initial`) and of the refined one;
-- `neurons.json`: the same by line, with what the search decided;
-- `memorization_statistics.csv`: what NeMo's own search writes and its own scripts read.
+- `neurons.csv`: a row for each neuron of each line, in the first selection (`initial`) and in the refined selection;
+- `neurons.json`: the same by line, with the decisions of the search;
+- `memorization_statistics.csv`: the table that NeMo's search writes and NeMo's scripts read.
 
-Lines whose prompts calibrate are not searched: they are in `neurons.json`, with their role, and in no other table.
+Lines whose prompts calibrate are not searched. Only `neurons.json` contains them, with their role.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memtrain.localization.results import Localization
 from memtrain.records import write_json, write_parquet, written_whole
 
 SCHEMA_VERSION = 1
-"""Of `neurons.json`."""
+"""Version of `neurons.json`."""
 SETS = ("initial", "refined")
 
 
@@ -43,14 +43,14 @@ def write_tables(
     prompts: Sequence[PromptToScore],
     roles: Roles,
 ) -> None:
-    """Write all of them.
+    """Write all tables.
 
     Args:
-        folder: of the results.
-        located: what was found.
-        lines: every line of the prompts, repeated ones too.
-        prompts: each prompt once.
-        roles: of those.
+        folder: the folder of the results.
+        located: the results of the search.
+        lines: all lines of the prompts, with repetitions.
+        prompts: the prompts, each once.
+        roles: the roles of these prompts.
     """
     found = {one.prompt: one for one in located.found}
     role = {prompts[row].text: "asked" for row in roles.asked}
@@ -97,7 +97,7 @@ def _pairwise(
             **dict(zip(names, one.pairs, strict=True)),
         }
         for number, line, one in searched
-        # A search of earlier versions kept the highest one alone.
+        # Earlier versions of the search kept only the highest value.
         if one.pairs
     ]
     kinds = {"line": pa.int64(), "prompt": pa.string(), "memorized": pa.bool_(), "role": pa.string()}

@@ -203,7 +203,7 @@ def _print_training(training: Mapping[str, Any], console: Console) -> None:
     flags = training["flags"]
     if flags is not None and training["planted"]:
         console.print(
-            f"Flags: precision {_share(flags['precision'])}; recall {_share(flags['recall'])}; "
+            f"Flags: precision {_share(flags['precision'])}, recall {_share(flags['recall'])}, "
             f"unique samples flagged {_share(flags['false_positive_rate'])}",
             markup=False,
         )

@@ -18,7 +18,7 @@ from memtrain.evaluation.stages.metrics.networks import Networks, readable
 def distances(
     spaces: Mapping[str, list[dict[str, Tensor]]], real: str | None, networks: Networks, unreadable: list[str]
 ) -> dict[str, Any]:
-    """FID, KID and CLIP-FID of generations and of unmitigated images to real ones."""
+    """Measure FID, KID and CLIP-FID of generations and of unmitigated images to real images."""
     compared: dict[str, list[Tensor]] = {}
     if real is None:
         parts = spaces["originals"]

@@ -1,18 +1,18 @@
-"""Which file in a folder is the image of which prompt and seed.
+"""Layouts of folders of images: the prompt and seed of each file.
 
-Layouts, of which a folder has to follow one:
+A folder has to follow one of these layouts:
 
 - `nemo`: `img_0003_01.jpg`, prompt and sample, as NeMo's `4_generate_images.py` names them;
-- `memattn`: `3_The_words_of_the_prompt.png`, as MemAttn's `text2img.py` names them, one image in a folder, or in each
-  of several folders `..._seed0`, `..._seed1`. The number there counts the images that could be saved, and falls behind
-  the prompts where a name was too long. So the words decide, and the number only between prompts of the same words;
+- `memattn`: `3_The_words_of_the_prompt.png`, as MemAttn's `text2img.py` names them, with one image per prompt in a
+  folder, or in each of several folders `..._seed0`, `..._seed1`. The number counts the saved images, and falls behind
+  the prompts if a name was too long. So the words decide, and the number only decides between equal prompts;
 - `memtrain`: `0003/seed-1.png` (originals: `0003/own.png`), in `images` or not;
-- `numbered`, of originals alone: `0003_any name.jpg`, as NeMo's readme asks for; several files of a number are several
+- `numbered`, for originals only: `0003_any name.jpg`, as in NeMo's readme. Several files with one number are several
   references;
-- a mapping: a CSV file with the columns `prompt` (row of the prompt file from 0, or the prompt itself), `file` (beside
-  the CSV, or with a full path) and perhaps `seed`.
+- a mapping: a CSV file with the columns `prompt` (row of the prompt file from 0, or the prompt itself), `file`
+  (relative to the CSV, or a full path) and optionally `seed`.
 
-Prompts are counted from 0 by the rows of their file, empty ones included, as those scripts do.
+Prompts are counted from 0 by the rows of their file, with empty rows, as in these scripts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from memtrain.files.text import read_text
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHOWN = 4
-"""Files that an error names."""
+"""Largest number of files that an error names."""
 
 NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -43,29 +43,29 @@ class Pictures:
     """Files by row of the prompt file.
 
     Attributes:
-        layout: its name.
-        files: by row the files, by seed.
+        layout: the name of the layout.
+        files: the files by row and seed.
     """
 
     layout: str
     files: Mapping[int, Mapping[int, Path]]
 
     def of(self, row: int) -> list[Path]:
-        """The files of a row, in the order of seeds."""
+        """Return the files of a row, in the order of seeds."""
         found = self.files.get(row, {})
         return [found[seed] for seed in sorted(found)]
 
 
 def read_pictures(source: str | Path, prompts: Mapping[int, str], *, originals: bool = False) -> Pictures:
-    """The images of prompts.
+    """Find the images of prompts.
 
     Args:
-        source: a folder, or a mapping.
-        prompts: by row of their file.
+        source: the folder, or the mapping.
+        prompts: the prompts by row of their file.
         originals: whether these are the original images.
 
     Raises:
-        DataError: if there is no such folder, it follows no layout or more than one, or does not fit the prompts.
+        DataError: if the folder does not exist, follows no layout or more than one, or does not fit the prompts.
     """
     path = Path(source)
     if path.suffix.lower() == ".csv" and path.is_file():
@@ -85,7 +85,7 @@ def read_pictures(source: str | Path, prompts: Mapping[int, str], *, originals: 
     readers = _readers(path, prompts, originals=originals)
     counts = {name: sum(read(file) is not None for file in files) for name, read in readers.items()}
     fitting = [name for name, count in counts.items() if count]
-    # The number of an original is read of any name, so another layout that fits all files says more.
+    # `numbered` reads the number of any name, so another layout that fits all files takes precedence.
     whole = [name for name in fitting if counts[name] == len(files)]
     chosen = whole[:1] if whole[1:] in ([], ["numbered"]) and whole else []
     if not chosen:
@@ -94,7 +94,7 @@ def read_pictures(source: str | Path, prompts: Mapping[int, str], *, originals: 
         raise DataError(
             f"{path} has {len(files)} images, {said}: {', '.join(names[:SHOWN])}",
             expected=f"all in one layout: {', '.join(readers)}",
-            remedy="move what does not belong there, or name a CSV with the columns prompt,file instead of the folder",
+            remedy="move other files elsewhere, or name a CSV with the columns prompt,file instead of the folder",
         )
     name = chosen[0]
     found = [(read, file) for file in files if (read := readers[name](file)) is not None]
@@ -106,12 +106,12 @@ def read_pictures(source: str | Path, prompts: Mapping[int, str], *, originals: 
 
 
 def memattn_name(prompt: str) -> str:
-    """The words of a file name of MemAttn's script."""
+    """Return the words of a file name of MemAttn's script."""
     return "_".join(prompt.split(" ")).replace("/", "<#>")
 
 
 def _readers(folder: Path, prompts: Mapping[int, str], *, originals: bool) -> dict[str, Callable[[Path], Found | None]]:
-    """By name of the layout, what reads row and seed of a file; None if it is of another layout."""
+    """Return by layout a function that reads row and seed of a file, or None for a file of another layout."""
     words = {memattn_name(prompt) for prompt in prompts.values()}
 
     def nemo(file: Path) -> Found | None:
@@ -142,7 +142,7 @@ def _readers(folder: Path, prompts: Mapping[int, str], *, originals: bool) -> di
 def _in_order(
     folder: Path, found: Sequence[tuple[Found, Path]], prompts: Mapping[int, str]
 ) -> list[tuple[Found, Path]]:
-    """MemAttn's files by the words of their names; of equal words, in the order of numbers."""
+    """Assign MemAttn's files to prompts by the words of their names; for equal words, in the order of numbers."""
     rows = defaultdict(list)
     for row, prompt in prompts.items():
         rows[memattn_name(prompt)].append(row)
@@ -154,9 +154,9 @@ def _in_order(
         taken[seed, words] += 1
         if place >= len(rows[words]):
             raise DataError(
-                f"{folder} has {place + 1} images of the prompt {words!r}, which the prompts have {len(rows[words])} "
-                "times",
-                expected="an image for each time that the prompt is there",
+                f"{folder} has {place + 1} images of the prompt {words!r}, but the file of prompts has it only "
+                f"{len(rows[words])} times",
+                expected="one image for each line with the prompt",
                 remedy="move images of other runs elsewhere",
             )
         ordered.append(((rows[words][place], seed), file))
@@ -164,7 +164,7 @@ def _in_order(
 
 
 def _counted(found: Sequence[tuple[Found, Path]]) -> list[tuple[Found, Path]]:
-    """Files of one number become its first, second, ... reference."""
+    """Number the files of each row as its first, second, ... reference."""
     taken: Counter[int] = Counter()
     counted = []
     for (row, _), file in found:
@@ -174,13 +174,13 @@ def _counted(found: Sequence[tuple[Found, Path]]) -> list[tuple[Found, Path]]:
 
 
 def _mapped(path: Path, prompts: Mapping[int, str]) -> list[tuple[Found, Path]]:
-    """What a mapping says."""
+    """Read a mapping."""
     table = csv_table(read_text(path), str(path), wanted=("prompt", "file", "seed"))
     if not table.rows or not {"prompt", "file"} <= set(table.columns):
         raise DataError(
             f"{path} has the columns {list(table.columns)} and {len(table.rows)} rows",
-            expected="prompt, file and perhaps seed, and at least one row",
-            remedy="name the columns so",
+            expected="the columns prompt, file and optionally seed, and at least one row",
+            remedy="rename the columns",
         )
     texts: dict[str, int] = {}
     for row, prompt in prompts.items():
@@ -195,7 +195,7 @@ def _mapped(path: Path, prompts: Mapping[int, str]) -> list[tuple[Found, Path]]:
         if row not in prompts or not os.path.isfile(file) or (seed and not NUMBER.fullmatch(seed)):
             raise DataError(
                 f"{path}, line {line}: prompt {named[:60]!r}, file {entry['file'][:200]!r}, seed {seed[:20]!r}",
-                expected="a prompt of the prompt file or its row from 0, a file that is there, a seed that is a number",
+                expected="a prompt of the prompt file or its row from 0, an existing file, and a number as seed",
                 remedy="correct the line",
             )
         found.append(((row, int(seed) if seed else taken[row]), file))
@@ -204,20 +204,20 @@ def _mapped(path: Path, prompts: Mapping[int, str]) -> list[tuple[Found, Path]]:
 
 
 def _checked(path: Path, layout: str, found: Sequence[tuple[Found, Path]], prompts: Mapping[int, str]) -> Pictures:
-    """The files, if each is of a prompt that is there, and of a seed of its own."""
+    """Check that each file belongs to an existing prompt and a different seed, and return the files."""
     files: dict[int, dict[int, Path]] = {}
     for (row, seed), file in found:
         if row not in prompts:
             raise DataError(
-                f"{file} belongs to prompt {row}, and the prompts have the rows {min(prompts)} to {max(prompts)}",
+                f"{file} belongs to prompt {row}, but the prompts have the rows {min(prompts)} to {max(prompts)}",
                 expected="images of the prompts in the file, counted from 0",
-                remedy="name the file of prompts that the images were made of",
+                remedy="name the file of prompts that the images were made from",
             )
         if seed in files.setdefault(row, {}):
             raise DataError(
-                f"{files[row][seed].name} and {file.name} in {path} are of the same prompt and seed",
-                expected="one file for each",
-                remedy="keep one of them",
+                f"{files[row][seed].name} and {file.name} in {path} have the same prompt and seed",
+                expected="one file for each prompt and seed",
+                remedy="keep one of the two files",
             )
         files[row][seed] = file
     return Pictures(layout, files)

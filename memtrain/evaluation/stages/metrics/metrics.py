@@ -1,12 +1,12 @@
-"""Measure folders of images prompt by prompt: what the scripts of two papers print, with what they leave out said.
+"""Measures of folders of images, prompt by prompt: the figures of the scripts of two papers, and their omissions.
 
 Source: formulas in :mod:`memtrain.evaluation.stages.metrics.prompt_scores` and
 :mod:`memtrain.evaluation.measures.copy_descriptors` (four conventions of SSCD). Prompts are split by the column `type`
 of their file (NeMo's list has VM and TM); without one, by NeMo's rule, where originals and unmitigated images are
 there: verbatim is a prompt whose best unmitigated generation has an SSCD above 0.7.
-Written: `metrics.json`, and a row per prompt in `metrics.parquet` and `metrics.csv`.
-Memory: the images of one prompt at a time, and features of all.
-Traps: NeMo's script leaves prompts out whose original cannot be read, and so does this; their number is in the results.
+The stage writes `metrics.json`, and a row per prompt to `metrics.parquet` and `metrics.csv`.
+Memory: the images of one prompt at a time, and the features of all.
+Traps: like NeMo's script, this module leaves out prompts whose original cannot be read. The results give their number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from memtrain.files.sheet_cells import safe_cells
 from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 1
-"""Of `metrics.json`."""
+"""Version of `metrics.json`."""
 
 
 def measure_folders(
@@ -56,22 +56,22 @@ def measure_folders(
     """Measure the images of prompts.
 
     Args:
-        generated: folder or mapping of generations.
-        prompts: file of prompts.
-        output: folder of the results.
-        original: of the original images.
-        unblocked: of the same prompts and seeds without the mitigation.
-        real: folder of real images; by default the originals.
-        weights: local files of networks.
-        shard: of the prompts; None to measure none and put together what others wrote.
+        generated: the folder or mapping of generations.
+        prompts: the file of prompts.
+        output: the folder of the results.
+        original: the folder or mapping of the original images.
+        unblocked: the folder or mapping of the same prompts and seeds without the mitigation.
+        real: the folder of real images; by default the originals.
+        weights: the local files of networks.
+        shard: the share of the prompts of this process; None to measure none, and merge the results of other processes.
 
     Returns:
-        What `metrics.json` holds.
+        The content of `metrics.json`.
 
     Raises:
         DataError: if folders do not fit each other or the prompts.
-        ConfigurationError: if a file of weights is not what it should be.
-        UnfinishedParts: if other processes have not measured theirs.
+        ConfigurationError: if a file of weights does not fit.
+        UnfinishedParts: if other processes have not measured their share.
     """
     weights = weights or Weights()
     asked = _read(prompts)
@@ -123,7 +123,7 @@ def measure_folders(
 
 
 def _read(prompts: str) -> list[PromptToScore]:
-    """The prompts of a file; says what was left out of it."""
+    """Read the prompts of a file, and print which rows are left out."""
     read = prompts_read(prompts)
     if line := read.line():
         print(line)
@@ -131,7 +131,7 @@ def _read(prompts: str) -> list[PromptToScore]:
 
 
 def _counted(made: Pictures, plain: Pictures | None, own: Pictures | None) -> dict[str, Any]:
-    """How many files of each kind there are."""
+    """Count the files of each kind."""
     sizes = [0 if one is None else sum(map(len, one.files.values())) for one in (made, plain, own)]
     return {"layout": made.layout, **dict(zip(("generated", "unblocked", "originals"), sizes, strict=True))}
 
@@ -145,7 +145,7 @@ def _table(
     rows: Sequence[Mapping[str, float]],
     before: Sequence[Mapping[str, float]],
 ) -> pa.Table:
-    """A row per prompt."""
+    """Make a table with a row per prompt."""
     columns: dict[str, Any] = {
         "row": [prompt.row for prompt in asked],
         "prompt": [prompt.text for prompt in asked],
@@ -168,7 +168,7 @@ def _scores(
     unreadable: list[str],
     parts: Parts,
 ) -> tuple[list[dict[str, float]], list[dict[str, float]], list[Tensor], dict[str, list[dict[str, Tensor]]]]:
-    """Per prompt the scores of generations and of unmitigated images, similarities to originals, and features."""
+    """Return scores of generations and of unmitigated images by prompt, similarities to originals, and features."""
     units = {f"row-{prompt.row:06d}": partial(_scored, prompt, made, plain, own, networks) for prompt in asked}
     parts.share(units, what="prompts")
     rows, before, similar = [], [], []
@@ -199,7 +199,7 @@ def _scores(
 def _scored(
     prompt: PromptToScore, made: Pictures, plain: Pictures | None, own: Pictures | None, networks: Networks
 ) -> Done:
-    """Of one prompt the scores of generations and of unmitigated images, descriptors, and features."""
+    """Return the scores of one prompt's generations and unmitigated images, descriptors, and features."""
     unreadable: list[str] = []
     images = [load_image(file) for file in made.of(prompt.row)]
     same = None if plain is None else [load_image(file) for file in plain.of(prompt.row)]
@@ -230,7 +230,7 @@ def _scored(
 
 
 def _identity(asked: Sequence[PromptToScore], pictures: Sequence[Pictures | None], weights: Weights) -> dict[str, Any]:
-    """Everything that scores depend on; files count by their size and time."""
+    """Return everything that scores depend on; files count by their size and time."""
 
     def told(path: Path) -> list[Any]:
         about = path.stat() if path.exists() else None
@@ -247,7 +247,7 @@ def _identity(asked: Sequence[PromptToScore], pictures: Sequence[Pictures | None
 
 
 def _kinds(asked: Sequence[PromptToScore], best: Sequence[float | None]) -> tuple[list[str | None], str]:
-    """The kind of each prompt, and what it was told by."""
+    """Return the kind of each prompt, and the rule that gave it."""
     if any(prompt.type for prompt in asked):
         return [prompt.type for prompt in asked], "the column `type` of the prompt file"
     if any(value is not None for value in best):
@@ -265,12 +265,12 @@ def _require_same(made: Pictures, plain: Pictures | None, asked: Sequence[Prompt
             raise DataError(
                 f"Prompt {prompt.row} has the seeds {first} with the mitigation and {second} without",
                 expected="the same prompts and seeds in both folders",
-                remedy="sample what is missing, or leave --unblocked out",
+                remedy="sample the missing images, or leave out --unblocked",
             )
 
 
 def _left_out(weights: Weights, plain: Pictures | None, own: Pictures | None) -> dict[str, str]:
-    """What was not measured, and why."""
+    """Return the reasons against figures that are not measured, by name."""
     found = {}
     if weights.sscd is None:
         found["SSCD"] = "no network was named with --copy_detector"

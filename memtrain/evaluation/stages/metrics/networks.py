@@ -1,4 +1,4 @@
-"""The networks of `metrics`, and the images they look at: of any sizes, read from files one by one."""
+"""Networks of `metrics`, and their images, which can have any sizes and are read from files one by one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from memtrain.files.pictures import PictureError, read_image
 
 
 class Networks:
-    """The networks that are given.
+    """The networks with a weight file.
 
     Args:
-        weights: local files.
+        weights: the local files.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -32,13 +32,13 @@ class Networks:
         self.inception = None if weights.inception is None else load_inception(weights.inception)
 
     def copies(self, images: Sequence[Tensor]) -> Tensor | None:
-        """`(n, D)` SSCD descriptors of images of any sizes; None without the network, or without images."""
+        """Compute SSCD descriptors `(n, D)` of images of any sizes; None without the network or images."""
         if self.sscd is None or not images:
             return None
         return torch.cat([describe_images(self.sscd, image[None], by=self.by) for image in images])
 
     def seen(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Features for distances, by name of the distance."""
+        """Compute features for distances, by name of the distance."""
         found = {}
         if self.inception is not None and images:
             found["FID"] = torch.cat([self.inception(image[None]) for image in images])
@@ -48,7 +48,7 @@ class Networks:
 
 
 def readable(files: Sequence[Path], unreadable: list[str]) -> list[Tensor]:
-    """The images of files; what is no image, such as the page of a dead link, is noted."""
+    """Read the images of files, and note files that are no images, such as the page of a dead link."""
     found = []
     for file in files:
         try:
@@ -59,7 +59,7 @@ def readable(files: Sequence[Path], unreadable: list[str]) -> list[Tensor]:
 
 
 def load_image(path: Path) -> Tensor:
-    """`(3, H, W)` uint8.
+    """Read an image as `(3, H, W)` uint8.
 
     Raises:
         DataError: if the file is no image.

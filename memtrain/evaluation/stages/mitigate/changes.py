@@ -1,7 +1,7 @@
-"""What an inference-time mitigation changed, in figures: memorized prompts and others apart, each with an interval.
+"""Figures of the change by an inference-time mitigation, for memorized and other prompts, each with an interval.
 
-A prompt, not an image, is what is counted and resampled: the images of a prompt are no independent draws. What is said
-about the change is paired by prompt, whose images with and without the mitigation start from the same noise.
+Prompts, not images, are counted and resampled, because the images of a prompt are not independent draws. Changes are
+paired by prompt. The images of a prompt with and without the mitigation start from the same noise.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from memtrain.functional.ranking import mean_with_interval, proportion_interval
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of the images of P prompts with K seeds, under one condition.
+    """Measurements of the images of P prompts with K seeds under one condition.
 
     Attributes:
-        ratio: `(P, K)` distance ratio to the own image; None where own images are not known.
-        diversity: `(P,)` distance between the images of a prompt; None with one seed.
-        fidelity: `(P, K)`; None where it cannot be measured.
+        ratio: the distance ratio to the own image, `(P, K)`; None if own images are not known.
+        diversity: the distance between the images of a prompt, `(P,)`; None with one seed.
+        fidelity: the fidelity of each image, `(P, K)`; None if it cannot be measured.
     """
 
     ratio: Tensor | None
@@ -41,19 +41,20 @@ def summarize(
     threshold: float | None,
     **bootstrap: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Figures per group of prompts.
+    """Compute figures by group of prompts.
 
     Args:
-        memorized: P truths.
-        without: what was measured without the mitigation.
-        mitigated: and with it.
-        moved: `(P, K)` distance of each image to the one without the mitigation.
-        threshold: ratio below which a prompt counts as reproduced; None where there is none.
-        bootstrap: `seed`, `resamples` and `level` of the intervals.
+        memorized: the known truth of the P prompts.
+        without: the measurements without the mitigation.
+        mitigated: the measurements with the mitigation.
+        moved: the distance of each image to the image without the mitigation, `(P, K)`.
+        threshold: the ratio below which a prompt counts as reproduced; None if there is no threshold.
+        bootstrap: the `seed`, `resamples` and `level` of the intervals.
 
     Returns:
-        Per group its number of `prompts`, the figures `without` and `with`, their paired `change` (with − without), and
-        `distance_to_unmitigated`. Of reproduction the change is how many prompts stopped and started being reproduced.
+        By group the number of `prompts`, the figures `without` and `with`, their paired `change` (with − without), and
+        `distance_to_unmitigated`. The change of reproduction is the number of prompts that stopped and that started
+        being reproduced.
     """
     groups = group_names(memorized)
     summary: dict[str, dict[str, Any]] = {}
@@ -70,7 +71,7 @@ def summarize(
 
 
 def _reproduced(measured: Measured, inside: Tensor, threshold: float | None) -> Tensor | None:
-    """`(n,)` bool; a prompt is reproduced if any of its images is."""
+    """Return `(n,)` bool: whether any image of each prompt is reproduced."""
     if measured.ratio is None or threshold is None:
         return None
     return measured.ratio[inside].amin(dim=1) < threshold
@@ -113,7 +114,7 @@ def _change(
 
 
 def _mean(values: Tensor | None, inside: Tensor, **bootstrap: Any) -> Mapping[str, Any] | None:
-    """Mean over prompts of `(P,)` or `(P, K)` values."""
+    """Return the mean over prompts of values `(P,)` or `(P, K)`, with an interval."""
     if values is None:
         return None
     chosen = values[inside].double()

@@ -1,4 +1,4 @@
-"""What is kept of every image that was sampled with and without a mitigation: a PNG, and a row of a table."""
+"""Files of the images that are sampled with and without a mitigation: a PNG and a row of a table for each."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def write_images(folder: Path, images: Sequence[Tensor], seeds: Sequence[int]) -
     """Save every image.
 
     Args:
-        folder: of the results.
-        images: `(P, K, 3, H, W)` uint8 without and with the mitigation.
-        seeds: K seeds.
+        folder: the folder of the results.
+        images: the images without and with the mitigation, `(P, K, 3, H, W)` uint8 each.
+        seeds: the K seeds.
 
     Returns:
-        Per condition the paths relative to `folder`, in the order of prompts, then seeds.
+        By condition the paths relative to `folder`, in the order of prompts, then seeds.
     """
     paths: list[list[str]] = [[], []]
     for condition, name in enumerate(("without", "with")):
@@ -46,15 +46,15 @@ def images_table(
     threshold: float | None,
     paths: list[list[str]],
 ) -> pa.Table:
-    """A row per image: first all without the mitigation, then all with it, in the order of prompts, then seeds.
+    """Make a table with a row per image: first all images without the mitigation, then all with it.
 
     Args:
-        prompts: P prompts.
-        seeds: K seeds.
-        measured: of both conditions.
-        moved: `(P, K)` distance of each mitigated image to the unmitigated one.
-        threshold: ratio below which an image counts as reproduced; None where there is none.
-        paths: from :func:`write_images`.
+        prompts: the P prompts.
+        seeds: the K seeds.
+        measured: the measurements of both conditions.
+        moved: the distance of each mitigated image to the unmitigated image, `(P, K)`.
+        threshold: the ratio below which an image counts as reproduced; None if there is no threshold.
+        paths: the paths from :func:`write_images`.
     """
     each = [prompt for prompt in prompts for _ in seeds]
 

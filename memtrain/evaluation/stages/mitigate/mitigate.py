@@ -1,17 +1,17 @@
-"""What an inference-time mitigation stops, and what it costs: every prompt sampled with and without it, on one noise.
+"""Effect and cost of an inference-time mitigation: every prompt is sampled with and without it, from the same noise.
 
-Measured, for prompts known to be memorized and others apart, with intervals:
+The stage measures, separately for memorized and other prompts and with intervals:
 
-- replication, where the prompts' own images are known: the ratio of :mod:`memtrain.evaluation.measures.replication`,
-  compared with the images that belong to the other prompts. The threshold comes from the prompts known not to be
-  memorized, sampled without the mitigation. Otherwise only how far each image moved from the one of the same seed
-  without the mitigation: a large distance does not say that a copy went away, a small one says that nothing changed;
+- replication, if the prompts' own images are known: the ratio of :mod:`memtrain.evaluation.measures.replication`,
+  compared with the images of the other prompts. The threshold comes from the prompts known not to be memorized, sampled
+  without the mitigation. Without own images, only the distance of each image to the image of the same seed without the
+  mitigation. A large distance does not show that a copy went away, but a small distance shows that nothing changed;
 - diversity, the pixel distance between the images of a prompt;
 - fidelity to the prompt (:mod:`memtrain.evaluation.measures.fidelity`), judged without the mitigation;
-- seconds per image, in turn with and without, batch by batch.
+- seconds per image, with and without in turn, batch by batch.
 
-Written: `mitigation.json`, `mitigation.parquet` (a row per image), `mitigation.png` (own image, without, with), and the
-images in `mitigation/`.
+It writes `mitigation.json`, `mitigation.parquet` (a row per image), `mitigation.png` (own image, without, with), and
+the images in `mitigation/`.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from memtrain.inference.base import InferenceMitigation
 from memtrain.records import write_parquet
 
 SCHEMA_VERSION = 1
-"""Of `mitigation.json` and `mitigation.parquet`."""
+"""Version of `mitigation.json` and `mitigation.parquet`."""
 CONDITIONS = ("without", "mitigated")
 MINIMUM_OTHERS = 19
-"""Prompts known not to be memorized without which there is no threshold: a false-positive rate of 5 % needs them."""
+"""Smallest number of prompts known not to be memorized for a threshold; a false-positive rate of 5 % needs them."""
 
 
 def mitigate(
@@ -75,16 +75,17 @@ def mitigate(
     """Sample prompts with and without a mitigation, compare, and write the results.
 
     Args:
-        given: a Stable Diffusion pipeline that the mitigation knows, which is left as it was; P prompts; if they are
-            known, the image of each; settings of the sampling, and the output folder.
-        mitigation: what is measured.
-        weights: of networks that measure beside; a CLIP model among them judges fidelity.
-        judge: whose denoising loss judges fidelity without one; default the pipeline, unmitigated.
-        false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
-            the lowest that the prompts known not to be memorized can promise, 0.01 at the lowest.
-        others: prompts that each image's own prompt is compared with.
-        fidelity_timesteps: at which the judge's loss is measured.
-        shard: of the batches; None to sample none and put together what others wrote.
+        given: the Stable Diffusion pipeline, P prompts, their own images if they are known, the settings of the
+            sampling and the output folder. The pipeline is not changed.
+        mitigation: the mitigation to measure.
+        weights: the weight files of further networks; a CLIP model among them judges fidelity.
+        judge: the pipeline whose denoising loss judges fidelity without a CLIP model; by default the unmitigated
+            pipeline.
+        false_positive_rate: the probability that a prompt whose image was never trained on counts as reproduced. By
+            default, the lowest that the number of prompts known not to be memorized allows, and at least 0.01.
+        others: the number of prompts that each image's own prompt is compared with.
+        fidelity_timesteps: the number of timesteps of the judge's loss.
+        shard: the share of the batches of this process; None to sample none, and merge the results of other processes.
 
     Returns:
         The content of `mitigation.json`.
@@ -92,9 +93,9 @@ def mitigate(
     Raises:
         DataError: if prompts and own images do not belong together.
         CalibrationError: if too few prompts are known not to be memorized for the rate.
-        ConfigurationError: if settings contradict each other, a file of weights is not what it should be, or the
-            pipeline is none that the mitigation knows.
-        UnfinishedParts: if other processes have not sampled theirs.
+        ConfigurationError: if settings contradict each other, a file of weights does not fit, or the mitigation does
+            not support the pipeline.
+        UnfinishedParts: if other processes have not sampled their share.
     """
     prompts, pipeline, own_images, weights = given.prompts, given.pipeline, given.own_images, weights or Weights()
     _check(prompts, own_images)
@@ -144,7 +145,7 @@ def mitigate(
 
 
 def _networks(given: StageInput, images: Sequence[Tensor], weights: Weights) -> dict[str, Any]:
-    """NeMo's metrics per group, the mitigation in the place of blocked neurons; FID to images never trained on."""
+    """Measure NeMo's metrics by group, with the mitigation as blocked neurons, and FID to images never trained on."""
     groups = group_names([prompt.memorized for prompt in given.prompts])
     found: dict[str, Any] = {"groups": {}}
     for name in dict.fromkeys(groups):
@@ -166,9 +167,11 @@ def _networks(given: StageInput, images: Sequence[Tensor], weights: Weights) -> 
 
 
 def _check(prompts: Sequence[PromptToScore], own_images: Tensor | None) -> None:
-    """Refuse what would fail after the sampling."""
+    """Refuse input that would fail after the sampling."""
     if not prompts:
-        raise ConfigurationError("No prompt to sample", expected="at least one", remedy="name prompts")
+        raise ConfigurationError(
+            "There are no prompts to sample", expected="at least one prompt", remedy="name prompts with --prompts"
+        )
     if own_images is None:
         return
     if len(own_images) != len(prompts):
@@ -248,14 +251,14 @@ def _identity(given: StageInput, mitigation: InferenceMitigation, sampling: Samp
 def _sample(
     given: StageInput, mitigation: InferenceMitigation, sampling: Sampling, parts: Parts
 ) -> tuple[tuple[Tensor, Tensor], list[tuple[float, float]]]:
-    """Images `(P, K, 3, H, W)` without and with the mitigation, and the seconds of each batch of both."""
+    """Return images `(P, K, 3, H, W)` without and with the mitigation, and the seconds of each batch."""
     texts = [prompt.text for prompt in given.prompts]
     together = sampling.prompts_at_once
 
     def both(number: int) -> Done:
         start = number * together
         part, taken, images = texts[start : start + together], [0.0, 0.0], {}
-        # In turn, because the first batch of a pair may find a colder machine.
+        # In turn, because the first batch of a pair can be slower.
         for condition in (0, 1) if number % 2 else (1, 0):
             begin = time.perf_counter()
             with mitigation(given.pipeline) if condition else nullcontext():
@@ -274,7 +277,7 @@ def _sample(
 
 
 def _timing(seconds: list[tuple[float, float]], *, per_image: int) -> dict[str, Any]:
-    """Seconds per image, and the ratio of paired batches; the first pair warms up, unless it is the only one."""
+    """Return seconds per image, and the ratio of paired batches; the first pair only warms up if there are more."""
     total = torch.tensor(seconds, dtype=torch.float64)
     pairs = total[1:] if len(total) > 1 else total
     ratio = mean_with_interval(pairs[:, 1] / pairs[:, 0])

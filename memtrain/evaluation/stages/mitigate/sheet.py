@@ -1,4 +1,4 @@
-"""Which prompts of a mitigation are shown to the eye: memorized ones and others, without it and with it."""
+"""Contact sheet of a mitigation: memorized and other prompts, without and with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memtrain.evaluation.report.contact_sheet import ROWS, SheetRow, contact_she
 from memtrain.evaluation.stages.prompts import PromptToScore
 
 SEEDS = 3
-"""Images per prompt and condition on a sheet."""
+"""Number of images per prompt and condition on a sheet."""
 KNOWN = {True: "memorized: ", False: "other: ", None: ""}
 
 
@@ -23,14 +23,14 @@ def write_sheet(
     mitigated: Tensor,
     own_images: Tensor | None = None,
 ) -> None:
-    """Write a PNG: a row per prompt with its own image, its images without the mitigation, and with it.
+    """Write a PNG with a row per prompt: its own image, and its images without and with the mitigation.
 
     Args:
-        path: of the PNG.
-        prompts: P prompts; of :data:`ROWS` on the sheet two thirds are memorized ones, if there are enough.
-        without: `(P, K, 3, H, W)` uint8.
-        mitigated: as many, of the same seeds.
-        own_images: `(P, 3, H, W)` uint8, if they are known.
+        path: the PNG file.
+        prompts: the P prompts; two thirds of the :data:`ROWS` rows are memorized prompts, if there are enough.
+        without: the images without the mitigation, `(P, K, 3, H, W)` uint8.
+        mitigated: the images with the mitigation and the same seeds, of the same shape.
+        own_images: the own images, `(P, 3, H, W)` uint8, if they are known.
     """
     rows = []
     for row in _rows(prompts):
@@ -42,7 +42,7 @@ def write_sheet(
 
 
 def _rows(prompts: Sequence[PromptToScore]) -> list[int]:
-    """Which prompts are shown, in their order."""
+    """Choose the rows of the shown prompts, in their order."""
     memorized = [row for row, prompt in enumerate(prompts) if prompt.memorized]
     rest = [row for row, prompt in enumerate(prompts) if not prompt.memorized]
     most = max(ROWS * 2 // 3, ROWS - len(rest))

@@ -49,7 +49,7 @@ def test_without_a_common_length_there_is_a_reason() -> None:
     figures = ranking_figures(draw(1.0), TRUTH, lengths=5 + TRUTH.long(), resamples=50)
     assert figures["same_length"] == {
         "auroc": None,
-        "reason": "no memorized prompt has as many tokens as one that is not",
+        "reason": "no memorized prompt has the same number of tokens as another prompt",
     }
 
 

@@ -227,8 +227,8 @@ def results_with(masked: int, searched: int | None, control: int) -> dict[str, A
 @pytest.mark.parametrize(
     ("searched", "control", "level", "words"),
     [
-        (8, 1, "trigger_suppression", "8 of 10 under their masks, 10 of 10 without, and 1 of 10 images"),
-        (2, 2, "not_brought_back", "no more than for those"),
+        (8, 1, "trigger_suppression", "10 of 10 without masks. It also brings back 1 of 10 images"),
+        (2, 2, "not_brought_back", "no larger share than of those"),
         (2, 10, "trigger_suppression", "cannot tell"),
         (None, 0, "trigger_suppression", "was not tested"),
     ],

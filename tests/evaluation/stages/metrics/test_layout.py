@@ -62,9 +62,9 @@ def test_words_of_a_prompt() -> None:
         (["photo.png"], "1 images, none in a known layout: photo.png"),
         (["img_0000_00.jpg", "0_a_cat.png"], "2 images, 1 like nemo, 1 like memattn"),
         (["img_0000_00.jpg", "photo.png"], "2 images, 1 like nemo"),
-        (["img_0002_00.jpg"], "belongs to prompt 2, and the prompts have the rows 0 to 4"),
-        (["img_0000_00.jpg", "img_0000_00.png"], "are of the same prompt and seed"),
-        (["0_d.png", "1_d.png"], "has 2 images of the prompt 'd', which the prompts have 1 times"),
+        (["img_0002_00.jpg"], "belongs to prompt 2, but the prompts have the rows 0 to 4"),
+        (["img_0000_00.jpg", "img_0000_00.png"], "have the same prompt and seed"),
+        (["0_d.png", "1_d.png"], "has 2 images of the prompt 'd', but the file of prompts has it only 1 times"),
     ],
 )
 def test_what_fits_no_layout_is_refused(tmp_path: Path, names: list[str], message: str) -> None:

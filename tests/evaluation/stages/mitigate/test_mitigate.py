@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_says_why(pipeline: StableDiffusionPipeline, tmp
 
 def test_refused_before_sampling(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     masking = AttentionMasking()
-    with pytest.raises(ConfigurationError, match="No prompt"):
+    with pytest.raises(ConfigurationError, match="no prompts"):
         mitigate(given(pipeline, tmp_path, []), masking)
     with pytest.raises(DataError, match="3 prompts and 2 own images"):
         own = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
