@@ -257,7 +257,7 @@ def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     index, count = shard
     if not prompts or not 0 <= index < count:
         raise ConfigurationError(
-            f"The prompts {prompts!r:.80} with shard {index} of {count} are nothing to search",
+            f"The search needs prompts and a valid shard, found prompts {prompts!r:.80} and shard {index} of {count}",
             expected="a list of prompts, and a shard (i, n) with i from 0 to n - 1",
             remedy="change prompts or shard",
         )
