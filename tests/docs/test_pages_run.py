@@ -132,7 +132,8 @@ def test_a_page_runs(page: str, world: Path, prepared: Path, monkeypatch: pytest
                 Path(step.title).write_text(step.text, encoding="utf-8")
                 importlib.invalidate_caches()
             if isinstance(step, Block) and step.language == "python":
-                code = compile("\n" * step.line + textwrap.dedent(step.text), page, "exec")
+                text = "\n" * step.line + textwrap.dedent(step.text)
+                code = compile(text, page, "exec", dont_inherit=True)
                 exec(code, names)
 
 

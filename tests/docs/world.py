@@ -198,7 +198,7 @@ def presumed() -> dict[str, Any]:
     names = vars(page)
     pipeline = pipeline_of("unet")
     accelerator = Accelerator(cpu=True, project_dir="runs/script")
-    names |= {"unet": pipeline.unet.train(), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
+    names |= {"unet": accelerator.prepare(pipeline.unet.train()), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
     names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline_of("unet"), "vae": pipeline.vae}
     names["prompts"] = ["a red heart", "a dog on the beach"]
     names["loader"] = Batches(names)
