@@ -2,7 +2,7 @@
 
 Method: a prompt's p-value is (1 + number of the n null prompts that score at least as high) / (1 + n). If the prompt's
 score has the distribution of the null scores, it is at most α with a probability of at most α, for any detector and any
-n. Lengths are matched in the same way: for each prompt, a regression on the number of tokens is fitted to the null
+n. A match of lengths works in the same way. For each prompt, a regression on the number of tokens is fitted to the null
 prompts *and* the prompt, and the residuals are compared. Prompt and null prompts are treated alike, so the p-value
 stays exact. Several detectors become one by the Cauchy combination of the ranks within these n + 1 prompts. Its p-value
 is the rank of the combination among the same n + 1 values, and is exact for any dependence of the detectors. Two
